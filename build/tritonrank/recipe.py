@@ -1,0 +1,288 @@
+"""The recipe: one YAML file that says what to build.
+
+Every setting is declared here once, with its default, its unit and the reason for the default. A recipe names
+only what it wants different. ``load_recipe`` reports all faults of a file together, each with line and key.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tritonrank.errors import RecipeError
+
+PACKAGED_MINILM = "packaged:minilm-l6"
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SampleData(Settings):
+    """A generated storefront: deterministic, no third-party data, no download."""
+
+    source: Literal["sample"] = "sample"
+    items: int = Field(400, ge=50, le=20_000, description="items in the catalogue")
+    users: int = Field(600, ge=20, le=100_000, description="users with a taste of their own")
+
+
+class MovieLensData(Settings):
+    """A folder with movies.csv, ratings.csv and tags.csv (ml-latest-small and its relatives)."""
+
+    source: Literal["movielens"]
+    path: Path = Field(description="the folder; a relative path is relative to the working directory")
+    positive_rating: float = Field(4.0, ge=0.5, le=5, description="stars from which a rating is a positive")
+
+
+class TablesData(Settings):
+    """The user's own Parquet or CSV tables."""
+
+    source: Literal["tables"]
+    items: Path = Field(description="items table, .parquet or .csv")
+    events: Path = Field(description="events table, .parquet or .csv")
+    item_id: str = Field("item_id", description="column of both tables that identifies an item")
+    text_fields: list[str] = Field(min_length=1, description="columns of the items table that the template may use")
+    user_id: str = Field("user_id", description="column of the events table")
+    timestamp: str = Field("timestamp", description="column of the events table; a number or an ISO date")
+    query: str | None = Field(None, description="column of the events table with the search query, if there is one")
+    label: str | None = Field(None, description="numeric column of the events table; without it all events are positive")
+    positive_label: float = Field(1.0, description="label values from here on are positives")
+
+
+DataSettings = Annotated[SampleData | MovieLensData | TablesData, Field(discriminator="source")]
+
+
+class TextSettings(Settings):
+    """How a request becomes token ids; shared by training and the server."""
+
+    item_template: str = Field("{title}", min_length=1, description="renders an item's fields; {name} is a field")
+    query_tokens: int = Field(24, ge=0, le=512, description="tokens; longer queries are cut at the end")
+    history_items: int = Field(8, ge=0, le=200, description="items; the newest are kept")
+    history_tokens: int = Field(72, ge=0, le=4096, description="tokens; the oldest item is dropped first")
+    candidate_tokens: int = Field(32, ge=4, le=512, description="tokens of one item; never cut in favour of history")
+
+    @field_validator("item_template")
+    @classmethod
+    def _has_a_field(cls, template: str) -> str:
+        if not re.search(r"\{\w+\}", template):
+            raise ValueError("must contain at least one field in braces, such as {title}")
+        return template
+
+    @property
+    def template_fields(self) -> list[str]:
+        return re.findall(r"\{(\w+)\}", self.item_template)
+
+
+class ExampleSettings(Settings):
+    """How events become examples for training and judging."""
+
+    split: Literal["user", "date"] = Field(
+        "user", description="per user (last positive = test, second-last = validation) or at one global cut-off"
+    )
+    cutoff: str | None = Field(None, description="ISO date of the global cut-off; only with split: date")
+    training_examples: int = Field(2_400, ge=1, description="examples at the most; one per positive, newest first")
+    training_negatives: int = Field(7, ge=1, le=200, description="sampled unseen items per training example")
+    judged_negatives: int = Field(99, ge=9, le=999, description="sampled unseen items per judged example")
+    validation_users: int = Field(100, ge=1, description="users for early stopping, fixed before training")
+    test_users: int = Field(400, ge=1, description="users for the gates and the tables, fixed before training")
+    popularity_exponent: float = Field(0.75, ge=0, le=2, description="negatives are drawn by popularity^this")
+
+    @model_validator(mode="after")
+    def _cutoff_belongs_to_date(self) -> "ExampleSettings":
+        if (self.split == "date") != (self.cutoff is not None):
+            raise ValueError("split: date needs a cutoff, and cutoff needs split: date")
+        return self
+
+
+class ModelSettings(Settings):
+    architecture: Literal["joint"] = Field("joint", description="joint: context and one candidate in one sequence")
+    base: str = Field(
+        PACKAGED_MINILM, description="pretrained encoder to fine-tune: a hub id, a folder, or the packaged MiniLM-L6"
+    )
+    checkpoint: str | None = Field(
+        None, description="an already fine-tuned ranker (hub id or folder, one label); skips fine-tuning"
+    )
+
+
+class FinetuneSettings(Settings):
+    loss: Literal["listwise", "pairwise", "binary"] = Field(
+        "listwise", description="softmax cross-entropy over the list, RankNet, or binary cross-entropy"
+    )
+    epochs: float = Field(1.0, gt=0, description="passes over the training examples")
+    examples_per_step: int = Field(8, ge=1, description="examples (lists) per optimizer step and process")
+    learning_rate: float = Field(8e-5, gt=0, lt=1, description="peak, after warm-up; 8e-5 suits small encoders")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0, description="not applied to biases and LayerNorm")
+    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    evaluations: int = Field(4, ge=1, description="how often NDCG@10 is judged on the validation users")
+    patience: int = Field(2, ge=1, description="evaluations without a better NDCG@10 before training stops")
+    mixed_precision: Literal["auto", "off", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the GPU or CPU computes it natively, else off"
+    )
+
+
+class GateSettings(Settings):
+    """When a step may stand; see docs/gate.md."""
+
+    budget: float = Field(0.01, gt=0, lt=1, description="relative drop of NDCG@10 that a step may cost")
+    bootstrap_samples: int = Field(2_000, ge=200, description="resamples behind every interval")
+
+
+class ExportSettings(Settings):
+    opset: int = Field(18, ge=17, le=23, description="ONNX operator set; 17 brought LayerNormalization")
+    tolerance: float = Field(1e-4, gt=0, lt=0.1, description="largest |logit difference| between PyTorch and ONNX")
+
+
+class QuantizeSettings(Settings):
+    method: Literal["static-int8", "none"] = Field(
+        "static-int8", description="u8s8 Q/DQ for CPUs; one scale per tensor, fixed at calibration"
+    )
+    calibration_examples: int = Field(64, ge=8, description="training requests, true padding")
+    calibration_candidates: int = Field(8, ge=1, description="candidates taken from each calibration request")
+    calibration: Literal["minmax", "percentile", "entropy"] = Field(
+        "minmax", description="how activation ranges are chosen"
+    )
+    smoothing: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the activations' outliers moved into the weights before rounding (SmoothQuant's alpha)",
+    )
+    reduce_range: Literal["auto", "on", "off"] = Field(
+        "auto", description="7-bit weights; auto: on without VNNI, where u8s8 products saturate"
+    )
+    exclude: list[str] = Field([], description="regular expressions of MatMul node names kept in FP32")
+    compare_dynamic: bool = Field(
+        False, description="also judge dynamic INT8; for comparison only: its scores depend on the batch"
+    )
+
+
+class ServeSettings(Settings):
+    max_candidates: int = Field(1_000, ge=1, le=1_000, description="candidates in one request")
+    max_history: int = Field(1_000, ge=1, le=100_000, description="history items accepted in one request")
+    max_text_bytes: int = Field(65_536, ge=256, description="bytes of one query, history item or candidate")
+    item_cache_entries: int = Field(100_000, ge=0, description="item texts whose token ids the server remembers")
+    deadline_ms: int = Field(2_000, ge=10, description="longest time in a queue; a request may ask for less")
+    queue_requests: int = Field(16, ge=1, description="requests that may wait for a model; more are rejected")
+    queue_delay_us: int = Field(0, ge=0, description="microseconds to wait for batch mates; 0: batch what waits")
+    rows_per_batch: int = Field(
+        64, ge=1, le=1024, description="rows in one run of the engine; bounds padding and keeps activations in cache"
+    )
+    instances: int | Literal["auto"] = Field(
+        "auto", description="copies of the scorer; auto: one per 4 cores, at least 1; the cores are shared out"
+    )
+
+
+class Recipe(Settings):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="names artifacts/<name>/")
+    seed: int = Field(17, ge=0, lt=2**32, description="fixes data, sampling, training order and initial weights")
+    data: DataSettings
+    text: TextSettings = TextSettings()
+    examples: ExampleSettings = ExampleSettings()
+    model: ModelSettings = ModelSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    gate: GateSettings = GateSettings()
+    export: ExportSettings = ExportSettings()
+    quantize: QuantizeSettings = QuantizeSettings()
+    serve: ServeSettings = ServeSettings()
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.key=value`` strings, the value in YAML; they win over the file.
+
+    Raises:
+        RecipeError: the file is missing, is not YAML, or has faults; all faults are in the one message.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe. The ones that come with tritonrank: build/recipes/*.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+        lines = dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a YAML mapping with at least `name` and `data`")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe_fault(fault, path, lines) for fault in error.errors()]
+        raise RecipeError(f"{path} has {len(faults)} fault(s):\n" + "\n".join(faults)) from None
+
+
+def setting_rows(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting as (key, default, description), in file order: the reference behind `tritonrank settings`."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        for nested in _nested_models(field.annotation):
+            marker = f" ({nested.model_fields['source'].annotation.__args__[0]})" if name == "data" else ""  # type: ignore[union-attr]
+            for nested_key, default, description in setting_rows(nested, f"{key}."):
+                yield nested_key + marker, default, description
+        if not _nested_models(field.annotation):
+            default = "required" if field.is_required() else repr(field.default)
+            yield key, default, field.description or ""
+
+
+def _nested_models(annotation: Any) -> list[type[BaseModel]]:
+    candidates = getattr(annotation, "__args__", (annotation,))
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise RecipeError(f"--set {override!r}: expected section.key=value, such as finetune.epochs=2")
+    *sections, leaf = key.split(".")
+    target = values
+    for section in sections:
+        child = target.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {override!r}: {section} is a single setting, not a section")
+        target = child
+    try:
+        target[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+
+
+def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            location = (*prefix, str(key_node.value))
+            yield location, key_node.start_mark.line + 1
+            yield from _key_lines(value_node, location)
+
+
+def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int]) -> str:
+    # pydantic puts the tag of a discriminated union (here the data source) into the location; a file has no such key.
+    location = tuple(str(part) for part in fault["loc"])
+    if location[:1] == ("data",) and len(location) > 1 and location[1] in {"sample", "movielens", "tables"}:
+        location = ("data", *location[2:])
+    known = location
+    while known and known not in lines:
+        known = known[:-1]
+    place = f"{path}:{lines[known]}" if known else f"{path}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        names = [row[0].split(" ")[0].split(".")[-1] for row in setting_rows()] + list(Recipe.model_fields)
+        near = difflib.get_close_matches(location[-1], names, n=1)
+        message = "no such setting" + (f"; did you mean {near[0]}?" if near else "; see `tritonrank settings`")
+    elif fault["type"] == "missing":
+        message = "is required"
+    else:
+        message += f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
+    return f"  {place}: {'.'.join(location) or 'recipe'}: {message}"
