@@ -4,6 +4,7 @@ Every setting is declared here once, with its default, its unit and the reason f
 only what it wants different. ``load_recipe`` reports all faults of a file together, each with line and key.
 """
 
+import datetime
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -91,6 +92,15 @@ class ExampleSettings(Settings):
     test_users: int = Field(400, ge=1, description="users for the gates and the tables, fixed before training")
     popularity_exponent: float = Field(0.75, ge=0, le=2, description="negatives are drawn by popularity^this")
 
+    @field_validator("cutoff", mode="before")
+    @classmethod
+    def _cutoff_is_a_date(cls, value: object) -> object:
+        if isinstance(value, datetime.date):  # YAML reads an unquoted 2015-06-30 as a date
+            return value.isoformat()
+        if isinstance(value, str):
+            datetime.datetime.fromisoformat(value)
+        return value
+
     @model_validator(mode="after")
     def _cutoff_belongs_to_date(self) -> "ExampleSettings":
         if (self.split == "date") != (self.cutoff is not None):
@@ -145,12 +155,6 @@ class QuantizeSettings(Settings):
     calibration_candidates: int = Field(8, ge=1, description="candidates taken from each calibration request")
     calibration: Literal["minmax", "percentile", "entropy"] = Field(
         "minmax", description="how activation ranges are chosen"
-    )
-    smoothing: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of the activations' outliers moved into the weights before rounding (SmoothQuant's alpha)",
     )
     reduce_range: Literal["auto", "on", "off"] = Field(
         "auto", description="7-bit weights; auto: on without VNNI, where u8s8 products saturate"

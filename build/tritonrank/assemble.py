@@ -1,0 +1,104 @@
+"""A model artifact becomes a Triton model repository: what the server loads, whole and with a check of its own.
+
+Each model folder gets its config.pbtxt, its model.py and the files that it needs beside it; nothing is looked up
+elsewhere when the server starts. ``golden.json`` holds requests with the scores that this very artifact gave them in
+process: a server is ready when it gives the same.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tritonrank import engine, interpreter, text
+from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.engine import available_cores
+from tritonrank.errors import ArtifactError
+from tritonrank.export import MODEL_FILE, copy_text_files
+from tritonrank.prepare import Dataset
+from tritonrank.recipe import Recipe
+from tritonrank.scorers import Request, open_scorer, requests_of
+from tritonrank.text import TextRules
+from tritonrank.triton_config import as_text, model_configs, score_instances
+
+GOLDEN_FILE = "golden.json"
+GOLDEN_CANDIDATES = 12
+PYTHON_FILES = {
+    "tokenize": (text, interpreter),
+    "score": (engine, interpreter),
+    "select": (interpreter,),
+}
+"""Modules of this package that a model needs beside its model.py."""
+
+
+def assemble_settings(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "serve": recipe.serve.model_dump(mode="json"),
+        "score_instances": score_instances(recipe.serve, available_cores()),
+    }
+
+
+def assemble(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: Path) -> None:
+    """Write the complete repository for the target ``cpu``.
+
+    Args:
+        recipe: its serve section says how to serve.
+        dataset_folder: where golden requests come from.
+        model_folder: an ONNX artifact.
+        folder: the repository.
+
+    Raises:
+        ArtifactError: the model artifact is missing or incomplete.
+    """
+    model = read_manifest(model_folder)
+    with write_artifact(folder, "assemble", assemble_settings(recipe), {"model": model}) as draft:
+        write_models(recipe, model_folder, draft.folder, available_cores())
+        identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
+        (draft.folder / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
+        golden = golden_cases(Dataset.read(dataset_folder), model_folder)
+        (draft.folder / GOLDEN_FILE).write_text(
+            json.dumps({"artifact": identity["artifact"], "cases": golden}, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": len(golden)}
+
+
+def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: int) -> None:
+    """All models of the ensemble with the files they need."""
+    for name, config in model_configs(recipe.serve, engine_inputs(model_folder), cores).items():
+        version = repository / name / "1"
+        version.mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+        if name in PYTHON_FILES:
+            shutil.copyfile(serving_sources() / name / "1" / "model.py", version / "model.py")
+        for module in PYTHON_FILES.get(name, ()):
+            source = Path(str(module.__file__))
+            shutil.copyfile(source, version / source.name)
+    (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
+    copy_text_files(model_folder, repository / "tokenize" / "1")
+    shutil.copyfile(model_folder / MODEL_FILE, repository / "score" / "1" / MODEL_FILE)
+
+
+def engine_inputs(model_folder: Path) -> list[str]:
+    """Input names of the ONNX file: families without segment ids have one tensor less."""
+    path = model_folder / MODEL_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing; export the checkpoint first: tritonrank build RECIPE")
+    return [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.input]
+
+
+def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:
+    """Requests with the scores of this artifact in process: real ones, and one that knows nothing of the user."""
+    scorer = open_scorer(model_folder)
+    requests = requests_of(dataset, dataset.validation[:3], TextRules.load(model_folder))
+    requests = [Request(r.query, r.history, r.items[:GOLDEN_CANDIDATES]) for r in requests]
+    requests.append(Request("", [], requests[0].items))
+    return [vars(request) | {"scores": scorer.score(request).tolist()} for request in requests]
+
+
+def serving_sources() -> Path:
+    """The folder with each model's model.py: in a checkout at its root, in an installed package inside it."""
+    inside = Path(__file__).parent / "model_repository"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "model_repository"

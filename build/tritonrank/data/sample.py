@@ -1,0 +1,185 @@
+"""A generated storefront: a few hundred products, users with tastes, and what they searched for and clicked.
+
+Everything a ranker needs to know is in the text: queries name the category and an attribute, and a user's history
+shows brands, features, colours and price. Popularity is mixed in, as in any real log, so that a popularity ranking
+is a fair rival and not a straw man.
+"""
+
+import string
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tritonrank.data import Tables
+from tritonrank.data.storefront import BRANDS, CATEGORIES, COLOURS, LINES, Category
+from tritonrank.recipe import SampleData
+
+FEWEST_EVENTS, MOST_EVENTS = 8, 25
+FIRST_SECOND = 1_735_689_600  # 2025-01-01 UTC
+QUERY_SHARE = 0.5
+DISLIKE_SHARE = 0.15
+STRAY_SHARE = 0.1  # events outside the user's favourite categories
+
+# How strongly each reason speaks for an item, in units of a softmax logit.
+BRAND_PULL, FEATURE_PULL, COLOUR_PULL, PRICE_PULL, QUERY_PULL, POPULARITY_PULL = 1.6, 0.9, 0.7, 2.4, 2.5, 1.2
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    frame: pl.DataFrame
+    """the items table"""
+    category: NDArray[np.int64]
+    """[items] index into the category names"""
+    words: list[frozenset[str]]
+    """per item its brand, colour and features: what tastes and queries are matched against"""
+    price_level: NDArray[np.float64]
+    """[items] 0 cheap to 1 dear, within the category"""
+    popularity: NDArray[np.float64]
+    """[items] logit of being met by chance, Zipf-like"""
+
+
+@dataclass(frozen=True)
+class _Taste:
+    categories: list[int]
+    shares: NDArray[np.float64]
+    brands: frozenset[str]
+    colours: frozenset[str]
+    features: frozenset[str]
+    price_level: float
+
+
+def generate(settings: SampleData, seed: int) -> Tables:
+    """The storefront of a seed: the same seed gives the same rows.
+
+    Item fields are title, brand, category, attributes and price; every user has 8 to 25 events in order of time.
+    """
+    random = np.random.default_rng([seed, 0])
+    catalogue = _catalogue(settings.items, random)
+    rows: list[tuple[str, str, str, int, int]] = []
+    for number in range(settings.users):
+        # One stream per user: a storefront with more users begins with the same ones.
+        rows += _events(f"user-{number + 1:05d}", catalogue, np.random.default_rng([seed, 1, number]))
+    schema = {
+        "user_id": pl.String, "item_id": pl.String, "query": pl.String, "timestamp": pl.Int64, "label": pl.Int8
+    }  # fmt: skip
+    return Tables(items=catalogue.frame, events=pl.DataFrame(rows, schema=schema, orient="row"))
+
+
+def _catalogue(count: int, random: np.random.Generator) -> _Catalogue:
+    rows, words, levels = [], [], []
+    titles: set[str] = set()
+    names = list(CATEGORIES)
+    for number in range(count):
+        name = names[number % len(names)]
+        category = CATEGORIES[name]
+        brand = _pick([brand for brand, known in BRANDS.items() if name in known], random)
+        features = [_pick(choices, random) for choices in category.features]
+        colour = _pick(COLOURS, random)
+        level = float(random.beta(2, 2))
+        low, high = category.prices
+        price = f"{low * (high / low) ** level:.0f}.{_pick(['00', '50', '90', '99'], random)}"
+        title = _title(brand, category, features, titles, random)
+        rows.append((f"item-{number + 1:05d}", title, brand, name, ", ".join([*features, colour]), price))
+        words.append(frozenset([brand, colour, *features]))
+        levels.append(level)
+    frame = pl.DataFrame(rows, schema=["item_id", "title", "brand", "category", "attributes", "price"], orient="row")
+    popularity = -np.log(1 + random.permutation(count))
+    return _Catalogue(frame, np.arange(count) % len(names), words, np.array(levels), popularity)
+
+
+def _title(brand: str, category: Category, features: list[str], taken: set[str], random: np.random.Generator) -> str:
+    """A name that no other item has; sometimes it carries a feature, as shop titles do."""
+    edition = 1
+    while True:
+        noun = _pick(category.nouns, random)
+        tells = random.random() < 0.4 and features[0] not in noun  # no "Insulated Insulated Bottle"
+        words = [features[0], noun] if tells else [noun]
+        line = _pick(LINES, random) + (f" {edition}" if edition > 1 else "")
+        title = f"{brand} {line} {string.capwords(' '.join(words))}"
+        if title not in taken:
+            taken.add(title)
+            return title
+        edition += 1
+
+
+def _taste(random: np.random.Generator) -> _Taste:
+    categories = random.choice(len(CATEGORIES), size=int(random.integers(2, 5)), replace=False).tolist()
+    names = [list(CATEGORIES)[index] for index in categories]
+    known = sorted(brand for brand, sold in BRANDS.items() if set(sold) & set(names))
+    features = [_pick(choices, random) for name in names for choices in CATEGORIES[name].features]
+    return _Taste(
+        categories=categories,
+        shares=random.dirichlet(np.full(len(categories), 2.0)),
+        brands=frozenset(random.choice(known, size=min(3, len(known)), replace=False).tolist()),
+        colours=frozenset(random.choice(COLOURS, size=2, replace=False).tolist()),
+        features=frozenset(features),
+        price_level=float(random.random()),
+    )
+
+
+def _events(user: str, catalogue: _Catalogue, random: np.random.Generator) -> list[tuple[str, str, str, int, int]]:
+    taste = _taste(random)
+    liking = _liking(taste, catalogue)
+    unseen = np.ones(len(catalogue.words), dtype=bool)
+    second = FIRST_SECOND + int(random.integers(0, 200 * 86_400))
+    rows = []
+    for _ in range(min(int(random.integers(FEWEST_EVENTS, MOST_EVENTS + 1)), len(unseen))):
+        second += 60 + int(random.exponential(4 * 86_400))
+        category = int(random.choice(taste.categories, p=taste.shares))
+        if random.random() < STRAY_SHARE:
+            category = int(random.integers(len(CATEGORIES)))
+        offered = np.flatnonzero(unseen & (catalogue.category == category))
+        if not len(offered):
+            offered = np.flatnonzero(unseen)
+            category = int(catalogue.category[offered[0]])
+        wanted, query = _search(category, taste, random) if random.random() < QUERY_SHARE else (None, "")
+        logits = catalogue.popularity[offered] * POPULARITY_PULL
+        disliked = random.random() < DISLIKE_SHARE
+        if not disliked:
+            logits = logits + liking[offered]
+            if wanted:
+                logits = logits + QUERY_PULL * np.array([wanted in catalogue.words[index] for index in offered])
+        chosen = int(offered[_softmax_draw(logits, random)])
+        unseen[chosen] = False
+        rows.append((user, f"item-{chosen + 1:05d}", query, second, 0 if disliked else 1))
+    return rows
+
+
+def _liking(taste: _Taste, catalogue: _Catalogue) -> NDArray[np.float64]:
+    brand = np.array([bool(words & taste.brands) for words in catalogue.words])
+    colour = np.array([bool(words & taste.colours) for words in catalogue.words])
+    features = np.array([len(words & taste.features) for words in catalogue.words])
+    distance = np.abs(catalogue.price_level - taste.price_level)
+    liking: NDArray[np.float64] = (
+        BRAND_PULL * brand + COLOUR_PULL * colour + FEATURE_PULL * features - PRICE_PULL * distance
+    )
+    return liking
+
+
+def _search(category: int, taste: _Taste, random: np.random.Generator) -> tuple[str | None, str]:
+    """(the word an item should have, the query); mostly it names something the user likes anyway."""
+    name = list(CATEGORIES)[category]
+    noun = _pick(CATEGORIES[name].searches, random)
+    features = [feature for choices in CATEGORIES[name].features for feature in choices]
+    brands = [brand for brand, sold in BRANDS.items() if name in sold]
+    kind = random.random()
+    if kind < 0.25:
+        return None, noun
+    pool, liked = (
+        (features, taste.features) if kind < 0.65
+        else (brands, taste.brands) if kind < 0.85
+        else (list(COLOURS), taste.colours)
+    )  # fmt: skip
+    favourites = [word for word in pool if word in liked]
+    wanted = _pick(favourites if favourites and random.random() < 0.7 else pool, random)
+    return wanted, f"{wanted} {noun}".lower() if random.random() < 0.8 else f"{noun} {wanted}".lower()
+
+
+def _softmax_draw(logits: NDArray[np.float64], random: np.random.Generator) -> int:
+    return int(np.argmax(logits + random.gumbel(size=len(logits))))  # the Gumbel-max trick
+
+
+def _pick(choices: list[str] | tuple[str, ...], random: np.random.Generator) -> str:
+    return choices[int(random.integers(len(choices)))]

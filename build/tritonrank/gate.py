@@ -1,0 +1,126 @@
+"""The gate: may a step stand, given what it did to the ranking?
+
+Child and parent are compared on the same examples. The gate passes when the relative drop of NDCG@10 is within the
+budget AND the one-sided 95% paired-bootstrap bound of the drop is within three times the budget. A bound that wide
+with too few examples is a failure, not a pass: the gate says that it cannot decide.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tritonrank.errors import GateError
+from tritonrank.evaluate import Judgement
+from tritonrank.metrics import Interval, interval, top_overlap
+
+# Below this a bootstrap of the mean says little about users not seen: resampling cannot show rare, bad requests.
+FEWEST_EXAMPLES = 30
+WORST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found; drops are relative to the parent's mean NDCG@10, positive = worse."""
+
+    child: str
+    parent: str
+    examples: int
+    parent_ndcg: float
+    child_ndcg: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    """95% paired-bootstrap interval of the drop"""
+    bound: float
+    """one-sided 95% bound of the drop"""
+    budget: float
+    top10_overlap: float
+    worst: list[tuple[str, float, float]]
+    """example id, NDCG@10 of the parent, of the child"""
+    passed: bool
+    reason: str
+
+    def as_metrics(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def require(self) -> None:
+        """Raise unless the gate passed.
+
+        Raises:
+            GateError: names the drop, the budget and the worst requests.
+        """
+        if self.passed:
+            return
+        worst = "\n".join(f"  {name}: NDCG@10 {before:.3f} -> {after:.3f}" for name, before, after in self.worst)
+        raise GateError(
+            f"gate closed: {self.child} against {self.parent}: {self.reason}. Nothing was published; what was built "
+            f"before stays.\nWorst requests:\n{worst}"
+        )
+
+
+def paired_difference(first: Judgement, second: Judgement, metric: str = "ndcg@10", samples: int = 2_000) -> Interval:
+    """Mean of (first - second) over the same examples, with its paired 95% interval."""
+    _require_same_examples(first, second)
+    return interval(first.values(metric) - second.values(metric), samples)
+
+
+def verdict(child: Judgement, parent: Judgement, budget: float, samples: int = 2_000, seed: int = 0) -> Verdict:
+    """Compare two judgements of the same examples.
+
+    Args:
+        child, parent: judgements over equal example ids in equal order.
+        budget: relative drop of NDCG@10 that may be lost.
+        samples: bootstrap resamples.
+    """
+    _require_same_examples(child, parent)
+    after, before = child.values(), parent.values()
+    picks = np.random.default_rng(seed).integers(0, len(before), size=(samples, len(before)))
+    resampled = _relative_drop(before[picks].mean(axis=1), after[picks].mean(axis=1))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    drop = float(_relative_drop(before.mean(), after.mean()))
+    bound = float(np.quantile(resampled, 0.95))
+    passed, reason = _decide(len(before), drop, bound, budget)
+    losses = np.argsort(after - before, kind="stable")[:WORST_SHOWN]
+    overlaps = [
+        top_overlap(one, other) for one, other in zip(child.table["scores"], parent.table["scores"], strict=True)
+    ]
+    return Verdict(
+        child=child.name,
+        parent=parent.name,
+        examples=len(before),
+        parent_ndcg=float(before.mean()),
+        child_ndcg=float(after.mean()),
+        drop=drop,
+        drop_low=float(low),
+        drop_high=float(high),
+        bound=bound,
+        budget=budget,
+        top10_overlap=float(np.mean(overlaps)),
+        worst=[(child.example_ids[i], float(before[i]), float(after[i])) for i in losses if after[i] < before[i]],
+        passed=passed,
+        reason=reason,
+    )
+
+
+def _decide(examples: int, drop: float, bound: float, budget: float) -> tuple[bool, str]:
+    if examples < FEWEST_EXAMPLES:
+        return False, f"{examples} examples are too few to decide; at least {FEWEST_EXAMPLES} (examples.test_users)"
+    if drop > budget:
+        return False, f"NDCG@10 fell by {drop:.2%}, the budget is {budget:.2%}"
+    if bound > 3 * budget:
+        return False, (
+            f"NDCG@10 fell by {drop:.2%}, but with {examples} examples it may be up to {bound:.2%} (95% bound), more "
+            f"than three times the budget of {budget:.2%}: too few examples to decide, or too rough a step"
+        )
+    return True, f"NDCG@10 fell by {drop:.2%} (95% bound {bound:.2%}), the budget is {budget:.2%}"
+
+
+def _relative_drop(before: Any, after: Any) -> Any:
+    # A parent that never ranks a positive into the top ten has nothing to lose.
+    return np.where(before > 0, (before - after) / np.maximum(before, 1e-12), 0.0)
+
+
+def _require_same_examples(first: Judgement, second: Judgement) -> None:
+    if first.example_ids != second.example_ids:
+        raise GateError(f"{first.name} and {second.name} were judged on different examples; judge both again")

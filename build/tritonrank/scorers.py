@@ -1,0 +1,119 @@
+"""One interface over everything that can score a request, so that one judge follows the model down the line.
+
+A scorer takes requests as a client would send them and gives one score per candidate: PyTorch in process, ONNX
+Runtime in process, or a live server.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tritonrank.engine import OnnxEngine, run_in_batches
+from tritonrank.errors import ArtifactError
+from tritonrank.prepare import Dataset, Example
+from tritonrank.pretrained import load_ranker
+from tritonrank.text import RequestTokenizer, TextRules, render_fields
+
+if TYPE_CHECKING:
+    from tritonrank_client import RankClient
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sends: texts, history newest last."""
+
+    query: str
+    history: list[str]
+    items: list[str]
+
+
+class Scorer(Protocol):
+    def score(self, request: Request) -> Scores:
+        """One score per candidate, in the order of the candidates; higher is better."""
+        ...
+
+
+class EngineScorer:
+    """Tokenizes as the server does and runs the rows through an engine in this process."""
+
+    def __init__(self, tokenizer: RequestTokenizer, run: Callable[[Sequence[dict[str, NDArray[np.int32]]]], list[Scores]]):
+        self.tokenizer = tokenizer
+        self._run = run
+
+    def rows(self, request: Request) -> dict[str, NDArray[np.int32]]:
+        """The joint rows of a request by input name."""
+        context = self.tokenizer.context(request.query, request.history)
+        return vars(self.tokenizer.joint_rows(context, self.tokenizer.items(request.items)))
+
+    def score(self, request: Request) -> Scores:
+        return self._run([self.rows(request)])[0]
+
+
+class ServerScorer:
+    """Asks a live server, through the client that users have."""
+
+    def __init__(self, client: "RankClient") -> None:
+        self._client = client
+
+    def score(self, request: Request) -> Scores:
+        result = self._client.rank(query=request.query, history=request.history, items=request.items)
+        scores = np.empty(len(request.items), dtype=np.float32)
+        for ranked in result.ranking:
+            scores[ranked.index] = ranked.score
+        return scores
+
+
+def torch_scorer(model: torch.nn.Module, tokenizer: RequestTokenizer, rows_per_batch: int = 64) -> EngineScorer:
+    """A PyTorch ranker on the device it is on, in the precision it has."""
+    names = model_input_names(model)
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def run_batch(tensors: dict[str, NDArray[np.int32]]) -> Scores:
+        inputs = {name: torch.from_numpy(tensor).long().to(device) for name, tensor in tensors.items()}
+        return np.asarray(model(**inputs).logits.float().cpu().numpy())
+
+    return EngineScorer(tokenizer, lambda requests: run_in_batches(run_batch, requests, names, rows_per_batch))
+
+
+def open_scorer(folder: Path) -> EngineScorer:
+    """The scorer of a model artifact: its ONNX file if it has one, else its PyTorch checkpoint.
+
+    Raises:
+        ArtifactError: the folder holds neither.
+    """
+    if (folder / "model.onnx").is_file():
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), OnnxEngine(folder / "model.onnx").run)
+    if (folder / "model.safetensors").is_file():
+        model = load_ranker(str(folder), new_head=False).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return torch_scorer(model, RequestTokenizer.from_folder(folder, 100_000))
+    raise ArtifactError(f"{folder}: neither model.onnx nor model.safetensors is here; build one: tritonrank build RECIPE")
+
+
+def model_input_names(model: torch.nn.Module) -> list[str]:
+    """The tensors that this family takes: DistilBERT has no segment ids, RoBERTa and XLM-R have only one kind."""
+    names = ["input_ids", "attention_mask"]
+    config = model.config
+    if config.model_type != "distilbert" and getattr(config, "type_vocab_size", 0) > 1:  # type: ignore[union-attr]
+        names.append("token_type_ids")
+    return names
+
+
+def requests_of(dataset: Dataset, examples: Iterable[Example], rules: TextRules) -> list[Request]:
+    """The examples as requests: item ids become texts by the template."""
+
+    def text(item_id: str) -> str:
+        return render_fields(rules.item_template, dataset.items[item_id])
+
+    return [
+        Request(example.query, [text(i) for i in example.history], [text(i) for i in example.candidates])
+        for example in examples
+    ]

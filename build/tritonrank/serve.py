@@ -1,0 +1,68 @@
+"""Serve an assembled repository on this machine, and call it ready only when it ranks as it should.
+
+Before the start every file is compared with the manifest; after it the golden requests go through the whole ensemble,
+as a client's would, and must give the scores that the artifact gave in process.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonrank_client import RankClient, RankError
+
+from tritonrank.artifacts import verify_artifact
+from tritonrank.assemble import GOLDEN_FILE
+from tritonrank.errors import ServerError
+from tritonrank.scorers import Request, ServerScorer
+from tritonrank.server import LocalTriton
+
+GOLDEN_TOLERANCE = 1e-4
+
+
+@contextmanager
+def serving(artifacts: Path, **options: Any) -> Iterator[LocalTriton]:
+    """A ready server for ``artifacts/<recipe>`` or its repository folder; options go to LocalTriton.
+
+    Raises:
+        ArtifactError: the repository is missing or damaged.
+        ServerError: the server does not start, or does not rank as the artifact does.
+    """
+    repository = repository_of(artifacts)
+    verify_artifact(repository)
+    with LocalTriton(repository, **options) as server:
+        check_golden_cases(repository, server.grpc_url)
+        yield server
+
+
+def repository_of(artifacts: Path) -> Path:
+    """The repository folder, given it or the recipe's artifact folder."""
+    return artifacts / "repository" if (artifacts / "repository").is_dir() else artifacts
+
+
+def golden_requests(repository: Path) -> list[tuple[Request, list[float]]]:
+    """The requests of golden.json with their expected scores."""
+    cases = json.loads((repository / GOLDEN_FILE).read_text(encoding="utf-8"))["cases"]
+    return [(Request(case["query"], case["history"], case["items"]), case["scores"]) for case in cases]
+
+
+def check_golden_cases(repository: Path, url: str) -> None:
+    """Send every golden request through the live ensemble.
+
+    Raises:
+        ServerError: an answer is missing or differs from the artifact's own scores.
+    """
+    with RankClient(url) as client:
+        scorer = ServerScorer(client)
+        for number, (request, expected) in enumerate(golden_requests(repository)):
+            try:
+                difference = float(np.abs(scorer.score(request) - np.array(expected)).max())
+            except RankError as error:
+                raise ServerError(f"{url}: golden request {number} was not answered: {error}") from error
+            if not difference <= GOLDEN_TOLERANCE:
+                raise ServerError(
+                    f"{url}: golden request {number} differs by {difference:.1e} from the artifact's own scores "
+                    f"(tolerance {GOLDEN_TOLERANCE:.0e}). Build the repository again on this machine: tritonrank build"
+                )

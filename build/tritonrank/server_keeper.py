@@ -1,0 +1,99 @@
+"""Keep one tritonserver, and leave nothing behind when it ends.
+
+``server.py`` runs this file as a small process of its own, between itself and tritonserver. Every ending is one path:
+stop(), a crash and ``kill -9`` of the program that wanted the server all make the keeper's standard input readable;
+then the keeper stops the server, kills what is left of its process group (a stub runs for each Python model), and
+removes its shared memory and its run folder. A signal handler or ``atexit`` in that program could not do so, as
+SIGKILL runs neither; PR_SET_PDEATHSIG there would fire too early, when the *thread* that started the server ends.
+
+Runs on the standard library alone (``python -I -S``), so that it starts in milliseconds.
+Usage: server_keeper.py PARENT_PID RUN_FOLDER EXIT_TIMEOUT_SECONDS COMMAND...
+The run folder's name is also the prefix of the server's shared memory. Prints the server's process id, and exits with
+its exit code (128 + signal number if a signal ended it).
+"""
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+POLL_SECONDS = 0.1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(parent_pid: int, run_folder: Path, exit_timeout_seconds: float, command: list[str]) -> int:
+    stop_ordered = False
+
+    def order_stop(_signal: int, _frame: object) -> None:
+        nonlocal stop_ordered
+        stop_ordered = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, order_stop)
+    environments_before, servers_before = _execution_environments(), _servers()
+    libc = ctypes.CDLL(None)
+    server = None
+    try:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,  # the log file; our own standard output is only for the process id
+            process_group=0,
+            # Should the keeper itself be killed, the server ends too. Safe here: this process has one thread.
+            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        )
+        print(server.pid, flush=True)
+        # A forked child of the program holds a copy of our standard input's other end, so look at the parent as well.
+        while server.poll() is None and not stop_ordered and os.getppid() == parent_pid:
+            readable, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
+            stop_ordered = stop_ordered or bool(readable)
+        if server.poll() is None:
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(exit_timeout_seconds)
+    finally:
+        if server is not None:
+            _kill_process_group(server)
+        for region in Path("/dev/shm").glob(run_folder.name + "*"):
+            region.unlink(missing_ok=True)
+        # Only where it can be nobody else's: a server whose folder was taken away aborts when it ends.
+        if server is not None and server.returncode != 0 and _servers() <= servers_before:
+            environments = _execution_environments() - environments_before
+            if len(environments) == 1:
+                with suppress(OSError):  # not empty: not ours after all
+                    environments.pop().rmdir()
+        shutil.rmtree(run_folder, ignore_errors=True)
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def _execution_environments() -> set[Path]:
+    """Folders that Python backends unpack environments into; a killed server leaves its own, empty in our case.
+
+    The backend has the name in its code and does not look at TMPDIR.
+    """
+    return set(Path("/tmp").glob("python_env_*"))
+
+
+def _servers() -> set[str]:
+    """Process ids of all running tritonservers."""
+    servers = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended while we look
+            if (process / "comm").read_text() == "tritonserver\n":
+                servers.add(process.name)
+    return servers
+
+
+def _kill_process_group(server: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))

@@ -1,0 +1,150 @@
+"""What the build achieved, in one table: every baseline and every rung from the checkpoint to the served model.
+
+Quality is NDCG@10 on the same test users for all; latency is the median of one 100-candidate request in this process,
+the rungs taking turns so that a busy machine slows all of them alike.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig
+
+from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.baselines import all_baselines
+from tritonrank.cost import gflop_per_request
+from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
+from tritonrank.finetune import finetune_settings
+from tritonrank.gate import paired_difference
+from tritonrank.metrics import METRICS
+from tritonrank.pipeline import Workspace
+from tritonrank.prepare import Dataset
+from tritonrank.recipe import Recipe
+from tritonrank.scorers import EngineScorer, Request, open_scorer, requests_of
+from tritonrank.text import TextRules
+
+SUMMARY_FILE = "summary.json"
+TIMED_REQUESTS = 5
+TIMED_CANDIDATES = 100
+COUNTED_REQUESTS = 50
+
+console = Console()
+
+
+def summary_settings(recipe: Recipe) -> dict[str, Any]:
+    return {"seed": recipe.seed, "bootstrap_samples": recipe.gate.bootstrap_samples}
+
+
+def summarize(recipe: Recipe, workspace: Workspace) -> None:
+    """Judge what was not judged yet, time the rungs, and write summary.json."""
+    dataset = Dataset.read(workspace.dataset)
+    rungs = model_rungs(recipe, workspace)
+    folders = {"dataset": workspace.dataset, "checkpoint": workspace.teacher, "onnx": workspace.onnx}
+    parents = {name: read_manifest(folder) for name, folder in folders.items()}
+    parents["served"] = read_manifest(workspace.served_model(recipe))
+    with write_artifact(workspace.summary, "summarize", summary_settings(recipe), parents) as draft:
+        baselines = baseline_judgements(recipe, dataset, workspace)
+        judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
+        teacher = judged["fine-tuned"]
+        samples = recipe.gate.bootstrap_samples
+        rows = [_quality(judgement, teacher, samples) for judgement in (baselines | judged).values()]
+        for row in rows:
+            row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
+        requests = _timed_requests(dataset, workspace)
+        scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
+        for name, milliseconds in latency_milliseconds(scorers, requests).items():
+            next(row for row in rows if row["name"] == name)["milliseconds_per_100"] = milliseconds
+        gflop = gflop_per_request(
+            AutoConfig.from_pretrained(workspace.teacher),
+            scorers["fine-tuned"],
+            requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher)),
+        )
+        parameters = sum(p.numel() for p in _parameters(workspace.teacher))
+        for row in rows:
+            row |= {"gflop_per_request": gflop, "parameters": parameters} if row["name"] in rungs else {}
+        result = {"recipe": recipe.name, "examples": len(dataset.test), "rows": rows}
+        (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
+    """Model artifacts by the name that tables use, from the checkpoint to what is served."""
+    rungs = {"fine-tuned": workspace.teacher, "ONNX FP32": workspace.onnx}
+    return rungs if recipe.quantize.method == "none" else rungs | {"INT8": workspace.int8}
+
+
+def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, Judgement]:
+    """Every baseline on the test examples, cached by what it depends on."""
+    settings = {"seed": recipe.seed, "text": finetune_settings(recipe)["text"], "base": recipe.model.base}
+    key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
+    test = sha256_file(workspace.dataset / "test.parquet")
+    judged = {}
+    for name, make in all_baselines(recipe, dataset).items():
+        path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
+        judged[name] = cached(name, path, lambda name=name, make=make: judge(name, make(), dataset.test))  # type: ignore[misc]
+    return judged
+
+
+def latency_milliseconds(scorers: dict[str, EngineScorer], requests: Sequence[Request]) -> dict[str, float]:
+    """Median milliseconds of one request in this process, tokenization included."""
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    for number, request in enumerate([requests[0], *requests]):
+        for name, scorer in scorers.items():
+            started = time.perf_counter()
+            scorer.score(request)
+            if number:  # the first request warms up
+                seconds[name].append(time.perf_counter() - started)
+    return {name: 1_000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def show_summary(folder: Path) -> None:
+    """Print the table for people, then one line of JSON for scripts."""
+    result = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    table = Table(title=f"{result['recipe']}: {result['examples']} test requests", caption_justify="left")
+    for column in ("", "NDCG@10 [95%]", "MRR@10", "Recall@10", "AUC", "vs fine-tuned [95%]", "size", "ms/100"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for row in result["rows"]:
+        table.add_row(
+            row["name"],
+            _with_interval(row["ndcg@10"]),
+            *(f"{row[metric]['mean']:.3f}" for metric in METRICS[1:]),
+            _with_interval(row["difference"], sign="+") if row["name"] != "fine-tuned" else "",
+            f"{row['megabytes']:.1f} MB" if "megabytes" in row else "",
+            f"{row['milliseconds_per_100']:.0f}" if "milliseconds_per_100" in row else "",
+        )
+    served = result["rows"][-1]
+    table.caption = (
+        f"{served['parameters'] / 1e6:.1f} M parameters, {served['gflop_per_request']:.0f} GFLOP per request; "
+        "ms/100: one request with 100 candidates, in process"
+    )
+    console.print(table)
+    print(json.dumps({"recipe": result["recipe"], "ndcg@10": {r["name"]: r["ndcg@10"]["mean"] for r in result["rows"]}}))
+
+
+def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str, Any]:
+    values = {metric: vars(judgement.interval(metric, samples)) for metric in METRICS}
+    return {"name": judgement.name, **values, "difference": vars(paired_difference(judgement, teacher, samples=samples))}
+
+
+def _size(folder: Path) -> dict[str, Any]:
+    files = [folder / name for name in ("model.onnx", "model.safetensors") if (folder / name).is_file()]
+    return {"megabytes": files[0].stat().st_size / 1e6}
+
+
+def _parameters(folder: Path) -> list[Any]:
+    from tritonrank.pretrained import load_ranker
+
+    return list(load_ranker(str(folder), new_head=False).parameters())
+
+
+def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:
+    requests = requests_of(dataset, dataset.test[:TIMED_REQUESTS], TextRules.load(workspace.teacher))
+    return [Request(r.query, r.history, (r.items * TIMED_CANDIDATES)[:TIMED_CANDIDATES]) for r in requests]
+
+
+def _with_interval(value: dict[str, float], sign: str = "") -> str:
+    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"

@@ -1,0 +1,48 @@
+"""Ask a tritonrank server for a ranking.
+
+Two clients with the same methods and the same typed results: `RankClient` blocks, `AsyncRankClient` is for
+asyncio. Each speaks gRPC or HTTP; the scheme of the URL decides::
+
+    with RankClient("grpc://127.0.0.1:8001") as client:
+        result = client.rank(query="space opera", items=["Alien", "Solaris", "Amélie"], top_k=2)
+        for place in result.ranking:
+            print(place.score, place.item)
+
+Everything public is on this page; the modules behind it may move. Only numpy and tritonclient are needed (and
+typer and rich for the command line): no torch, no transformers, no tritonrank.
+"""
+
+from importlib.metadata import version
+
+from ._async_client import AsyncRankClient
+from ._client import RankClient
+from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
+from ._options import TLS, KeepAlive, Retry
+from ._results import Health, ModelInfo, RankedItem, RankResult, TensorInfo
+
+__all__ = [
+    "TLS",
+    "AsyncRankClient",
+    "DeadlineExceeded",
+    "Health",
+    "InvalidRequest",
+    "KeepAlive",
+    "ModelInfo",
+    "Overloaded",
+    "RankClient",
+    "RankError",
+    "RankResult",
+    "RankedItem",
+    "Retry",
+    "ServerFault",
+    "TensorInfo",
+    "Unavailable",
+    "__version__",
+]
+
+__version__ = version("tritonrank")
+
+# A traceback should name the public place, `tritonrank_client.Overloaded`, not the module that defines it.
+for _name in __all__:
+    if not _name.startswith("_"):
+        globals()[_name].__module__ = __name__

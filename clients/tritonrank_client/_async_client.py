@@ -1,0 +1,109 @@
+"""The asyncio client: `RankClient` with `await`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from ._base import ClientBase
+from ._results import Health, Item, ModelInfo, RankResult
+from ._retry import Call
+from ._transports import AsyncTransport, open_async_transport
+from ._wire import build_request, read_model_info
+
+Answer = TypeVar("Answer")
+
+
+class AsyncRankClient(ClientBase):
+    """Asks one server for rankings, from one event loop; an async context manager.
+
+    Takes the arguments of `RankClient`, and its methods do the same. May be made outside a loop; it belongs to
+    the loop of its first call. Cancelling the task cancels the call.
+
+    Raises:
+        ValueError: an argument is wrong; the message names it.
+    """
+
+    _transport: AsyncTransport | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def rank(
+        self,
+        *,
+        items: Iterable[Item],
+        query: str = "",
+        history: Iterable[Item] = (),
+        item_ids: Iterable[str] | None = None,
+        top_k: int = 0,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> RankResult:
+        """Rank items for a context: see `RankClient.rank`."""
+        call = self._begin(timeout)
+        request = build_request(
+            query=query, history=history, items=items, item_ids=item_ids, top_k=top_k, request_id=request_id
+        )
+        transport = self._open()
+        inputs = transport.encode(request)
+        answer = await self._attempt(call, lambda seconds: transport.infer(inputs, request_id, seconds))
+        return self._result(call, answer, request)
+
+    async def health(self, *, timeout: float | None = None) -> Health:
+        """Whether server and model can serve: see `RankClient.health`."""
+        call = self._begin(timeout)
+        transport = self._open()
+        answers: list[bool] = []
+        for ask in (transport.server_live, transport.server_ready, transport.model_ready):
+            try:
+                answers.append(await ask(call.seconds_left))
+            except Exception as error:  # noqa: BLE001 - see _attempt
+                return self._health(answers, str(self._failure(error)))
+            if not answers[-1]:
+                break
+        return self._health(answers)
+
+    async def model_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """What the server says about the model: see `RankClient.model_info`."""
+        call = self._begin(timeout)
+        transport = self._open()
+
+        async def ask(seconds: float) -> tuple[Any, Any]:
+            return await transport.metadata(seconds), await transport.config(call.seconds_left)
+
+        metadata, config = await self._attempt(call, ask)
+        return self._read(call, lambda: read_model_info(metadata, config))
+
+    async def close(self) -> None:
+        """Close the connections. May be called again."""
+        if not self._closed:
+            self._closed = True
+            if self._transport is not None:
+                await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> AsyncTransport:
+        loop = asyncio.get_running_loop()
+        if self._transport is None:
+            self._transport, self._loop = open_async_transport(self._settings), loop
+        elif self._loop is not loop:
+            raise RuntimeError("an AsyncRankClient belongs to the event loop of its first call; make one per loop")
+        return self._transport
+
+    async def _attempt(self, call: Call, send: Callable[[float], Awaitable[Answer]]) -> Answer:
+        while True:
+            try:
+                return await send(call.begin_attempt())
+            # What the libraries raise is an open set: the table in _error_map sorts it and keeps the cause.
+            except Exception as error:  # noqa: BLE001
+                pause = call.pause_after(self._failure(error))
+            await asyncio.sleep(pause)

@@ -1,0 +1,79 @@
+"""What the blocking and the asyncio client have in common: everything but the waiting."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from ._error_map import translate
+from ._errors import RankError
+from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry, Settings
+from ._results import Health, RankResult
+from ._retry import Call, RetryBudget
+from ._wire import RankRequest, check_timeout, read_answer
+
+Answer = TypeVar("Answer")
+
+CLOSED = "the client is closed"
+
+
+class ClientBase:
+    """Settings, the retry budget, and the reading of answers and errors."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = DEFAULT_MODEL,
+        model_version: str = "",
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+    ) -> None:
+        self._settings = Settings(
+            url=url,
+            model=model,
+            model_version=model_version,
+            timeout=timeout,
+            headers=dict(headers or {}),
+            retry=retry or Retry(),
+            tls=tls,
+            keep_alive=keep_alive or KeepAlive(),
+        )
+        self._budget = RetryBudget(self._settings.retry.budget_ratio, self._settings.retry.budget_burst)
+        self._closed = False
+
+    def _begin(self, timeout: float | None) -> Call:
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        return Call(self._settings.retry, self._budget, check_timeout(timeout, self._settings.timeout))
+
+    def _result(self, call: Call, answer: object, request: RankRequest) -> RankResult:
+        ranking, artifact = self._read(call, lambda: read_answer(answer, request))
+        return RankResult(ranking, artifact, call.seconds, call.attempts)
+
+    def _read(self, call: Call, read: Callable[[], Answer]) -> Answer:
+        try:
+            return read()
+        except RankError as error:
+            error.attempts = call.attempts
+            error.args = (f"{self._settings.url}, model {self._settings.model!r}: {error}",)
+            raise
+
+    def _failure(self, error: Exception) -> RankError:
+        """Our error for one that a library raised, with that one as its cause."""
+        if self._closed:
+            raise RuntimeError("the client was closed during the call") from error
+        failure = translate(error, url=self._settings.url, model=self._settings.model)
+        if failure is not error:
+            failure.__cause__ = error
+        return failure
+
+    def _health(self, answers: Iterable[bool], reason: str = "") -> Health:
+        """Health from the answers got so far, in the order of the fields; without a reason, the last no is told."""
+        live, ready, model_ready, *_ = (*answers, False, False, False)
+        if not reason and not model_ready:
+            model = self._settings.model
+            what = f"model {model!r} is not ready" if ready else "it is not ready" if live else "it is not live"
+            reason = f"{self._settings.url}: the server answers, but {what}. Check the server's log."
+        return Health(live, ready, model_ready, reason)

@@ -1,0 +1,161 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Self, TypeVar
+
+from ._base import ClientBase
+from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry
+from ._results import Health, Item, ModelInfo, RankResult
+from ._retry import Call
+from ._transports import open_transport
+from ._wire import build_request, read_model_info
+
+Answer = TypeVar("Answer")
+
+
+class RankClient(ClientBase):
+    """Asks one server for rankings. Safe for threads; a context manager.
+
+    Nothing is sent before the first call. Over gRPC all threads share one connection; over HTTP each thread has
+    its own, kept alive between calls.
+
+    Args:
+        url: grpc://, grpcs://, http:// or https://, host and port: the scheme decides protocol and encryption.
+            An HTTP URL may have a base path.
+        model: the ensemble to ask.
+        model_version: a version number as text; empty lets the server choose.
+        timeout: seconds a call may take, retries included, unless the call says otherwise.
+        headers: sent with every request, as HTTP headers or gRPC metadata.
+        retry: when to send a request again.
+        tls: certificates; None on an encrypted URL trusts the system's authorities.
+        keep_alive: how dead gRPC connections are found.
+
+    Raises:
+        ValueError: an argument is wrong; the message names it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = DEFAULT_MODEL,
+        model_version: str = "",
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+        tls: TLS | None = None,
+        keep_alive: KeepAlive | None = None,
+    ) -> None:
+        super().__init__(
+            url,
+            model=model,
+            model_version=model_version,
+            timeout=timeout,
+            headers=headers,
+            retry=retry,
+            tls=tls,
+            keep_alive=keep_alive,
+        )
+        self._transport = open_transport(self._settings)
+
+    def rank(
+        self,
+        *,
+        items: Iterable[Item],
+        query: str = "",
+        history: Iterable[Item] = (),
+        item_ids: Iterable[str] | None = None,
+        top_k: int = 0,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> RankResult:
+        """Rank items for a context.
+
+        Args:
+            items: what to rank, at least one. A str is the text itself; a mapping is sent as a JSON object, which
+                the server renders by its template.
+            query: what the user searched for; may be empty.
+            history: what the user saw before, newest last; as `items`.
+            item_ids: one per item; the server keeps only the best of items with the same id.
+            top_k: how many to return; 0 is all.
+            timeout: seconds this call may take, retries included; None is the client's. The server is told, too:
+                a request still in its queue when the time has run out is dropped there.
+            request_id: shows up in the server's trace and log.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or the server refused it.
+            Overloaded: the server's queue is full, and stayed so for all attempts.
+            DeadlineExceeded: no answer in time.
+            Unavailable: no connection, or the server does not serve the model.
+            ServerFault: the server failed, or its answer breaks the contract.
+            RuntimeError: the client is closed.
+        """
+        call = self._begin(timeout)
+        request = build_request(
+            query=query, history=history, items=items, item_ids=item_ids, top_k=top_k, request_id=request_id
+        )
+        inputs = self._transport.encode(request)
+        answer = self._attempt(call, lambda seconds: self._transport.infer(inputs, request_id, seconds))
+        return self._result(call, answer, request)
+
+    def health(self, *, timeout: float | None = None) -> Health:
+        """Whether server and model can serve. A server that does not answer is not live: the reason is told, and
+        nothing is raised for it.
+
+        Args:
+            timeout: seconds for the three questions together; None is the client's.
+
+        Raises:
+            InvalidRequest: `timeout` is wrong.
+            RuntimeError: the client is closed.
+        """
+        call = self._begin(timeout)
+        answers: list[bool] = []
+        for ask in (self._transport.server_live, self._transport.server_ready, self._transport.model_ready):
+            try:
+                answers.append(ask(call.seconds_left))
+            except Exception as error:  # noqa: BLE001 - see _attempt
+                return self._health(answers, str(self._failure(error)))
+            if not answers[-1]:
+                break
+        return self._health(answers)
+
+    def model_info(self, *, timeout: float | None = None) -> ModelInfo:
+        """What the server says about the model: versions, inputs, outputs, configuration. Retried like `rank`.
+
+        Raises:
+            InvalidRequest, DeadlineExceeded, Overloaded, Unavailable, ServerFault, RuntimeError: as for `rank`.
+        """
+        call = self._begin(timeout)
+        metadata, config = self._attempt(
+            call, lambda seconds: (self._transport.metadata(seconds), self._transport.config(call.seconds_left))
+        )
+        return self._read(call, lambda: read_model_info(metadata, config))
+
+    def close(self) -> None:
+        """Close the connections. May be called again. A call still running in another thread ends or fails."""
+        if not self._closed:
+            self._closed = True
+            self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _attempt(self, call: Call, send: Callable[[float], Answer]) -> Answer:
+        while True:
+            try:
+                return send(call.begin_attempt())
+            # What the libraries raise is an open set: the table in _error_map sorts it and keeps the cause.
+            except Exception as error:  # noqa: BLE001
+                pause = call.pause_after(self._failure(error))
+            time.sleep(pause)

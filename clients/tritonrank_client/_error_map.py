@@ -1,0 +1,186 @@
+"""One table from the errors of lower libraries to ours.
+
+tritonclient reports a server's error as InferenceServerException with a gRPC status name or an HTTP status code,
+and lets everything else through: OSError from sockets, geventhttpclient's parser errors, aiohttp's family. The
+table reads top down: a phrase that Triton is known to use (Triton says "queue full", "expired in the queue" and
+"model not ready" all with one status, UNAVAILABLE or 503), then the status, then the type of the exception.
+
+Exceptions are listed by name so that the gRPC client need not import aiohttp and gevent. A test resolves every
+name and fails when gRPC or aiohttp grows an entry that the table lacks.
+"""
+
+from dataclasses import dataclass
+
+from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
+
+LONGEST_DETAIL = 400  # characters quoted from a lower library; gRPC's connection reports run to kilobytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a lower error means: our class, what happened, what to do, and whether to try again."""
+
+    error: type[RankError]
+    happened: str
+    advice: str
+    retryable: bool = False
+
+
+INVALID = Verdict(InvalidRequest, "the server refused the request", "Mend the request before sending it again.")
+TOO_LARGE = Verdict(InvalidRequest, "the request or its answer is too large", "Send fewer or shorter items at once.")
+FORBIDDEN = Verdict(InvalidRequest, "the server refused the credentials", "Check headers= and tls=.")
+QUEUE_FULL = Verdict(
+    Overloaded, "the server is overloaded", "Send fewer requests at once, or give the model more instances.", True
+)
+EXPIRED = Verdict(
+    DeadlineExceeded,
+    "the request waited in the server's queue until its time ran out",
+    "Send fewer requests at once, or allow a longer timeout=.",
+)
+DEADLINE = Verdict(
+    DeadlineExceeded, "no answer within the deadline", "Send fewer items, or allow a longer timeout=."
+)
+UNREACHABLE = Verdict(
+    Unavailable, "no connection to the server", "Check the URL, and that the server runs and listens there.", True
+)
+LOST = Verdict(Unavailable, "the connection broke before the answer was complete", "Check the server's log.", True)
+REFUSING = Verdict(
+    Unavailable, "the server, or a proxy before it, takes no requests now", "Try again when it is ready.", True
+)
+UNTRUSTED = Verdict(
+    Unavailable, "the TLS handshake failed", "Check tls=TLS(root_certificates=...) and the host name in the URL."
+)
+NOT_READY = Verdict(Unavailable, "the model is not ready", "Wait until it is loaded, or check the server's log.")
+NOT_SERVED = Verdict(
+    Unavailable, "the server does not serve this model or method", "Check model=, model_version= and the URL."
+)
+GARBLED = Verdict(
+    ServerFault, "the answer cannot be read", "Check that this port speaks the protocol that the URL names."
+)
+FAULT = Verdict(ServerFault, "the server failed", "Check the server's log.")
+CANCELLED = Verdict(
+    ServerFault, "the call was cancelled, though not by its caller", "Check whether the client or server was closed."
+)
+
+GRPC_STATUS: dict[str, Verdict] = {
+    "CANCELLED": CANCELLED,
+    "UNKNOWN": FAULT,
+    "INVALID_ARGUMENT": INVALID,
+    "DEADLINE_EXCEEDED": DEADLINE,
+    "NOT_FOUND": NOT_SERVED,
+    "ALREADY_EXISTS": FAULT,
+    "PERMISSION_DENIED": FORBIDDEN,
+    "UNAUTHENTICATED": FORBIDDEN,
+    "RESOURCE_EXHAUSTED": QUEUE_FULL,
+    "FAILED_PRECONDITION": FAULT,
+    "ABORTED": FAULT,
+    "UNIMPLEMENTED": NOT_SERVED,
+    "INTERNAL": FAULT,
+    "UNAVAILABLE": LOST,
+    "OUT_OF_RANGE": INVALID,
+    "DATA_LOSS": FAULT,
+}
+
+HTTP_STATUS: dict[int, Verdict] = {
+    400: INVALID,
+    401: FORBIDDEN,
+    403: FORBIDDEN,
+    404: NOT_SERVED,
+    405: NOT_SERVED,
+    408: DEADLINE,
+    413: TOO_LARGE,
+    429: QUEUE_FULL,
+    500: FAULT,
+    501: NOT_SERVED,
+    502: REFUSING,
+    503: REFUSING,
+    504: DEADLINE,
+}
+
+# A phrase counts only with these statuses: an INVALID_ARGUMENT may quote the caller's own text.
+BUSY = ("UNAVAILABLE", "503")
+PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
+    ("Exceeds maximum queue size", BUSY, QUEUE_FULL),
+    ("Request timeout expired", BUSY, EXPIRED),
+    ("is not at ready state", BUSY, NOT_READY),
+    ("has no available versions", (*BUSY, "NOT_FOUND", "404", "INVALID_ARGUMENT", "400"), NOT_READY),
+    ("Request for unknown model", (*BUSY, "NOT_FOUND", "404", "INVALID_ARGUMENT", "400"), NOT_SERVED),
+    ("stopped accepting new inference requests", BUSY, REFUSING),
+    ("CERTIFICATE_VERIFY_FAILED", ("UNAVAILABLE",), UNTRUSTED),
+    ("handshake failed", ("UNAVAILABLE",), UNTRUSTED),
+    ("Failed parsing HTTP/2", ("UNAVAILABLE",), GARBLED),
+    ("failed to connect", ("UNAVAILABLE",), UNREACHABLE),
+    ("connections to all backends failing", ("UNAVAILABLE",), UNREACHABLE),
+    ("errors resolving", ("UNAVAILABLE",), UNREACHABLE),
+    ("DNS resolution failed", ("UNAVAILABLE",), UNREACHABLE),
+    ("larger than max", ("RESOURCE_EXHAUSTED",), TOO_LARGE),
+)
+
+# geventhttpclient tells an answer that was cut short from one that is not HTTP only by the text.
+CUT_SHORT = ("connection closed", "Incomplete response", "Invalid EOF state")
+
+# Looked up along the exception's method resolution order, so the nearest listed ancestor decides.
+EXCEPTIONS: dict[str, Verdict] = {
+    "aiohttp.client_exceptions.ClientConnectorError": UNREACHABLE,
+    "aiohttp.client_exceptions.ClientConnectorCertificateError": UNTRUSTED,
+    "aiohttp.client_exceptions.ClientConnectorSSLError": UNTRUSTED,
+    "aiohttp.client_exceptions.ClientSSLError": UNTRUSTED,
+    "aiohttp.client_exceptions.ServerFingerprintMismatch": UNTRUSTED,
+    "aiohttp.client_exceptions.ServerTimeoutError": DEADLINE,
+    "aiohttp.client_exceptions.ClientConnectionError": LOST,  # also ServerDisconnectedError, ClientOSError
+    "aiohttp.client_exceptions.ClientPayloadError": LOST,
+    "aiohttp.client_exceptions.ClientError": GARBLED,  # ClientResponseError, InvalidURL, TooManyRedirects ...
+    "tritonrank_client._grpc.CallCancelledError": CANCELLED,
+    "builtins.ConnectionRefusedError": UNREACHABLE,
+    "builtins.ConnectionError": LOST,  # reset, aborted, broken pipe
+    "builtins.TimeoutError": DEADLINE,  # also socket.timeout and asyncio.TimeoutError
+    "builtins.OSError": UNREACHABLE,  # no route to host, network unreachable
+    "geventhttpclient._parser.HTTPParseError": GARBLED,
+    "geventhttpclient.response.HTTPConnectionClosed": LOST,
+    "socket.gaierror": UNREACHABLE,
+    "ssl.SSLError": UNTRUSTED,
+}
+
+
+def translate(error: BaseException, *, url: str, model: str) -> RankError:
+    """The RankError for any error of a call; a RankError is returned as it is.
+
+    An error that the table does not know becomes a ServerFault that names its type: what reaches this place was
+    raised by a library while it sent a checked request or read an answer.
+    """
+    if isinstance(error, RankError):
+        return error
+    verdict, detail = _judge(error)
+    detail = " ".join(detail.split())
+    if len(detail) > LONGEST_DETAIL:
+        detail = detail[:LONGEST_DETAIL] + " ..."
+    message = f"{url}, model {model!r}: {verdict.happened} ({detail}). {verdict.advice}"
+    return verdict.error(message, retryable=verdict.retryable)
+
+
+def _judge(error: BaseException) -> tuple[Verdict, str]:
+    status_of = getattr(error, "status", None)
+    if callable(status_of) and status_of() is not None:  # an InferenceServerException with a server's status
+        status = str(status_of()).removeprefix("StatusCode.")
+        detail = str(error.message()) if hasattr(error, "message") else str(error)
+        return _judge_status(status, detail), f"{status}: {detail}"
+    detail = str(error) or type(error).__name__
+    for ancestor in type(error).__mro__:
+        verdict = EXCEPTIONS.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
+        if verdict is GARBLED and any(phrase in detail for phrase in CUT_SHORT):
+            verdict = LOST
+        if verdict is not None:
+            return verdict, detail
+    return GARBLED, f"{type(error).__name__}: {error}"
+
+
+def _judge_status(status: str, detail: str) -> Verdict:
+    for phrase, statuses, verdict in PHRASES:
+        if status in statuses and phrase in detail:
+            return verdict
+    if not status.isdigit():
+        return GRPC_STATUS.get(status, FAULT)
+    code = int(status)
+    if code in HTTP_STATUS:
+        return HTTP_STATUS[code]
+    return INVALID if 400 <= code < 500 else FAULT if code >= 500 else GARBLED

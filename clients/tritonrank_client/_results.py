@@ -1,0 +1,102 @@
+"""What the clients return: small frozen records, the same over both protocols."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Item = str | Mapping[str, Any]
+"""An item or a history entry: the text itself, or fields that the server renders by its template."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItem:
+    """One place in a ranking.
+
+    Attributes:
+        index: position of the item in the request, from 0.
+        score: raw logit; comparable within one artifact, not a probability.
+        item: the item as the caller gave it.
+        item_id: its id, where the request gave ids.
+    """
+
+    index: int
+    score: float
+    item: Item
+    item_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """An answered `rank` call.
+
+    Attributes:
+        ranking: best first. At most `top_k` long; shorter when the server dropped items with a repeated id.
+        artifact: the name of the model artifact that scored.
+        seconds: wall-clock time of the whole call, retries and pauses included.
+        attempts: requests sent, 1 when the first one succeeded.
+    """
+
+    ranking: tuple[RankedItem, ...]
+    artifact: str
+    seconds: float
+    attempts: int
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Positions in the request, best first."""
+        return tuple(place.index for place in self.ranking)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Raw logits, highest first."""
+        return tuple(place.score for place in self.ranking)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether requests can be served; true in a condition when all three are.
+
+    Attributes:
+        live: the server process answers.
+        ready: the server says that it is ready.
+        model_ready: the model asked for is loaded.
+        reason: why not, empty when all is well.
+    """
+
+    live: bool
+    ready: bool
+    model_ready: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.live and self.ready and self.model_ready
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output as the server declares it; -1 in `shape` is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the server says about a model.
+
+    Attributes:
+        name: the model.
+        versions: versions it serves.
+        platform: "ensemble", "onnxruntime_onnx" ...
+        inputs: declared inputs.
+        outputs: declared outputs.
+        config: Triton's model configuration as plain dicts and lists, by the field names of model_config.proto.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    config: Mapping[str, Any]

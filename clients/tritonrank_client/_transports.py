@@ -1,0 +1,93 @@
+"""What a client needs from a protocol, and the choice of one.
+
+A transport sends one request once. It knows neither retries nor our errors: what the library raises goes up as it
+is. The protocol's module is imported when it is chosen, so a gRPC client never loads gevent and aiohttp.
+"""
+
+from typing import Any, Protocol
+
+from ._options import Settings
+from ._wire import RankRequest
+
+
+class Transport(Protocol):
+    """Blocking calls, safe for threads. `seconds` is the time the call may take."""
+
+    def encode(self, request: RankRequest) -> list[Any]:
+        """The request as this protocol's inputs; they may be sent several times."""
+
+    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
+        """Send the inputs; an InferResult."""
+
+    def server_live(self, seconds: float) -> bool:
+        """Whether the server says that it is live."""
+
+    def server_ready(self, seconds: float) -> bool:
+        """Whether the server says that it is ready."""
+
+    def model_ready(self, seconds: float) -> bool:
+        """Whether the server says that the model is ready."""
+
+    def metadata(self, seconds: float) -> Any:
+        """The model's metadata as the server's JSON: plain dicts and lists, not checked."""
+
+    def config(self, seconds: float) -> Any:
+        """The model's configuration, likewise."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+class AsyncTransport(Protocol):
+    """The same for asyncio; made and used in one event loop."""
+
+    def encode(self, request: RankRequest) -> list[Any]:
+        """The request as this protocol's inputs; they may be sent several times."""
+
+    async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
+        """Send the inputs; an InferResult."""
+
+    async def server_live(self, seconds: float) -> bool:
+        """Whether the server says that it is live."""
+
+    async def server_ready(self, seconds: float) -> bool:
+        """Whether the server says that it is ready."""
+
+    async def model_ready(self, seconds: float) -> bool:
+        """Whether the server says that the model is ready."""
+
+    async def metadata(self, seconds: float) -> Any:
+        """The model's metadata as the server's JSON: plain dicts and lists, not checked."""
+
+    async def config(self, seconds: float) -> Any:
+        """The model's configuration, likewise."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+def open_transport(settings: Settings) -> Transport:
+    """The blocking transport for the URL's scheme. Nothing is sent yet."""
+    if settings.is_grpc:
+        from ._grpc import GrpcTransport
+
+        return GrpcTransport(settings)
+    from ._http import HttpTransport
+
+    return HttpTransport(settings)
+
+
+def open_async_transport(settings: Settings) -> AsyncTransport:
+    """The asyncio transport for the URL's scheme; to be called in the event loop that will use it."""
+    if settings.is_grpc:
+        from ._grpc import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(settings)
+    from ._http import AsyncHttpTransport
+
+    return AsyncHttpTransport(settings)
+
+
+def microseconds(seconds: float) -> int:
+    """Triton's unit for the request parameter `timeout`, on both protocols; 0 would mean "none"."""
+    return max(1, int(seconds * 1_000_000))

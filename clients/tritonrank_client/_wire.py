@@ -1,0 +1,233 @@
+"""The contract of the `rank` model, in both directions and for both protocols.
+
+A request is checked here, before anything is sent, and turned into named arrays; tritonclient's HTTP and gRPC
+input classes take the same arrays. An answer is checked against the request: a server that breaks the contract is
+reported as such and never as an IndexError in the caller's code.
+
+    inputs   query BYTES[1], history BYTES[-1], items BYTES[-1], item_ids BYTES[-1] (optional), top_k INT32[1]
+    outputs  indices INT32[-1], scores FP32[-1], artifact BYTES[1]      best first
+"""
+
+import json
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import InvalidRequest, ServerFault
+from ._results import Item, ModelInfo, RankedItem, TensorInfo
+
+LARGEST_TOP_K = 2**31 - 1  # INT32
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input: its name, Triton's datatype, and the values (BYTES as an object array of bytes)."""
+
+    name: str
+    datatype: str
+    values: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RankRequest:
+    """A checked request: what the caller gave, and the tensors it is sent as."""
+
+    items: tuple[Item, ...]
+    item_ids: tuple[str, ...] | None
+    top_k: int
+    request_id: str
+    tensors: tuple[Tensor, ...]
+
+
+def build_request(
+    *,
+    query: str,
+    history: Iterable[Item],
+    items: Iterable[Item],
+    item_ids: Iterable[str] | None,
+    top_k: int,
+    request_id: str,
+) -> RankRequest:
+    """Check the caller's arguments and encode them.
+
+    Raises:
+        InvalidRequest: an argument is wrong; the message begins with its name.
+    """
+    kept_items = _sequence("items", items)
+    if not kept_items:
+        raise InvalidRequest("items: expected at least one item, got none")
+    tensors = [
+        Tensor("query", "BYTES", _bytes_array([_encode_text("query", query)])),
+        Tensor("history", "BYTES", _encode_items("history", _sequence("history", history))),
+        Tensor("items", "BYTES", _encode_items("items", kept_items)),
+    ]
+    kept_ids: tuple[str, ...] | None = None
+    if item_ids is not None:
+        kept_ids = _sequence("item_ids", item_ids)
+        if len(kept_ids) != len(kept_items):
+            raise InvalidRequest(f"item_ids: expected one per item ({len(kept_items)}), got {len(kept_ids)}")
+        encoded = [_encode_text(f"item_ids[{row}]", item_id) for row, item_id in enumerate(kept_ids)]
+        tensors.append(Tensor("item_ids", "BYTES", _bytes_array(encoded)))
+    limit = _check_top_k(top_k)
+    tensors.append(Tensor("top_k", "INT32", np.array([limit], dtype=np.int32)))
+    _encode_text("request_id", request_id)
+    return RankRequest(kept_items, kept_ids, limit, request_id, tuple(tensors))
+
+
+def encode(request: RankRequest, input_type: Any) -> list[Any]:
+    """The request as tritonclient inputs; `input_type` is the InferInput of its http or grpc package."""
+    inputs = []
+    for tensor in request.tensors:
+        encoded = input_type(tensor.name, list(tensor.values.shape), tensor.datatype)
+        encoded.set_data_from_numpy(tensor.values)
+        inputs.append(encoded)
+    return inputs
+
+
+def read_answer(answer: Any, request: RankRequest) -> tuple[tuple[RankedItem, ...], str]:
+    """The ranking (best first) and the artifact's name from a tritonclient InferResult of either protocol.
+
+    Raises:
+        ServerFault: the answer breaks the contract; the message names the output.
+    """
+    indices = _output(answer, "indices", "iu")
+    scores = _output(answer, "scores", "f")
+    artifact = _output(answer, "artifact", "O")
+    asked = min(request.top_k or len(request.items), len(request.items))
+    # Only ids let the server drop duplicates; without them every item asked for must come back.
+    fewest = asked if request.item_ids is None else 1
+    if not fewest <= len(indices) <= asked:
+        raise _broken(f"indices: expected {asked} for {len(request.items)} items, got {len(indices)}")
+    if len(scores) != len(indices):
+        raise _broken(f"scores: expected one per index ({len(indices)}), got {len(scores)}")
+    if indices.min() < 0 or indices.max() >= len(request.items) or len(np.unique(indices)) != len(indices):
+        raise _broken(f"indices: expected distinct positions among {len(request.items)} items")
+    if not np.all(scores[:-1] >= scores[1:]) or np.isnan(scores).any():
+        raise _broken("scores: expected numbers, highest first")
+    if len(artifact) != 1:
+        raise _broken(f"artifact: expected one name, got {len(artifact)}")
+    ranking = tuple(
+        RankedItem(index, score, request.items[index], request.item_ids[index] if request.item_ids else None)
+        for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
+    )
+    return ranking, _artifact_name(artifact[0])
+
+
+def read_model_info(metadata: Any, config: Any) -> ModelInfo:
+    """A ModelInfo from what the server sent as metadata and configuration: plain dicts, if all is well.
+
+    Raises:
+        ServerFault: a field is missing or of another type.
+    """
+    try:
+        return ModelInfo(
+            name=str(metadata["name"]),
+            versions=tuple(str(version) for version in metadata.get("versions", ())),
+            platform=str(metadata.get("platform", "")),
+            inputs=_tensor_infos(metadata["inputs"]),
+            outputs=_tensor_infos(metadata["outputs"]),
+            config=dict(config.items()),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _broken(f"model metadata: {type(error).__name__} {error}") from error
+
+
+def check_timeout(timeout: float | None, default: float) -> float:
+    """The seconds a call may take.
+
+    Raises:
+        InvalidRequest: not a finite number above 0.
+    """
+    if timeout is None:
+        return default
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise InvalidRequest(f"timeout: expected a number of seconds above 0, got {timeout!r}")
+    return float(timeout)
+
+
+def _sequence(field: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    # A single text is iterable too, and would be ranked letter by letter.
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidRequest(f"{field}: expected a list, got {type(values).__name__}")
+    return tuple(values)
+
+
+def _encode_items(field: str, items: tuple[Item, ...]) -> npt.NDArray[np.object_]:
+    return _bytes_array([_encode_item(f"{field}[{row}]", item) for row, item in enumerate(items)])
+
+
+def _encode_item(field: str, item: Item) -> bytes:
+    if isinstance(item, Mapping):
+        try:
+            return _encode_text(field, json.dumps(dict(item), ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{field}: its fields cannot be written as JSON ({error})") from error
+    return _encode_text(field, item, "a str or a mapping of fields")
+
+
+def _encode_text(field: str, text: str, expected: str = "a str") -> bytes:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{field}: expected {expected}, got {type(text).__name__}")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{field}: not valid Unicode text ({error.reason} at {error.start})") from error
+
+
+def _bytes_array(values: list[bytes]) -> npt.NDArray[np.object_]:
+    # An object array: numpy's own bytes type drops trailing zero bytes.
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values
+    return array
+
+
+def _check_top_k(top_k: int) -> int:
+    expected = f"top_k: expected a whole number from 0 (all) to {LARGEST_TOP_K}, got {top_k!r}"
+    try:
+        limit = operator.index(top_k)
+    except TypeError:
+        raise InvalidRequest(expected) from None
+    if isinstance(top_k, bool) or not 0 <= limit <= LARGEST_TOP_K:
+        raise InvalidRequest(expected)
+    return limit
+
+
+def _output(answer: Any, name: str, kinds: str) -> npt.NDArray[Any]:
+    try:
+        values = answer.as_numpy(name)
+    # tritonclient trusts the server here, and meets a wrong answer with whatever error comes first.
+    except Exception as error:
+        raise _broken(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
+    if values is None:
+        raise _broken(f"{name}: missing")
+    if values.ndim != 1 or values.dtype.kind not in kinds:
+        raise _broken(f"{name}: got {values.dtype} of shape {list(values.shape)}")
+    return np.asarray(values)
+
+
+def _artifact_name(value: Any) -> str:
+    if isinstance(value, str):  # HTTP with JSON data instead of binary
+        return value
+    try:
+        return bytes(value).decode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise _broken("artifact: expected UTF-8 text") from error
+
+
+def _tensor_infos(tensors: Iterable[Mapping[str, Any]]) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(str(one["name"]), str(one["datatype"]), tuple(int(size) for size in one.get("shape", ())))
+        for one in tensors
+    )
+
+
+def _broken(what: str) -> ServerFault:
+    return ServerFault(
+        f"the answer breaks the contract of a rank model: {what}. Check that model= names a tritonrank ensemble "
+        "and that server and client are of one release."
+    )

@@ -1,0 +1,231 @@
+"""tritonrank-client: ask a server for a ranking, its health or its contract from the shell.
+
+The commands are thin: each makes one client, makes one call, and prints a table for people or one line of JSON for
+programs. An error is one message on stderr and an exit code: 0 all is well, 1 not ready or a fault of the server,
+2 the request or its usage is wrong, 3 unavailable or overloaded, 4 out of time.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ._client import RankClient
+from ._errors import InvalidRequest, RankError
+from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS
+from ._results import Item, ModelInfo, RankResult
+
+app = typer.Typer(
+    name="tritonrank-client",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Ask a tritonrank server for rankings.",
+    epilog="Exit codes: 0 well, 1 not ready or server fault, 2 wrong request or usage, 3 unavailable or overloaded, "
+    "4 out of time.",
+)
+
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="TRITONRANK_URL", help="grpc://, grpcs://, http:// or https://, with host and port.", show_default=True
+    ),
+]
+ModelName = Annotated[str, typer.Option("--model", help="The ensemble to ask.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that the whole call may take.")]
+Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value' sent along; repeatable.")]
+RootCertificates = Annotated[
+    Path | None, typer.Option("--root-certificates", help="PEM file of the authorities to trust.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")]
+
+DEFAULT_URL = "grpc://127.0.0.1:8001"
+
+
+@app.command(
+    epilog='Example: tritonrank-client rank --query "space opera" --history "Dune" --items items.jsonl --top-k 5'
+)
+def rank(
+    items: Annotated[
+        str,
+        typer.Option(
+            help='File with one item per line, a JSON string or object; "-" is standard input. '
+            'An object\'s "item_id" is used as its id.'
+        ),
+    ],
+    url: Url = DEFAULT_URL,
+    query: Annotated[str, typer.Option(help="What the user searched for.")] = "",
+    history: Annotated[
+        list[str] | None, typer.Option(help="What the user saw before; repeatable, newest last.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", help="How many to return; 0 is all.")] = 0,
+    model: ModelName = DEFAULT_MODEL,
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    header: Header = None,
+    root_certificates: RootCertificates = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank items for a query and a history."""
+    with _errors_as_messages(), _client(url, model, timeout, header, root_certificates) as client:
+        texts, item_ids = _read_items(items)
+        result = client.rank(query=query, history=history or [], items=texts, item_ids=item_ids, top_k=top_k)
+        if as_json:
+            _print_json(asdict(result))
+        else:
+            _print_ranking(result)
+
+
+@app.command(epilog="Example: tritonrank-client health --url http://127.0.0.1:8000")
+def health(
+    url: Url = DEFAULT_URL,
+    model: ModelName = DEFAULT_MODEL,
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    header: Header = None,
+    root_certificates: RootCertificates = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether server and model can serve; exit with 0 if so, else 1."""
+    with _errors_as_messages(), _client(url, model, timeout, header, root_certificates) as client:
+        state = client.health()
+        if as_json:
+            _print_json(asdict(state))
+        else:
+            for name, holds in (("live", state.live), ("ready", state.ready), (f"model {model}", state.model_ready)):
+                print(f"{name}: {'yes' if holds else 'no'}")
+            if state.reason:
+                print(state.reason, file=sys.stderr)
+    raise typer.Exit(0 if state else 1)
+
+
+@app.command(epilog="Example: tritonrank-client info --model rank")
+def info(
+    url: Url = DEFAULT_URL,
+    model: ModelName = DEFAULT_MODEL,
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    header: Header = None,
+    root_certificates: RootCertificates = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the model's versions, inputs and outputs; with --json its whole configuration, too."""
+    with _errors_as_messages(), _client(url, model, timeout, header, root_certificates) as client:
+        described = client.model_info()
+        if as_json:
+            _print_json(asdict(described))
+        else:
+            _print_model(described)
+
+
+def main() -> None:
+    """Entry point of `tritonrank-client`."""
+    app()
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    try:
+        yield
+    except RankError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+@contextmanager
+def _client(
+    url: str, model: str, timeout: float, headers: list[str] | None, root_certificates: Path | None
+) -> Iterator[RankClient]:
+    try:
+        tls = TLS(root_certificates=root_certificates) if root_certificates is not None else None
+        client = RankClient(url, model=model, timeout=timeout, headers=_parse_headers(headers or []), tls=tls)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+    with client:
+        yield client
+
+
+def _parse_headers(lines: list[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise InvalidRequest(f"--header: expected 'Name: value', got {line!r}")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _read_items(source: str) -> tuple[list[Item], list[str] | None]:
+    """Items and, if the lines have them, their ids. Blank lines are skipped.
+
+    Raises:
+        InvalidRequest: a line is wrong, or only some have an id; the message has file and line.
+    """
+    items: list[Item] = []
+    item_ids: list[str] = []
+    for place, line in _lines(source):
+        item = _parse_item(place, line)
+        if isinstance(item, dict) and "item_id" in item:
+            item_ids.append(str(item["item_id"]))
+        items.append(item)
+        if item_ids and len(item_ids) != len(items):
+            raise InvalidRequest(f'{place}: an "item_id" here and none on another line; give it on all lines or none')
+    return items, item_ids or None
+
+
+def _lines(source: str) -> Iterator[tuple[str, str]]:
+    name = "standard input" if source == "-" else source
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"--items: cannot read {name}: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{name}, line {number}", line
+
+
+def _parse_item(place: str, line: str) -> Item:
+    try:
+        item = json.loads(line)
+    except ValueError as error:
+        raise InvalidRequest(f"{place}: expected a JSON string or object ({error})") from error
+    if isinstance(item, str | dict):
+        return item
+    raise InvalidRequest(f"{place}: expected a JSON string or object, got {type(item).__name__}")
+
+
+def _print_ranking(result: RankResult) -> None:
+    table = Table(title=f"{len(result.ranking)} items ranked by {result.artifact} in {result.seconds * 1000:.1f} ms")
+    table.add_column("rank", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("id")
+    table.add_column("item", overflow="fold")
+    for position, place in enumerate(result.ranking, start=1):
+        text = place.item if isinstance(place.item, str) else json.dumps(place.item, ensure_ascii=False)
+        # Text, because rich would take brackets in a title for markup.
+        table.add_row(str(position), f"{place.score:.4f}", Text(place.item_id or ""), Text(text))
+    Console().print(table)
+
+
+def _print_model(described: ModelInfo) -> None:
+    versions = ", ".join(described.versions) or "none"
+    table = Table(title=f"{described.name} ({described.platform or 'no platform'}), versions {versions}")
+    for heading in ("", "name", "datatype", "shape"):
+        table.add_column(heading)
+    for role, tensors in (("input", described.inputs), ("output", described.outputs)):
+        for tensor in tensors:
+            table.add_row(role, Text(tensor.name), tensor.datatype, Text(str(list(tensor.shape))))
+    Console().print(table)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=dict))
+
+
+if __name__ == "__main__":
+    main()

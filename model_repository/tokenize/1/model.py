@@ -1,0 +1,80 @@
+"""tokenize: texts of a request -> rows of token ids, equal rows once.
+
+Every input is checked here, so that a bad request is answered with INVALID_ARG and never reaches the engine, while
+its neighbours go on. ``text.py`` beside this file is the definition that the model was trained with.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from interpreter import check_interpreter
+from text import RequestTokenizer, TextError, decode_texts, unique_rows
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        check_interpreter()
+        config = json.loads(args["model_config"])
+        settings = {name: value["string_value"] for name, value in config["parameters"].items()}
+        self.max_candidates = int(settings["max_candidates"])
+        self.max_history = int(settings["max_history"])
+        self.max_text_bytes = int(settings["max_text_bytes"])
+        self.row_tensors = [output["name"] for output in config["output"] if output["name"] != "row_of_candidate"]
+        self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        try:
+            if request.is_cancelled():
+                return _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
+            return pb_utils.InferenceResponse(self._tokenize(request))
+        except TextError as error:
+            return _failure(str(error), pb_utils.TritonError.INVALID_ARG)
+
+    def _tokenize(self, request):
+        items = self._texts(request, "items", self.max_candidates)
+        if not items:
+            raise TextError("items: at least one candidate is needed")
+        self._check_item_ids(request, len(items))
+        _check_top_k(request)
+        query = self._texts(request, "query", 1)[0]
+        history = self._texts(request, "history", self.max_history)
+        render = self.tokenizer.render
+        candidates = self.tokenizer.items([render(item, f"items[{i}]") for i, item in enumerate(items)])
+        for position, ids in enumerate(candidates):
+            if not ids:
+                raise TextError(f"items[{position}]: no token is left of this text; leave the candidate out")
+        context = self.tokenizer.context(query, [render(item, f"history[{i}]") for i, item in enumerate(history)])
+        rows, row_of_candidate = unique_rows(candidates)
+        tensors = vars(self.tokenizer.joint_rows(context, rows))
+        return [
+            *(pb_utils.Tensor(name, tensors[name]) for name in self.row_tensors),
+            pb_utils.Tensor("row_of_candidate", row_of_candidate),
+        ]
+
+    def _texts(self, request, name, limit):
+        values = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+        if len(values) > limit:
+            raise TextError(f"{name}: {len(values)} elements; the limit is {limit}")
+        return decode_texts(values, name, self.max_text_bytes)
+
+    def _check_item_ids(self, request, candidates):
+        if pb_utils.get_input_tensor_by_name(request, "item_ids") is None:
+            return
+        found = len(self._texts(request, "item_ids", self.max_candidates))
+        if found != candidates:
+            raise TextError(f"item_ids: {found} elements for {candidates} items; give one id per item or none at all")
+
+
+def _check_top_k(request):
+    tensor = pb_utils.get_input_tensor_by_name(request, "top_k")
+    if tensor is not None and (top_k := int(tensor.as_numpy()[0])) < 0:
+        raise TextError(f"top_k: {top_k}; expected 0 (all) or a positive number")
+
+
+def _failure(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,394 @@
+"""A stand-in for Triton that ranks by text length and misbehaves on purpose, over HTTP and gRPC.
+
+One `MisbehavingServer` listens on two free loopback ports and answers both protocols from one script: a list of
+behaviours, one per inference request, of which the last one stays. It keeps what it was asked, so that a test can
+look at the tensors, the parameters and the headers that really crossed the wire. Everything ends with `close()`.
+"""
+
+import json
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+DATATYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+
+METADATA = {
+    "name": "rank",
+    "versions": ["1", "2"],
+    "platform": "ensemble",
+    "inputs": [
+        {"name": "query", "datatype": "BYTES", "shape": [1]},
+        {"name": "items", "datatype": "BYTES", "shape": [-1]},
+    ],
+    "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1]}],
+}
+CONFIG = {
+    "name": "rank",
+    "platform": "ensemble",
+    "max_batch_size": 0,
+    "input": [{"name": "items", "data_type": "TYPE_STRING", "dims": [-1]}],
+    "parameters": {"artifact": {"string_value": "demo"}},
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An inference request as it arrived."""
+
+    protocol: str
+    model: str
+    version: str
+    request_id: str
+    inputs: dict[str, list[Any]]
+    shapes: dict[str, list[int]]
+    parameters: dict[str, Any]
+    headers: dict[str, str]
+    seconds: float = field(default_factory=time.monotonic)
+
+    def rank(self) -> dict[str, tuple[str, list[Any]]]:
+        """The right answer of this server: longest item first, ties in the order given."""
+        texts = self.inputs["items"]
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        if "item_ids" in self.inputs:
+            seen: set[bytes] = set()
+            ids = self.inputs["item_ids"]
+            order = [index for index in order if not (ids[index] in seen or seen.add(ids[index]))]
+        order = order[: self.inputs["top_k"][0] or None]
+        return {
+            "indices": ("INT32", order),
+            "scores": ("FP32", [float(len(texts[index])) for index in order]),
+            "artifact": ("BYTES", [b"fake-1"]),
+        }
+
+
+class Behaviour:
+    """Answers right; the others override a part."""
+
+    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
+        return asked.rank()
+
+
+@dataclass(frozen=True)
+class Slow(Behaviour):
+    """Answers right, after a while."""
+
+    delay_seconds: float
+
+    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
+        time.sleep(self.delay_seconds)
+        return asked.rank()
+
+
+@dataclass(frozen=True)
+class Fail(Behaviour):
+    """Answers with an error as Triton reports it."""
+
+    http: int
+    grpc: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Malformed(Behaviour):
+    """Answers with outputs changed by `change`; an output set to None is left out."""
+
+    change: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
+        return {name: output for name, output in self.change(asked.rank()).items() if output is not None}
+
+
+@dataclass(frozen=True)
+class Raw(Behaviour):
+    """HTTP only: sends these bytes and closes the connection. No bytes: hangs up."""
+
+    sent: bytes = b""
+
+
+@dataclass(frozen=True)
+class Drip(Behaviour):
+    """HTTP only: sends a byte of the answer now and then, so no single read ever times out."""
+
+    pause_seconds: float
+
+
+RIGHT = Behaviour()
+QUEUE_FULL = Fail(503, "UNAVAILABLE", "in ensemble 'rank', [request id: <id_unknown>] Exceeds maximum queue size")
+EXPIRED = Fail(503, "UNAVAILABLE", "in ensemble 'rank', [request id: <id_unknown>] Request timeout expired")
+INVALID = Fail(400, "INVALID_ARGUMENT", "items[3]: not a JSON object")
+BROKEN = Fail(500, "INTERNAL", "CUDA error: an illegal memory access")
+UNKNOWN_MODEL = Fail(404, "NOT_FOUND", "Request for unknown model: 'rank' is not found")
+UNLOADED_MODEL = Fail(503, "UNAVAILABLE", "Request for unknown model: 'rank' version 1 is not at ready state")
+STOPPING = Fail(503, "UNAVAILABLE", "Server is stopping, scheduler for model 'rank' has stopped accepting new inference requests")
+
+
+class MisbehavingServer:
+    """Serves HTTP and gRPC on loopback until `close()`. `tls` is (private key, certificate), as PEM files."""
+
+    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
+        self.script: list[Behaviour] = [RIGHT]
+        self.asked: list[Asked] = []
+        self.probe_headers: list[dict[str, str]] = []
+        self.live = self.ready = self.model_ready = True
+        self.connections = 0
+        self._lock = threading.Lock()
+        self._secure = "s" if tls else ""
+        self._http = _start_http(self, tls)
+        self._grpc, self._grpc_port = _start_grpc(self, tls)
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return {
+            "http": f"http{self._secure}://127.0.0.1:{self._http.server_address[1]}",
+            "grpc": f"grpc{self._secure}://127.0.0.1:{self._grpc_port}",
+        }
+
+    def behave(self, *script: Behaviour) -> None:
+        """Set what the next inference requests meet; the last behaviour stays."""
+        self.script = list(script)
+
+    def next_behaviour(self, asked: Asked) -> Behaviour:
+        with self._lock:
+            self.asked.append(asked)
+            return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+
+    def close(self) -> None:
+        self._grpc.stop(0).wait()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class HangingUp:
+    """A TCP server that accepts and at once hangs up, as a crashing server or a broken proxy does."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.accepted = 0
+        threading.Thread(target=self._hang_up, daemon=True).start()
+
+    def _hang_up(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            connection.close()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class Silent(HangingUp):
+    """A TCP server that accepts and says nothing."""
+
+    def _hang_up(self) -> None:
+        self._kept: list[socket.socket] = []
+        while True:
+            try:
+                self._kept.append(self._socket.accept()[0])
+            except OSError:
+                break
+        for connection in self._kept:
+            connection.close()
+
+
+def refused_address() -> str:
+    """host:port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            server.connections += 1
+            super().setup()
+
+        def do_GET(self) -> None:  # noqa: N802 - the name http.server looks for
+            server.probe_headers.append(dict(self.headers))
+            answers: dict[str, tuple[bool, Any]] = {
+                "/v2/health/live": (server.live, None),
+                "/v2/health/ready": (server.ready, None),
+                "/v2/models/rank/ready": (server.model_ready, None),
+                "/v2/models/rank": (True, METADATA),
+                "/v2/models/rank/config": (True, CONFIG),
+            }
+            fits, body = answers.get(self.path, (False, {"error": f"no such page: {self.path}"}))
+            self._send(200 if fits else 400, b"" if body is None else json.dumps(body).encode())
+
+        def do_POST(self) -> None:  # noqa: N802 - the name http.server looks for
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked = _read_http(self.path, dict(self.headers), body)
+            behaviour = server.next_behaviour(asked)
+            if isinstance(behaviour, Raw):
+                self.wfile.write(behaviour.sent)
+                self.close_connection = True
+            elif isinstance(behaviour, Fail):
+                self._send(behaviour.http, json.dumps({"error": behaviour.message}).encode())
+            elif isinstance(behaviour, Drip):
+                self._drip(behaviour.pause_seconds)
+            else:
+                header, data = _write_http(asked, behaviour.outputs(asked))
+                self._send(200, header + data, {"Inference-Header-Content-Length": str(len(header))})
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _drip(self, pause_seconds: float) -> None:
+            self.close_connection = True
+            try:
+                for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(pause_seconds)
+            except OSError:
+                pass  # the client gave up, as it should
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Say nothing: a test that fails shows what the client saw."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        block_on_close = False
+        request_queue_size = 64
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Clients that hang up are expected here."""
+
+    listener = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls[1], tls[0])
+        listener.socket = context.wrap_socket(listener.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return listener
+
+
+def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> tuple[grpc.Server, int]:
+    class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+        def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802 - names of the protocol
+            server.probe_headers.append(_metadata(context))
+            return service_pb2.ServerLiveResponse(live=server.live)
+
+        def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+            return service_pb2.ServerReadyResponse(ready=server.ready)
+
+        def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+            _check_model(request.name, context)
+            return service_pb2.ModelReadyResponse(ready=server.model_ready)
+
+        def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+            _check_model(request.name, context)
+            return json_format.ParseDict(METADATA, service_pb2.ModelMetadataResponse())
+
+        def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+            _check_model(request.name, context)
+            config = json_format.ParseDict(CONFIG, model_config_pb2.ModelConfig())
+            return service_pb2.ModelConfigResponse(config=config)
+
+        def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+            asked = _read_grpc(request, _metadata(context))
+            behaviour = server.next_behaviour(asked)
+            if isinstance(behaviour, Fail):
+                context.abort(grpc.StatusCode[behaviour.grpc], behaviour.message)
+            return _write_grpc(asked, behaviour.outputs(asked))
+
+    def _check_model(name: str, context: Any) -> None:
+        if name != "rank":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+
+    listener = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), listener)
+    if tls is None:
+        port = listener.add_insecure_port("127.0.0.1:0")
+    else:
+        pair = (tls[0].read_bytes(), tls[1].read_bytes())
+        port = listener.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    listener.start()
+    return listener, port
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in context.invocation_metadata()}
+
+
+def _read_http(path: str, headers: dict[str, str], body: bytes) -> Asked:
+    header_length = int(headers["Inference-Header-Content-Length"])
+    header = json.loads(body[:header_length])
+    offset = header_length
+    inputs, shapes = {}, {}
+    for tensor in header["inputs"]:
+        size = tensor["parameters"]["binary_data_size"]
+        inputs[tensor["name"]] = _values(tensor["datatype"], body[offset : offset + size])
+        shapes[tensor["name"]] = tensor["shape"]
+        offset += size
+    parts = path.split("/")  # /v2/models/NAME[/versions/VERSION]/infer
+    version = parts[5] if "versions" in parts else ""
+    parameters = header.get("parameters", {})
+    return Asked("http", parts[3], version, header.get("id", ""), inputs, shapes, parameters, headers)
+
+
+def _write_http(asked: Asked, outputs: dict[str, tuple[str, list[Any]]]) -> tuple[bytes, bytes]:
+    described, buffers = [], []
+    for name, (datatype, values) in outputs.items():
+        buffer = _buffer(datatype, values)
+        parameters = {"binary_data_size": len(buffer)}
+        described.append({"name": name, "datatype": datatype, "shape": [len(values)], "parameters": parameters})
+        buffers.append(buffer)
+    return json.dumps({"model_name": asked.model, "outputs": described}).encode(), b"".join(buffers)
+
+
+def _read_grpc(request: Any, headers: dict[str, str]) -> Asked:
+    inputs, shapes = {}, {}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        inputs[tensor.name] = _values(tensor.datatype, raw)
+        shapes[tensor.name] = list(tensor.shape)
+    parameters = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()}
+    return Asked("grpc", request.model_name, request.model_version, request.id, inputs, shapes, parameters, headers)
+
+
+def _write_grpc(asked: Asked, outputs: dict[str, tuple[str, list[Any]]]) -> Any:
+    response = service_pb2.ModelInferResponse(model_name=asked.model, model_version="1")
+    for name, (datatype, values) in outputs.items():
+        response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
+        response.raw_output_contents.append(_buffer(datatype, values))
+    return response
+
+
+def _values(datatype: str, raw: bytes) -> list[Any]:
+    if datatype != "BYTES":
+        return list(np.frombuffer(raw, dtype=DATATYPES[datatype]).tolist())
+    values = []
+    while raw:
+        (length,) = struct.unpack_from("<I", raw)
+        values.append(raw[4 : 4 + length])
+        raw = raw[4 + length :]
+    return values
+
+
+def _buffer(datatype: str, values: Sequence[Any]) -> bytes:
+    if datatype != "BYTES":
+        return np.array(values, dtype=DATATYPES[datatype]).tobytes()
+    return b"".join(struct.pack("<I", len(value)) + value for value in values)

@@ -1,0 +1,260 @@
+"""The sources give the two tables, whatever the files look like; every fault is found and named by its line."""
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from tritonrank.data import load_tables
+from tritonrank.errors import DataError
+from tritonrank.recipe import DataSettings, MovieLensData, TablesData
+
+MOVIES = """movieId,title,genres
+1,"Matrix, The (1999)",Action|Sci-Fi
+2,"City of Lost Children, The (Cité des enfants perdus, La) (1995)",Adventure
+3,"Avventura, L' (Adventure, The) (1960)",(no genres listed)
+4,Untitled,Drama
+"""
+RATINGS = """userId,movieId,rating,timestamp
+7,1,4.0,100
+7,2,3.5,90
+8,3,5.0,80
+"""
+TAGS = """userId,movieId,tag,timestamp
+7,1,Neo,100
+8,1,neo ,101
+8,1,red pill,102
+7,1,bullet time,103
+"""
+
+
+def movielens(folder: Path, movies: str = MOVIES, ratings: str = RATINGS, tags: str = TAGS) -> MovieLensData:
+    for name, text in (("movies.csv", movies), ("ratings.csv", ratings), ("tags.csv", tags)):
+        (folder / name).write_bytes(text.encode("utf-8", errors="surrogateescape"))
+    return MovieLensData(source="movielens", path=folder)
+
+
+def faults_of(settings: DataSettings) -> list[str]:
+    """The fault lines of a load, each cut to begin with the file's name."""
+    with pytest.raises(DataError) as caught:
+        load_tables(settings, seed=1)
+    return [line.strip().rsplit("/", 1)[-1] for line in str(caught.value).splitlines()[1:]]
+
+
+def test_movielens_reads_as_people_speak(tmp_path: Path) -> None:
+    tables = load_tables(movielens(tmp_path), seed=1)
+    assert tables.items.rows() == [
+        ("1", "The Matrix", "1999", "Action Sci-Fi", "neo, bullet time, red pill"),
+        ("2", "The City of Lost Children (La Cité des enfants perdus)", "1995", "Adventure", ""),
+        ("3", "L'Avventura (The Adventure)", "1960", "", ""),
+        ("4", "Untitled", "", "Drama", ""),
+    ]
+    assert tables.items.columns == ["item_id", "title", "year", "genres", "tags"]
+
+
+def test_movielens_events_keep_their_order(tmp_path: Path) -> None:
+    events = load_tables(movielens(tmp_path), seed=1).events
+    assert events.rows() == [("7", "1", "", 100, 1), ("7", "2", "", 90, 0), ("8", "3", "", 80, 1)]
+    assert events.dtypes == [pl.String, pl.String, pl.String, pl.Int64, pl.Int8]
+
+
+def test_empty_tags_are_no_fault(tmp_path: Path) -> None:
+    tables = load_tables(movielens(tmp_path, tags="userId,movieId,tag,timestamp\n"), seed=1)
+    assert tables.items["tags"].to_list() == ["", "", "", ""]
+
+
+def test_windows_files_and_byte_order_marks_are_no_fault(tmp_path: Path) -> None:
+    settings = movielens(tmp_path, movies="\ufeff" + MOVIES.replace("\n", "\r\n"))
+    assert load_tables(settings, seed=1).items["title"][0] == "The Matrix"
+
+
+def test_all_faults_of_all_files_come_together(tmp_path: Path) -> None:
+    movies = 'movieId,title,genres\n1,"two\nlines",Drama\n1,Again,Drama\n,Nameless,Drama\n5,short\n6,Caf\udce9,Drama\n'
+    ratings = (
+        "userId,movieId,rating,timestamp\n"
+        "7,1,5.5,100\n"  # 2
+        "7,1,0,100\n"
+        "7,1,NaN,100\n"
+        "7,99,4,100\n"  # 5
+        ",1,4,100\n"
+        "7,1,4,-1\n"
+        "7,1,4,1700000000000\n"  # 8, milliseconds
+        "7,1,4,100,extra\n"
+        "\n"  # blank lines are nobody's fault
+        "7,1,good,soon\n"  # 11
+        "7,5,4,100\n"  # the item's row is broken, but its id is known
+    )
+    tags = "userId,movieId,label\n7,98,x\n"
+    assert faults_of(movielens(tmp_path, movies, ratings, tags)) == [
+        "movies.csv:7: broken UTF-8 at byte offset 84 (0xE9); expected UTF-8 throughout",
+        "movies.csv:6: 2 field(s); expected 3 (movieId, title, genres)",
+        "movies.csv:5: movieId is empty; expected an id",
+        "movies.csv:4: movieId is '1'; expected each id once; this one occurred before",
+        "ratings.csv:9: 5 field(s); expected 4 (userId, movieId, rating, timestamp)",
+        "ratings.csv:6: userId is empty; expected an id",
+        "ratings.csv:5: movieId is '99'; expected an item id of movies.csv",
+        "ratings.csv:2: rating is '5.5'; expected a number from 0.5 to 5",
+        "ratings.csv:3: rating is '0'; expected a number from 0.5 to 5",
+        "ratings.csv:4: rating is 'NaN'; expected a number from 0.5 to 5",
+        "ratings.csv:11: rating is 'good'; expected a number from 0.5 to 5",
+        "ratings.csv:7: timestamp is '-1'; expected unix seconds (not milliseconds) or an ISO date, from 1970 to 9999",
+        "ratings.csv:8: timestamp is '1700000000000'; expected unix seconds (not milliseconds) or an ISO date, "
+        "from 1970 to 9999",
+        "ratings.csv:11: timestamp is 'soon'; expected unix seconds (not milliseconds) or an ISO date, "
+        "from 1970 to 9999",
+        "tags.csv:2: movieId is '98'; expected an item id of movies.csv",
+        "tags.csv:1: no column 'tag'; expected it among the columns: userId, movieId, label",
+    ]
+
+
+def test_the_byte_offset_points_at_the_broken_byte(tmp_path: Path) -> None:
+    (fault,) = faults_of(movielens(tmp_path, movies=MOVIES + "5,ok,x\n6,Caf\udce9,Drama\n"))
+    offset = int(fault.split("at byte offset ")[1].split()[0])
+    assert (tmp_path / "movies.csv").read_bytes()[offset] == 0xE9
+
+
+def test_a_quote_that_never_closes_is_named_where_it_opens(tmp_path: Path) -> None:
+    faults = faults_of(movielens(tmp_path, movies=MOVIES + '5,"endless,Drama\n6,swallowed,Drama\n'))
+    assert len(faults) == 1
+    assert faults[0].startswith("movies.csv:6: not a CSV row")
+
+
+def test_reading_goes_on_after_a_bad_quote(tmp_path: Path) -> None:
+    movies = MOVIES + '5,"bad"quote,Drama\n6,fine,Drama\n6,again,Drama\n'
+    # The rating of movie 5 is not blamed: its item was lost with the bad row.
+    faults = faults_of(movielens(tmp_path, movies=movies, ratings=RATINGS + "7,5,4,100\n"))
+    assert faults[0].startswith("movies.csv:6: not a CSV row")
+    assert faults[1:] == ["movies.csv:8: movieId is '6'; expected each id once; this one occurred before"]
+
+
+def test_many_faults_of_a_kind_are_counted_and_do_not_hide_others(tmp_path: Path) -> None:
+    ratings = RATINGS + "7,1,9,100\n" * 25 + "7,77,4,100\n"
+    faults = faults_of(movielens(tmp_path, ratings=ratings))
+    assert faults[0] == "ratings.csv:30: movieId is '77'; expected an item id of movies.csv"
+    assert len(faults) == 12
+    assert faults[-1] == "ratings.csv: ... and 15 more of this kind"
+
+
+@pytest.mark.parametrize("content", ["", "movieId,title,genres\n"])
+def test_empty_files_are_named_and_do_not_blame_the_others(tmp_path: Path, content: str) -> None:
+    (fault,) = faults_of(movielens(tmp_path, movies=content))
+    assert fault.startswith("movies.csv: ")
+    assert "expected" in fault
+
+
+def test_a_column_that_occurs_twice_is_a_fault(tmp_path: Path) -> None:
+    (fault,) = faults_of(movielens(tmp_path, movies=MOVIES.replace("genres", "title", 1)))
+    assert fault == "movies.csv:1: column title occurs twice; expected each name once"
+
+
+def test_a_missing_folder_says_where_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"movies\.csv, ratings\.csv, tags\.csv not found.*grouplens.*data\.path"):
+        load_tables(MovieLensData(source="movielens", path=tmp_path / "none"), seed=1)
+
+
+ITEMS = pl.DataFrame({"sku": [10, 11], "name": ["Lamp", None], "watts": [5.5, 7.0]})
+EVENTS = pl.DataFrame(
+    {"who": ["a", "b"], "sku": [11, 10], "at": [100, 200], "search": [" lamp ", None], "stars": [1.0, 3.0]}
+)
+
+
+def write_tables(folder: Path, suffix: str, items: pl.DataFrame = ITEMS, events: pl.DataFrame = EVENTS) -> TablesData:
+    for name, frame in (("items", items), ("events", events)):
+        path = folder / f"{name}.{suffix}"
+        frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
+    return TablesData(
+        source="tables",
+        items=folder / f"items.{suffix}",
+        events=folder / f"events.{suffix}",
+        item_id="sku",
+        text_fields=["name", "watts", "sku"],
+        user_id="who",
+        timestamp="at",
+        query="search",
+        label="stars",
+        positive_label=3,
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_columns_are_mapped(tmp_path: Path, suffix: str) -> None:
+    tables = load_tables(write_tables(tmp_path, suffix), seed=1)
+    assert tables.items.sort("item_id").rows(named=True) == [
+        {"item_id": "10", "sku": "10", "name": "Lamp", "watts": "5.5"},
+        {"item_id": "11", "sku": "11", "name": "", "watts": "7.0"},
+    ]
+    assert tables.events.rows() == [("a", "11", "lamp", 100, 0), ("b", "10", "", 200, 1)]
+
+
+def test_query_and_label_are_optional(tmp_path: Path) -> None:
+    settings = write_tables(tmp_path, "csv").model_copy(update={"query": None, "label": None})
+    assert load_tables(settings, seed=1).events.rows() == [("a", "11", "", 100, 1), ("b", "10", "", 200, 1)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values"),
+    [
+        ("csv", ["1704067200", "1704070800.9"]),
+        ("csv", ["2024-01-01", "2024-01-01T01:00:00Z"]),
+        ("csv", ["2024-01-01 00:00:00", "2024-01-01T02:00:00.25+01:00"]),
+        ("parquet", ["2024-01-01", "1704070800"]),
+        ("parquet", [1704067200.0, 1704070800.5]),
+        ("parquet", [datetime(2024, 1, 1), datetime(2024, 1, 1, 1)]),
+        ("parquet", [datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, 1, tzinfo=UTC)]),
+    ],
+)
+def test_timestamps_are_seconds_or_dates(tmp_path: Path, suffix: str, values: list[object]) -> None:
+    settings = write_tables(tmp_path, suffix, events=EVENTS.with_columns(pl.Series("at", values)))
+    assert load_tables(settings, seed=1).events["timestamp"].to_list() == [1704067200, 1704070800]
+
+
+def test_dates_are_midnight_utc(tmp_path: Path) -> None:
+    events = EVENTS.with_columns(pl.Series("at", [date(1970, 1, 2), date(2024, 1, 1)]))
+    settings = write_tables(tmp_path, "parquet", events=events)
+    assert load_tables(settings, seed=1).events["timestamp"].to_list() == [86_400, 1704067200]
+
+
+def test_parquet_faults_name_the_row(tmp_path: Path) -> None:
+    events = EVENTS.with_columns(
+        sku=pl.Series([12, None]),
+        stars=pl.Series([float("nan"), None]),
+        at=pl.Series([-1, 200]),
+        search=pl.Series([[1], [2]]),
+    )
+    assert faults_of(write_tables(tmp_path, "parquet", ITEMS.vstack(ITEMS[:1]), events)) == [
+        "items.parquet: row 3: sku is '10'; expected each id once; this one occurred before",
+        "events.parquet: row 2: sku is empty; expected an id",
+        "events.parquet: row 1: sku is '12'; expected an item id of items.parquet",
+        "events.parquet: row 1: at is -1; expected unix seconds (not milliseconds) or an ISO date, from 1970 to 9999",
+        "events.parquet: column 'search' holds List(Int64); expected text, numbers, booleans or dates",
+        "events.parquet: row 1: stars is nan; expected a number",
+        "events.parquet: row 2: stars is empty; expected a number",
+    ]
+
+
+def test_mistyped_columns_are_faults(tmp_path: Path) -> None:
+    events = EVENTS.with_columns(pl.col("sku").cast(pl.Float64), at=pl.lit(True), stars=pl.lit(date(2024, 1, 1)))
+    assert faults_of(write_tables(tmp_path, "parquet", events=events)) == [
+        "events.parquet: column 'sku' holds Float64; expected text or whole numbers",
+        "events.parquet: column 'at' holds Boolean; expected unix seconds, ISO dates or a date type",
+        "events.parquet: column 'stars' holds Date; expected numbers",
+    ]
+
+
+def test_damaged_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+    settings = write_tables(tmp_path, "parquet")
+    settings.items.write_bytes(b"PAR1 but not really")
+    settings.events.unlink()
+    damaged, missing = faults_of(settings)
+    assert damaged.startswith("items.parquet: cannot be read as Parquet")
+    assert missing.startswith("events.parquet: no such file")
+    excel = settings.items.rename(tmp_path / "items.xlsx")
+    assert "items.xlsx: unknown file type '.xlsx'; expected .parquet or .csv" in faults_of(
+        settings.model_copy(update={"items": excel})
+    )
+
+
+def test_a_text_field_cannot_hide_the_id(tmp_path: Path) -> None:
+    settings = write_tables(tmp_path, "csv").model_copy(update={"text_fields": ["item_id"]})
+    with pytest.raises(DataError, match="would hide the id column 'sku'"):
+        load_tables(settings, seed=1)
