@@ -5,6 +5,7 @@ behaviours, one per inference request, of which the last one stays. It keeps wha
 look at the tensors, the parameters and the headers that really crossed the wire. Everything ends with `close()`.
 """
 
+import contextlib
 import json
 import socket
 import ssl
@@ -132,28 +133,36 @@ INVALID = Fail(400, "INVALID_ARGUMENT", "items[3]: not a JSON object")
 BROKEN = Fail(500, "INTERNAL", "CUDA error: an illegal memory access")
 UNKNOWN_MODEL = Fail(404, "NOT_FOUND", "Request for unknown model: 'rank' is not found")
 UNLOADED_MODEL = Fail(503, "UNAVAILABLE", "Request for unknown model: 'rank' version 1 is not at ready state")
-STOPPING = Fail(503, "UNAVAILABLE", "Server is stopping, scheduler for model 'rank' has stopped accepting new inference requests")
+STOPPING = Fail(
+    503, "UNAVAILABLE", "Server is stopping, scheduler for model 'rank' has stopped accepting new inference requests"
+)
 
 
 class MisbehavingServer:
-    """Serves HTTP and gRPC on loopback until `close()`. `tls` is (private key, certificate), as PEM files."""
+    """Serves HTTP and gRPC on loopback until `close()`.
 
-    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
+    `tls` is (private key, certificate), as PEM files; `ports` are those of HTTP and gRPC, 0 for a free one.
+    """
+
+    def __init__(self, tls: tuple[Path, Path] | None = None, ports: tuple[int, int] = (0, 0)) -> None:
         self.script: list[Behaviour] = [RIGHT]
         self.asked: list[Asked] = []
         self.probe_headers: list[dict[str, str]] = []
         self.live = self.ready = self.model_ready = True
+        self.reads_bodies = True
         self.connections = 0
+        self.open_sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._secure = "s" if tls else ""
-        self._http = _start_http(self, tls)
-        self._grpc, self._grpc_port = _start_grpc(self, tls)
+        self._http = _start_http(self, tls, ports[0])
+        self._grpc, grpc_port = _start_grpc(self, tls, ports[1])
+        self.ports = (self._http.server_address[1], grpc_port)
 
     @property
     def urls(self) -> dict[str, str]:
         return {
-            "http": f"http{self._secure}://127.0.0.1:{self._http.server_address[1]}",
-            "grpc": f"grpc{self._secure}://127.0.0.1:{self._grpc_port}",
+            "http": f"http{self._secure}://127.0.0.1:{self.ports[0]}",
+            "grpc": f"grpc{self._secure}://127.0.0.1:{self.ports[1]}",
         }
 
     def behave(self, *script: Behaviour) -> None:
@@ -169,6 +178,9 @@ class MisbehavingServer:
         self._grpc.stop(0).wait()
         self._http.shutdown()
         self._http.server_close()
+        for kept_alive in list(self.open_sockets):
+            with contextlib.suppress(OSError):
+                kept_alive.shutdown(socket.SHUT_RDWR)
 
 
 class HangingUp:
@@ -214,16 +226,21 @@ def refused_address() -> str:
         return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
-def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> ThreadingHTTPServer:
+def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def setup(self) -> None:
-            server.connections += 1
             super().setup()
+            server.connections += 1
+            server.open_sockets.add(self.connection)
 
-        def do_GET(self) -> None:  # noqa: N802 - the name http.server looks for
+        def finish(self) -> None:
+            server.open_sockets.discard(self.connection)
+            super().finish()
+
+        def do_GET(self) -> None:
             server.probe_headers.append(dict(self.headers))
             answers: dict[str, tuple[bool, Any]] = {
                 "/v2/health/live": (server.live, None),
@@ -235,7 +252,11 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> Thr
             fits, body = answers.get(self.path, (False, {"error": f"no such page: {self.path}"}))
             self._send(200 if fits else 400, b"" if body is None else json.dumps(body).encode())
 
-        def do_POST(self) -> None:  # noqa: N802 - the name http.server looks for
+        def do_POST(self) -> None:
+            if not server.reads_bodies:
+                time.sleep(0.5)
+                self.close_connection = True
+                return
             body = self.rfile.read(int(self.headers["Content-Length"]))
             asked = _read_http(self.path, dict(self.headers), body)
             behaviour = server.next_behaviour(asked)
@@ -259,12 +280,10 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> Thr
 
         def _drip(self, pause_seconds: float) -> None:
             self.close_connection = True
-            try:
+            with contextlib.suppress(OSError):  # the client gives up, as it should
                 for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000:
                     self.wfile.write(bytes([byte]))
                     time.sleep(pause_seconds)
-            except OSError:
-                pass  # the client gave up, as it should
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Say nothing: a test that fails shows what the client saw."""
@@ -277,7 +296,7 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> Thr
         def handle_error(self, request: Any, client_address: Any) -> None:
             """Clients that hang up are expected here."""
 
-    listener = Server(("127.0.0.1", 0), Handler)
+    listener = Server(("127.0.0.1", port), Handler)
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls[1], tls[0])
@@ -286,7 +305,7 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> Thr
     return listener
 
 
-def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> tuple[grpc.Server, int]:
+def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> tuple[grpc.Server, int]:
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802 - names of the protocol
             server.probe_headers.append(_metadata(context))
@@ -322,10 +341,10 @@ def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None) -> tup
     listener = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), listener)
     if tls is None:
-        port = listener.add_insecure_port("127.0.0.1:0")
+        port = listener.add_insecure_port(f"127.0.0.1:{port}")
     else:
         pair = (tls[0].read_bytes(), tls[1].read_bytes())
-        port = listener.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+        port = listener.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([pair]))
     listener.start()
     return listener, port
 
@@ -365,7 +384,9 @@ def _read_grpc(request: Any, headers: dict[str, str]) -> Asked:
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         inputs[tensor.name] = _values(tensor.datatype, raw)
         shapes[tensor.name] = list(tensor.shape)
-    parameters = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()}
+    parameters = {
+        name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()
+    }
     return Asked("grpc", request.model_name, request.model_version, request.id, inputs, shapes, parameters, headers)
 
 

@@ -233,6 +233,24 @@ def test_a_killed_program_takes_its_server_along(repository: Path) -> None:
 
 
 @pytest.mark.usefixtures("leaves_nothing_behind")
+def test_a_frozen_server_is_killed_with_its_stubs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "STOP_MARGIN_SECONDS", 3.0)
+    running = LocalTriton(repository, exit_timeout_seconds=0).start()
+    for process in (*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)):
+        process.suspend()
+    running.stop()
+    assert running.wait() == 128 + signal.SIGKILL
+
+
+@pytest.mark.usefixtures("leaves_nothing_behind")
+def test_a_killed_keeper_takes_the_server_along(repository: Path) -> None:
+    running = LocalTriton(repository).start()
+    psutil.Process(running.pid).parent().kill()
+    wait_until(lambda: running.pid not in marked_processes(), 15, lambda: "the server lives on")
+    running.stop()
+
+
+@pytest.mark.usefixtures("leaves_nothing_behind")
 def test_ctrl_c_while_models_load(tmp_path: Path) -> None:
     def interrupt() -> None:
         wait_until(lambda: len(marked_processes()) >= before + 3, 20, lambda: "the stub did not start")

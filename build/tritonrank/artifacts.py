@@ -96,9 +96,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder}: no artifact here ({MANIFEST} is missing). Build it: tritonrank build RECIPE") from None
+        raise ArtifactError(
+            f"{folder}: no artifact here ({MANIFEST} is missing). Build it: tritonrank build RECIPE"
+        ) from None
     except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged manifest ({error}). Delete {folder} and run tritonrank build again") from None
+        raise ArtifactError(
+            f"{path}: damaged manifest ({error}). Delete {folder} and run tritonrank build again"
+        ) from None
 
 
 def verify_artifact(folder: Path) -> Manifest:

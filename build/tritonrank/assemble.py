@@ -7,13 +7,15 @@ process: a server is ready when it gives the same.
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from tritonrank import engine, interpreter, text
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
 from tritonrank.engine import available_cores
 from tritonrank.errors import ArtifactError
 from tritonrank.export import MODEL_FILE, copy_text_files
@@ -21,7 +23,7 @@ from tritonrank.prepare import Dataset
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
 from tritonrank.text import TextRules
-from tritonrank.triton_config import as_text, model_configs, score_instances
+from tritonrank.triton_config import WARMUP_SHAPES, as_text, model_configs, score_instances, warmup_mask_file
 
 GOLDEN_FILE = "golden.json"
 GOLDEN_CANDIDATES = 12
@@ -37,6 +39,7 @@ def assemble_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "serve": recipe.serve.model_dump(mode="json"),
         "score_instances": score_instances(recipe.serve, available_cores()),
+        "sources": {f"{model}/{path.name}": sha256_file(path) for model, path in _python_sources()},
     }
 
 
@@ -71,12 +74,13 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
         version = repository / name / "1"
         version.mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
-        if name in PYTHON_FILES:
-            shutil.copyfile(serving_sources() / name / "1" / "model.py", version / "model.py")
-        for module in PYTHON_FILES.get(name, ()):
-            source = Path(str(module.__file__))
-            shutil.copyfile(source, version / source.name)
+    for name, source in _python_sources():
+        shutil.copyfile(source, repository / name / "1" / source.name)
     (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
+    warmup = repository / "score" / "warmup"
+    warmup.mkdir()
+    for _, tokens in WARMUP_SHAPES:
+        (warmup / warmup_mask_file(tokens)).write_bytes(np.ones(tokens, dtype="<i4").tobytes())
     copy_text_files(model_folder, repository / "tokenize" / "1")
     shutil.copyfile(model_folder / MODEL_FILE, repository / "score" / "1" / MODEL_FILE)
 
@@ -96,6 +100,14 @@ def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:
     requests = [Request(r.query, r.history, r.items[:GOLDEN_CANDIDATES]) for r in requests]
     requests.append(Request("", [], requests[0].items))
     return [vars(request) | {"scores": scorer.score(request).tolist()} for request in requests]
+
+
+def _python_sources() -> Iterator[tuple[str, Path]]:
+    """Each model with the Python files that go into its version folder."""
+    for name, modules in PYTHON_FILES.items():
+        yield name, serving_sources() / name / "1" / "model.py"
+        for module in modules:
+            yield name, Path(str(module.__file__))
 
 
 def serving_sources() -> Path:

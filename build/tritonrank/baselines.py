@@ -100,7 +100,9 @@ def _embedder(recipe: Recipe) -> Callable[[list[str]], NDArray[np.float32]]:
         """Unit vectors, (texts, hidden): mean over the tokens of the last hidden state."""
         vectors = []
         for start in range(0, len(texts), 64):
-            inputs = tokenizer(texts[start : start + 64], padding=True, truncation=True, max_length=64, return_tensors="pt")
+            inputs = tokenizer(
+                texts[start : start + 64], padding=True, truncation=True, max_length=64, return_tensors="pt"
+            )
             hidden = encoder(**inputs).last_hidden_state
             mask = inputs["attention_mask"].unsqueeze(-1)
             vectors.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))

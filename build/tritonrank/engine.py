@@ -78,8 +78,8 @@ def run_in_batches(
 
 def token_counts(requests: Sequence[Rows]) -> tuple[int, int]:
     """Tokens that the batches compute, and tokens that the requests need: their ratio is the cost of padding."""
-    lengths = np.concatenate([request["attention_mask"].sum(axis=1) for request in requests])
-    return int(_padded(lengths).sum()), int(lengths.sum())
+    lengths = [_lengths(request) for request in requests]
+    return sum(int(_padded(rows).sum()) for rows in lengths), sum(int(rows.sum()) for rows in lengths)
 
 
 def available_cores() -> int:
@@ -97,12 +97,16 @@ def available_cores() -> int:
 def _batches(requests: Sequence[Rows], rows_per_batch: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     rows_by_tokens: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, request in enumerate(requests):
-        for row, tokens in enumerate(_padded(request["attention_mask"].sum(axis=1))):
+        for row, tokens in enumerate(_padded(_lengths(request))):
             rows_by_tokens[int(tokens)].append((number, row))
     for tokens, places in rows_by_tokens.items():
         for start in range(0, len(places), rows_per_batch):
             yield tokens, places[start : start + rows_per_batch]
 
 
+def _lengths(request: Rows) -> NDArray[np.int64]:
+    return np.asarray(request["attention_mask"].sum(axis=1), dtype=np.int64)
+
+
 def _padded(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return -(-lengths // PADDED_MULTIPLE) * PADDED_MULTIPLE
+    return -(-np.maximum(lengths, 1) // PADDED_MULTIPLE) * PADDED_MULTIPLE

@@ -68,7 +68,9 @@ def judge(name: str, score: ExampleScorer, examples: Sequence[Example]) -> Judge
     return Judgement(name, pl.DataFrame(rows, schema_overrides=schema))
 
 
-def judge_scorer(name: str, scorer: Scorer, dataset: Dataset, examples: Sequence[Example], rules: TextRules) -> Judgement:
+def judge_scorer(
+    name: str, scorer: Scorer, dataset: Dataset, examples: Sequence[Example], rules: TextRules
+) -> Judgement:
     """Judge something that scores requests as clients send them: a checkpoint, an ONNX file, a live server."""
     requests = dict(
         zip((example.example_id for example in examples), requests_of(dataset, examples, rules), strict=True)

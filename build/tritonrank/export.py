@@ -75,7 +75,7 @@ def copy_text_files(source: Path, target: Path) -> None:
 
 
 def export_graph(checkpoint_folder: Path, target: Path, opset: int) -> None:
-    """Export through optimum, then narrow the inputs to int32, which every engine takes and which halves the traffic."""
+    """Export through optimum, then narrow the inputs to int32: every engine takes it, and it halves the traffic."""
     scratch = target.with_suffix(".export")
     try:
         main_export(
@@ -117,8 +117,8 @@ def compare_with_torch(
     for what, difference in (("the shape grid", grid), ("real requests", real)):
         if not difference <= tolerance:
             raise ArtifactError(
-                f"{path}: logits differ from PyTorch by {difference:.2e} on {what}; export.tolerance is {tolerance:.0e}. "
-                "Try another export.opset, or look for operators that the exporter approximates"
+                f"{path}: logits differ from PyTorch by {difference:.2e} on {what}, more than export.tolerance "
+                f"{tolerance:.0e}. Try another export.opset, or look for operators that the exporter approximates"
             )
     return Difference(grid, real)
 

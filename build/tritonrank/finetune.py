@@ -31,6 +31,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from tritonrank.artifacts import read_manifest, stage_key, write_artifact
@@ -135,7 +136,7 @@ def list_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Te
     return losses.sum() / pairs.sum().clamp(min=1)
 
 
-class _RankingTrainer(Trainer):
+class _RankingTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with a loss over lists and NDCG@10 on the validation users as its evaluation."""
 
     def __init__(self, *, loss_kind: str, judge: "_Judge", **options: Any) -> None:
@@ -152,7 +153,7 @@ class _RankingTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         metrics = {"eval_ndcg": self._judge.ndcg(self.accelerator.unwrap_model(self.model))}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
@@ -205,7 +206,8 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             self._bar.update(self._task, loss=f"loss {logs['loss']:.3f}")
         if "eval_ndcg" in logs:
             self._bar.console.print(
-                f"  step {state.global_step}/{state.max_steps}: validation NDCG@10 {logs['eval_ndcg']:.4f}", highlight=False
+                f"  step {state.global_step}/{state.max_steps}: validation NDCG@10 {logs['eval_ndcg']:.4f}",
+                highlight=False,
             )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -259,15 +261,8 @@ def _trainer(
         data_collator=_Collator(dataset, tokenizer, model_input_names(model)),
         callbacks=[_Progress(), EarlyStoppingCallback(early_stopping_patience=settings.patience)],
     )
-    trainer.remove_callback(_default_printer(trainer))
+    trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress bar takes its place
     return trainer
-
-
-def _default_printer(trainer: Trainer) -> type[TrainerCallback]:
-    """The callback that prints raw dictionaries; our progress bar takes its place."""
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 class _Collator:
@@ -335,7 +330,9 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
         "best_validation_ndcg@10": trainer.state.best_metric,
-        "validation_ndcg@10": [(entry["step"], round(entry["eval_ndcg"], 5)) for entry in history if "eval_ndcg" in entry],
+        "validation_ndcg@10": [
+            (entry["step"], round(entry["eval_ndcg"], 5)) for entry in history if "eval_ndcg" in entry
+        ],
         "loss": [(entry["step"], round(entry["loss"], 5)) for entry in history if "loss" in entry],
         "processes": trainer.args.world_size,
         "mixed_precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "off",

@@ -79,7 +79,6 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
     Raises:
         DataError: the source has faults, the template names a field the items do not have, nobody can be judged or
             nothing can be learnt, or the catalogue is too small for the negatives asked for.
-        RecipeError: examples.cutoff is not a date.
     """
     settings = prepare_settings(recipe)
     with write_artifact(folder, "prepare", settings, parents={}) as draft:

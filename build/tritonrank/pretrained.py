@@ -92,7 +92,9 @@ def load_ranker(name: str, *, new_head: bool) -> PreTrainedModel:
 def longest_input(model: PreTrainedModel) -> int:
     """Tokens that the position embeddings can hold (RoBERTa keeps the first padding_idx + 1 rows for itself)."""
     rows = int(model.config.max_position_embeddings)
-    reserved = model.config.pad_token_id + 1 if model.config.model_type in {"roberta", "xlm-roberta", "camembert"} else 0
+    reserved = (
+        model.config.pad_token_id + 1 if model.config.model_type in {"roberta", "xlm-roberta", "camembert"} else 0
+    )
     return rows - reserved
 
 
@@ -102,5 +104,7 @@ def _load(auto_class: type, name: str, **options: object) -> PreTrainedModel:
             resolve(name), dtype=torch.float32, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{name}: no model can be loaded from there (safetensors weights needed): {error}") from None
-    return model  # type: ignore[no-any-return]
+        raise ArtifactError(
+            f"{name}: no model can be loaded from there (safetensors weights needed): {error}"
+        ) from None
+    return model

@@ -91,9 +91,7 @@ def quantize(
             draft.metrics["dynamic INT8 (comparison)"] = dynamic.as_metrics()
 
 
-def quantize_graph(
-    onnx_folder: Path, target: Path, requests: list[Request], settings: QuantizeSettings
-) -> list[str]:
+def quantize_graph(onnx_folder: Path, target: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
     """Write the Q/DQ graph and return the names of the quantized nodes.
 
     Raises:
@@ -187,7 +185,9 @@ def _check_quantized(path: Path, nodes: list[str]) -> None:
     bare = [n.name for n in graph.node if n.name in set(nodes) and not set(n.input) <= dequantized]
     found = sum(node.name in set(nodes) for node in graph.node)
     if bare or found != len(nodes):
-        raise ArtifactError(f"{path}: {found} of {len(nodes)} chosen MatMuls found; without Q/DQ on both inputs: {bare}")
+        raise ArtifactError(
+            f"{path}: {found} of {len(nodes)} chosen MatMuls found; without Q/DQ on both inputs: {bare}"
+        )
 
 
 def _judge_dynamic(

@@ -50,7 +50,9 @@ class TablesData(Settings):
     user_id: str = Field("user_id", description="column of the events table")
     timestamp: str = Field("timestamp", description="column of the events table; a number or an ISO date")
     query: str | None = Field(None, description="column of the events table with the search query, if there is one")
-    label: str | None = Field(None, description="numeric column of the events table; without it all events are positive")
+    label: str | None = Field(
+        None, description="numeric column of the events table; without it all events are positive"
+    )
     positive_label: float = Field(1.0, description="label values from here on are positives")
 
 
@@ -98,7 +100,10 @@ class ExampleSettings(Settings):
         if isinstance(value, datetime.date):  # YAML reads an unquoted 2015-06-30 as a date
             return value.isoformat()
         if isinstance(value, str):
-            datetime.datetime.fromisoformat(value)
+            try:
+                datetime.datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("expected an ISO date such as 2015-06-30") from None
         return value
 
     @model_validator(mode="after")
@@ -215,7 +220,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         values = yaml.safe_load(text)
         lines = dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2015-02-30 is a ValueError, *anchors may recurse
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a YAML mapping with at least `name` and `data`")
@@ -259,7 +264,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         target = child
     try:
         target[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {override!r}: the value is not valid YAML: {error}") from None
 
 

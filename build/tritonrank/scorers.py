@@ -43,7 +43,9 @@ class Scorer(Protocol):
 class EngineScorer:
     """Tokenizes as the server does and runs the rows through an engine in this process."""
 
-    def __init__(self, tokenizer: RequestTokenizer, run: Callable[[Sequence[dict[str, NDArray[np.int32]]]], list[Scores]]):
+    def __init__(
+        self, tokenizer: RequestTokenizer, run: Callable[[Sequence[dict[str, NDArray[np.int32]]]], list[Scores]]
+    ):
         self.tokenizer = tokenizer
         self._run = run
 
@@ -95,7 +97,9 @@ def open_scorer(folder: Path) -> EngineScorer:
         model = load_ranker(str(folder), new_head=False).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         return torch_scorer(model, RequestTokenizer.from_folder(folder, 100_000))
-    raise ArtifactError(f"{folder}: neither model.onnx nor model.safetensors is here; build one: tritonrank build RECIPE")
+    raise ArtifactError(
+        f"{folder}: neither model.onnx nor model.safetensors is here; build one: tritonrank build RECIPE"
+    )
 
 
 def model_input_names(model: torch.nn.Module) -> list[str]:

@@ -5,6 +5,7 @@ as a client's would, and must give the scores that the artifact gave in process.
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,3 +67,12 @@ def check_golden_cases(repository: Path, url: str) -> None:
                     f"{url}: golden request {number} differs by {difference:.1e} from the artifact's own scores "
                     f"(tolerance {GOLDEN_TOLERANCE:.0e}). Build the repository again on this machine: tritonrank build"
                 )
+
+
+def example_command(artifacts: Path, server: LocalTriton) -> str:
+    """A request to copy and paste: the first golden one through the client's command line."""
+    request, _ = golden_requests(repository_of(artifacts))[0]
+    items = "\n".join(json.dumps(item, ensure_ascii=False) for item in request.items[:4])
+    options = [f"--query {shlex.quote(request.query)}"] if request.query else []
+    options += [f"--history {shlex.quote(item)}" for item in request.history[-2:]]
+    return f"tritonrank-client rank --url {server.grpc_url} {' '.join(options)} --items - <<'END'\n{items}\nEND"

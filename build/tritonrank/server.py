@@ -87,6 +87,7 @@ class LocalTriton:
         self._keeper: subprocess.Popen[str] | None = None
         self._log: IO[bytes] | None = None
         self._last_log = b""
+        self._run_folder: Path | None = None
         self._pid: int | None = None
         self._owner_pid = os.getpid()
 
@@ -156,6 +157,8 @@ class LocalTriton:
                     os.killpg(group or self._keeper.pid, signal.SIGKILL)
             self._keeper.wait()
         self._keeper.stdout.close()
+        if self._run_folder is not None:  # gone already, unless somebody killed the keeper
+            shutil.rmtree(self._run_folder, ignore_errors=True)
         self._last_log = self._read_log()
         self._log.close()
         self._log = None
@@ -210,7 +213,7 @@ class LocalTriton:
         return self._ports[name]
 
     def _launch(self, wheel: triton_wheel.TritonWheel) -> None:
-        run_folder = Path(tempfile.mkdtemp(prefix=RUN_FOLDER_PREFIX))
+        run_folder = self._run_folder = Path(tempfile.mkdtemp(prefix=RUN_FOLDER_PREFIX))
         try:
             backends = run_folder / "backends"
             triton_wheel.make_backend_folder(wheel, backends)

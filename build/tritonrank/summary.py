@@ -105,15 +105,14 @@ def show_summary(folder: Path) -> None:
     """Print the table for people, then one line of JSON for scripts."""
     result = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     table = Table(title=f"{result['recipe']}: {result['examples']} test requests", caption_justify="left")
-    for column in ("", "NDCG@10 [95%]", "MRR@10", "Recall@10", "AUC", "vs fine-tuned [95%]", "size", "ms/100"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for column in ("", "NDCG@10 [95%]", "vs fine-tuned [95%]", "size", "ms/100"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in result["rows"]:
         table.add_row(
             row["name"],
             _with_interval(row["ndcg@10"]),
-            *(f"{row[metric]['mean']:.3f}" for metric in METRICS[1:]),
             _with_interval(row["difference"], sign="+") if row["name"] != "fine-tuned" else "",
-            f"{row['megabytes']:.1f} MB" if "megabytes" in row else "",
+            f"{row['megabytes']:.0f} MB" if "megabytes" in row else "",
             f"{row['milliseconds_per_100']:.0f}" if "milliseconds_per_100" in row else "",
         )
     served = result["rows"][-1]
@@ -122,12 +121,18 @@ def show_summary(folder: Path) -> None:
         "ms/100: one request with 100 candidates, in process"
     )
     console.print(table)
-    print(json.dumps({"recipe": result["recipe"], "ndcg@10": {r["name"]: r["ndcg@10"]["mean"] for r in result["rows"]}}))
+    print(
+        json.dumps({"recipe": result["recipe"], "ndcg@10": {r["name"]: r["ndcg@10"]["mean"] for r in result["rows"]}})
+    )
 
 
 def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str, Any]:
     values = {metric: vars(judgement.interval(metric, samples)) for metric in METRICS}
-    return {"name": judgement.name, **values, "difference": vars(paired_difference(judgement, teacher, samples=samples))}
+    return {
+        "name": judgement.name,
+        **values,
+        "difference": vars(paired_difference(judgement, teacher, samples=samples)),
+    }
 
 
 def _size(folder: Path) -> dict[str, Any]:
@@ -147,4 +152,4 @@ def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:
 
 
 def _with_interval(value: dict[str, float], sign: str = "") -> str:
-    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f} {value['high']:{sign}.3f}]"

@@ -99,14 +99,17 @@ class RequestTokenizer:
         """The text of an item: a JSON object goes through the template, anything else is the text itself.
 
         Raises:
-            TextError: a field that the template names holds something that is not text, number or list of these.
+            TextError: a field that the template names holds something that is not text, number or list of these, or
+                text that is not valid Unicode.
         """
-        if not text.lstrip()[:1] == "{":
+        if not text.lstrip().startswith("{"):
             return text
         try:
             value = json.loads(text)
         except ValueError:
             return text
+        except RecursionError:
+            raise TextError(f"{field}: JSON nested too deeply; fields hold text, numbers or lists of these") from None
         return render_fields(self.rules.item_template, value, field) if isinstance(value, dict) else text
 
     def context(self, query: str, history: Sequence[str]) -> list[int]:
@@ -132,12 +135,18 @@ class RequestTokenizer:
 
     def items(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of each item text, cut to the candidate budget; () for a text that tokenizes to nothing."""
-        known = {text: self._recall(text) for text in texts}
-        unknown = [text for text, ids in known.items() if ids is None]
-        for text, ids in zip(unknown, self._encode(unknown, self.rules.candidate_tokens), strict=True):
+        known: dict[str, tuple[int, ...]] = {}
+        unknown: dict[str, None] = {}
+        for text in texts:
+            ids = self._recall(text)
+            if ids is None:
+                unknown[text] = None
+            else:
+                known[text] = ids
+        for text, ids in zip(unknown, self._encode(list(unknown), self.rules.candidate_tokens), strict=True):
             known[text] = ids
             self._remember(text, ids)
-        return [ids for text in texts if (ids := known[text]) is not None]
+        return [known[text] for text in texts]
 
     def joint_rows(self, context: Sequence[int], candidates: Sequence[Sequence[int]]) -> JointRows:
         """One row per candidate: prefix, context, middle, candidate, suffix; padded to the longest."""
@@ -145,7 +154,7 @@ class RequestTokenizer:
         head = [*layout.prefix, *context, *layout.middle]
         head_types = [*layout.prefix_types, *([layout.context_type] * len(context)), *layout.middle_types]
         lengths = [len(head) + len(ids) + len(layout.suffix) for ids in candidates]
-        shape = (len(candidates), max(lengths, default=0))
+        shape = (len(candidates), max(lengths, default=len(head) + len(layout.suffix)))
         input_ids = np.full(shape, layout.padding, dtype=np.int32)
         token_type_ids = np.zeros(shape, dtype=np.int32)
         input_ids[:, : len(head)] = head
@@ -192,7 +201,10 @@ def render_fields(template: str, fields: Mapping[str, Any], field: str = "item")
         values = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, str | int | float) for part in values):
             raise TextError(f"{field}: field {match[1]!r} must be text, a number or a list of these")
-        return ", ".join(str(part) for part in values if part is not None)
+        filled = ", ".join(str(part) for part in values if part is not None)
+        if half := re.search("[\ud800-\udfff]", filled):  # JSON can escape one half of a surrogate pair
+            raise TextError(f"{field}: field {match[1]!r} holds \\u{ord(half[0]):04x}, half a character")
+        return filled
 
     return " ".join(re.sub(r"\{(\w+)\}", fill, template).split())
 

@@ -48,6 +48,11 @@ def score_instances(settings: ServeSettings, cores: int) -> int:
     return max(1, cores // CORES_PER_INSTANCE) if settings.instances == "auto" else settings.instances
 
 
+def warmup_mask_file(tokens: int) -> str:
+    """Name, in the scorer's warmup folder, of the mask of a row of so many real tokens (raw int32 ones)."""
+    return f"attention_mask_{tokens}"
+
+
 def _rank(row_tensors: Sequence[str]) -> pb.ModelConfig:
     config = pb.ModelConfig(name="rank", platform="ensemble", max_batch_size=0, input=_request_inputs())
     config.output.extend(_outputs())
@@ -99,8 +104,12 @@ def _score(settings: ServeSettings, row_tensors: Sequence[str], cores: int) -> p
         warmup = config.model_warmup.add(name=f"{rows} rows of {tokens} tokens", batch_size=rows)
         for name in row_tensors:
             tensor = warmup.inputs[name]
-            tensor.data_type, tensor.zero_data = pb.TYPE_INT32, True
+            tensor.data_type = pb.TYPE_INT32
             tensor.dims.append(tokens)
+            if name == "attention_mask":
+                tensor.input_data_file = warmup_mask_file(tokens)
+            else:
+                tensor.zero_data = True
     return config
 
 

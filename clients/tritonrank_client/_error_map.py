@@ -37,9 +37,7 @@ EXPIRED = Verdict(
     "the request waited in the server's queue until its time ran out",
     "Send fewer requests at once, or allow a longer timeout=.",
 )
-DEADLINE = Verdict(
-    DeadlineExceeded, "no answer within the deadline", "Send fewer items, or allow a longer timeout=."
-)
+DEADLINE = Verdict(DeadlineExceeded, "the deadline passed", "Send fewer items, or allow a longer timeout=.")
 UNREACHABLE = Verdict(
     Unavailable, "no connection to the server", "Check the URL, and that the server runs and listens there.", True
 )
@@ -135,8 +133,8 @@ EXCEPTIONS: dict[str, Verdict] = {
     "builtins.ConnectionError": LOST,  # reset, aborted, broken pipe
     "builtins.TimeoutError": DEADLINE,  # also socket.timeout and asyncio.TimeoutError
     "builtins.OSError": UNREACHABLE,  # no route to host, network unreachable
-    "geventhttpclient._parser.HTTPParseError": GARBLED,
     "geventhttpclient.response.HTTPConnectionClosed": LOST,
+    "http.client.HTTPException": GARBLED,  # base of geventhttpclient's HTTPParseError
     "socket.gaierror": UNREACHABLE,
     "ssl.SSLError": UNTRUSTED,
 }
@@ -154,7 +152,8 @@ def translate(error: BaseException, *, url: str, model: str) -> RankError:
     detail = " ".join(detail.split())
     if len(detail) > LONGEST_DETAIL:
         detail = detail[:LONGEST_DETAIL] + " ..."
-    message = f"{url}, model {model!r}: {verdict.happened} ({detail}). {verdict.advice}"
+    quoted = f" ({detail})" if detail else ""
+    message = f"{url}, model {model!r}: {verdict.happened}{quoted}. {verdict.advice}"
     return verdict.error(message, retryable=verdict.retryable)
 
 
@@ -164,7 +163,7 @@ def _judge(error: BaseException) -> tuple[Verdict, str]:
         status = str(status_of()).removeprefix("StatusCode.")
         detail = str(error.message()) if hasattr(error, "message") else str(error)
         return _judge_status(status, detail), f"{status}: {detail}"
-    detail = str(error) or type(error).__name__
+    detail = str(error)
     for ancestor in type(error).__mro__:
         verdict = EXCEPTIONS.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
         if verdict is GARBLED and any(phrase in detail for phrase in CUT_SHORT):

@@ -1,6 +1,7 @@
 """gRPC, blocking and asyncio. One channel per client: gRPC's unary calls are safe for threads and share it."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import tritonclient.grpc
@@ -56,30 +57,22 @@ class AsyncGrpcTransport:
         return encode(request, tritonclient.grpc.InferInput)
 
     async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        try:
-            return await self._client.infer(**self._arguments.infer(inputs, request_id, seconds))
-        except asyncio.CancelledError as error:
-            # grpc.aio also raises this when the server, or a closed channel, ends the call. Passed on, it would
-            # look as if the caller's own task had been cancelled.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise CallCancelledError(str(error) or "the call was ended by the other side") from error
+        return await _answer(self._client.infer(**self._arguments.infer(inputs, request_id, seconds)))
 
     async def server_live(self, seconds: float) -> bool:
-        return bool(await self._client.is_server_live(**self._arguments.server(seconds)))
+        return bool(await _answer(self._client.is_server_live(**self._arguments.server(seconds))))
 
     async def server_ready(self, seconds: float) -> bool:
-        return bool(await self._client.is_server_ready(**self._arguments.server(seconds)))
+        return bool(await _answer(self._client.is_server_ready(**self._arguments.server(seconds))))
 
     async def model_ready(self, seconds: float) -> bool:
-        return bool(await self._client.is_model_ready(**self._arguments.model(seconds)))
+        return bool(await _answer(self._client.is_model_ready(**self._arguments.model(seconds))))
 
     async def metadata(self, seconds: float) -> Any:
-        return _plain(await self._client.get_model_metadata(**self._arguments.model(seconds)))
+        return _plain(await _answer(self._client.get_model_metadata(**self._arguments.model(seconds))))
 
     async def config(self, seconds: float) -> Any:
-        return _plain((await self._client.get_model_config(**self._arguments.model(seconds))).config)
+        return _plain((await _answer(self._client.get_model_config(**self._arguments.model(seconds)))).config)
 
     async def close(self) -> None:
         await self._client.close()
@@ -87,6 +80,18 @@ class AsyncGrpcTransport:
 
 class CallCancelledError(Exception):
     """A gRPC call ended with CANCELLED although nobody here cancelled it."""
+
+
+async def _answer(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except asyncio.CancelledError as error:
+        # grpc.aio raises this, too, for the calls of a channel that is closed. Passed on, it would look as if the
+        # caller's own task had been cancelled.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise CallCancelledError(str(error)) from error
 
 
 class _Arguments:

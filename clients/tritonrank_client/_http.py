@@ -9,7 +9,8 @@ import asyncio
 import ssl
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import gevent
@@ -186,27 +187,27 @@ class AsyncHttpTransport:
         return encode(request, tritonclient.http.InferInput)
 
     async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        async with asyncio.timeout(seconds):
+        async with _deadline(seconds):
             return await self._client.infer(**self._arguments.infer(inputs, request_id, seconds))
 
     async def server_live(self, seconds: float) -> bool:
-        async with asyncio.timeout(seconds):
+        async with _deadline(seconds):
             return bool(await self._client.is_server_live(**self._arguments.server()))
 
     async def server_ready(self, seconds: float) -> bool:
-        async with asyncio.timeout(seconds):
+        async with _deadline(seconds):
             return bool(await self._client.is_server_ready(**self._arguments.server()))
 
     async def model_ready(self, seconds: float) -> bool:
-        async with asyncio.timeout(seconds):
+        async with _deadline(seconds):
             return bool(await self._client.is_model_ready(**self._arguments.model()))
 
     async def metadata(self, seconds: float) -> Any:
-        async with asyncio.timeout(seconds):
+        async with _deadline(seconds):
             return await self._client.get_model_metadata(**self._arguments.model())
 
     async def config(self, seconds: float) -> Any:
-        async with asyncio.timeout(seconds):
+        async with _deadline(seconds):
             return await self._client.get_model_config(**self._arguments.model())
 
     async def close(self) -> None:
@@ -229,6 +230,16 @@ class _Arguments:
 
     def infer(self, inputs: list[Any], request_id: str, seconds: float) -> dict[str, Any]:
         return {"inputs": inputs, "request_id": request_id, "timeout": microseconds(seconds), **self.model()}
+
+
+@asynccontextmanager
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    # A timeout of the caller's own arrives here as a cancellation, so this TimeoutError is ours.
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {seconds:.3f} s") from error
 
 
 def _blocking_client(settings: Settings) -> Any:

@@ -21,9 +21,13 @@ class TritonPythonModel:
         instances = sum(group["count"] for group in config["instance_group"])
         threads = int(settings["threads"]) or max(1, available_cores() // instances)
         self.engine = OnnxEngine(Path(__file__).parent / "model.onnx", threads, int(settings["rows_per_batch"]))
+        # A family must outlive its metrics, so both are kept.
+        self.families = [
+            _counter_family("tritonrank_tokens_computed_total", "Tokens run through the engine"),
+            _counter_family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
+        ]
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.computed = _counter("tritonrank_tokens_computed_total", "Tokens run through the engine", labels)
-        self.needed = _counter("tritonrank_tokens_needed_total", "Tokens of the requests, without padding", labels)
+        self.computed, self.needed = (family.Metric(labels=labels) for family in self.families)
 
     def execute(self, requests):
         live = [request for request in requests if not request.is_cancelled()]
@@ -49,6 +53,5 @@ def _cancelled():
     return pb_utils.InferenceResponse(error=error)
 
 
-def _counter(name, description, labels):
-    family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
-    return family.Metric(labels=labels)
+def _counter_family(name, description):
+    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)

@@ -7,7 +7,6 @@ its neighbours go on. ``text.py`` beside this file is the definition that the mo
 import json
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 from interpreter import check_interpreter
 from text import RequestTokenizer, TextError, decode_texts, unique_rows

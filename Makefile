@@ -1,0 +1,55 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RECIPE ?= build/recipes/demo.yaml
+ARTIFACTS ?= artifacts/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint format tools perf wheel clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed ## make .venv with everything, pinned by constraints.txt
+
+# One pip call with all extras: separate calls let the resolver drift away from versions that work together.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: on Debian, apt install python3-venv"; exit 1; }
+	@echo "installing into $(VENV) (torch and transformers among it: this takes a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,dev]'
+	@touch $@
+
+demo: setup ## build the demo recipe, serve it with Triton, rank three requests, stop
+	@$(BIN)/tritonrank demo $(RECIPE)
+
+serve: setup ## build the demo recipe if needed, serve it until Ctrl-C (ARTIFACTS=artifacts/... for another)
+	@if [ "$(ARTIFACTS)" = artifacts/demo ]; then $(BIN)/tritonrank assemble build/recipes/demo.yaml; fi
+	@exec $(BIN)/tritonrank serve $(ARTIFACTS)
+
+test: setup ## run the tests, real Triton included
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup ## let ruff fix and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+tools: setup ## unpack perf_analyzer into .tools/
+	@$(BIN)/python -m tritonrank.tools
+
+perf: tools ## perf_analyzer on `rank` with real requests (ARTIFACTS=artifacts/...)
+	@$(BIN)/tritonrank perf $(ARTIFACTS)
+
+wheel: setup ## build the wheel into dist/
+	@$(BIN)/python -m build --wheel --outdir dist
+
+clean: ## remove what was built; sources in build/ stay
+	@rm -rf artifacts dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find build clients tests model_repository loadtests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "removed artifacts/, dist/ and caches; .venv and .tools are kept"

@@ -1,0 +1,182 @@
+"""The command line: one verb per stage, and the verbs that use what was built."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tritonrank.errors import TritonRankError
+from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.recipe import Recipe, load_recipe, setting_rows
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Turn a fine-tuned Transformer ranker into a real-time Triton deployment.\n\n"
+    "Start with: tritonrank build build/recipes/demo.yaml, then: tritonrank serve artifacts/demo",
+)
+console = Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as build/recipes/demo.yaml")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as finetune.epochs=2")
+]
+ArtifactsRoot = Annotated[Path, typer.Option("--artifacts", help="Folder that holds one folder per recipe")]
+DEFAULT_ARTIFACTS = Path("artifacts")
+
+
+@app.command()
+def build(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
+    """Run all stages, skipping those that are up to date, and end with a table of what was achieved."""
+    from tritonrank.summary import show_summary
+
+    loaded, workspace = _open(recipe, overrides, artifacts)
+    run_stages(loaded, workspace)
+    show_summary(workspace.summary)
+
+
+def _stage_command(verb: str, help_text: str) -> None:
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = [],  # noqa: B006
+        artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+        force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
+    ) -> None:
+        loaded, workspace = _open(recipe, overrides, artifacts)
+        run_stages(loaded, workspace, until=verb, force=verb if force else None)
+
+    app.command(verb, help=help_text + " Earlier stages run first where they are not up to date.")(command)
+
+
+_stage_command("prepare", "Read and check the data; write the examples for training and judging.")
+_stage_command("export", "Write the checkpoint as ONNX and prove that it computes the same.")
+_stage_command("quantize", "Write the INT8 graph; the gate decides whether it may stand.")
+_stage_command("assemble", "Write the Triton model repository.")
+
+
+@app.command()
+def finetune(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
+    """Fine-tune the base model. Resumes when interrupted; also under torchrun --nproc-per-node N -m tritonrank."""
+    loaded, workspace = _open(recipe, overrides, artifacts)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        run_stages(loaded, workspace, until="finetune")
+        return
+    # Under torchrun every process comes through here, and only one may write the dataset: it has to exist already.
+    from tritonrank.finetune import finetune as run
+
+    run(loaded, workspace.dataset, workspace.teacher)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    artifact: Annotated[Path | None, typer.Option(help="Judge this model folder (checkpoint or ONNX)")] = None,
+    server: Annotated[str | None, typer.Option(help="Judge a live server, such as grpc://127.0.0.1:8001")] = None,
+    against: Annotated[Path | None, typer.Option(help="Parent of the gate; default: the fine-tuned checkpoint")] = None,
+) -> None:
+    """Judge a model folder or a live server on the recipe's test examples, and hold it against its parent.
+
+    Exits with 1 when the gate closes. Without --artifact and --server: the table of the whole build.
+    """
+    from tritonrank_client import RankClient
+
+    from tritonrank import evaluate as judging
+    from tritonrank.gate import verdict
+    from tritonrank.quantize import show_verdict
+    from tritonrank.scorers import ServerScorer
+    from tritonrank.summary import show_summary
+    from tritonrank.text import TextRules
+
+    loaded, workspace = _open(recipe, overrides, artifacts)
+    if artifact is None and server is None:
+        run_stages(loaded, workspace)
+        show_summary(workspace.summary)
+        return
+    parent_folder = against or workspace.teacher
+    parent = judging.judge_artifact(parent_folder.name, parent_folder, workspace.dataset, workspace.judgements)
+    if artifact is not None:
+        child = judging.judge_artifact(artifact.name, artifact, workspace.dataset, workspace.judgements)
+    else:
+        with RankClient(str(server)) as client:
+            rules = TextRules.load(workspace.teacher)
+            child = judging.judge_test_examples(str(server), ServerScorer(client), workspace.dataset, rules)
+    found = verdict(child, parent, loaded.gate.budget, loaded.gate.bootstrap_samples, loaded.seed)
+    for metric in ("ndcg@10", "mrr@10", "recall@10", "auc"):
+        typer.echo(f"{metric:<10} {child.interval(metric)}   {parent.name}: {parent.interval(metric)}")
+    show_verdict(found)
+    found.require()
+
+
+@app.command()
+def serve(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],
+    http_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8002,
+    log_file: Annotated[Path | None, typer.Option(help="Where the server's log goes")] = None,
+) -> None:
+    """Start Triton on loopback, check golden requests through it, and keep it running until Ctrl-C."""
+    from tritonrank.serve import example_command, serving
+    from tritonrank.server import run_until_signalled
+
+    options = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port, "log_file": log_file}
+    with serving(artifacts, **options) as server:
+        typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}\n")
+        typer.echo(f"Try it from another terminal:\n\n{example_command(artifacts, server)}\n\nCtrl-C stops the server.")
+        run_until_signalled(server)
+
+
+@app.command()
+def demo(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
+    """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
+    from tritonrank.demo import run_demo
+    from tritonrank.summary import show_summary
+
+    loaded, workspace = _open(recipe, overrides, artifacts)
+    run_stages(loaded, workspace)
+    show_summary(workspace.summary)
+    run_demo(workspace.repository)
+
+
+@app.command()
+def perf(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>")],
+    concurrency: Annotated[str, typer.Option(help="Requests in flight: start:end or one number")] = "1:4",
+    protocol: Annotated[str, typer.Option(help="grpc or http")] = "grpc",
+    tools: Annotated[Path, typer.Option(help="Where `make tools` unpacked perf_analyzer")] = Path(".tools"),
+) -> None:
+    """Measure the whole ensemble with NVIDIA's perf_analyzer, on real requests of the dataset."""
+    from tritonrank.perf import perf as run
+    from tritonrank.tools import install_perf_analyzer
+
+    run(artifacts, install_perf_analyzer(tools), concurrency, protocol)
+
+
+@app.command()
+def settings() -> None:
+    """List every setting of a recipe with its default and the reason for it."""
+    table = Table("setting", "default", "meaning", title="Settings of a recipe")
+    for key, default, description in setting_rows():
+        table.add_row(key, default, description)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: errors of the user's own making are one message, without a traceback."""
+    try:
+        app()
+    except TritonRankError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _open(recipe: Path, overrides: list[str], artifacts: Path) -> tuple[Recipe, Workspace]:
+    loaded = load_recipe(recipe, overrides)
+    return loaded, Workspace.of(loaded, artifacts)

@@ -1,0 +1,226 @@
+"""A recipe is right as a whole, or every fault in it is named with its place."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from tritonrank.errors import RecipeError
+from tritonrank.recipe import ExampleSettings, Recipe, load_recipe, setting_rows
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "build" / "recipes").glob("*.yaml"))
+SMALLEST = "name: small\ndata:\n  source: sample\n"
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def faults_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_in_the_tree_loads(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+    assert f"tritonrank build build/recipes/{path.name}" in path.read_text()
+
+
+def test_there_are_recipes_to_load() -> None:
+    assert {"demo.yaml", "movielens.yaml"} <= {path.name for path in RECIPES}
+
+
+def test_what_a_file_leaves_out_is_the_default(tmp_path: Path) -> None:
+    loaded = load_recipe(write(tmp_path, SMALLEST + "finetune:\n  epochs: 3\n"))
+    assert loaded.finetune.epochs == 3
+    assert loaded.finetune.model_copy(update={"epochs": 1.0}) == Recipe.model_fields["finetune"].default
+    assert loaded.examples == ExampleSettings()
+
+
+def test_a_recipe_cannot_be_changed_after_loading(tmp_path: Path) -> None:
+    loaded = load_recipe(write(tmp_path, SMALLEST))
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.seed = 3
+
+
+def test_all_faults_come_in_one_message_with_file_line_and_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "name: Not A Name\n"
+        "data:\n"
+        "  source: movielens\n"
+        "  positive_rating: 9\n"
+        "text:\n"
+        "  item_template: no braces\n"
+        "finetune:\n"
+        "  epoch: 2\n"
+        "  learning_rate: fast\n",
+    )
+    message = faults_of(path)
+    heading, *faults = message.splitlines()
+    assert heading == f"{path} has 6 fault(s):"
+    places = [fault.split(": ")[:2] for fault in faults]
+    assert places == [
+        [f"  {path}:1", "name"],
+        [f"  {path}:2", "data.path"],  # absent: the line of its section
+        [f"  {path}:4", "data.positive_rating"],
+        [f"  {path}:6", "text.item_template"],
+        [f"  {path}:9", "finetune.learning_rate"],
+        [f"  {path}:8", "finetune.epoch"],
+    ]
+    for said in ("is required", "found 9", "such as {title}", "found 'fast'", "did you mean epochs?"):
+        assert said in message
+
+
+@pytest.mark.parametrize(
+    ("line", "suggestion"),
+    [
+        ("finetune: {learningrate: 1}", "did you mean learning_rate?"),
+        ("quantise: {}", "did you mean quantize?"),
+        ("serve: {max_candidate: 3}", "did you mean max_candidates?"),
+        ("xyzzy: 3", "see `tritonrank settings`"),
+    ],
+)
+def test_a_misspelt_key_gets_a_suggestion(tmp_path: Path, line: str, suggestion: str) -> None:
+    message = faults_of(write(tmp_path, SMALLEST + line + "\n"))
+    assert f"no such setting; {suggestion}" in message
+    assert ":4: " in message
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("data:", "data: Input should be"),
+        ("data: sample", "(found 'sample')"),
+        ("data: {items: 60}", "'source'"),
+        ("data: {source: sampel}", "'sample', 'movielens', 'tables'"),
+        ("data: {source: tables, items: a, events: b, text_fields: []}", "data.text_fields: "),
+        ("data: {source: tables, items: a, events: b, text_fields: [title, 3]}", "data.text_fields.1: "),
+    ],
+)
+def test_a_wrong_source_is_named(tmp_path: Path, data: str, said: str) -> None:
+    message = faults_of(write(tmp_path, f"name: a\n{data}\n"))
+    assert "1 fault(s)" in message
+    assert "recipe.yaml:2: " in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        "{split: date}",
+        "{cutoff: 2015-06-30}",
+        "{split: date, cutoff: soon}",
+        "{split: date, cutoff: 2015-02-30}",  # YAML itself chokes on this day
+        "{split: date, cutoff: '2015-02-30'}",
+    ],
+)
+def test_a_cutoff_is_a_real_date_and_needs_its_split(tmp_path: Path, examples: str) -> None:
+    assert "recipe.yaml" in faults_of(write(tmp_path, SMALLEST + f"examples: {examples}\n"))
+
+
+@pytest.mark.parametrize("cutoff", ["2015-06-30", "'2015-06-30'"])
+def test_a_quoted_and_an_unquoted_date_are_the_same(tmp_path: Path, cutoff: str) -> None:
+    loaded = load_recipe(write(tmp_path, SMALLEST + f"examples: {{split: date, cutoff: {cutoff}}}\n"))
+    assert loaded.examples.cutoff == "2015-06-30"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\n\tdata: b\n", "not valid YAML"),
+        ("name: [a\n", "not valid YAML"),
+        ("? [1]\n: 2\n", "not valid YAML"),
+        ("a: &a {b: *a}\n", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        (b"name: \xff\xfe\n", "cannot be read"),
+        ("", "a YAML mapping"),
+        ("- name\n", "a YAML mapping"),
+        ("just words\n", "a YAML mapping"),
+    ],
+)
+def test_what_is_not_a_recipe_is_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
+    message = faults_of(write(tmp_path, text))
+    assert said in message
+    assert str(tmp_path / "recipe.yaml") in message
+
+
+def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:
+    message = faults_of(tmp_path / "none.yaml")
+    assert message.startswith(f"{tmp_path / 'none.yaml'}: no such recipe")
+    assert "build/recipes/" in message
+    assert "cannot be read" in faults_of(tmp_path)
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST + "finetune: {epochs: 2}\nseed: 3\n")
+    overrides = [
+        "finetune.epochs=4",
+        "finetune.epochs=0.5",
+        "seed=9",
+        "data.items=70",
+        "serve.instances=auto",
+        "quantize.exclude=[a, b]",
+        "text.item_template='{title} = {year}'",
+    ]
+    loaded = load_recipe(path, overrides)
+    assert loaded.finetune.epochs == 0.5
+    assert (loaded.seed, loaded.data.items) == (9, 70)
+    assert loaded.quantize.exclude == ["a", "b"]
+    assert loaded.text.item_template == "{title} = {year}"
+    assert load_recipe(path).finetune.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("finetune.epochs", "expected section.key=value"),
+        ("=3", "expected section.key=value"),
+        ("finetune..epochs=3", "expected section.key=value"),
+        ("finetune.epochs ", "expected section.key=value"),
+        ("name.first=3", "name is a single setting"),
+        ("finetune.epochs={", "not valid YAML"),
+        ("examples.cutoff=2015-02-30", "not valid YAML"),
+        ("finetune.epochs=-1", "finetune.epochs: Input should be greater than 0 (found -1)"),
+        ("finetune.epoch=1", "did you mean epochs?"),
+        ("data.source=movielens", "data.path: is required"),
+        ("finetune=", "finetune: "),
+    ],
+)
+def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> None:
+    assert said in faults_of(write(tmp_path, SMALLEST), override)
+
+
+def test_every_setting_has_a_description_and_a_unique_key() -> None:
+    rows = list(setting_rows())
+    tags = {"data.source (sample)", "data.source (movielens)", "data.source (tables)"}
+    assert {key for key, _, description in rows if not description.strip()} <= tags
+    assert len({key for key, _, _ in rows}) == len(rows)
+
+
+def test_the_reference_lists_every_field_of_every_section() -> None:
+    keys = {key.partition(" ")[0] for key, _, _ in setting_rows()}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            assert {f"{name}.{nested}" for nested in field.annotation.model_fields} <= keys
+    assert {"name", "seed", "data.path", "data.text_fields", "data.users"} <= keys
+
+
+def test_the_listed_defaults_are_what_a_recipe_gets(tmp_path: Path) -> None:
+    loaded = load_recipe(write(tmp_path, SMALLEST))
+    for key, default, _ in setting_rows():
+        section, _, name = key.partition(" ")[0].rpartition(".")
+        if default != "required" and section != "data":
+            assert repr(getattr(getattr(loaded, section) if section else loaded, name)) == default, key
+
+
+def test_minus_one_is_refused_by_every_number(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST)
+    for key, default, _ in setting_rows():
+        if key.startswith("data.") or not default.replace(".", "").replace("e-", "").isdigit():
+            continue
+        assert f"{key}: " in faults_of(path, f"{key}=-1"), key
