@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tritonrank.errors import TritonRankError
 from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.quiet import quiet_transformers
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
 
 app = typer.Typer(
@@ -119,14 +120,15 @@ def serve(
     http_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8002,
+    ready_timeout: Annotated[float, typer.Option(help="Seconds that all models together may take to load")] = 120.0,
     log_file: Annotated[Path | None, typer.Option(help="Where the server's log goes")] = None,
 ) -> None:
     """Start Triton on loopback, check golden requests through it, and keep it running until Ctrl-C."""
     from tritonrank.serve import example_command, serving
     from tritonrank.server import run_until_signalled
 
-    options = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port, "log_file": log_file}
-    with serving(artifacts, **options) as server:
+    ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+    with serving(artifacts, **ports, ready_timeout_seconds=ready_timeout, log_file=log_file) as server:
         typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}\n")
         typer.echo(f"Try it from another terminal:\n\n{example_command(artifacts, server)}\n\nCtrl-C stops the server.")
         run_until_signalled(server)
@@ -169,6 +171,7 @@ def settings() -> None:
 
 def main() -> None:
     """Entry point: errors of the user's own making are one message, without a traceback."""
+    quiet_transformers()
     try:
         app()
     except TritonRankError as error:

@@ -22,6 +22,10 @@ Rows = Mapping[str, NDArray[np.int32]]
 """Tensors of one request by input name, each (rows, tokens), padded on the right; attention_mask among them."""
 
 
+class RowsError(ValueError):
+    """Rows that no engine should get; the message begins with the tensor's name."""
+
+
 class OnnxEngine:
     """A ranker in ONNX Runtime on the CPU.
 
@@ -76,10 +80,32 @@ def run_in_batches(
     return logits
 
 
+def check_rows(request: Rows) -> None:
+    """Refuse rows that ``tokenize`` would not make: anyone who reaches the server can send some to the scorer directly.
+
+    The mask decides how far a row is padded, so one of large numbers would ask for gigabytes.
+
+    Raises:
+        RowsError: the shapes differ, or a mask is not ones (at least one) followed by zeros.
+    """
+    mask = request["attention_mask"]
+    for name, tensor in request.items():
+        if tensor.shape != mask.shape:
+            raise RowsError(f"{name}: shape {list(tensor.shape)}; attention_mask has {list(mask.shape)}")
+    lengths = _lengths(request)
+    if not lengths.all() or not np.array_equal(mask, np.arange(mask.shape[1]) < lengths[:, np.newaxis]):
+        raise RowsError("attention_mask: expected ones for the tokens of a row, at least one, then zeros")
+
+
 def token_counts(requests: Sequence[Rows]) -> tuple[int, int]:
     """Tokens that the batches compute, and tokens that the requests need: their ratio is the cost of padding."""
     lengths = [_lengths(request) for request in requests]
     return sum(int(_padded(rows).sum()) for rows in lengths), sum(int(rows.sum()) for rows in lengths)
+
+
+def padded_length(tokens: int) -> int:
+    """Tokens that a row of so many tokens takes in a batch."""
+    return int(_padded(np.array([tokens]))[0])
 
 
 def available_cores() -> int:

@@ -23,6 +23,7 @@ from tritonrank.engine import OnnxEngine
 from tritonrank.errors import ArtifactError
 from tritonrank.prepare import Dataset
 from tritonrank.pretrained import load_ranker, longest_input
+from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import EngineScorer, Request, model_input_names, requests_of, torch_scorer
 from tritonrank.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer, TextRules
@@ -78,15 +79,16 @@ def export_graph(checkpoint_folder: Path, target: Path, opset: int) -> None:
     """Export through optimum, then narrow the inputs to int32: every engine takes it, and it halves the traffic."""
     scratch = target.with_suffix(".export")
     try:
-        main_export(
-            str(checkpoint_folder),
-            scratch,
-            task="text-classification",
-            opset=opset,
-            do_validation=False,
-            no_post_process=True,
-            framework="pt",
-        )
+        with quiet_libraries():
+            main_export(
+                str(checkpoint_folder),
+                scratch,
+                task="text-classification",
+                opset=opset,
+                do_validation=False,
+                no_post_process=True,
+                framework="pt",
+            )
         model = onnx.load(scratch / "model.onnx")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -31,11 +31,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tritonrank.artifacts import read_manifest, stage_key, write_artifact
 from tritonrank.cpu import has_bf16_products
+from tritonrank.engine import padded_length
 from tritonrank.errors import RecipeError
 from tritonrank.metrics import ndcg
 from tritonrank.prepare import Dataset, Example
@@ -97,9 +99,10 @@ def untrained_ranker(recipe: Recipe) -> tuple[PreTrainedModel, RequestTokenizer]
     name = recipe.model.checkpoint or recipe.model.base
     tokenizer = RequestTokenizer(load_tokenizer(name).backend_tokenizer, text_rules(recipe), cache_entries=100_000)
     model = load_ranker(name, new_head=recipe.model.checkpoint is None)
-    if tokenizer.row_tokens > longest_input(model):
+    longest_row = padded_length(tokenizer.row_tokens)
+    if longest_row > longest_input(model):
         raise RecipeError(
-            f"text: query_tokens + history_tokens + candidate_tokens make rows of up to {tokenizer.row_tokens} tokens; "
+            f"text: query_tokens + history_tokens + candidate_tokens make rows of up to {longest_row} tokens; "
             f"{name} takes {longest_input(model)}. Lower text.history_tokens"
         )
     return model, tokenizer
@@ -310,8 +313,11 @@ def _precision(settings: FinetuneSettings) -> torch.dtype | None:
 def _resumable(work: Path, key: str, is_main: bool) -> str | None:
     """The last complete checkpoint of an interrupted run with the same key; other leftovers are removed."""
     marker = work / "key.json"
-    same = marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == key
-    checkpoint = get_last_checkpoint(str(work)) if same else None
+    same = marker.is_file() and marker.read_text(encoding="utf-8") == json.dumps(key)
+    # The Trainer writes its state last: a checkpoint without it was being written when the run was killed.
+    complete = [path.parent for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}") if same]
+    last = max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    checkpoint = str(last) if last else None
     if dist.is_initialized():
         dist.barrier()  # every process has looked before the first one tidies up
     if is_main and not same:

@@ -4,8 +4,10 @@ Only safetensors weights are read, so no checkpoint can run code while it loads.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -62,7 +64,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 def load_encoder(name: str) -> PreTrainedModel:
     """The bare encoder, FP32, in evaluation mode."""
-    return _load(AutoModel, name).eval()
+    encoder: PreTrainedModel = _load(AutoModel, name)
+    return encoder.eval()
 
 
 def load_ranker(name: str, *, new_head: bool) -> PreTrainedModel:
@@ -76,7 +79,12 @@ def load_ranker(name: str, *, new_head: bool) -> PreTrainedModel:
         ArtifactError: not to be found, not safetensors, or (without new_head) not a ranker with one label.
     """
     if new_head:
-        return _load(AutoModelForSequenceClassification, name, num_labels=1)
+        options = {"num_labels": 1, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, found = _load(AutoModelForSequenceClassification, name, **options)
+        # A head of another size is replaced; an encoder of another size would be random without a word.
+        if wrong := [key for key in found["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]:
+            raise ArtifactError(f"{name}: weights and config.json do not fit each other: {', '.join(wrong)}")
+        return model
     try:
         config = AutoConfig.from_pretrained(resolve(name))
     except (OSError, ValueError) as error:
@@ -86,7 +94,11 @@ def load_ranker(name: str, *, new_head: bool) -> PreTrainedModel:
             f"{name}: a ranker is a sequence-classification checkpoint with one label; this one is "
             f"{config.architectures} with {config.num_labels} labels. To fine-tune it, name it as model.base instead"
         )
-    return _load(AutoModelForSequenceClassification, name)
+    model, found = _load(AutoModelForSequenceClassification, name, output_loading_info=True)
+    if found["missing_keys"]:
+        missing = ", ".join(sorted(found["missing_keys"]))
+        raise ArtifactError(f"{name}: weights are missing from the checkpoint: {missing}")
+    return model
 
 
 def longest_input(model: PreTrainedModel) -> int:
@@ -98,13 +110,12 @@ def longest_input(model: PreTrainedModel) -> int:
     return rows - reserved
 
 
-def _load(auto_class: type, name: str, **options: object) -> PreTrainedModel:
+def _load(auto_class: type, name: str, **options: Any) -> Any:
     try:
-        model = auto_class.from_pretrained(  # type: ignore[attr-defined]
+        return auto_class.from_pretrained(  # type: ignore[attr-defined]
             resolve(name), dtype=torch.float32, use_safetensors=True, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ
         raise ArtifactError(
             f"{name}: no model can be loaded from there (safetensors weights needed): {error}"
         ) from None
-    return model

@@ -33,6 +33,7 @@ from tritonrank.evaluate import judge_artifact
 from tritonrank.export import MODEL_FILE, copy_text_files
 from tritonrank.gate import Verdict, verdict
 from tritonrank.prepare import Dataset
+from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.scorers import Request, requests_of
 from tritonrank.text import RequestTokenizer, TextRules
@@ -101,19 +102,20 @@ def quantize_graph(onnx_folder: Path, target: Path, requests: list[Request], set
     source = onnx_folder / MODEL_FILE
     nodes = quantizable_nodes(source, settings.exclude)
     tokenizer = RequestTokenizer.from_folder(onnx_folder, cache_entries=100_000)
-    quantize_static(
-        source,
-        target,
-        _Calibration(requests, tokenizer, input_names(source)),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=reduced_range(settings),
-        nodes_to_quantize=nodes,
-        calibrate_method=CALIBRATION_METHODS[settings.calibration],
-        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
-    )
+    with quiet_libraries():
+        quantize_static(
+            source,
+            target,
+            _Calibration(requests, tokenizer, input_names(source)),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=reduced_range(settings),
+            nodes_to_quantize=nodes,
+            calibrate_method=CALIBRATION_METHODS[settings.calibration],
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
+        )
     _check_quantized(target, nodes)
     return nodes
 
@@ -197,14 +199,15 @@ def _judge_dynamic(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         copy_text_files(onnx_folder, folder)
-        quantize_dynamic(
-            onnx_folder / MODEL_FILE,
-            folder / MODEL_FILE,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=reduced_range(recipe.quantize),
-            nodes_to_quantize=nodes,
-        )
+        with quiet_libraries():
+            quantize_dynamic(
+                onnx_folder / MODEL_FILE,
+                folder / MODEL_FILE,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=reduced_range(recipe.quantize),
+                nodes_to_quantize=nodes,
+            )
         child = judge_artifact("dynamic INT8", folder, dataset_folder, judgements)
     parent = judge_artifact("ONNX FP32", onnx_folder, dataset_folder, judgements)
     return verdict(child, parent, recipe.gate.budget, recipe.gate.bootstrap_samples, recipe.seed)

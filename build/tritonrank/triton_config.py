@@ -100,7 +100,8 @@ def _score(settings: ServeSettings, row_tensors: Sequence[str], cores: int) -> p
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=[-1], allow_ragged_batch=True)
     config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[1])
     _set_parameters(config, rows_per_batch=settings.rows_per_batch, threads=0)
-    for rows, tokens in WARMUP_SHAPES:
+    for most_rows, tokens in WARMUP_SHAPES:
+        rows = min(most_rows, config.max_batch_size)  # the bundled server dies (SIGSEGV) of a larger warm-up batch
         warmup = config.model_warmup.add(name=f"{rows} rows of {tokens} tokens", batch_size=rows)
         for name in row_tensors:
             tensor = warmup.inputs[name]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from engine import OnnxEngine, available_cores, token_counts
+from engine import OnnxEngine, RowsError, available_cores, check_rows, token_counts
 from interpreter import check_interpreter
 
 
@@ -30,27 +30,46 @@ class TritonPythonModel:
         self.computed, self.needed = (family.Metric(labels=labels) for family in self.families)
 
     def execute(self, requests):
-        live = [request for request in requests if not request.is_cancelled()]
-        rows = [self._rows(request) for request in live]
-        answers = iter(self.engine.run(rows) if rows else [])
+        answers = {}
+        rows = {}
+        for number, request in enumerate(requests):
+            if request.is_cancelled():
+                answers[number] = _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
+                continue
+            try:
+                rows[number] = self._rows(request)
+            except RowsError as error:
+                answers[number] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
         if rows:
-            computed, needed = token_counts(rows)
-            self.computed.increment(computed)
-            self.needed.increment(needed)
-        alive = {id(request) for request in live}
-        return [_logits(next(answers)) if id(request) in alive else _cancelled() for request in requests]
+            answers |= zip(rows, self._run(list(rows.values())), strict=True)
+        return [answers[number] for number in range(len(requests))]
 
     def _rows(self, request):
-        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.engine.input_names}
+        names = self.engine.input_names
+        rows = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+        check_rows(rows)
+        return rows
+
+    def _run(self, rows):
+        """The answer to each request; one that the engine refuses must not take its batch mates along."""
+        try:
+            logits = self.engine.run(rows)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class for each of its status codes
+            if len(rows) > 1:
+                return [self._run([one])[0] for one in rows]
+            return [_failure(f"the engine refused these rows: {error}", pb_utils.TritonError.INTERNAL)]
+        computed, needed = token_counts(rows)
+        self.computed.increment(computed)
+        self.needed.increment(needed)
+        return [_logits(one) for one in logits]
 
 
 def _logits(logits):
     return pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits[:, np.newaxis].astype(np.float32))])
 
 
-def _cancelled():
-    error = pb_utils.TritonError("the client cancelled the request", pb_utils.TritonError.CANCELLED)
-    return pb_utils.InferenceResponse(error=error)
+def _failure(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def _counter_family(name, description):

@@ -23,15 +23,17 @@ class TritonPythonModel:
 
     def _answer(self, request):
         logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy()[:, 0]
-        scores = logits[pb_utils.get_input_tensor_by_name(request, "row_of_candidate").as_numpy()]
+        rows = pb_utils.get_input_tensor_by_name(request, "row_of_candidate").as_numpy()
+        item_ids, top_k = _optional(request, "item_ids"), _optional(request, "top_k")
+        limit = 0 if top_k is None else int(top_k[0])
+        if fault := _fault(rows, len(logits), item_ids, limit):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(fault, pb_utils.TritonError.INVALID_ARG))
+        scores = logits[rows]
         order = np.argsort(-scores, kind="stable")
-        item_ids = pb_utils.get_input_tensor_by_name(request, "item_ids")
         if item_ids is not None:
-            ids = item_ids.as_numpy()[order]
-            firsts = {item: place for place, item in reversed(list(enumerate(ids)))}
+            firsts = {item: place for place, item in reversed(list(enumerate(item_ids[order])))}
             order = order[sorted(firsts.values())]
-        top_k = pb_utils.get_input_tensor_by_name(request, "top_k")
-        if top_k is not None and (limit := int(top_k.as_numpy()[0])):
+        if limit:
             order = order[:limit]
         return pb_utils.InferenceResponse(
             [
@@ -40,3 +42,19 @@ class TritonPythonModel:
                 pb_utils.Tensor("artifact", self.artifact),
             ]
         )
+
+
+def _optional(request, name):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _fault(rows, logits, item_ids, top_k):
+    """What is wrong with a request that did not come through ``tokenize``; None if nothing is."""
+    if not len(rows) or rows.min() < 0 or rows.max() >= logits:
+        return f"row_of_candidate: expected at least one, each the place of one of {logits} logits"
+    if item_ids is not None and len(item_ids) != len(rows):
+        return f"item_ids: {len(item_ids)} elements for {len(rows)} candidates"
+    if top_k < 0:
+        return f"top_k: {top_k}; expected 0 (all) or a positive number"
+    return None

@@ -1,0 +1,159 @@
+"""For the tests of a live server: its statistics, a scorer that is kept busy, and requests without our client."""
+
+import random
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+from conftest import Served
+from numpy.typing import NDArray
+from tritonrank.scorers import Request
+from tritonrank_client import AsyncRankClient, RankClient, RankResult
+
+PROTOCOLS = ("http", "grpc")
+TENSOR_CLIENTS: Mapping[str, ModuleType] = {"http": tritonclient.http, "grpc": tritonclient.grpc}
+BIG_TEXT_WORDS = 40  # more than the tokens of a candidate
+PATIENCE_SECONDS = 30.0
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What Triton counted for one model since it started."""
+
+    rows: int
+    executions: int
+    batches: Counter[int]
+    """batch size in rows -> executions"""
+
+    def __sub__(self, earlier: "Statistics") -> "Statistics":
+        batches = self.batches - earlier.batches
+        return Statistics(self.rows - earlier.rows, self.executions - earlier.executions, batches)
+
+
+def statistics(served: Served, model: str) -> Statistics:
+    with tritonclient.http.InferenceServerClient(served.triton.http_url.removeprefix("http://")) as client:
+        (found,) = client.get_inference_statistics(model)["model_stats"]
+    batches = {int(one["batch_size"]): int(one["compute_infer"]["count"]) for one in found.get("batch_stats", ())}
+    return Statistics(int(found.get("inference_count", 0)), int(found.get("execution_count", 0)), Counter(batches))
+
+
+def metric(served: Served, name: str, **labels: str) -> float:
+    """One value of the /metrics page."""
+    with urllib.request.urlopen(served.triton.metrics_url, timeout=PATIENCE_SECONDS) as page:
+        lines = page.read().decode().splitlines()
+    wanted = {f'{label}="{value}"' for label, value in labels.items()}
+    values = [
+        float(line.rsplit(" ", 1)[1])
+        for line in lines
+        if line.startswith(f"{name}{{") and wanted <= set(line[line.index("{") + 1 : line.rindex("}")].split(","))
+    ]
+    assert len(values) == 1, f"{name} {labels}: {len(values)} lines on the metrics page"
+    return values[0]
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def busy_scorer(served: Served, model: str = "rank", candidates: int = 1_000) -> Iterator[None]:
+    """Inside the block the scorer works on one request of long texts, so that all others have to queue."""
+    words = random.Random(candidates)
+    texts = [" ".join(f"{words.getrandbits(20):x}" for _ in range(BIG_TEXT_WORDS)) for _ in range(candidates)]
+    before = statistics(served, "tokenize").executions
+    with RankClient(served.triton.grpc_url, model=model, timeout=60) as client, ThreadPoolExecutor(1) as pool:
+        big = pool.submit(client.rank, items=texts, history=texts[:4])
+        try:
+            # An idle scorer takes the rows at once when they have been tokenized.
+            wait_until(lambda: statistics(served, "tokenize").executions > before, "the big request is tokenized")
+            yield
+        finally:
+            wait([big])
+        big.result()
+
+
+def ask(client: RankClient, request: Request) -> Scores:
+    """Scores in the order of the candidates."""
+    result = client.rank(query=request.query, history=request.history, items=request.items)
+    return in_request_order(result, len(request.items))
+
+
+async def ask_async(client: AsyncRankClient, request: Request) -> Scores:
+    result = await client.rank(query=request.query, history=request.history, items=request.items)
+    return in_request_order(result, len(request.items))
+
+
+def in_request_order(result: RankResult, candidates: int) -> Scores:
+    scores = np.full(candidates, np.nan, dtype=np.float32)
+    scores[list(result.indices)] = result.scores
+    return scores
+
+
+def largest_difference(found: list[Scores], expected: list[Scores]) -> float:
+    """Over all requests; NaN where a candidate is missing, which no tolerance admits."""
+    return float(np.max([np.abs(one - other).max() for one, other in zip(found, expected, strict=True)]))
+
+
+def infer(
+    served: Served, protocol: str, model: str, tensors: Mapping[str, Any], timeout_us: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """A request through tritonclient alone, so that nothing is checked before it is sent.
+
+    Args:
+        tensors: by name; a list of bytes is a BYTES tensor, bytes are the raw content of one that claims an element.
+
+    Raises:
+        InferenceServerException: the server's own words.
+    """
+    library = TENSOR_CLIENTS[protocol]
+    inputs = [_input(library, name, value) for name, value in tensors.items()]
+    with library.InferenceServerClient(served.urls[protocol].split("://")[1]) as client:
+        result = client.infer(model, inputs, timeout=timeout_us)
+    response = result.get_response()
+    outputs = response["outputs"] if isinstance(response, dict) else [{"name": one.name} for one in response.outputs]
+    return {one["name"]: result.as_numpy(one["name"]) for one in outputs}
+
+
+def _input(library: ModuleType, name: str, value: Any) -> Any:
+    if isinstance(value, bytes):
+        tensor = library.InferInput(name, [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([b""], dtype=np.object_))
+        if library is tritonclient.http:
+            tensor._raw_data = value
+            tensor._parameters["binary_data_size"] = len(value)
+        else:
+            tensor._raw_content = value
+        return tensor
+    if isinstance(value, list):
+        texts = np.empty(len(value), dtype=np.object_)
+        texts[:] = value
+        value = texts
+    datatype = {"O": "BYTES", "i": "INT32", "f": "FP32"}[value.dtype.kind]
+    tensor = library.InferInput(name, list(value.shape), datatype)
+    tensor.set_data_from_numpy(value)
+    return tensor
+
+
+def is_healthy(served: Served) -> bool:
+    """Process alive, and both protocols say that the models are ready."""
+    served.triton.check()
+    for url in served.urls.values():
+        for model in ("rank", "rank_fp32"):
+            with RankClient(url, model=model) as client:
+                if not client.health():
+                    return False
+    return True

@@ -1,0 +1,349 @@
+"""Fine-tuning: the loss is the published one, training learns, and an interrupted run is neither lost nor published."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_models import save_ranker
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tritonrank import finetune as stage
+from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
+from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.finetune import finetune, list_loss, untrained_ranker
+from tritonrank.metrics import ndcg
+from tritonrank.pipeline import Workspace
+from tritonrank.prepare import Dataset, prepare
+from tritonrank.pretrained import load_ranker
+from tritonrank.recipe import Recipe, load_recipe
+from tritonrank.scorers import Request, open_scorer, requests_of
+from tritonrank.text import TextRules
+
+STEPS = 48
+EVALUATIONS = 3
+SETTINGS = {
+    "name": "small",
+    "data": {"source": "sample", "items": 60, "users": 60},
+    "text": {"item_template": "{title}", "query_tokens": 8, "history_items": 2, "history_tokens": 16}
+    | {"candidate_tokens": 12},
+    "examples": {"training_examples": 32, "training_negatives": 3, "judged_negatives": 9}
+    | {"validation_users": 10, "test_users": 10},
+    "finetune": {"epochs": 12, "learning_rate": 0.005, "evaluations": EVALUATIONS, "patience": EVALUATIONS}
+    | {"mixed_precision": "off"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So small a model gains nothing from more, and sums are then always in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuned artifact, and what it was made from."""
+
+    recipe_path: Path
+    recipe: Recipe
+    dataset: Path
+    folder: Path
+
+    def again(self, folder: Path, *overrides: str) -> Path:
+        """Fine-tune once more into another folder."""
+        finetune(load_recipe(self.recipe_path, overrides), self.dataset, folder)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("finetune")
+    base = save_ranker("bert", root / "base", head=False, num_hidden_layers=1, initializer_range=0.05)
+    recipe_path = root / "small.yaml"
+    recipe_path.write_text(yaml.safe_dump(SETTINGS | {"model": {"base": str(base)}}))
+    recipe = load_recipe(recipe_path)
+    made = Run(recipe_path, recipe, root / "dataset", root / "teacher")
+    prepare(recipe, made.dataset)
+    finetune(recipe, made.dataset, made.folder)
+    return made
+
+
+def weights_of(folder: Path) -> str:
+    return sha256_file(folder / "model.safetensors")
+
+
+@pytest.fixture
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one per optimizer step."""
+    steps: list[int] = []
+
+    def counting(*arguments: object) -> torch.Tensor:
+        steps.append(1)
+        return list_loss(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "list_loss", counting)
+    return steps
+
+
+LOGITS = [[1.5, -0.5, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0], [-2.0, 3.0, 30.0, -30.0]]
+LABELS = [[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0]]
+
+
+def brute_force_loss(kind: str) -> float:
+    """The three definitions, written out element by element."""
+    lists = list(zip(LOGITS, LABELS, strict=True))
+    if kind == "listwise":  # ListNet, top one: cross-entropy between the labels' and the scores' distributions
+        losses = [
+            sum(label / sum(labels) * (math.log(sum(map(math.exp, scores))) - s) for s, label in pairs)
+            for pairs, scores, labels in ((list(zip(*pair, strict=True)), *pair) for pair in lists)
+        ]
+    elif kind == "pairwise":  # RankNet: -log P(positive above negative), each pair counting the same
+        losses = [
+            math.log1p(math.exp(scores[negative] - scores[positive]))
+            for scores, labels in lists
+            for positive in range(4)
+            for negative in range(4)
+            if labels[positive] > labels[negative]
+        ]
+    else:
+        losses = [
+            -math.log(1 / (1 + math.exp(-s if label else s)))
+            for scores, labels in lists
+            for s, label in zip(scores, labels, strict=True)
+        ]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("kind", ["listwise", "pairwise", "binary"])
+def test_loss_is_the_published_one(kind: str) -> None:
+    loss = list_loss(torch.tensor(LOGITS, dtype=torch.float64), torch.tensor(LABELS), kind)
+    assert loss.item() == pytest.approx(brute_force_loss(kind), rel=1e-9)
+
+
+def test_pairwise_loss_equals_margin_ranking_by_torch() -> None:
+    logits, labels = torch.randn(3, 5, dtype=torch.float64), torch.tensor([[0, 1, 0, 0, 0]] * 3)
+    margins = (logits[:, 1:2] - logits[:, [0, 2, 3, 4]]).flatten()
+    expected = functional.soft_margin_loss(margins, torch.ones_like(margins))
+    assert list_loss(logits, labels, "pairwise").item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("kind", ["listwise", "pairwise", "binary"])
+def test_loss_falls_only_when_positives_rise(kind: str) -> None:
+    logits = torch.zeros(1, 4, requires_grad=True)
+    list_loss(logits, torch.tensor([[0, 1, 0, 1]]), kind).backward()
+    assert logits.grad is not None
+    assert (logits.grad[0, [1, 3]] < 0).all()
+    assert (logits.grad[0, [0, 2]] > 0).all()
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("listwise", 0.0), ("pairwise", 0.0), ("binary", math.log(2))])
+def test_a_list_without_positives_teaches_no_order(kind: str, expected: float) -> None:
+    loss = list_loss(torch.zeros(2, 3), torch.zeros(2, 3), kind)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_training_learns(run: Run) -> None:
+    metrics = read_manifest(run.folder).metrics
+    losses = [loss for _, loss in metrics["loss"]]
+    assert losses[0] == pytest.approx(math.log(4), abs=0.2)  # 1 of 4 candidates, chance
+    assert losses[-1] < 0.6 * losses[0]
+    dataset = Dataset.read(run.dataset)
+    requests = requests_of(dataset, dataset.training, TextRules.load(run.folder))
+    scorer = open_scorer(run.folder)
+    seen = [ndcg(scorer.score(r), e.labels, k=1) for r, e in zip(requests, dataset.training, strict=True)]
+    assert np.mean(seen) > 0.6  # chance: 0.25
+
+
+def test_manifest_tells_the_course_of_training(run: Run) -> None:
+    metrics = verify_artifact(run.folder).metrics
+    assert (metrics["trained"], metrics["steps"], metrics["processes"]) == (True, STEPS, 1)
+    judged = dict(metrics["validation_ndcg@10"])
+    assert list(judged) == [STEPS * part // EVALUATIONS for part in range(1, EVALUATIONS + 1)]
+    assert metrics["best_validation_ndcg@10"] == pytest.approx(max(judged.values()), abs=1e-5)
+
+
+def test_best_evaluation_is_what_is_published(run: Run) -> None:
+    dataset = Dataset.read(run.dataset)
+    requests = requests_of(dataset, dataset.validation, TextRules.load(run.folder))
+    scorer = open_scorer(run.folder)
+    found = np.mean([ndcg(scorer.score(r), e.labels) for r, e in zip(requests, dataset.validation, strict=True)])
+    assert found == pytest.approx(read_manifest(run.folder).metrics["best_validation_ndcg@10"], abs=1e-6)
+
+
+def test_the_seed_decides_the_weights(run: Run, tmp_path: Path) -> None:
+    short = "finetune.epochs=1"
+    first, second = run.again(tmp_path / "first", short), run.again(tmp_path / "second", short)
+    assert weights_of(first) == weights_of(second)
+    assert weights_of(run.again(tmp_path / "other", short, "seed=18")) != weights_of(first)
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that stopped half-way between its first and its second evaluation."""
+
+    folder: Path
+    work: Path
+
+
+@pytest.fixture
+def interrupted(run: Run, tmp_path: Path) -> Interrupted:
+    steps: list[int] = []
+
+    def until_interrupted(*arguments: object) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) > STEPS // 2:
+            raise KeyboardInterrupt
+        return list_loss(*arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stage, "list_loss", until_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.again(tmp_path / "teacher")
+    return Interrupted(tmp_path / "teacher", tmp_path / "teacher.work")
+
+
+def test_interrupted_training_publishes_nothing(interrupted: Interrupted) -> None:
+    assert [path.name for path in interrupted.work.parent.iterdir()] == [interrupted.work.name]
+
+
+def test_interrupted_training_resumes_and_ends_with_the_same_weights(
+    run: Run, interrupted: Interrupted, steps_taken: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.again(interrupted.folder)
+    assert f"resuming from checkpoint-{STEPS // EVALUATIONS}" in capsys.readouterr().out
+    assert len(steps_taken) == STEPS - STEPS // EVALUATIONS
+    assert read_manifest(interrupted.folder).metrics["steps"] == STEPS
+    assert weights_of(interrupted.folder) == weights_of(run.folder)
+    assert not interrupted.work.exists()
+
+
+def test_a_checkpoint_that_was_being_written_is_not_resumed_from(
+    run: Run, interrupted: Interrupted, steps_taken: list[int]
+) -> None:
+    half = interrupted.work / f"checkpoint-{2 * STEPS // EVALUATIONS}"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    run.again(interrupted.folder)
+    assert len(steps_taken) == STEPS - STEPS // EVALUATIONS
+    assert weights_of(interrupted.folder) == weights_of(run.folder)
+
+
+def test_other_settings_start_afresh(
+    run: Run, interrupted: Interrupted, steps_taken: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.again(interrupted.folder, "finetune.epochs=2", "finetune.evaluations=1")
+    assert "resuming" not in capsys.readouterr().out
+    assert len(steps_taken) == STEPS * 2 // 12
+    assert not interrupted.work.exists()
+
+
+def test_two_processes_train_together(run: Run, tmp_path: Path) -> None:
+    workspace = Workspace.of(run.recipe, tmp_path)
+    shutil.copytree(run.dataset, workspace.dataset)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tritonrank", "finetune", str(run.recipe_path), "--artifacts", str(tmp_path)]
+    command += ["--set", "finetune.epochs=24"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    metrics = verify_artifact(workspace.teacher).metrics
+    assert (metrics["processes"], metrics["steps"]) == (2, STEPS)
+    losses = [loss for _, loss in metrics["loss"]]
+    assert losses[-1] < 0.8 * losses[0]
+    assert done.stdout.count(f"step {STEPS}/{STEPS}: validation NDCG@10") == 1  # one process speaks
+    assert not workspace.teacher.with_name("teacher.work").exists()
+
+
+def test_a_ready_checkpoint_is_taken_as_it_is(run: Run, tmp_path: Path, steps_taken: list[int]) -> None:
+    checkpoint = save_ranker("bert", tmp_path / "ready")
+    folder = run.again(tmp_path / "teacher", f"model.checkpoint={checkpoint}")
+    assert read_manifest(folder).metrics == {"trained": False}
+    assert not steps_taken
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    items = ["Ceramic teapot", "blue running shoe, size 42", "wool"]
+    contexts = ["warm light [SEP] oak desk lamp [SEP] cast iron pan"] * len(items)
+    inputs = AutoTokenizer.from_pretrained(checkpoint)(contexts, items, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**inputs).logits[:, 0].numpy()
+    found = open_scorer(folder).score(Request("warm light", ["oak desk lamp", "cast iron pan"], items))
+    assert expected.std() > 0.01  # or else equal scores would prove nothing
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_classifier_is_no_ranker(run: Run, tmp_path: Path) -> None:
+    classifier = save_ranker("bert", tmp_path / "classifier", labels=2)
+    with pytest.raises(ArtifactError, match=r"one label.*with 2 labels.*model\.base"):
+        run.again(tmp_path / "teacher", f"model.checkpoint={classifier}")
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_a_classifier_can_be_fine_tuned_into_a_ranker(run: Run, tmp_path: Path) -> None:
+    """What the error above tells users to do."""
+    classifier = save_ranker("bert", tmp_path / "classifier", labels=2)
+    recipe = load_recipe(run.recipe_path, [f"model.base={classifier}"])
+    model, _ = untrained_ranker(recipe)
+    assert model.config.num_labels == 1
+    assert model.classifier.weight.shape[0] == 1
+    encoder = load_ranker(str(classifier), new_head=True).base_model.state_dict()
+    for name, weight in AutoModelForSequenceClassification.from_pretrained(classifier).base_model.state_dict().items():
+        assert torch.equal(weight, encoder[name]), name
+
+
+def test_weights_of_another_shape_than_the_config_says_are_refused(run: Run, tmp_path: Path) -> None:
+    """transformers would start from random weights instead."""
+    odd = save_ranker("bert", tmp_path / "odd", head=False)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    with pytest.raises(ArtifactError, match=r"do not fit each other: .*word_embeddings"):
+        untrained_ranker(load_recipe(run.recipe_path, [f"model.base={odd}"]))
+
+
+def test_damaged_weights_are_named(run: Run, tmp_path: Path) -> None:
+    damaged = save_ranker("bert", tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5_000])
+    for key in ("base", "checkpoint"):
+        with pytest.raises(ArtifactError, match=f"{damaged.name}: no model can be loaded"):
+            untrained_ranker(load_recipe(run.recipe_path, [f"model.{key}={damaged}"]))
+
+
+def test_a_ranker_without_its_head_is_refused(run: Run, tmp_path: Path) -> None:
+    """transformers would put a random one on it."""
+    headless = save_ranker("bert", tmp_path / "headless")
+    weights = load_file(headless / "model.safetensors")
+    save_file(
+        {name: weights[name] for name in weights if "classifier" not in name},
+        headless / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ArtifactError, match=r"missing from the checkpoint: classifier\.bias, classifier\.weight"):
+        untrained_ranker(load_recipe(run.recipe_path, [f"model.checkpoint={headless}"]))
+
+
+def test_too_long_rows_for_the_model_are_refused(run: Run, tmp_path: Path) -> None:
+    short = save_ranker("bert", tmp_path / "short", positions=32, head=False)
+    with pytest.raises(RecipeError, match=r"text: .*rows of up to 40 tokens.*takes 32"):
+        run.again(tmp_path / "teacher", f"model.base={short}")
+    enough = save_ranker("bert", tmp_path / "enough", positions=40, head=False)
+    untrained_ranker(load_recipe(run.recipe_path, [f"model.base={enough}"]))
+
+
+def test_fp16_needs_a_gpu(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"finetune\.mixed_precision: fp16 needs a GPU"):
+        run.again(tmp_path / "teacher", "finetune.mixed_precision=fp16")
+    assert list(tmp_path.iterdir()) == []

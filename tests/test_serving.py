@@ -1,0 +1,570 @@
+"""The whole ensemble in a real Triton: it ranks as the artifact does, in company as alone, and fails as promised."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import Served
+from live import (
+    PROTOCOLS,
+    Scores,
+    ask,
+    ask_async,
+    busy_scorer,
+    in_request_order,
+    infer,
+    is_healthy,
+    largest_difference,
+    metric,
+    statistics,
+    wait_until,
+)
+from tritonclient.utils import InferenceServerException
+from tritonrank import cli
+from tritonrank import serve as serve_module
+from tritonrank.artifacts import read_manifest
+from tritonrank.errors import ServerError
+from tritonrank.pipeline import Workspace
+from tritonrank.scorers import EngineScorer, Request, open_scorer
+from tritonrank.serve import GOLDEN_FILE, check_golden_cases, golden_requests, serving
+from tritonrank.server import LocalTriton
+from tritonrank.text import TextRules, render_fields
+from tritonrank_client import (
+    AsyncRankClient,
+    DeadlineExceeded,
+    Overloaded,
+    RankClient,
+    RankResult,
+    Retry,
+    ServerFault,
+    Unavailable,
+)
+from tritonrank_client._error_map import translate
+
+MODELS = ("rank", "rank_fp32")
+CANDIDATES = 15  # of each held-out request: this file asks some thousand times
+LIVE_TOLERANCE = 1e-4
+BATCH_TOLERANCE = 1e-5
+IN_FLIGHT = 4  # below the queue of the tiny recipe, so that nothing is refused
+ATTEMPTS = 5  # to meet others in the batcher; on a crowded machine a request may come too late
+PATIENT = Retry(attempts=200, initial_seconds=0.02, max_seconds=0.2, budget_ratio=1, budget_burst=10_000)
+ONCE = Retry(attempts=1)
+MARKER = "TRITONRANK_TEST_SERVE"
+
+
+@pytest.fixture(scope="module")
+def requests(held_out: list[Request]) -> list[Request]:
+    return [Request(one.query, one.history, one.items[:CANDIDATES]) for one in held_out]
+
+
+@pytest.fixture(scope="module")
+def in_process(workspace: Workspace) -> dict[str, EngineScorer]:
+    """What each served model is held against: the INT8 graph itself, and PyTorch for the FP32 graph."""
+    return {"rank": open_scorer(workspace.int8), "rank_fp32": open_scorer(workspace.teacher)}
+
+
+@pytest.fixture(scope="module")
+def expected(in_process: dict[str, EngineScorer], requests: list[Request]) -> dict[str, list[Scores]]:
+    return {model: [scorer.score(one) for one in requests] for model, scorer in in_process.items()}
+
+
+# Live scores are those of the artifact
+
+
+def test_the_comparisons_below_can_fail(requests: list[Request], expected: dict[str, list[Scores]]) -> None:
+    """Scores of candidates, and those of the two models, lie further apart than what is tolerated."""
+    assert len(requests) >= 100
+    for scores in expected.values():
+        assert np.median([one.std() for one in scores]) > 10 * LIVE_TOLERANCE
+    assert largest_difference(expected["rank"], expected["rank_fp32"]) > 10 * LIVE_TOLERANCE
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_live_scores_are_those_in_process(
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str, model: str
+) -> None:
+    with RankClient(served.urls[protocol], model=model, timeout=60) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
+        found = list(pool.map(lambda one: ask(client, one), requests))
+    assert largest_difference(found, expected[model]) <= LIVE_TOLERANCE
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_live_scores_are_those_in_process_with_asyncio(
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str, model: str
+) -> None:
+    places = asyncio.Semaphore(IN_FLIGHT)
+
+    async def ask_in_turn(client: AsyncRankClient, one: Request) -> Scores:
+        async with places:
+            return await ask_async(client, one)
+
+    async with AsyncRankClient(served.urls[protocol], model=model, timeout=60) as client:
+        found = await asyncio.gather(*(ask_in_turn(client, one) for one in requests))
+    assert largest_difference(found, expected[model]) <= LIVE_TOLERANCE
+
+
+# Batching
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_score_is_the_same_alone_and_among_seven_others(
+    served: Served, requests: list[Request], model: str
+) -> None:
+    eight = different_requests(requests, 8)
+    scorer = model.replace("rank", "score")
+    async with AsyncRankClient(served.triton.grpc_url, model=model, timeout=60) as client:
+        before = statistics(served, scorer)
+        alone = [await ask_async(client, one) for one in eight]
+        by_themselves = statistics(served, scorer) - before
+        assert by_themselves.executions == 8
+        for _ in range(ATTEMPTS):
+            before = statistics(served, scorer)
+            with busy_scorer(served, model, candidates=600):
+                together = await asyncio.gather(*(ask_async(client, one) for one in eight), return_exceptions=True)
+            if (statistics(served, scorer) - before).batches[by_themselves.rows] == 1:  # all eight, nothing else
+                break
+        else:
+            pytest.fail("the eight requests never shared an execution")
+    assert largest_difference(together, alone) <= BATCH_TOLERANCE
+
+
+async def test_the_scorer_batches_across_requests_of_different_shapes(served: Served, requests: list[Request]) -> None:
+    six = different_requests(requests, 6)
+    for _ in range(ATTEMPTS):
+        before = statistics(served, "score")
+        async with AsyncRankClient(served.triton.grpc_url, timeout=60) as client:
+            with busy_scorer(served, candidates=600):
+                answers = await asyncio.gather(*(ask_async(client, one) for one in six), return_exceptions=True)
+        executions = (statistics(served, "score") - before).executions - 1  # without that of the big request
+        if not any(isinstance(answer, BaseException) for answer in answers) and executions < 6:
+            return
+    pytest.fail(f"six requests that had to queue took {executions} executions")
+
+
+# What a ranking is
+
+
+def test_best_first_and_ties_in_request_order(served: Served, requests: list[Request]) -> None:
+    items = [*requests[0].items, *requests[0].items[::-1], *requests[0].items]  # each text three times
+    with RankClient(served.triton.grpc_url) as client:
+        result = client.rank(items=items, query="espresso machine")
+    scores = in_request_order(result, len(items))
+    assert result.indices == tuple(np.argsort(-scores, kind="stable"))
+    assert len(set(result.scores)) > CANDIDATES // 2, "the order tests more than ties"
+    assert all(len({scores[i] for i, text in enumerate(items) if text == one}) == 1 for one in items)
+
+
+@pytest.mark.parametrize("top_k", [1, 4, CANDIDATES, 10_000])
+def test_top_k_is_the_head_of_the_whole_ranking(served: Served, requests: list[Request], top_k: int) -> None:
+    with RankClient(served.triton.grpc_url) as client:
+        whole = client.rank(items=requests[1].items, history=requests[1].history)
+        head = client.rank(items=requests[1].items, history=requests[1].history, top_k=top_k)
+    assert head.indices == whole.indices[:top_k]
+    assert head.scores == pytest.approx(whole.scores[:top_k], abs=BATCH_TOLERANCE)
+
+
+def test_of_candidates_with_one_id_the_best_scored_stays(served: Served, requests: list[Request]) -> None:
+    item_ids = [f"id {position % 4}" for position in range(CANDIDATES)]
+    with RankClient(served.triton.grpc_url) as client:
+        whole = client.rank(items=requests[2].items, history=requests[2].history)
+        deduped = client.rank(items=requests[2].items, history=requests[2].history, item_ids=item_ids)
+        two = client.rank(items=requests[2].items, history=requests[2].history, item_ids=item_ids, top_k=2)
+    seen: dict[str, int] = {}
+    for index in whole.indices:
+        seen.setdefault(item_ids[index], index)
+    assert deduped.indices == tuple(seen.values())
+    assert [place.item_id for place in deduped.ranking] == list(seen)
+    assert two.indices == deduped.indices[:2], "top_k counts what is left after merging"
+
+
+def test_equal_texts_are_scored_once_and_all_returned(served: Served, requests: list[Request]) -> None:
+    def tokens() -> float:
+        return metric(served, "tritonrank_tokens_needed_total", model="score")
+
+    text, other = requests[3].items[:2]
+    with RankClient(served.triton.grpc_url) as client:
+        before, tokens_before = statistics(served, "score"), tokens()
+        client.rank(items=[text, other], query="q")
+        wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
+        tokens_of_two, tokens_before = tokens() - tokens_before, tokens()
+        assert (statistics(served, "score") - before).rows == 2
+        before = statistics(served, "score")
+        result = client.rank(items=[text, other] * 50, query="q")
+        wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
+    assert sorted(result.indices) == list(range(100))
+    assert (statistics(served, "score") - before).rows == 2
+    assert tokens() - tokens_before == tokens_of_two
+
+
+def test_the_answer_names_the_artifact(served: Served, requests: list[Request]) -> None:
+    with RankClient(served.triton.http_url) as client:
+        artifact = client.rank(items=requests[0].items).artifact
+    assert artifact == read_manifest(served.workspace.int8).artifact[:16]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda items: Request("running shoes", items[:2], items[:1]),
+        lambda items: Request("", [], items),
+        lambda items: Request("", items[:3], items),
+        lambda items: Request("running shoes", [], items),
+        lambda items: Request("lamp", items[:1], [f"lamp {number}" for number in range(1_000)]),
+    ],
+    ids=["one candidate", "no context", "no query", "no history", "1000 candidates"],
+)
+def test_the_edges_of_a_request_score_as_in_process(
+    served: Served, requests: list[Request], in_process: dict[str, EngineScorer], protocol: str, model: str, request_of
+) -> None:
+    one = request_of(requests[0].items)
+    with RankClient(served.urls[protocol], model=model, timeout=60) as client:
+        assert largest_difference([ask(client, one)], [in_process[model].score(one)]) <= LIVE_TOLERANCE
+
+
+def test_items_and_history_that_are_json_objects_go_through_the_template(served: Served) -> None:
+    fields = [{"title": "Oak Desk", "attributes": ["oak", "120 cm"]}, {"title": "Lamp", "price": 3}]
+    rules = TextRules.load(served.workspace.teacher)
+    texts = [render_fields(rules.item_template, one) for one in fields]
+    assert texts[0] == "Oak Desk, oak, 120 cm"
+    with RankClient(served.triton.grpc_url) as client:
+        rendered = client.rank(items=texts, history=texts[:1], query="desk")
+        given = client.rank(items=fields, history=fields[:1], query="desk")
+        raw = client.rank(items=[json.dumps(one)[1:] for one in fields], history=texts[:1], query="desk")
+    assert (given.indices, given.scores) == (rendered.indices, rendered.scores)
+    assert set(raw.scores) != set(given.scores), "other texts have other scores"
+
+
+# The server checks itself
+
+
+def test_golden_requests_pass_on_the_server_and_fail_when_a_score_moved(served: Served, tmp_path: Path) -> None:
+    check_golden_cases(served.workspace.repository, served.triton.grpc_url)
+    golden = json.loads((served.workspace.repository / GOLDEN_FILE).read_text(encoding="utf-8"))
+    golden["cases"][-1]["scores"][0] += 0.001
+    (tmp_path / GOLDEN_FILE).write_text(json.dumps(golden), encoding="utf-8")
+    with pytest.raises(ServerError, match=rf"golden request {len(golden['cases']) - 1} differs by 1\.0e-03"):
+        check_golden_cases(tmp_path, served.triton.grpc_url)
+
+
+def test_a_golden_request_without_answer_is_told(workspace: Workspace) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ServerError, match="golden request 0 was not answered"):
+        check_golden_cases(workspace.repository, f"grpc://127.0.0.1:{port}")
+
+
+# Too much at once, and too late
+
+
+async def test_a_full_queue_refuses_quickly_and_the_server_recovers(
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]]
+) -> None:
+    async def timed(client: AsyncRankClient) -> tuple[object, float]:
+        started = time.monotonic()
+        try:
+            answer: object = await ask_async(client, requests[0])
+        except (Overloaded, DeadlineExceeded) as error:  # who waits may be out of time on a crowded machine
+            answer = error
+        return answer, time.monotonic() - started
+
+    async with AsyncRankClient(served.triton.grpc_url, retry=ONCE, timeout=60) as client:
+        with busy_scorer(served):
+            answers = await asyncio.gather(*(timed(client) for _ in range(40)))
+            refused = [(error, seconds) for error, seconds in answers if isinstance(error, Overloaded)]
+            assert len(refused) >= 40 - 2 * 9, "tokenize and score hold eight each, and one in work"
+            assert max(seconds for _, seconds in refused) < 1.5
+            assert all("Exceeds maximum queue size" in str(error) and error.attempts == 1 for error, _ in refused)
+        again = [await ask_async(client, requests[0]) for _ in range(3)]
+    answered = [answer for answer, _ in answers if isinstance(answer, np.ndarray)]
+    assert largest_difference([*again, *answered], [expected["rank"][0]] * (3 + len(answered))) <= LIVE_TOLERANCE
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_deadline_reaches_the_queue_and_the_server_recovers(
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str
+) -> None:
+    """The server drops the request itself, long before its own limit of two seconds, and never scores it."""
+
+    def dropped() -> float:
+        return metric(served, "nv_inference_request_failure", model="score", reason="REJECTED")
+
+    with RankClient(served.urls[protocol]) as client:
+        ask(client, requests[0])  # connects
+        for _ in range(ATTEMPTS):
+            dropped_before, before = dropped(), statistics(served, "score")
+            with busy_scorer(served):
+                started = time.monotonic()
+                with pytest.raises(DeadlineExceeded):
+                    client.rank(items=requests[0].items, timeout=0.1)
+                assert time.monotonic() - started < 1
+            ask(client, requests[0])  # behind it in the queue, so its fate is settled
+            if dropped() == dropped_before + 1:
+                break
+        else:
+            pytest.fail("the server's queue never dropped the request")
+        assert (statistics(served, "score") - before).executions == 2, "the big request and the last"
+        assert largest_difference([ask(client, requests[0])], [expected["rank"][0]]) <= LIVE_TOLERANCE
+
+
+async def test_a_cancelled_request_is_never_scored_and_later_ones_are_right(
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]]
+) -> None:
+    def cancelled() -> float:
+        return metric(served, "nv_inference_request_failure", model="score", reason="CANCELED")
+
+    async with AsyncRankClient(served.triton.grpc_url, timeout=60) as client:
+        await ask_async(client, requests[0])
+        cancelled_before, before = cancelled(), statistics(served, "score")
+        with busy_scorer(served):
+            tokenized = statistics(served, "tokenize").executions
+            task = asyncio.create_task(ask_async(client, requests[0]))
+            while statistics(served, "tokenize").executions == tokenized:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        later = await asyncio.gather(*(ask_async(client, one) for one in requests[:IN_FLIGHT]))
+        wait_until(lambda: cancelled() > cancelled_before, "Triton has counted the cancelled request")
+    rows = (statistics(served, "score") - before).rows
+    assert rows == 1_000 + IN_FLIGHT * CANDIDATES
+    assert largest_difference(later, expected["rank"][:IN_FLIGHT]) <= LIVE_TOLERANCE
+    assert is_healthy(served)
+
+
+async def test_sixty_four_concurrent_requests_of_all_kinds_are_right(
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]]
+) -> None:
+    def in_a_thread(number: int) -> Scores:
+        url = served.urls[PROTOCOLS[number % 2]]
+        with RankClient(url, model=MODELS[number // 2 % 2], timeout=60, retry=PATIENT) as client:
+            return ask(client, requests[number])
+
+    async def in_the_loop(number: int) -> Scores:
+        url = served.urls[PROTOCOLS[number % 2]]
+        async with AsyncRankClient(url, model=MODELS[number // 2 % 2], timeout=60, retry=PATIENT) as client:
+            return await ask_async(client, requests[number])
+
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(32) as pool:
+        threads = [loop.run_in_executor(pool, in_a_thread, number) for number in range(32)]
+        found = await asyncio.gather(*threads, *(in_the_loop(number) for number in range(32, 64)))
+    wanted = [expected[MODELS[number // 2 % 2]][number] for number in range(64)]
+    assert largest_difference(found, wanted) <= LIVE_TOLERANCE
+
+
+# Triton's own words, on which the client's table of errors relies
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("model", "version", "named"), [("rnak", "", "'rnak'"), ("rank", "7", "'rank' version 7")])
+def test_an_unknown_model_is_named(served: Served, protocol: str, model: str, version: str, named: str) -> None:
+    with (
+        RankClient(served.urls[protocol], model=model, model_version=version) as client,
+        pytest.raises(Unavailable, match=f"does not serve this model.*Request for unknown model: {named}") as caught,
+    ):
+        client.rank(items=["a"])
+    assert caught.value.attempts == 1
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_full_queue_and_an_expired_wait_are_told_apart(
+    served: Served, requests: list[Request], protocol: str
+) -> None:
+    """Triton reports both as UNAVAILABLE, or 503."""
+    tensors = {
+        "query": [b"q"],
+        "history": [],
+        "items": [item.encode() for item in requests[0].items],
+    }
+
+    def outcome(_: int) -> Exception | None:
+        try:
+            infer(served, protocol, "rank", tensors, timeout_us=100_000)
+        except InferenceServerException as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(40) as pool, busy_scorer(served):
+        outcomes = [one for one in pool.map(outcome, range(40)) if one is not None]
+    kinds = {
+        phrase: {type(translate(one, url="u", model="m")) for one in outcomes if phrase in one.message()}
+        for phrase in ("Exceeds maximum queue size", "Request timeout expired")
+    }
+    assert kinds == {"Exceeds maximum queue size": {Overloaded}, "Request timeout expired": {DeadlineExceeded}}
+    assert {one.status() for one in outcomes} == {{"http": "503", "grpc": "StatusCode.UNAVAILABLE"}[protocol]}
+
+
+def test_a_model_that_did_not_load_is_not_ready(tmp_path: Path) -> None:
+    version = tmp_path / "broken" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(
+        "class TritonPythonModel:\n    def initialize(self, args):\n        raise ValueError('on purpose')\n"
+    )
+    (tmp_path / "broken" / "config.pbtxt").write_text(
+        'backend: "python"\nmax_batch_size: 0\ninstance_group [{kind: KIND_CPU}]\n'
+        "input [{name: 'items' data_type: TYPE_STRING dims: [-1]}]\n"
+        "output [{name: 'scores' data_type: TYPE_FP32 dims: [-1]}]\n"
+    )
+    with LocalTriton(tmp_path, extra_arguments=["--exit-on-error=false", "--strict-readiness=false"]) as triton:
+        for url in (triton.http_url, triton.grpc_url):
+            for model_version, words in (("", "has no available versions"), ("1", "is not at ready state")):
+                with RankClient(url, model="broken", model_version=model_version) as client:
+                    with pytest.raises(Unavailable, match=f"'broken': the model is not ready .*{words}"):
+                        client.rank(items=["a"])
+                    health = client.health()
+                    assert (health.live, health.ready, health.model_ready) == (True, True, False)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_inner_model_is_no_ranker(served: Served, protocol: str) -> None:
+    """A wrong model= that exists: the server refuses the inputs or the client the outputs; never a wrong ranking."""
+    with RankClient(served.urls[protocol], model="tokenize") as client, pytest.raises(ServerFault, match="indices"):
+        client.rank(items=["a"])
+
+
+# tritonrank serve
+
+
+@pytest.fixture
+def artifacts(workspace: Workspace, tmp_path: Path) -> Path:
+    """A copy of artifacts/tiny as far as it is served."""
+    shutil.copytree(workspace.repository, tmp_path / "tiny" / "repository")
+    return tmp_path / "tiny"
+
+
+def test_serve_prints_addresses_and_a_request_that_works_and_stops_on_ctrl_c(artifacts: Path) -> None:
+    with serve_command(artifacts) as program:
+        printed = ""
+        for line in program.stdout:
+            printed += line
+            if "Ctrl-C" in line:
+                break
+        urls = {name: url for name, url in (line.split() for line in printed.splitlines()[:3])}
+        assert list(urls) == ["HTTP", "gRPC", "metrics"], printed
+        with RankClient(urls["HTTP"]) as http, RankClient(urls["gRPC"]) as grpc:
+            assert http.health()
+            assert grpc.health()
+        request = printed.split("Try it from another terminal:\n\n")[1].split("\n\nCtrl-C")[0]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        pasted = subprocess.run(
+            ["bash", "-c", request.replace("rank ", "rank --json ", 1)],
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert pasted.returncode == 0, pasted.stderr
+        (golden, scores), *_ = golden_requests(artifacts / "repository")
+        ranking = json.loads(pasted.stdout)["ranking"]
+        assert sorted(place["item"] for place in ranking) == sorted(golden.items[:4])
+        program.send_signal(signal.SIGINT)
+        assert program.wait(60) == 0, program.stderr.read()
+        wait_until(lambda: not marked_processes(), "no process is left")
+    assert len(scores) > 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(flip_a_byte(path.read_bytes())), "model.onnx: changed since it was built"),
+        (lambda path: path.unlink(), "model.onnx: missing"),
+    ],
+    ids=["one byte", "removed"],
+)
+def test_a_damaged_repository_is_refused_before_triton_starts(
+    artifacts: Path,
+    damage,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(artifacts / "repository" / "score" / "1" / "model.onnx")
+    monkeypatch.setattr(serve_module, "LocalTriton", lambda *_, **__: pytest.fail("Triton was started"))
+    monkeypatch.setattr(sys, "argv", ["tritonrank", "serve", str(artifacts), "--http-port", "0"])
+    with pytest.raises(SystemExit) as exit_of:
+        cli.main()
+    assert exit_of.value.code == 2
+    printed = capsys.readouterr().err
+    assert f"score/1/{message}" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_folder_without_repository_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_command(tmp_path) as program:
+        _, printed = program.communicate(timeout=60)
+    assert program.returncode == 2
+    assert "manifest.json is missing" in printed
+    assert "tritonrank build" in printed
+
+
+def test_a_taken_port_is_named(artifacts: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"port {port} cannot be used .*--grpc-port"):  # noqa: SIM117
+            with serving(artifacts, grpc_port=port):
+                pytest.fail("Triton was started")
+
+
+# Helpers
+
+
+def different_requests(requests: list[Request], number: int) -> list[Request]:
+    """Requests of different lengths and candidate counts."""
+    return [
+        Request(f"{'warm ' * position}jacket", one.history[position:], one.items[: CANDIDATES - position])
+        for position, one in enumerate(requests[:number])
+    ]
+
+
+def flip_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@contextmanager
+def serve_command(artifacts: Path) -> Iterator[subprocess.Popen[str]]:
+    """`tritonrank serve` on free ports; nothing of it is left after the block."""
+    ports = [argument for name in ("http", "grpc", "metrics") for argument in (f"--{name}-port", "0")]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "tritonrank", "serve", str(artifacts), *ports],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {MARKER: str(os.getpid())},
+    )
+    try:
+        yield program
+    finally:
+        program.kill()  # does nothing after an orderly end
+        program.communicate()
+
+
+def marked_processes() -> set[int]:
+    """Living processes that `tritonrank serve` started, itself included."""
+    found = set()
+    for process in psutil.process_iter(["status"]):
+        try:
+            variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"{MARKER}={os.getpid()}".encode() in variables and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.add(process.pid)
+    return found

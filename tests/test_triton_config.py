@@ -1,0 +1,189 @@
+"""The generated configs hold together: every tensor has one maker, every queue has an end."""
+
+import re
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank.recipe import ServeSettings
+from tritonrank.triton_config import as_text, model_configs, score_instances
+
+ROOT = Path(__file__).parents[1]
+BERT = ("input_ids", "attention_mask", "token_type_ids")
+ROBERTA = ("input_ids", "attention_mask")
+SETTINGS = {
+    "default": ServeSettings(),
+    "small": ServeSettings(
+        max_candidates=5, max_history=7, rows_per_batch=3, deadline_ms=50, queue_requests=2, queue_delay_us=300
+    ),
+    "wide batches": ServeSettings(max_candidates=10, rows_per_batch=1_000, item_cache_entries=0, instances=3),
+}
+
+Configs = dict[str, pb.ModelConfig]
+
+
+@pytest.fixture(params=[(name, tensors) for name in SETTINGS for tensors in (BERT, ROBERTA)], ids=str)
+def made(request: pytest.FixtureRequest) -> tuple[ServeSettings, tuple[str, ...], Configs]:
+    name, tensors = request.param
+    return SETTINGS[name], tensors, model_configs(SETTINGS[name], tensors, cores=8)
+
+
+def signature(tensor: pb.ModelInput | pb.ModelOutput, batched: bool) -> tuple[int, tuple[int, ...]]:
+    """Type and dimensions as the tensor looks from outside, where a batch is one more dimension."""
+    return tensor.data_type, ((-1,) if batched else ()) + tuple(tensor.dims)
+
+
+def test_the_text_is_the_config(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    *_, configs = made
+    assert sorted(configs) == ["rank", "score", "select", "tokenize"]
+    for name, config in configs.items():
+        text = as_text(config)
+        assert text_format.Parse(text, pb.ModelConfig()) == config
+        assert config.name == name
+        assert text.startswith("# Written by `tritonrank assemble`")
+
+
+def test_the_same_input_gives_the_same_text() -> None:
+    first, again = (model_configs(ServeSettings(), BERT, cores=4) for _ in range(2))
+    assert [as_text(config) for config in first.values()] == [as_text(config) for config in again.values()]
+    other = model_configs(ServeSettings(queue_requests=3), BERT, cores=4)
+    assert as_text(other["score"]) != as_text(first["score"])
+    assert as_text(other["rank"]) == as_text(first["rank"])
+
+
+def test_every_tensor_of_the_ensemble_is_made_once_and_used(
+    made: tuple[ServeSettings, tuple[str, ...], Configs],
+) -> None:
+    *_, configs = made
+    rank = configs["rank"]
+    steps = rank.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["tokenize", "score", "select"]
+    made_by = [tensor.name for tensor in rank.input] + [name for step in steps for name in step.output_map.values()]
+    assert len(made_by) == len(set(made_by))
+    used = {name for step in steps for name in step.input_map.values()} | {tensor.name for tensor in rank.output}
+    assert used == set(made_by)
+    known = {tensor.name for tensor in rank.input}
+    for step in steps:  # nobody waits for what comes later
+        assert set(step.input_map.values()) <= known
+        known |= set(step.output_map.values())
+
+
+def test_every_step_is_wired_to_its_whole_model(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    *_, configs = made
+    for step in configs["rank"].ensemble_scheduling.step:
+        model = configs[step.model_name]
+        assert set(step.input_map) == {tensor.name for tensor in model.input}
+        assert set(step.output_map) == {tensor.name for tensor in model.output}
+
+
+def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    *_, configs = made
+    rank = configs["rank"]
+    wires = {tensor.name: signature(tensor, False) for tensor in rank.input}
+    optional = {tensor.name for tensor in rank.input if tensor.optional}
+    assert optional == {"item_ids", "top_k"}
+    for step in rank.ensemble_scheduling.step:
+        model = configs[step.model_name]
+        batched = model.max_batch_size > 0
+        for tensor in model.input:
+            assert signature(tensor, batched) == wires[step.input_map[tensor.name]], (step.model_name, tensor.name)
+            assert tensor.optional == (step.input_map[tensor.name] in optional)
+        wires |= {step.output_map[tensor.name]: signature(tensor, batched) for tensor in model.output}
+    for tensor in rank.output:
+        assert signature(tensor, False) == wires[tensor.name]
+
+
+def test_what_clients_see_does_not_depend_on_the_model() -> None:
+    small = model_configs(SETTINGS["small"], ROBERTA, cores=1)
+    large = model_configs(SETTINGS["wide batches"], BERT, cores=8)
+    assert small["rank"].input == large["rank"].input
+    assert small["rank"].output == large["rank"].output
+    shapes = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in small["rank"].output}
+    assert shapes == {
+        "indices": (pb.TYPE_INT32, [-1]),
+        "scores": (pb.TYPE_FP32, [-1]),
+        "artifact": (pb.TYPE_STRING, [1]),
+    }
+
+
+def test_a_family_without_segments_has_none_anywhere() -> None:
+    for config in model_configs(ServeSettings(), ROBERTA, cores=8).values():
+        assert "token_type_ids" not in as_text(config)
+    assert "token_type_ids" in as_text(model_configs(ServeSettings(), BERT, cores=8)["score"])
+
+
+def test_every_queue_ends(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    settings, _, configs = made
+    for name in ("tokenize", "score", "select"):
+        policy = configs[name].dynamic_batching.default_queue_policy
+        assert policy.max_queue_size == settings.queue_requests > 0
+        assert policy.default_timeout_microseconds == settings.deadline_ms * 1_000 > 0
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+        assert policy.allow_timeout_override
+
+
+def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    settings, tensors, configs = made
+    score = configs["score"]
+    assert score.WhichOneof("scheduling_choice") == "dynamic_batching"
+    assert [tensor.name for tensor in score.input] == list(tensors)
+    assert all(tensor.allow_ragged_batch for tensor in score.input)
+    # A request may have this many rows, and a run this many: neither may be refused for its batch dimension.
+    assert score.max_batch_size >= settings.max_candidates
+    assert score.max_batch_size >= settings.rows_per_batch
+    assert score.dynamic_batching.max_queue_delay_microseconds == settings.queue_delay_us
+
+
+def test_the_other_models_take_requests_one_by_one(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    *_, configs = made
+    for name in ("rank", "tokenize", "select"):
+        assert configs[name].max_batch_size == 0
+
+
+@pytest.mark.parametrize(
+    ("instances", "cores", "count"),
+    [("auto", 1, 1), ("auto", 3, 1), ("auto", 4, 1), ("auto", 8, 2), ("auto", 64, 16), (1, 64, 1), (5, 2, 5)],
+)
+def test_instances_follow_the_cores_unless_told(instances: str | int, cores: int, count: int) -> None:
+    settings = ServeSettings.model_validate({"instances": instances})
+    assert score_instances(settings, cores) == count
+    group = model_configs(settings, BERT, cores)["score"].instance_group
+    assert [(each.kind, each.count) for each in group] == [(pb.ModelInstanceGroup.KIND_CPU, count)]
+
+
+def test_everything_runs_on_the_cpu(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    *_, configs = made
+    for name in ("tokenize", "score", "select"):
+        assert configs[name].backend == "python"
+        assert [group.kind for group in configs[name].instance_group] == [pb.ModelInstanceGroup.KIND_CPU]
+
+
+@pytest.mark.parametrize("name", ["tokenize", "score", "select"])
+def test_models_find_the_parameters_they_read(name: str) -> None:
+    source = (ROOT / "model_repository" / name / "1" / "model.py").read_text()
+    parameters = model_configs(SETTINGS["small"], BERT, cores=8)[name].parameters
+    read = set(re.findall(r'settings\["(\w+)"\]', source))
+    assert set(parameters) == read  # none is missing, none is for show
+    for key in read:
+        written = parameters[key].string_value
+        assert int(written) == getattr(SETTINGS["small"], key, 0)
+
+
+def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    """A mask of zeros leaves nothing to run: no memory is touched, and a graph may fail on it."""
+    _, tensors, configs = made
+    samples = configs["score"].model_warmup
+    assert len(samples) > 0
+    assert len({sample.name for sample in samples}) == len(samples)
+    for sample in samples:
+        assert set(sample.inputs) == set(tensors)
+        assert len({tuple(tensor.dims) for tensor in sample.inputs.values()}) == 1
+        mask = sample.inputs["attention_mask"]
+        assert mask.WhichOneof("input_data_type") == "input_data_file"
+        assert mask.input_data_file.endswith(f"_{mask.dims[0]}")
+
+
+def test_warm_up_batches_are_batches_that_may_come(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    *_, configs = made
+    assert all(0 < sample.batch_size <= configs["score"].max_batch_size for sample in configs["score"].model_warmup)
