@@ -5,17 +5,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
+import yaml
 from google.protobuf import text_format
+from tiny_models import save_ranker
 from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
+from tritonrank.artifacts import write_artifact
 from tritonrank.assemble import copy_text_files
 from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.prepare import Dataset
+from tritonrank.prepare import Dataset, prepare_settings
 from tritonrank.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM, Recipe, load_recipe
-from tritonrank.scorers import Request, requests_of
+from tritonrank.scorers import Request, open_scorer, requests_of
 from tritonrank.server import LocalTriton
 from tritonrank.text import TextRules
 
@@ -93,3 +97,54 @@ def _add_fp32_twin(repository: Path, workspace: Workspace) -> None:
         (twin / "config.pbtxt").write_text(text_format.MessageToString(config))
     shutil.copyfile(workspace.onnx / "model.onnx", repository / "score_fp32" / "1" / "model.onnx")
     copy_text_files(workspace.onnx, repository / "tokenize" / "1")
+
+
+@dataclass(frozen=True)
+class Build:
+    """A recipe on disk and what was built from it, up to INT8."""
+
+    recipe_path: Path
+    recipe: Recipe
+    workspace: Workspace
+
+    def copied(self, root: Path) -> "Build":
+        """A copy to change, below ``root``."""
+        workspace = Workspace.of(self.recipe, root)
+        shutil.copytree(self.workspace.root, workspace.root)
+        return Build(self.recipe_path, self.recipe, workspace)
+
+
+@pytest.fixture(scope="session")
+def certain(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A build whose checkpoint is right by definition: each test user's positive is what it ranks first itself.
+
+    So NDCG@10 of checkpoint and FP32 graph is 1, and whatever a step breaks shows at once. Nothing is trained. Tests
+    must not change it.
+    """
+    root = tmp_path_factory.mktemp("certain")
+    checkpoint = save_ranker("bert", root / "checkpoint")
+    values = yaml.safe_load((TESTS / "tiny.yaml").read_text())
+    values |= {"name": "certain", "model": {"checkpoint": str(checkpoint)}, "gate": {"budget": 0.15}}
+    values["examples"] |= {"validation_users": 5, "test_users": 40, "training_examples": 40}
+    recipe_path = root / "certain.yaml"
+    recipe_path.write_text(yaml.safe_dump(values))
+    build = Build(recipe_path, load_recipe(recipe_path), Workspace(root / "artifacts" / "certain"))
+    run_stages(build.recipe, build.workspace, until="finetune")
+    _label_by_the_checkpoint(build)
+    run_stages(build.recipe, build.workspace, until="quantize")
+    return build
+
+
+def _label_by_the_checkpoint(build: Build) -> None:
+    """Publish the dataset once more, as the same stage would, with the checkpoint's favourites as the positives."""
+    folder = build.workspace.dataset
+    dataset, scorer = Dataset.read(folder), open_scorer(build.workspace.teacher)
+    requests = requests_of(dataset, dataset.test, scorer.tokenizer.rules)
+    favourites = [scorer.score(request) for request in requests]
+    labels = [(scores == scores.max()).astype("int8").tolist() for scores in favourites]
+    with write_artifact(folder, "prepare", prepare_settings(build.recipe), {}) as draft:
+        for path in folder.glob("*.parquet"):
+            shutil.copyfile(path, draft.folder / path.name)
+        test = pl.read_parquet(folder / "test.parquet")
+        relabelled = test.with_columns(pl.Series("labels", labels, dtype=test.schema["labels"]))
+        relabelled.write_parquet(draft.folder / "test.parquet")

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from tiny_models import FAMILIES, TEXTS, WITH_SEGMENTS, save_ranker
+from transformers import AutoTokenizer
 from tritonclient.grpc import model_config_pb2
 from tritonrank.assemble import engine_inputs, write_models
 from tritonrank.engine import padded_length
@@ -104,12 +105,11 @@ def test_configs_name_segments_only_where_the_family_has_them(ladder: Ladder, tm
 
 
 def test_rows_have_the_layout_of_the_familys_own_tokenizer(ladder: Ladder) -> None:
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(ladder.checkpoint)
     scorer = open_scorer(ladder.graph)
-    rows = scorer.rows(Request("blue shoe", [], TEXTS[:2]))
-    expected = tokenizer(["blue shoe"] * 2, TEXTS[:2], padding=True, return_tensors="np")
+    items = ["oak lamp", "tea"]
+    rows = scorer.rows(Request("blue", [], items))
+    expected = tokenizer(["blue"] * 2, items, padding=True, return_tensors="np")
     np.testing.assert_array_equal(rows["input_ids"], expected["input_ids"])
     np.testing.assert_array_equal(rows["attention_mask"], expected["attention_mask"])
     if ladder.has_segments:

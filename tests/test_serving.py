@@ -47,7 +47,6 @@ from tritonrank_client import (
     DeadlineExceeded,
     Overloaded,
     RankClient,
-    RankResult,
     Retry,
     ServerFault,
     Unavailable,
@@ -58,6 +57,8 @@ MODELS = ("rank", "rank_fp32")
 CANDIDATES = 15  # of each held-out request: this file asks some thousand times
 LIVE_TOLERANCE = 1e-4
 BATCH_TOLERANCE = 1e-5
+LARGEST_SHARE = 0.02
+"""Of the spread of a request's scores: the tiny model's lie within a thousandth, where 1e-4 alone would allow much."""
 IN_FLIGHT = 4  # below the queue of the tiny recipe, so that nothing is refused
 ATTEMPTS = 5  # to meet others in the batcher; on a crowded machine a request may come too late
 PATIENT = Retry(attempts=200, initial_seconds=0.02, max_seconds=0.2, budget_ratio=1, budget_burst=10_000)
@@ -81,31 +82,57 @@ def expected(in_process: dict[str, EngineScorer], requests: list[Request]) -> di
     return {model: [scorer.score(one) for one in requests] for model, scorer in in_process.items()}
 
 
+@pytest.fixture(scope="module")
+def spread(expected: dict[str, list[Scores]]) -> float:
+    """Standard deviation of the scores of one request."""
+    return min(float(np.median([one.std() for one in scores])) for scores in expected.values())
+
+
+@pytest.fixture(scope="module")
+def live_tolerance(spread: float) -> float:
+    return min(LIVE_TOLERANCE, LARGEST_SHARE * spread)
+
+
+@pytest.fixture(scope="module")
+def batch_tolerance(spread: float) -> float:
+    return min(BATCH_TOLERANCE, LARGEST_SHARE * spread)
+
+
 # Live scores are those of the artifact
 
 
-def test_the_comparisons_below_can_fail(requests: list[Request], expected: dict[str, list[Scores]]) -> None:
-    """Scores of candidates, and those of the two models, lie further apart than what is tolerated."""
+def test_the_two_models_are_told_apart_by_the_tolerance(
+    requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
+) -> None:
     assert len(requests) >= 100
-    for scores in expected.values():
-        assert np.median([one.std() for one in scores]) > 10 * LIVE_TOLERANCE
-    assert largest_difference(expected["rank"], expected["rank_fp32"]) > 10 * LIVE_TOLERANCE
+    apart = [np.abs(one - other).max() for one, other in zip(expected["rank"], expected["rank_fp32"], strict=True)]
+    assert min(apart) > 2 * live_tolerance
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_live_scores_are_those_in_process(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str, model: str
+    served: Served,
+    requests: list[Request],
+    expected: dict[str, list[Scores]],
+    protocol: str,
+    model: str,
+    live_tolerance: float,
 ) -> None:
     with RankClient(served.urls[protocol], model=model, timeout=60) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
         found = list(pool.map(lambda one: ask(client, one), requests))
-    assert largest_difference(found, expected[model]) <= LIVE_TOLERANCE
+    assert largest_difference(found, expected[model]) <= live_tolerance
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_live_scores_are_those_in_process_with_asyncio(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str, model: str
+    served: Served,
+    requests: list[Request],
+    expected: dict[str, list[Scores]],
+    protocol: str,
+    model: str,
+    live_tolerance: float,
 ) -> None:
     places = asyncio.Semaphore(IN_FLIGHT)
 
@@ -115,7 +142,7 @@ async def test_live_scores_are_those_in_process_with_asyncio(
 
     async with AsyncRankClient(served.urls[protocol], model=model, timeout=60) as client:
         found = await asyncio.gather(*(ask_in_turn(client, one) for one in requests))
-    assert largest_difference(found, expected[model]) <= LIVE_TOLERANCE
+    assert largest_difference(found, expected[model]) <= live_tolerance
 
 
 # Batching
@@ -123,7 +150,7 @@ async def test_live_scores_are_those_in_process_with_asyncio(
 
 @pytest.mark.parametrize("model", MODELS)
 async def test_a_score_is_the_same_alone_and_among_seven_others(
-    served: Served, requests: list[Request], model: str
+    served: Served, requests: list[Request], model: str, batch_tolerance: float
 ) -> None:
     eight = different_requests(requests, 8)
     scorer = model.replace("rank", "score")
@@ -140,7 +167,7 @@ async def test_a_score_is_the_same_alone_and_among_seven_others(
                 break
         else:
             pytest.fail("the eight requests never shared an execution")
-    assert largest_difference(together, alone) <= BATCH_TOLERANCE
+    assert largest_difference(together, alone) <= batch_tolerance
 
 
 async def test_the_scorer_batches_across_requests_of_different_shapes(served: Served, requests: list[Request]) -> None:
@@ -170,12 +197,14 @@ def test_best_first_and_ties_in_request_order(served: Served, requests: list[Req
 
 
 @pytest.mark.parametrize("top_k", [1, 4, CANDIDATES, 10_000])
-def test_top_k_is_the_head_of_the_whole_ranking(served: Served, requests: list[Request], top_k: int) -> None:
+def test_top_k_is_the_head_of_the_whole_ranking(
+    served: Served, requests: list[Request], top_k: int, batch_tolerance: float
+) -> None:
     with RankClient(served.triton.grpc_url) as client:
         whole = client.rank(items=requests[1].items, history=requests[1].history)
         head = client.rank(items=requests[1].items, history=requests[1].history, top_k=top_k)
     assert head.indices == whole.indices[:top_k]
-    assert head.scores == pytest.approx(whole.scores[:top_k], abs=BATCH_TOLERANCE)
+    assert head.scores == pytest.approx(whole.scores[:top_k], abs=batch_tolerance)
 
 
 def test_of_candidates_with_one_id_the_best_scored_stays(served: Served, requests: list[Request]) -> None:
@@ -231,11 +260,17 @@ def test_the_answer_names_the_artifact(served: Served, requests: list[Request]) 
     ids=["one candidate", "no context", "no query", "no history", "1000 candidates"],
 )
 def test_the_edges_of_a_request_score_as_in_process(
-    served: Served, requests: list[Request], in_process: dict[str, EngineScorer], protocol: str, model: str, request_of
+    served: Served,
+    requests: list[Request],
+    in_process: dict[str, EngineScorer],
+    protocol: str,
+    model: str,
+    request_of,
+    live_tolerance: float,
 ) -> None:
     one = request_of(requests[0].items)
     with RankClient(served.urls[protocol], model=model, timeout=60) as client:
-        assert largest_difference([ask(client, one)], [in_process[model].score(one)]) <= LIVE_TOLERANCE
+        assert largest_difference([ask(client, one)], [in_process[model].score(one)]) <= live_tolerance
 
 
 def test_items_and_history_that_are_json_objects_go_through_the_template(served: Served) -> None:
@@ -274,7 +309,7 @@ def test_a_golden_request_without_answer_is_told(workspace: Workspace) -> None:
 
 
 async def test_a_full_queue_refuses_quickly_and_the_server_recovers(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]]
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
 ) -> None:
     async def timed(client: AsyncRankClient) -> tuple[object, float]:
         started = time.monotonic()
@@ -293,12 +328,12 @@ async def test_a_full_queue_refuses_quickly_and_the_server_recovers(
             assert all("Exceeds maximum queue size" in str(error) and error.attempts == 1 for error, _ in refused)
         again = [await ask_async(client, requests[0]) for _ in range(3)]
     answered = [answer for answer, _ in answers if isinstance(answer, np.ndarray)]
-    assert largest_difference([*again, *answered], [expected["rank"][0]] * (3 + len(answered))) <= LIVE_TOLERANCE
+    assert largest_difference([*again, *answered], [expected["rank"][0]] * (3 + len(answered))) <= live_tolerance
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_deadline_reaches_the_queue_and_the_server_recovers(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str, live_tolerance: float
 ) -> None:
     """The server drops the request itself, long before its own limit of two seconds, and never scores it."""
 
@@ -320,11 +355,11 @@ def test_a_deadline_reaches_the_queue_and_the_server_recovers(
         else:
             pytest.fail("the server's queue never dropped the request")
         assert (statistics(served, "score") - before).executions == 2, "the big request and the last"
-        assert largest_difference([ask(client, requests[0])], [expected["rank"][0]]) <= LIVE_TOLERANCE
+        assert largest_difference([ask(client, requests[0])], [expected["rank"][0]]) <= live_tolerance
 
 
 async def test_a_cancelled_request_is_never_scored_and_later_ones_are_right(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]]
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
 ) -> None:
     def cancelled() -> float:
         return metric(served, "nv_inference_request_failure", model="score", reason="CANCELED")
@@ -344,12 +379,12 @@ async def test_a_cancelled_request_is_never_scored_and_later_ones_are_right(
         wait_until(lambda: cancelled() > cancelled_before, "Triton has counted the cancelled request")
     rows = (statistics(served, "score") - before).rows
     assert rows == 1_000 + IN_FLIGHT * CANDIDATES
-    assert largest_difference(later, expected["rank"][:IN_FLIGHT]) <= LIVE_TOLERANCE
+    assert largest_difference(later, expected["rank"][:IN_FLIGHT]) <= live_tolerance
     assert is_healthy(served)
 
 
 async def test_sixty_four_concurrent_requests_of_all_kinds_are_right(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]]
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
 ) -> None:
     def in_a_thread(number: int) -> Scores:
         url = served.urls[PROTOCOLS[number % 2]]
@@ -366,7 +401,7 @@ async def test_sixty_four_concurrent_requests_of_all_kinds_are_right(
         threads = [loop.run_in_executor(pool, in_a_thread, number) for number in range(32)]
         found = await asyncio.gather(*threads, *(in_the_loop(number) for number in range(32, 64)))
     wanted = [expected[MODELS[number // 2 % 2]][number] for number in range(64)]
-    assert largest_difference(found, wanted) <= LIVE_TOLERANCE
+    assert largest_difference(found, wanted) <= live_tolerance
 
 
 # Triton's own words, on which the client's table of errors relies
@@ -457,7 +492,7 @@ def test_serve_prints_addresses_and_a_request_that_works_and_stops_on_ctrl_c(art
             printed += line
             if "Ctrl-C" in line:
                 break
-        urls = {name: url for name, url in (line.split() for line in printed.splitlines()[:3])}
+        urls = dict(line.split() for line in printed.splitlines()[:3])
         assert list(urls) == ["HTTP", "gRPC", "metrics"], printed
         with RankClient(urls["HTTP"]) as http, RankClient(urls["gRPC"]) as grpc:
             assert http.health()

@@ -59,6 +59,9 @@ STRANGE = {
     "special tokens": "[SEP] </s> [CLS] <pad>",
 }
 
+# Hugging Face lets a text contain special tokens; ours does not.
+PLAIN = {name: text for name, text in STRANGE.items() if name != "special tokens"}
+
 hugging_face: dict[str, PreTrainedTokenizerFast] = {}
 
 
@@ -165,13 +168,26 @@ def assert_same_rows(found: JointRows, reference: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("query", ["", *STRANGE.values()], ids=["empty", *STRANGE])
+@pytest.mark.parametrize("query", ["", *PLAIN.values()], ids=["empty", *PLAIN])
 def test_without_history_a_row_is_the_pair_of_query_and_item(family: str, query: str) -> None:
-    items = ["running shoes", *STRANGE.values(), "a much longer item with many words in it, 1977"]
+    items = ["running shoes", *PLAIN.values(), "a much longer item with many words in it, 1977"]
     reference = hugging_face[family](
-        [query] * len(items), items, padding="longest", return_token_type_ids=True, return_attention_mask=True
+        [query] * len(items),
+        items,
+        padding="longest",
+        return_token_type_ids=True,
+        return_attention_mask=True,
     )
     assert_same_rows(rows_of(ours(family, GENEROUS), query, [], items), reference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_cannot_smuggle_in_special_tokens(family: str) -> None:
+    tokenizer = ours(family, GENEROUS)
+    special = set(hugging_face[family].all_special_ids) - {hugging_face[family].unk_token_id}
+    (ids,) = tokenizer.items([STRANGE["special tokens"]])
+    assert ids
+    assert not special & set(ids)
 
 
 def test_the_families_differ_in_segments_and_ends() -> None:

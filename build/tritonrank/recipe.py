@@ -20,7 +20,7 @@ PACKAGED_MINILM = "packaged:minilm-l6"
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SampleData(Settings):
@@ -168,6 +168,16 @@ class QuantizeSettings(Settings):
     compare_dynamic: bool = Field(
         False, description="also judge dynamic INT8; for comparison only: its scores depend on the batch"
     )
+
+    @field_validator("exclude")
+    @classmethod
+    def _are_regular_expressions(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return patterns
 
 
 class ServeSettings(Settings):

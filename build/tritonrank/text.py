@@ -77,6 +77,10 @@ class RequestTokenizer:
     def __init__(self, tokenizer: Tokenizer, rules: TextRules, cache_entries: int = 0) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # "[SEP]" in a seller's title is text, not a way to end the context. SentencePiece models find some special
+        # tokens in plain text all the same (they are pieces of the vocabulary), so those ids are dropped as well.
+        tokenizer.encode_special_tokens = True
+        self._reserved = _reserved_ids(tokenizer)
         self.rules = rules
         self._tokenizer = tokenizer
         self._layout = _pair_layout(tokenizer)
@@ -173,7 +177,8 @@ class RequestTokenizer:
             return []
         cut = [text[: tokens * CHARACTERS_PER_TOKEN] for text in texts]
         encodings = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
-        return [tuple(encoding.ids[:tokens]) for encoding in encodings]
+        plain = ([token for token in encoding.ids if token not in self._reserved] for encoding in encodings)
+        return [tuple(ids[:tokens]) for ids in plain]
 
     def _recall(self, text: str) -> tuple[int, ...] | None:
         ids = self._cache.get(text)
@@ -273,6 +278,13 @@ def _pair_layout(tokenizer: Tokenizer) -> _PairLayout:
         separator=pair.ids[second_end],
         padding=_padding_id(tokenizer),
     )
+
+
+def _reserved_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Special tokens that no text may contain; the unknown token stands for text and is none of them."""
+    unknown = {tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")}
+    added = tokenizer.get_added_tokens_decoder().items()
+    return frozenset({token_id for token_id, token in added if token.special} - unknown)
 
 
 def _padding_id(tokenizer: Tokenizer) -> int:
