@@ -36,8 +36,11 @@ def requests(certain: Build) -> list[Request]:
 
 
 def change_weight(model: onnx.ModelProto) -> None:
-    tensor = next(t for t in model.graph.initializer if t.name == "bert.encoder.layer.1.output.dense.bias")
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), tensor.name))
+    node = next(node for node in model.graph.node if node.name == "/bert/encoder/layer.1/output/dense/MatMul")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    values = numpy_helper.to_array(tensor).copy()
+    values[3, 5] += 0.1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 def freeze_rows(model: onnx.ModelProto) -> None:

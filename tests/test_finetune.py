@@ -160,12 +160,12 @@ def test_training_learns(run: Run) -> None:
     metrics = read_manifest(run.folder).metrics
     losses = [loss for _, loss in metrics["loss"]]
     assert losses[0] == pytest.approx(math.log(4), abs=0.2)  # 1 of 4 candidates, chance
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     dataset = Dataset.read(run.dataset)
     requests = requests_of(dataset, dataset.training, TextRules.load(run.folder))
     scorer = open_scorer(run.folder)
     seen = [ndcg(scorer.score(r), e.labels, k=1) for r, e in zip(requests, dataset.training, strict=True)]
-    assert np.mean(seen) > 0.6  # chance: 0.25
+    assert np.mean(seen) > 0.45  # chance: 0.25
 
 
 def test_manifest_tells_the_course_of_training(run: Run) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ BATCH_TOLERANCE = 1e-5
 LARGEST_SHARE = 0.02
 """Of the spread of a request's scores: the tiny model's lie within a thousandth, where 1e-4 alone would allow much."""
 IN_FLIGHT = 4  # below the queue of the tiny recipe, so that nothing is refused
-ATTEMPTS = 5  # to meet others in the batcher; on a crowded machine a request may come too late
+ATTEMPTS = 10  # to meet others in the batcher; on a crowded machine a request may come too late
 PATIENT = Retry(attempts=200, initial_seconds=0.02, max_seconds=0.2, budget_ratio=1, budget_burst=10_000)
 ONCE = Retry(attempts=1)
 MARKER = "TRITONRANK_TEST_SERVE"
@@ -163,10 +164,11 @@ async def test_a_score_is_the_same_alone_and_among_seven_others(
             before = statistics(served, scorer)
             with busy_scorer(served, model, candidates=600):
                 together = await asyncio.gather(*(ask_async(client, one) for one in eight), return_exceptions=True)
-            if (statistics(served, scorer) - before).batches[by_themselves.rows] == 1:  # all eight, nothing else
+            merged = (statistics(served, scorer) - before).batches[by_themselves.rows] == 1  # all eight, nothing else
+            if merged and not any(isinstance(answer, BaseException) for answer in together):
                 break
         else:
-            pytest.fail("the eight requests never shared an execution")
+            pytest.fail(f"the eight requests never shared an execution: {together}")
     assert largest_difference(together, alone) <= batch_tolerance
 
 
@@ -181,6 +183,21 @@ async def test_the_scorer_batches_across_requests_of_different_shapes(served: Se
         if not any(isinstance(answer, BaseException) for answer in answers) and executions < 6:
             return
     pytest.fail(f"six requests that had to queue took {executions} executions")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="Triton 2.51: a queue policy switches off the batcher's prefetching, and a request that comes while the "
+    "instance is busy then often waits for the batcher's next look, 500 ms later",
+)
+async def test_small_concurrent_requests_never_wait_for_half_a_second(served: Served) -> None:
+    async def seconds(client: AsyncRankClient) -> float:
+        return (await client.rank(items=["desk", "lamp"], query="oak")).seconds
+
+    async with AsyncRankClient(served.triton.grpc_url, timeout=60) as client:
+        await client.rank(items=["desk"])
+        for _ in range(20):
+            assert max(await asyncio.gather(*(seconds(client) for _ in range(6)))) < 0.45
 
 
 # What a ranking is
@@ -358,15 +375,17 @@ def test_a_deadline_reaches_the_queue_and_the_server_recovers(
         assert largest_difference([ask(client, requests[0])], [expected["rank"][0]]) <= live_tolerance
 
 
-async def test_a_cancelled_request_is_never_scored_and_later_ones_are_right(
+async def test_a_cancelled_request_is_dropped_at_the_next_step_and_later_ones_are_right(
     served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
 ) -> None:
+    """Triton 2.51 leaves the step that is under way alone: what waits for the scorer is scored, but not selected."""
+
     def cancelled() -> float:
-        return metric(served, "nv_inference_request_failure", model="score", reason="CANCELED")
+        return metric(served, "nv_inference_request_failure", model="select", reason="CANCELED")
 
     async with AsyncRankClient(served.triton.grpc_url, timeout=60) as client:
         await ask_async(client, requests[0])
-        cancelled_before, before = cancelled(), statistics(served, "score")
+        cancelled_before = cancelled()
         with busy_scorer(served):
             tokenized = statistics(served, "tokenize").executions
             task = asyncio.create_task(ask_async(client, requests[0]))
@@ -376,9 +395,7 @@ async def test_a_cancelled_request_is_never_scored_and_later_ones_are_right(
             with pytest.raises(asyncio.CancelledError):
                 await task
         later = await asyncio.gather(*(ask_async(client, one) for one in requests[:IN_FLIGHT]))
-        wait_until(lambda: cancelled() > cancelled_before, "Triton has counted the cancelled request")
-    rows = (statistics(served, "score") - before).rows
-    assert rows == 1_000 + IN_FLIGHT * CANDIDATES
+    wait_until(lambda: cancelled() == cancelled_before + 1, "the server has dropped the cancelled request")
     assert largest_difference(later, expected["rank"][:IN_FLIGHT]) <= live_tolerance
     assert is_healthy(served)
 
@@ -386,21 +403,26 @@ async def test_a_cancelled_request_is_never_scored_and_later_ones_are_right(
 async def test_sixty_four_concurrent_requests_of_all_kinds_are_right(
     served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
 ) -> None:
-    def in_a_thread(number: int) -> Scores:
-        url = served.urls[PROTOCOLS[number % 2]]
-        with RankClient(url, model=MODELS[number // 2 % 2], timeout=60, retry=PATIENT) as client:
-            return ask(client, requests[number])
-
-    async def in_the_loop(number: int) -> Scores:
-        url = served.urls[PROTOCOLS[number % 2]]
-        async with AsyncRankClient(url, model=MODELS[number // 2 % 2], timeout=60, retry=PATIENT) as client:
-            return await ask_async(client, requests[number])
-
+    kinds = [(protocol, model) for protocol in PROTOCOLS for model in MODELS]
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(32) as pool:
-        threads = [loop.run_in_executor(pool, in_a_thread, number) for number in range(32)]
-        found = await asyncio.gather(*threads, *(in_the_loop(number) for number in range(32, 64)))
-    wanted = [expected[MODELS[number // 2 % 2]][number] for number in range(64)]
+    async with AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(32))
+        options = {"timeout": 60, "retry": PATIENT}
+        blocking = [stack.enter_context(RankClient(served.urls[p], model=m, **options)) for p, m in kinds]
+        asynchronous = [
+            await stack.enter_async_context(AsyncRankClient(served.urls[p], model=m, **options)) for p, m in kinds
+        ]
+
+        async def one(number: int) -> Scores:
+            for _ in range(ATTEMPTS):
+                with suppress(DeadlineExceeded):  # two seconds in the queue: a crowded machine, no wrong answer
+                    if number < 32:
+                        return await loop.run_in_executor(pool, ask, blocking[number % 4], requests[number])
+                    return await ask_async(asynchronous[number % 4], requests[number])
+            return pytest.fail("no answer in time")
+
+        found = await asyncio.gather(*(one(number) for number in range(64)))
+    wanted = [expected[kinds[number % 4][1]][number] for number in range(64)]
     assert largest_difference(found, wanted) <= live_tolerance
 
 
@@ -507,13 +529,12 @@ def test_serve_prints_addresses_and_a_request_that_works_and_stops_on_ctrl_c(art
             timeout=60,
         )
         assert pasted.returncode == 0, pasted.stderr
-        (golden, scores), *_ = golden_requests(artifacts / "repository")
+        (golden, _), *_ = golden_requests(artifacts / "repository")
         ranking = json.loads(pasted.stdout)["ranking"]
         assert sorted(place["item"] for place in ranking) == sorted(golden.items[:4])
         program.send_signal(signal.SIGINT)
         assert program.wait(60) == 0, program.stderr.read()
         wait_until(lambda: not marked_processes(), "no process is left")
-    assert len(scores) > 4
 
 
 @pytest.mark.parametrize(
@@ -542,12 +563,14 @@ def test_a_damaged_repository_is_refused_before_triton_starts(
     assert "Traceback" not in printed
 
 
-def test_a_folder_without_repository_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve_command(tmp_path) as program:
-        _, printed = program.communicate(timeout=60)
-    assert program.returncode == 2
-    assert "manifest.json is missing" in printed
-    assert "tritonrank build" in printed
+def test_a_folder_without_repository_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tritonrank", "serve", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_of:
+        cli.main()
+    assert exit_of.value.code == 2
+    assert re.search(r"manifest\.json is missing.*tritonrank build", capsys.readouterr().err)
 
 
 def test_a_taken_port_is_named(artifacts: Path) -> None:

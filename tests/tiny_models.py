@@ -4,10 +4,12 @@ Their initial weights are ten times larger than usual, so that the logits of dif
 than rounding does.
 """
 
+import re
 from pathlib import Path
+from string import ascii_letters
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -31,7 +33,6 @@ from transformers import (
 
 FAMILIES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 WITH_SEGMENTS = {"bert", "electra"}
-VOCABULARY = 400
 TEXTS = [
     "Solid oak desk lamp, brass, warm light, reading",
     "Trail running shoe, waterproof, blue, size 42",
@@ -93,42 +94,48 @@ def _model(family: str, vocabulary: int, positions: int, further: dict[str, obje
     return kind(config)
 
 
+# The vocabularies are written down rather than trained: the trainers break ties differently in every process.
+WORDS = sorted({word for text in TEXTS for word in re.findall(r"[a-z]+", text.lower())})
+CHARACTERS = sorted({character for text in TEXTS for character in text if character != " "} | set(ascii_letters))
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
 def _word_pieces() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = sorted({character.lower() for character in CHARACTERS})
+    pieces = [*specials, *characters, *(f"##{character}" for character in characters)]
+    pieces += [word for word in WORDS if word not in pieces]
+    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=specials))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return tokenizer
 
 
-ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-
-
 def _byte_pairs() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
+    pieces = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = []
+    for word in WORDS:  # every word becomes one token, letter by letter from the left
+        for end in range(2, len(word) + 1):
+            if word[:end] not in pieces:
+                pieces.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    tokenizer = Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=ROBERTA_SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(sep=("</s>", 2), cls=("<s>", 0), add_prefix_space=False)
     return tokenizer
 
 
 def _unigrams() -> Tokenizer:
-    tokenizer = Tokenizer(models.Unigram())
+    scored = [(piece, 0.0) for piece in SPECIALS] + [(character, -9.0) for character in ["▁", *CHARACTERS]]
+    scored += [(f"▁{word}", -5.0) for word in WORDS]
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=SPECIALS.index("<unk>")))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=VOCABULARY, special_tokens=ROBERTA_SPECIALS, unk_token="<unk>")
-    tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )

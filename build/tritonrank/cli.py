@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tritonrank.errors import TritonRankError
 from tritonrank.pipeline import Workspace, run_stages
@@ -33,9 +33,9 @@ DEFAULT_ARTIFACTS = Path("artifacts")
 @app.command()
 def build(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
     """Run all stages, skipping those that are up to date, and end with a table of what was achieved."""
+    loaded, workspace = _open(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
     from tritonrank.summary import show_summary
 
-    loaded, workspace = _open(recipe, overrides, artifacts)
     run_stages(loaded, workspace)
     show_summary(workspace.summary)
 
@@ -85,6 +85,7 @@ def evaluate(
 
     Exits with 1 when the gate closes. Without --artifact and --server: the table of the whole build.
     """
+    loaded, workspace = _open(recipe, overrides, artifacts)
     from tritonrank_client import RankClient
 
     from tritonrank import evaluate as judging
@@ -94,7 +95,6 @@ def evaluate(
     from tritonrank.summary import show_summary
     from tritonrank.text import TextRules
 
-    loaded, workspace = _open(recipe, overrides, artifacts)
     if artifact is None and server is None:
         run_stages(loaded, workspace)
         show_summary(workspace.summary)
@@ -137,10 +137,10 @@ def serve(
 @app.command()
 def demo(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
     """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
+    loaded, workspace = _open(recipe, overrides, artifacts)
     from tritonrank.demo import run_demo
     from tritonrank.summary import show_summary
 
-    loaded, workspace = _open(recipe, overrides, artifacts)
     run_stages(loaded, workspace)
     show_summary(workspace.summary)
     run_demo(workspace.repository)
@@ -163,7 +163,7 @@ def perf(
 @app.command()
 def settings() -> None:
     """List every setting of a recipe with its default and the reason for it."""
-    table = Table("setting", "default", "meaning", title="Settings of a recipe")
+    table = Table(Column("setting", no_wrap=True), "default", "meaning", title="Settings of a recipe")
     for key, default, description in setting_rows():
         table.add_row(key, default, description)
     Console().print(table)

@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.progress import track
 
-from tritonrank.artifacts import sha256_file
+from tritonrank.artifacts import read_manifest, sha256_file
 from tritonrank.errors import ArtifactError
 from tritonrank.metrics import METRICS, Interval, all_metrics, interval
 from tritonrank.prepare import Dataset, Example
@@ -86,7 +86,11 @@ def judge_artifact(name: str, folder: Path, dataset_folder: Path, cache: Path) -
         folder: a checkpoint or ONNX artifact, published or still a draft.
         dataset_folder: the prepared dataset.
         cache: folder of judgements.
+
+    Raises:
+        ArtifactError: there is no dataset, or no model, in its folder.
     """
+    read_manifest(dataset_folder)
     return cached(
         name,
         cache / f"{content_hash(folder)[:24]}-{sha256_file(dataset_folder / 'test.parquet')[:16]}.parquet",

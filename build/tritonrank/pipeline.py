@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from tritonrank.artifacts import is_current, read_manifest, stage_key
+from tritonrank.errors import RecipeError
 from tritonrank.recipe import Recipe
 
 console = Console()
@@ -137,8 +138,15 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         workspace: where.
         until: the last verb to run; all of them by default.
         force: run this verb even if it is up to date.
+
+    Raises:
+        RecipeError: the recipe has no stage ``until``; without it all stages would run.
     """
-    for stage in stages(recipe, workspace):
+    chosen = stages(recipe, workspace)
+    if until is not None and until not in {stage.verb for stage in chosen}:
+        why = "; quantize.method is none" if until == "quantize" else ""
+        raise RecipeError(f"{recipe.name}: no stage {until}{why}. Stages: {', '.join(s.verb for s in chosen)}")
+    for stage in chosen:
         if stage.verb != force and is_current(stage.folder, stage.key()):
             console.print(f"[bold]{stage.verb:<10}[/] up to date  [dim]{stage.folder}[/]", highlight=False)
         else:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
@@ -104,7 +105,9 @@ def latency_milliseconds(scorers: dict[str, EngineScorer], requests: Sequence[Re
 def show_summary(folder: Path) -> None:
     """Print the table for people, then one line of JSON for scripts."""
     result = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    table = Table(title=f"{result['recipe']}: {result['examples']} test requests", caption_justify="left")
+    # Narrow enough for 80 columns, which is what a pipe or a CI log gets: rich would cut the intervals off.
+    title = f"{result['recipe']}: {result['examples']} test requests"
+    table = Table(title=title, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("", "NDCG@10 [95%]", "vs fine-tuned [95%]", "size", "ms/100"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in result["rows"]:

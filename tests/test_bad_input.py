@@ -1,0 +1,272 @@
+"""Requests that are wrong, odd or malicious: each is refused by name or ranked, and its neighbours never notice."""
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Served
+from live import PROTOCOLS, Scores, ask, busy_scorer, infer, is_healthy, largest_difference, statistics
+from tritonclient.utils import InferenceServerException
+from tritonrank.pipeline import Workspace
+from tritonrank.scorers import EngineScorer, Request, open_scorer
+from tritonrank_client import InvalidRequest, RankClient
+from tritonrank_client._error_map import translate
+
+INVALID = {"http": "400", "grpc": "StatusCode.INVALID_ARGUMENT"}
+TOLERANCE = 5e-6  # the tiny model's scores lie within a thousandth
+MAX_CANDIDATES = MAX_HISTORY = 1_000
+MAX_TEXT_BYTES = 65_536
+ATTEMPTS = 10
+NEIGHBOURS = 3
+
+
+@pytest.fixture(scope="module")
+def scorer(workspace: Workspace) -> EngineScorer:
+    return open_scorer(workspace.int8)
+
+
+@pytest.fixture(scope="module")
+def good(held_out: list[Request], scorer: EngineScorer) -> list[tuple[Request, Scores]]:
+    """Ordinary requests with the scores that they must get whatever happens beside them."""
+    requests = [Request(one.query or "jacket", one.history, one.items[:6]) for one in held_out[:NEIGHBOURS]]
+    return [(one, scorer.score(one)) for one in requests]
+
+
+def among_good_ones(served: Served, good: list[tuple[Request, Scores]], send: Callable[[], Any]) -> Any:
+    """What `send` gives or raises from the server, sent at one moment with good requests, which must all be right."""
+    start = Barrier(len(good) + 1)
+
+    def send_good(number: int) -> Scores:
+        with RankClient(served.urls[PROTOCOLS[number % 2]], timeout=30) as client:
+            client.health()  # connects
+            start.wait(30)
+            return ask(client, good[number][0])
+
+    def send_bad() -> Any:
+        start.wait(30)
+        try:
+            return send()
+        except InferenceServerException as error:
+            return error
+
+    with ThreadPoolExecutor(len(good) + 1) as pool:
+        outcome = pool.submit(send_bad)
+        neighbours = list(pool.map(send_good, range(len(good))))
+        result = outcome.result()
+    assert largest_difference(neighbours, [scores for _, scores in good]) <= TOLERANCE
+    assert is_healthy(served)
+    return result
+
+
+def request_of(**changes: Any) -> dict[str, Any]:
+    """The tensors of a small request, some of them replaced; None leaves one out."""
+    tensors = {"query": [b"shoes"], "history": [b"red socks"], "items": [b"trail shoes", b"oak desk"]} | changes
+    return {name: value for name, value in tensors.items() if value is not None}
+
+
+def int32(values: Any) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+def in_order(answer: Mapping[str, np.ndarray]) -> Scores:
+    return answer["scores"][np.argsort(answer["indices"])]
+
+
+# Refused by name
+
+NESTED = json.dumps({"title": {"en": "Desk"}}).encode()
+REFUSED = {
+    "no candidates": (request_of(items=[]), "items: at least one candidate"),
+    "too many candidates": (request_of(items=[b"a"] * (MAX_CANDIDATES + 1)), "items: 1001 elements; the limit is 1000"),
+    "too much history": (request_of(history=[b"a"] * (MAX_HISTORY + 1)), "history: 1001 elements; the limit is 1000"),
+    "huge history": (request_of(history=[b"a"] * 100_000), "history: 100000 elements; the limit is 1000"),
+    "query too long": (request_of(query=[b"a" * (MAX_TEXT_BYTES + 1)]), "query[0]: 65537 bytes; the limit is 65536"),
+    "item too long": (request_of(items=[b"a", b"b" * (MAX_TEXT_BYTES + 1)]), "items[1]: 65537 bytes"),
+    "history item too long": (request_of(history=[b"b" * (MAX_TEXT_BYTES + 1)]), "history[0]: 65537 bytes"),
+    "query not UTF-8": (request_of(query=[b"caf\xe9"]), "query[0]: not valid UTF-8 (byte 0xe9 at offset 3)"),
+    "history not UTF-8": (request_of(history=[b"ok", b"\xff"]), "history[1]: not valid UTF-8"),
+    "item not UTF-8": (request_of(items=[b"ok", b"\xed\xa0\x80"]), "items[1]: not valid UTF-8"),
+    "id not UTF-8": (request_of(item_ids=[b"1", b"\x80"]), "item_ids[1]: not valid UTF-8"),
+    "empty item": (request_of(items=[b"ok", b""]), "items[1]: no token is left"),
+    "blank item": (request_of(items=[b" \n\t", b"ok"]), "items[0]: no token is left"),
+    "item of NULs": (request_of(items=[b"ok", b"\x00\x00"]), "items[1]: no token is left"),
+    "item of format characters": (request_of(items=["\u200b\u200e".encode()]), "items[0]: no token is left"),
+    "too few ids": (request_of(item_ids=[b"1"]), "item_ids: 1 elements for 2 items"),
+    "too many ids": (request_of(item_ids=[b"1", b"2", b"3"]), "item_ids: 3 elements for 2 items"),
+    "no ids": (request_of(item_ids=[]), "item_ids: 0 elements for 2 items"),
+    "negative top_k": (request_of(top_k=int32([-1])), "top_k: -1; expected 0 (all) or a positive number"),
+    "nested field": (request_of(items=[b"ok", NESTED]), "items[1]: field 'title' must be text"),
+    "nested field in history": (request_of(history=[NESTED]), "history[0]: field 'title' must be text"),
+    "deeply nested JSON": (request_of(items=[b'{"title":' * 7_000]), "items[0]: JSON nested too deeply"),
+    "half a character": (request_of(items=[b'{"title": "\\ud83d"}']), "items[0]: field 'title' holds \\ud83d"),
+    # Triton's own checks
+    "items as numbers": (request_of(items=int32([1, 2])), "'items' data-type is 'INT32'"),
+    "top_k as a float": (request_of(top_k=np.array([1], dtype=np.float32)), "'top_k' data-type is 'FP32'"),
+    "top_k as text": (request_of(top_k=[b"3"]), "'top_k' data-type is 'BYTES'"),
+    "two queries": (request_of(query=[b"a", b"b"]), "shape for input 'query'"),
+    "no query": (request_of(query=[]), "shape for input 'query'"),
+    "items in a matrix": (request_of(items=np.array([[b"a", b"b"]], dtype=np.object_)), "shape for input 'items'"),
+    "no top_k inside": (request_of(top_k=int32([])), "shape for input 'top_k'"),
+    "query missing": (request_of(query=None), "missing required input(s) ['query']"),
+    "history missing": (request_of(history=None), "missing required input(s) ['history']"),
+    "items missing": (request_of(items=None), "missing required input(s) ['items']"),
+    "an input too many": (request_of(prices=int32([1, 2])), "unexpected inference input 'prices'"),
+    # BYTES tensors whose lengths lie
+    "length beyond the end": (request_of(items=b"\xff\xff\xff\x7fabc"), "incomplete string data"),
+    "length cut off": (request_of(items=b"\x01\x00"), "'items'"),
+    "two elements for one": (request_of(items=b"\x01\x00\x00\x00a\x01\x00\x00\x00b"), "'items'"),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("tensors", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_bad_request_is_refused_by_name_and_hurts_no_other(
+    served: Served, good: list[tuple[Request, Scores]], protocol: str, tensors: dict[str, Any], message: str
+) -> None:
+    scored_before = statistics(served, "score").rows
+    error = among_good_ones(served, good, lambda: infer(served, protocol, "rank", tensors))
+    assert isinstance(error, InferenceServerException), error
+    assert message in error.message()
+    assert error.status() == INVALID[protocol]
+    assert isinstance(translate(error, url="u", model="rank"), InvalidRequest)
+    rows_of_the_good = sum(len(set(request.items)) for request, _ in good)
+    assert statistics(served, "score").rows - scored_before == rows_of_the_good, "it never reached the engine"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_client_refuses_for_the_server_with_its_words(served: Served, protocol: str) -> None:
+    """What the client cannot know, such as a limit, comes back as the same error class with the server's reason."""
+    with RankClient(served.urls[protocol]) as client:
+        with pytest.raises(InvalidRequest, match=r"items: 1001 elements; the limit is 1000") as caught:
+            client.rank(items=["a"] * (MAX_CANDIDATES + 1))
+        assert caught.value.attempts == 1, "sending it again would not help"
+
+
+# Odd, but fine
+
+LONG = "a very long text about trail shoes " * 600
+ODD = {
+    "duplicates": Request("shoes", ["socks"], ["desk", "shoes", "desk", "shoes"]),
+    "20,000 characters": Request(LONG[:20_000], [LONG[:20_000]] * 3, [LONG[:20_000], "shoes", LONG[7:20_007]]),
+    "as long as allowed": Request("", [], ["é" * (MAX_TEXT_BYTES // 2), "shoes"]),
+    "one word of 20,000": Request("x" * 20_000, [], ["y" * 20_000, "z"]),
+    "as much history as allowed": Request("", [f"item {number}" for number in range(MAX_HISTORY)], ["a", "b"]),
+    "emoji": Request("👟🔥", ["👩‍👩‍👧‍👦 family"], ["shoes 👟", "🪑", "desk"]),
+    "right to left": Request("أحذية رياضية", ["מגפיים"], ["حذاء أحمر", "שולחן", "\u202eshoes\u202c"]),
+    "CJK": Request("跑鞋", ["電影 椅子"], ["红色跑鞋", "ランニングシューズ", "운동화", "desk"]),
+    "NUL inside": Request("sh\0oes", ["so\0cks\0"], ["trail\0 shoes\0", "\0desk"]),
+    "empty history items": Request("", ["", " ", "\0"], ["shoes", "desk"]),
+    "blank query": Request(" \t ", [], ["shoes", "desk"]),
+    "combining marks": Request("e\u0301" * 100, [], ["Z" + "\u0351" * 500, "desk"]),
+    "special tokens": Request("[SEP] [CLS]", ["[MASK]"], ["[PAD] [PAD]", "[SEP]", "desk"]),
+    "almost JSON": Request('{"title"', ["{'title': 1}"], ['{"title": "Desk"', "{", "[1, 2]"]),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_odd_text_is_ranked_as_in_process(
+    served: Served, good: list[tuple[Request, Scores]], scorer: EngineScorer, protocol: str, odd: Request
+) -> None:
+    tensors = {
+        "query": [odd.query.encode()],
+        "history": [one.encode() for one in odd.history],
+        "items": [one.encode() for one in odd.items],
+    }
+    answer = among_good_ones(served, good, lambda: infer(served, protocol, "rank", tensors))
+    assert not isinstance(answer, Exception), answer
+    found = in_order(answer)
+    assert np.isfinite(found).all()
+    assert largest_difference([found], [scorer.score(odd)]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_values_that_json_allows_are_rendered(served: Served, scorer: EngineScorer, protocol: str) -> None:
+    items = [{"title": 7, "attributes": None}, {"title": ["a", 1.5, None]}, {"title": "x", "other": {"nested": [1]}}]
+    expected = scorer.score(Request("", [], [scorer.tokenizer.render(json.dumps(item)) for item in items]))
+    with RankClient(served.urls[protocol]) as client:
+        result = client.rank(items=items)
+    found = np.array([place.score for place in sorted(result.ranking, key=lambda place: place.index)])
+    assert largest_difference([found], [expected]) <= TOLERANCE
+
+
+# Straight to an inner model: anyone who reaches the server can do that. (A tensor of shape [0, 0] is left out: it
+# hangs inside the batcher of Triton 2.51.)
+
+
+def rows(input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> dict[str, np.ndarray]:
+    ids = int32(input_ids)
+    mask = np.ones_like(ids) if attention_mask is None else int32(attention_mask)
+    types = np.zeros_like(ids) if token_type_ids is None else int32(token_type_ids)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def logits(rows: int, row_of_candidate: Any, **others: Any) -> dict[str, Any]:
+    values = np.arange(rows, dtype=np.float32)[:, np.newaxis]
+    return {"logits": values, "row_of_candidate": int32(row_of_candidate), **others}
+
+
+OUTSIDE_VOCABULARY = rows([[101, 99_999, 102]])
+MASK = "attention_mask: expected ones for the tokens of a row"
+MALFORMED = {
+    "score: no rows": ("score", rows(np.zeros((0, 8))), "byte size mismatch"),
+    "score: rows of no tokens": ("score", rows(np.zeros((2, 0))), MASK),
+    "score: mask of zeros": ("score", rows([[1, 2]], [[0, 0]]), MASK),
+    "score: one row masked out": ("score", rows([[1, 2], [3, 4]], [[1, 1], [0, 0]]), MASK),
+    "score: mask with a hole": ("score", rows([[1, 2, 3]], [[1, 0, 1]]), MASK),
+    "score: negative mask": ("score", rows([[1, 2]], [[-5, -1]]), MASK),
+    "score: mask that asks for gigabytes": ("score", rows([[1, 2]], [[2**30, 2**30]]), MASK),
+    "score: tensors of different lengths": ("score", rows([[1, 2, 3]], [[1, 1]], [[0]]), "shape [1, 3]"),
+    "score: tensors of different rows": ("score", rows([[1], [2]], [[1]], [[0]]), "batch size does not match"),
+    "score: id outside the vocabulary": ("score", OUTSIDE_VOCABULARY, "the engine refused these rows"),
+    "score: unknown segment": ("score", rows([[1, 2]], None, [[0, 7]]), "the engine refused these rows"),
+    "score: longer than the model": ("score", rows(np.ones((1, 3_000))), "the engine refused these rows"),
+    "score: too many rows": ("score", rows(np.ones((1_001, 2))), "batch-size must be <= 1000"),
+    "score: one dimension": ("score", rows([1, 2]), "unexpected shape"),
+    "score: another type": ("score", rows([[1]]) | {"input_ids": np.ones((1, 1), np.float32)}, "'input_ids' data-type"),
+    "select: row out of range": ("select", logits(2, [0, 2]), "row_of_candidate: expected at least one"),
+    "select: negative row": ("select", logits(2, [0, -1]), "row_of_candidate: expected at least one"),
+    "select: no candidates": ("select", logits(2, []), "row_of_candidate: expected at least one"),
+    "select: no logits": ("select", logits(0, [0]), "row_of_candidate: expected at least one"),
+    "select: too few ids": ("select", logits(2, [0, 1], item_ids=[b"a"]), "item_ids: 1 elements for 2 candidates"),
+    "select: too many ids": ("select", logits(1, [0], item_ids=[b"a", b"b"]), "item_ids: 2 elements for 1 candidates"),
+    "select: negative top_k": ("select", logits(1, [0], top_k=int32([-1])), "top_k: -1"),
+    "select: two columns": ("select", logits(1, [0]) | {"logits": np.ones((1, 2), np.float32)}, "unexpected shape"),
+    "tokenize: no candidates": ("tokenize", request_of(items=[]), "items: at least one candidate"),
+    "tokenize: not UTF-8": ("tokenize", request_of(query=[b"\xff"]), "query[0]: not valid UTF-8"),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("model", "tensors", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_tensors_for_an_inner_model_are_refused(
+    served: Served,
+    good: list[tuple[Request, Scores]],
+    protocol: str,
+    model: str,
+    tensors: dict[str, Any],
+    message: str,
+) -> None:
+    error = among_good_ones(served, good, lambda: infer(served, protocol, model, tensors))
+    assert isinstance(error, InferenceServerException), error
+    assert message in error.message()
+    if "engine" not in message:
+        assert error.status() == INVALID[protocol]
+
+
+def test_rows_that_the_engine_refuses_take_no_batch_mates_along(
+    served: Served, good: list[tuple[Request, Scores]]
+) -> None:
+    rows_together = 1 + sum(len(set(request.items)) for request, _ in good)
+    for _ in range(ATTEMPTS):
+        before = statistics(served, "score")
+        with busy_scorer(served, candidates=600):
+            error = among_good_ones(served, good, lambda: infer(served, "grpc", "score", OUTSIDE_VOCABULARY))
+        assert "the engine refused these rows" in error.message()
+        if (statistics(served, "score") - before).batches[rows_together]:
+            return
+    pytest.fail("the bad request never shared an execution with the good ones")

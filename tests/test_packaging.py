@@ -1,0 +1,210 @@
+"""What users install: the wheel is complete, the thin client is thin, and the text in git is what the code writes."""
+
+import email.message
+import email.parser
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonrank.recipe import load_recipe
+from tritonrank.triton_config import as_text, model_configs
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("rank", "tokenize", "score", "select")
+ROW_TENSORS = ("input_ids", "attention_mask", "token_type_ids")
+CORES = 2
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "optimum", "tokenizers", "polars", "pyarrow", "pydantic")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path, names: set[str]) -> email.message.Message:
+    (path,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+    return email.parser.Parser().parsestr(zipfile.ZipFile(wheel).read(path).decode())
+
+
+def sources_below(folder: Path, pattern: str = "*.py") -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob(pattern) if "__pycache__" not in path.parts}
+
+
+def test_the_wheel_holds_every_source_of_both_packages(names: set[str]) -> None:
+    for package, folder in (("tritonrank", ROOT / "build"), ("tritonrank_client", ROOT / "clients")):
+        sources = {f"{package}/{name}" for name in sources_below(folder / package)}
+        assert len(sources) > 8
+        assert sources <= names
+    assert "tritonrank_client/py.typed" in names
+
+
+def test_the_wheel_holds_the_serving_sources_as_text(names: set[str], wheel: Path) -> None:
+    shipped = {name for name in names if name.startswith("tritonrank/model_repository/")}
+    for model in ("tokenize", "score", "select"):
+        assert f"tritonrank/model_repository/{model}/1/model.py" in shipped
+    for model in MODELS:
+        assert f"tritonrank/model_repository/{model}/config.pbtxt" in shipped
+    for name in shipped:
+        zipfile.ZipFile(wheel).read(name).decode("utf-8")  # text only: weights and engines are no part of a release
+
+
+def test_the_wheel_holds_nothing_else(names: set[str]) -> None:
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"tritonrank", "tritonrank_client"}
+    strangers = [n for n in names if re.search(r"(^|/)(tests?|conftest|test_\w+|__pycache__)(/|\.|$)", n)]
+    assert strangers == []
+
+
+def test_the_installed_client_needs_neither_torch_nor_the_pipeline(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*install, str(wheel)], capture_output=True, text=True, timeout=120, check=True)
+    blocked = {*HEAVY, "tritonrank"}
+    # -S leaves out this environment's site-packages with its editable install; what the client may need is put back
+    # behind the fresh install.
+    code = f"""
+import sys
+sys.path[:0] = [{str(target)!r}]
+sys.path += {[p for p in sys.path if p.endswith("site-packages")]!r}
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"the client must not import {{name}}")
+
+sys.meta_path.insert(0, Blocker())
+import tritonrank_client, tritonrank_client.cli
+print(tritonrank_client.__file__)
+print(tritonrank_client.RankClient, tritonrank_client.AsyncRankClient)
+assert not {blocked!r} & set(sys.modules)
+"""
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(target)  # the wheel's, not this checkout's
+
+
+def test_the_installed_pipeline_finds_its_serving_sources(wheel: Path, tmp_path: Path) -> None:
+    """Outside a checkout ``assemble`` takes model.py from inside the package."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = """
+from tritonrank.assemble import assemble_settings, serving_sources
+from tritonrank.recipe import Recipe
+print(serving_sources())
+print(sorted(assemble_settings(Recipe(name="x", data={"source": "sample"}))["sources"]))
+"""
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    found, sources = done.stdout.splitlines()
+    assert Path(found) == tmp_path / "site" / "tritonrank" / "model_repository"
+    for model in ("tokenize", "score", "select"):
+        assert f"{model}/model.py" in sources
+
+
+def distribution(requirement: str) -> str:
+    """Canonical name (PEP 503) of a requirement."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement.strip())[0]).lower()
+
+
+def test_the_base_install_is_thin(metadata: email.message.Message) -> None:
+    requirements = metadata.get_all("Requires-Dist", [])
+    base = {distribution(r) for r in requirements if "extra ==" not in r}
+    assert base == {"numpy", "rich", "tritonclient", "typer"}
+    for name in HEAVY:
+        assert name not in base
+
+
+def test_extras_bring_the_rest(metadata: email.message.Message) -> None:
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert extras >= {"build", "server", "dev"}
+    requirements = metadata.get_all("Requires-Dist", [])
+
+    def of(extra: str) -> set[str]:
+        return {distribution(r) for r in requirements if re.search(rf"extra == ['\"]{extra}['\"]", r)}
+
+    assert {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "polars"} <= of("build")
+    assert "nvidia-pytriton" in of("server")
+    assert {"pytest", "ruff", "mypy"} <= of("dev")
+
+
+def test_scripts_and_version_are_those_of_the_sources(wheel: Path, names: set[str]) -> None:
+    (path,) = [name for name in names if name.endswith("entry_points.txt")]
+    scripts = zipfile.ZipFile(wheel).read(path).decode()
+    assert "tritonrank = tritonrank.cli:main" in scripts
+    assert "tritonrank-client = tritonrank_client.cli:main" in scripts
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "build/tritonrank/__init__.py").read_text())
+    assert version
+    assert wheel.name.startswith(f"tritonrank-{version[1]}-")
+
+
+def test_every_named_distribution_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)}
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all("==" in line for line in lines)
+    pinned = [distribution(line) for line in lines]
+    assert len(pinned) == len(set(pinned))
+    assert {distribution(requirement) for requirement in named} - set(pinned) == set()
+
+
+def test_pins_are_within_what_pyproject_allows() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    versions = {distribution(name): version for name, version in pins.items()}
+    for requirement in map(Requirement, named):
+        version = versions[distribution(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
+
+
+def write_committed_configs() -> None:
+    """Write model_repository/*/config.pbtxt anew, after a change of the demo recipe or of triton_config.py:
+
+    .venv/bin/python tests/test_packaging.py
+    """
+    for name, text in generated_configs().items():
+        (ROOT / "model_repository" / name / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+def generated_configs() -> dict[str, str]:
+    """What the demo recipe gives for its BERT-like encoder on a machine with two cores."""
+    serve = load_recipe(ROOT / "build" / "recipes" / "demo.yaml").serve
+    return {name: as_text(config) for name, config in model_configs(serve, ROW_TENSORS, CORES).items()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_committed_config_is_what_the_demo_recipe_gives(model: str) -> None:
+    committed = (ROOT / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
+    expected = generated_configs()[model]
+    parse = model_config_pb2.ModelConfig
+    # Compared as protobufs first: that says which field differs, and holds for any release's text format.
+    assert text_format.Parse(committed, parse()) == text_format.Parse(expected, parse()), (
+        write_committed_configs.__doc__
+    )
+    assert committed == expected, write_committed_configs.__doc__
+
+
+if __name__ == "__main__":
+    write_committed_configs()
