@@ -1,7 +1,7 @@
 """Requests that are wrong, odd or malicious: each is refused by name or ranked, and its neighbours never notice."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -21,7 +21,7 @@ TOLERANCE = 5e-6  # the tiny model's scores lie within a thousandth
 MAX_CANDIDATES = MAX_HISTORY = 1_000
 MAX_TEXT_BYTES = 65_536
 ATTEMPTS = 10
-NEIGHBOURS = 3
+NEIGHBOURS = 2  # one over each protocol
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,11 @@ def good(held_out: list[Request], scorer: EngineScorer) -> list[tuple[Request, S
     return [(one, scorer.score(one)) for one in requests]
 
 
-def among_good_ones(served: Served, good: list[tuple[Request, Scores]], send: Callable[[], Any]) -> Any:
-    """What `send` gives or raises from the server, sent at one moment with good requests, which must all be right."""
-    start = Barrier(len(good) + 1)
+def among_good_ones(
+    served: Served, good: list[tuple[Request, Scores]], model: str, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Answer or error of the tensors over each protocol, sent at one moment with good requests, which must be right."""
+    start = Barrier(len(good) + len(PROTOCOLS))
 
     def send_good(number: int) -> Scores:
         with RankClient(served.urls[PROTOCOLS[number % 2]], timeout=30) as client:
@@ -46,20 +48,19 @@ def among_good_ones(served: Served, good: list[tuple[Request, Scores]], send: Ca
             start.wait(30)
             return ask(client, good[number][0])
 
-    def send_bad() -> Any:
+    def send(protocol: str) -> Any:
         start.wait(30)
         try:
-            return send()
+            return infer(served, protocol, model, tensors)
         except InferenceServerException as error:
             return error
 
-    with ThreadPoolExecutor(len(good) + 1) as pool:
-        outcome = pool.submit(send_bad)
+    with ThreadPoolExecutor(len(good) + len(PROTOCOLS)) as pool:
+        outcomes = {protocol: pool.submit(send, protocol) for protocol in PROTOCOLS}
         neighbours = list(pool.map(send_good, range(len(good))))
-        result = outcome.result()
     assert largest_difference(neighbours, [scores for _, scores in good]) <= TOLERANCE
     assert is_healthy(served)
-    return result
+    return {protocol: outcome.result() for protocol, outcome in outcomes.items()}
 
 
 def request_of(**changes: Any) -> dict[str, Any]:
@@ -122,17 +123,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(("tensors", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_bad_request_is_refused_by_name_and_hurts_no_other(
-    served: Served, good: list[tuple[Request, Scores]], protocol: str, tensors: dict[str, Any], message: str
+    served: Served, good: list[tuple[Request, Scores]], tensors: dict[str, Any], message: str
 ) -> None:
     scored_before = statistics(served, "score").rows
-    error = among_good_ones(served, good, lambda: infer(served, protocol, "rank", tensors))
-    assert isinstance(error, InferenceServerException), error
-    assert message in error.message()
-    assert error.status() == INVALID[protocol]
-    assert isinstance(translate(error, url="u", model="rank"), InvalidRequest)
+    for protocol, error in among_good_ones(served, good, "rank", tensors).items():
+        assert isinstance(error, InferenceServerException), error
+        assert message in error.message()
+        assert error.status() == INVALID[protocol]
+        assert isinstance(translate(error, url="u", model="rank"), InvalidRequest)
     rows_of_the_good = sum(len(set(request.items)) for request, _ in good)
     assert statistics(served, "score").rows - scored_before == rows_of_the_good, "it never reached the engine"
 
@@ -167,21 +167,20 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_odd_text_is_ranked_as_in_process(
-    served: Served, good: list[tuple[Request, Scores]], scorer: EngineScorer, protocol: str, odd: Request
+    served: Served, good: list[tuple[Request, Scores]], scorer: EngineScorer, odd: Request
 ) -> None:
     tensors = {
         "query": [odd.query.encode()],
         "history": [one.encode() for one in odd.history],
         "items": [one.encode() for one in odd.items],
     }
-    answer = among_good_ones(served, good, lambda: infer(served, protocol, "rank", tensors))
-    assert not isinstance(answer, Exception), answer
-    found = in_order(answer)
-    assert np.isfinite(found).all()
-    assert largest_difference([found], [scorer.score(odd)]) <= TOLERANCE
+    for answer in among_good_ones(served, good, "rank", tensors).values():
+        assert not isinstance(answer, Exception), answer
+        found = in_order(answer)
+        assert np.isfinite(found).all()
+        assert largest_difference([found], [scorer.score(odd)]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -241,32 +240,26 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(("model", "tensors", "message"), MALFORMED.values(), ids=MALFORMED)
 def test_malformed_tensors_for_an_inner_model_are_refused(
-    served: Served,
-    good: list[tuple[Request, Scores]],
-    protocol: str,
-    model: str,
-    tensors: dict[str, Any],
-    message: str,
+    served: Served, good: list[tuple[Request, Scores]], model: str, tensors: dict[str, Any], message: str
 ) -> None:
-    error = among_good_ones(served, good, lambda: infer(served, protocol, model, tensors))
-    assert isinstance(error, InferenceServerException), error
-    assert message in error.message()
-    if "engine" not in message:
-        assert error.status() == INVALID[protocol]
+    for protocol, error in among_good_ones(served, good, model, tensors).items():
+        assert isinstance(error, InferenceServerException), error
+        assert message in error.message()
+        assert error.status() == INVALID[protocol] or "engine" in message
 
 
 def test_rows_that_the_engine_refuses_take_no_batch_mates_along(
     served: Served, good: list[tuple[Request, Scores]]
 ) -> None:
-    rows_together = 1 + sum(len(set(request.items)) for request, _ in good)
+    smallest_good = min(len(set(request.items)) for request, _ in good)
     for _ in range(ATTEMPTS):
         before = statistics(served, "score")
         with busy_scorer(served, candidates=600):
-            error = among_good_ones(served, good, lambda: infer(served, "grpc", "score", OUTSIDE_VOCABULARY))
-        assert "the engine refused these rows" in error.message()
-        if (statistics(served, "score") - before).batches[rows_together]:
+            errors = among_good_ones(served, good, "score", OUTSIDE_VOCABULARY)
+        assert all("the engine refused these rows" in error.message() for error in errors.values())
+        shared = [rows for rows in (statistics(served, "score") - before).batches if rows < 600]
+        if any(rows % smallest_good for rows in shared if rows > smallest_good):  # a bad row or two, and good ones
             return
-    pytest.fail("the bad request never shared an execution with the good ones")
+    pytest.fail("a bad request never shared an execution with a good one")

@@ -65,7 +65,9 @@ def ladder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save_checkpoint(recipe, model, made.checkpoint)
     export_graph(made.checkpoint, made.graph / MODEL_FILE, OPSET)
     copy_text_files(made.checkpoint, made.graph)
-    quantize_graph(made.graph, made.int8 / MODEL_FILE, REQUESTS, QuantizeSettings(calibration_candidates=8))
+    quantize_graph(
+        made.graph, made.int8 / MODEL_FILE, REQUESTS, QuantizeSettings(calibration_candidates=8, noise=1_000)
+    )
     copy_text_files(made.graph, made.int8)
     return made
 

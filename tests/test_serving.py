@@ -164,11 +164,11 @@ async def test_a_score_is_the_same_alone_and_among_seven_others(
             before = statistics(served, scorer)
             with busy_scorer(served, model, candidates=600):
                 together = await asyncio.gather(*(ask_async(client, one) for one in eight), return_exceptions=True)
-            merged = (statistics(served, scorer) - before).batches[by_themselves.rows] == 1  # all eight, nothing else
-            if merged and not any(isinstance(answer, BaseException) for answer in together):
+            executions = (statistics(served, scorer) - before).executions - 1  # without that of the big request
+            if executions <= 3 and not any(isinstance(answer, BaseException) for answer in together):
                 break
         else:
-            pytest.fail(f"the eight requests never shared an execution: {together}")
+            pytest.fail(f"the eight requests took {executions} executions: they never met in the batcher")
     assert largest_difference(together, alone) <= batch_tolerance
 
 

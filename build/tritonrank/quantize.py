@@ -2,14 +2,16 @@
 
 Every activation has one scale, fixed by calibration on real training requests with true padding. Dynamic INT8 takes
 one scale per batch instead, so that a score depends on its batch mates; it is offered for comparison only. Weights
-have one scale per output channel. Products without constant weights (attention scores) and the head stay in FP32.
+have one scale per output channel. Products without constant weights (attention scores) and the head stay in FP32,
+and so do the linear layers that would disturb the logits more than ``quantize.noise`` allows: a few layers of an
+encoder have activations with outliers that one scale cannot hold.
 
 The gate judges the result before it is published, against the FP32 graph and against the fine-tuned checkpoint.
 """
 
+import math
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,12 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from rich.console import Console
+from rich.progress import track
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.cpu import has_int8_dot_product
-from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.engine import OnnxEngine
+from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.evaluate import judge_artifact
 from tritonrank.export import MODEL_FILE, copy_text_files
 from tritonrank.gate import Verdict, verdict
@@ -43,6 +47,11 @@ CALIBRATION_METHODS = {
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
+
+NOISE_REQUESTS = 12
+"""Calibration requests on which the noise of a graph is measured: about 100 rows, a second of work."""
+
+Feed = dict[str, NDArray[np.int32]]
 
 console = Console()
 
@@ -79,6 +88,8 @@ def quantize(
     with write_artifact(folder, "quantize", quantize_settings(recipe), parents) as draft:
         copy_text_files(onnx_folder, draft.folder)
         nodes = quantize_graph(onnx_folder, draft.folder / MODEL_FILE, requests, recipe.quantize)
+        kept = sorted(set(quantizable_nodes(onnx_folder / MODEL_FILE, [])) - set(nodes))
+        console.print(f"  INT8: {len(nodes)} linear layers; FP32: {', '.join(kept) or 'none'}", highlight=False)
         child = judge_artifact("INT8", draft.folder, dataset_folder, judgements)
         for parent_name, parent_folder in (("ONNX FP32", onnx_folder), ("fine-tuned", checkpoint_folder)):
             parent = judge_artifact(parent_name, parent_folder, dataset_folder, judgements)
@@ -86,38 +97,101 @@ def quantize(
             show_verdict(found)
             found.require()
             draft.metrics[f"gate against {parent_name}"] = found.as_metrics()
-        draft.metrics |= {"quantized_nodes": len(nodes), "reduce_range": reduced_range(recipe.quantize)}
+        draft.metrics |= {"int8_nodes": nodes, "fp32_nodes": kept, "reduce_range": reduced_range(recipe.quantize)}
         if recipe.quantize.compare_dynamic:
             dynamic = _judge_dynamic(recipe, onnx_folder, nodes, dataset_folder, judgements)
             draft.metrics["dynamic INT8 (comparison)"] = dynamic.as_metrics()
 
 
 def quantize_graph(onnx_folder: Path, target: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
-    """Write the Q/DQ graph and return the names of the quantized nodes.
+    """Write the Q/DQ graph with as many INT8 layers as the noise limit allows, and return their node names.
 
     Raises:
         ArtifactError: the written graph does not hold the Q/DQ pairs that were asked for.
-        RecipeError: no node is left to quantize.
+        GateError: not even one layer can be quantized within the noise limit.
+        RecipeError: quantize.exclude leaves no node to quantize.
     """
     source = onnx_folder / MODEL_FILE
     nodes = quantizable_nodes(source, settings.exclude)
-    tokenizer = RequestTokenizer.from_folder(onnx_folder, cache_entries=100_000)
-    with quiet_libraries():
+    feeds = _feeds(requests, RequestTokenizer.from_folder(onnx_folder, cache_entries=100_000), input_names(source))
+    with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
+        writer = _Writer(source, feeds, settings, Path(scratch))
+        writer.write(target, nodes)
+        noise = _NoiseMeter(source, feeds[:NOISE_REQUESTS])
+        if noise.of(target) > settings.noise:
+            nodes = _quiet_enough(nodes, writer, noise, target, settings)
+    _check_quantized(target, nodes)
+    return nodes
+
+
+class _Writer:
+    """Writes Q/DQ graphs of any choice of nodes; calibrates once."""
+
+    def __init__(self, source: Path, feeds: list[Feed], settings: QuantizeSettings, scratch: Path) -> None:
+        self.source, self._feeds, self._settings = source, feeds, settings
+        self._calibration = scratch / "calibration.json"
+        self.scratch = scratch
+
+    def write(self, target: Path, nodes: list[str]) -> None:
         quantize_static(
-            source,
+            self.source,
             target,
-            _Calibration(requests, tokenizer, input_names(source)),
+            _Calibration(self._feeds),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            reduce_range=reduced_range(settings),
+            reduce_range=reduced_range(self._settings),
+            op_types_to_quantize=["MatMul"],
             nodes_to_quantize=nodes,
-            calibrate_method=CALIBRATION_METHODS[settings.calibration],
+            calibrate_method=CALIBRATION_METHODS[self._settings.calibration],
+            calibration_cache_path=self._calibration,
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
         )
-    _check_quantized(target, nodes)
-    return nodes
+
+
+class _NoiseMeter:
+    """How much a graph changes the logits of the FP32 one: root mean square over the spread of the logits."""
+
+    def __init__(self, source: Path, feeds: list[Feed]) -> None:
+        self._feeds = feeds
+        self._expected = np.concatenate(OnnxEngine(source).run(feeds))
+
+    def of(self, path: Path) -> float:
+        change = np.concatenate(OnnxEngine(path).run(self._feeds)) - self._expected
+        return float(np.sqrt(np.mean(change**2)) / max(float(self._expected.std()), 1e-12))
+
+
+def _quiet_enough(
+    nodes: list[str], writer: _Writer, noise: _NoiseMeter, target: Path, settings: QuantizeSettings
+) -> list[str]:
+    """Leave out the layers that disturb most for their size, until the rest together stays within the noise limit.
+
+    Each layer is quantized alone to see what it does. Such changes are nearly independent, so their squares add up;
+    the sum tells how many to leave out at first, and a run of the real graph tells whether that was enough.
+
+    Raises:
+        GateError: not even one layer can be quantized within the limit.
+    """
+    alone: dict[str, float] = {}
+    trial = writer.scratch / "trial.onnx"
+    for node in track(nodes, "  measuring each layer", transient=True):
+        writer.write(trial, [node])
+        alone[node] = noise.of(trial)
+    size = weight_sizes(writer.source)
+    quietest_first = sorted(nodes, key=lambda node: alone[node] ** 2 / size[node])
+    together = np.sqrt(np.cumsum([alone[node] ** 2 for node in quietest_first]))
+    count = int(np.searchsorted(together, settings.noise, side="right"))
+    while count > 0:
+        kept = set(quietest_first[:count])
+        writer.write(target, [node for node in nodes if node in kept])
+        if noise.of(target) <= settings.noise:
+            return [node for node in nodes if node in kept]
+        count -= max(1, len(nodes) // 12)
+    raise GateError(
+        f"gate closed: no linear layer can be INT8 within quantize.noise = {settings.noise}; the quietest alone "
+        f"changes the logits by {min(alone.values()):.3f} of their spread. Raise it, or set quantize.method: none"
+    )
 
 
 def reduced_range(settings: QuantizeSettings) -> bool:
@@ -137,6 +211,13 @@ def quantizable_nodes(path: Path, exclude: list[str]) -> list[str]:
     if not kept:
         raise RecipeError(f"quantize.exclude: {exclude} leaves none of the {len(linear)} linear layers of {path}")
     return kept
+
+
+def weight_sizes(path: Path) -> dict[str, int]:
+    """Weights of each MatMul by node name: its share of the work."""
+    graph = onnx.load(path).graph
+    elements = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    return {node.name: elements.get(node.input[1], 0) for node in graph.node if node.op_type == "MatMul"}
 
 
 def input_names(path: Path) -> list[str]:
@@ -162,22 +243,23 @@ def show_verdict(found: Verdict) -> None:
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]
-    """One request at a time, padded only to its own longest row."""
+    """One request at a time."""
 
-    def __init__(self, requests: list[Request], tokenizer: RequestTokenizer, names: list[str]) -> None:
-        self._feeds = self._rows(requests, tokenizer, names)
+    def __init__(self, feeds: list[Feed]) -> None:
+        self._remaining = iter(feeds)
 
-    @staticmethod
-    def _rows(
-        requests: list[Request], tokenizer: RequestTokenizer, names: list[str]
-    ) -> Iterator[dict[str, NDArray[np.int32]]]:
-        for request in requests:
-            context = tokenizer.context(request.query, request.history)
-            rows = vars(tokenizer.joint_rows(context, tokenizer.items(request.items)))
-            yield {name: rows[name] for name in names}
+    def get_next(self) -> Feed | None:
+        return next(self._remaining, None)
 
-    def get_next(self) -> dict[str, NDArray[np.int32]] | None:
-        return next(self._feeds, None)
+
+def _feeds(requests: list[Request], tokenizer: RequestTokenizer, names: list[str]) -> list[Feed]:
+    """The rows of each request, padded only to its own longest row."""
+    feeds = []
+    for request in requests:
+        context = tokenizer.context(request.query, request.history)
+        rows = vars(tokenizer.joint_rows(context, tokenizer.items(request.items)))
+        feeds.append({name: rows[name] for name in names})
+    return feeds
 
 
 def _check_quantized(path: Path, nodes: list[str]) -> None:

@@ -164,7 +164,13 @@ class QuantizeSettings(Settings):
     reduce_range: Literal["auto", "on", "off"] = Field(
         "auto", description="7-bit weights; auto: on without VNNI, where u8s8 products saturate"
     )
-    exclude: list[str] = Field([], description="regular expressions of MatMul node names kept in FP32")
+    noise: float = Field(
+        0.04,
+        gt=0,
+        description="largest change of the logits (root mean square over their spread) on calibration requests; the "
+        "linear layers that disturb most stay in FP32 until it holds. Above 0.1 the top ten visibly change",
+    )
+    exclude: list[str] = Field([], description="regular expressions of MatMul node names kept in FP32 in any case")
     compare_dynamic: bool = Field(
         False, description="also judge dynamic INT8; for comparison only: its scores depend on the batch"
     )
