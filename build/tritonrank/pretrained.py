@@ -48,7 +48,7 @@ def resolve(name: str) -> str:
 
 
 def identity(name: str) -> str:
-    """What a stage key records of a model: a local folder's contents, else the name (a hub id names its own version)."""
+    """What a stage key records of a model: the contents of a local folder, else the name."""
     folder = Path(name)
     if not folder.is_dir():
         return name
