@@ -48,7 +48,7 @@ def test_the_same_input_gives_the_same_text() -> None:
     first, again = (model_configs(ServeSettings(), BERT, cores=4) for _ in range(2))
     assert [as_text(config) for config in first.values()] == [as_text(config) for config in again.values()]
     other = model_configs(ServeSettings(queue_requests=3), BERT, cores=4)
-    assert as_text(other["score"]) != as_text(first["score"])
+    assert as_text(other["tokenize"]) != as_text(first["tokenize"])
     assert as_text(other["rank"]) == as_text(first["rank"])
 
 
@@ -88,7 +88,8 @@ def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, 
         batched = model.max_batch_size > 0
         for tensor in model.input:
             assert signature(tensor, batched) == wires[step.input_map[tensor.name]], (step.model_name, tensor.name)
-            assert tensor.optional == (step.input_map[tensor.name] in optional)
+            # The deadline comes with every request of the ensemble; warm-up does without.
+            assert tensor.optional == (step.input_map[tensor.name] in optional | {"deadline"})
         wires |= {step.output_map[tensor.name]: signature(tensor, batched) for tensor in model.output}
     for tensor in rank.output:
         assert signature(tensor, False) == wires[tensor.name]
@@ -113,22 +114,25 @@ def test_a_family_without_segments_has_none_anywhere() -> None:
     assert "token_type_ids" in as_text(model_configs(ServeSettings(), BERT, cores=8)["score"])
 
 
-def test_every_queue_ends(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+def test_no_queue_policy_stalls_the_batcher(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
+    *_, configs = made
+    for config in configs.values():
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+
+
+def test_the_limits_of_the_queue_reach_the_gate(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
     settings, _, configs = made
-    for name in ("tokenize", "score", "select"):
-        policy = configs[name].dynamic_batching.default_queue_policy
-        assert policy.max_queue_size == settings.queue_requests > 0
-        assert policy.default_timeout_microseconds == settings.deadline_ms * 1_000 > 0
-        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
-        assert policy.allow_timeout_override
+    parameters = configs["tokenize"].parameters
+    assert parameters["queue_requests"].string_value == str(settings.queue_requests)
+    assert parameters["deadline_us"].string_value == str(settings.deadline_ms * 1_000)
 
 
 def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
     settings, tensors, configs = made
     score = configs["score"]
     assert score.WhichOneof("scheduling_choice") == "dynamic_batching"
-    assert [tensor.name for tensor in score.input] == list(tensors)
-    assert all(tensor.allow_ragged_batch for tensor in score.input)
+    assert [tensor.name for tensor in score.input] == [*tensors, "deadline"]
+    assert all(tensor.allow_ragged_batch for tensor in score.input if tensor.name != "deadline")
     # A request may have this many rows, and a run this many: neither may be refused for its batch dimension.
     assert score.max_batch_size >= settings.max_candidates
     assert score.max_batch_size >= settings.rows_per_batch
@@ -167,7 +171,8 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
     assert set(parameters) == read  # none is missing, none is for show
     for key in read:
         written = parameters[key].string_value
-        assert int(written) == getattr(SETTINGS["small"], key, 0)
+        expected = {"deadline_us": SETTINGS["small"].deadline_ms * 1_000, "threads": 0}
+        assert int(written) == (expected[key] if key in expected else getattr(SETTINGS["small"], key))
 
 
 def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:

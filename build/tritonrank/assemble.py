@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tritonrank import engine, interpreter, text
+from tritonrank import admission, engine, interpreter, text
 from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
 from tritonrank.engine import available_cores
 from tritonrank.errors import ArtifactError
@@ -28,8 +28,8 @@ from tritonrank.triton_config import WARMUP_SHAPES, as_text, model_configs, scor
 GOLDEN_FILE = "golden.json"
 GOLDEN_CANDIDATES = 12
 PYTHON_FILES = {
-    "tokenize": (text, interpreter),
-    "score": (engine, interpreter),
+    "tokenize": (text, admission, interpreter),
+    "score": (engine, admission, interpreter),
     "select": (interpreter,),
 }
 """Modules of this package that a model needs beside its model.py."""

@@ -5,8 +5,9 @@
     score       rows -> logits; the dynamic batcher merges the rows of concurrent requests
     select      logits -> ranking
 
-Nothing is left to auto-completion, every queue is bounded, and the text depends on the recipe and the number of cores
-alone, so that the copy in git can be compared.
+Nothing is left to auto-completion, and the text depends on the recipe and the number of cores alone, so that the copy
+in git can be compared. There is no queue policy, because any of them makes the batcher stall: ``admission.py`` bounds
+the scorer's queue and keeps deadlines.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def model_configs(settings: ServeSettings, row_tensors: Sequence[str], cores: in
         "rank": _rank(row_tensors),
         "tokenize": _tokenize(settings, row_tensors),
         "score": _score(settings, row_tensors, cores),
-        "select": _select(settings),
+        "select": _select(),
     }
 
 
@@ -64,9 +65,10 @@ def _rank(row_tensors: Sequence[str]) -> pb.ModelConfig:
         model_name="tokenize",
         model_version=-1,
         input_map=request,
-        output_map=rows | {"row_of_candidate": "row_of_candidate"},
+        output_map=rows | {"row_of_candidate": "row_of_candidate", "deadline": "deadline"},
     )
-    steps.add(model_name="score", model_version=-1, input_map=rows, output_map={"logits": "logits"})
+    score_inputs = rows | {"deadline": "deadline"}
+    steps.add(model_name="score", model_version=-1, input_map=score_inputs, output_map={"logits": "logits"})
     steps.add(
         model_name="select",
         model_version=-1,
@@ -77,27 +79,31 @@ def _rank(row_tensors: Sequence[str]) -> pb.ModelConfig:
 
 
 def _tokenize(settings: ServeSettings, row_tensors: Sequence[str]) -> pb.ModelConfig:
-    config = _python_model("tokenize", settings)
+    config = _python_model("tokenize")
     config.input.extend(_request_inputs())
     config.output.extend(pb.ModelOutput(name=name, data_type=pb.TYPE_INT32, dims=[-1, -1]) for name in row_tensors)
     config.output.append(pb.ModelOutput(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1]))
+    config.output.append(pb.ModelOutput(name="deadline", data_type=pb.TYPE_INT64, dims=[-1, 1]))
     _set_parameters(
         config,
         max_candidates=settings.max_candidates,
         max_history=settings.max_history,
         max_text_bytes=settings.max_text_bytes,
         item_cache_entries=settings.item_cache_entries,
+        queue_requests=settings.queue_requests,
+        deadline_us=settings.deadline_ms * 1_000,
     )
     return config
 
 
 def _score(settings: ServeSettings, row_tensors: Sequence[str], cores: int) -> pb.ModelConfig:
-    config = _python_model("score", settings)
+    config = _python_model("score")
     config.max_batch_size = max(settings.max_candidates, settings.rows_per_batch)
     config.instance_group[0].count = score_instances(settings, cores)
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
     for name in row_tensors:
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=[-1], allow_ragged_batch=True)
+    config.input.add(name="deadline", data_type=pb.TYPE_INT64, dims=[1], optional=True)
     config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[1])
     _set_parameters(config, rows_per_batch=settings.rows_per_batch, threads=0)
     for most_rows, tokens in WARMUP_SHAPES:
@@ -114,8 +120,8 @@ def _score(settings: ServeSettings, row_tensors: Sequence[str], cores: int) -> p
     return config
 
 
-def _select(settings: ServeSettings) -> pb.ModelConfig:
-    config = _python_model("select", settings)
+def _select() -> pb.ModelConfig:
+    config = _python_model("select")
     config.input.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1, 1])
     config.input.add(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1])
     config.input.extend(tensor for tensor in _request_inputs() if tensor.name in {"item_ids", "top_k"})
@@ -123,14 +129,9 @@ def _select(settings: ServeSettings) -> pb.ModelConfig:
     return config
 
 
-def _python_model(name: str, settings: ServeSettings) -> pb.ModelConfig:
+def _python_model(name: str) -> pb.ModelConfig:
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=0)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    policy = config.dynamic_batching.default_queue_policy
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = settings.deadline_ms * 1_000
-    policy.allow_timeout_override = True
-    policy.max_queue_size = settings.queue_requests
     return config
 
 

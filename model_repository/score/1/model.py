@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from admission import EXPIRED, StartedCounter, is_expired
 from engine import OnnxEngine, RowsError, available_cores, check_rows, token_counts
 from interpreter import check_interpreter
 
@@ -25,16 +26,26 @@ class TritonPythonModel:
         self.families = [
             _counter_family("tritonrank_tokens_computed_total", "Tokens run through the engine"),
             _counter_family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
+            _counter_family("tritonrank_requests_expired_total", "Requests whose deadline passed while they waited"),
         ]
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.computed, self.needed = (family.Metric(labels=labels) for family in self.families)
+        self.computed, self.needed, self.expired = (family.Metric(labels=labels) for family in self.families)
+        self.started = StartedCounter(args["model_instance_name"])
+
+    def finalize(self):
+        self.started.close()
 
     def execute(self, requests):
+        self.started.add(len(requests))
         answers = {}
         rows = {}
         for number, request in enumerate(requests):
             if request.is_cancelled():
                 answers[number] = _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
+                continue
+            if _has_expired(request):
+                self.expired.increment(1)
+                answers[number] = _failure(EXPIRED, pb_utils.TritonError.UNAVAILABLE)
                 continue
             try:
                 rows[number] = self._rows(request)
@@ -62,6 +73,11 @@ class TritonPythonModel:
         self.computed.increment(computed)
         self.needed.increment(needed)
         return [_logits(one) for one in logits]
+
+
+def _has_expired(request):
+    deadline = pb_utils.get_input_tensor_by_name(request, "deadline")
+    return deadline is not None and is_expired(int(deadline.as_numpy()[0, 0]))
 
 
 def _logits(logits):

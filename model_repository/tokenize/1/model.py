@@ -1,13 +1,16 @@
 """tokenize: texts of a request -> rows of token ids, equal rows once.
 
 Every input is checked here, so that a bad request is answered with INVALID_ARG and never reaches the engine, while
-its neighbours go on. ``text.py`` beside this file is the definition that the model was trained with.
+its neighbours go on. A request that would wait too long in the scorer's queue is refused at once (``admission.py``).
+``text.py`` beside this file is the definition that the model was trained with.
 """
 
 import json
 from pathlib import Path
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
+from admission import Admission, QueueFullError, deadline_after
 from interpreter import check_interpreter
 from text import RequestTokenizer, TextError, decode_texts, unique_rows
 
@@ -20,7 +23,16 @@ class TritonPythonModel:
         self.max_candidates = int(settings["max_candidates"])
         self.max_history = int(settings["max_history"])
         self.max_text_bytes = int(settings["max_text_bytes"])
-        self.row_tensors = [output["name"] for output in config["output"] if output["name"] != "row_of_candidate"]
+        self.deadline_us = int(settings["deadline_us"])
+        self.admission = Admission(int(settings["queue_requests"]), self.deadline_us / 1e6)
+        self.family = pb_utils.MetricFamily(
+            name="tritonrank_requests_rejected_total",
+            description="Requests refused because too many wait for the scorer",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self.rejected = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
+        others = {"row_of_candidate", "deadline"}
+        self.row_tensors = [output["name"] for output in config["output"] if output["name"] not in others]
         self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
 
     def execute(self, requests):
@@ -30,11 +42,18 @@ class TritonPythonModel:
         try:
             if request.is_cancelled():
                 return _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
-            return pb_utils.InferenceResponse(self._tokenize(request))
+            self.admission.check_room()
+            tensors = self._tokenize(request)
         except TextError as error:
             return _failure(str(error), pb_utils.TritonError.INVALID_ARG)
+        except QueueFullError as error:
+            self.rejected.increment(1)
+            return _failure(str(error), pb_utils.TritonError.UNAVAILABLE)
+        self.admission.admitted()
+        return pb_utils.InferenceResponse(tensors)
 
     def _tokenize(self, request):
+        deadline = deadline_after(request.timeout(), self.deadline_us)
         items = self._texts(request, "items", self.max_candidates)
         if not items:
             raise TextError("items: at least one candidate is needed")
@@ -53,6 +72,7 @@ class TritonPythonModel:
         return [
             *(pb_utils.Tensor(name, tensors[name]) for name in self.row_tensors),
             pb_utils.Tensor("row_of_candidate", row_of_candidate),
+            pb_utils.Tensor("deadline", np.full((len(rows), 1), deadline, dtype=np.int64)),
         ]
 
     def _texts(self, request, name, limit):
