@@ -165,7 +165,7 @@ class QuantizeSettings(Settings):
         "auto", description="7-bit weights; auto: on without VNNI, where u8s8 products saturate"
     )
     noise: float = Field(
-        0.04,
+        0.03,
         gt=0,
         description="largest change of the logits (root mean square over their spread) on calibration requests; the "
         "linear layers that disturb most stay in FP32 until it holds. Above 0.1 the top ten visibly change",
