@@ -150,7 +150,7 @@ def test_extras_bring_the_rest(metadata: email.message.Message) -> None:
 def test_scripts_and_version_are_those_of_the_sources(wheel: Path, names: set[str]) -> None:
     (path,) = [name for name in names if name.endswith("entry_points.txt")]
     scripts = zipfile.ZipFile(wheel).read(path).decode()
-    assert "tritonrank = tritonrank.cli:main" in scripts
+    assert "tritonrank = tritonrank.__main__:run" in scripts
     assert "tritonrank-client = tritonrank_client.cli:main" in scripts
     version = re.search(r'__version__ = "(.+)"', (ROOT / "build/tritonrank/__init__.py").read_text())
     assert version
