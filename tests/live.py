@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
+import tritonclient.utils
 from conftest import Served
 from numpy.typing import NDArray
 from tritonrank.scorers import Request
@@ -153,7 +154,7 @@ def _input(library: ModuleType, name: str, value: Any) -> Any:
         texts = np.empty(len(value), dtype=np.object_)
         texts[:] = value
         value = texts
-    datatype = {"O": "BYTES", "i": "INT32", "f": "FP32"}[value.dtype.kind]
+    datatype = "BYTES" if value.dtype.kind == "O" else tritonclient.utils.np_to_triton_dtype(value.dtype)
     tensor = library.InferInput(name, list(value.shape), datatype)
     tensor.set_data_from_numpy(value)
     return tensor

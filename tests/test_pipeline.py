@@ -188,7 +188,7 @@ def test_a_serving_setting_rebuilds_the_repository_alone(
     run_stages(changed(tiny_recipe, "serve", queue_requests=5), copied)
     ran, skipped = ran_and_skipped(capsys.readouterr().out)
     assert (ran, skipped) == (["assemble"], [verb for verb in VERBS if verb != "assemble"])
-    assert "max_queue_size: 5" in (copied.repository / "tokenize" / "config.pbtxt").read_text()
+    assert 'string_value: "5"' in (copied.repository / "tokenize" / "config.pbtxt").read_text()
 
 
 def test_a_damaged_repository_is_rebuilt_as_it_was(
