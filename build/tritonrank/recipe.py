@@ -191,8 +191,8 @@ class ServeSettings(Settings):
     max_history: int = Field(1_000, ge=1, le=100_000, description="history items accepted in one request")
     max_text_bytes: int = Field(65_536, ge=256, description="bytes of one query, history item or candidate")
     item_cache_entries: int = Field(100_000, ge=0, description="item texts whose token ids the server remembers")
-    deadline_ms: int = Field(2_000, ge=10, description="longest time in a queue; a request may ask for less")
-    queue_requests: int = Field(16, ge=1, description="requests that may wait for a model; more are rejected")
+    deadline_ms: int = Field(2_000, ge=10, description="longest wait for the scorer; a request may ask for less")
+    queue_requests: int = Field(16, ge=1, description="requests that may wait for the scorer; more are rejected")
     queue_delay_us: int = Field(0, ge=0, description="microseconds to wait for batch mates; 0: batch what waits")
     rows_per_batch: int = Field(
         64, ge=1, le=1024, description="rows in one run of the engine; bounds padding and keeps activations in cache"

@@ -102,6 +102,8 @@ class RequestTokenizer:
     def render(self, text: str, field: str = "item") -> str:
         """The text of an item: a JSON object goes through the template, anything else is the text itself.
 
+        An object without a value for any field of the template has no text: "", not the template's punctuation.
+
         Raises:
             TextError: a field that the template names holds something that is not text, number or list of these, or
                 text that is not valid Unicode.
@@ -114,7 +116,12 @@ class RequestTokenizer:
             return text
         except RecursionError:
             raise TextError(f"{field}: JSON nested too deeply; fields hold text, numbers or lists of these") from None
-        return render_fields(self.rules.item_template, value, field) if isinstance(value, dict) else text
+        if not isinstance(value, dict):
+            return text
+        template = self.rules.item_template
+        named = re.findall(r"\{(\w+)\}", template)
+        is_empty = all(value.get(name) in (None, "", []) for name in named)
+        return "" if is_empty else render_fields(template, value, field)
 
     def context(self, query: str, history: Sequence[str]) -> list[int]:
         """Token ids of query and history, without the special tokens of the row's ends.
