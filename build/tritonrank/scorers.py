@@ -66,7 +66,7 @@ class ServerScorer:
 
     def score(self, request: Request) -> Scores:
         result = self._client.rank(query=request.query, history=request.history, items=request.items)
-        scores = np.empty(len(request.items), dtype=np.float32)
+        scores = np.full(len(request.items), np.nan, dtype=np.float32)  # what is not answered must not look scored
         for ranked in result.ranking:
             scores[ranked.index] = ranked.score
         return scores
