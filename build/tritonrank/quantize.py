@@ -89,7 +89,8 @@ def quantize(
         copy_text_files(onnx_folder, draft.folder)
         nodes = quantize_graph(onnx_folder, draft.folder / MODEL_FILE, requests, recipe.quantize)
         kept = sorted(set(quantizable_nodes(onnx_folder / MODEL_FILE, [])) - set(nodes))
-        console.print(f"  INT8: {len(nodes)} linear layers; FP32: {', '.join(kept) or 'none'}", highlight=False)
+        stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
+        console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
         child = judge_artifact("INT8", draft.folder, dataset_folder, judgements)
         for parent_name, parent_folder in (("ONNX FP32", onnx_folder), ("fine-tuned", checkpoint_folder)):
             parent = judge_artifact(parent_name, parent_folder, dataset_folder, judgements)
