@@ -28,10 +28,13 @@ Overrides = Annotated[
 ]
 ArtifactsRoot = Annotated[Path, typer.Option("--artifacts", help="Folder that holds one folder per recipe")]
 DEFAULT_ARTIFACTS = Path("artifacts")
+NO_OVERRIDES: list[str] = []  # Typer reads it as the default and never changes it
 
 
 @app.command()
-def build(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
+def build(
+    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+) -> None:
     """Run all stages, skipping those that are up to date, and end with a table of what was achieved."""
     loaded, workspace = _open(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
     from tritonrank.summary import show_summary
@@ -43,7 +46,7 @@ def build(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoo
 def _stage_command(verb: str, help_text: str) -> None:
     def command(
         recipe: RecipePath,
-        overrides: Overrides = [],  # noqa: B006
+        overrides: Overrides = NO_OVERRIDES,
         artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
         force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
     ) -> None:
@@ -60,7 +63,9 @@ _stage_command("assemble", "Write the Triton model repository.")
 
 
 @app.command()
-def finetune(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
+def finetune(
+    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+) -> None:
     """Fine-tune the base model. Resumes when interrupted; also under torchrun --nproc-per-node N -m tritonrank."""
     loaded, workspace = _open(recipe, overrides, artifacts)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -75,7 +80,7 @@ def finetune(recipe: RecipePath, overrides: Overrides = [], artifacts: Artifacts
 @app.command()
 def evaluate(
     recipe: RecipePath,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = NO_OVERRIDES,
     artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
     artifact: Annotated[Path | None, typer.Option(help="Judge this model folder (checkpoint or ONNX)")] = None,
     server: Annotated[str | None, typer.Option(help="Judge a live server, such as grpc://127.0.0.1:8001")] = None,
@@ -135,7 +140,7 @@ def serve(
 
 
 @app.command()
-def demo(recipe: RecipePath, overrides: Overrides = [], artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:  # noqa: B006
+def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:
     """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
     loaded, workspace = _open(recipe, overrides, artifacts)
     from tritonrank.demo import run_demo
