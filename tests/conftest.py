@@ -1,7 +1,7 @@
-"""What many tests share: one tiny build of the whole pipeline, and one real Triton that serves it."""
+"""What many tests share: a tiny build of the whole pipeline per architecture, and one real Triton that serves both."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tiny_models import save_ranker
 from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.artifacts import write_artifact
-from tritonrank.assemble import copy_text_files
+from tritonrank.engine import model_files
 from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.prepare import Dataset, prepare_settings
 from tritonrank.pretrained import load_tokenizer
@@ -57,11 +57,26 @@ def tiny_recipe(tiny_base: Path) -> Recipe:
 
 
 @pytest.fixture(scope="session")
+def joint_recipe(tiny_base: Path) -> Recipe:
+    overrides = [f"model.base={tiny_base}", "model.architecture=joint", "quantize.compare_dynamic=false"]
+    return load_recipe(TESTS / "tiny.yaml", overrides)
+
+
+@pytest.fixture(scope="session")
 def workspace(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """artifacts/tiny with every stage built; tests must not change it."""
+    """artifacts/tiny with every stage built, a shared-context ranker; tests must not change it."""
     workspace = Workspace.of(tiny_recipe, tmp_path_factory.mktemp("artifacts"))
     run_stages(tiny_recipe, workspace)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def joint_workspace(workspace: Workspace, joint_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same recipe and dataset for a joint ranker, built as far as it is served; tests must not change it."""
+    joint = Workspace.of(joint_recipe, tmp_path_factory.mktemp("joint"))
+    shutil.copytree(workspace.dataset, joint.dataset)
+    run_stages(joint_recipe, joint, until="assemble")
+    return joint
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +88,15 @@ def held_out(workspace: Workspace) -> list[Request]:
 
 @dataclass(frozen=True)
 class Served:
-    """The one running server: model ``rank`` is the INT8 repository as built, ``rank_fp32`` the FP32 graph."""
+    """The one running server.
+
+    Its ensembles: ``rank`` is the shared-context INT8 repository as built, ``rank_joint`` the joint one;
+    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs.
+    """
 
     triton: LocalTriton
     workspace: Workspace
+    joint_workspace: Workspace
 
     @property
     def urls(self) -> dict[str, str]:
@@ -84,27 +104,43 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    workspace: Workspace, joint_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """The one real Triton of the test suite."""
     repository = tmp_path_factory.mktemp("served") / "repository"
     shutil.copytree(workspace.repository, repository)
-    _add_fp32_twin(repository, workspace)
+    add_ensemble(repository, workspace, {"rank": "rank_fp32", "score": "score_fp32"}, fp32=True)
+    joint = {name: f"{name}_joint" for name in ("rank", "tokenize", "score", "select")}
+    add_ensemble(repository, joint_workspace, joint)
+    twin = {"rank": "rank_joint_fp32", "score": "score_joint_fp32"}
+    add_ensemble(repository, joint_workspace, joint | twin, fp32=True)
     with LocalTriton(repository) as triton:
-        yield Served(triton, workspace)
+        yield Served(triton, workspace, joint_workspace)
 
 
-def _add_fp32_twin(repository: Path, workspace: Workspace) -> None:
-    """rank_fp32: the same ensemble around the FP32 graph, so that one server shows both precisions."""
-    for name in ("rank", "score"):
-        twin = repository / f"{name}_fp32"
-        shutil.copytree(repository / name, twin)
-        config = text_format.Parse((twin / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-        config.name = twin.name
+def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str], *, fp32: bool = False) -> None:
+    """Add a workspace's assembled models under other names, so that one server shows them all.
+
+    Args:
+        repository: what the server will load; models that it has already are left alone.
+        workspace: whose models to add.
+        names: the new name of each model that is not shared with another ensemble.
+        fp32: put the FP32 graphs in place of the INT8 ones.
+    """
+    for name, new_name in names.items():
+        target = repository / new_name
+        if target.exists():
+            continue
+        shutil.copytree(workspace.repository / name, target)
+        config = text_format.Parse((target / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        config.name = new_name
         for step in config.ensemble_scheduling.step:
-            step.model_name = step.model_name.replace("score", "score_fp32")
-        (twin / "config.pbtxt").write_text(text_format.MessageToString(config))
-    shutil.copyfile(workspace.onnx / "model.onnx", repository / "score_fp32" / "1" / "model.onnx")
-    copy_text_files(workspace.onnx, repository / "tokenize" / "1")
+            step.model_name = names.get(step.model_name, step.model_name)
+        (target / "config.pbtxt").write_text(text_format.MessageToString(config))
+        if name == "score" and fp32:
+            for path in model_files(workspace.onnx):
+                shutil.copyfile(path, target / "1" / path.name)
 
 
 @dataclass(frozen=True)

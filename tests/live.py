@@ -1,6 +1,7 @@
 """For the tests of a live server: its statistics, a scorer that is kept busy, and requests without our client."""
 
 import random
+import tempfile
 import time
 import urllib.request
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,25 +23,48 @@ from tritonrank.scorers import Request
 from tritonrank_client import AsyncRankClient, RankClient, RankResult
 
 PROTOCOLS = ("http", "grpc")
+ENSEMBLES = ("rank", "rank_fp32", "rank_joint", "rank_joint_fp32")
+INT8_ENSEMBLES = ("rank", "rank_joint")
 TENSOR_CLIENTS: Mapping[str, ModuleType] = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 BIG_TEXT_WORDS = 40  # more than the tokens of a candidate
+BIG_ROW_TOKENS = 100  # of a candidate that comes straight to the scorer, as no client's can
 PATIENCE_SECONDS = 30.0
+
+# The batcher keeps requests with a deadline and without one apart; those of an ensemble have one.
+NO_DEADLINE = {"deadline": np.full((1, 1), 2**62, dtype=np.int64)}
 
 Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What Triton counted for one model since it started."""
+    """What Triton counted for one model since it started.
 
-    rows: int
+    Its unit is the batch dimension: the rows of a joint ranker, the requests of a shared-context one.
+    """
+
+    inferences: int
     executions: int
     batches: Counter[int]
-    """batch size in rows -> executions"""
+    """batch size -> executions"""
 
     def __sub__(self, earlier: "Statistics") -> "Statistics":
         batches = self.batches - earlier.batches
-        return Statistics(self.rows - earlier.rows, self.executions - earlier.executions, batches)
+        return Statistics(self.inferences - earlier.inferences, self.executions - earlier.executions, batches)
+
+
+def is_joint(ensemble: str) -> bool:
+    return "joint" in ensemble
+
+
+def scorer_of(ensemble: str) -> str:
+    """The ensemble's model that computes logits."""
+    return ensemble.replace("rank", "score")
+
+
+def tokenizer_of(ensemble: str) -> str:
+    """The ensemble's model that makes token ids; both precisions share it."""
+    return "tokenize_joint" if is_joint(ensemble) else "tokenize"
 
 
 def statistics(served: Served, model: str) -> Statistics:
@@ -83,19 +108,38 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIEN
 
 @contextmanager
 def busy_scorer(served: Served, model: str = "rank", candidates: int = 1_000) -> Iterator[None]:
-    """Inside the block the scorer works on one request of long texts, so that all others have to queue."""
-    words = random.Random(candidates)
-    texts = [" ".join(f"{words.getrandbits(20):x}" for _ in range(BIG_TEXT_WORDS)) for _ in range(candidates)]
-    before = statistics(served, "tokenize").executions
-    with RankClient(served.triton.grpc_url, model=model, timeout=60) as client, ThreadPoolExecutor(1) as pool:
-        big = pool.submit(client.rank, items=texts, history=texts[:4])
+    """Inside the block the scorer works on one request of many tokens, so that all others have to queue.
+
+    For a joint ranker this is the largest request that a client can send. A shared-context ranker is done with that too
+    soon, so it gets one past the limits, straight to the scorer.
+    """
+    before = requests_started(served, scorer_of(model))
+    with ThreadPoolExecutor(1) as pool:
+        big = pool.submit(_send_big_texts if is_joint(model) else _send_big_rows, served, model, candidates)
         try:
-            # An idle scorer takes the rows at once when they have been tokenized.
-            wait_until(lambda: _statistics(served, "tokenize").executions > before, "the big request is tokenized")
+            wait_until(lambda: requests_started(served, scorer_of(model)) > before, "the scorer takes the big request")
             yield
         finally:
             wait([big])
         big.result()
+
+
+def _send_big_texts(served: Served, model: str, candidates: int) -> None:
+    words = random.Random(candidates)
+    texts = [" ".join(f"{words.getrandbits(20):x}" for _ in range(BIG_TEXT_WORDS)) for _ in range(candidates)]
+    with RankClient(served.triton.grpc_url, model=model, timeout=60) as client:
+        client.rank(items=texts, history=texts[:4])
+
+
+def _send_big_rows(served: Served, model: str, candidates: int) -> None:
+    ids = np.random.default_rng(1).integers(1_000, 9_000, size=(1, candidates, BIG_ROW_TOKENS), dtype=np.int32)
+    infer(served, "grpc", scorer_of(model), {"context_ids": ids[0, :1, :90], "candidate_ids": ids, **NO_DEADLINE})
+
+
+def requests_started(served: Served, scorer: str) -> int:
+    """How many requests a scorer has begun so far, those in work included, which Triton does not tell."""
+    (counter,) = Path(tempfile.gettempdir()).glob(f"*/tritonrank-queue-{served.triton.pid}/{scorer}_[0-9]*")
+    return int.from_bytes(counter.read_bytes(), "little")
 
 
 def ask(client: RankClient, request: Request) -> Scores:
@@ -164,7 +208,7 @@ def is_healthy(served: Served) -> bool:
     """Process alive, and both protocols say that the models are ready."""
     served.triton.check()
     for url in served.urls.values():
-        for model in ("rank", "rank_fp32"):
+        for model in ENSEMBLES:
             with RankClient(url, model=model) as client:
                 if not client.health():
                     return False

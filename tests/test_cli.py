@@ -12,7 +12,7 @@ from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "export", "quantize", "assemble", "evaluate", "serve", "demo", "perf"]
-COMMANDS += ["settings"]
+COMMANDS += ["workload", "settings"]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "export", "quantize", "assemble", "evaluate", "demo"]
 
 
@@ -112,14 +112,14 @@ def test_our_errors_are_one_message_and_an_exit_code(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    message = f"{tmp_path}/[items].csv:3: " + "long " * 60 + "[bold]end[/]"
+    message = f"{tmp_path}/[items].csv:100: " + "long " * 60 + "[bold]end[/]"
 
     def fail(*_: object, **__: object) -> None:
         raise error(message)
 
     monkeypatch.setattr(cli, "run_stages", fail)
     assert main(monkeypatch, "prepare", TESTS / "tiny.yaml") == code
-    # Word for word: brackets are no markup, and a path is not broken in two at column 80.
+    # Word for word: brackets are no markup, :100: is no emoji, and a path is not broken in two at column 80.
     assert capsys.readouterr().err == f"{error.__name__}: {message}\n"
 
 

@@ -1,9 +1,10 @@
-"""A row's logit is its own: it does not depend on which rows and requests share its batch.
+"""A request's logits are its own: they do not depend on which rows and requests share its batch.
 
 Some graphs here misbehave on purpose: they let the padded length into the logit, as INT8 scales and fused kernels may.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank import engine
-from tritonrank.engine import OnnxEngine, available_cores, run_in_batches, token_counts
+from tritonrank.engine import (
+    MOST_TOKENS,
+    RUN_TOKENS,
+    JointEngine,
+    RowsError,
+    SharedContextEngine,
+    available_cores,
+    candidate_lengths,
+    length_groups,
+    model_files,
+    open_engine,
+    run_in_batches,
+)
 
 VOCABULARY = 50
 HIDDEN = 16
@@ -88,14 +101,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(model: Path) -> OnnxEngine:
-    return OnnxEngine(model, threads=1, rows_per_batch=5)
+def running(model: Path) -> JointEngine:
+    return JointEngine(model, threads=1, rows_per_batch=5)
 
 
-# The ONNX engine
+# The joint engine
 
 
-def test_every_row_gets_the_logit_it_has_alone(running: OnnxEngine) -> None:
+def test_every_row_gets_the_logit_it_has_alone(running: JointEngine) -> None:
     requests = random_requests(3, [7, 1, 0, 23])
     answers = running.run([request_of(rows) for rows in requests])
     assert [answer.shape for answer in answers] == [(7,), (1,), (0,), (23,)]
@@ -107,8 +120,8 @@ def test_every_row_gets_the_logit_it_has_alone(running: OnnxEngine) -> None:
 @pytest.mark.parametrize("rows_per_batch", [1, 2, 64])
 def test_neighbours_and_order_do_not_move_a_logit(model: Path, rows_per_batch: int) -> None:
     requests = random_requests(4, [5, 9, 30])
-    together = OnnxEngine(model, 1, rows_per_batch).run([request_of(rows) for rows in requests])
-    other = OnnxEngine(model, 1, rows_per_batch=7)
+    together = JointEngine(model, 1, rows_per_batch).run([request_of(rows) for rows in requests])
+    other = JointEngine(model, 1, rows_per_batch=7)
     for rows, expected in zip(requests, together, strict=True):
         alone = [other.run([request_of([row])])[0][0] for row in rows]
         backwards = other.run([request_of(rows[::-1], width=77)])[0][::-1]
@@ -119,7 +132,7 @@ def test_neighbours_and_order_do_not_move_a_logit(model: Path, rows_per_batch: i
         np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6)
 
 
-def test_the_toy_graph_would_show_another_padding(running: OnnxEngine) -> None:
+def test_the_toy_graph_would_show_another_padding(running: JointEngine) -> None:
     """Otherwise the tests above would show nothing."""
     row = [7] * 9
     tight, loose = (request_of([row], width) for width in (16, 24))
@@ -128,27 +141,27 @@ def test_the_toy_graph_would_show_another_padding(running: OnnxEngine) -> None:
     assert abs(logits[1] - logits[0]) > 1e-2
 
 
-def test_only_the_inputs_of_the_graph_are_fed(running: OnnxEngine) -> None:
+def test_only_the_inputs_of_the_graph_are_fed(running: JointEngine) -> None:
     assert sorted(running.input_names) == ["attention_mask", "input_ids"]
     assert running.run([request_of([[1, 2]])])[0].shape == (1,)
 
 
-def test_a_request_without_an_input_of_the_graph_is_an_error(running: OnnxEngine) -> None:
+def test_a_request_without_an_input_of_the_graph_is_an_error(running: JointEngine) -> None:
     request = request_of([[1, 2]])
     del request["input_ids"]
     with pytest.raises(KeyError, match="input_ids"):
         running.run([request])
 
 
-def test_no_requests_have_no_logits(running: OnnxEngine) -> None:
+def test_no_requests_have_no_logits(running: JointEngine) -> None:
     assert running.run([]) == []
-    assert token_counts([]) == (0, 0)
+    assert running.token_counts([]) == (0, 0)
 
 
 def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no protobuf")
     with pytest.raises(Exception, match=r"(?i)protobuf|model"):
-        OnnxEngine(tmp_path / "model.onnx")
+        JointEngine(tmp_path / "model.onnx")
 
 
 # Batches
@@ -201,12 +214,12 @@ def test_rows_are_regrouped_and_handed_back(requests: list[list[list[int]]], row
 
 @settings(max_examples=50, deadline=None)
 @given(requests=row_lists)
-def test_token_counts_are_what_really_runs(requests: list[list[list[int]]]) -> None:
+def test_token_counts_are_what_really_runs(running: JointEngine, requests: list[list[list[int]]]) -> None:
     recorder = Recorder()
     padded = [request_of(rows) for rows in requests]
     run_in_batches(recorder, padded, ["input_ids", "attention_mask"], 3)
     needed = sum(len(row) for rows in requests for row in rows)
-    assert token_counts(padded) == (sum(rows * tokens for rows, tokens in recorder.shapes), needed)
+    assert running.token_counts(padded) == (sum(rows * tokens for rows, tokens in recorder.shapes), needed)
 
 
 def test_an_engine_that_loses_a_row_is_noticed() -> None:
@@ -219,6 +232,310 @@ def test_a_row_without_a_single_token_still_has_a_width() -> None:
     recorder = Recorder()
     run_in_batches(recorder, [request_of([[], [3]], width=16)], ["input_ids", "attention_mask"], 4)
     assert recorder.shapes == [(2, 8)]
+
+
+# Rows that no tokenizer makes
+
+
+def test_rows_as_tokenize_makes_them_are_accepted(running: JointEngine, sharing: SharedContextEngine) -> None:
+    for rows in random_requests(5, [1, 4, 30]):
+        running.check(request_of(rows))
+        sharing.check(shared_request([1, 2], rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_mask": [[1, 0, 1], [1, 1, 1]]}, "attention_mask: expected ones"),
+        ({"attention_mask": [[0, 0, 0], [1, 1, 1]]}, "attention_mask: expected ones"),
+        ({"attention_mask": [[1, 1, 1], [2**30, 1, 1]]}, "attention_mask: expected ones"),
+        ({"attention_mask": [[-1, -1, -1], [1, 1, 1]]}, "attention_mask: expected ones"),
+        ({"input_ids": [[1, 2, 3]]}, r"input_ids: shape \[1, 3\]; attention_mask has \[2, 3\]"),
+        ({"token_type_ids": [[0], [0]]}, r"token_type_ids: shape \[2, 1\]"),
+    ],
+)
+def test_other_joint_rows_are_refused_by_name(running: JointEngine, changes: dict[str, Any], message: str) -> None:
+    request = request_of([[1, 2], [3, 4, 5]]) | {name: np.array(rows, np.int32) for name, rows in changes.items()}
+    with pytest.raises(RowsError, match=f"^{message}"):
+        running.check(request)
+
+
+@pytest.mark.parametrize(
+    ("context_ids", "candidate_ids", "message"),
+    [
+        ([], [[1]], "context_ids: expected at least one token id, none of them negative"),
+        ([1, -1], [[1]], "context_ids: "),
+        ([1, -7, 2], [[1]], "context_ids: "),
+        ([1], np.zeros((0, 3)), "candidate_ids: expected rows of token ids, at least one each, then padding of -1"),
+        ([1], np.zeros((2, 0)), "candidate_ids: "),
+        ([1], [[-1, -1]], "candidate_ids: "),
+        ([1], [[1, 2], [-1, -1]], "candidate_ids: "),
+        ([1], [[1, -1, 2]], "candidate_ids: "),
+        ([1], [[-1, 1]], "candidate_ids: "),
+        ([1], [[1, -2]], "candidate_ids: "),
+        ([1], [[1, -(2**31)]], "candidate_ids: "),
+    ],
+)
+def test_other_shared_context_rows_are_refused_by_name(
+    sharing: SharedContextEngine, context_ids: Any, candidate_ids: Any, message: str
+) -> None:
+    request = {"context_ids": np.array(context_ids, np.int32), "candidate_ids": np.array(candidate_ids, np.int32)}
+    with pytest.raises(RowsError, match=f"^{message}"):
+        sharing.check(request)
+
+
+# Groups of similar length
+
+length_lists = st.lists(st.integers(1, 30), min_size=0, max_size=40)
+
+
+def cost(groups: list[list[int]]) -> int:
+    """Tokens that so grouped lengths cost: padding and starting included."""
+    return sum(len(group) * max(group) + RUN_TOKENS for group in groups)
+
+
+def partitions(lengths: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to put them into groups."""
+    if not lengths:
+        yield []
+        return
+    first, *others = lengths
+    for groups in partitions(others):
+        yield [[first], *groups]
+        for place, group in enumerate(groups):
+            yield [*groups[:place], [first, *group], *groups[place + 1 :]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7))
+def test_no_other_grouping_costs_less(lengths: list[int]) -> None:
+    groups = [[lengths[row] for row in rows] for _, rows in length_groups(np.array(lengths))]
+    assert cost(groups) == min(map(cost, partitions(lengths)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(length_lists)
+def test_every_row_is_in_one_group_that_has_room_for_it(lengths: list[int]) -> None:
+    groups = length_groups(np.array(lengths, dtype=np.int64))
+    assert sorted(itertools.chain.from_iterable(rows.tolist() for _, rows in groups)) == list(range(len(lengths)))
+    for tokens, rows in groups:
+        assert len(rows) > 0
+        assert tokens == max(lengths[row] for row in rows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 700)), min_size=1, max_size=6))
+def test_a_run_never_takes_more_tokens_than_fit_the_cache_but_for_rounding(counted: list[tuple[int, int]]) -> None:
+    lengths = np.concatenate([np.full(count, tokens) for tokens, count in counted])
+    groups = length_groups(lengths)
+    assert sum(len(rows) for _, rows in groups) == len(lengths)
+    for tokens, rows in groups:
+        assert tokens * len(rows) < MOST_TOKENS + tokens
+
+
+def test_few_rows_run_at_once_and_many_in_several_groups() -> None:
+    assert len(length_groups(np.array([5, 9, 12]))) == 1
+    assert 2 < len(length_groups(film_lengths(100))) < 12
+
+
+def film_lengths(candidates: int) -> np.ndarray[Any, Any]:
+    """Tokens of "{title} ({year}) {genres}" and [CLS], about as films have them: mean 15, hardly any above 25."""
+    random = np.random.default_rng(candidates)
+    return np.clip(np.rint(random.lognormal(np.log(14.5), 0.28, size=candidates)), 7, 25).astype(np.int64)
+
+
+@pytest.mark.parametrize("candidates", [50, 100, 300, 1_000])
+def test_padding_of_films_stays_below_a_tenth(sharing: SharedContextEngine, candidates: int) -> None:
+    lengths = film_lengths(candidates)
+    assert lengths.max() > 1.6 * lengths.mean()  # padded to the longest, they would take so much more
+    computed = sum(tokens * len(rows) for tokens, rows in length_groups(lengths))
+    assert computed <= 1.10 * lengths.sum()
+    request = shared_request(list(range(1, 40)), [[1] * length for length in lengths])
+    assert sharing.token_counts([request]) == (39 + computed, 39 + lengths.sum())
+
+
+# The shared-context engine
+
+
+def save_shared_graphs(folder: Path) -> Path:
+    """logit = head of the mean embedding of all of a row's places, padding included, + head of the mean context key.
+
+    So it shows the padded length, which context was used, and that keys and values are not mixed up (values are the
+    doubled keys and count negatively).
+    """
+    opset = [helper.make_opsetid("", 18)]
+    constants = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(head, "head"),
+        numpy_helper.from_array(np.array([1], dtype=np.int64), "token_axis"),
+        numpy_helper.from_array(np.array([0, 1, 2], dtype=np.int64), "other_axes"),
+        numpy_helper.from_array(np.array([0, 1], dtype=np.int64), "layer_and_head"),
+        numpy_helper.from_array(np.array(0, dtype=np.int32), "nothing"),
+        numpy_helper.from_array(np.array(2, dtype=np.float32), "two"),
+    ]
+    cache = [(name, TensorProto.FLOAT, [1, 1, "context_tokens", HIDDEN]) for name in ("context_keys", "context_values")]
+    context = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "context_ids"], ["embedded"]),
+            helper.make_node("Unsqueeze", ["embedded", "layer_and_head"], ["context_keys"]),
+            helper.make_node("Mul", ["context_keys", "two"], ["context_values"]),
+        ],
+        "context",
+        [helper.make_tensor_value_info("context_ids", TensorProto.INT32, ["context_tokens"])],
+        [helper.make_tensor_value_info(*tensor) for tensor in cache],
+        constants,
+    )
+    candidates = helper.make_graph(
+        [
+            helper.make_node("Max", ["candidate_ids", "nothing"], ["ids"]),
+            helper.make_node("Gather", ["table", "ids"], ["embedded"]),
+            helper.make_node("ReduceMean", ["embedded", "token_axis"], ["pooled"], keepdims=0),
+            helper.make_node("Mul", ["context_keys", "two"], ["doubled"]),
+            helper.make_node("Add", ["doubled", "context_keys"], ["tripled"]),
+            helper.make_node("Sub", ["tripled", "context_values"], ["keys"]),
+            helper.make_node("ReduceMean", ["keys", "other_axes"], ["mean_key"], keepdims=0),
+            helper.make_node("Add", ["pooled", "mean_key"], ["summed"]),
+            helper.make_node("MatMul", ["summed", "head"], ["scored"]),
+            helper.make_node("Squeeze", ["scored", "token_axis"], ["logits"]),
+        ],
+        "candidates",
+        [
+            *(helper.make_tensor_value_info(*tensor) for tensor in cache),
+            helper.make_tensor_value_info("candidate_ids", TensorProto.INT32, ["candidates", "tokens"]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["candidates"])],
+        constants,
+    )
+    for graph in (context, candidates):
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, folder / f"{graph.name}.onnx")
+    return folder
+
+
+def expected_shared_logits(context: list[int], rows: list[list[int]]) -> np.ndarray[Any, Any]:
+    """The same by hand, each row in the padding of its group."""
+    logits = np.full(len(rows), np.nan)
+    for tokens, places in length_groups(np.array([len(row) for row in rows])):
+        for place in places:
+            padded = rows[place] + [0] * (tokens - len(rows[place]))
+            mean = table[padded].mean(axis=0, dtype=np.float64) + table[context].mean(axis=0, dtype=np.float64)
+            logits[place] = mean @ head[:, 0]
+    return logits
+
+
+def shared_request(context: list[int], rows: list[list[int]], width: int = 0) -> Request:
+    ids = np.full((len(rows), max([width, *map(len, rows)])), -1, dtype=np.int32)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+    return {"context_ids": np.array(context, dtype=np.int32), "candidate_ids": ids}
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_shared_graphs(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def sharing(shared_folder: Path) -> SharedContextEngine:
+    return SharedContextEngine(shared_folder / "context.onnx", shared_folder / "candidates.onnx", threads=1)
+
+
+class Watched:
+    """A session that keeps what it was fed with."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.feeds: list[Request] = []
+
+    def run(self, names: list[str], feed: Request) -> Any:
+        self.feeds.append(feed)
+        return self.session.run(names, feed)
+
+
+@pytest.fixture
+def watched(shared_folder: Path) -> tuple[SharedContextEngine, Watched, Watched]:
+    opened = SharedContextEngine(shared_folder / "context.onnx", shared_folder / "candidates.onnx", threads=1)
+    opened._context, opened._candidates = Watched(opened._context), Watched(opened._candidates)
+    return opened, opened._context, opened._candidates
+
+
+def test_every_candidate_gets_its_logit_against_its_own_context(sharing: SharedContextEngine) -> None:
+    many = random_requests(6, [1, 40, 7, 120])
+    contexts = [[3], [4, 5, 6], [7] * 50, [8, 9]]
+    answers = sharing.run([shared_request(*pair, width=60) for pair in zip(contexts, many, strict=True)])
+    for context, rows, answer in zip(contexts, many, answers, strict=True):
+        assert answer.dtype == np.float32
+        np.testing.assert_allclose(answer, expected_shared_logits(context, rows), rtol=1e-5, atol=1e-6)
+
+
+def test_other_requests_change_no_bit_of_an_answer(sharing: SharedContextEngine) -> None:
+    requests = [shared_request([seed, 1], rows) for seed, rows in enumerate(random_requests(7, [9, 1, 33]), start=1)]
+    together = sharing.run(requests)
+    for request, answer in zip(requests, together, strict=True):
+        np.testing.assert_array_equal(sharing.run([request])[0], answer)
+    for answer, again in zip(reversed(together), sharing.run(requests[::-1]), strict=True):
+        np.testing.assert_array_equal(answer, again)
+
+
+def test_the_context_runs_once_per_request_and_candidates_run_without_its_padding(
+    watched: tuple[SharedContextEngine, Watched, Watched],
+) -> None:
+    opened, context, candidates = watched
+    requests = [shared_request([1, 2, 3], rows, width=70) for rows in random_requests(8, [60, 2])]
+    opened.run(requests)
+    assert [feed["context_ids"].tolist() for feed in context.feeds] == [[1, 2, 3]] * 2
+    assert len(candidates.feeds) < 12
+    for feed in candidates.feeds:
+        ids = feed["candidate_ids"]
+        assert ids.flags["C_CONTIGUOUS"]
+        assert (ids[:, -1] >= 0).any()  # padded to the longest of the group, and no further
+
+
+def test_token_counts_and_candidate_feeds_are_what_really_runs(
+    watched: tuple[SharedContextEngine, Watched, Watched],
+) -> None:
+    opened, context, candidates = watched
+    requests = [shared_request([5] * 9, rows) for rows in random_requests(9, [80, 3, 1])]
+    opened.run(requests)
+    computed = sum(feed["context_ids"].size for feed in context.feeds)
+    computed += sum(feed["candidate_ids"].size for feed in candidates.feeds)
+    needed = sum(int((request["candidate_ids"] >= 0).sum()) + 9 for request in requests)
+    assert opened.token_counts(requests) == (computed, needed)
+    ran = list(candidates.feeds)
+    given = [feed for request in requests for feed in opened.candidate_feeds(request)]
+    assert len(ran) == len(given)
+    for one, other in zip(ran, given, strict=True):
+        assert sorted(one) == sorted(other) == ["candidate_ids", "context_keys", "context_values"]
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_no_requests_share_nothing(sharing: SharedContextEngine) -> None:
+    assert sharing.run([]) == []
+    assert sharing.token_counts([]) == (0, 0)
+    assert sharing.input_names == ["context_ids", "candidate_ids"]
+
+
+def test_padding_is_no_token() -> None:
+    ids = np.array([[4, 0, -1], [7, -1, -1], [1, 2, 3]], dtype=np.int32)
+    assert candidate_lengths(ids).tolist() == [2, 1, 3]
+
+
+def test_the_files_of_a_folder_say_which_engine_it_needs(model: Path, shared_folder: Path, tmp_path: Path) -> None:
+    assert isinstance(open_engine(model.parent), JointEngine)
+    assert isinstance(open_engine(shared_folder), SharedContextEngine)
+    assert model_files(model.parent) == [model]
+    assert [path.name for path in model_files(shared_folder)] == ["context.onnx", "candidates.onnx"]
+    assert model_files(tmp_path) == []
+    with pytest.raises(Exception, match=r"model\.onnx"):
+        open_engine(tmp_path)
+
+
+def test_half_of_a_shared_context_ranker_is_an_error(shared_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "context.onnx").write_bytes((shared_folder / "context.onnx").read_bytes())
+    with pytest.raises(Exception, match=r"candidates\.onnx"):
+        open_engine(tmp_path)
 
 
 # Cores

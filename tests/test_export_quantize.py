@@ -1,4 +1,7 @@
-"""Conversions prove themselves: a tampered ONNX file is refused, a bad INT8 graph never gets published."""
+"""Conversions prove themselves: a tampered ONNX file is refused, a bad INT8 graph never gets published.
+
+This is about a joint ranker; test_shared_context_conversion.py has what differs for the other architecture.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -14,14 +17,14 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorData, TensorsData
 from tritonrank import cli, cpu, export, quantize
 from tritonrank.artifacts import is_current, read_manifest
-from tritonrank.engine import OnnxEngine
+from tritonrank.engine import JOINT_FILE, JointEngine
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.evaluate import judge_artifact
-from tritonrank.export import MODEL_FILE, compare_with_torch, copy_text_files
+from tritonrank.export import compare_with_torch, copy_text_files
 from tritonrank.gate import verdict
 from tritonrank.pipeline import run_stages, stages
 from tritonrank.prepare import Dataset
-from tritonrank.quantize import calibration_requests, quantizable_nodes, quantize_graph, reduced_range
+from tritonrank.quantize import calibration_requests, quantizable_nodes, quantize_graphs, reduced_range
 from tritonrank.recipe import QuantizeSettings, load_recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
 
@@ -79,10 +82,10 @@ def lose_an_axis(model: onnx.ModelProto) -> None:
 TAMPERINGS = {
     change_weight: r"logits differ from PyTorch by .* on the shape grid, more than export\.tolerance 1e-04",
     freeze_rows: r"axis 0 of input_ids is frozen",
-    freeze_tokens_inside: r"cannot run 1 rows of 2 tokens|gives shape",
-    rename_input: r"inputs \['ids', .*expected \['input_ids', 'attention_mask', 'token_type_ids'\] and logits",
-    rename_output: r"outputs \['308'\]; expected .* and logits",
-    lose_an_axis: r"1 x 2 gives shape \(1,\), PyTorch \(1, 1\)",
+    freeze_tokens_inside: r"cannot run 1 rows of 2 tokens|give shape",
+    rename_input: r"inputs \['ids', .*expected \['input_ids', 'attention_mask', 'token_type_ids'\]",
+    rename_output: r"outputs \['308'\]; expected \['logits'\]",
+    lose_an_axis: r"1 rows of 2 tokens give shape \(1,\), PyTorch \(1, 1\)",
 }
 
 
@@ -90,13 +93,13 @@ TAMPERINGS = {
 def test_a_tampered_graph_is_refused(
     tamper: Callable[[onnx.ModelProto], None], certain: Build, requests: list[Request], tmp_path: Path
 ) -> None:
-    model = onnx.load(certain.workspace.onnx / MODEL_FILE)
+    model = onnx.load(certain.workspace.onnx / JOINT_FILE)
     tamper(model)
-    onnx.save(model, tmp_path / MODEL_FILE)
+    onnx.save(model, tmp_path / JOINT_FILE)
     copy_text_files(certain.workspace.onnx, tmp_path)
     with pytest.raises(ArtifactError, match=TAMPERINGS[tamper]) as raised:
         compare_with_torch(certain.workspace.teacher, tmp_path, requests, TOLERANCE)
-    assert str(tmp_path / MODEL_FILE) in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
 
 
 def test_an_untouched_graph_is_accepted(certain: Build, requests: list[Request]) -> None:
@@ -118,15 +121,15 @@ def test_a_text_file_of_another_model_is_noticed(certain: Build, requests: list[
 
 
 def test_a_failed_proof_publishes_nothing(certain: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = export.export_graph
+    real = export.export_graphs
 
-    def tampered(checkpoint: Path, target: Path, opset: int) -> None:
-        real(checkpoint, target, opset)
-        model = onnx.load(target)
+    def tampered(checkpoint: Path, folder: Path, opset: int) -> None:
+        real(checkpoint, folder, opset)
+        model = onnx.load(folder / JOINT_FILE)
         change_weight(model)
-        onnx.save(model, target)
+        onnx.save(model, folder / JOINT_FILE)
 
-    monkeypatch.setattr(export, "export_graph", tampered)
+    monkeypatch.setattr(export, "export_graphs", tampered)
     with pytest.raises(ArtifactError, match="logits differ from PyTorch"):
         export.export(certain.recipe, certain.workspace.dataset, certain.workspace.teacher, tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
@@ -137,12 +140,12 @@ def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 
 def test_every_linear_matmul_has_qdq_on_both_inputs_and_no_other(certain: Build) -> None:
-    fp32 = onnx.load(certain.workspace.onnx / MODEL_FILE).graph
-    linear = set(quantizable_nodes(certain.workspace.onnx / MODEL_FILE, []))
+    fp32 = onnx.load(certain.workspace.onnx / JOINT_FILE).graph
+    linear = set(quantizable_nodes(certain.workspace.onnx, []))
     matmuls = {node.name for node in fp32.node if node.op_type in {"MatMul", "Gemm"}}
     assert len(linear) == LINEAR_LAYERS
     assert len(matmuls - linear) >= 5  # two products of attention per layer, and the head
-    graph = onnx.load(certain.workspace.int8 / MODEL_FILE).graph
+    graph = onnx.load(certain.workspace.int8 / JOINT_FILE).graph
     made_by, kinds = producers(graph), {t.name: t.data_type for t in graph.initializer}
     for node in graph.node:
         if node.name not in matmuls:
@@ -158,7 +161,7 @@ def test_every_linear_matmul_has_qdq_on_both_inputs_and_no_other(certain: Build)
 
 
 def test_weights_have_a_scale_per_output_channel(certain: Build) -> None:
-    graph = onnx.load(certain.workspace.int8 / MODEL_FILE).graph
+    graph = onnx.load(certain.workspace.int8 / JOINT_FILE).graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in values]
     assert len(weights) == LINEAR_LAYERS
@@ -170,11 +173,11 @@ def test_weights_have_a_scale_per_output_channel(certain: Build) -> None:
 def test_calibration_uses_training_requests_alone(certain: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, seen = certain.workspace, []
 
-    def record(onnx_folder: Path, target: Path, given: list[Request], settings: QuantizeSettings) -> list[str]:
+    def record(onnx_folder: Path, folder: Path, given: list[Request], settings: QuantizeSettings) -> list[str]:
         seen.extend(given)
         raise InterruptedError
 
-    monkeypatch.setattr(quantize, "quantize_graph", record)
+    monkeypatch.setattr(quantize, "quantize_graphs", record)
     with pytest.raises(InterruptedError):
         quantize.quantize(
             certain.recipe, workspace.dataset, workspace.teacher, workspace.onnx, workspace.int8, workspace.judgements
@@ -199,8 +202,8 @@ def test_calibration_takes_what_there_is(certain: Build) -> None:
 
 def test_excluded_layers_stay_in_fp32(certain: Build, requests: list[Request], tmp_path: Path) -> None:
     settings = QuantizeSettings(noise=1_000, exclude=[r"layer\.0/attention", r"intermediate"])
-    nodes = quantize_graph(certain.workspace.onnx, tmp_path / MODEL_FILE, requests, settings)
-    graph = onnx.load(tmp_path / MODEL_FILE).graph
+    nodes = quantize_graphs(certain.workspace.onnx, tmp_path, requests, settings)
+    graph = onnx.load(tmp_path / JOINT_FILE).graph
     quantized = {
         node.name
         for node in graph.node
@@ -214,13 +217,13 @@ def test_excluded_layers_stay_in_fp32(certain: Build, requests: list[Request], t
 
 def test_excluding_everything_is_an_error(certain: Build) -> None:
     with pytest.raises(RecipeError, match=rf"quantize\.exclude: .* leaves none of the {LINEAR_LAYERS} linear layers"):
-        quantizable_nodes(certain.workspace.onnx / MODEL_FILE, ["MatMul"])
+        quantizable_nodes(certain.workspace.onnx, ["MatMul"])
 
 
 def test_a_graph_without_the_qdq_asked_for_is_refused(certain: Build) -> None:
-    nodes = quantizable_nodes(certain.workspace.onnx / MODEL_FILE, [])
+    nodes, graph = quantizable_nodes(certain.workspace.onnx, []), certain.workspace.onnx / JOINT_FILE
     with pytest.raises(ArtifactError, match=f"{LINEAR_LAYERS} of {LINEAR_LAYERS} chosen MatMuls found; without Q/DQ"):
-        quantize._check_quantized(certain.workspace.onnx / MODEL_FILE, nodes)
+        quantize._check_quantized(graph, graph, nodes)
 
 
 def test_int8_stays_close_and_within_its_budget(certain: Build) -> None:
@@ -247,10 +250,10 @@ def test_layers_that_disturb_most_stay_in_fp32(certain: Build, requests: list[Re
         found = np.concatenate([rough.score(request) for request in seen])
         return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
 
-    quantize_graph(certain.workspace.onnx, tmp_path / MODEL_FILE, calibration, QuantizeSettings(noise=1_000))
+    quantize_graphs(certain.workspace.onnx, tmp_path, calibration, QuantizeSettings(noise=1_000))
     everything = noise()
     limit = 0.6 * everything
-    nodes = quantize_graph(certain.workspace.onnx, tmp_path / MODEL_FILE, calibration, QuantizeSettings(noise=limit))
+    nodes = quantize_graphs(certain.workspace.onnx, tmp_path, calibration, QuantizeSettings(noise=limit))
     assert 0 < len(nodes) < LINEAR_LAYERS
     assert noise() <= limit * 1.001 < everything
 
@@ -259,7 +262,7 @@ def test_a_noise_limit_that_no_layer_meets_closes_the_gate(
     certain: Build, requests: list[Request], tmp_path: Path
 ) -> None:
     with pytest.raises(GateError, match=r"no linear layer can be INT8 within quantize\.noise"):
-        quantize_graph(certain.workspace.onnx, tmp_path / MODEL_FILE, requests, QuantizeSettings(noise=1e-9))
+        quantize_graphs(certain.workspace.onnx, tmp_path, requests, QuantizeSettings(noise=1e-9))
 
 
 def ranges_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,18 +279,18 @@ def ranges_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = quantize.quantize_graph
+    real = quantize.quantize_graphs
 
-    def zeroed(onnx_folder: Path, target: Path, *arguments: object) -> list[str]:
-        nodes = real(onnx_folder, target, *arguments)  # type: ignore[arg-type]
-        model = onnx.load(target)
+    def zeroed(onnx_folder: Path, folder: Path, *arguments: object) -> list[str]:
+        nodes = real(onnx_folder, folder, *arguments)  # type: ignore[arg-type]
+        model = onnx.load(folder / JOINT_FILE)
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2:
                 tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, dtype=np.int8), tensor.name))
-        onnx.save(model, target)
+        onnx.save(model, folder / JOINT_FILE)
         return nodes
 
-    monkeypatch.setattr(quantize, "quantize_graph", zeroed)
+    monkeypatch.setattr(quantize, "quantize_graphs", zeroed)
 
 
 @pytest.mark.parametrize("spoil", [ranges_too_small, weights_zeroed], ids=lambda spoil: spoil.__name__)
@@ -335,8 +338,8 @@ def test_the_gate_closes_when_the_first_build_is_bad(
 
 def largest_dependence_on_batch_mates(path: Path, requests: list[Request], folder: Path) -> float:
     """Largest |score difference| of a row alone, with its request, and together with all requests."""
-    rows = [open_scorer(folder).rows(request) for request in requests]
-    engine = OnnxEngine(path)
+    rows = [open_scorer(folder).tensors(request) for request in requests]
+    engine = JointEngine(path)
 
     def alone(request: dict[str, NDArray[np.int32]]) -> list[NDArray[np.float32]]:
         return [
@@ -355,11 +358,11 @@ def test_static_int8_ignores_batch_mates_and_dynamic_int8_does_not(
     """Why serving is static: dynamic INT8 takes one activation scale per batch."""
     w = certain.workspace
     dynamic = tmp_path / "dynamic.onnx"
-    nodes = quantizable_nodes(w.onnx / MODEL_FILE, [])
+    nodes = quantizable_nodes(w.onnx, [])
     quantize_dynamic(
-        w.onnx / MODEL_FILE, dynamic, weight_type=QuantType.QInt8, per_channel=True, nodes_to_quantize=nodes
+        w.onnx / JOINT_FILE, dynamic, weight_type=QuantType.QInt8, per_channel=True, nodes_to_quantize=nodes
     )
-    assert largest_dependence_on_batch_mates(w.int8 / MODEL_FILE, requests, w.onnx) <= 1e-5
+    assert largest_dependence_on_batch_mates(w.int8 / JOINT_FILE, requests, w.onnx) <= 1e-5
     assert largest_dependence_on_batch_mates(dynamic, requests, w.onnx) > 1e-3
 
 
@@ -388,10 +391,9 @@ def test_reduced_range_follows_the_processor(
 def test_reduced_range_keeps_weights_within_seven_bits(
     setting: str, largest: int, certain: Build, requests: list[Request], tmp_path: Path
 ) -> None:
-    quantize_graph(
-        certain.workspace.onnx, tmp_path / MODEL_FILE, requests[:2], QuantizeSettings(reduce_range=setting, noise=1_000)
-    )
-    graph = onnx.load(tmp_path / MODEL_FILE).graph
+    settings = QuantizeSettings(reduce_range=setting, noise=1_000)
+    quantize_graphs(certain.workspace.onnx, tmp_path, requests[:2], settings)
+    graph = onnx.load(tmp_path / JOINT_FILE).graph
     weights = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert largest - 1 <= max(int(np.abs(w.astype(int)).max()) for w in weights) <= largest
 

@@ -1,5 +1,6 @@
 """Every family goes the whole way: checkpoint -> ONNX -> INT8 -> scores in process -> the repository's configs."""
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,19 +8,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from tiny_models import FAMILIES, TEXTS, WITH_SEGMENTS, save_ranker
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.assemble import engine_inputs, write_models
-from tritonrank.engine import padded_length
+from tritonrank.engine import JOINT_FILE, model_files, padded_length
 from tritonrank.errors import RecipeError
-from tritonrank.export import MODEL_FILE, compare_with_torch, copy_text_files, export_graph
+from tritonrank.export import compare_with_torch, copy_text_files, export_graphs
 from tritonrank.finetune import save_checkpoint, text_rules, untrained_ranker
-from tritonrank.quantize import quantize_graph
+from tritonrank.quantize import quantize_graphs
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.scorers import Request, open_scorer
+from tritonrank.text import JOINT, PADDING, SHARED_CONTEXT
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -28,48 +31,58 @@ REQUESTS = [
     Request("waterproof shoe", TEXTS[2:4], TEXTS),
     Request("café ☕ 日本語", TEXTS * 3, [*TEXTS, "a", "unheard-of xyzzy " * 20]),
 ]
+RULES = {"query_tokens": 8, "history_items": 6, "history_tokens": 41, "candidate_tokens": 20}
 
 
-def recipe_for(checkpoint: Path, **text: object) -> Recipe:
-    rules = {"query_tokens": 8, "history_items": 6, "history_tokens": 41, "candidate_tokens": 20} | text
-    return Recipe(name="family", data={"source": "sample"}, text=rules, model={"checkpoint": str(checkpoint)})
+def recipe_for(model: Path, architecture: str = JOINT) -> Recipe:
+    """A ready joint ranker, or an encoder that becomes a shared-context one."""
+    settings = {"architecture": architecture, "checkpoint" if architecture == JOINT else "base": str(model)}
+    return Recipe(name="family", data={"source": "sample"}, text=RULES, model=settings)
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The artifacts' folders of one family."""
+    """The artifacts' folders of one family in one architecture."""
 
     family: str
+    architecture: str
     recipe: Recipe
     checkpoint: Path
     graph: Path
     int8: Path
 
     @property
-    def has_segments(self) -> bool:
-        return self.family in WITH_SEGMENTS
+    def has_segment_input(self) -> bool:
+        return self.architecture == JOINT and self.family in WITH_SEGMENTS
 
     def scores(self, folder: Path) -> list[NDArray[np.float32]]:
         scorer = open_scorer(folder)
         return [scorer.score(request) for request in REQUESTS]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=list(itertools.product(FAMILIES, (JOINT, SHARED_CONTEXT))), ids="-".join)
 def ladder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ladder:
-    root = tmp_path_factory.mktemp(request.param)
-    recipe = recipe_for(save_ranker(request.param, root / "hub"))
-    made = Ladder(request.param, recipe, root / "checkpoint", root / "onnx", root / "int8")
+    family, architecture = request.param
+    root = tmp_path_factory.mktemp(f"{family}-{architecture}")
+    recipe = recipe_for(save_ranker(family, root / "hub", head=architecture == JOINT), architecture)
+    made = Ladder(family, architecture, recipe, root / "checkpoint", root / "onnx", root / "int8")
     model, _ = untrained_ranker(recipe)
+    if architecture == SHARED_CONTEXT:
+        spread_logits(model)
     for folder in (made.checkpoint, made.graph, made.int8):
         folder.mkdir()
     save_checkpoint(recipe, model, made.checkpoint)
-    export_graph(made.checkpoint, made.graph / MODEL_FILE, OPSET)
+    export_graphs(made.checkpoint, made.graph, OPSET)
     copy_text_files(made.checkpoint, made.graph)
-    quantize_graph(
-        made.graph, made.int8 / MODEL_FILE, REQUESTS, QuantizeSettings(calibration_candidates=8, noise=1_000)
-    )
+    quantize_graphs(made.graph, made.int8, REQUESTS, QuantizeSettings(calibration_candidates=8, noise=1_000))
     copy_text_files(made.graph, made.int8)
     return made
+
+
+def spread_logits(model: PreTrainedModel) -> None:
+    """A fresh head would give all candidates nearly the same logit, and tolerances would prove nothing."""
+    torch.manual_seed(3)
+    torch.nn.init.normal_(model.head.weight, std=0.5)
 
 
 def test_graph_computes_what_torch_computes(ladder: Ladder) -> None:
@@ -88,18 +101,23 @@ def test_int8_follows_fp32(ladder: Ladder) -> None:
 
 
 def test_inputs_are_those_of_the_family(ladder: Ladder) -> None:
-    expected = {"input_ids", "attention_mask"} | ({"token_type_ids"} if ladder.has_segments else set())
+    joint = {"input_ids", "attention_mask"} | ({"token_type_ids"} if ladder.has_segment_input else set())
+    expected = joint if ladder.architecture == JOINT else {"context_ids", "candidate_ids"}
+    cache = {"context_keys", "context_values"}
     for folder in (ladder.graph, ladder.int8):
-        graph = onnx.load(folder / MODEL_FILE).graph
-        assert {tensor.name for tensor in graph.input} == expected
-        assert {tensor.type.tensor_type.elem_type for tensor in graph.input} == {onnx.TensorProto.INT32}
+        inputs = [tensor for path in model_files(folder) for tensor in onnx.load(path).graph.input]
+        ids = [tensor for tensor in inputs if tensor.name not in cache]
+        assert sorted(tensor.name for tensor in ids) == sorted(expected)
+        assert {tensor.type.tensor_type.elem_type for tensor in ids} == {onnx.TensorProto.INT32}
+        assert {tensor.name for tensor in inputs} - expected == (set() if ladder.architecture == JOINT else cache)
+        assert set(engine_inputs(folder)) == expected
 
 
 def test_configs_name_segments_only_where_the_family_has_them(ladder: Ladder, tmp_path: Path) -> None:
     write_models(ladder.recipe, ladder.int8, tmp_path / "repository", cores=2)
     texts = {path.parent.name: path.read_text() for path in (tmp_path / "repository").glob("*/config.pbtxt")}
     assert set(texts) == {"rank", "tokenize", "score", "select"}
-    assert {"token_type_ids" in texts[name] for name in ("rank", "tokenize", "score")} == {ladder.has_segments}
+    assert {"token_type_ids" in texts[name] for name in ("rank", "tokenize", "score")} == {ladder.has_segment_input}
     score = text_format.Parse(texts["score"], model_config_pb2.ModelConfig())
     assert [tensor.name for tensor in score.input] == [*engine_inputs(ladder.int8), "deadline"]
     tokenize = text_format.Parse(texts["tokenize"], model_config_pb2.ModelConfig())
@@ -110,11 +128,17 @@ def test_rows_have_the_layout_of_the_familys_own_tokenizer(ladder: Ladder) -> No
     tokenizer = AutoTokenizer.from_pretrained(ladder.checkpoint)
     scorer = open_scorer(ladder.graph)
     items = ["oak lamp", "tea"]
-    rows = scorer.rows(Request("blue", [], items))
+    rows = scorer.tensors(Request("blue", [], items))
+    if ladder.architecture == SHARED_CONTEXT:
+        assert rows["context_ids"].tolist() == tokenizer("blue")["input_ids"]
+        for row, item in zip(rows["candidate_ids"].tolist(), items, strict=True):
+            own = [token for token in row if token != PADDING]
+            assert own == [tokenizer.cls_token_id, *tokenizer(item, add_special_tokens=False)["input_ids"]]
+        return
     expected = tokenizer(["blue"] * 2, items, padding=True, return_tensors="np")
     np.testing.assert_array_equal(rows["input_ids"], expected["input_ids"])
     np.testing.assert_array_equal(rows["attention_mask"], expected["attention_mask"])
-    if ladder.has_segments:
+    if ladder.has_segment_input:
         np.testing.assert_array_equal(rows["token_type_ids"], expected["token_type_ids"])
 
 
@@ -133,12 +157,41 @@ def test_longest_padded_row_fits_the_position_embeddings(family: str, reserved: 
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     save_checkpoint(recipe, model, folder)
-    export_graph(folder, folder / MODEL_FILE, OPSET)
+    export_graphs(folder, folder, OPSET)
     filler = " ".join(TEXTS)
     full = Request(filler, [filler] * 2, [filler, "lamp"])
-    assert open_scorer(folder).rows(full)["attention_mask"].sum(axis=1).max() == tokenizer.row_tokens
+    assert open_scorer(folder).tensors(full)["attention_mask"].sum(axis=1).max() == tokenizer.row_tokens
     by_torch = tmp_path / "torch"
-    shutil.copytree(folder, by_torch, ignore=shutil.ignore_patterns(MODEL_FILE))
+    shutil.copytree(folder, by_torch, ignore=shutil.ignore_patterns(JOINT_FILE))
+    np.testing.assert_allclose(open_scorer(folder).score(full), open_scorer(by_torch).score(full), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("family", "reserved"), [("roberta", 2), ("xlm-roberta", 2), ("electra", 0), ("distilbert", 0)]
+)
+def test_longest_context_and_candidate_fit_the_position_embeddings(family: str, reserved: int, tmp_path: Path) -> None:
+    probe = recipe_for(save_ranker(family, tmp_path / "probe", head=False), SHARED_CONTEXT)
+    tokenizer = untrained_ranker(probe)[1]
+    longest = tokenizer.context_row_tokens + tokenizer.candidate_row_tokens
+
+    shorter = save_ranker(family, tmp_path / "shorter", positions=longest + reserved - 1, head=False)
+    with pytest.raises(RecipeError, match=f"a context and a candidate of up to {longest} tokens.*takes {longest - 1}"):
+        untrained_ranker(recipe_for(shorter, SHARED_CONTEXT))
+
+    fitting = save_ranker(family, tmp_path / "fitting", positions=longest + reserved, head=False)
+    recipe = recipe_for(fitting, SHARED_CONTEXT)
+    model, tokenizer = untrained_ranker(recipe)
+    spread_logits(model)
+    folder, by_torch = tmp_path / "checkpoint", tmp_path / "torch"
+    by_torch.mkdir()
+    save_checkpoint(recipe, model, by_torch)
+    shutil.copytree(by_torch, folder)
+    export_graphs(folder, folder, OPSET)
+    filler = " ".join(TEXTS)
+    full = Request(filler, [filler] * 2, [filler, "lamp"])
+    rows = open_scorer(folder).tensors(full)
+    assert rows["context_ids"].size == tokenizer.context_row_tokens == model.config.context_positions
+    assert rows["candidate_ids"].shape == (2, tokenizer.candidate_row_tokens)
     np.testing.assert_allclose(open_scorer(folder).score(full), open_scorer(by_torch).score(full), atol=TOLERANCE)
 
 

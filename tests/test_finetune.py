@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,17 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank import finetune as stage
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
+from tritonrank.batches import Collator, packed_batch
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.finetune import finetune, list_loss, untrained_ranker
+from tritonrank.finetune import finetune, untrained_ranker
+from tritonrank.losses import distillation_loss, list_loss
 from tritonrank.metrics import ndcg
+from tritonrank.modeling import SharedContextRanker
 from tritonrank.pipeline import Workspace
 from tritonrank.prepare import Dataset, prepare
 from tritonrank.pretrained import load_ranker
 from tritonrank.recipe import Recipe, load_recipe
-from tritonrank.scorers import Request, open_scorer, requests_of
+from tritonrank.scorers import Request, open_scorer, requests_of, torch_scorer
 from tritonrank.text import TextRules
 
 STEPS = 48
@@ -39,9 +43,12 @@ SETTINGS = {
     | {"candidate_tokens": 12},
     "examples": {"training_examples": 32, "training_negatives": 3, "judged_negatives": 9}
     | {"validation_users": 10, "test_users": 10},
-    "finetune": {"epochs": 12, "learning_rate": 0.005, "evaluations": EVALUATIONS, "patience": EVALUATIONS}
+    "finetune": {"epochs": 12, "learning_rate": 0.01, "evaluations": EVALUATIONS, "patience": EVALUATIONS}
     | {"mixed_precision": "off"},
 }
+# The architecture that a recipe gets when it says nothing, and the other.
+SHARED_CONTEXT = pytest.mark.parametrize("run", ["shared-context"], indirect=True)
+JOINT = pytest.mark.parametrize("run", ["joint"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +75,18 @@ class Run:
         return folder
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture(scope="module", params=["shared-context", "joint"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("finetune")
-    base = save_ranker("bert", root / "base", head=False, num_hidden_layers=1, initializer_range=0.05)
+    # Hardly any dropout, so that so few steps teach something; none would hide a random state that is not restored.
+    dropout = {"hidden_dropout_prob": 0.01, "attention_probs_dropout_prob": 0.01}
+    base = save_ranker("bert", root / "base", head=False, num_hidden_layers=1, initializer_range=0.05, **dropout)
+    model = {"base": str(base)} | ({} if request.param == "shared-context" else {"architecture": request.param})
     recipe_path = root / "small.yaml"
-    recipe_path.write_text(yaml.safe_dump(SETTINGS | {"model": {"base": str(base)}}))
+    recipe_path.write_text(yaml.safe_dump(SETTINGS | {"model": model}))
     recipe = load_recipe(recipe_path)
+    assert recipe.model.architecture == request.param
     made = Run(recipe_path, recipe, root / "dataset", root / "teacher")
     prepare(recipe, made.dataset)
     finetune(recipe, made.dataset, made.folder)
@@ -251,6 +262,7 @@ def test_other_settings_start_afresh(
     assert not interrupted.work.exists()
 
 
+@SHARED_CONTEXT
 def test_two_processes_train_together(run: Run, tmp_path: Path) -> None:
     workspace = Workspace.of(run.recipe, tmp_path)
     shutil.copytree(run.dataset, workspace.dataset)
@@ -268,6 +280,7 @@ def test_two_processes_train_together(run: Run, tmp_path: Path) -> None:
     assert not workspace.teacher.with_name("teacher.work").exists()
 
 
+@JOINT
 def test_a_ready_checkpoint_is_taken_as_it_is(run: Run, tmp_path: Path, steps_taken: list[int]) -> None:
     checkpoint = save_ranker("bert", tmp_path / "ready")
     folder = run.again(tmp_path / "teacher", f"model.checkpoint={checkpoint}")
@@ -284,13 +297,34 @@ def test_a_ready_checkpoint_is_taken_as_it_is(run: Run, tmp_path: Path, steps_ta
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@SHARED_CONTEXT
+def test_a_ready_shared_context_checkpoint_is_taken_as_it_is(run: Run, tmp_path: Path, steps_taken: list[int]) -> None:
+    settings = [f"model.checkpoint={run.folder}", "model.architecture=shared-context"]
+    folder = run.again(tmp_path / "teacher", *settings)
+    assert read_manifest(folder).metrics == {"trained": False}
+    assert not steps_taken
+    request = Request("warm light", ["oak desk lamp", "cast iron pan"], ["Ceramic teapot", "blue shoe", "wool"])
+    expected = open_scorer(run.folder).score(request)
+    assert expected.std() > 0.01
+    np.testing.assert_array_equal(open_scorer(folder).score(request), expected)
+
+
+MEANT_AS_A_RANKER = {
+    "joint": r"one label.*with 2 labels.*model\.base",
+    "shared-context": r"not a shared-context ranker.*model\.architecture: joint.*model\.base",
+}
+
+
 def test_a_classifier_is_no_ranker(run: Run, tmp_path: Path) -> None:
     classifier = save_ranker("bert", tmp_path / "classifier", labels=2)
-    with pytest.raises(ArtifactError, match=r"one label.*with 2 labels.*model\.base"):
-        run.again(tmp_path / "teacher", f"model.checkpoint={classifier}")
+    architecture = run.recipe.model.architecture
+    settings = [f"model.checkpoint={classifier}", f"model.architecture={architecture}"]
+    with pytest.raises(ArtifactError, match=MEANT_AS_A_RANKER[architecture]):
+        run.again(tmp_path / "teacher", *settings)
     assert not (tmp_path / "teacher").exists()
 
 
+@JOINT
 def test_a_classifier_can_be_fine_tuned_into_a_ranker(run: Run, tmp_path: Path) -> None:
     """What the error above tells users to do."""
     classifier = save_ranker("bert", tmp_path / "classifier", labels=2)
@@ -303,12 +337,28 @@ def test_a_classifier_can_be_fine_tuned_into_a_ranker(run: Run, tmp_path: Path) 
         assert torch.equal(weight, encoder[name]), name
 
 
+@SHARED_CONTEXT
+def test_a_classifiers_encoder_can_be_fine_tuned_into_a_shared_context_ranker(run: Run, tmp_path: Path) -> None:
+    classifier = save_ranker("bert", tmp_path / "classifier", labels=2)
+    model, _ = untrained_ranker(load_recipe(run.recipe_path, [f"model.base={classifier}"]))
+    assert isinstance(model, SharedContextRanker)
+    encoder = AutoModelForSequenceClassification.from_pretrained(classifier).base_model
+    assert torch.equal(model.embeddings.words.weight, encoder.embeddings.word_embeddings.weight)
+    assert torch.equal(model.layers[1].ffn_out.weight, encoder.encoder.layer[1].output.dense.weight)
+
+
+DO_NOT_FIT = {
+    "joint": "do not fit each other: .*word_embeddings",
+    "shared-context": r"(?s)no model can be loaded.*size mismatch.*\[136, 32\].*\[137, 32\]",
+}
+
+
 def test_weights_of_another_shape_than_the_config_says_are_refused(run: Run, tmp_path: Path) -> None:
     """transformers would start from random weights instead."""
     odd = save_ranker("bert", tmp_path / "odd", head=False)
     config = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
-    with pytest.raises(ArtifactError, match=r"do not fit each other: .*word_embeddings"):
+    with pytest.raises(ArtifactError, match=DO_NOT_FIT[run.recipe.model.architecture]):
         untrained_ranker(load_recipe(run.recipe_path, [f"model.base={odd}"]))
 
 
@@ -321,6 +371,7 @@ def test_damaged_weights_are_named(run: Run, tmp_path: Path) -> None:
             untrained_ranker(load_recipe(run.recipe_path, [f"model.{key}={damaged}"]))
 
 
+@JOINT
 def test_a_ranker_without_its_head_is_refused(run: Run, tmp_path: Path) -> None:
     """transformers would put a random one on it."""
     headless = save_ranker("bert", tmp_path / "headless")
@@ -334,12 +385,99 @@ def test_a_ranker_without_its_head_is_refused(run: Run, tmp_path: Path) -> None:
         untrained_ranker(load_recipe(run.recipe_path, [f"model.checkpoint={headless}"]))
 
 
+TOO_LONG = {"joint": "rows of up to 40 tokens", "shared-context": "a context and a candidate of up to 40 tokens"}
+
+
 def test_too_long_rows_for_the_model_are_refused(run: Run, tmp_path: Path) -> None:
-    short = save_ranker("bert", tmp_path / "short", positions=32, head=False)
-    with pytest.raises(RecipeError, match=r"text: .*rows of up to 40 tokens.*takes 32"):
+    short = save_ranker("bert", tmp_path / "short", positions=39, head=False)
+    with pytest.raises(RecipeError, match=rf"text: .*{TOO_LONG[run.recipe.model.architecture]}.*takes 39"):
         run.again(tmp_path / "teacher", f"model.base={short}")
     enough = save_ranker("bert", tmp_path / "enough", positions=40, head=False)
     untrained_ranker(load_recipe(run.recipe_path, [f"model.base={enough}"]))
+
+
+# Batches
+
+
+def by_hand(context: list[int], *candidates: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+    """A shared-context request, its candidates padded to a common width that is wider than it has to be."""
+    width = max(map(len, candidates)) + 2
+    padded = [[*ids, *[-1] * (width - len(ids))] for ids in candidates]
+    return {"context_ids": np.array(context, np.int32), "candidate_ids": np.array(padded, np.int32)}
+
+
+def test_packed_batch_by_hand() -> None:
+    batch = packed_batch([by_hand([2, 8, 3], [2, 5], [2, 6, 7]), by_hand([2, 3], [2, 9, 9, 9], [2])], 10)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "token_ids": [[2, 8, 3, 2, 5, 2, 6, 7], [2, 3, 2, 9, 9, 9, 2, 0]],
+        "position_ids": [[0, 1, 2, 10, 11, 10, 11, 12], [0, 1, 10, 11, 12, 13, 10, 0]],
+        "segments": [[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 1, 1, 2, -1]],
+        "first_tokens": [[3, 5], [2, 6]],
+    }
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_token_zero_is_packed_like_any_other() -> None:
+    """Padding is -1; RoBERTa's first token is 0."""
+    batch = packed_batch([by_hand([0, 4], [0, 0, 1])], 7)
+    assert batch["token_ids"].tolist() == [[0, 4, 0, 0, 1]]
+    assert batch["segments"].tolist() == [[0, 0, 1, 1, 1]]
+
+
+def test_a_batch_holds_the_examples_tokens_labels_and_teacher(run: Run) -> None:
+    model, tokenizer = untrained_ranker(run.recipe)
+    dataset = Dataset.read(run.dataset)
+    examples = dataset.training[:3]
+    teacher = {example.example_id: [float(number), 0, 1, 2] for number, example in enumerate(dataset.training)}
+    batch = Collator(dataset, tokenizer, model, teacher)(examples)
+    assert batch.pop("labels").tolist() == [example.labels for example in examples]
+    assert batch.pop("teacher_logits").tolist() == [[0, 0, 1, 2], [1, 0, 1, 2], [2, 0, 1, 2]]
+    assert "teacher_logits" not in Collator(dataset, tokenizer, model)(examples)
+    with torch.inference_mode():
+        output = model.eval()(**batch)
+    logits = output if isinstance(output, torch.Tensor) else output.logits.view(3, 4)
+    scorer = torch_scorer(model, tokenizer)
+    expected = [scorer.score(request) for request in requests_of(dataset, examples, tokenizer.rules)]
+    np.testing.assert_allclose(logits.numpy(), np.array(expected), atol=1e-6)
+
+
+# Distillation
+
+
+def test_distillation_loss_is_the_divergence_from_the_teacher() -> None:
+    student, teacher, temperature = torch.tensor(LOGITS[:2]), torch.tensor([[0.5, 2.0, -1.0, 0.0], [3.0, 3, 0, 0]]), 2.5
+    expected = 0.0
+    for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = (np.exp(np.array(scores) / temperature) for scores in (theirs, ours))
+        p, q = p / p.sum(), q / q.sum()
+        expected += float((p * np.log(p / q)).sum()) * temperature**2 / 2
+    assert distillation_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-5)
+    assert distillation_loss(teacher + 4, teacher, temperature).item() == pytest.approx(0, abs=1e-6)
+
+
+@SHARED_CONTEXT
+def test_a_student_learns_its_teachers_scores(run: Run, tmp_path: Path) -> None:
+    """From nothing else: with distillation 1 the labels do not count."""
+    dataset = Dataset.read(run.dataset)
+    requests = requests_of(dataset, dataset.training, TextRules.load(run.folder))
+
+    def agreement(folder: Path) -> float:
+        """Correlation with the teacher's scores over the candidates of all lists, each list's mean taken off."""
+        scorers = [open_scorer(one) for one in (folder, run.folder)]
+        lists = [[scorer.score(request) for request in requests[:16]] for scorer in scorers]
+        ours, theirs = (np.concatenate([scores - scores.mean() for scores in one]) for one in lists)
+        return float(np.corrcoef(ours, theirs)[0, 1])
+
+    settings = [f"finetune.teacher={run.folder}", "finetune.distillation=1", "finetune.evaluations=1", "seed=18"]
+    little, more = (run.again(tmp_path / str(epochs), *settings, f"finetune.epochs={epochs}") for epochs in (0.25, 12))
+    assert agreement(more) > max(0.6, 2 * agreement(little))
+    assert len(list((tmp_path / "judgements").glob("training-*.parquet"))) == 1, "the teacher is asked once"
+
+
+def test_a_teacher_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"finetune\.teacher: .*absent: no such folder"):
+        run.again(tmp_path / "teacher", f"finetune.teacher={tmp_path / 'absent'}")
+    assert not (tmp_path / "teacher").exists()
 
 
 def test_fp16_needs_a_gpu(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+from tritonrank.engine import SHARED_CONTEXT_INPUTS
 from tritonrank.recipe import load_recipe
+from tritonrank.text import SHARED_CONTEXT
 from tritonrank.triton_config import as_text, model_configs
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("rank", "tokenize", "score", "select")
-ROW_TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 CORES = 2
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "optimum", "tokenizers", "polars", "pyarrow", "pydantic")
 
@@ -189,9 +190,10 @@ def write_committed_configs() -> None:
 
 
 def generated_configs() -> dict[str, str]:
-    """What the demo recipe gives for its BERT-like encoder on a machine with two cores."""
-    serve = load_recipe(ROOT / "build" / "recipes" / "demo.yaml").serve
-    return {name: as_text(config) for name, config in model_configs(serve, ROW_TENSORS, CORES).items()}
+    """What the demo recipe gives on a machine with two cores."""
+    recipe = load_recipe(ROOT / "build" / "recipes" / "demo.yaml")
+    assert recipe.model.architecture == SHARED_CONTEXT
+    return {name: as_text(config) for name, config in model_configs(recipe.serve, SHARED_CONTEXT_INPUTS, CORES).items()}
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -195,6 +195,37 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> No
     assert said in faults_of(write(tmp_path, SMALLEST), override)
 
 
+@pytest.mark.parametrize(
+    ("model", "architecture"),
+    [
+        ("{}", "shared-context"),
+        ("{base: some/encoder}", "shared-context"),
+        ("{checkpoint: null}", "shared-context"),
+        ("{checkpoint: some/ranker}", "joint"),
+        ("{checkpoint: some/ranker, architecture: shared-context}", "shared-context"),
+        ("{checkpoint: some/ranker, architecture: joint}", "joint"),
+        ("{architecture: joint}", "joint"),
+    ],
+)
+def test_a_ready_checkpoint_is_joint_unless_said_otherwise(tmp_path: Path, model: str, architecture: str) -> None:
+    path = write(tmp_path, SMALLEST + f"model: {model}\n")
+    assert load_recipe(path).model.architecture == architecture
+    assert load_recipe(path, ["model.architecture=joint"]).model.architecture == "joint"
+
+
+def test_a_checkpoint_from_the_command_line_is_joint_too(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST)
+    assert load_recipe(path, ["model.checkpoint=some/ranker"]).model.architecture == "joint"
+    both = ["model.checkpoint=some/ranker", "model.architecture=shared-context"]
+    assert load_recipe(path, both).model.architecture == "shared-context"
+
+
+@pytest.mark.parametrize("architecture", ["cross", "null", "Joint", "3"])
+def test_an_unknown_architecture_is_refused(tmp_path: Path, architecture: str) -> None:
+    path = write(tmp_path, SMALLEST + f"model: {{checkpoint: some/ranker, architecture: {architecture}}}\n")
+    assert "model.architecture: Input should be 'shared-context' or 'joint'" in faults_of(path)
+
+
 def test_every_setting_has_a_description_and_a_unique_key() -> None:
     rows = list(setting_rows())
     tags = {"data.source (sample)", "data.source (movielens)", "data.source (tables)"}

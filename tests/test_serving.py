@@ -1,6 +1,7 @@
 """The whole ensemble in a real Triton: it ranks as the artifact does, in company as alone, and fails as promised."""
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,8 @@ import psutil
 import pytest
 from conftest import Served
 from live import (
+    ENSEMBLES,
+    INT8_ENSEMBLES,
     PROTOCOLS,
     Scores,
     ask,
@@ -28,15 +31,19 @@ from live import (
     in_request_order,
     infer,
     is_healthy,
+    is_joint,
     largest_difference,
     metric,
+    scorer_of,
     statistics,
+    tokenizer_of,
     wait_until,
 )
 from tritonclient.utils import InferenceServerException
 from tritonrank import cli
 from tritonrank import serve as serve_module
 from tritonrank.artifacts import read_manifest
+from tritonrank.engine import open_engine
 from tritonrank.errors import ServerError
 from tritonrank.pipeline import Workspace
 from tritonrank.scorers import EngineScorer, Request, open_scorer
@@ -54,7 +61,6 @@ from tritonrank_client import (
 )
 from tritonrank_client._error_map import translate
 
-MODELS = ("rank", "rank_fp32")
 CANDIDATES = 15  # of each held-out request: this file asks some thousand times
 LIVE_TOLERANCE = 1e-4
 BATCH_TOLERANCE = 1e-5
@@ -73,9 +79,15 @@ def requests(held_out: list[Request]) -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def in_process(workspace: Workspace) -> dict[str, EngineScorer]:
-    """What each served model is held against: the INT8 graph itself, and PyTorch for the FP32 graph."""
-    return {"rank": open_scorer(workspace.int8), "rank_fp32": open_scorer(workspace.teacher)}
+def in_process(workspace: Workspace, joint_workspace: Workspace) -> dict[str, EngineScorer]:
+    """What each served model is held against: the INT8 graphs themselves, and PyTorch for the FP32 graphs."""
+    folders = {
+        "rank": workspace.int8,
+        "rank_fp32": workspace.teacher,
+        "rank_joint": joint_workspace.int8,
+        "rank_joint_fp32": joint_workspace.teacher,
+    }
+    return {model: open_scorer(folder) for model, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +114,16 @@ def batch_tolerance(spread: float) -> float:
 # Live scores are those of the artifact
 
 
-def test_the_two_models_are_told_apart_by_the_tolerance(
+def test_the_models_are_told_apart_by_the_tolerance(
     requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
 ) -> None:
     assert len(requests) >= 100
-    apart = [np.abs(one - other).max() for one, other in zip(expected["rank"], expected["rank_fp32"], strict=True)]
-    assert min(apart) > 2 * live_tolerance
+    for model, other in itertools.combinations(ENSEMBLES, 2):
+        apart = [np.abs(one - two).max() for one, two in zip(expected[model], expected[other], strict=True)]
+        assert min(apart) > 2 * live_tolerance, (model, other)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ENSEMBLES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_live_scores_are_those_in_process(
     served: Served,
@@ -125,7 +138,7 @@ def test_live_scores_are_those_in_process(
     assert largest_difference(found, expected[model]) <= live_tolerance
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ENSEMBLES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_live_scores_are_those_in_process_with_asyncio(
     served: Served,
@@ -149,12 +162,12 @@ async def test_live_scores_are_those_in_process_with_asyncio(
 # Batching
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ENSEMBLES)
 async def test_a_score_is_the_same_alone_and_among_seven_others(
     served: Served, requests: list[Request], model: str, batch_tolerance: float
 ) -> None:
     eight = different_requests(requests, 8)
-    scorer = model.replace("rank", "score")
+    scorer = scorer_of(model)
     async with AsyncRankClient(served.triton.grpc_url, model=model, timeout=60) as client:
         before = statistics(served, scorer)
         alone = [await ask_async(client, one) for one in eight]
@@ -172,24 +185,29 @@ async def test_a_score_is_the_same_alone_and_among_seven_others(
     assert largest_difference(together, alone) <= batch_tolerance
 
 
-async def test_the_scorer_batches_across_requests_of_different_shapes(served: Served, requests: list[Request]) -> None:
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+async def test_the_scorer_batches_across_requests_of_different_shapes(
+    served: Served, requests: list[Request], model: str
+) -> None:
     six = different_requests(requests, 6)
     for _ in range(ATTEMPTS):
-        before = statistics(served, "score")
-        async with AsyncRankClient(served.triton.grpc_url, timeout=60) as client:
-            with busy_scorer(served, candidates=600):
+        before = statistics(served, scorer_of(model))
+        async with AsyncRankClient(served.triton.grpc_url, model=model, timeout=60) as client:
+            with busy_scorer(served, model, candidates=600):
                 answers = await asyncio.gather(*(ask_async(client, one) for one in six), return_exceptions=True)
-        executions = (statistics(served, "score") - before).executions - 1  # without that of the big request
+        # Without the execution of the big request.
+        executions = (statistics(served, scorer_of(model)) - before).executions - 1
         if not any(isinstance(answer, BaseException) for answer in answers) and executions < 6:
             return
     pytest.fail(f"six requests that had to queue took {executions} executions")
 
 
-async def test_small_concurrent_requests_never_wait_for_half_a_second(served: Served) -> None:
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+async def test_small_concurrent_requests_never_wait_for_half_a_second(served: Served, model: str) -> None:
     async def seconds(client: AsyncRankClient) -> float:
         return (await client.rank(items=["desk", "lamp"], query="oak")).seconds
 
-    async with AsyncRankClient(served.triton.grpc_url, timeout=60) as client:
+    async with AsyncRankClient(served.triton.grpc_url, model=model, timeout=60) as client:
         await client.rank(items=["desk"])
         for _ in range(20):
             assert max(await asyncio.gather(*(seconds(client) for _ in range(6)))) < 0.45
@@ -198,9 +216,10 @@ async def test_small_concurrent_requests_never_wait_for_half_a_second(served: Se
 # What a ranking is
 
 
-def test_best_first_and_ties_in_request_order(served: Served, requests: list[Request]) -> None:
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+def test_best_first_and_ties_in_request_order(served: Served, requests: list[Request], model: str) -> None:
     items = [*requests[0].items, *requests[0].items[::-1], *requests[0].items]  # each text three times
-    with RankClient(served.triton.grpc_url) as client:
+    with RankClient(served.triton.grpc_url, model=model) as client:
         result = client.rank(items=items, query="espresso machine")
     scores = in_request_order(result, len(items))
     assert result.indices == tuple(np.argsort(-scores, kind="stable"))
@@ -233,32 +252,55 @@ def test_of_candidates_with_one_id_the_best_scored_stays(served: Served, request
     assert two.indices == deduped.indices[:2], "top_k counts what is left after merging"
 
 
-def test_equal_texts_are_scored_once_and_all_returned(served: Served, requests: list[Request]) -> None:
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+def test_equal_texts_are_scored_once_and_all_returned(served: Served, requests: list[Request], model: str) -> None:
+    scorer = scorer_of(model)
+
     def tokens() -> float:
-        return metric(served, "tritonrank_tokens_needed_total", model="score")
+        return metric(served, "tritonrank_tokens_needed_total", model=scorer)
 
     text, other = requests[3].items[:2]
-    with RankClient(served.triton.grpc_url) as client:
-        before, tokens_before = statistics(served, "score"), tokens()
+    inferences = 2 if is_joint(model) else 1  # the batch dimension: two rows, or one request
+    with RankClient(served.triton.grpc_url, model=model) as client:
+        before, tokens_before = statistics(served, scorer), tokens()
         client.rank(items=[text, other], query="q")
         wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
         tokens_of_two, tokens_before = tokens() - tokens_before, tokens()
-        assert (statistics(served, "score") - before).rows == 2
-        before = statistics(served, "score")
+        assert (statistics(served, scorer) - before).inferences == inferences
+        before = statistics(served, scorer)
         result = client.rank(items=[text, other] * 50, query="q")
         wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
     assert sorted(result.indices) == list(range(100))
-    assert (statistics(served, "score") - before).rows == 2
+    assert (statistics(served, scorer) - before).inferences == inferences
     assert tokens() - tokens_before == tokens_of_two
 
 
-def test_the_answer_names_the_artifact(served: Served, requests: list[Request]) -> None:
-    with RankClient(served.triton.http_url) as client:
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+def test_the_metrics_page_tells_what_padding_costs(
+    served: Served, requests: list[Request], in_process: dict[str, EngineScorer], model: str
+) -> None:
+    def counted() -> tuple[float, float]:
+        names = ("computed", "needed")
+        return tuple(metric(served, f"tritonrank_tokens_{name}_total", model=scorer_of(model)) for name in names)
+
+    engine = open_engine((served.joint_workspace if is_joint(model) else served.workspace).int8)
+    expected = engine.token_counts([in_process[model].tensors(requests[5])])
+    before = counted()
+    with RankClient(served.triton.grpc_url, model=model) as client:
+        ask(client, requests[5])
+    wait_until(lambda: counted()[1] > before[1], "the metrics page has the request")
+    assert tuple(now - then for now, then in zip(counted(), before, strict=True)) == expected
+
+
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+def test_the_answer_names_the_artifact(served: Served, requests: list[Request], model: str) -> None:
+    with RankClient(served.triton.http_url, model=model) as client:
         artifact = client.rank(items=requests[0].items).artifact
-    assert artifact == read_manifest(served.workspace.int8).artifact[:16]
+    served_workspace = served.joint_workspace if is_joint(model) else served.workspace
+    assert artifact == read_manifest(served_workspace.int8).artifact[:16]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ENSEMBLES)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     "request_of",
@@ -283,6 +325,19 @@ def test_the_edges_of_a_request_score_as_in_process(
     one = request_of(requests[0].items)
     with RankClient(served.urls[protocol], model=model, timeout=60) as client:
         assert largest_difference([ask(client, one)], [in_process[model].score(one)]) <= live_tolerance
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_a_history_beyond_its_budget_loses_its_oldest_items(
+    served: Served, requests: list[Request], in_process: dict[str, EngineScorer], model: str, live_tolerance: float
+) -> None:
+    """Of items that fill the candidate's 24 tokens, two fit the history's 64."""
+    history = [" ".join([word] * 24) for word in ("pan", "shoe", "lamp", "desk", "wool", "tea")]
+    with RankClient(served.triton.grpc_url, model=model) as client:
+        found = ask(client, Request("lamp", history, requests[4].items))
+    kept = [in_process[model].score(Request("lamp", history[start:], requests[4].items)) for start in range(6)]
+    assert largest_difference([found] * 5, kept[:5]) <= live_tolerance
+    assert largest_difference([found], kept[5:]) > live_tolerance, "the second newest counts"
 
 
 def test_items_and_history_that_are_json_objects_go_through_the_template(served: Served) -> None:
@@ -320,8 +375,9 @@ def test_a_golden_request_without_answer_is_told(workspace: Workspace) -> None:
 # Too much at once, and too late
 
 
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
 async def test_a_full_queue_refuses_quickly_and_the_server_recovers(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], model: str, live_tolerance: float
 ) -> None:
     async def timed(client: AsyncRankClient) -> tuple[object, float]:
         started = time.monotonic()
@@ -331,8 +387,8 @@ async def test_a_full_queue_refuses_quickly_and_the_server_recovers(
             answer = error
         return answer, time.monotonic() - started
 
-    async with AsyncRankClient(served.triton.grpc_url, retry=ONCE, timeout=60) as client:
-        with busy_scorer(served):
+    async with AsyncRankClient(served.triton.grpc_url, model=model, retry=ONCE, timeout=60) as client:
+        with busy_scorer(served, model):
             answers = await asyncio.gather(*(timed(client) for _ in range(40)))
             refused = [(error, seconds) for error, seconds in answers if isinstance(error, Overloaded)]
             assert len(refused) >= 40 - 2 * 9, "eight may wait, and some more while the scorer starts a batch"
@@ -340,23 +396,28 @@ async def test_a_full_queue_refuses_quickly_and_the_server_recovers(
             assert all("Exceeds maximum queue size" in str(error) and error.attempts == 1 for error, _ in refused)
         again = [await ask_async(client, requests[0]) for _ in range(3)]
     answered = [answer for answer, _ in answers if isinstance(answer, np.ndarray)]
-    assert largest_difference([*again, *answered], [expected["rank"][0]] * (3 + len(answered))) <= live_tolerance
+    assert largest_difference([*again, *answered], [expected[model][0]] * (3 + len(answered))) <= live_tolerance
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("protocol", "model"), [("http", "rank"), ("grpc", "rank"), ("grpc", "rank_joint")])
 def test_a_deadline_reaches_the_queue_and_the_server_recovers(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]], protocol: str, live_tolerance: float
+    served: Served,
+    requests: list[Request],
+    expected: dict[str, list[Scores]],
+    protocol: str,
+    model: str,
+    live_tolerance: float,
 ) -> None:
     """The server drops the request itself, long before its own limit of two seconds, and never scores it."""
 
     def dropped() -> float:
-        return metric(served, "tritonrank_requests_expired_total", model="score")
+        return metric(served, "tritonrank_requests_expired_total", model=scorer_of(model))
 
-    with RankClient(served.urls[protocol]) as client:
+    with RankClient(served.urls[protocol], model=model) as client:
         ask(client, requests[0])  # connects
         for _ in range(ATTEMPTS):
             dropped_before = dropped()
-            with busy_scorer(served):
+            with busy_scorer(served, model):
                 started = time.monotonic()
                 with pytest.raises(DeadlineExceeded):
                     client.rank(items=requests[0].items, timeout=0.1)
@@ -366,20 +427,21 @@ def test_a_deadline_reaches_the_queue_and_the_server_recovers(
                 break
         else:
             pytest.fail("the server's queue never dropped the request")
-        assert largest_difference([ask(client, requests[0])], [expected["rank"][0]]) <= live_tolerance
+        assert largest_difference([ask(client, requests[0])], [expected[model][0]]) <= live_tolerance
 
 
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
 async def test_a_cancelled_request_returns_at_once_and_later_ones_are_right(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
+    served: Served, requests: list[Request], expected: dict[str, list[Scores]], model: str, live_tolerance: float
 ) -> None:
     """Triton 2.51 does not tell the models of an ensemble that the client has gone: the work is done, and dropped."""
-
-    async with AsyncRankClient(served.triton.grpc_url, timeout=60) as client:
+    tokenizer = tokenizer_of(model)
+    async with AsyncRankClient(served.triton.grpc_url, model=model, timeout=60) as client:
         await ask_async(client, requests[0])
-        with busy_scorer(served):
-            tokenized = statistics(served, "tokenize").executions
+        with busy_scorer(served, model):
+            tokenized = statistics(served, tokenizer).executions
             task = asyncio.create_task(ask_async(client, requests[0]))
-            while statistics(served, "tokenize").executions == tokenized:
+            while statistics(served, tokenizer).executions == tokenized:
                 await asyncio.sleep(0.01)
             cancelled = time.monotonic()
             task.cancel()
@@ -387,14 +449,19 @@ async def test_a_cancelled_request_returns_at_once_and_later_ones_are_right(
                 await task
             assert time.monotonic() - cancelled < 0.2
         later = await asyncio.gather(*(ask_async(client, one) for one in requests[:IN_FLIGHT]))
-    assert largest_difference(later, expected["rank"][:IN_FLIGHT]) <= live_tolerance
+    assert largest_difference(later, expected[model][:IN_FLIGHT]) <= live_tolerance
     assert is_healthy(served)
 
 
+@pytest.mark.parametrize("models", [("rank", "rank_fp32"), ("rank_joint", "rank")], ids=" and ".join)
 async def test_sixty_four_concurrent_requests_of_all_kinds_are_right(
-    served: Served, requests: list[Request], expected: dict[str, list[Scores]], live_tolerance: float
+    served: Served,
+    requests: list[Request],
+    expected: dict[str, list[Scores]],
+    models: tuple[str, str],
+    live_tolerance: float,
 ) -> None:
-    kinds = [(protocol, model) for protocol in PROTOCOLS for model in MODELS]
+    kinds = list(itertools.product(PROTOCOLS, models))
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(32))
@@ -531,8 +598,8 @@ def test_serve_prints_addresses_and_a_request_that_works_and_stops_on_ctrl_c(art
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(flip_a_byte(path.read_bytes())), "model.onnx: changed since it was built"),
-        (lambda path: path.unlink(), "model.onnx: missing"),
+        (lambda path: path.write_bytes(flip_a_byte(path.read_bytes())), "candidates.onnx: changed since it was built"),
+        (lambda path: path.unlink(), "candidates.onnx: missing"),
     ],
     ids=["one byte", "removed"],
 )
@@ -543,7 +610,7 @@ def test_a_damaged_repository_is_refused_before_triton_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    damage(artifacts / "repository" / "score" / "1" / "model.onnx")
+    damage(artifacts / "repository" / "score" / "1" / "candidates.onnx")
     monkeypatch.setattr(serve_module, "LocalTriton", lambda *_, **__: pytest.fail("Triton was started"))
     monkeypatch.setattr(sys, "argv", ["tritonrank", "serve", str(artifacts), "--http-port", "0"])
     with pytest.raises(SystemExit) as exit_of:

@@ -29,10 +29,14 @@ from transformers import (
 from tritonrank.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
 from tritonrank.text import (
+    JOINT,
+    PADDING,
     RULES_FILE,
+    SHARED_CONTEXT,
     TOKENIZER_FILE,
     JointRows,
     RequestTokenizer,
+    SharedContextRows,
     TextError,
     TextRules,
     decode_texts,
@@ -153,6 +157,10 @@ def rows_of(tokenizer: RequestTokenizer, query: str, history: list[str], items: 
     return tokenizer.joint_rows(tokenizer.context(query, history), tokenizer.items(items))
 
 
+def shared_rows_of(tokenizer: RequestTokenizer, query: str, history: list[str], items: list[str]) -> SharedContextRows:
+    return tokenizer.shared_context_rows(tokenizer.context(query, history), tokenizer.items(items))
+
+
 def plain_ids(family: str, text: str) -> list[int]:
     return hugging_face[family](text, add_special_tokens=False)["input_ids"]
 
@@ -240,6 +248,91 @@ def test_another_layout_of_pairs_is_refused(template: str, message: str) -> None
         RequestTokenizer(tokenizer, RULES)
 
 
+# Rows of a shared-context ranker
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("query", ["", *PLAIN.values()], ids=["empty", *PLAIN])
+def test_a_context_row_is_the_query_alone_and_a_candidate_row_an_item_without_its_end(family: str, query: str) -> None:
+    items = ["running shoes", *PLAIN.values(), "a much longer item with many words in it, 1977"]
+    rows = shared_rows_of(ours(family, GENEROUS), query, [], items)
+    alone = hugging_face[family]([query, *items])["input_ids"]
+    assert rows.context_ids.tolist() == alone[0]
+    ends = len(alone[0]) - len(plain_ids(family, query)) - 1  # tokens after a text
+    for row, expected in zip(rows.candidate_ids.tolist(), alone[1:], strict=True):
+        tokens = expected[: len(expected) - ends]
+        assert row == tokens + [PADDING] * (len(row) - len(tokens))
+    assert rows.context_ids.dtype == rows.candidate_ids.dtype == np.int32
+
+
+def test_shared_context_rows_by_hand() -> None:
+    rows = ours().shared_context_rows([5, 6], [(7,), (), (8, 9, 10)])
+    assert rows.context_ids.tolist() == [101, 5, 6, 102]
+    assert rows.candidate_ids.tolist() == [[101, 7, -1, -1], [101, -1, -1, -1], [101, 8, 9, 10]]
+    empty = ours().shared_context_rows([], [])
+    assert empty.context_ids.tolist() == [101, 102]
+    assert empty.candidate_ids.shape == (0, 1)
+
+
+token_ids = st.integers(0, 30_000)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    family=st.sampled_from(FAMILIES),
+    context=st.lists(token_ids, max_size=20),
+    candidates=st.lists(st.lists(token_ids, max_size=9), max_size=12),
+)
+def test_shared_context_rows_hold_every_token_in_its_place(
+    family: str, context: list[int], candidates: list[list[int]]
+) -> None:
+    tokenizer = ours(family)
+    rows = tokenizer.shared_context_rows(context, candidates)
+    pair = hugging_face[family]("a", "b")["input_ids"]
+    first, last = pair[0], pair[-1]
+    assert rows.context_ids.tolist() == [first, *context, last]
+    kept = [[token for token in row if token != PADDING] for row in rows.candidate_ids.tolist()]
+    assert kept == [[first, *ids] for ids in candidates]
+    assert rows.candidate_ids.shape == (len(candidates), 1 + max(map(len, candidates), default=0))
+    is_token = rows.candidate_ids != PADDING
+    assert (np.diff(is_token.astype(int), axis=1) <= 0).all(), "padding is at the end alone"
+
+
+def test_the_longest_rows_have_the_lengths_that_are_promised() -> None:
+    for family in FAMILIES:
+        tokenizer = ours(family, replace(RULES, history_tokens=25))
+        rows = shared_rows_of(tokenizer, "shoes " * 100, ["shoes " * 100] * 9, ["shoes " * 100, "a"])
+        assert rows.context_ids.shape == (tokenizer.context_row_tokens,)
+        assert rows.candidate_ids.shape == (2, tokenizer.candidate_row_tokens)
+
+
+def test_the_context_is_the_same_for_both_architectures() -> None:
+    request = ("red shoes", ["star wars", "café"], ["hat", "a long coat"])
+    joint, shared_context = rows_of(ours(), *request), shared_rows_of(ours(), *request)
+    context = shared_context.context_ids.tolist()
+    assert joint.input_ids[0, : len(context)].tolist() == context
+    for row, own in zip(joint.input_ids, shared_context.candidate_ids, strict=True):
+        tokens = [token for token in own[1:].tolist() if token != PADDING]
+        assert row[len(context) : len(context) + len(tokens)].tolist() == tokens
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        (JOINT, ["input_ids", "attention_mask", "token_type_ids"]),
+        (SHARED_CONTEXT, ["context_ids", "candidate_ids"]),
+    ],
+)
+def test_the_rules_decide_which_tensors_a_request_becomes(architecture: str, names: list[str]) -> None:
+    tokenizer = ours(rules=replace(RULES, architecture=architecture))
+    context, items = tokenizer.context("red", ["star"]), tokenizer.items(["shoes", "a hat"])
+    tensors = tokenizer.tensors(context, items)
+    assert list(tensors) == names
+    make = tokenizer.joint_rows if architecture == JOINT else tokenizer.shared_context_rows
+    for name, tensor in vars(make(context, items)).items():
+        np.testing.assert_array_equal(tensors[name], tensor)
+
+
 # Golden cases
 
 GOLDEN_REQUESTS: dict[str, tuple[str, list[str], list[str]]] = {
@@ -275,6 +368,15 @@ def golden_rows(query: str, history: list[str], items: list[str]) -> list[dict[s
     ]
 
 
+def golden_shared_context(query: str, history: list[str], items: list[str]) -> dict[str, list[Any]]:
+    """The rows of a shared-context ranker, without their padding."""
+    tokenizer = ours()
+    rendered = [[tokenizer.render(text) for text in texts] for texts in (history, items)]
+    rows = shared_rows_of(tokenizer, query, *rendered)
+    candidates = [[token for token in row if token != PADDING] for row in rows.candidate_ids.tolist()]
+    return {"context_ids": rows.context_ids.tolist(), "candidate_ids": candidates}
+
+
 def test_golden_cases_are_unchanged() -> None:
     if os.environ.get("TRITONRANK_WRITE_GOLDEN"):
         cases = [
@@ -284,6 +386,7 @@ def test_golden_cases_are_unchanged() -> None:
                 "history": history,
                 "items": items,
                 "rows": golden_rows(query, history, items),
+                "shared_context": golden_shared_context(query, history, items),
             }
             for name, (query, history, items) in GOLDEN_REQUESTS.items()
         ]
@@ -294,7 +397,9 @@ def test_golden_cases_are_unchanged() -> None:
     assert TextRules(**golden["rules"]) == RULES
     assert [case["name"] for case in golden["cases"]] == list(GOLDEN_REQUESTS)
     for case in golden["cases"]:
-        assert golden_rows(case["query"], case["history"], case["items"]) == case["rows"], case["name"]
+        request = case["query"], case["history"], case["items"]
+        assert golden_rows(*request) == case["rows"], case["name"]
+        assert golden_shared_context(*request) == case["shared_context"], case["name"]
 
 
 # The history's budget
@@ -569,3 +674,16 @@ def test_rules_and_tokenizer_travel_in_a_folder(tmp_path: Path) -> None:
     request = ("naïve", ["star wars", "café"], ["shoes", "headphones 300 g"])
     assert_same_rows(rows_of(loaded, *request), vars(rows_of(ours("roberta"), *request)))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([RULES_FILE, TOKENIZER_FILE])
+
+
+@pytest.mark.parametrize("architecture", [JOINT, SHARED_CONTEXT])
+def test_the_architecture_travels_with_the_rules(architecture: str, tmp_path: Path) -> None:
+    rules = replace(RULES, architecture=architecture)
+    rules.save(tmp_path)
+    assert TextRules.load(tmp_path) == rules
+
+
+def test_rules_of_before_there_were_two_architectures_are_joint(tmp_path: Path) -> None:
+    old = {name: value for name, value in vars(RULES).items() if name != "architecture"}
+    (tmp_path / RULES_FILE).write_text(json.dumps(old))
+    assert TextRules.load(tmp_path).architecture == JOINT

@@ -12,6 +12,7 @@ from tritonrank.triton_config import as_text, model_configs, score_instances
 ROOT = Path(__file__).parents[1]
 BERT = ("input_ids", "attention_mask", "token_type_ids")
 ROBERTA = ("input_ids", "attention_mask")
+SHARED = ("context_ids", "candidate_ids")
 SETTINGS = {
     "default": ServeSettings(),
     "small": ServeSettings(
@@ -23,7 +24,7 @@ SETTINGS = {
 Configs = dict[str, pb.ModelConfig]
 
 
-@pytest.fixture(params=[(name, tensors) for name in SETTINGS for tensors in (BERT, ROBERTA)], ids=str)
+@pytest.fixture(params=[(name, tensors) for name in SETTINGS for tensors in (BERT, ROBERTA, SHARED)], ids=str)
 def made(request: pytest.FixtureRequest) -> tuple[ServeSettings, tuple[str, ...], Configs]:
     name, tensors = request.param
     return SETTINGS[name], tensors, model_configs(SETTINGS[name], tensors, cores=8)
@@ -78,14 +79,16 @@ def test_every_step_is_wired_to_its_whole_model(made: tuple[ServeSettings, tuple
 
 
 def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
-    *_, configs = made
+    _, tensors, configs = made
     rank = configs["rank"]
     wires = {tensor.name: signature(tensor, False) for tensor in rank.input}
     optional = {tensor.name for tensor in rank.input if tensor.optional}
     assert optional == {"item_ids", "top_k"}
     for step in rank.ensemble_scheduling.step:
         model = configs[step.model_name]
-        batched = model.max_batch_size > 0
+        # A joint ranker's rows are the batch. A shared-context request is a batch of one, whose dimension Triton's
+        # ensembles add before the scorer and take away behind it.
+        batched = model.max_batch_size > 0 and tensors != SHARED
         for tensor in model.input:
             assert signature(tensor, batched) == wires[step.input_map[tensor.name]], (step.model_name, tensor.name)
             # The deadline comes with every request of the ensemble; warm-up does without.
@@ -106,6 +109,19 @@ def test_what_clients_see_does_not_depend_on_the_model() -> None:
         "scores": (pb.TYPE_FP32, [-1]),
         "artifact": (pb.TYPE_STRING, [1]),
     }
+
+
+def test_a_shared_context_ranker_has_the_same_face_and_other_tensors_inside() -> None:
+    shared, joint = (model_configs(ServeSettings(), tensors, cores=4) for tensors in (SHARED, BERT))
+    assert (shared["rank"].input, shared["rank"].output) == (joint["rank"].input, joint["rank"].output)
+    assert shared["tokenize"].input == joint["tokenize"].input
+    assert shared["tokenize"].parameters == joint["tokenize"].parameters
+    dims = {tensor.name: list(tensor.dims) for tensor in shared["tokenize"].output}
+    assert dims == {"context_ids": [-1], "candidate_ids": [-1, -1], "row_of_candidate": [-1], "deadline": [1]}
+    assert {tensor.name: list(tensor.dims) for tensor in shared["score"].output} == {"logits": [-1]}
+    assert {tensor.name: list(tensor.dims) for tensor in joint["score"].output} == {"logits": [1]}
+    for config in shared.values():
+        assert not any(name in as_text(config) for name in BERT)
 
 
 def test_a_family_without_segments_has_none_anywhere() -> None:
@@ -133,9 +149,12 @@ def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str
     assert score.WhichOneof("scheduling_choice") == "dynamic_batching"
     assert [tensor.name for tensor in score.input] == [*tensors, "deadline"]
     assert all(tensor.allow_ragged_batch for tensor in score.input if tensor.name != "deadline")
-    # A request may have this many rows, and a run this many: neither may be refused for its batch dimension.
-    assert score.max_batch_size >= settings.max_candidates
-    assert score.max_batch_size >= settings.rows_per_batch
+    if tensors == SHARED:  # the requests that may wait fit one execution
+        assert score.max_batch_size == settings.queue_requests
+    else:
+        # A request may have this many rows, and a run this many: neither may be refused for its batch dimension.
+        assert score.max_batch_size >= settings.max_candidates
+        assert score.max_batch_size >= settings.rows_per_batch
     assert score.dynamic_batching.max_queue_delay_microseconds == settings.queue_delay_us
 
 
@@ -183,6 +202,11 @@ def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str
     assert len({sample.name for sample in samples}) == len(samples)
     for sample in samples:
         assert set(sample.inputs) == set(tensors)
+        if tensors == SHARED:  # zeros are a token, and -1 would be padding
+            assert all(tensor.zero_data for tensor in sample.inputs.values())
+            assert all(size > 0 for tensor in sample.inputs.values() for size in tensor.dims)
+            assert [len(sample.inputs[name].dims) for name in SHARED] == [1, 2]
+            continue
         assert len({tuple(tensor.dims) for tensor in sample.inputs.values()}) == 1
         mask = sample.inputs["attention_mask"]
         assert mask.WhichOneof("input_data_type") == "input_data_file"

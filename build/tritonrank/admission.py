@@ -6,8 +6,8 @@ while an instance is busy; a request that arrives just then can wait 500 ms for 
 ``tokenize`` admits a request only while fewer than the limit wait for the scorer, and gives it a deadline; ``score``
 says how many it has started, and answers expired ones without computing them. The words of both refusals are Triton's.
 
-The scorers' counts are 8-byte files in the server's temporary folder, one per instance, because each model runs in a
-process of its own.
+The scorers' counts are files of a few bytes in the server's temporary folder, one per instance, because each model runs
+in a process of its own.
 
 ``assemble`` copies this file beside the server's models: it imports only the standard library.
 """
@@ -17,10 +17,13 @@ import struct
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 QUEUE_FULL = "Exceeds maximum queue size"
 EXPIRED = "Request timeout expired"
+_STATE = struct.Struct("<q?")
 
 
 class QueueFullError(RuntimeError):
@@ -54,7 +57,7 @@ class Admission:
         self._waiting.append(time.monotonic())
 
     def _forget_started(self) -> None:
-        started = sum(_read_count(path) for path in self._folder.iterdir())
+        started = sum(_read(path)[0] for path in self._folder.iterdir())
         if started < self._started:  # a scorer was loaded again: what waited for it is gone
             self._waiting.clear()
         for _ in range(min(started - self._started, len(self._waiting))):
@@ -66,17 +69,33 @@ class Admission:
 
 
 class StartedCounter:
-    """The scorer's side: counts the requests that it has started, or refused because they had expired."""
+    """The scorer's side: counts the requests that it has started, or refused because they had expired.
+
+    It also says whether it computes at the moment, so that instances can share out the cores: one alone takes them all.
+    """
 
     def __init__(self, instance: str, folder: Path | None = None) -> None:
-        self._path = (folder or counter_folder()) / instance
+        self._folder = folder or counter_folder()
+        self._path = self._folder / instance
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         self._count = 0
-        self.add(0)
+        self._write(is_busy=False)
 
     def add(self, requests: int) -> None:
         self._count += requests
-        os.pwrite(self._file, struct.pack("<q", self._count), 0)
+        self._write(is_busy=False)
+
+    @contextmanager
+    def busy(self) -> Iterator[int]:
+        """Inside the block this instance counts as busy; gives the number of busy ones, itself included."""
+        self._write(is_busy=True)
+        try:
+            yield max(1, sum(_read(path)[1] for path in self._folder.iterdir()))
+        finally:
+            self._write(is_busy=False)
+
+    def _write(self, *, is_busy: bool) -> None:
+        os.pwrite(self._file, _STATE.pack(self._count, is_busy), 0)
 
     def close(self) -> None:
         os.close(self._file)
@@ -105,9 +124,10 @@ def counter_folder() -> Path:
     return folder
 
 
-def _read_count(path: Path) -> int:
+def _read(path: Path) -> tuple[int, bool]:
+    """Requests started, and whether the instance computes; nothing of an instance that is just starting or gone."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return 0
-    return int(struct.unpack("<q", data)[0]) if len(data) == 8 else 0
+        return 0, False
+    return _STATE.unpack(data) if len(data) == _STATE.size else (0, False)

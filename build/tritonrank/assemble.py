@@ -16,14 +16,21 @@ import onnx
 
 from tritonrank import admission, engine, interpreter, text
 from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
-from tritonrank.engine import available_cores
+from tritonrank.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    JOINT_FILE,
+    SHARED_CONTEXT_INPUTS,
+    available_cores,
+    model_files,
+)
 from tritonrank.errors import ArtifactError
-from tritonrank.export import MODEL_FILE, copy_text_files
+from tritonrank.export import copy_text_files
 from tritonrank.prepare import Dataset
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
 from tritonrank.text import TextRules
-from tritonrank.triton_config import WARMUP_SHAPES, as_text, model_configs, score_instances, warmup_mask_file
+from tritonrank.triton_config import JOINT_WARMUP, as_text, model_configs, score_instances, warmup_mask_file
 
 GOLDEN_FILE = "golden.json"
 GOLDEN_CANDIDATES = 12
@@ -77,20 +84,34 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
     for name, source in _python_sources():
         shutil.copyfile(source, repository / name / "1" / source.name)
     (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
-    warmup = repository / "score" / "warmup"
-    warmup.mkdir()
-    for _, tokens in WARMUP_SHAPES:
-        (warmup / warmup_mask_file(tokens)).write_bytes(np.ones(tokens, dtype="<i4").tobytes())
     copy_text_files(model_folder, repository / "tokenize" / "1")
-    shutil.copyfile(model_folder / MODEL_FILE, repository / "score" / "1" / MODEL_FILE)
+    for path in model_files(model_folder):
+        shutil.copyfile(path, repository / "score" / "1" / path.name)
+    if (model_folder / JOINT_FILE).is_file():
+        _write_warmup_masks(repository / "score" / "warmup")
 
 
 def engine_inputs(model_folder: Path) -> list[str]:
-    """Input names of the ONNX file: families without segment ids have one tensor less."""
-    path = model_folder / MODEL_FILE
-    if not path.is_file():
-        raise ArtifactError(f"{path}: missing; export the checkpoint first: tritonrank build RECIPE")
-    return [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.input]
+    """What the engine takes; a joint ranker's graph says it: families without segment ids have one tensor less.
+
+    Raises:
+        ArtifactError: the folder does not hold the graphs of a ranker.
+    """
+    files = [path.name for path in model_files(model_folder)]
+    if files == [CONTEXT_FILE, CANDIDATES_FILE]:
+        return list(SHARED_CONTEXT_INPUTS)
+    if files != [JOINT_FILE]:
+        raise ArtifactError(
+            f"{model_folder}: graphs {files}; expected {JOINT_FILE}, or {CONTEXT_FILE} and {CANDIDATES_FILE}; "
+            "export the checkpoint first: tritonrank build RECIPE"
+        )
+    return [tensor.name for tensor in onnx.load(model_folder / JOINT_FILE, load_external_data=False).graph.input]
+
+
+def _write_warmup_masks(folder: Path) -> None:
+    folder.mkdir()
+    for _, tokens in JOINT_WARMUP:
+        (folder / warmup_mask_file(tokens)).write_bytes(np.ones(tokens, dtype="<i4").tobytes())
 
 
 def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:

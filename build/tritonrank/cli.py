@@ -13,6 +13,7 @@ from tritonrank.errors import TritonRankError
 from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.quiet import quiet_transformers
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
+from tritonrank.workload_settings import WorkloadSettings, workload_settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +21,7 @@ app = typer.Typer(
     help="Turn a fine-tuned Transformer ranker into a real-time Triton deployment.\n\n"
     "Start with: tritonrank build build/recipes/demo.yaml, then: tritonrank serve artifacts/demo",
 )
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)  # items.csv:100: is a line of a file, not an emoji
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as build/recipes/demo.yaml")]
 Overrides = Annotated[
@@ -29,6 +30,7 @@ Overrides = Annotated[
 ArtifactsRoot = Annotated[Path, typer.Option("--artifacts", help="Folder that holds one folder per recipe")]
 DEFAULT_ARTIFACTS = Path("artifacts")
 NO_OVERRIDES: list[str] = []  # Typer reads it as the default and never changes it
+WORKLOAD_DEFAULTS = WorkloadSettings()
 
 
 @app.command()
@@ -163,6 +165,40 @@ def perf(
     from tritonrank.tools import install_perf_analyzer
 
     run(artifacts, install_perf_analyzer(tools), concurrency, protocol)
+
+
+def _workload_option(setting: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(help=WorkloadSettings.model_fields[setting].description)
+    return option
+
+
+@app.command()
+def workload(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; default: workload.jsonl in ARTIFACTS", metavar="FILE")
+    ] = None,
+    requests: Annotated[int, _workload_option("requests")] = WORKLOAD_DEFAULTS.requests,
+    candidates: Annotated[str, _workload_option("candidates")] = WORKLOAD_DEFAULTS.candidates,
+    users: Annotated[str, _workload_option("users")] = WORKLOAD_DEFAULTS.users,
+    rate: Annotated[float, _workload_option("rate")] = WORKLOAD_DEFAULTS.rate,
+    seed: Annotated[int, _workload_option("seed")] = WORKLOAD_DEFAULTS.seed,
+    history_items: Annotated[int | None, _workload_option("history_items")] = WORKLOAD_DEFAULTS.history_items,
+) -> None:
+    """Write requests of the dataset with arrival times, one JSON line each, for benchmarks and load tests."""
+    chosen = workload_settings(
+        {
+            "requests": requests,
+            "candidates": candidates,
+            "users": users,
+            "rate": rate,
+            "seed": seed,
+            "history_items": history_items,
+        }
+    )
+    from tritonrank.workload import make_workload
+
+    make_workload(artifacts, out, chosen)
 
 
 @app.command()

@@ -1,75 +1,346 @@
-"""Rows of token ids -> logits, in batches whose make-up cannot change a score.
+"""Token ids -> logits on the CPU, by ONNX Runtime: one engine per architecture, behind one interface.
 
-Each row is padded to the next multiple of eight tokens of its own length and runs only with rows of that padded
-length. So the arithmetic on a row is the same whoever shares its batch, which keeps INT8 scores reproducible (a last
-digit that differs before a rounding can move a score by a whole step), and padding stays small.
+Work is cut into runs of a few hundred tokens, and the runs go side by side, one thread each: a thread with a run of
+its own need not wait for others after every operation, which threads inside a run must. Nothing else that is computed
+at the same time can change a request's scores, which keeps INT8 scores reproducible (a last digit that differs before a
+rounding can move a score by a whole step), and padding stays small:
+
+- ``JointEngine`` pads each row to the next multiple of eight tokens of its own length and runs it only with rows of
+  that padded length, whichever request they come from;
+- ``SharedContextEngine`` runs the context once, and then the candidates in groups of similar length. One request's
+  candidates fill a matrix product, so requests are not mixed. How a request is cut depends on the machine's cores, not
+  on how many of them are free at the moment.
 
 ``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and onnxruntime.
 """
 
+import math
 import os
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-PADDED_MULTIPLE = 8
+JOINT_FILE = "model.onnx"
+CONTEXT_FILE = "context.onnx"
+CANDIDATES_FILE = "candidates.onnx"
 
-Rows = Mapping[str, NDArray[np.int32]]
-"""Tensors of one request by input name, each (rows, tokens), padded on the right; attention_mask among them."""
+SHARED_CONTEXT_INPUTS = ("context_ids", "candidate_ids")
+PADDED_MULTIPLE = 8
+ROWS_PER_BATCH = 16
+"""Rows in one run of a joint ranker: a thousand tokens or so fill a matrix product and stay in the cache."""
+RUN_TOKENS = 24
+"""What starting a run of the candidate graph costs, in tokens: the time of an empty run over the time of a token."""
+FEWEST_TOKENS = 96
+"""A group is not cut into parts of fewer tokens than this: their matrix products would be too flat to be fast."""
+MOST_TOKENS = 1_024
+"""Tokens in one run of the candidate graph: beyond this the activations leave the cache and a run gets no faster."""
+SHARES_PER_CORE = 2
+"""Parts of a request per core, where they are large enough: with more than one, threads finish at nearly one time."""
+
+Tensors = Mapping[str, NDArray[np.int32]]
+"""One request by input name: joint (rows, tokens) each; shared-context context_ids (tokens,), candidate_ids
+(candidates, tokens)."""
+Logits = NDArray[np.float32]
+Feed = dict[str, NDArray[Any]]
+"""What one graph is fed with, by input name."""
 
 
 class RowsError(ValueError):
     """Rows that no engine should get; the message begins with the tensor's name."""
 
 
-class OnnxEngine:
-    """A ranker in ONNX Runtime on the CPU.
+class Engine(Protocol):
+    """A ranker that runs."""
+
+    input_names: list[str]
+    """The tensors that a request needs."""
+
+    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
+        """Logits of each request, one per candidate.
+
+        Args:
+            requests: what to score.
+            threads: how many to use now, at most those of the engine; 0 = all.
+        """
+        ...
+
+    def check(self, request: Tensors) -> None:
+        """Refuse rows that ``tokenize`` would not make: anyone who reaches the server can send some to the scorer.
+
+        Raises:
+            RowsError: names the tensor and what is wrong.
+        """
+        ...
+
+    def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
+        """Tokens that are computed, and tokens that the requests need: their ratio is the cost of padding."""
+        ...
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The graphs that a folder holds, in the order in which they run."""
+    return [path for name in (JOINT_FILE, CONTEXT_FILE, CANDIDATES_FILE) if (path := folder / name).is_file()]
+
+
+def open_engine(
+    folder: Path, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH, context_cache_bytes: int = 0
+) -> Engine:
+    """The engine for the graphs in a folder.
 
     Args:
-        model: path of model.onnx.
-        threads: threads of one run; 0 = all cores this process may use.
-        rows_per_batch: rows in one run at the most.
+        folder: holds model.onnx, or context.onnx and candidates.onnx.
+        threads: runs side by side at the most; 0 = all cores this process may use.
+        rows_per_batch: rows in one run of a joint ranker at the most.
+        context_cache_bytes: keys and values of contexts that a shared-context ranker keeps at the most.
     """
+    if (folder / CONTEXT_FILE).is_file():
+        return SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE, threads, context_cache_bytes)
+    return JointEngine(folder / JOINT_FILE, threads, rows_per_batch)
 
-    def __init__(self, model: Path, threads: int = 0, rows_per_batch: int = 64) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or available_cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+class JointEngine:
+    """A joint ranker; the arguments are those of ``open_engine``."""
+
+    def __init__(self, model: Path, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH) -> None:
+        self._session = open_session(model)
+        self._threads = _Threads(threads or available_cores())
         self.input_names = [tensor.name for tensor in self._session.get_inputs()]
         self.rows_per_batch = rows_per_batch
 
-    def run(self, requests: Sequence[Rows]) -> list[NDArray[np.float32]]:
-        """Logits of each request, shape (rows,)."""
-        return run_in_batches(self.run_padded, requests, self.input_names, self.rows_per_batch)
+    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
+        return run_in_batches(
+            self.run_padded,
+            requests,
+            self.input_names,
+            self.rows_per_batch,
+            lambda runs: self._threads.run(runs, threads),
+        )
 
-    def run_padded(self, tensors: dict[str, NDArray[np.int32]]) -> NDArray[np.float32]:
+    def run_padded(self, tensors: dict[str, NDArray[np.int32]]) -> Logits:
         """One run as it is: (rows, tokens) tensors by input name -> logits (rows, 1)."""
         (logits,) = self._session.run(["logits"], tensors)
         return np.asarray(logits, dtype=np.float32)
 
+    def check(self, request: Tensors) -> None:
+        # The mask decides how far a row is padded, so one of large numbers would ask for gigabytes.
+        mask = request["attention_mask"]
+        for name, tensor in request.items():
+            if tensor.shape != mask.shape:
+                raise RowsError(f"{name}: shape {list(tensor.shape)}; attention_mask has {list(mask.shape)}")
+        lengths = _lengths(request)
+        if not lengths.all() or not np.array_equal(mask, np.arange(mask.shape[1]) < lengths[:, np.newaxis]):
+            raise RowsError("attention_mask: expected ones for the tokens of a row, at least one, then zeros")
+
+    def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
+        lengths = [_lengths(request) for request in requests]
+        return sum(int(_padded(rows).sum()) for rows in lengths), sum(int(rows.sum()) for rows in lengths)
+
+
+class SharedContextEngine:
+    """A shared-context ranker: keys and values of the context once, then the candidates in groups, side by side."""
+
+    def __init__(self, context: Path, candidates: Path, threads: int = 0, context_cache_bytes: int = 0) -> None:
+        self.input_names = list(SHARED_CONTEXT_INPUTS)
+        self.context_cache = ContextCache(context_cache_bytes)
+        self._context = open_session(context)
+        self._candidates = open_session(candidates)
+        self._threads = _Threads(threads or available_cores())
+
+    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
+        return [self._run(request, threads) for request in requests]
+
+    def _run(self, request: Tensors, threads: int) -> Logits:
+        logits = np.empty(len(request["candidate_ids"]), dtype=np.float32)
+
+        def score_group(rows: NDArray[np.int64], feed: Feed) -> None:
+            logits[rows] = self._candidates.run(["logits"], feed)[0]
+
+        self._threads.run([partial(score_group, rows, feed) for rows, feed in self._groups(request)], threads)
+        return logits
+
+    def candidate_feeds(self, request: Tensors) -> list[Feed]:
+        """What the candidate graph gets for a request, run by run: calibration sees what serving will."""
+        return [feed for _, feed in self._groups(request)]
+
+    def _groups(self, request: Tensors) -> list[tuple[NDArray[np.int64], Feed]]:
+        """Places of the candidates and what the graph is fed with, the largest first, so that threads end together."""
+        context = self.context_cache.get(request["context_ids"], self._run_context)
+        candidate_ids = request["candidate_ids"]
+        groups = cut_groups(length_groups(candidate_lengths(candidate_ids)), SHARES_PER_CORE * available_cores())
+        feeds = []
+        for tokens, rows in sorted(groups, key=lambda group: -group[0] * len(group[1])):
+            group = np.ascontiguousarray(candidate_ids[rows, :tokens])
+            feeds.append((rows, context | {"candidate_ids": group}))
+        return feeds
+
+    def _run_context(self, context_ids: NDArray[np.int32]) -> Feed:
+        names = ["context_keys", "context_values"]
+        return dict(zip(names, self._context.run(names, {"context_ids": context_ids}), strict=True))
+
+    def check(self, request: Tensors) -> None:
+        context_ids, candidate_ids = request["context_ids"], request["candidate_ids"]
+        if not context_ids.size or context_ids.min() < 0:
+            raise RowsError("context_ids: expected at least one token id, none of them negative")
+        is_token = candidate_ids >= 0
+        lengths = is_token.sum(axis=1)
+        is_row = np.arange(candidate_ids.shape[1]) < lengths[:, np.newaxis]
+        is_padded = np.array_equal(is_token, is_row) and candidate_ids.min(initial=0) >= -1
+        if not lengths.size or not lengths.all() or not is_padded:
+            raise RowsError("candidate_ids: expected rows of token ids, at least one each, then padding of -1")
+
+    def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
+        computed = needed = 0
+        for request in requests:
+            lengths = candidate_lengths(request["candidate_ids"])
+            computed += request["context_ids"].size + sum(tokens * len(rows) for tokens, rows in length_groups(lengths))
+            needed += request["context_ids"].size + int(lengths.sum())
+        return computed, needed
+
+
+class ContextCache:
+    """Keys and values of the contexts seen last, for users who return: at most so many bytes, the oldest dropped first.
+
+    The key is the context's token ids themselves: a hash of them could give one user the context of another.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._entries: OrderedDict[bytes, Feed] = OrderedDict()
+        self.hits = self.misses = self.bytes = 0
+
+    def get(self, context_ids: NDArray[np.int32], compute: Callable[[NDArray[np.int32]], Feed]) -> Feed:
+        """What is kept for these token ids, or what ``compute`` makes of them."""
+        key = context_ids.tobytes()
+        if (found := self._entries.get(key)) is not None:
+            self._entries.move_to_end(key)
+            self.hits += 1
+            return found
+        self.misses += 1
+        entry = compute(context_ids)
+        size = _entry_bytes(key, entry)
+        if size <= self._most_bytes:
+            self._entries[key] = entry
+            self.bytes += size
+        while self.bytes > self._most_bytes:
+            self.bytes -= _entry_bytes(*self._entries.popitem(last=False))
+        return entry
+
+
+def _entry_bytes(key: bytes, entry: Feed) -> int:
+    return len(key) + sum(tensor.nbytes for tensor in entry.values())
+
+
+class _Threads:
+    """Calls side by side: in the calling thread and in helpers that wait for work."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._helpers = ThreadPoolExecutor(max(1, most - 1))
+
+    def run(self, calls: Sequence[Callable[[], None]], threads: int) -> None:
+        """Make all calls, on so many threads at the most (0 = all); raises what a call raised."""
+        remaining = iter(calls)
+
+        def work() -> None:
+            for call in remaining:
+                call()
+
+        helpers = min(threads or self._most, self._most, len(calls)) - 1
+        futures = [self._helpers.submit(work) for _ in range(helpers)]
+        try:
+            work()
+        finally:
+            wait(futures)
+        for future in futures:
+            future.result()
+
+
+def open_session(model: Path) -> onnxruntime.InferenceSession:
+    """A session that computes in the thread that calls it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # The fused operator is slower than the ones it replaces (8% of a request here).
+    return onnxruntime.InferenceSession(
+        str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+    )
+
+
+def candidate_lengths(candidate_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Tokens of each row, without the padding of -1."""
+    return np.asarray((candidate_ids >= 0).sum(axis=1), dtype=np.int64)
+
+
+Group = tuple[int, NDArray[np.int64]]
+"""Candidates that run together: tokens to pad to, and their places in the request."""
+
+
+def length_groups(lengths: NDArray[np.int64]) -> list[Group]:
+    """Candidates of similar length, at the least total cost.
+
+    Sorted by length, rows are cut into groups so that padded tokens plus ``RUN_TOKENS`` per group are the fewest: a
+    hundred candidates fall into several groups with hardly any padding, three candidates into one.
+    """
+    order = np.argsort(lengths, kind="stable")
+    distinct, counts = np.unique(lengths, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    # cheapest[n] = cost of the rows of the n shortest distinct lengths; start[n] = where its last group begins
+    cheapest, start = np.zeros(len(distinct) + 1), np.zeros(len(distinct) + 1, dtype=np.int64)
+    for end in range(1, len(distinct) + 1):
+        costs = cheapest[:end] + (before[end] - before[:end]) * distinct[end - 1] + RUN_TOKENS
+        start[end] = int(np.argmin(costs))
+        cheapest[end] = costs[start[end]]
+    groups = []
+    end = len(distinct)
+    while end:
+        groups.append((int(distinct[end - 1]), order[before[start[end]] : before[end]]))
+        end = int(start[end])
+    return groups
+
+
+def cut_groups(groups: Sequence[Group], shares: int) -> list[Group]:
+    """Groups cut into parts of about an equal share of the tokens, none larger or smaller than a run should be."""
+    total = sum(tokens * len(rows) for tokens, rows in groups)
+    share = min(max(FEWEST_TOKENS, total / shares), MOST_TOKENS)
+    parts = []
+    for tokens, rows in groups:
+        count = min(len(rows), math.ceil(tokens * len(rows) / share - 0.5) or 1)
+        parts += [(tokens, part) for part in np.array_split(rows, count)]
+    return parts
+
+
+def _one_after_the_other(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
 
 def run_in_batches(
-    run_batch: Callable[[dict[str, NDArray[np.int32]]], NDArray[np.float32]],
-    requests: Sequence[Rows],
+    run_batch: Callable[[dict[str, NDArray[np.int32]]], Logits],
+    requests: Sequence[Tensors],
     input_names: Sequence[str],
     rows_per_batch: int,
-) -> list[NDArray[np.float32]]:
-    """Regroup the rows of all requests by padded length, run them, and hand the logits back per request.
+    run_all: Callable[[Sequence[Callable[[], None]]], None] = _one_after_the_other,
+) -> list[Logits]:
+    """Regroup the joint rows of all requests by padded length, run them, and hand the logits back per request.
 
     Args:
         run_batch: (rows, tokens) tensors by input name -> logits (rows, 1).
         requests: the tensors of each request.
         input_names: the tensors that ``run_batch`` wants.
         rows_per_batch: rows of one run at the most.
+        run_all: makes the runs, in any order; by default one after the other.
     """
     logits = [np.empty(len(request["attention_mask"]), dtype=np.float32) for request in requests]
-    for tokens, places in _batches(requests, rows_per_batch):
+
+    def run_one(tokens: int, places: list[tuple[int, int]]) -> None:
         tensors = {name: np.zeros((len(places), tokens), dtype=np.int32) for name in input_names}
         for name, tensor in tensors.items():
             for target, (request, row) in enumerate(places):
@@ -77,34 +348,13 @@ def run_in_batches(
                 tensor[target, : len(source)] = source
         for (request, row), logit in zip(places, run_batch(tensors)[:, 0], strict=True):
             logits[request][row] = logit
+
+    run_all([partial(run_one, tokens, places) for tokens, places in _batches(requests, rows_per_batch)])
     return logits
 
 
-def check_rows(request: Rows) -> None:
-    """Refuse rows that ``tokenize`` would not make: anyone who reaches the server can send some to the scorer directly.
-
-    The mask decides how far a row is padded, so one of large numbers would ask for gigabytes.
-
-    Raises:
-        RowsError: the shapes differ, or a mask is not ones (at least one) followed by zeros.
-    """
-    mask = request["attention_mask"]
-    for name, tensor in request.items():
-        if tensor.shape != mask.shape:
-            raise RowsError(f"{name}: shape {list(tensor.shape)}; attention_mask has {list(mask.shape)}")
-    lengths = _lengths(request)
-    if not lengths.all() or not np.array_equal(mask, np.arange(mask.shape[1]) < lengths[:, np.newaxis]):
-        raise RowsError("attention_mask: expected ones for the tokens of a row, at least one, then zeros")
-
-
-def token_counts(requests: Sequence[Rows]) -> tuple[int, int]:
-    """Tokens that the batches compute, and tokens that the requests need: their ratio is the cost of padding."""
-    lengths = [_lengths(request) for request in requests]
-    return sum(int(_padded(rows).sum()) for rows in lengths), sum(int(rows.sum()) for rows in lengths)
-
-
 def padded_length(tokens: int) -> int:
-    """Tokens that a row of so many tokens takes in a batch."""
+    """Tokens that a joint row of so many tokens takes in a batch."""
     return int(_padded(np.array([tokens]))[0])
 
 
@@ -120,7 +370,7 @@ def available_cores() -> int:
     return cores
 
 
-def _batches(requests: Sequence[Rows], rows_per_batch: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _batches(requests: Sequence[Tensors], rows_per_batch: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     rows_by_tokens: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, request in enumerate(requests):
         for row, tokens in enumerate(_padded(_lengths(request))):
@@ -130,7 +380,7 @@ def _batches(requests: Sequence[Rows], rows_per_batch: int) -> Iterator[tuple[in
             yield tokens, places[start : start + rows_per_batch]
 
 
-def _lengths(request: Rows) -> NDArray[np.int64]:
+def _lengths(request: Tensors) -> NDArray[np.int64]:
     return np.asarray(request["attention_mask"].sum(axis=1), dtype=np.int64)
 
 

@@ -5,6 +5,7 @@ model artifacts are cached by content, so nothing is judged twice.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from tritonrank.artifacts import read_manifest, sha256_file
+from tritonrank.engine import model_files
 from tritonrank.errors import ArtifactError
 from tritonrank.metrics import METRICS, Interval, all_metrics, interval
 from tritonrank.prepare import Dataset, Example
@@ -109,7 +111,7 @@ def cached(name: str, path: Path, make: Callable[[], Judgement]) -> Judgement:
         return Judgement(name, pl.read_parquet(path))
     judgement = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
+    partial = path.with_suffix(f".{os.getpid()}.tmp")  # under torchrun every process may be making it
     judgement.table.write_parquet(partial)
     partial.rename(path)
     return judgement
@@ -117,6 +119,7 @@ def cached(name: str, path: Path, make: Callable[[], Judgement]) -> Judgement:
 
 def content_hash(folder: Path) -> str:
     """Identity of what scores: weights, graph, tokenizer and text rules, whatever else lies in the folder."""
-    names = ("model.onnx", "model.safetensors", "config.json", "tokenizer.json", "text.json")
-    hashes = [f"{name}:{sha256_file(folder / name)}" for name in names if (folder / name).is_file()]
+    others = (folder / name for name in ("model.safetensors", "config.json", "tokenizer.json", "text.json"))
+    files = [*model_files(folder), *(path for path in others if path.is_file())]
+    hashes = [f"{path.name}:{sha256_file(path)}" for path in files]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

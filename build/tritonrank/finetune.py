@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained encoder into a joint ranker: lists of candidates, one positive among sampled negatives.
+"""Fine-tune a pretrained encoder into a ranker: lists of candidates, one positive among sampled negatives.
 
 The Hugging Face Trainer does the work; what is ours is the loss over lists, NDCG@10 as the judge of when to stop,
 and the progress shown. The same code runs under ``torchrun`` (gloo on CPUs, nccl on GPUs):
@@ -12,16 +12,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn import functional
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -36,16 +33,27 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tritonrank.artifacts import read_manifest, stage_key, write_artifact
+from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.batches import Collator
 from tritonrank.cpu import has_bf16_products
 from tritonrank.engine import padded_length
 from tritonrank.errors import RecipeError
+from tritonrank.evaluate import cached, content_hash, judge_scorer
+from tritonrank.losses import distillation_loss, list_loss
 from tritonrank.metrics import ndcg
-from tritonrank.prepare import Dataset, Example
-from tritonrank.pretrained import identity, load_ranker, load_tokenizer, longest_input
+from tritonrank.modeling import SharedContextRanker, from_encoder
+from tritonrank.prepare import Dataset
+from tritonrank.pretrained import (
+    identity,
+    load_encoder,
+    load_ranker,
+    load_shared_context_ranker,
+    load_tokenizer,
+    longest_input,
+)
 from tritonrank.recipe import FinetuneSettings, Recipe
-from tritonrank.scorers import model_input_names, requests_of, torch_scorer
-from tritonrank.text import RequestTokenizer, TextRules
+from tritonrank.scorers import open_scorer, requests_of, torch_scorer
+from tritonrank.text import SHARED_CONTEXT, RequestTokenizer, TextRules
 
 console = Console()
 
@@ -58,6 +66,7 @@ def finetune_settings(recipe: Recipe) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json"),
         "model_identity": identity(recipe.model.checkpoint or recipe.model.base),
         "finetune": recipe.finetune.model_dump(mode="json"),
+        "teacher_identity": identity(recipe.finetune.teacher) if recipe.finetune.teacher else None,
     }
 
 
@@ -85,7 +94,9 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
         return
     work = folder.with_name(f"{folder.name}.work")
     key = stage_key("finetune", settings, parents)
-    trainer = _trainer(recipe, Dataset.read(dataset_folder), model, tokenizer, work)
+    dataset = Dataset.read(dataset_folder)
+    teacher_scores = _teacher_scores(recipe, dataset, dataset_folder, folder.with_name("judgements"))
+    trainer = _trainer(recipe, dataset, model, tokenizer, teacher_scores, work)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=_resumable(work, key, trainer.is_world_process_zero()))
     if trainer.is_world_process_zero():
@@ -102,18 +113,40 @@ def untrained_ranker(recipe: Recipe) -> tuple[PreTrainedModel, RequestTokenizer]
     """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules."""
     name = recipe.model.checkpoint or recipe.model.base
     tokenizer = RequestTokenizer(load_tokenizer(name).backend_tokenizer, text_rules(recipe), cache_entries=100_000)
+    if recipe.model.architecture == SHARED_CONTEXT:
+        return _shared_context_ranker(recipe, tokenizer), tokenizer
     model = load_ranker(name, new_head=recipe.model.checkpoint is None)
-    longest_row = padded_length(tokenizer.row_tokens)
-    if longest_row > longest_input(model):
-        raise RecipeError(
-            f"text: query_tokens + history_tokens + candidate_tokens make rows of up to {longest_row} tokens; "
-            f"{name} takes {longest_input(model)}. Lower text.history_tokens"
-        )
+    _check_length(name, padded_length(tokenizer.row_tokens), "rows", model)
     return model, tokenizer
 
 
+def _shared_context_ranker(recipe: Recipe, tokenizer: RequestTokenizer) -> SharedContextRanker:
+    context, candidate = tokenizer.context_row_tokens, tokenizer.candidate_row_tokens
+    if recipe.model.checkpoint is None:
+        name = recipe.model.base
+        model = from_encoder(load_encoder(name), name, context_positions=context)
+    else:
+        name = recipe.model.checkpoint
+        model = load_shared_context_ranker(name)
+        if context > model.config.context_positions:
+            raise RecipeError(
+                f"text: query_tokens + history_tokens make contexts of up to {context} tokens; {name} was trained for "
+                f"{model.config.context_positions}. Lower text.history_tokens"
+            )
+    _check_length(name, model.config.context_positions + candidate, "a context and a candidate", model)
+    return model
+
+
+def _check_length(name: str, tokens: int, what: str, model: PreTrainedModel) -> None:
+    if tokens > longest_input(model):
+        raise RecipeError(
+            f"text: query_tokens + history_tokens + candidate_tokens make {what} of up to {tokens} tokens; "
+            f"{name} takes {longest_input(model)}. Lower text.history_tokens"
+        )
+
+
 def text_rules(recipe: Recipe) -> TextRules:
-    return TextRules(**recipe.text.model_dump())
+    return TextRules(**recipe.text.model_dump(), architecture=recipe.model.architecture)
 
 
 def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
@@ -123,38 +156,23 @@ def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path) -> Non
     text_rules(recipe).save(folder)
 
 
-def list_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
-    """Mean loss over lists.
-
-    Args:
-        logits, labels: (lists, candidates); a label above 0 is a positive.
-        kind: ``listwise`` is the softmax cross-entropy of ListNet's top-one model (Cao et al. 2007) with the labels
-            normalized to sum 1; ``pairwise`` is RankNet's logistic loss over positive-negative pairs (Burges et al.
-            2005); ``binary`` is the cross-entropy of each candidate alone.
-    """
-    labels = labels.to(logits.dtype)
-    if kind == "listwise":
-        targets = labels / labels.sum(dim=1, keepdim=True).clamp(min=1)
-        return functional.cross_entropy(logits, targets)
-    if kind == "binary":
-        return functional.binary_cross_entropy_with_logits(logits, labels)
-    pairs = (labels[:, :, None] > labels[:, None, :]).to(logits.dtype)
-    losses = functional.softplus(logits[:, None, :] - logits[:, :, None]) * pairs
-    return losses.sum() / pairs.sum().clamp(min=1)
-
-
 class _RankingTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with a loss over lists and NDCG@10 on the validation users as its evaluation."""
 
-    def __init__(self, *, loss_kind: str, judge: "_Judge", **options: Any) -> None:
+    def __init__(self, *, settings: FinetuneSettings, judge: "_Judge", **options: Any) -> None:
         super().__init__(**options)
-        self._loss_kind = loss_kind
+        self._settings = settings
         self._judge = judge
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        labels = inputs.pop("labels")
+        labels, teacher_logits = inputs.pop("labels"), inputs.pop("teacher_logits", None)
         outputs = model(**inputs)
-        loss = list_loss(outputs.logits.float().view(labels.shape), labels, self._loss_kind)
+        logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+        logits = logits.float().view(labels.shape)
+        loss = list_loss(logits, labels, self._settings.loss)
+        if teacher_logits is not None:
+            soft = distillation_loss(logits, teacher_logits, self._settings.temperature)
+            loss = torch.lerp(loss, soft, self._settings.distillation)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -221,8 +239,31 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self._bar.stop()
 
 
+def _teacher_scores(
+    recipe: Recipe, dataset: Dataset, dataset_folder: Path, judgements: Path
+) -> dict[str, list[float]] | None:
+    """What the teacher gives each training candidate, computed once and kept; None without a teacher."""
+    if recipe.finetune.teacher is None:
+        return None
+    folder = Path(recipe.finetune.teacher)
+    if not folder.is_dir():
+        raise RecipeError(f"finetune.teacher: {folder}: no such folder; build the teacher first, with its own recipe")
+    key = f"training-{content_hash(folder)[:24]}-{sha256_file(dataset_folder / 'train.parquet')[:16]}"
+    judgement = cached(
+        "teacher",
+        judgements / f"{key}.parquet",
+        lambda: judge_scorer("teacher", open_scorer(folder), dataset, dataset.training, TextRules.load(folder)),
+    )
+    return dict(zip(judgement.example_ids, judgement.table["scores"].to_list(), strict=True))
+
+
 def _trainer(
-    recipe: Recipe, dataset: Dataset, model: PreTrainedModel, tokenizer: RequestTokenizer, work: Path
+    recipe: Recipe,
+    dataset: Dataset,
+    model: PreTrainedModel,
+    tokenizer: RequestTokenizer,
+    teacher_scores: dict[str, list[float]] | None,
+    work: Path,
 ) -> _RankingTrainer:
     settings = recipe.finetune
     precision = _precision(settings)
@@ -259,40 +300,17 @@ def _trainer(
         dataloader_pin_memory=not on_cpu,
     )
     trainer = _RankingTrainer(
-        loss_kind=settings.loss,
+        settings=settings,
         judge=_Judge(dataset, tokenizer, precision),
         model=model,
         args=arguments,
         train_dataset=dataset.training,
         eval_dataset=dataset.validation,
-        data_collator=_Collator(dataset, tokenizer, model_input_names(model)),
+        data_collator=Collator(dataset, tokenizer, model, teacher_scores),
         callbacks=[_Progress(), EarlyStoppingCallback(early_stopping_patience=settings.patience)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress bar takes its place
     return trainer
-
-
-class _Collator:
-    """Examples -> rows of one padded batch: lists follow each other, candidates within."""
-
-    def __init__(self, dataset: Dataset, tokenizer: RequestTokenizer, input_names: Sequence[str]) -> None:
-        self._dataset, self._tokenizer, self._input_names = dataset, tokenizer, input_names
-
-    def __call__(self, examples: list[Example]) -> dict[str, torch.Tensor]:
-        requests = requests_of(self._dataset, examples, self._tokenizer.rules)
-        contexts = [self._tokenizer.context(request.query, request.history) for request in requests]
-        rows = [
-            vars(self._tokenizer.joint_rows(context, self._tokenizer.items(request.items)))
-            for context, request in zip(contexts, requests, strict=True)
-        ]
-        longest = max(row["input_ids"].shape[1] for row in rows)
-        batch = {
-            name: torch.from_numpy(
-                np.concatenate([np.pad(row[name], ((0, 0), (0, longest - row[name].shape[1]))) for row in rows])
-            ).long()
-            for name in self._input_names
-        }
-        return batch | {"labels": torch.tensor([example.labels for example in examples], dtype=torch.float32)}
 
 
 def _precision(settings: FinetuneSettings) -> torch.dtype | None:

@@ -9,15 +9,15 @@ encoder have activations with outliers that one scale cannot hold.
 The gate judges the result before it is published, against the FP32 graph and against the fine-tuned checkpoint.
 """
 
-import math
 import re
+import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -27,19 +27,19 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from rich.console import Console
-from rich.progress import track
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.cpu import has_int8_dot_product
-from tritonrank.engine import OnnxEngine
-from tritonrank.errors import ArtifactError, GateError, RecipeError
+from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, Feed, SharedContextEngine, model_files
+from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.evaluate import judge_artifact
-from tritonrank.export import MODEL_FILE, copy_text_files
+from tritonrank.export import copy_text_files
 from tritonrank.gate import Verdict, verdict
 from tritonrank.prepare import Dataset
 from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import QuantizeSettings, Recipe
-from tritonrank.scorers import Request, requests_of
+from tritonrank.scorers import Request, RequestTensors, requests_of, tensors_of
+from tritonrank.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.text import RequestTokenizer, TextRules
 
 CALIBRATION_METHODS = {
@@ -50,8 +50,6 @@ CALIBRATION_METHODS = {
 
 NOISE_REQUESTS = 12
 """Calibration requests on which the noise of a graph is measured: about 100 rows, a second of work."""
-
-Feed = dict[str, NDArray[np.int32]]
 
 console = Console()
 
@@ -87,8 +85,8 @@ def quantize(
     requests = calibration_requests(recipe, Dataset.read(dataset_folder), TextRules.load(onnx_folder))
     with write_artifact(folder, "quantize", quantize_settings(recipe), parents) as draft:
         copy_text_files(onnx_folder, draft.folder)
-        nodes = quantize_graph(onnx_folder, draft.folder / MODEL_FILE, requests, recipe.quantize)
-        kept = sorted(set(quantizable_nodes(onnx_folder / MODEL_FILE, [])) - set(nodes))
+        nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize)
+        kept = sorted(set(quantizable_nodes(onnx_folder, [])) - set(nodes))
         stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
         console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
         child = judge_artifact("INT8", draft.folder, dataset_folder, judgements)
@@ -104,95 +102,61 @@ def quantize(
             draft.metrics["dynamic INT8 (comparison)"] = dynamic.as_metrics()
 
 
-def quantize_graph(onnx_folder: Path, target: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
-    """Write the Q/DQ graph with as many INT8 layers as the noise limit allows, and return their node names.
+def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
+    """Write the Q/DQ graphs with as many INT8 layers as the noise limit allows, and return their node names.
+
+    The two graphs of a shared-context ranker hold the same layers: one is INT8 in both or in neither.
 
     Raises:
-        ArtifactError: the written graph does not hold the Q/DQ pairs that were asked for.
+        ArtifactError: a written graph does not hold the Q/DQ pairs that were asked for.
         GateError: not even one layer can be quantized within the noise limit.
         RecipeError: quantize.exclude leaves no node to quantize.
     """
-    source = onnx_folder / MODEL_FILE
-    nodes = quantizable_nodes(source, settings.exclude)
-    feeds = _feeds(requests, RequestTokenizer.from_folder(onnx_folder, cache_entries=100_000), input_names(source))
+    tokenizer = RequestTokenizer.from_folder(onnx_folder, cache_entries=100_000)
+    tensors = [tensors_of(request, tokenizer) for request in requests]
+    nodes = quantizable_nodes(onnx_folder, settings.exclude)
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
-        writer = _Writer(source, feeds, settings, Path(scratch))
-        writer.write(target, nodes)
-        noise = _NoiseMeter(source, feeds[:NOISE_REQUESTS])
-        if noise.of(target) > settings.noise:
-            nodes = _quiet_enough(nodes, writer, noise, target, settings)
-    _check_quantized(target, nodes)
+        writer = _Writer(onnx_folder, tensors, settings, Path(scratch))
+        writer.write(folder, nodes)
+        noise = NoiseMeter(onnx_folder, tensors[:NOISE_REQUESTS])
+        if noise.of(folder) > settings.noise:
+            work: Counter[str] = Counter()
+            for path, feeds in writer.feeds.items():
+                work.update(work_of_nodes(path, feeds))
+            nodes = quiet_enough(nodes, work, writer.write, noise, folder, settings.noise)
+    for source in model_files(onnx_folder):
+        _check_quantized(source, folder / source.name, nodes)
     return nodes
 
 
 class _Writer:
     """Writes Q/DQ graphs of any choice of nodes; calibrates once."""
 
-    def __init__(self, source: Path, feeds: list[Feed], settings: QuantizeSettings, scratch: Path) -> None:
-        self.source, self._feeds, self._settings = source, feeds, settings
-        self._calibration = scratch / "calibration.json"
-        self.scratch = scratch
+    def __init__(self, source: Path, requests: list[RequestTensors], settings: QuantizeSettings, scratch: Path) -> None:
+        self.feeds = graph_feeds(source, requests)
+        self._settings, self._scratch = settings, scratch
 
-    def write(self, target: Path, nodes: list[str]) -> None:
-        quantize_static(
-            self.source,
-            target,
-            _Calibration(self._feeds),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=reduced_range(self._settings),
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=nodes,
-            calibrate_method=CALIBRATION_METHODS[self._settings.calibration],
-            calibration_cache_path=self._calibration,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
-        )
-
-
-class _NoiseMeter:
-    """How much a graph changes the logits of the FP32 one: root mean square over the spread of the logits."""
-
-    def __init__(self, source: Path, feeds: list[Feed]) -> None:
-        self._feeds = feeds
-        self._expected = np.concatenate(OnnxEngine(source).run(feeds))
-
-    def of(self, path: Path) -> float:
-        change = np.concatenate(OnnxEngine(path).run(self._feeds)) - self._expected
-        return float(np.sqrt(np.mean(change**2)) / max(float(self._expected.std()), 1e-12))
-
-
-def _quiet_enough(
-    nodes: list[str], writer: _Writer, noise: _NoiseMeter, target: Path, settings: QuantizeSettings
-) -> list[str]:
-    """Leave out the layers that disturb most for their size, until the rest together stays within the noise limit.
-
-    Each layer is quantized alone to see what it does. Such changes are nearly independent, so their squares add up;
-    the sum tells how many to leave out at first, and a run of the real graph tells whether that was enough.
-
-    Raises:
-        GateError: not even one layer can be quantized within the limit.
-    """
-    alone: dict[str, float] = {}
-    trial = writer.scratch / "trial.onnx"
-    for node in track(nodes, "  measuring each layer", transient=True):
-        writer.write(trial, [node])
-        alone[node] = noise.of(trial)
-    size = weight_sizes(writer.source)
-    quietest_first = sorted(nodes, key=lambda node: alone[node] ** 2 / size[node])
-    together = np.sqrt(np.cumsum([alone[node] ** 2 for node in quietest_first]))
-    count = int(np.searchsorted(together, settings.noise, side="right"))
-    while count > 0:
-        kept = set(quietest_first[:count])
-        writer.write(target, [node for node in nodes if node in kept])
-        if noise.of(target) <= settings.noise:
-            return [node for node in nodes if node in kept]
-        count -= max(1, len(nodes) // 12)
-    raise GateError(
-        f"gate closed: no linear layer can be INT8 within quantize.noise = {settings.noise}; the quietest alone "
-        f"changes the logits by {min(alone.values()):.3f} of their spread. Raise it, or set quantize.method: none"
-    )
+    def write(self, folder: Path, nodes: list[str]) -> None:
+        for source, feeds in self.feeds.items():
+            chosen = [node for node in linear_nodes(source) if node in set(nodes)]
+            if not chosen:  # an empty list would mean all of them
+                shutil.copyfile(source, folder / source.name)
+                continue
+            quantize_static(
+                source,
+                folder / source.name,
+                _Calibration(feeds),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=reduced_range(self._settings),
+                op_types_to_quantize=["MatMul"],
+                nodes_to_quantize=chosen,
+                calibrate_method=CALIBRATION_METHODS[self._settings.calibration],
+                calibration_cache_path=self._scratch / f"{source.stem}.json",
+                extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
+            )
 
 
 def reduced_range(settings: QuantizeSettings) -> bool:
@@ -200,29 +164,39 @@ def reduced_range(settings: QuantizeSettings) -> bool:
     return not has_int8_dot_product() if settings.reduce_range == "auto" else settings.reduce_range == "on"
 
 
-def quantizable_nodes(path: Path, exclude: list[str]) -> list[str]:
-    """MatMuls with constant weights, less the excluded: the linear layers of the encoder.
+def quantizable_nodes(folder: Path, exclude: list[str]) -> list[str]:
+    """The linear layers of the encoder by node name, less the excluded, in the order of the graphs.
+
+    Raises:
+        RecipeError: nothing is left.
+    """
+    linear = list(dict.fromkeys(node for path in model_files(folder) for node in linear_nodes(path)))
+    kept = [name for name in linear if not any(re.search(pattern, name) for pattern in exclude)]
+    if not kept:
+        raise RecipeError(f"quantize.exclude: {exclude} leaves none of the {len(linear)} linear layers of {folder}")
+    return kept
+
+
+def linear_nodes(path: Path) -> list[str]:
+    """MatMuls with constant weights.
 
     The head is exported as Gemm on [CLS] alone: it costs nothing and stays in FP32.
     """
     graph = onnx.load(path).graph
     constants = {tensor.name for tensor in graph.initializer}
-    linear = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constants]
-    kept = [name for name in linear if not any(re.search(pattern, name) for pattern in exclude)]
-    if not kept:
-        raise RecipeError(f"quantize.exclude: {exclude} leaves none of the {len(linear)} linear layers of {path}")
-    return kept
+    return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constants]
 
 
-def weight_sizes(path: Path) -> dict[str, int]:
-    """Weights of each MatMul by node name: its share of the work."""
-    graph = onnx.load(path).graph
-    elements = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    return {node.name: elements.get(node.input[1], 0) for node in graph.node if node.op_type == "MatMul"}
-
-
-def input_names(path: Path) -> list[str]:
-    return [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.input]
+def graph_feeds(folder: Path, requests: list[RequestTensors]) -> dict[Path, list[Feed]]:
+    """What each FP32 graph of a folder is fed with for these requests, with their true padding."""
+    if not (folder / CONTEXT_FILE).is_file():
+        path = folder / JOINT_FILE
+        names = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.input]
+        return {path: [{name: request[name] for name in names} for request in requests]}
+    engine = SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE)
+    contexts: list[Feed] = [{"context_ids": request["context_ids"]} for request in requests]
+    candidates = [feed for request in requests for feed in engine.candidate_feeds(request)]
+    return {folder / CONTEXT_FILE: contexts, folder / CANDIDATES_FILE: candidates}
 
 
 def calibration_requests(recipe: Recipe, dataset: Dataset, rules: TextRules) -> list[Request]:
@@ -253,25 +227,16 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
         return next(self._remaining, None)
 
 
-def _feeds(requests: list[Request], tokenizer: RequestTokenizer, names: list[str]) -> list[Feed]:
-    """The rows of each request, padded only to its own longest row."""
-    feeds = []
-    for request in requests:
-        context = tokenizer.context(request.query, request.history)
-        rows = vars(tokenizer.joint_rows(context, tokenizer.items(request.items)))
-        feeds.append({name: rows[name] for name in names})
-    return feeds
-
-
-def _check_quantized(path: Path, nodes: list[str]) -> None:
+def _check_quantized(source: Path, path: Path, nodes: list[str]) -> None:
     """Count what is really in the file: each chosen MatMul has a DequantizeLinear on both inputs."""
+    chosen = set(nodes) & set(linear_nodes(source))
     graph = onnx.load(path).graph
     dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    bare = [n.name for n in graph.node if n.name in set(nodes) and not set(n.input) <= dequantized]
-    found = sum(node.name in set(nodes) for node in graph.node)
-    if bare or found != len(nodes):
+    bare = [n.name for n in graph.node if n.name in chosen and not set(n.input) <= dequantized]
+    found = sum(node.name in chosen for node in graph.node)
+    if bare or found != len(chosen):
         raise ArtifactError(
-            f"{path}: {found} of {len(nodes)} chosen MatMuls found; without Q/DQ on both inputs: {bare}"
+            f"{path}: {found} of {len(chosen)} chosen MatMuls found; without Q/DQ on both inputs: {bare}"
         )
 
 
@@ -283,14 +248,15 @@ def _judge_dynamic(
         folder = Path(scratch)
         copy_text_files(onnx_folder, folder)
         with quiet_libraries():
-            quantize_dynamic(
-                onnx_folder / MODEL_FILE,
-                folder / MODEL_FILE,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                reduce_range=reduced_range(recipe.quantize),
-                nodes_to_quantize=nodes,
-            )
+            for source in model_files(onnx_folder):
+                quantize_dynamic(
+                    source,
+                    folder / source.name,
+                    weight_type=QuantType.QInt8,
+                    per_channel=True,
+                    reduce_range=reduced_range(recipe.quantize),
+                    nodes_to_quantize=[node for node in linear_nodes(source) if node in set(nodes)],
+                )
         child = judge_artifact("dynamic INT8", folder, dataset_folder, judgements)
     parent = judge_artifact("ONNX FP32", onnx_folder, dataset_folder, judgements)
     return verdict(child, parent, recipe.gate.budget, recipe.gate.bootstrap_samples, recipe.seed)

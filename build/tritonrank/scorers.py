@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tritonrank.engine import OnnxEngine, run_in_batches
+from tritonrank.engine import candidate_lengths, length_groups, model_files, open_engine, run_in_batches
 from tritonrank.errors import ArtifactError
+from tritonrank.modeling import SharedContextRanker
 from tritonrank.prepare import Dataset, Example
-from tritonrank.pretrained import load_ranker
+from tritonrank.pretrained import load_any_ranker
 from tritonrank.text import RequestTokenizer, TextRules, render_fields
 
 if TYPE_CHECKING:
     from tritonrank_client import RankClient
 
 Scores = NDArray[np.float32]
+RequestTensors = dict[str, NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,24 @@ class Scorer(Protocol):
         ...
 
 
+def tensors_of(request: Request, tokenizer: RequestTokenizer) -> RequestTensors:
+    """A request as the engine takes it."""
+    return tokenizer.tensors(tokenizer.context(request.query, request.history), tokenizer.items(request.items))
+
+
 class EngineScorer:
     """Tokenizes as the server does and runs the rows through an engine in this process."""
 
-    def __init__(
-        self, tokenizer: RequestTokenizer, run: Callable[[Sequence[dict[str, NDArray[np.int32]]]], list[Scores]]
-    ):
+    def __init__(self, tokenizer: RequestTokenizer, run: Callable[[Sequence[RequestTensors]], list[Scores]]):
         self.tokenizer = tokenizer
         self._run = run
 
-    def rows(self, request: Request) -> dict[str, NDArray[np.int32]]:
-        """The joint rows of a request by input name."""
-        context = self.tokenizer.context(request.query, request.history)
-        return vars(self.tokenizer.joint_rows(context, self.tokenizer.items(request.items)))
+    def tensors(self, request: Request) -> RequestTensors:
+        """What the engine takes for a request, by input name."""
+        return tensors_of(request, self.tokenizer)
 
     def score(self, request: Request) -> Scores:
-        return self._run([self.rows(request)])[0]
+        return self._run([self.tensors(request)])[0]
 
 
 class ServerScorer:
@@ -73,16 +77,36 @@ class ServerScorer:
 
 
 def torch_scorer(model: torch.nn.Module, tokenizer: RequestTokenizer, rows_per_batch: int = 64) -> EngineScorer:
-    """A PyTorch ranker on the device it is on, in the precision it has."""
+    """A PyTorch ranker on the device it is on, in the precision it has.
+
+    Args:
+        model: a sequence-classification model with one label, or a SharedContextRanker.
+        tokenizer: its rules name the same architecture.
+        rows_per_batch: rows in one run of a joint ranker at the most.
+    """
+    if isinstance(model, SharedContextRanker):
+        return EngineScorer(tokenizer, lambda requests: [_score_split(model, tensors) for tensors in requests])
     names = model_input_names(model)
     device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def run_batch(tensors: dict[str, NDArray[np.int32]]) -> Scores:
+    def run_batch(tensors: RequestTensors) -> Scores:
         inputs = {name: torch.from_numpy(tensor).long().to(device) for name, tensor in tensors.items()}
         return np.asarray(model(**inputs).logits.float().cpu().numpy())
 
     return EngineScorer(tokenizer, lambda requests: run_in_batches(run_batch, requests, names, rows_per_batch))
+
+
+@torch.inference_mode()
+def _score_split(model: SharedContextRanker, tensors: RequestTensors) -> Scores:
+    context_ids, candidate_ids = (
+        torch.from_numpy(tensors[name]).long().to(model.device) for name in ("context_ids", "candidate_ids")
+    )
+    keys, values = model.encode_context(context_ids)
+    logits = np.empty(len(candidate_ids), dtype=np.float32)
+    for tokens, rows in length_groups(candidate_lengths(tensors["candidate_ids"])):
+        logits[rows] = model.score_candidates(keys, values, candidate_ids[rows, :tokens]).float().cpu().numpy()
+    return logits
 
 
 def open_scorer(folder: Path) -> EngineScorer:
@@ -91,14 +115,14 @@ def open_scorer(folder: Path) -> EngineScorer:
     Raises:
         ArtifactError: the folder holds neither.
     """
-    if (folder / "model.onnx").is_file():
-        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), OnnxEngine(folder / "model.onnx").run)
+    if model_files(folder):
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_engine(folder).run)
     if (folder / "model.safetensors").is_file():
-        model = load_ranker(str(folder), new_head=False).eval()
+        model = load_any_ranker(folder).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         return torch_scorer(model, RequestTokenizer.from_folder(folder, 100_000))
     raise ArtifactError(
-        f"{folder}: neither model.onnx nor model.safetensors is here; build one: tritonrank build RECIPE"
+        f"{folder}: neither an ONNX graph nor model.safetensors is here; build one: tritonrank build RECIPE"
     )
 
 

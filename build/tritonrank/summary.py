@@ -19,12 +19,14 @@ from transformers import AutoConfig
 from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
 from tritonrank.baselines import all_baselines
 from tritonrank.cost import gflop_per_request
+from tritonrank.engine import model_files
 from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
 from tritonrank.finetune import finetune_settings
 from tritonrank.gate import paired_difference
 from tritonrank.metrics import METRICS
 from tritonrank.pipeline import Workspace
 from tritonrank.prepare import Dataset
+from tritonrank.pretrained import load_any_ranker
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import EngineScorer, Request, open_scorer, requests_of
 from tritonrank.text import TextRules
@@ -80,7 +82,8 @@ def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
 
 def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, Judgement]:
     """Every baseline on the test examples, cached by what it depends on."""
-    settings = {"seed": recipe.seed, "text": finetune_settings(recipe)["text"], "base": recipe.model.base}
+    model = {"base": recipe.model.base, "architecture": recipe.model.architecture}
+    settings = {"seed": recipe.seed, "text": finetune_settings(recipe)["text"], **model}
     key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
     test = sha256_file(workspace.dataset / "test.parquet")
     judged = {}
@@ -139,14 +142,12 @@ def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str
 
 
 def _size(folder: Path) -> dict[str, Any]:
-    files = [folder / name for name in ("model.onnx", "model.safetensors") if (folder / name).is_file()]
-    return {"megabytes": files[0].stat().st_size / 1e6}
+    files = model_files(folder) or [folder / "model.safetensors"]
+    return {"megabytes": sum(path.stat().st_size for path in files) / 1e6}
 
 
 def _parameters(folder: Path) -> list[Any]:
-    from tritonrank.pretrained import load_ranker
-
-    return list(load_ranker(str(folder), new_head=False).parameters())
+    return list(load_any_ranker(folder).parameters())
 
 
 def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:

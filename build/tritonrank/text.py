@@ -2,8 +2,12 @@
 
 A request is a query (may be empty), a history of items (newest last) and the candidates. The context is
 ``query [SEP] oldest kept item [SEP] ... [SEP] newest item``; the history keeps its newest items within a token
-budget of its own, so a long history never cuts a candidate. A joint row is the pair (context, candidate) in the
-layout of the checkpoint's own tokenizer, special tokens and segment ids included.
+budget of its own, so a long history never cuts a candidate.
+
+What an engine takes depends on the architecture. A joint row is the pair (context, candidate) in the layout of the
+checkpoint's own tokenizer, special tokens and segment ids included. For a shared-context ranker the context is one row,
+``[CLS] context [SEP]``, and each candidate another, ``[CLS] candidate``: the [SEP] at its end would cost one token in
+twelve and say nothing.
 
 ``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and tokenizers.
 """
@@ -27,6 +31,11 @@ TOKENIZER_FILE = "tokenizer.json"
 # than a short one. English word pieces have 4 to 5 characters; 32 leaves room for long words and runs of blanks.
 CHARACTERS_PER_TOKEN = 32
 
+JOINT = "joint"
+SHARED_CONTEXT = "shared-context"
+PADDING = -1
+"""Ends a shorter row of ``candidate_ids``: no vocabulary has a negative id."""
+
 
 class TextError(ValueError):
     """A text of a request cannot be used; the message begins with the field, such as ``items[3]``."""
@@ -41,6 +50,7 @@ class TextRules:
     history_items: int
     history_tokens: int
     candidate_tokens: int
+    architecture: str = JOINT
 
     @property
     def context_tokens(self) -> int:
@@ -62,6 +72,14 @@ class JointRows:
     input_ids: NDArray[np.int32]
     attention_mask: NDArray[np.int32]
     token_type_ids: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SharedContextRows:
+    """One request: int32 arrays of shape (tokens,) and (candidates, tokens), the latter padded with -1."""
+
+    context_ids: NDArray[np.int32]
+    candidate_ids: NDArray[np.int32]
 
 
 class RequestTokenizer:
@@ -98,6 +116,16 @@ class RequestTokenizer:
         """Longest possible joint row, special tokens included."""
         specials = len(self._layout.prefix) + len(self._layout.middle) + len(self._layout.suffix)
         return self.rules.context_tokens + self.rules.candidate_tokens + specials
+
+    @property
+    def context_row_tokens(self) -> int:
+        """Longest possible context row of a shared-context ranker."""
+        return len(self._layout.prefix) + self.rules.context_tokens + len(self._layout.suffix)
+
+    @property
+    def candidate_row_tokens(self) -> int:
+        """Longest possible candidate row of a shared-context ranker."""
+        return len(self._layout.prefix) + self.rules.candidate_tokens
 
     def render(self, text: str, field: str = "item") -> str:
         """The text of an item: a JSON object goes through the template, anything else is the text itself.
@@ -158,6 +186,24 @@ class RequestTokenizer:
             known[text] = ids
             self._remember(text, ids)
         return [known[text] for text in texts]
+
+    def tensors(self, context: Sequence[int], candidates: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int32]]:
+        """What the engine takes for one request, by input name."""
+        make_rows = self.joint_rows if self.rules.architecture == JOINT else self.shared_context_rows
+        return vars(make_rows(context, candidates))
+
+    def shared_context_rows(self, context: Sequence[int], candidates: Sequence[Sequence[int]]) -> SharedContextRows:
+        """The context's row (prefix, context, suffix) and one per candidate (prefix, candidate)."""
+        prefix = self._layout.prefix
+        lengths = np.array([len(prefix) + len(ids) for ids in candidates], dtype=np.int64)
+        candidate_ids = np.full((len(candidates), int(lengths.max(initial=len(prefix)))), PADDING, dtype=np.int32)
+        candidate_ids[:, : len(prefix)] = prefix
+        # One assignment for all rows: a thousand small ones would take longer than the tokenizer.
+        is_token = np.arange(candidate_ids.shape[1]) < lengths[:, np.newaxis]
+        is_token[:, : len(prefix)] = False
+        candidate_ids[is_token] = [token for ids in candidates for token in ids]
+        context_ids = np.array([*prefix, *context, *self._layout.suffix], dtype=np.int32)
+        return SharedContextRows(context_ids, candidate_ids)
 
     def joint_rows(self, context: Sequence[int], candidates: Sequence[Sequence[int]]) -> JointRows:
         """One row per candidate: prefix, context, middle, candidate, suffix; padded to the longest."""

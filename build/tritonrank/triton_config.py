@@ -1,9 +1,12 @@
 """The config.pbtxt files of the ensemble, written through Triton's own protobuf.
 
     rank      = tokenize -> score -> select
-    tokenize    texts -> rows of token ids
-    score       rows -> logits; the dynamic batcher merges the rows of concurrent requests
+    tokenize    texts -> token ids
+    score       token ids -> logits; the dynamic batcher hands over concurrent requests together
     select      logits -> ranking
+
+For a joint ranker the scorer's batch dimension is the row (context and candidate), for a shared-context ranker it is
+the request.
 
 Nothing is left to auto-completion, and the text depends on the recipe and the number of cores alone, so that the copy
 in git can be compared. There is no queue policy, because any of them makes the batcher stall: ``admission.py`` bounds
@@ -18,24 +21,29 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.recipe import ServeSettings
 
 CORES_PER_INSTANCE = 4
-"""A scorer's matrix products keep about four cores busy; beyond that copies side by side do more."""
-WARMUP_SHAPES = ((1, 16), (16, 64), (64, 96))
+FEWEST_INSTANCES = 2
+"""With one, every small request waits for the large one before it: its p99 beside 1,000-candidate requests was 21 times
+the unloaded one, with two twice (measured; docs/log.md). They share out the cores: an instance alone takes all."""
+JOINT_WARMUP = ((1, 16), (16, 64), (64, 96))
 """(rows, tokens) that each scorer runs before it reports ready, so that memory is allocated and pages are touched."""
+SHARED_CONTEXT_WARMUP = ((16, 1, 8), (64, 10, 16), (96, 100, 16))
+"""(context tokens, candidates, tokens), for the same reason"""
+SHARED_CONTEXT_DIMS = {"context_ids": [-1], "candidate_ids": [-1, -1]}
 
 
-def model_configs(settings: ServeSettings, row_tensors: Sequence[str], cores: int) -> dict[str, pb.ModelConfig]:
+def model_configs(settings: ServeSettings, engine_inputs: Sequence[str], cores: int) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
     Args:
         settings: the recipe's serve section.
-        row_tensors: input names of the engine, such as input_ids and attention_mask.
+        engine_inputs: what the engine takes: context_ids and candidate_ids, or a joint ranker's input_ids and so on.
         cores: what ``instances: auto`` is divided by.
     """
     return {
-        "rank": _rank(row_tensors),
-        "tokenize": _tokenize(settings, row_tensors),
-        "score": _score(settings, row_tensors, cores),
-        "select": _select(),
+        "rank": _rank(engine_inputs),
+        "tokenize": _tokenize(settings, engine_inputs),
+        "score": _score(settings, engine_inputs, cores),
+        "select": _select(engine_inputs),
     }
 
 
@@ -46,7 +54,9 @@ def as_text(config: pb.ModelConfig) -> str:
 
 
 def score_instances(settings: ServeSettings, cores: int) -> int:
-    return max(1, cores // CORES_PER_INSTANCE) if settings.instances == "auto" else settings.instances
+    if settings.instances != "auto":
+        return settings.instances
+    return max(FEWEST_INSTANCES, cores // CORES_PER_INSTANCE)
 
 
 def warmup_mask_file(tokens: int) -> str:
@@ -54,12 +64,12 @@ def warmup_mask_file(tokens: int) -> str:
     return f"attention_mask_{tokens}"
 
 
-def _rank(row_tensors: Sequence[str]) -> pb.ModelConfig:
+def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
     config = pb.ModelConfig(name="rank", platform="ensemble", max_batch_size=0, input=_request_inputs())
     config.output.extend(_outputs())
     steps = config.ensemble_scheduling.step
     request = {tensor.name: tensor.name for tensor in _request_inputs()}
-    rows = {name: name for name in row_tensors}
+    rows = {name: name for name in engine_inputs}
     shared = {"item_ids": "item_ids", "top_k": "top_k", "row_of_candidate": "row_of_candidate"}
     steps.add(
         model_name="tokenize",
@@ -78,12 +88,14 @@ def _rank(row_tensors: Sequence[str]) -> pb.ModelConfig:
     return config
 
 
-def _tokenize(settings: ServeSettings, row_tensors: Sequence[str]) -> pb.ModelConfig:
+def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.ModelConfig:
     config = _python_model("tokenize")
     config.input.extend(_request_inputs())
-    config.output.extend(pb.ModelOutput(name=name, data_type=pb.TYPE_INT32, dims=[-1, -1]) for name in row_tensors)
+    for name in engine_inputs:
+        config.output.add(name=name, data_type=pb.TYPE_INT32, dims=SHARED_CONTEXT_DIMS.get(name, [-1, -1]))
     config.output.append(pb.ModelOutput(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1]))
-    config.output.append(pb.ModelOutput(name="deadline", data_type=pb.TYPE_INT64, dims=[-1, 1]))
+    deadline_dims = [1] if _is_shared_context(engine_inputs) else [-1, 1]
+    config.output.append(pb.ModelOutput(name="deadline", data_type=pb.TYPE_INT64, dims=deadline_dims))
     _set_parameters(
         config,
         max_candidates=settings.max_candidates,
@@ -96,20 +108,42 @@ def _tokenize(settings: ServeSettings, row_tensors: Sequence[str]) -> pb.ModelCo
     return config
 
 
-def _score(settings: ServeSettings, row_tensors: Sequence[str], cores: int) -> pb.ModelConfig:
+def _score(settings: ServeSettings, engine_inputs: Sequence[str], cores: int) -> pb.ModelConfig:
     config = _python_model("score")
-    config.max_batch_size = max(settings.max_candidates, settings.rows_per_batch)
+    is_shared = _is_shared_context(engine_inputs)
+    # As many requests as can wait may share an execution; of a joint ranker, as many rows as the largest has.
+    config.max_batch_size = (
+        settings.queue_requests if is_shared else max(settings.max_candidates, settings.rows_per_batch)
+    )
     config.instance_group[0].count = score_instances(settings, cores)
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
-    for name in row_tensors:
-        config.input.add(name=name, data_type=pb.TYPE_INT32, dims=[-1], allow_ragged_batch=True)
+    for name in engine_inputs:
+        dims = SHARED_CONTEXT_DIMS.get(name, [-1])
+        config.input.add(name=name, data_type=pb.TYPE_INT32, dims=dims, allow_ragged_batch=True)
     config.input.add(name="deadline", data_type=pb.TYPE_INT64, dims=[1], optional=True)
-    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[1])
-    _set_parameters(config, rows_per_batch=settings.rows_per_batch, threads=0)
-    for most_rows, tokens in WARMUP_SHAPES:
+    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1] if is_shared else [1])
+    if is_shared:
+        _set_parameters(config, context_cache_bytes=settings.context_cache_mb * 1_000_000)
+    else:
+        _set_parameters(config, rows_per_batch=settings.rows_per_batch)
+    (_warm_up_shared_context if is_shared else _warm_up_joint)(config, engine_inputs)
+    return config
+
+
+def _warm_up_shared_context(config: pb.ModelConfig, engine_inputs: Sequence[str]) -> None:
+    for context_tokens, candidates, tokens in SHARED_CONTEXT_WARMUP:
+        warmup = config.model_warmup.add(name=f"{candidates} candidates of {tokens} tokens", batch_size=1)
+        for name, dims in (("context_ids", [context_tokens]), ("candidate_ids", [candidates, tokens])):
+            warmup.inputs[name].data_type = pb.TYPE_INT32
+            warmup.inputs[name].dims.extend(dims)
+            warmup.inputs[name].zero_data = True
+
+
+def _warm_up_joint(config: pb.ModelConfig, engine_inputs: Sequence[str]) -> None:
+    for most_rows, tokens in JOINT_WARMUP:
         rows = min(most_rows, config.max_batch_size)  # the bundled server dies (SIGSEGV) of a larger warm-up batch
         warmup = config.model_warmup.add(name=f"{rows} rows of {tokens} tokens", batch_size=rows)
-        for name in row_tensors:
+        for name in engine_inputs:
             tensor = warmup.inputs[name]
             tensor.data_type = pb.TYPE_INT32
             tensor.dims.append(tokens)
@@ -117,16 +151,20 @@ def _score(settings: ServeSettings, row_tensors: Sequence[str], cores: int) -> p
                 tensor.input_data_file = warmup_mask_file(tokens)
             else:
                 tensor.zero_data = True
-    return config
 
 
-def _select() -> pb.ModelConfig:
+def _select(engine_inputs: Sequence[str]) -> pb.ModelConfig:
     config = _python_model("select")
-    config.input.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1, 1])
+    logits_dims = [-1] if _is_shared_context(engine_inputs) else [-1, 1]
+    config.input.add(name="logits", data_type=pb.TYPE_FP32, dims=logits_dims)
     config.input.add(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1])
     config.input.extend(tensor for tensor in _request_inputs() if tensor.name in {"item_ids", "top_k"})
     config.output.extend(_outputs())
     return config
+
+
+def _is_shared_context(engine_inputs: Sequence[str]) -> bool:
+    return "context_ids" in engine_inputs
 
 
 def _python_model(name: str) -> pb.ModelConfig:

@@ -42,7 +42,7 @@ class ListMaker:
         self._settings = settings
         self._seed = seed
         self._index = {item: index for index, item in enumerate(self._item_ids)}
-        self._sampler = NegativeSampler(_popularity(events, self._index), settings.popularity_exponent)
+        self._sampler = NegativeSampler(training_popularity(events, self._index), settings.popularity_exponent)
         self._seen = events.group_by("user_id").agg(pl.col("item_id").unique(maintain_order=True))
         self._liked = events.filter(LIKED).group_by("user_id", maintain_order=True).agg("item_id")
 
@@ -72,7 +72,7 @@ class ListMaker:
         for user, positive, query, position, positives_before in chosen:
             example_id = f"{user}:{position}"
             random = example_random(self._seed, example_id)
-            history = [item for item in liked[user][:positives_before] if item != positive]
+            history = history_before(liked[user], positives_before, positive)
             drawn = self._sampler.draw(random, seen[user], negatives)
             candidates = [positive, *(self._item_ids[index] for index in drawn)]
             shuffled = [candidates[place] for place in random.permutation(len(candidates))]
@@ -88,7 +88,18 @@ class ListMaker:
             )
 
 
-def _popularity(events: pl.DataFrame, index: dict[str, int]) -> NDArray[np.int64]:
+def history_before(liked: list[str], positives_before: int, positive: str) -> list[str]:
+    """What a user had liked when the positive came, newest last; an earlier like of the same item would give it away.
+
+    Args:
+        liked: the user's positives in order of time.
+        positives_before: how many of them came before this one.
+        positive: the item liked next.
+    """
+    return [item for item in liked[:positives_before] if item != positive]
+
+
+def training_popularity(events: pl.DataFrame, index: dict[str, int]) -> NDArray[np.int64]:
     """[items] positives per item, of training events alone: a held-out click must not make its item likelier."""
     counts = np.zeros(len(index), dtype=np.int64)
     learnt = events.filter(LIKED & (pl.col("split") == TRAIN))["item_id"].value_counts()

@@ -1,7 +1,8 @@
-"""score: rows of token ids -> logits, by ONNX Runtime on the CPU (target cpu).
+"""score: token ids -> logits, by ONNX Runtime on the CPU (target cpu).
 
-The dynamic batcher hands over several requests of any shape at once (ragged); ``engine.py`` beside this file regroups
-their rows by padded length. Its metrics say how many tokens padding costs.
+The dynamic batcher hands over several requests of any shape at once (ragged); ``engine.py`` beside this file groups
+what has similar length. Its metrics say how many tokens padding costs. The batch dimension is the row of a joint ranker
+(context and candidate), and the request of a shared-context one.
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission import EXPIRED, StartedCounter, is_expired
-from engine import OnnxEngine, RowsError, available_cores, check_rows, token_counts
+from engine import RowsError, available_cores, open_engine
 from interpreter import check_interpreter
 
 
@@ -19,17 +20,32 @@ class TritonPythonModel:
         check_interpreter()
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}
-        instances = sum(group["count"] for group in config["instance_group"])
-        threads = int(settings["threads"]) or max(1, available_cores() // instances)
-        self.engine = OnnxEngine(Path(__file__).parent / "model.onnx", threads, int(settings["rows_per_batch"]))
+        self.cores = available_cores()
+        self.engine = open_engine(
+            Path(__file__).parent,
+            self.cores,
+            int(settings.get("rows_per_batch", 16)),
+            int(settings.get("context_cache_bytes", 0)),
+        )
+        self.is_request_batched = config["input"][0]["name"] == "context_ids"
         # A family must outlive its metrics, so both are kept.
         self.families = [
-            _counter_family("tritonrank_tokens_computed_total", "Tokens run through the engine"),
-            _counter_family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
-            _counter_family("tritonrank_requests_expired_total", "Requests whose deadline passed while they waited"),
+            _family("tritonrank_tokens_computed_total", "Tokens run through the engine"),
+            _family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
+            _family("tritonrank_requests_expired_total", "Requests whose deadline passed while they waited"),
         ]
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self.computed, self.needed, self.expired = (family.Metric(labels=labels) for family in self.families)
+        self.cache_metrics = {}
+        if self.is_request_batched:
+            instance = labels | {"instance": args["model_instance_name"]}
+            cache_families = {
+                "hits": _family("tritonrank_context_cache_hits_total", "Contexts whose keys and values were kept"),
+                "misses": _family("tritonrank_context_cache_misses_total", "Contexts that had to be computed"),
+                "bytes": _family("tritonrank_context_cache_bytes", "Bytes kept", "GAUGE"),
+            }
+            self.families += cache_families.values()
+            self.cache_metrics = {name: family.Metric(labels=instance) for name, family in cache_families.items()}
         self.started = StartedCounter(args["model_instance_name"])
 
     def finalize(self):
@@ -38,7 +54,7 @@ class TritonPythonModel:
     def execute(self, requests):
         self.started.add(len(requests))
         answers = {}
-        rows = {}
+        tensors = {}
         for number, request in enumerate(requests):
             if request.is_cancelled():
                 answers[number] = _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
@@ -48,31 +64,43 @@ class TritonPythonModel:
                 answers[number] = _failure(EXPIRED, pb_utils.TritonError.UNAVAILABLE)
                 continue
             try:
-                rows[number] = self._rows(request)
+                tensors[number] = self._tensors(request)
             except RowsError as error:
                 answers[number] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
-        if rows:
-            answers |= zip(rows, self._run(list(rows.values())), strict=True)
+        if tensors:
+            answers |= zip(tensors, self._run(list(tensors.values())), strict=True)
         return [answers[number] for number in range(len(requests))]
 
-    def _rows(self, request):
+    def _tensors(self, request):
         names = self.engine.input_names
-        rows = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
-        check_rows(rows)
-        return rows
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+        if self.is_request_batched:
+            for name, tensor in tensors.items():
+                if len(tensor) != 1:
+                    raise RowsError(f"{name}: {len(tensor)} requests in one; send them one by one")
+            tensors = {name: tensor[0] for name, tensor in tensors.items()}
+        self.engine.check(tensors)
+        return tensors
 
-    def _run(self, rows):
+    def _run(self, tensors):
         """The answer to each request; one that the engine refuses must not take its batch mates along."""
         try:
-            logits = self.engine.run(rows)
+            with self.started.busy() as busy_instances:
+                logits = self.engine.run(tensors, threads=max(1, self.cores // busy_instances))
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class for each of its status codes
-            if len(rows) > 1:
-                return [self._run([one])[0] for one in rows]
-            return [_failure(f"the engine refused these rows: {error}", pb_utils.TritonError.INTERNAL)]
-        computed, needed = token_counts(rows)
+            if len(tensors) > 1:
+                return [self._run([one])[0] for one in tensors]
+            return [_failure(f"the engine refused these token ids: {error}", pb_utils.TritonError.INTERNAL)]
+        computed, needed = self.engine.token_counts(tensors)
         self.computed.increment(computed)
         self.needed.increment(needed)
-        return [_logits(one) for one in logits]
+        for name, metric in self.cache_metrics.items():
+            metric.increment(getattr(self.engine.context_cache, name) - metric.value())
+        return [self._answer(one) for one in logits]
+
+    def _answer(self, logits):
+        shaped = logits[np.newaxis] if self.is_request_batched else logits[:, np.newaxis]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("logits", shaped.astype(np.float32))])
 
 
 def _has_expired(request):
@@ -80,13 +108,9 @@ def _has_expired(request):
     return deadline is not None and is_expired(int(deadline.as_numpy()[0, 0]))
 
 
-def _logits(logits):
-    return pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits[:, np.newaxis].astype(np.float32))])
-
-
 def _failure(message, code):
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
-def _counter_family(name, description):
-    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+def _family(name, description, kind="COUNTER"):
+    return pb_utils.MetricFamily(name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind))

@@ -22,7 +22,7 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):
-        logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy()[:, 0]
+        logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy().ravel()
         rows = pb_utils.get_input_tensor_by_name(request, "row_of_candidate").as_numpy()
         item_ids, top_k = _optional(request, "item_ids"), _optional(request, "top_k")
         limit = 0 if top_k is None else int(top_k[0])

@@ -1,4 +1,4 @@
-"""tokenize: texts of a request -> rows of token ids, equal rows once.
+"""tokenize: texts of a request -> token ids, equal candidates once.
 
 Every input is checked here, so that a bad request is answered with INVALID_ARG and never reaches the engine, while
 its neighbours go on. A request that would wait too long in the scorer's queue is refused at once (``admission.py``).
@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission import Admission, QueueFullError, deadline_after
 from interpreter import check_interpreter
-from text import RequestTokenizer, TextError, decode_texts, unique_rows
+from text import JOINT, RequestTokenizer, TextError, decode_texts, unique_rows
 
 
 class TritonPythonModel:
@@ -32,7 +32,7 @@ class TritonPythonModel:
         )
         self.rejected = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
         others = {"row_of_candidate", "deadline"}
-        self.row_tensors = [output["name"] for output in config["output"] if output["name"] not in others]
+        self.engine_inputs = [output["name"] for output in config["output"] if output["name"] not in others]
         self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
 
     def execute(self, requests):
@@ -68,11 +68,13 @@ class TritonPythonModel:
                 raise TextError(f"items[{position}]: no token is left of this text; leave the candidate out")
         context = self.tokenizer.context(query, [render(item, f"history[{i}]") for i, item in enumerate(history)])
         rows, row_of_candidate = unique_rows(candidates)
-        tensors = vars(self.tokenizer.joint_rows(context, rows))
+        tensors = self.tokenizer.tensors(context, rows)
+        # The scorer's batch dimension is the row for a joint ranker, the request for a shared-context one.
+        deadline_shape = (len(rows), 1) if self.tokenizer.rules.architecture == JOINT else (1,)
         return [
-            *(pb_utils.Tensor(name, tensors[name]) for name in self.row_tensors),
+            *(pb_utils.Tensor(name, tensors[name]) for name in self.engine_inputs),
             pb_utils.Tensor("row_of_candidate", row_of_candidate),
-            pb_utils.Tensor("deadline", np.full((len(rows), 1), deadline, dtype=np.int64)),
+            pb_utils.Tensor("deadline", np.full(deadline_shape, deadline, dtype=np.int64)),
         ]
 
     def _texts(self, request, name, limit):

@@ -1,0 +1,402 @@
+"""The shared-context ranker: the user is encoded once, every candidate attends to that and to itself.
+
+Context tokens never see a candidate, so their keys and values are the same for all candidates of a request; a
+candidate's tokens see the context and their own row, so its score does not depend on which others are present. The
+weights are those of an ordinary encoder (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, MiniLM); only the mask is new.
+
+There are two ways through the same weights:
+
+- ``forward`` is packed, for training: context and candidates of an example in one sequence under a block mask;
+- ``encode_context`` and ``score_candidates`` are split, for serving: the first gives each layer's keys and values of
+  the context, the second uses them for any number of candidates.
+
+Context positions count from 0; candidates all start at ``context_positions``, the longest context that the token
+budgets allow, however long the context at hand is. The score is a linear function of the last hidden state of a
+candidate's first token ([CLS]), so the last layer computes queries, output and FFN for these tokens alone, and nothing
+but keys and values for the others.
+"""
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from tritonrank.errors import ArtifactError
+from tritonrank.text import PADDING, SHARED_CONTEXT
+
+CONTEXT_SEGMENT = 0
+
+
+class SharedContextConfig(PretrainedConfig):  # type: ignore[misc]
+    """Sizes of the encoder in the words of BERT's config, and where candidates start.
+
+    Args:
+        embedding_size: width of the embeddings; ELECTRA projects them to hidden_size.
+        head_size: width of one attention head.
+        first_position: rows of the position table that the family does not use (RoBERTa: padding_idx + 1).
+        context_positions: position of each candidate's first token = the longest possible context.
+    """
+
+    model_type = SHARED_CONTEXT
+
+    def __init__(
+        self,
+        vocab_size: int = 30_522,
+        embedding_size: int = 384,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 12,
+        head_size: int = 32,
+        intermediate_size: int = 1_536,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        first_position: int = 0,
+        context_positions: int = 128,
+        initializer_range: float = 0.02,
+        **further: Any,
+    ) -> None:
+        super().__init__(**{"num_labels": 1} | further)
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.head_size = head_size
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.layer_norm_eps = layer_norm_eps
+        self.max_position_embeddings = max_position_embeddings
+        self.type_vocab_size = type_vocab_size
+        self.first_position = first_position
+        self.context_positions = context_positions
+        self.initializer_range = initializer_range
+
+
+AutoConfig.register(SHARED_CONTEXT, SharedContextConfig)
+
+
+class SharedContextRanker(PreTrainedModel):  # type: ignore[misc]
+    """See the module's text for the idea and the two ways through."""
+
+    config_class = SharedContextConfig
+    base_model_prefix = "ranker"
+    main_input_name = "token_ids"
+
+    def __init__(self, config: SharedContextConfig) -> None:
+        super().__init__(config)
+        self.embeddings = _Embeddings(config)
+        # A ModuleList does not say what it holds.
+        self.layers: list[_Layer] = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))  # type: ignore[assignment]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(self, token_ids: Tensor, position_ids: Tensor, segments: Tensor, first_tokens: Tensor) -> Tensor:
+        """Packed, for training: one sequence per example.
+
+        Args:
+            token_ids, position_ids: (examples, tokens).
+            segments: (examples, tokens); 0 = context, n = the n-th candidate, -1 = padding.
+            first_tokens: (examples, candidates), places of the candidates' first tokens in their sequence.
+
+        Returns:
+            logits (examples, candidates).
+        """
+        visible = (segments[:, None, :] == CONTEXT_SEGMENT) | (segments[:, None, :] == segments[:, :, None])
+        hidden = self.embeddings(token_ids, position_ids, segments > CONTEXT_SEGMENT)
+        for layer in self.layers[:-1]:
+            hidden = layer.packed(hidden, hidden, visible)
+        firsts = hidden.gather(1, first_tokens[:, :, None].expand(-1, -1, hidden.shape[2]))
+        visible = visible.gather(1, first_tokens[:, :, None].expand(-1, -1, visible.shape[2]))
+        firsts = self.layers[-1].packed(firsts, hidden, visible)
+        return self._logits(firsts)
+
+    def encode_context(self, context_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Split, first part: context_ids (tokens,) -> keys and values, each (layers, heads, tokens, head_size)."""
+        positions = torch.arange(context_ids.shape[0], device=context_ids.device)
+        # A batch of one: for a plain matrix the exporter writes Gemm, which quantization leaves alone.
+        batch = context_ids.unsqueeze(0)
+        hidden = self.embeddings(batch, positions, torch.zeros_like(batch, dtype=torch.bool))
+        keys, values = [], []
+        for layer in self.layers[:-1]:
+            key, value = layer.keys_and_values(hidden)
+            hidden = layer.context(hidden, key, value)
+            keys.append(key)
+            values.append(value)
+        key, value = self.layers[-1].keys_and_values(hidden)
+        return torch.stack([*keys, key]), torch.stack([*values, value])
+
+    def score_candidates(self, context_keys: Tensor, context_values: Tensor, candidate_ids: Tensor) -> Tensor:
+        """Split, second part.
+
+        Args:
+            context_keys, context_values: (layers, heads, context tokens, head_size).
+            candidate_ids: (candidates, tokens), padded on the right with -1.
+
+        Returns:
+            logits (candidates,).
+        """
+        is_token = candidate_ids > PADDING
+        positions = torch.arange(candidate_ids.shape[1], device=candidate_ids.device) + self.config.context_positions
+        hidden = self.embeddings(candidate_ids.clamp(min=0), positions, torch.ones_like(is_token))
+        # Added to the scores of a row's own tokens: padding is never attended to.
+        own_mask = (1.0 - is_token.to(hidden.dtype)) * torch.finfo(hidden.dtype).min
+        for layer, key, value in zip(self.layers[:-1], context_keys[:-1], context_values[:-1], strict=True):
+            hidden = layer.candidates(hidden, hidden, key, value, own_mask)
+        firsts = self.layers[-1].candidates(hidden[:, :1], hidden, context_keys[-1], context_values[-1], own_mask)
+        return self._logits(firsts[:, 0])
+
+    def folded(self) -> "SharedContextRanker":
+        """A copy for serving that computes the same with fewer operations; only the split way works on it.
+
+        Softmax does not see what is added to all scores of a query, so keys need no bias; weights of one query sum to
+        1, so the bias of the values passes through to the output projection's; and the scale of the scores belongs
+        into the query projection.
+        """
+        copy: SharedContextRanker = deepcopy(self).eval()
+        for layer in copy.layers:
+            layer.fold()
+        return copy
+
+    def _logits(self, firsts: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(firsts))
+        return logits.squeeze(-1)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            module.bias.data.zero_()
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data.fill_(1.0)
+            module.bias.data.zero_()
+
+
+class _Embeddings(nn.Module):
+    """Word + position + segment, normalized; projected where they are narrower than the encoder."""
+
+    def __init__(self, config: SharedContextConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.positions = nn.Embedding(config.max_position_embeddings, config.embedding_size)
+        self.segments = nn.Embedding(config.type_vocab_size, config.embedding_size) if config.type_vocab_size else None
+        self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        is_narrower = config.embedding_size != config.hidden_size
+        self.project = nn.Linear(config.embedding_size, config.hidden_size) if is_narrower else None
+        self._first_position = config.first_position
+
+    def forward(self, token_ids: Tensor, position_ids: Tensor, is_candidate: Tensor) -> Tensor:
+        summed = self.words(token_ids) + self.positions(position_ids + self._first_position)
+        if self.segments is not None:  # RoBERTa has one segment for everything
+            last = self.segments.num_embeddings - 1
+            summed = summed + self.segments(is_candidate.to(token_ids.dtype).clamp(max=last))
+        embedded: Tensor = self.dropout(self.norm(summed))
+        return embedded if self.project is None else self.project(embedded)
+
+
+class _Layer(nn.Module):
+    """One post-norm encoder layer; every family here has this one."""
+
+    def __init__(self, config: SharedContextConfig) -> None:
+        super().__init__()
+        width = config.num_attention_heads * config.head_size
+        self.heads, self.head_size = config.num_attention_heads, config.head_size
+        self.scale = config.head_size**-0.5
+        self.query = nn.Linear(config.hidden_size, width)
+        self.key = nn.Linear(config.hidden_size, width)
+        self.value = nn.Linear(config.hidden_size, width)
+        self.attention_out = nn.Linear(width, config.hidden_size)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn_in = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.ffn_out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_dropout = config.attention_probs_dropout_prob
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """See ``SharedContextRanker.folded``."""
+        self.attention_out.bias.add_(self.attention_out.weight @ self.value.bias)
+        self.key.register_parameter("bias", None)
+        self.value.register_parameter("bias", None)
+        self.query.weight.mul_(self.scale)
+        self.query.bias.mul_(self.scale)
+        self.scale = 1.0
+
+    def packed(self, rows: Tensor, hidden: Tensor, visible: Tensor) -> Tensor:
+        """rows (examples, rows, hidden) attend to what ``visible`` (examples, rows, tokens) allows of ``hidden``."""
+        query, key, value = (
+            self._split(project(source)).transpose(1, 2)
+            for project, source in ((self.query, rows), (self.key, hidden), (self.value, hidden))
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible[:, None], dropout_p=dropout
+        )
+        return self._finish(rows, mixed.transpose(1, 2).flatten(2))
+
+    def keys_and_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (1, tokens, hidden) -> two of (heads, tokens, head_size)."""
+        key, value = (self._split(project(hidden)).squeeze(0).transpose(0, 1) for project in (self.key, self.value))
+        return key, value
+
+    def context(self, hidden: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The context's own attention: hidden (1, tokens, hidden)."""
+        query = self._split(self._scaled_query(hidden)).squeeze(0).transpose(0, 1)
+        mixed = (query @ key.transpose(1, 2)).softmax(dim=-1) @ value
+        return self._finish(hidden, mixed.transpose(0, 1).flatten(1).unsqueeze(0))
+
+    def candidates(
+        self, rows: Tensor, hidden: Tensor, context_key: Tensor, context_value: Tensor, own_mask: Tensor
+    ) -> Tensor:
+        """rows (candidates, rows, hidden) attend to the context and to ``hidden`` (candidates, tokens, hidden).
+
+        All candidates' rows meet the context in one matrix product per head: their number is folded into the rows.
+        """
+        candidates, length = rows.shape[0], rows.shape[1]
+        tokens, context_tokens = hidden.shape[1], context_key.shape[1]
+        heads, size = self.heads, self.head_size
+        query = self._split(self._scaled_query(rows)).permute(2, 0, 1, 3)  # (heads, candidates, rows, size)
+        own_key = self._split(self.key(hidden)).permute(2, 0, 3, 1)
+        own_value = self._split(self.value(hidden)).permute(2, 0, 1, 3)
+        folded = query.reshape(heads, candidates * length, size)
+        context_scores = (folded @ context_key.transpose(1, 2)).view(heads, candidates, length, context_tokens)
+        own_scores = query @ own_key + own_mask[None, :, None, :]
+        weights = torch.cat([context_scores, own_scores], dim=-1).softmax(dim=-1)
+        context_weights, own_weights = torch.split(weights, [context_tokens, tokens], dim=-1)
+        context_part = context_weights.reshape(heads, candidates * length, context_tokens) @ context_value
+        mixed = context_part.view(heads, candidates, length, size) + own_weights @ own_value
+        return self._finish(rows, mixed.permute(1, 2, 0, 3).flatten(2))
+
+    def _scaled_query(self, rows: Tensor) -> Tensor:
+        query: Tensor = self.query(rows)
+        return query if self.scale == 1.0 else query * self.scale
+
+    def _split(self, projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], self.heads, self.head_size)
+
+    def _finish(self, rows: Tensor, mixed: Tensor) -> Tensor:
+        attended = self.attention_norm(rows + self.dropout(self.attention_out(mixed)))
+        inner = self.ffn_out(self.activation(self.ffn_in(attended)))
+        finished: Tensor = self.ffn_norm(attended + self.dropout(inner))
+        return finished
+
+
+_NAMES = {
+    "distilbert": {
+        r"embeddings\.word_embeddings": "embeddings.words",
+        r"embeddings\.position_embeddings": "embeddings.positions",
+        r"embeddings\.LayerNorm": "embeddings.norm",
+        r"transformer\.layer\.(\d+)\.attention\.q_lin": r"layers.\1.query",
+        r"transformer\.layer\.(\d+)\.attention\.k_lin": r"layers.\1.key",
+        r"transformer\.layer\.(\d+)\.attention\.v_lin": r"layers.\1.value",
+        r"transformer\.layer\.(\d+)\.attention\.out_lin": r"layers.\1.attention_out",
+        r"transformer\.layer\.(\d+)\.sa_layer_norm": r"layers.\1.attention_norm",
+        r"transformer\.layer\.(\d+)\.ffn\.lin1": r"layers.\1.ffn_in",
+        r"transformer\.layer\.(\d+)\.ffn\.lin2": r"layers.\1.ffn_out",
+        r"transformer\.layer\.(\d+)\.output_layer_norm": r"layers.\1.ffn_norm",
+    },
+    "bert": {
+        r"embeddings\.word_embeddings": "embeddings.words",
+        r"embeddings\.position_embeddings": "embeddings.positions",
+        r"embeddings\.token_type_embeddings": "embeddings.segments",
+        r"embeddings\.LayerNorm": "embeddings.norm",
+        r"embeddings_project": "embeddings.project",
+        r"encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)": r"layers.\1.\2",
+        r"encoder\.layer\.(\d+)\.attention\.output\.dense": r"layers.\1.attention_out",
+        r"encoder\.layer\.(\d+)\.attention\.output\.LayerNorm": r"layers.\1.attention_norm",
+        r"encoder\.layer\.(\d+)\.intermediate\.dense": r"layers.\1.ffn_in",
+        r"encoder\.layer\.(\d+)\.output\.dense": r"layers.\1.ffn_out",
+        r"encoder\.layer\.(\d+)\.output\.LayerNorm": r"layers.\1.ffn_norm",
+    },
+}
+"""Parameter names of each family -> ours; families that are not named share BERT's."""
+_OFFSET_FAMILIES = {"roberta", "xlm-roberta", "camembert"}
+FAMILIES = {"bert", "electra", "distilbert", *_OFFSET_FAMILIES}
+
+
+def from_encoder(encoder: PreTrainedModel, name: str, context_positions: int) -> SharedContextRanker:
+    """A shared-context ranker with the weights of an encoder and a fresh head.
+
+    Args:
+        encoder: the bare encoder (AutoModel).
+        name: what errors call it.
+        context_positions: the longest context in tokens, special tokens included.
+
+    Raises:
+        ArtifactError: a family or a kind of positions that this model does not know, or weights left over.
+    """
+    ranker = SharedContextRanker(_config_of(encoder.config, name, context_positions))
+    renamed = _rename(encoder.state_dict(), encoder.config.model_type)
+    missing, unexpected = ranker.load_state_dict(renamed, strict=False)
+    if unexpected or set(missing) != {"head.weight", "head.bias"}:
+        raise ArtifactError(
+            f"{name}: its weights do not fit a shared-context ranker: missing {sorted(missing)}, "
+            f"left over {sorted(unexpected)}"
+        )
+    return ranker
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """Rows of the position table that come before position 0 of a text."""
+    own: int | None = getattr(config, "first_position", None)
+    if own is not None:
+        return own
+    return int(config.pad_token_id) + 1 if config.model_type in _OFFSET_FAMILIES else 0
+
+
+def _config_of(config: PretrainedConfig, name: str, context_positions: int) -> SharedContextConfig:
+    if config.model_type not in FAMILIES:
+        raise ArtifactError(
+            f"{name}: a {config.model_type} encoder has another layer than BERT; supported: "
+            f"{', '.join(sorted(FAMILIES))}. Use model.architecture: joint"
+        )
+    if getattr(config, "position_embedding_type", "absolute") != "absolute":
+        raise ArtifactError(f"{name}: only absolute position embeddings are supported; use model.architecture: joint")
+    is_distilbert = config.model_type == "distilbert"
+    return SharedContextConfig(
+        vocab_size=config.vocab_size,
+        embedding_size=getattr(config, "embedding_size", config.hidden_size),
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        head_size=config.hidden_size // config.num_attention_heads,
+        intermediate_size=config.hidden_dim if is_distilbert else config.intermediate_size,
+        hidden_act=config.activation if is_distilbert else config.hidden_act,
+        hidden_dropout_prob=config.dropout if is_distilbert else config.hidden_dropout_prob,
+        attention_probs_dropout_prob=config.attention_dropout if is_distilbert else config.attention_probs_dropout_prob,
+        layer_norm_eps=getattr(config, "layer_norm_eps", 1e-12),
+        max_position_embeddings=config.max_position_embeddings,
+        type_vocab_size=getattr(config, "type_vocab_size", 0),
+        first_position=first_position(config),
+        context_positions=context_positions,
+        pad_token_id=config.pad_token_id,
+    )
+
+
+def _rename(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+    patterns = _NAMES.get(family, _NAMES["bert"])
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith("pooler.") or name.endswith("position_ids") or name.endswith("embeddings.token_type_ids"):
+            continue  # buffers, and a head over [CLS] that was trained for something else
+        for pattern, ours in patterns.items():
+            found = re.sub(rf"^{pattern}(?=\.(weight|bias)$)", ours, name)
+            if found != name:
+                break
+        renamed[found] = tensor
+    return renamed

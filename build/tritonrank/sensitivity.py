@@ -1,0 +1,93 @@
+"""Which linear layers bear INT8: how much each changes the logits, held against the work that it does.
+
+A few layers of an encoder have activations with outliers that one scale cannot hold. They are found by quantizing each
+layer alone; those that disturb most for their work stay in FP32, until the rest together is quiet enough.
+"""
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from rich.progress import track
+
+from tritonrank.engine import Feed, Tensors, open_engine, open_session
+from tritonrank.errors import GateError
+
+Write = Callable[[Path, list[str]], None]
+"""Writes the graphs into a folder with these nodes quantized."""
+
+
+class NoiseMeter:
+    """How much graphs change the logits of the FP32 ones: root mean square over the spread of the logits."""
+
+    def __init__(self, source: Path, requests: Sequence[Tensors]) -> None:
+        self._requests = requests
+        self._expected = np.concatenate(open_engine(source).run(requests))
+
+    def of(self, folder: Path) -> float:
+        change = np.concatenate(open_engine(folder).run(self._requests)) - self._expected
+        return float(np.sqrt(np.mean(change**2)) / max(float(self._expected.std()), 1e-12))
+
+
+def quiet_enough(
+    nodes: list[str], work: Mapping[str, float], write: Write, noise: NoiseMeter, folder: Path, limit: float
+) -> list[str]:
+    """Leave out the layers that disturb most for their work, until the rest together stays within the limit.
+
+    Such changes are nearly independent, so their squares add up; the sum tells how many to leave out at first, and a
+    run of the real graphs tells whether that was enough.
+
+    Args:
+        nodes: the layers to choose from.
+        work: multiply-adds of each layer in typical requests.
+        write: writes graphs.
+        noise: measures them.
+        folder: where the chosen graphs go.
+        limit: largest noise.
+
+    Raises:
+        GateError: not even one layer can be quantized within the limit.
+    """
+    alone: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as trial:
+        for node in track(nodes, "  measuring each layer", transient=True):
+            write(Path(trial), [node])
+            alone[node] = noise.of(Path(trial))
+    quietest_first = sorted(nodes, key=lambda node: alone[node] ** 2 / work[node])
+    together = np.sqrt(np.cumsum([alone[node] ** 2 for node in quietest_first]))
+    count = int(np.searchsorted(together, limit, side="right"))
+    while count > 0:
+        kept = set(quietest_first[:count])
+        chosen = [node for node in nodes if node in kept]
+        write(folder, chosen)
+        if noise.of(folder) <= limit:
+            return chosen
+        count -= max(1, len(nodes) // 12)
+    raise GateError(
+        f"gate closed: no linear layer can be INT8 within quantize.noise = {limit}; the quietest alone "
+        f"changes the logits by {min(alone.values()):.3f} of their spread. Raise it, or set quantize.method: none"
+    )
+
+
+def work_of_nodes(path: Path, feeds: Sequence[Feed]) -> dict[str, int]:
+    """Multiply-adds of every MatMul with constant weights, by node name, when the graph runs on all these feeds."""
+    model = onnx.load(path)
+    weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    # The rows that a layer sees are known only when it runs: its input becomes an output of the graph.
+    watched = list(dict.fromkeys(node.input[0] for node in linear))
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched)
+    rows: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.save(model, Path(scratch) / path.name)
+        session = open_session(Path(scratch) / path.name)
+        for feed in feeds:
+            values = session.run(watched, feed)
+            rows.update({name: math.prod(value.shape[:-1]) for name, value in zip(watched, values, strict=True)})
+    return {node.name: rows[node.input[0]] * weights[node.input[1]] for node in linear}

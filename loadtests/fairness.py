@@ -1,0 +1,96 @@
+"""Does a large request starve small ones? Latency of small requests alone, and while a large one is always in flight.
+
+    python -m loadtests.fairness grpc://127.0.0.1:8001 small.jsonl large.jsonl
+
+Both files come from ``tritonrank workload`` (such as --candidates 10 and --candidates 1000). Small requests are sent
+one after the other; beside them one client sends large requests without a pause. Prints a table and one line of JSON.
+Exits with 1 when the small requests' p99 grows beyond --most times.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from tritonrank_client import RankClient
+
+from loadtests.peers.load import percentile
+from loadtests.workload import WorkloadRequest, read_workload
+
+WARM_UP_REQUESTS = 20
+
+
+def compare(
+    url: str, small: Sequence[WorkloadRequest], large: Sequence[WorkloadRequest], count: int
+) -> dict[str, float]:
+    """Milliseconds of the small requests alone and beside large ones; large ones answered per second meanwhile."""
+    stop = threading.Event()
+    answered = 0
+
+    def send_large() -> None:
+        nonlocal answered
+        with RankClient(url, timeout=60) as client:
+            for request in itertools.cycle(large):
+                if stop.is_set():
+                    return
+                _rank(client, request)
+                answered += 1
+
+    with RankClient(url, timeout=60) as client:
+        requests = itertools.cycle(small)
+        for _ in range(WARM_UP_REQUESTS):
+            _rank(client, next(requests))
+        alone = [_milliseconds(client, next(requests)) for _ in range(count)]
+        background = threading.Thread(target=send_large, daemon=True)
+        background.start()
+        time.sleep(0.5)  # the first large request is being computed now
+        started = time.perf_counter()
+        beside = [_milliseconds(client, next(requests)) for _ in range(count)]
+        seconds = time.perf_counter() - started
+        stop.set()
+        background.join()
+    return {
+        "alone_p50": percentile(alone, 0.5),
+        "alone_p99": percentile(alone, 0.99),
+        "beside_large_p50": percentile(beside, 0.5),
+        "beside_large_p99": percentile(beside, 0.99),
+        "p99_ratio": percentile(beside, 0.99) / percentile(alone, 0.99),
+        "large_per_second": answered / seconds,
+    }
+
+
+def _milliseconds(client: RankClient, request: WorkloadRequest) -> float:
+    started = time.perf_counter()
+    _rank(client, request)
+    return 1_000 * (time.perf_counter() - started)
+
+
+def _rank(client: RankClient, request: WorkloadRequest) -> None:
+    client.rank(query=request.query, history=request.history, items=request.items)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.fairness", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("url", help="a running server, such as grpc://127.0.0.1:8001")
+    parser.add_argument("small", type=Path, help="workload of small requests")
+    parser.add_argument("large", type=Path, help="workload of large requests")
+    parser.add_argument("--requests", type=int, default=300, help="small requests in each half (default 300)")
+    parser.add_argument("--most", type=float, default=3.0, help="largest ratio of the p99 (default 3)")
+    options = parser.parse_args()
+    found = compare(options.url, read_workload(options.small), read_workload(options.large), options.requests)
+    table = Table("small requests", "p50 ms", "p99 ms")
+    table.add_row("alone", f"{found['alone_p50']:.1f}", f"{found['alone_p99']:.1f}")
+    table.add_row("beside large ones", f"{found['beside_large_p50']:.1f}", f"{found['beside_large_p99']:.1f}")
+    Console().print(table)
+    print(json.dumps({name: round(value, 3) for name, value in found.items()}))
+    sys.exit(found["p99_ratio"] > options.most)
+
+
+if __name__ == "__main__":
+    main()

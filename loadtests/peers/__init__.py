@@ -1,0 +1,24 @@
+"""Our ranker beside the ones that people would use instead: one workload, one machine, one run.
+
+    python -m loadtests.peers --workload workload.jsonl --joint artifacts/movielens-joint --shared artifacts/movielens
+
+Every system answers the same requests, one system at a time, each in its own environment; what one of them cannot do
+is in the table as well. The files, in the order in which a run uses them:
+
+    __main__.py      the command
+    cases.py         workload file -> the requests of a run, and their texts as the peers get them
+    catalogue.py     which systems there are, with the settings that matter
+    environments.py  a virtual environment per peer, from requirements/*.txt
+    system.py        what the runner wants of a system, and the processes behind it
+    libraries.py     systems without a server: a worker process over a pipe
+    servers.py       systems with one: Infinity over HTTP, Triton over gRPC
+    workers/         what runs inside the other environments
+    load.py          closed and open loop
+    measure.py       everything that is measured of one system
+    quality.py       NDCG@10 of its answers
+    machine.py       what this machine is, and how fast it can multiply at the best
+    report.py        results.json -> tables; workers/plot.py -> the picture
+
+Only workers/ours.py and workers/plain_triton.py import the pipeline: the first because it measures our library in
+process, the second to start the tritonserver that both sides use.
+"""

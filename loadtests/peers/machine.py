@@ -1,0 +1,80 @@
+"""What the figures were measured on, and how fast it multiplies at the best."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from loadtests.peers.cases import Case, PairTexts
+from loadtests.peers.environments import own_environment, run_to_end
+from loadtests.peers.system import available_cores, child_environment
+
+FLAGS_THAT_MATTER = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
+)  # fmt: skip
+MULTIPLY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    processor: str
+    cores: int
+    flags: list[str]
+    memory_gb: float
+    system: str
+    load_average: float
+    """of the last minute, before the run: other people's work"""
+
+
+def describe_machine() -> dict[str, object]:
+    """Processor, cores that may be used, and the instruction sets that decide speed here."""
+    information = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in information)}
+    flags = set(fields.get("flags", "").split())
+    machine = Machine(
+        processor=fields.get("model name", platform.processor()),
+        cores=available_cores(),
+        flags=[flag for flag in FLAGS_THAT_MATTER if flag in flags],
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+        system=platform.system(),
+        load_average=round(os.getloadavg()[0], 2),
+    )
+    return asdict(machine)
+
+
+def multiplication_rates(*, brief: bool = False) -> dict[str, float]:
+    """GFLOP/s of matrix products of the encoder's shape; see workers/multiply.py."""
+    command = [str(own_environment().python), "-m", "loadtests.peers.workers.multiply", *(["--brief"] if brief else [])]
+    rates: dict[str, float] = json.loads(run_to_end(command, MULTIPLY_SECONDS, child_environment()))
+    return rates
+
+
+def needed_gflop(config: Path, texts: PairTexts, cases: list[Case]) -> dict[str, float]:
+    """Mean GFLOP that a request needs, by way of ranking; padding and embedding look-ups not counted.
+
+    Per layer and token 2 x (4 hidden^2 + 2 hidden x intermediate) for the linear layers, and 4 x hidden x length for
+    the attention products, where length is what the token attends to. The shared-context figure counts the context
+    once and all layers in full, so an engine that computes only [CLS] rows in the last one needs less.
+
+    Args:
+        config: config.json of the encoder.
+        texts: makes the tokens.
+        cases: what to average over.
+    """
+    values = json.loads(config.read_text(encoding="utf-8"))
+    hidden, layers = values["hidden_size"], values["num_hidden_layers"]
+    linear = 2 * (4 * hidden**2 + 2 * hidden * values["intermediate_size"])
+    joint = shared = 0.0
+    for case in cases:
+        lengths = [len(row) for row in texts.rows(case)]
+        context = texts.context_length(case)
+        joint += sum(linear * length + 4 * hidden * length**2 for length in lengths)
+        shared += linear * context + 4 * hidden * context**2
+        for length in lengths:
+            own = length - context + 1  # each candidate has a [CLS] of its own
+            shared += linear * own + 4 * hidden * own * (context + own)
+    scale = layers / 1e9 / len(cases)
+    return {"joint": joint * scale, "shared_context": shared * scale}
