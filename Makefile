@@ -5,9 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= build/recipes/demo.yaml
 ARTIFACTS ?= artifacts/demo
+JOINT ?= artifacts/movielens-joint
+SHARED ?= artifacts/movielens
+WORKLOAD ?= $(SHARED)/workload.jsonl
+SHORT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format tools perf wheel clean
+.PHONY: help setup demo serve test lint format tools perf bench-peers wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +49,9 @@ tools: setup ## unpack perf_analyzer into .tools/
 
 perf: tools ## perf_analyzer on `rank` with real requests (ARTIFACTS=artifacts/...)
 	@$(BIN)/tritonrank perf $(ARTIFACTS)
+
+bench-peers: setup ## this and other ways to serve a ranker, measured in one run (SHORT=--short, see README)
+	@$(BIN)/python -m loadtests.peers --workload $(WORKLOAD) --joint $(JOINT) --shared $(SHARED) $(SHORT)
 
 wheel: setup ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel --outdir dist

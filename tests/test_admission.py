@@ -82,3 +82,45 @@ def test_models_of_one_server_share_a_folder(tmp_path: Path, monkeypatch: pytest
     assert folder == admission.counter_folder()
     assert str(os.getppid()) in folder.name
     assert folder.stat().st_mode & 0o077 == 0
+
+
+# Sharing out the cores
+
+
+def test_busy_instances_know_how_many_they_are(tmp_path: Path) -> None:
+    first, second, third = (StartedCounter(name, tmp_path) for name in ("score_0", "score_1", "score_2"))
+    with first.busy() as alone:
+        assert alone == 1
+        with second.busy() as two:
+            assert two == 2
+            with third.busy() as three:
+                assert three == 3
+        with third.busy() as two_again:
+            assert two_again == 2
+    with third.busy() as alone:
+        assert alone == 1
+
+
+def test_an_instance_that_failed_is_not_busy_for_ever(tmp_path: Path) -> None:
+    first, second = StartedCounter("score_0", tmp_path), StartedCounter("score_1", tmp_path)
+    with pytest.raises(RuntimeError, match="on purpose"), first.busy():
+        raise RuntimeError("on purpose")
+    with second.busy() as alone:
+        assert alone == 1
+
+
+def test_working_changes_no_count(tmp_path: Path) -> None:
+    gate, scorer = Admission(3, 60, tmp_path), StartedCounter("score_0", tmp_path)
+    assert fill(gate, 5) == 3
+    scorer.add(2)
+    with scorer.busy():
+        assert fill(gate, 5) == 2
+    assert fill(gate, 5) == 0
+
+
+def test_an_instance_that_is_just_starting_counts_for_nothing(tmp_path: Path) -> None:
+    scorer = StartedCounter("score_0", tmp_path)
+    (tmp_path / "score_1").write_bytes(b"")
+    with scorer.busy() as alone:
+        assert alone == 1
+    assert fill(Admission(3, 60, tmp_path), 5) == 3

@@ -279,6 +279,11 @@ MALFORMED = {
     "score: negative context": ("score", shared([1, -1], [[1]]), CONTEXT),
     "score: no candidates": ("score", shared([1], np.zeros((0, 4))), CANDIDATES),
     "score: candidates of no tokens": ("score", shared([1], np.zeros((3, 0))), CANDIDATES),
+    "score: too many candidates": (
+        "score",
+        shared([1], np.ones((MAX_CANDIDATES + 1, 2))),
+        "candidate_ids: 1001 candidates; the limit is 1000",
+    ),
     "score: a candidate of padding": ("score", shared([1], [[1, 2], [-1, -1]]), CANDIDATES),
     "score: a candidate with a hole": ("score", shared([1], [[1, -1, 2]]), CANDIDATES),
     "score: another padding": ("score", shared([1], [[1, -2]]), CANDIDATES),

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank import engine
 from tritonrank.engine import (
+    FEWEST_TOKENS,
     MOST_TOKENS,
     RUN_TOKENS,
+    ContextCache,
     JointEngine,
     RowsError,
     SharedContextEngine,
     available_cores,
     candidate_lengths,
+    cut_groups,
     length_groups,
     model_files,
     open_engine,
@@ -324,13 +327,32 @@ def test_every_row_is_in_one_group_that_has_room_for_it(lengths: list[int]) -> N
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 700)), min_size=1, max_size=6))
-def test_a_run_never_takes_more_tokens_than_fit_the_cache_but_for_rounding(counted: list[tuple[int, int]]) -> None:
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 700)), min_size=1, max_size=6), st.integers(1, 16))
+def test_groups_are_cut_into_runs_of_a_share_each(counted: list[tuple[int, int]], shares: int) -> None:
+    """To the nearest number of parts, so a part may be half a share too large, and rows are not cut."""
     lengths = np.concatenate([np.full(count, tokens) for tokens, count in counted])
     groups = length_groups(lengths)
-    assert sum(len(rows) for _, rows in groups) == len(lengths)
-    for tokens, rows in groups:
-        assert tokens * len(rows) < MOST_TOKENS + tokens
+    runs = cut_groups(groups, shares)
+    assert sorted(np.concatenate([rows for _, rows in runs]).tolist()) == list(range(len(lengths)))
+    assert {place: tokens for tokens, rows in runs for place in rows} == {
+        place: tokens for tokens, rows in groups for place in rows
+    }, "cutting pads nobody further"
+    share = min(max(FEWEST_TOKENS, sum(tokens * len(rows) for tokens, rows in groups) / shares), MOST_TOKENS)
+    assert all(tokens * len(rows) <= 1.5 * share + tokens for tokens, rows in runs)
+    assert all(len(rows) > 0 for _, rows in runs)
+    if len(groups) < len(runs):  # something was cut, and not into crumbs
+        whole = {(tokens, len(rows)) for tokens, rows in groups}
+        parts = [(tokens, len(rows)) for tokens, rows in runs if (tokens, len(rows)) not in whole]
+        assert all(tokens * (rows + 1) > FEWEST_TOKENS / 2 for tokens, rows in parts)
+
+
+def test_little_work_is_not_cut_and_much_work_keeps_every_core_busy() -> None:
+    assert len(cut_groups(length_groups(np.full(8, 12)), shares=16)) == 1
+    for shares in (2, 4, 16):
+        runs = cut_groups(length_groups(film_lengths(300)), shares)
+        largest = max(tokens * len(rows) for tokens, rows in runs)
+        assert len(runs) > 0.75 * shares
+        assert largest <= 2 * sum(tokens * len(rows) for tokens, rows in runs) / shares
 
 
 def test_few_rows_run_at_once_and_many_in_several_groups() -> None:
@@ -509,6 +531,86 @@ def test_token_counts_and_candidate_feeds_are_what_really_runs(
         assert sorted(one) == sorted(other) == ["candidate_ids", "context_keys", "context_values"]
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 3])
+def test_threads_change_no_bit_of_an_answer(
+    sharing: SharedContextEngine, shared_folder: Path, model: Path, threads: int
+) -> None:
+    rows = random_requests(10, [150, 7])
+    several = open_engine(shared_folder, threads=3)
+    requests = [shared_request([4, 5], one) for one in rows]
+    for answer, expected in zip(several.run(requests, threads), sharing.run(requests), strict=True):
+        np.testing.assert_array_equal(answer, expected)
+    pairs = [request_of(one) for one in rows]
+    expected = JointEngine(model, threads=1, rows_per_batch=5).run(pairs)
+    for answer, one in zip(JointEngine(model, threads=3, rows_per_batch=5).run(pairs, threads), expected, strict=True):
+        np.testing.assert_array_equal(answer, one)
+
+
+def test_a_run_that_fails_in_another_thread_is_an_error_and_the_engine_goes_on(shared_folder: Path) -> None:
+    several = open_engine(shared_folder, threads=3)
+    good = random_requests(11, [120])[0]
+    for place in (0, 60, 119):
+        bad = [*good[:place], [VOCABULARY + 7] * 9, *good[place + 1 :]]
+        with pytest.raises(Exception, match=r"(?i)indices|out of"):
+            several.run([shared_request([1], bad)])
+        (answer,) = several.run([shared_request([1], good)])
+        np.testing.assert_allclose(answer, expected_shared_logits([1], good), rtol=1e-5, atol=1e-6)
+
+
+# Contexts that come again
+
+
+def test_a_context_that_comes_again_is_not_computed_again(shared_folder: Path) -> None:
+    engine = open_engine(shared_folder, context_cache_bytes=1_000_000)
+    assert isinstance(engine, SharedContextEngine)
+    watched = engine._context = Watched(engine._context)
+    first, other = (shared_request(context, [[1, 2], [3]]) for context in ([4, 5], [5, 4]))
+    answers = engine.run([first, other, first, first])
+    assert [feed["context_ids"].tolist() for feed in watched.feeds] == [[4, 5], [5, 4]]
+    assert (engine.context_cache.hits, engine.context_cache.misses) == (2, 2)
+    for answer, context in zip(answers, ([4, 5], [5, 4], [4, 5], [4, 5]), strict=True):
+        np.testing.assert_allclose(answer, expected_shared_logits(context, [[1, 2], [3]]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(answers[2], answers[0])
+
+
+def test_without_a_cache_nothing_is_kept(shared_folder: Path) -> None:
+    engine = open_engine(shared_folder)
+    assert isinstance(engine, SharedContextEngine)
+    engine.run([shared_request([4], [[1]])] * 3)
+    assert (engine.context_cache.hits, engine.context_cache.misses, engine.context_cache.bytes) == (0, 3, 0)
+
+
+def entry_of(size: int) -> Callable[[Any], Request]:
+    return lambda ids: {"context_keys": np.full(size, ids[0], np.float32), "context_values": np.zeros(size, np.float32)}
+
+
+ENTRY_BYTES = 2 * 4 * 100 + 4  # keys, values, and one token id as the key
+
+
+@settings(max_examples=60, deadline=None)
+@given(asked=st.lists(st.integers(0, 6), max_size=30), room=st.integers(0, 4))
+def test_the_cache_holds_the_contexts_seen_last_within_its_bytes(asked: list[int], room: int) -> None:
+    cache = ContextCache(room * ENTRY_BYTES + ENTRY_BYTES - 1)
+    expected: list[int] = []  # the reference: newest last
+    hits = 0
+    for token in asked:
+        found = cache.get(np.array([token], np.int32), entry_of(100))
+        assert (found["context_keys"] == token).all()
+        hits += token in expected
+        expected = ([one for one in expected if one != token] + [token])[-room:] if room else []
+        assert cache.bytes == len(expected) * ENTRY_BYTES
+    assert (cache.hits, cache.misses) == (hits, len(asked) - hits)
+
+
+def test_a_context_too_large_for_the_cache_drops_no_other() -> None:
+    cache = ContextCache(2 * ENTRY_BYTES)
+    small, large = np.array([1], np.int32), np.array([2], np.int32)
+    cache.get(small, entry_of(100))
+    cache.get(large, entry_of(100_000))
+    cache.get(small, entry_of(100))
+    assert (cache.hits, cache.bytes) == (1, ENTRY_BYTES)
 
 
 def test_no_requests_share_nothing(sharing: SharedContextEngine) -> None:

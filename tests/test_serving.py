@@ -292,6 +292,28 @@ def test_the_metrics_page_tells_what_padding_costs(
     assert tuple(now - then for now, then in zip(counted(), before, strict=True)) == expected
 
 
+def test_a_user_who_returns_is_not_encoded_again(served: Served, requests: list[Request]) -> None:
+    def counted() -> list[float]:
+        names = ("hits_total", "misses_total", "bytes")
+        return [metric(served, f"tritonrank_context_cache_{name}", model="score") for name in names]
+
+    history = [f"oak chair number {number}" for number in range(3)]  # nobody else's
+    with RankClient(served.triton.grpc_url) as client:
+        before = counted()
+        first = ask(client, Request("chair", history, requests[0].items))
+        wait_until(lambda: counted() != before, "the metrics page has the request")
+        after_first = counted()
+        again = ask(client, Request("chair", history, requests[0].items))
+        others = ask(client, Request("chair", history, requests[0].items[::-1]))
+        wait_until(lambda: counted()[0] >= after_first[0] + 2, "the metrics page has the requests")
+    hits, misses, kept = (now - then for now, then in zip(after_first, before, strict=True))
+    assert (hits, misses) == (0, 1)
+    assert kept > 1_000
+    assert counted()[1:] == after_first[1:]
+    assert again.tolist() == first.tolist()
+    assert others[::-1] == pytest.approx(first, abs=BATCH_TOLERANCE)
+
+
 @pytest.mark.parametrize("model", INT8_ENSEMBLES)
 def test_the_answer_names_the_artifact(served: Served, requests: list[Request], model: str) -> None:
     with RankClient(served.triton.http_url, model=model) as client:

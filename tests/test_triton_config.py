@@ -16,7 +16,13 @@ SHARED = ("context_ids", "candidate_ids")
 SETTINGS = {
     "default": ServeSettings(),
     "small": ServeSettings(
-        max_candidates=5, max_history=7, rows_per_batch=3, deadline_ms=50, queue_requests=2, queue_delay_us=300
+        max_candidates=5,
+        max_history=7,
+        rows_per_batch=3,
+        deadline_ms=50,
+        queue_requests=2,
+        queue_delay_us=300,
+        context_cache_mb=3,
     ),
     "wide batches": ServeSettings(max_candidates=10, rows_per_batch=1_000, item_cache_entries=0, instances=3),
 }
@@ -166,7 +172,7 @@ def test_the_other_models_take_requests_one_by_one(made: tuple[ServeSettings, tu
 
 @pytest.mark.parametrize(
     ("instances", "cores", "count"),
-    [("auto", 1, 1), ("auto", 3, 1), ("auto", 4, 1), ("auto", 8, 2), ("auto", 64, 16), (1, 64, 1), (5, 2, 5)],
+    [("auto", 1, 2), ("auto", 3, 2), ("auto", 8, 2), ("auto", 12, 3), ("auto", 64, 16), (1, 64, 1), (5, 2, 5)],
 )
 def test_instances_follow_the_cores_unless_told(instances: str | int, cores: int, count: int) -> None:
     settings = ServeSettings.model_validate({"instances": instances})
@@ -185,13 +191,18 @@ def test_everything_runs_on_the_cpu(made: tuple[ServeSettings, tuple[str, ...], 
 @pytest.mark.parametrize("name", ["tokenize", "score", "select"])
 def test_models_find_the_parameters_they_read(name: str) -> None:
     source = (ROOT / "model_repository" / name / "1" / "model.py").read_text()
-    parameters = model_configs(SETTINGS["small"], BERT, cores=8)[name].parameters
-    read = set(re.findall(r'settings\["(\w+)"\]', source))
-    assert set(parameters) == read  # none is missing, none is for show
-    for key in read:
-        written = parameters[key].string_value
-        expected = {"deadline_us": SETTINGS["small"].deadline_ms * 1_000, "threads": 0}
-        assert int(written) == (expected[key] if key in expected else getattr(SETTINGS["small"], key))
+    written: dict[str, str] = {}
+    for tensors in (BERT, SHARED):
+        parameters = model_configs(SETTINGS["small"], tensors, cores=8)[name].parameters
+        assert set(re.findall(r'settings\["(\w+)"\]', source)) <= set(parameters)  # none is missing
+        written |= {key: parameter.string_value for key, parameter in parameters.items()}
+    assert set(written) == set(re.findall(r'settings(?:\[|\.get\()"(\w+)"', source))  # none is for show
+    derived = {
+        "deadline_us": SETTINGS["small"].deadline_ms * 1_000,
+        "context_cache_bytes": SETTINGS["small"].context_cache_mb * 1_000_000,
+    }
+    for key, value in written.items():
+        assert int(value) == (derived[key] if key in derived else getattr(SETTINGS["small"], key))
 
 
 def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:

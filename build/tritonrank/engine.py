@@ -80,7 +80,7 @@ class Engine(Protocol):
         ...
 
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
-        """Tokens that are computed, and tokens that the requests need: their ratio is the cost of padding."""
+        """Tokens to compute, kept contexts included, and tokens without padding: their ratio is what padding costs."""
         ...
 
 
@@ -246,7 +246,7 @@ class _Threads:
 
     def run(self, calls: Sequence[Callable[[], None]], threads: int) -> None:
         """Make all calls, on so many threads at the most (0 = all); raises what a call raised."""
-        remaining = iter(calls)
+        remaining = iter(calls)  # taking the next one from a list is atomic
 
         def work() -> None:
             for call in remaining:

@@ -123,7 +123,9 @@ def _score(settings: ServeSettings, engine_inputs: Sequence[str], cores: int) ->
     config.input.add(name="deadline", data_type=pb.TYPE_INT64, dims=[1], optional=True)
     config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1] if is_shared else [1])
     if is_shared:
-        _set_parameters(config, context_cache_bytes=settings.context_cache_mb * 1_000_000)
+        # Of a joint ranker max_batch_size bounds the candidates.
+        cache_bytes = settings.context_cache_mb * 1_000_000
+        _set_parameters(config, context_cache_bytes=cache_bytes, max_candidates=settings.max_candidates)
     else:
         _set_parameters(config, rows_per_batch=settings.rows_per_batch)
     (_warm_up_shared_context if is_shared else _warm_up_joint)(config, engine_inputs)

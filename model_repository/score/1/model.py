@@ -28,6 +28,7 @@ class TritonPythonModel:
             int(settings.get("context_cache_bytes", 0)),
         )
         self.is_request_batched = config["input"][0]["name"] == "context_ids"
+        self.max_candidates = int(settings.get("max_candidates", 0))
         # A family must outlive its metrics, so both are kept.
         self.families = [
             _family("tritonrank_tokens_computed_total", "Tokens run through the engine"),
@@ -79,6 +80,8 @@ class TritonPythonModel:
                 if len(tensor) != 1:
                     raise RowsError(f"{name}: {len(tensor)} requests in one; send them one by one")
             tensors = {name: tensor[0] for name, tensor in tensors.items()}
+            if (found := len(tensors["candidate_ids"])) > self.max_candidates:
+                raise RowsError(f"candidate_ids: {found} candidates; the limit is {self.max_candidates}")
         self.engine.check(tensors)
         return tensors
 
