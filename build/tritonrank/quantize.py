@@ -40,6 +40,7 @@ from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.scorers import Request, RequestTensors, requests_of, tensors_of
 from tritonrank.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
+from tritonrank.smooth import smooth_graph
 from tritonrank.text import RequestTokenizer, TextRules
 
 CALIBRATION_METHODS = {
@@ -135,6 +136,10 @@ class _Writer:
     def __init__(self, source: Path, requests: list[RequestTensors], settings: QuantizeSettings, scratch: Path) -> None:
         self.feeds = graph_feeds(source, requests)
         self._settings, self._scratch = settings, scratch
+        if settings.smooth:
+            for graph, feeds in self.feeds.items():
+                smooth_graph(graph, scratch / graph.name, feeds)
+            self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
 
     def write(self, folder: Path, nodes: list[str]) -> None:
         for source, feeds in self.feeds.items():

@@ -1,0 +1,150 @@
+"""SmoothQuant: the smoothed graph computes the same, and its eight-bit form is closer to it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tritonrank.engine import JOINT_FILE
+from tritonrank.pipeline import Workspace
+from tritonrank.prepare import Dataset
+from tritonrank.quantize import graph_feeds, quantize_graphs
+from tritonrank.recipe import QuantizeSettings
+from tritonrank.scorers import Request, open_scorer, requests_of, tensors_of
+from tritonrank.sensitivity import NoiseMeter
+from tritonrank.smooth import smooth_graph
+from tritonrank.text import RequestTokenizer
+
+CHANNELS = 8
+OUTLIER = 3
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """LayerNorm with one loud and one silent channel -> two linear layers that share it."""
+    generator = np.random.default_rng(4)
+    scale = np.ones(CHANNELS, np.float32)
+    scale[OUTLIER], scale[5] = 50, 0
+    constants = {"scale": scale, "bias": np.zeros(CHANNELS, np.float32)}
+    constants |= {name: generator.normal(size=(CHANNELS, 4)).astype(np.float32) for name in ("first", "second")}
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["normal"], name="norm"),
+        helper.make_node("MatMul", ["normal", "first"], ["y"], name="first_layer"),
+        helper.make_node("MatMul", ["normal", "second"], ["z"], name="second_layer"),
+    ]
+    tensors = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", None]) for name in "xyz"}
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "toy",
+            [tensors["x"]],
+            [tensors["y"], tensors["z"]],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    onnx.save(model, tmp_path / JOINT_FILE)
+    return tmp_path / JOINT_FILE
+
+
+def run(path: Path, x: NDArray[np.float32], outputs: list[str] | None = None) -> list[NDArray[np.float32]]:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(outputs, {"x": x})
+
+
+def test_a_smoothed_graph_computes_the_same_from_a_narrower_activation(graph: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(5).normal(size=(20, CHANNELS)).astype(np.float32)
+    smoothed = tmp_path / "smoothed.onnx"
+    assert smooth_graph(graph, smoothed, [{"x": x}]) == ["normal"]
+    for before, after in zip(run(graph, x), run(smoothed, x), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+    def spread(path: Path, name: str) -> float:
+        model = onnx.load(path)
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        onnx.save(model, tmp_path / "watched.onnx")
+        by_channel = np.abs(run(tmp_path / "watched.onnx", x, [name])[0]).max(axis=0)
+        return float(by_channel.max() / np.median(by_channel))
+
+    assert spread(smoothed, "normal_smoothed") < spread(graph, "normal") / 3
+    names = [node.name for node in onnx.load(smoothed).graph.node]
+    assert [name for name in names if name != "normal_smooth"] == ["norm", "first_layer", "second_layer"]
+
+
+def test_a_graph_without_linear_layers_behind_a_norm_stays_as_it_is(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    for node in model.graph.node[1:]:
+        node.input[0] = "x"
+    onnx.save(model, graph)
+    assert smooth_graph(graph, tmp_path / "same.onnx", [{"x": np.ones((2, CHANNELS), np.float32)}]) == []
+    assert onnx.load(tmp_path / "same.onnx") == model
+
+
+@pytest.mark.parametrize("which", ["workspace", "joint_workspace"])
+def test_smoothing_reaches_every_norm_and_gelu_and_keeps_the_scores(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    built: Workspace = request.getfixturevalue(which)
+    dataset, rules = Dataset.read(built.dataset), open_scorer(built.onnx).tokenizer.rules
+    requests = requests_of(dataset, dataset.training[:6], rules)
+    tensors = [tensors_of(one, RequestTokenizer.from_folder(built.onnx)) for one in requests]
+    for path, feeds in graph_feeds(built.onnx, tensors).items():
+        graph = onnx.load(path).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        producers = {output: node.op_type for node in graph.node for output in node.output}
+        linear = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+        expected = {n.input[0] for n in linear if producers[n.input[0]] in {"LayerNormalization", "Mul"}}
+        assert set(smooth_graph(path, tmp_path / path.name, feeds)) == expected
+        assert len(expected) >= 3
+    assert NoiseMeter(built.onnx, tensors).of(tmp_path) < 1e-5
+
+
+def test_smoothing_makes_int8_quieter_where_a_channel_is_loud(workspace: Workspace, tmp_path: Path) -> None:
+    dataset, rules = Dataset.read(workspace.dataset), open_scorer(workspace.onnx).tokenizer.rules
+    requests: list[Request] = requests_of(dataset, dataset.training[:8], rules)
+    tensors = [tensors_of(one, RequestTokenizer.from_folder(workspace.onnx)) for one in requests]
+    loud = tmp_path / "loud"
+    loud.mkdir()
+    for path in (*workspace.onnx.glob("*.onnx"), *workspace.onnx.glob("*.json")):
+        (loud / path.name).write_bytes(path.read_bytes())
+    for path in loud.glob("*.onnx"):
+        _make_a_channel_loud(path)
+    noise = {}
+    for smooth in (False, True):
+        folder = tmp_path / str(smooth)
+        folder.mkdir()
+        quantize_graphs(loud, folder, requests, QuantizeSettings(smooth=smooth, noise=1_000))
+        noise[smooth] = NoiseMeter(loud, tensors).of(folder)
+    assert noise[True] < noise[False] / 2
+
+
+def _make_a_channel_loud(path: Path) -> None:
+    """One channel of every LayerNorm 60 times larger, and the rows of the linear layers behind it as much smaller."""
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for norm in [node for node in model.graph.node if node.op_type == "LayerNormalization"]:
+        readers = [n for n in model.graph.node if norm.output[0] in n.input]
+        linear = [n for n in readers if n.op_type == "MatMul" and n.input[1] in weights]
+        if not linear:
+            continue
+        loud = np.ones(numpy_helper.to_array(weights[norm.input[1]]).shape, np.float32)
+        loud[OUTLIER] = 60
+        name = f"{norm.output[0]}_loud"
+        model.graph.initializer.append(numpy_helper.from_array(loud, f"{name}_scale"))
+        # A norm of its own for the linear layers, so that the residual stays as it was.
+        twin = onnx.NodeProto()
+        twin.CopyFrom(norm)
+        twin.name, twin.output[0] = f"{norm.name}_loud", name
+        for place in (1, 2):
+            value = numpy_helper.to_array(weights[norm.input[place]]) * loud
+            model.graph.initializer.append(numpy_helper.from_array(value, f"{name}_{place}"))
+            twin.input[place] = f"{name}_{place}"
+        model.graph.node.insert(list(model.graph.node).index(norm) + 1, twin)
+        for node in linear:
+            node.input[0] = name
+            weight = weights[node.input[1]]
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) / loud[:, None], weight.name))
+    onnx.save(model, path)
