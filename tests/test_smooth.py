@@ -133,7 +133,6 @@ def _make_a_channel_loud(path: Path) -> None:
         loud = np.ones(numpy_helper.to_array(weights[norm.input[1]]).shape, np.float32)
         loud[OUTLIER] = 60
         name = f"{norm.output[0]}_loud"
-        model.graph.initializer.append(numpy_helper.from_array(loud, f"{name}_scale"))
         # A norm of its own for the linear layers, so that the residual stays as it was.
         twin = onnx.NodeProto()
         twin.CopyFrom(norm)

@@ -44,7 +44,7 @@ def smooth_graph(source: Path, target: Path, feeds: Sequence[Feed]) -> list[str]
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[0] in strengths and node.input[1] in weights:
             consumers[node.input[0]].append(node)
-    largest = _largest_by_channel(source, list(consumers), feeds)
+    largest = _largest_by_channel(source, list(consumers), feeds) if consumers else {}
     for name, nodes in consumers.items():
         factor = _factor(largest[name], [weights[node.input[1]] for node in nodes], strengths[name])
         for node in nodes:
