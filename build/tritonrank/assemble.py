@@ -8,6 +8,7 @@ process: a server is ready when it gives the same.
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tritonrank.engine import (
 )
 from tritonrank.errors import ArtifactError
 from tritonrank.export import copy_text_files
-from tritonrank.prepare import Dataset
+from tritonrank.prepare import Dataset, Example
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
 from tritonrank.text import TextRules
@@ -117,10 +118,17 @@ def _write_warmup_masks(folder: Path) -> None:
 def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:
     """Requests with the scores of this artifact in process: real ones, and one that knows nothing of the user."""
     scorer = open_scorer(model_folder)
-    requests = requests_of(dataset, dataset.validation[:3], TextRules.load(model_folder))
-    requests = [Request(r.query, r.history, r.items[:GOLDEN_CANDIDATES]) for r in requests]
+    examples = [_shortened(example) for example in dataset.validation[:3]]
+    requests = requests_of(dataset, examples, TextRules.load(model_folder))
     requests.append(Request("", [], requests[0].items))
     return [vars(request) | {"scores": scorer.score(request).tolist()} for request in requests]
+
+
+def _shortened(example: Example) -> Example:
+    """The first few candidates, and what the user went on to like among them: the demo shows these requests."""
+    by_label = sorted(range(len(example.labels)), key=lambda place: -example.labels[place])
+    kept = sorted(by_label[:GOLDEN_CANDIDATES])
+    return replace(example, candidates=[example.candidates[i] for i in kept], labels=[example.labels[i] for i in kept])
 
 
 def _python_sources() -> Iterator[tuple[str, Path]]:
