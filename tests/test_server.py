@@ -258,10 +258,15 @@ def test_ctrl_c_while_models_load(tmp_path: Path) -> None:
 
     before = len(marked_processes())
     interrupter = threading.Thread(target=interrupt)
-    interrupter.start()
-    with pytest.raises(KeyboardInterrupt):
-        LocalTriton(make_repository(tmp_path, "slow")).start()
-    interrupter.join()
+    # A shell that runs this suite in the background has it ignore SIGINT, and so Python too.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            LocalTriton(make_repository(tmp_path, "slow")).start()
+    finally:
+        interrupter.join()
+        signal.signal(signal.SIGINT, usual)
 
 
 @pytest.mark.parametrize("another_server_started", [False, True])
