@@ -8,7 +8,7 @@ ARTIFACTS ?= artifacts/demo
 JOINT ?= artifacts/movielens-joint
 SHARED ?= artifacts/movielens
 WORKLOAD ?= $(SHARED)/workload.jsonl
-SHORT ?=
+OPTIONS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test lint format tools perf bench-peers wheel clean
@@ -50,8 +50,8 @@ tools: setup ## unpack perf_analyzer into .tools/
 perf: tools ## perf_analyzer on `rank` with real requests (ARTIFACTS=artifacts/...)
 	@$(BIN)/tritonrank perf $(ARTIFACTS)
 
-bench-peers: setup ## this and other ways to serve a ranker, measured in one run (SHORT=--short, see README)
-	@$(BIN)/python -m loadtests.peers --workload $(WORKLOAD) --joint $(JOINT) --shared $(SHARED) $(SHORT)
+bench-peers: setup ## this and other ways to serve a ranker, measured in one run (OPTIONS=--short, see README)
+	@$(BIN)/python -m loadtests.peers --workload $(WORKLOAD) --joint $(JOINT) --shared $(SHARED) $(OPTIONS)
 
 wheel: setup ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel --outdir dist

@@ -281,8 +281,8 @@ def ranges_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = quantize.quantize_graphs
 
-    def zeroed(onnx_folder: Path, folder: Path, *arguments: object) -> list[str]:
-        nodes = real(onnx_folder, folder, *arguments)  # type: ignore[arg-type]
+    def zeroed(onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
+        nodes = real(onnx_folder, folder, requests, settings)
         model = onnx.load(folder / JOINT_FILE)
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2:

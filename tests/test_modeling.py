@@ -57,8 +57,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def random_request(seed: int, context: int, lengths: Sequence[int]) -> tuple[list[int], list[list[int]]]:
     random = np.random.default_rng(seed)
-    draw = lambda size: random.integers(VOCABULARY.start, VOCABULARY.stop, size=size).tolist()  # noqa: E731
-    return draw(context), [draw(length) for length in lengths]
+    rows = [random.integers(VOCABULARY.start, VOCABULARY.stop, size=size).tolist() for size in (context, *lengths)]
+    return rows[0], rows[1:]
 
 
 def padded(candidates: Candidates, width: int = 0) -> Tensor:

@@ -576,3 +576,13 @@ def test_the_command_needs_named_folders() -> None:
     assert command._named_folders(["shared FP32=a/b"]) == {"shared FP32": Path("a/b")}
     with pytest.raises(command.typer.BadParameter, match="NAME=FOLDER"):
         command._named_folders(["a/b"])
+
+
+def test_the_identity_covers_every_graph_of_a_folder(tmp_path: Path) -> None:
+    assert catalogue.identity(tmp_path) == ""
+    seen = set()
+    for name, content in (("context.onnx", b"a"), ("candidates.onnx", b"b"), ("candidates.onnx", b"c")):
+        (tmp_path / name).write_bytes(content)
+        seen.add(catalogue.identity(tmp_path))
+    assert len(seen) == 3
+    assert "" not in seen

@@ -12,13 +12,16 @@ from conftest import TESTS, Build
 from onnx import numpy_helper
 from tritonrank import assemble, cli, export, finetune, prepare, quantize, summary
 from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.assemble import GOLDEN_CANDIDATES, golden_cases
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.evaluate import ExampleScorer, judge_artifact
 from tritonrank.gate import paired_difference
 from tritonrank.pipeline import Workspace, run_stages, stages
 from tritonrank.prepare import Dataset
 from tritonrank.recipe import Recipe
+from tritonrank.scorers import requests_of
 from tritonrank.summary import SUMMARY_FILE, baseline_judgements
+from tritonrank.text import TextRules
 
 VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
 
@@ -349,3 +352,16 @@ def test_evaluate_without_a_build_says_what_to_do(
     assert "ArtifactError" in error
     assert "tritonrank build" in error
     assert "Traceback" not in error
+
+
+def test_golden_requests_hold_what_the_user_went_on_to_like(workspace: Workspace) -> None:
+    dataset = Dataset.read(workspace.dataset)
+    rules = TextRules.load(workspace.teacher)
+    cases = golden_cases(dataset, workspace.int8)
+    for case, example, whole in zip(
+        cases, dataset.validation[:3], requests_of(dataset, dataset.validation[:3], rules), strict=False
+    ):
+        liked = {text for text, label in zip(whole.items, example.labels, strict=True) if label}
+        assert len(case["items"]) == GOLDEN_CANDIDATES < len(whole.items)
+        assert liked <= set(case["items"])
+        assert set(case["items"]) <= set(whole.items)

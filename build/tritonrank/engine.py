@@ -36,11 +36,13 @@ PADDED_MULTIPLE = 8
 ROWS_PER_BATCH = 16
 """Rows in one run of a joint ranker: a thousand tokens or so fill a matrix product and stay in the cache."""
 RUN_TOKENS = 24
-"""What starting a run of the candidate graph costs, in tokens: the time of an empty run over the time of a token."""
+"""What starting a run of the candidate graph costs, in tokens: a run of two took as long as 18 in a large one."""
 FEWEST_TOKENS = 96
-"""A group is not cut into parts of fewer tokens than this: their matrix products would be too flat to be fast."""
+"""A group is not cut into parts of fewer tokens than this: flat matrix products are slow (a token in a run of 48 costs
+1.4 times one in a run of 1,200). A choice between the two that was not tuned."""
 MOST_TOKENS = 1_024
-"""Tokens in one run of the candidate graph: beyond this the activations leave the cache and a run gets no faster."""
+"""Tokens in one run of the candidate graph: bounds its memory. Larger runs were not found to be much faster (7% from
+1,200 to 2,000 tokens)."""
 SHARES_PER_CORE = 2
 """Parts of a request per core, where they are large enough: with more than one, threads finish at nearly one time."""
 
@@ -149,6 +151,8 @@ class SharedContextEngine:
     def __init__(self, context: Path, candidates: Path, threads: int = 0, context_cache_bytes: int = 0) -> None:
         self.input_names = list(SHARED_CONTEXT_INPUTS)
         self.context_cache = ContextCache(context_cache_bytes)
+        # By cores, not by threads: how a request is cut must not depend on who else is busy.
+        self._shares = SHARES_PER_CORE * available_cores()
         self._context = open_session(context)
         self._candidates = open_session(candidates)
         self._threads = _Threads(threads or available_cores())
@@ -173,7 +177,7 @@ class SharedContextEngine:
         """Places of the candidates and what the graph is fed with, the largest first, so that threads end together."""
         context = self.context_cache.get(request["context_ids"], self._run_context)
         candidate_ids = request["candidate_ids"]
-        groups = cut_groups(length_groups(candidate_lengths(candidate_ids)), SHARES_PER_CORE * available_cores())
+        groups = cut_groups(length_groups(candidate_lengths(candidate_ids)), self._shares)
         feeds = []
         for tokens, rows in sorted(groups, key=lambda group: -group[0] * len(group[1])):
             group = np.ascontiguousarray(candidate_ids[rows, :tokens])
@@ -268,7 +272,7 @@ def open_session(model: Path) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # The fused operator is slower than the ones it replaces (8% of a request here).
+    # The fused operator is slower than the ones it replaces (6 to 10% of a request here).
     return onnxruntime.InferenceSession(
         str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
     )

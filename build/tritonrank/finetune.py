@@ -156,7 +156,7 @@ def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path) -> Non
     text_rules(recipe).save(folder)
 
 
-class _RankingTrainer(Trainer):  # type: ignore[misc]
+class _RankingTrainer(Trainer):
     """The Trainer with a loss over lists and NDCG@10 on the validation users as its evaluation."""
 
     def __init__(self, *, settings: FinetuneSettings, judge: "_Judge", **options: Any) -> None:
@@ -208,7 +208,7 @@ class _Judge:
         return float(totals[0] / totals[1])
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
+class _Progress(TrainerCallback):
     """A bar for people at a terminal, one line per evaluation for logs."""
 
     def __init__(self) -> None:

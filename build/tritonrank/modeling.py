@@ -19,7 +19,7 @@ but keys and values for the others.
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from tritonrank.text import PADDING, SHARED_CONTEXT
 CONTEXT_SEGMENT = 0
 
 
-class SharedContextConfig(PretrainedConfig):  # type: ignore[misc]
+class SharedContextConfig(PretrainedConfig):
     """Sizes of the encoder in the words of BERT's config, and where candidates start.
 
     Args:
@@ -87,7 +87,7 @@ class SharedContextConfig(PretrainedConfig):  # type: ignore[misc]
 AutoConfig.register(SHARED_CONTEXT, SharedContextConfig)
 
 
-class SharedContextRanker(PreTrainedModel):  # type: ignore[misc]
+class SharedContextRanker(PreTrainedModel):
     """See the module's text for the idea and the two ways through."""
 
     config_class = SharedContextConfig
@@ -97,8 +97,8 @@ class SharedContextRanker(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: SharedContextConfig) -> None:
         super().__init__(config)
         self.embeddings = _Embeddings(config)
-        # A ModuleList does not say what it holds.
-        self.layers: list[_Layer] = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))  # type: ignore[assignment]
+        layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = cast(list[_Layer], layers)  # a ModuleList does not say what it holds
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.head = nn.Linear(config.hidden_size, 1)
         self.post_init()

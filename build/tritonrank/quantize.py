@@ -222,7 +222,7 @@ def show_verdict(found: Verdict) -> None:
     )
 
 
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+class _Calibration(CalibrationDataReader):
     """One request at a time."""
 
     def __init__(self, feeds: list[Feed]) -> None:

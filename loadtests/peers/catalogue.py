@@ -197,9 +197,12 @@ def our_systems(servers: Mapping[str, Path], libraries: Mapping[str, Path], work
 
 
 def identity(folder: Path) -> str:
-    """The start of the sha256 of the model file in the folder; empty if there is none."""
-    files = [folder / name for name in ("model.safetensors", "model.onnx") if (folder / name).is_file()]
-    return hashlib.sha256(files[0].read_bytes()).hexdigest()[:16] if files else ""
+    """The start of the sha256 over the model files in the folder (weights or graphs, by name); empty without any."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in {".safetensors", ".onnx"})
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16] if files else ""
 
 
 def log_file(work: Path, name: str) -> Path:

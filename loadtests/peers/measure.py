@@ -110,7 +110,7 @@ def measure_turn(
         tell("stopping")
         try:
             system.stop()
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - a peer that cannot be stopped has failed too
             figures.setdefault("failed", f"stop: {type(error).__name__}: {error}")
     return figures
 

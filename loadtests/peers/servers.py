@@ -134,7 +134,24 @@ class InfinitySystem:
             connection.close()
 
 
-class PlainTritonSystem:
+class _BehindTriton:
+    """What systems behind Triton share: a server process, and a client that is open while it runs."""
+
+    def __init__(self, name: str, settings: dict[str, str], log: Path) -> None:
+        self.name, self.settings = name, settings
+        self._server = _TritonProcess(name, log)
+        self._close_client: Callable[[], None] = _nothing
+
+    def memory_bytes(self) -> int:
+        return self._server.memory_bytes()
+
+    def stop(self) -> None:
+        self._close_client()
+        self._close_client = _nothing
+        self._server.stop()
+
+
+class PlainTritonSystem(_BehindTriton):
     """Tokenizer and ONNX Runtime in one Python model, the way deployment tutorials put them into Triton.
 
     Args:
@@ -146,10 +163,9 @@ class PlainTritonSystem:
     kind = "peer"
 
     def __init__(self, *, name: str, settings: dict[str, str], model: Callable[[], Path], log: Path) -> None:
-        self.name, self.settings = name, settings
+        super().__init__(name, settings, log)
         self._find_model = model
         self._model: Path | None = None
-        self._server = _TritonProcess(name, log)
         self._client: tritonclient.grpc.InferenceServerClient | None = None
 
     def prepare(self) -> None:
@@ -162,6 +178,7 @@ class PlainTritonSystem:
         module = "loadtests.peers.workers.plain_triton"
         url = self._server.start([str(own_environment().python), "-m", module, str(self._model)])
         self._client = tritonclient.grpc.InferenceServerClient(url.removeprefix("grpc://"))
+        self._close_client = self._client.close
 
     def rank(self, case: Case) -> Sequence[float]:
         assert self._client is not None
@@ -169,17 +186,8 @@ class PlainTritonSystem:
         answer = self._client.infer("plain", inputs, client_timeout=REQUEST_SECONDS)
         return [float(score) for score in answer.as_numpy("scores")]
 
-    def memory_bytes(self) -> int:
-        return self._server.memory_bytes()
 
-    def stop(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-        self._server.stop()
-
-
-class OursSystem:
+class OursSystem(_BehindTriton):
     """Our repository, served by ``tritonrank serve`` and asked through our client.
 
     Args:
@@ -191,9 +199,8 @@ class OursSystem:
     kind = "ours"
 
     def __init__(self, *, name: str, settings: dict[str, str], artifacts: Path, log: Path) -> None:
-        self.name, self.settings = name, settings
+        super().__init__(name, settings, log)
         self._artifacts = artifacts
-        self._server = _TritonProcess(name, log)
         self._client: RankClient | None = None
 
     def prepare(self) -> None:
@@ -210,6 +217,7 @@ class OursSystem:
         )
         # One attempt: a refusal is a result, and a retry would hide it.
         self._client = RankClient(url, timeout=REQUEST_SECONDS, retry=Retry(attempts=1))
+        self._close_client = self._client.close
 
     def rank(self, case: Case) -> Sequence[float]:
         assert self._client is not None
@@ -220,14 +228,9 @@ class OursSystem:
             scores[ranked.index] = ranked.score
         return scores
 
-    def memory_bytes(self) -> int:
-        return self._server.memory_bytes()
 
-    def stop(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-        self._server.stop()
+def _nothing() -> None:
+    """No client is open."""
 
 
 class _TritonProcess:

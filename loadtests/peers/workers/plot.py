@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib  # type: ignore[import-not-found]
+import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # type: ignore[import-not-found]
-from matplotlib.ticker import FuncFormatter  # type: ignore[import-not-found]
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter
 
 LABEL_OFFSETS = (9, -14, 20, -25)
 """Points: neighbours in speed often have the same quality, so their labels go to different heights."""

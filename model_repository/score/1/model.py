@@ -21,17 +21,16 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.cores = available_cores()
-        self.engine = open_engine(
-            Path(__file__).parent,
-            self.cores,
-            int(settings.get("rows_per_batch", 16)),
-            int(settings.get("context_cache_bytes", 0)),
-        )
+        # Each architecture has one of them; the engine's own default is right for the other.
+        options = {name: int(settings[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in settings}
+        self.engine = open_engine(Path(__file__).parent, self.cores, **options)
         self.is_request_batched = config["input"][0]["name"] == "context_ids"
         self.max_candidates = int(settings.get("max_candidates", 0))
         # A family must outlive its metrics, so both are kept.
         self.families = [
-            _family("tritonrank_tokens_computed_total", "Tokens run through the engine"),
+            _family(
+                "tritonrank_tokens_computed_total", "Tokens of the requests with their padding, kept contexts included"
+            ),
             _family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
             _family("tritonrank_requests_expired_total", "Requests whose deadline passed while they waited"),
         ]
