@@ -245,7 +245,7 @@ def test_layers_that_disturb_most_stay_in_fp32(certain: Build, requests: list[Re
     def noise() -> float:
         copy_text_files(certain.workspace.onnx, tmp_path)
         rough = open_scorer(tmp_path)
-        seen = calibration[: quantize.NOISE_REQUESTS]
+        seen = calibration[:: quantize.NOISE_SHARE]
         expected = np.concatenate([scorer.score(request) for request in seen])
         found = np.concatenate([rough.score(request) for request in seen])
         return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())

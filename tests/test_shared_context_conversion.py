@@ -286,7 +286,7 @@ def noise_of(folder: Path, workspace: Workspace, calibration: list[Request]) -> 
     """By hand, on the requests that the noise is measured on."""
     copy_text_files(workspace.onnx, folder)
     exact, rough = open_scorer(workspace.onnx), open_scorer(folder)
-    seen = calibration[: quantize.NOISE_REQUESTS]
+    seen = calibration[:: quantize.NOISE_SHARE]
     expected, found = (np.concatenate([one.score(request) for request in seen]) for one in (exact, rough))
     return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
 

@@ -2,9 +2,9 @@
 
 Every activation has one scale, fixed by calibration on real training requests with true padding. Dynamic INT8 takes
 one scale per batch instead, so that a score depends on its batch mates; it is offered for comparison only. Weights
-have one scale per output channel. Products without constant weights (attention scores) and the head stay in FP32,
-and so do the linear layers that would disturb the logits more than ``quantize.noise`` allows: a few layers of an
-encoder have activations with outliers that one scale cannot hold.
+have one scale per output channel, and are rounded so that their errors cancel (rounding.py). Products without constant
+weights (attention scores) and the head stay in FP32, and so do the linear layers that would disturb the logits more
+than ``quantize.noise`` allows: a few layers of an encoder have activations with outliers that one scale cannot hold.
 
 The gate judges the result before it is published, against the FP32 graph and against the fine-tuned checkpoint.
 """
@@ -38,6 +38,7 @@ from tritonrank.gate import Verdict, verdict
 from tritonrank.prepare import Dataset
 from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import QuantizeSettings, Recipe
+from tritonrank.rounding import WeightRounder
 from tritonrank.scorers import Request, RequestTensors, requests_of, tensors_of
 from tritonrank.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.smooth import smooth_graph
@@ -49,8 +50,13 @@ CALIBRATION_METHODS = {
     "entropy": CalibrationMethod.Entropy,
 }
 
-NOISE_REQUESTS = 12
-"""Calibration requests on which the noise of a graph is measured: about 100 rows, a second of work."""
+NOISE_SHARE = 4
+"""One calibration request in so many is kept out of the calibration, and the noise of a graph is measured on those:
+scales and weights are fitted to the others."""
+
+LARGEST_WEIGHT = 127
+LARGEST_WEIGHT_REDUCED = 64
+"""Symmetric s8 weights as ``quantize_static`` scales them, whole and with the reduced range."""
 
 console = Console()
 
@@ -117,9 +123,10 @@ def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], se
     tensors = [tensors_of(request, tokenizer) for request in requests]
     nodes = quantizable_nodes(onnx_folder, settings.exclude)
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
-        writer = _Writer(onnx_folder, tensors, settings, Path(scratch))
+        fitted = [request for number, request in enumerate(tensors) if number % NOISE_SHARE]
+        writer = _Writer(onnx_folder, fitted or tensors, settings, Path(scratch))
         writer.write(folder, nodes)
-        noise = NoiseMeter(onnx_folder, tensors[:NOISE_REQUESTS])
+        noise = NoiseMeter(onnx_folder, tensors[::NOISE_SHARE])
         if noise.of(folder) > settings.noise:
             work: Counter[str] = Counter()
             for path, feeds in writer.feeds.items():
@@ -140,6 +147,8 @@ class _Writer:
             for graph, feeds in self.feeds.items():
                 smooth_graph(graph, scratch / graph.name, feeds)
             self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
+        compensate = settings.rounding == "compensated"
+        self._rounders = {graph: WeightRounder(graph, feeds) for graph, feeds in self.feeds.items() if compensate}
 
     def write(self, folder: Path, nodes: list[str]) -> None:
         for source, feeds in self.feeds.items():
@@ -162,6 +171,9 @@ class _Writer:
                 calibration_cache_path=self._scratch / f"{source.stem}.json",
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
             )
+            if source in self._rounders:
+                largest = LARGEST_WEIGHT_REDUCED if reduced_range(self._settings) else LARGEST_WEIGHT
+                self._rounders[source].apply(folder / source.name, largest)
 
 
 def reduced_range(settings: QuantizeSettings) -> bool:

@@ -172,7 +172,9 @@ class QuantizeSettings(Settings):
     method: Literal["static-int8", "none"] = Field(
         "static-int8", description="u8s8 Q/DQ for CPUs; one scale per tensor, fixed at calibration"
     )
-    calibration_examples: int = Field(64, ge=8, description="training requests, true padding")
+    calibration_examples: int = Field(
+        96, ge=8, description="training requests, true padding; a quarter of them measures the noise of the result"
+    )
     calibration_candidates: int = Field(8, ge=1, description="candidates taken from each calibration request")
     calibration: Literal["minmax", "percentile", "entropy"] = Field(
         "minmax", description="how activation ranges are chosen"
@@ -182,6 +184,11 @@ class QuantizeSettings(Settings):
     )
     smooth: bool = Field(
         True, description="SmoothQuant: outliers of activations move into the weights first; halves the noise of INT8"
+    )
+    rounding: Literal["compensated", "nearest"] = Field(
+        "compensated",
+        description="compensated: weights are rounded so that their errors cancel (GPTQ), 5 to 15 times less error in "
+        "a layer's output for half a minute of work; nearest: each on its own",
     )
     noise: float = Field(
         0.03,

@@ -1,0 +1,124 @@
+"""Weights rounded so that their errors cancel, instead of each to its nearest step.
+
+Rounding one weight of an output channel shifts that channel's sums by an error that the activations make known: inputs
+go up and down together, so the weights that are not rounded yet can take the error back. Doing this weight by weight,
+the heaviest inputs first, leaves 5 to 15 times less error in a layer's output than rounding to the nearest, for the
+same eight bits and scales and at no cost in serving (GPTQ, Frantar et al. 2022). After SmoothQuant, which moves
+outliers into the weights, they are where most of the noise of INT8 comes from.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from rich.progress import track
+
+from tritonrank.engine import Feed, open_session
+
+DAMPING = 0.01
+"""Share of the mean of the Gram matrix's diagonal that is added to it, as in the paper: inputs that hardly vary in the
+calibration requests must not be corrected without bounds."""
+BLOCK = 64
+"""Inputs whose errors are carried over to the rest at once: a matrix product instead of single rows."""
+
+
+class WeightRounder:
+    """Rounds the weights of one graph's linear layers; each layer once, however many Q/DQ graphs are made of it."""
+
+    def __init__(self, source: Path, feeds: Sequence[Feed]) -> None:
+        """Take the statistics.
+
+        Args:
+            source: the FP32 graph (smoothed, if it is) that is quantized.
+            feeds: calibration inputs.
+        """
+        model = onnx.load(source)
+        weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+        self._weights = {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in linear}
+        self._inputs = {node.name: node.input[0] for node in linear}
+        self._grams = gram_matrices(model, sorted(set(self._inputs.values())), feeds)
+        self._rounded: dict[str, NDArray[np.int8]] = {}
+
+    def apply(self, path: Path, largest: int) -> None:
+        """Replace the integers of all quantized layers in a Q/DQ graph of the source; scales stay.
+
+        Args:
+            path: a graph written by ``quantize_static`` with symmetric weights, one scale per output channel.
+            largest: integers go from -largest to largest.
+        """
+        model = onnx.load(path)
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        quantized = {
+            n.name: dequantizers[n.input[1]] for n in model.graph.node if n.input[1:2] and n.input[1] in dequantizers
+        }
+        chosen = [name for name in self._weights if name in quantized]
+        for name in track(
+            chosen, "  rounding weights", transient=True, disable=all(n in self._rounded for n in chosen)
+        ):
+            integers, scales = (constants[tensor] for tensor in quantized[name].input[:2])
+            if name not in self._rounded:
+                gram = self._grams[self._inputs[name]]
+                self._rounded[name] = round_weights(self._weights[name], numpy_helper.to_array(scales), gram, largest)
+            integers.CopyFrom(numpy_helper.from_array(self._rounded[name], integers.name))
+        onnx.save(model, path)
+
+
+def round_weights(
+    weight: NDArray[np.float32], scales: NDArray[np.float32], gram: NDArray[np.float64], largest: int
+) -> NDArray[np.int8]:
+    """Integers q for which the layer's output with q * scales is close to that with the weight.
+
+    Args:
+        weight: (inputs, outputs).
+        scales: (outputs,), the step of each output channel.
+        gram: (inputs, inputs), X^T X of calibration activations X.
+        largest: integers go from -largest to largest.
+
+    Returns:
+        (inputs, outputs) integers that nearly minimize the sum of squares of X (weight - q * scales).
+    """
+    inputs = len(gram)
+    heaviest_first = np.argsort(-np.diag(gram), kind="stable")
+    damped = gram + np.eye(inputs) * max(DAMPING * float(np.diag(gram).mean()), 1e-12)
+    damped = damped[np.ix_(heaviest_first, heaviest_first)]
+    # Row i of this upper triangle says how the inputs after i make up for an error in i (section 3.3 of the paper).
+    makes_up = np.linalg.cholesky(np.linalg.inv(damped)).T
+    remaining = weight[heaviest_first].astype(np.float64)
+    integers = np.empty_like(remaining)
+    for start in range(0, inputs, BLOCK):
+        end = min(start + BLOCK, inputs)
+        errors = np.empty((end - start, weight.shape[1]))
+        for i in range(start, end):
+            integers[i] = np.clip(np.round(remaining[i] / scales), -largest, largest)
+            errors[i - start] = (remaining[i] - integers[i] * scales) / makes_up[i, i]
+            remaining[i + 1 : end] -= np.outer(makes_up[i, i + 1 : end], errors[i - start])
+        remaining[end:] -= makes_up[start:end, end:].T @ errors
+    in_order = np.empty(weight.shape, dtype=np.int8)
+    in_order[heaviest_first] = integers
+    return in_order
+
+
+def gram_matrices(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]
+) -> dict[str, NDArray[np.float64]]:
+    """X^T X of each named activation over all feeds; X has a row per token and a column per channel (last axis)."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    grams: dict[str, NDArray[np.float64]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.save(watched, Path(scratch) / "watched.onnx")
+        session = open_session(Path(scratch) / "watched.onnx")
+        for feed in feeds:
+            for name, value in zip(names, session.run(list(names), feed), strict=True):
+                rows = value.reshape(-1, value.shape[-1])
+                product = (rows.T @ rows).astype(np.float64)
+                grams[name] = grams[name] + product if name in grams else product
+    return grams
