@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_ranker
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from tritonrank import finetune as stage
+from tritonrank import training as stage
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
 from tritonrank.batches import Collator, packed_batch
 from tritonrank.errors import ArtifactError, RecipeError

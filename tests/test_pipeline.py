@@ -10,7 +10,7 @@ import onnx
 import pytest
 from conftest import TESTS, Build
 from onnx import numpy_helper
-from tritonrank import assemble, cli, export, finetune, prepare, quantize, summary
+from tritonrank import assemble, cli, distill, export, finetune, prepare, prune, quantize, summary
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.assemble import GOLDEN_CANDIDATES, golden_cases
 from tritonrank.errors import ArtifactError, GateError, RecipeError
@@ -27,7 +27,7 @@ VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
 
 
 class Makers:
-    """Stand-ins for the six makers: each publishes one small file, under the settings and parents of the real one."""
+    """Stand-ins for the makers: each publishes one small file, under the settings and parents of the real one."""
 
     def __init__(self, patched: pytest.MonkeyPatch, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -35,6 +35,8 @@ class Makers:
         for module, verb in [
             (prepare, "prepare"),
             (finetune, "finetune"),
+            (prune, "prune"),
+            (distill, "distill"),
             (export, "export"),
             (quantize, "quantize"),
             (assemble, "assemble"),
@@ -143,6 +145,38 @@ def test_without_quantization_the_fp32_graph_is_served(makers: Makers, tiny_reci
     assert makers.run(plain) == [verb for verb in VERBS if verb != "quantize"]
     assert not makers.workspace.int8.exists()
     assert read_manifest(makers.workspace.repository).parents["model"] == read_manifest(makers.workspace.onnx).artifact
+
+
+SMALLER = {"prune": {"layers": 1}, "distill": {"examples": 8}}
+
+
+def smaller(recipe: Recipe, *sections: str) -> Recipe:
+    return Recipe.model_validate(recipe.model_dump(mode="json") | {name: SMALLER[name] for name in sections})
+
+
+def test_pruning_and_distillation_come_before_export(makers: Makers, tiny_recipe: Recipe) -> None:
+    both = [*VERBS[:2], "prune", "distill", *VERBS[2:]]
+    recipe = smaller(tiny_recipe, "prune", "distill")
+    assert makers.run(recipe) == both
+    assert makers.run(recipe) == []
+    assert (
+        read_manifest(makers.workspace.onnx).parents["checkpoint"] == read_manifest(makers.workspace.student).artifact
+    )
+    distilled_longer = changed(recipe, "distill", epochs=3.0)
+    assert makers.run(distilled_longer) == both[both.index("distill") :]
+    assert makers.run(changed(distilled_longer, "prune", heads=1)) == both[both.index("prune") :]
+
+
+def test_pruning_alone_is_exported_as_it_is(makers: Makers, tiny_recipe: Recipe) -> None:
+    assert makers.run(smaller(tiny_recipe, "prune")) == [*VERBS[:2], "prune", *VERBS[2:]]
+    assert read_manifest(makers.workspace.onnx).parents["checkpoint"] == read_manifest(makers.workspace.pruned).artifact
+    assert makers.run(tiny_recipe) == VERBS[2:]  # without the section the teacher is served again
+
+
+@pytest.mark.parametrize("verb", ["prune", "distill"])
+def test_a_stage_without_its_section_says_so(verb: str, makers: Makers, tiny_recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=f"no stage {verb}; the recipe has no {verb} section"):
+        makers.run(tiny_recipe, until=verb)
 
 
 def test_a_failing_stage_stops_the_build(makers: Makers, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def _model(family: str, vocabulary: int, positions: int, further: dict[str, obje
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     distil_sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
     makers: dict[str, tuple[type[PreTrainedModel], PretrainedConfig]] = {
-        "bert": (BertForSequenceClassification, BertConfig(**shared | sizes)),
+        "bert": (BertForSequenceClassification, BertConfig(**sizes | shared)),
         "distilbert": (DistilBertForSequenceClassification, DistilBertConfig(**distil_sizes | shared)),
         "electra": (ElectraForSequenceClassification, ElectraConfig(**sizes | shared | {"embedding_size": 16})),
         "roberta": (RobertaForSequenceClassification, RobertaConfig(**sizes | shared | {"type_vocab_size": 1})),

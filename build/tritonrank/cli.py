@@ -59,6 +59,7 @@ def _stage_command(verb: str, help_text: str) -> None:
 
 
 _stage_command("prepare", "Read and check the data; write the examples for training and judging.")
+_stage_command("prune", "Cut layers, heads, neurons and tokens of the fine-tuned ranker (section `prune`).")
 _stage_command("export", "Write the checkpoint as ONNX and prove that it computes the same.")
 _stage_command("quantize", "Write the INT8 graph; the gate decides whether it may stand.")
 _stage_command("assemble", "Write the Triton model repository.")
@@ -80,6 +81,21 @@ def finetune(
 
 
 @app.command()
+def distill(
+    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+) -> None:
+    """Let the pruned ranker learn from the unpruned one. Resumes when interrupted; also under torchrun."""
+    loaded, workspace = _open(recipe, overrides, artifacts)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        run_stages(loaded, workspace, until="distill")
+        return
+    # As with finetune, what it starts from has to exist already.
+    from tritonrank.distill import distill as run
+
+    run(loaded, workspace.dataset, workspace.teacher, workspace.pruned, workspace.student, workspace.judgements)
+
+
+@app.command()
 def evaluate(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,
@@ -96,11 +112,11 @@ def evaluate(
     from tritonrank_client import RankClient
 
     from tritonrank import evaluate as judging
-    from tritonrank.gate import verdict
-    from tritonrank.quantize import show_verdict
+    from tritonrank.gate import show_verdict, verdict
     from tritonrank.scorers import ServerScorer
     from tritonrank.summary import show_summary
     from tritonrank.text import TextRules
+    from tritonrank.worst import with_worst_requests
 
     if artifact is None and server is None:
         run_stages(loaded, workspace)
@@ -115,6 +131,7 @@ def evaluate(
             rules = TextRules.load(workspace.teacher)
             child = judging.judge_test_examples(str(server), ServerScorer(client), workspace.dataset, rules)
     found = verdict(child, parent, loaded.gate.budget, loaded.gate.bootstrap_samples, loaded.seed)
+    found = with_worst_requests(found, child, parent, workspace.dataset, TextRules.load(workspace.teacher))
     for metric in ("ndcg@10", "mrr@10", "recall@10", "auc"):
         typer.echo(f"{metric:<10} {child.interval(metric)}   {parent.name}: {parent.interval(metric)}")
     show_verdict(found)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tritonrank.anatomy import head_size_of, heads_of
 from tritonrank.engine import candidate_lengths
 from tritonrank.modeling import SharedContextConfig
 from tritonrank.scorers import EngineScorer, Request, RequestTensors
@@ -18,17 +19,23 @@ def gflop_per_request(config: Any, scorer: EngineScorer, requests: Sequence[Requ
         scorer: gives the tensors of a request.
         requests: what to average over.
     """
+    return gflop_of(config, [scorer.tensors(request) for request in requests])
+
+
+def gflop_of(config: Any, requests: Sequence[RequestTensors]) -> float:
+    """The same for requests that are tokenized already."""
     count = _shared_context_flop if isinstance(config, SharedContextConfig) else _joint_flop
-    return float(np.mean([count(config, scorer.tensors(request)) for request in requests])) / 1e9
+    return float(np.mean([count(config, tensors) for tensors in requests])) / 1e9
 
 
 def _joint_flop(config: Any, tensors: RequestTensors) -> float:
     """Per layer and token: the linear layers, and both attention products over the whole row."""
     hidden, layers = config.hidden_size, config.num_hidden_layers
     intermediate = getattr(config, "intermediate_size", None) or config.hidden_dim  # DistilBERT calls it hidden_dim
-    linear = 2 * (4 * hidden**2 + 2 * hidden * intermediate)
+    width = heads_of(config) * head_size_of(config)
+    linear = 2 * (4 * hidden * width + 2 * hidden * intermediate)
     rows = tensors["attention_mask"].sum(axis=1).astype(np.float64)
-    return float(layers * (linear * rows.sum() + 4 * hidden * (rows**2).sum()))
+    return float(layers * (linear * rows.sum() + 4 * width * (rows**2).sum()))
 
 
 def _shared_context_flop(config: SharedContextConfig, tensors: RequestTensors) -> float:

@@ -5,18 +5,21 @@ budget AND the one-sided 95% paired-bootstrap bound of the drop is within three 
 with too few examples is a failure, not a pass: the gate says that it cannot decide.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from tritonrank.errors import GateError
 from tritonrank.evaluate import Judgement
-from tritonrank.metrics import Interval, interval, top_overlap
+from tritonrank.metrics import Interval, interval, kendall_tau, top_overlap
 
 # Below this a bootstrap of the mean says little about users not seen: resampling cannot show rare, bad requests.
 FEWEST_EXAMPLES = 30
 WORST_SHOWN = 10
+
+console = Console()
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,13 @@ class Verdict:
     """one-sided 95% bound of the drop"""
     budget: float
     top10_overlap: float
+    kendall_tau: float
     worst: list[tuple[str, float, float]]
     """example id, NDCG@10 of the parent, of the child"""
     passed: bool
     reason: str
+    worst_requests: list[dict[str, Any]] = field(default_factory=list)
+    """the same requests in words, where the judge knows them: see worst.py"""
 
     def as_metrics(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,7 +58,10 @@ class Verdict:
         """
         if self.passed:
             return
-        worst = "\n".join(f"  {name}: NDCG@10 {before:.3f} -> {after:.3f}" for name, before, after in self.worst)
+        words = {request["example_id"]: in_words(request) for request in self.worst_requests}
+        worst = "\n".join(
+            f"  {name}: NDCG@10 {before:.3f} -> {after:.3f}{words.get(name, '')}" for name, before, after in self.worst
+        )
         raise GateError(
             f"gate closed: {self.child} against {self.parent}: {self.reason}. Nothing was published; what was built "
             f"before stays.\nWorst requests:\n{worst}"
@@ -82,9 +91,7 @@ def verdict(child: Judgement, parent: Judgement, budget: float, samples: int = 2
     bound = float(np.quantile(resampled, 0.95))
     passed, reason = _decide(len(before), drop, bound, budget)
     losses = np.argsort(after - before, kind="stable")[:WORST_SHOWN]
-    overlaps = [
-        top_overlap(one, other) for one, other in zip(child.table["scores"], parent.table["scores"], strict=True)
-    ]
+    rankings = list(zip(child.table["scores"], parent.table["scores"], strict=True))
     return Verdict(
         child=child.name,
         parent=parent.name,
@@ -96,10 +103,32 @@ def verdict(child: Judgement, parent: Judgement, budget: float, samples: int = 2
         drop_high=float(high),
         bound=bound,
         budget=budget,
-        top10_overlap=float(np.mean(overlaps)),
+        top10_overlap=float(np.mean([top_overlap(one, other) for one, other in rankings])),
+        kendall_tau=float(np.mean([kendall_tau(one, other) for one, other in rankings])),
         worst=[(child.example_ids[i], float(before[i]), float(after[i])) for i in losses if after[i] < before[i]],
         passed=passed,
         reason=reason,
+    )
+
+
+def show_verdict(found: Verdict) -> None:
+    """One line: did it pass, and by how much."""
+    mark = "[green]passed[/]" if found.passed else "[red]closed[/]"
+    console.print(
+        f"  gate {mark} on {found.examples} requests, {found.child} against {found.parent}: {found.reason}; "
+        f"top-10 overlap {found.top10_overlap:.1%}, Kendall tau {found.kendall_tau:.3f}",
+        highlight=False,
+    )
+
+
+def in_words(request: dict[str, Any]) -> str:
+    """A worst request on indented lines of its own."""
+    asked = f" asked for {request['query']!r}" if request["query"] else ""
+    return (
+        f"\n    user {request['user']}{asked}, lately: {'; '.join(request['history']) or 'nothing'}"
+        f"\n    went on to like: {'; '.join(request['liked'])}"
+        f"\n    top before: {'; '.join(request['parent_top'])}"
+        f"\n    top after:  {'; '.join(request['child_top'])}"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import kendalltau
 
 METRICS = ("ndcg@10", "mrr@10", "recall@10", "auc")
 
@@ -87,3 +88,14 @@ def top_overlap(first: ArrayLike, second: ArrayLike, k: int = 10) -> float:
     """Share of the first k of one ranking that is also among the first k of the other."""
     one, other = set(ranking(first)[:k].tolist()), set(ranking(second)[:k].tolist())
     return len(one & other) / max(1, len(one))
+
+
+def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
+    """Rank correlation of two rankings of the same candidates, Kendall's tau-b: 1 = same order, -1 = reversed.
+
+    A list of equal scores has no order: 1 when both are such lists, 0 when one is.
+    """
+    is_flat = [bool(np.ptp(np.asarray(scores, dtype=np.float64)) == 0) for scores in (first, second)]
+    if any(is_flat):
+        return float(all(is_flat))
+    return float(kendalltau(first, second).statistic)

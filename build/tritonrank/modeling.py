@@ -388,15 +388,20 @@ def _config_of(config: PretrainedConfig, name: str, context_positions: int) -> S
     )
 
 
+def shared_context_name(name: str, family: str) -> str:
+    """What a module or parameter of a family's encoder is called in a shared-context ranker; others keep their name."""
+    for pattern, ours in _NAMES.get(family, _NAMES["bert"]).items():
+        found = re.sub(rf"^{pattern}(?=$|\.(weight|bias)$)", ours, name)
+        if found != name:
+            return found
+    return name
+
+
 def _rename(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    patterns = _NAMES.get(family, _NAMES["bert"])
-    renamed = {}
-    for name, tensor in state.items():
-        if name.startswith("pooler.") or name.endswith("position_ids") or name.endswith("embeddings.token_type_ids"):
-            continue  # buffers, and a head over [CLS] that was trained for something else
-        for pattern, ours in patterns.items():
-            found = re.sub(rf"^{pattern}(?=\.(weight|bias)$)", ours, name)
-            if found != name:
-                break
-        renamed[found] = tensor
-    return renamed
+    # Left out: buffers, and a head over [CLS] that was trained for something else.
+    left_out = ("position_ids", "embeddings.token_type_ids")
+    return {
+        shared_context_name(name, family): tensor
+        for name, tensor in state.items()
+        if not name.startswith("pooler.") and not name.endswith(left_out)
+    }

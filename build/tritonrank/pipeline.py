@@ -1,6 +1,7 @@
-"""The stages in order: dataset -> teacher -> onnx -> int8 -> repository -> summary.
+"""The stages in order: dataset -> teacher (-> pruned -> student) -> onnx -> int8 -> repository -> summary.
 
-A stage runs when its settings or its parents changed since it was last published, and is skipped otherwise.
+A stage runs when its settings or its parents changed since it was last published, and is skipped otherwise. Pruning and
+distillation are stages of recipes that have a section for them; what comes after them works on what they made.
 """
 
 import time
@@ -37,6 +38,14 @@ class Workspace:
         return self.root / "teacher"
 
     @property
+    def pruned(self) -> Path:
+        return self.root / "pruned"
+
+    @property
+    def student(self) -> Path:
+        return self.root / "student"
+
+    @property
     def onnx(self) -> Path:
         return self.root / "onnx"
 
@@ -55,6 +64,12 @@ class Workspace:
     @property
     def judgements(self) -> Path:
         return self.root / "judgements"
+
+    def ranker(self, recipe: Recipe) -> Path:
+        """The checkpoint that is exported: the smallest that the recipe makes."""
+        if recipe.distill:
+            return self.student
+        return self.pruned if recipe.prune else self.teacher
 
     def served_model(self, recipe: Recipe) -> Path:
         """The model artifact that the repository serves."""
@@ -79,10 +94,24 @@ class Stage:
 def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     """All stages of the recipe in the order in which they run."""
     # Imported here, because torch and transformers take seconds and `tritonrank --help` should not.
-    from tritonrank import assemble, export, finetune, prepare, quantize, summary
+    from tritonrank import assemble, distill, export, finetune, prepare, prune, quantize, summary
 
     w = workspace
-    served = w.served_model(recipe)
+    ranker, served = w.ranker(recipe), w.served_model(recipe)
+    pruning = Stage(
+        "prune",
+        w.pruned,
+        lambda: prune.prune_settings(recipe),
+        {"teacher": w.teacher, "dataset": w.dataset},
+        lambda: prune.prune(recipe, w.dataset, w.teacher, w.pruned, w.judgements),
+    )
+    distilling = Stage(
+        "distill",
+        w.student,
+        lambda: distill.distill_settings(recipe),
+        {"pruned": w.pruned, "dataset": w.dataset, "teacher": w.teacher},
+        lambda: distill.distill(recipe, w.dataset, w.teacher, w.pruned, w.student, w.judgements),
+    )
     quantizing = Stage(
         "quantize",
         w.int8,
@@ -105,12 +134,14 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
             {"dataset": w.dataset},
             lambda: finetune.finetune(recipe, w.dataset, w.teacher),
         ),
+        *([pruning] if recipe.prune else []),
+        *([distilling] if recipe.distill else []),
         Stage(
             "export",
             w.onnx,
             lambda: export.export_settings(recipe),
-            {"checkpoint": w.teacher},
-            lambda: export.export(recipe, w.dataset, w.teacher, w.onnx),
+            {"checkpoint": ranker},
+            lambda: export.export(recipe, w.dataset, ranker, w.onnx),
         ),
         *([] if recipe.quantize.method == "none" else [quantizing]),
         Stage(
@@ -124,7 +155,7 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
             "summarize",
             w.summary,
             lambda: summary.summary_settings(recipe),
-            {"dataset": w.dataset, "checkpoint": w.teacher, "onnx": w.onnx, "served": served},
+            summary.summary_parents(recipe, w),
             lambda: summary.summarize(recipe, w),
         ),
     ]
@@ -144,7 +175,9 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
     """
     chosen = stages(recipe, workspace)
     if until is not None and until not in {stage.verb for stage in chosen}:
-        why = "; quantize.method is none" if until == "quantize" else ""
+        absent = {"quantize": "quantize.method is none"}
+        absent |= {verb: f"the recipe has no {verb} section" for verb in ("prune", "distill")}
+        why = f"; {absent[until]}" if until in absent else ""
         raise RecipeError(f"{recipe.name}: no stage {until}{why}. Stages: {', '.join(s.verb for s in chosen)}")
     for stage in chosen:
         if stage.verb != force and is_current(stage.folder, stage.key()):

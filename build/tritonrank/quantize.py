@@ -35,6 +35,8 @@ from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.evaluate import judge_artifact
 from tritonrank.export import copy_text_files
 from tritonrank.gate import Verdict, verdict
+from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
+from tritonrank.lookup import shrink_word_embeddings
 from tritonrank.prepare import Dataset
 from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import QuantizeSettings, Recipe
@@ -72,14 +74,14 @@ def quantize_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def quantize(
-    recipe: Recipe, dataset_folder: Path, checkpoint_folder: Path, onnx_folder: Path, folder: Path, judgements: Path
+    recipe: Recipe, dataset_folder: Path, teacher_folder: Path, onnx_folder: Path, folder: Path, judgements: Path
 ) -> None:
     """Quantize, judge, and publish if the gate passes.
 
     Args:
         recipe: its quantize and gate sections.
         dataset_folder: calibration and test examples.
-        checkpoint_folder: the fine-tuned ranker, the teacher of the gate.
+        teacher_folder: the fine-tuned ranker, before anything was pruned.
         onnx_folder: the FP32 graph, the parent of the gate.
         folder: where the INT8 artifact goes.
         judgements: cache of judgements.
@@ -93,16 +95,14 @@ def quantize(
     with write_artifact(folder, "quantize", quantize_settings(recipe), parents) as draft:
         copy_text_files(onnx_folder, draft.folder)
         nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize)
+        if recipe.quantize.embeddings:
+            for path in model_files(draft.folder):
+                shrink_word_embeddings(path)
         kept = sorted(set(quantizable_nodes(onnx_folder, [])) - set(nodes))
         stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
         console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
-        child = judge_artifact("INT8", draft.folder, dataset_folder, judgements)
-        for parent_name, parent_folder in (("ONNX FP32", onnx_folder), ("fine-tuned", checkpoint_folder)):
-            parent = judge_artifact(parent_name, parent_folder, dataset_folder, judgements)
-            found = verdict(child, parent, recipe.gate.budget, recipe.gate.bootstrap_samples, recipe.seed)
-            show_verdict(found)
-            found.require()
-            draft.metrics[f"gate against {parent_name}"] = found.as_metrics()
+        rungs = Rung("INT8", draft.folder), Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
+        draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
         draft.metrics |= {"int8_nodes": nodes, "fp32_nodes": kept, "reduce_range": reduced_range(recipe.quantize)}
         if recipe.quantize.compare_dynamic:
             dynamic = _judge_dynamic(recipe, onnx_folder, nodes, dataset_folder, judgements)
@@ -223,15 +223,6 @@ def calibration_requests(recipe: Recipe, dataset: Dataset, rules: TextRules) -> 
     picks = generator.choice(len(dataset.training), size=wanted, replace=False)
     requests = requests_of(dataset, [dataset.training[i] for i in sorted(picks)], rules)
     return [Request(r.query, r.history, r.items[: recipe.quantize.calibration_candidates]) for r in requests]
-
-
-def show_verdict(found: Verdict) -> None:
-    mark = "[green]passed[/]" if found.passed else "[red]closed[/]"
-    console.print(
-        f"  gate {mark} on {found.examples} requests, {found.child} against {found.parent}: {found.reason}; "
-        f"top-10 overlap {found.top10_overlap:.1%}",
-        highlight=False,
-    )
 
 
 class _Calibration(CalibrationDataReader):

@@ -134,12 +134,11 @@ class ModelSettings(Settings):
         return values
 
 
-class FinetuneSettings(Settings):
+class TrainingSettings(Settings):
+    """What every training of a ranker has: fine-tuning and distillation."""
+
     loss: Literal["listwise", "pairwise", "binary"] = Field(
         "listwise", description="softmax cross-entropy over the list, RankNet, or binary cross-entropy"
-    )
-    teacher: str | None = Field(
-        None, description="folder of a fine-tuned ranker whose scores are learnt beside the labels: distillation"
     )
     distillation: float = Field(0.5, ge=0, le=1, description="share of the loss that the teacher's scores have")
     temperature: float = Field(1.0, gt=0, description="divides the scores of both in the distillation loss")
@@ -156,10 +155,84 @@ class FinetuneSettings(Settings):
     )
 
 
+class FinetuneSettings(TrainingSettings):
+    teacher: str | None = Field(
+        None, description="folder of a fine-tuned ranker whose scores are learnt beside the labels: distillation"
+    )
+
+
+class PruneSettings(Settings):
+    """Without this section nothing is pruned. See docs/prune.md."""
+
+    gflop: float | None = Field(
+        None, gt=0, le=1, description="share of the teacher's GFLOP per request; the sizes not named follow from it"
+    )
+    layers: int | None = Field(None, ge=1, description="layers to keep; default: all, or what gflop leaves")
+    heads: int | None = Field(None, ge=1, description="attention heads per layer; default: all, or what gflop leaves")
+    ffn_neurons: int | None = Field(
+        None, ge=8, description="inner width of the FFN; default: all, or what gflop leaves"
+    )
+    layer_criterion: Literal["ablation", "influence", "taylor"] = Field(
+        "ablation",
+        description="ablation: drop the layer without which the loss stays lowest, one after the other; influence: "
+        "1 - cosine of its input and output; taylor: |activation x gradient| of what it adds",
+    )
+    criterion: Literal["taylor", "magnitude"] = Field(
+        "taylor", description="for heads and neurons: |activation x gradient| of the ranking loss, or the weights' norm"
+    )
+    calibration_examples: int = Field(
+        64, ge=8, description="training requests on which importance is measured, never judged ones"
+    )
+    vocabulary: bool = Field(True, description="drop tokens that neither the data nor the reserve needs")
+    reserve_tokens: int = Field(
+        1_000, ge=0, description="most frequent tokens of the base vocabulary kept in any case, for texts to come"
+    )
+    positions: bool = Field(True, description="drop position embeddings that the token budgets of `text` never reach")
+    compare: bool = Field(
+        True, description="also judge what the other criteria would have kept, on the validation users"
+    )
+
+
+class DistillSettings(TrainingSettings):
+    """The pruned ranker learns from the unpruned one; needs a prune section."""
+
+    distillation: float = Field(
+        0.7, ge=0, le=1, description="share of the loss that the teacher's scores have; the labels have the rest"
+    )
+    epochs: float = Field(2.0, gt=0, description="passes over the examples; the teacher's scores are computed once")
+    learning_rate: float = Field(1e-4, gt=0, lt=1, description="peak, after warm-up; higher than for fine-tuning, "
+                                 "because a cut model has further to go")  # fmt: skip
+    examples: int = Field(4_000, ge=8, description="training contexts, drawn by seed; all of them if there are fewer")
+    pool: int = Field(
+        32, ge=2, le=999, description="unseen items per context that the teacher scores, drawn by popularity"
+    )
+    hard_negatives: int = Field(6, ge=0, description="of the pool, those that the teacher scores highest")
+    random_negatives: int = Field(5, ge=0, description="of the rest of the pool, drawn by lot")
+    hidden_states: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the hidden-state loss: kept layers imitate their originals; runs the teacher in each "
+        "step, which about doubles its time",
+    )
+
+    @model_validator(mode="after")
+    def _negatives_come_from_the_pool(self) -> "DistillSettings":
+        if not 1 <= self.hard_negatives + self.random_negatives <= self.pool:
+            raise ValueError("hard_negatives + random_negatives must be at least 1 and at most pool")
+        return self
+
+
 class GateSettings(Settings):
     """When a step may stand; see docs/gate.md."""
 
-    budget: float = Field(0.01, gt=0, lt=1, description="relative drop of NDCG@10 that a step may cost")
+    budget: float = Field(
+        0.01, gt=0, lt=1, description="relative drop of NDCG@10, against the teacher, that all steps together may cost"
+    )
+    prune_budget: float = Field(
+        0.5, gt=0, le=1, description="for prune, which distill repairs; without a distill section `budget` counts"
+    )
+    distill_budget: float | None = Field(None, gt=0, lt=1, description="against the pruned ranker; default: `budget`")
+    quantize_budget: float | None = Field(None, gt=0, lt=1, description="against the FP32 graph; default: `budget`")
     bootstrap_samples: int = Field(2_000, ge=200, description="resamples behind every interval")
 
 
@@ -189,6 +262,9 @@ class QuantizeSettings(Settings):
         "compensated",
         description="compensated: weights are rounded so that their errors cancel (GPTQ), 5 to 15 times less error in "
         "a layer's output for half a minute of work; nearest: each on its own",
+    )
+    embeddings: bool = Field(
+        True, description="word embeddings in eight bits too, a scale per token: a quarter of the bytes"
     )
     noise: float = Field(
         0.03,
@@ -239,15 +315,26 @@ class ServeSettings(Settings):
 class Recipe(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="names artifacts/<name>/")
     seed: int = Field(17, ge=0, lt=2**32, description="fixes data, sampling, training order and initial weights")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs that one model may be split over later: pruned heads and neurons divide by it"
+    )
     data: DataSettings
     text: TextSettings = TextSettings()
     examples: ExampleSettings = ExampleSettings()
     model: ModelSettings = ModelSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    prune: PruneSettings | None = None
+    distill: DistillSettings | None = None
     gate: GateSettings = GateSettings()
     export: ExportSettings = ExportSettings()
     quantize: QuantizeSettings = QuantizeSettings()
     serve: ServeSettings = ServeSettings()
+
+    @model_validator(mode="after")
+    def _distillation_needs_a_smaller_model(self) -> "Recipe":
+        if self.distill and not self.prune:
+            raise ValueError("distill needs a prune section: the student is the pruned ranker")
+        return self
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:

@@ -23,6 +23,7 @@ from tritonrank.engine import model_files
 from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
 from tritonrank.finetune import finetune_settings
 from tritonrank.gate import paired_difference
+from tritonrank.gatekeeper import FINE_TUNED
 from tritonrank.metrics import METRICS
 from tritonrank.pipeline import Workspace
 from tritonrank.prepare import Dataset
@@ -35,6 +36,7 @@ SUMMARY_FILE = "summary.json"
 TIMED_REQUESTS = 5
 TIMED_CANDIDATES = 100
 COUNTED_REQUESTS = 50
+CHECKPOINT_RUNGS = {FINE_TUNED, "pruned", "student"}
 
 console = Console()
 
@@ -47,13 +49,11 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
     """Judge what was not judged yet, time the rungs, and write summary.json."""
     dataset = Dataset.read(workspace.dataset)
     rungs = model_rungs(recipe, workspace)
-    folders = {"dataset": workspace.dataset, "checkpoint": workspace.teacher, "onnx": workspace.onnx}
-    parents = {name: read_manifest(folder) for name, folder in folders.items()}
-    parents["served"] = read_manifest(workspace.served_model(recipe))
+    parents = {name: read_manifest(folder) for name, folder in summary_parents(recipe, workspace).items()}
     with write_artifact(workspace.summary, "summarize", summary_settings(recipe), parents) as draft:
         baselines = baseline_judgements(recipe, dataset, workspace)
         judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
-        teacher = judged["fine-tuned"]
+        teacher = judged[FINE_TUNED]
         samples = recipe.gate.bootstrap_samples
         rows = [_quality(judgement, teacher, samples) for judgement in (baselines | judged).values()]
         for row in rows:
@@ -62,21 +62,38 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
         scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
         for name, milliseconds in latency_milliseconds(scorers, requests).items():
             next(row for row in rows if row["name"] == name)["milliseconds_per_100"] = milliseconds
-        gflop = gflop_per_request(
-            AutoConfig.from_pretrained(workspace.teacher),
-            scorers["fine-tuned"],
-            requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher)),
-        )
-        parameters = sum(p.numel() for p in _parameters(workspace.teacher))
+        counted = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
         for row in rows:
-            row |= {"gflop_per_request": gflop, "parameters": parameters} if row["name"] in rungs else {}
+            if row["name"] in rungs:
+                checkpoint = checkpoint_of(row["name"], recipe, workspace)
+                gflop = gflop_per_request(AutoConfig.from_pretrained(checkpoint), scorers[row["name"]], counted)
+                row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
         result = {"recipe": recipe.name, "examples": len(dataset.test), "rows": rows}
         (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def summary_parents(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
+    """The artifacts that the summary tells of, the dataset included."""
+    named = {
+        "dataset": workspace.dataset,
+        "checkpoint": workspace.teacher,
+        "onnx": workspace.onnx,
+        "served": workspace.served_model(recipe),
+    }
+    return named | ({"pruned": workspace.pruned} if recipe.prune else {})
+
+
+def checkpoint_of(rung: str, recipe: Recipe, workspace: Workspace) -> Path:
+    """The checkpoint whose weights a rung computes with."""
+    return model_rungs(recipe, workspace)[rung] if rung in CHECKPOINT_RUNGS else workspace.ranker(recipe)
+
+
 def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
-    """Model artifacts by the name that tables use, from the checkpoint to what is served."""
-    rungs = {"fine-tuned": workspace.teacher, "ONNX FP32": workspace.onnx}
+    """Model artifacts by the name that tables use, from the teacher to what is served."""
+    rungs = {FINE_TUNED: workspace.teacher}
+    rungs |= {"pruned": workspace.pruned} if recipe.prune else {}
+    rungs |= {"student": workspace.student} if recipe.distill else {}
+    rungs |= {"ONNX FP32": workspace.onnx}
     return rungs if recipe.quantize.method == "none" else rungs | {"INT8": workspace.int8}
 
 
@@ -121,11 +138,7 @@ def show_summary(folder: Path) -> None:
             f"{row['megabytes']:.0f} MB" if "megabytes" in row else "",
             f"{row['milliseconds_per_100']:.0f}" if "milliseconds_per_100" in row else "",
         )
-    served = result["rows"][-1]
-    table.caption = (
-        f"{served['parameters'] / 1e6:.1f} M parameters, {served['gflop_per_request']:.0f} GFLOP per request; "
-        "ms/100: one request with 100 candidates, in process"
-    )
+    table.caption = f"{_cost(result['rows'])}; ms/100: one request with 100 candidates, in process"
     console.print(table)
     print(
         json.dumps({"recipe": result["recipe"], "ndcg@10": {r["name"]: r["ndcg@10"]["mean"] for r in result["rows"]}})
@@ -146,13 +159,25 @@ def _size(folder: Path) -> dict[str, Any]:
     return {"megabytes": sum(path.stat().st_size for path in files) / 1e6}
 
 
-def _parameters(folder: Path) -> list[Any]:
-    return list(load_any_ranker(folder).parameters())
+def _parameters(folder: Path) -> int:
+    return sum(parameter.numel() for parameter in load_any_ranker(folder).parameters())
 
 
 def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:
     requests = requests_of(dataset, dataset.test[:TIMED_REQUESTS], TextRules.load(workspace.teacher))
     return [Request(r.query, r.history, (r.items * TIMED_CANDIDATES)[:TIMED_CANDIDATES]) for r in requests]
+
+
+def _cost(rows: Sequence[dict[str, Any]]) -> str:
+    """Parameters and GFLOP of what is served; of a smaller model also as shares of the fine-tuned one's."""
+    teacher, served = next(row for row in rows if row["name"] == FINE_TUNED), rows[-1]
+    texts = []
+    for key, unit, scale in (("parameters", "M parameters", 1e6), ("gflop_per_request", "GFLOP per request", 1.0)):
+        share = served[key] / teacher[key]
+        digits = 1 if scale > 1 or served[key] < 20 else 0
+        smaller = f" ({share:.2f} of the fine-tuned ranker's)" if share < 1 else ""
+        texts.append(f"{served[key] / scale:.{digits}f} {unit}{smaller}")
+    return ", ".join(texts)
 
 
 def _with_interval(value: dict[str, float], sign: str = "") -> str:
