@@ -12,7 +12,7 @@ from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "export", "quantize", "assemble", "evaluate", "serve", "demo", "perf"]
-COMMANDS += ["workload", "settings"]
+COMMANDS += ["workload", "report", "settings"]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "export", "quantize", "assemble", "evaluate", "demo"]
 
 

@@ -23,6 +23,7 @@ class Graphs:
 
     def __init__(self, alone: Mapping[str, float], together: float = 1.0) -> None:
         self.alone, self.together = alone, together
+        self.by_layer: dict[str, float] = {}
         self.written: dict[Path, list[str]] = {}
         self.tried: list[list[str]] = []
 
@@ -68,6 +69,7 @@ def test_each_layer_is_measured_alone_once() -> None:
     graphs.chosen(0.06)
     assert graphs.tried[: len(LOUD)] == [[node] for node in LOUD]
     assert len(graphs.tried) == len(LOUD) + 1
+    assert graphs.by_layer == pytest.approx(LOUD)  # kept, so that the report can show it
 
 
 @pytest.mark.parametrize("together", [1.0, 3.0])

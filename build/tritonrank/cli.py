@@ -1,5 +1,6 @@
 """The command line: one verb per stage, and the verbs that use what was built."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -216,6 +217,25 @@ def workload(
     from tritonrank.workload import make_workload
 
     make_workload(artifacts, out, chosen)
+
+
+@app.command()
+def report(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, built to the end")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; default: report.html in ARTIFACTS. Markdown goes beside it", metavar="FILE.html"),
+    ] = None,
+) -> None:
+    """Write one page about a build: the ladder from teacher to engine, gates, what was cut, the worst requests.
+
+    The page needs neither network nor scripts. Nothing is measured: it shows what the stages recorded.
+    """
+    from tritonrank.report import make_report
+
+    page, markdown = make_report(artifacts, out)
+    typer.echo(f"{page}\n{markdown}")
+    typer.echo(json.dumps({"html": str(page), "markdown": str(markdown)}))
 
 
 @app.command()

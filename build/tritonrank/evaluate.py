@@ -92,12 +92,21 @@ def judge_artifact(name: str, folder: Path, dataset_folder: Path, cache: Path) -
     Raises:
         ArtifactError: there is no dataset, or no model, in its folder.
     """
-    read_manifest(dataset_folder)
     return cached(
         name,
-        cache / f"{content_hash(folder)[:24]}-{sha256_file(dataset_folder / 'test.parquet')[:16]}.parquet",
+        judgement_file(folder, dataset_folder, cache),
         lambda: judge_test_examples(name, open_scorer(folder), dataset_folder, TextRules.load(folder)),
     )
+
+
+def judgement_file(folder: Path, dataset_folder: Path, cache: Path) -> Path:
+    """Where the judgement of a model artifact on the test examples is kept, whether there is one or not.
+
+    Raises:
+        ArtifactError: there is no dataset in its folder.
+    """
+    read_manifest(dataset_folder)
+    return cache / f"{content_hash(folder)[:24]}-{sha256_file(dataset_folder / 'test.parquet')[:16]}.parquet"
 
 
 def judge_test_examples(name: str, scorer: Scorer, dataset_folder: Path, rules: TextRules) -> Judgement:

@@ -29,6 +29,7 @@ from onnxruntime.quantization import (
 from rich.console import Console
 
 from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.calibration_record import CalibrationRecord, LayerNoise, record_activations
 from tritonrank.cpu import has_int8_dot_product
 from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, Feed, SharedContextEngine, model_files
 from tritonrank.errors import ArtifactError, RecipeError
@@ -112,7 +113,8 @@ def quantize(
 def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
     """Write the Q/DQ graphs with as many INT8 layers as the noise limit allows, and return their node names.
 
-    The two graphs of a shared-context ranker hold the same layers: one is INT8 in both or in neither.
+    The two graphs of a shared-context ranker hold the same layers: one is INT8 in both or in neither. calibration.json
+    beside them records what was seen on the way.
 
     Raises:
         ArtifactError: a written graph does not hold the Q/DQ pairs that were asked for.
@@ -127,11 +129,15 @@ def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], se
         writer = _Writer(onnx_folder, fitted or tensors, settings, Path(scratch))
         writer.write(folder, nodes)
         noise = NoiseMeter(onnx_folder, tensors[::NOISE_SHARE])
-        if noise.of(folder) > settings.noise:
+        final = all_layers = noise.of(folder)
+        if all_layers > settings.noise:
             work: Counter[str] = Counter()
             for path, feeds in writer.feeds.items():
                 work.update(work_of_nodes(path, feeds))
             nodes = quiet_enough(nodes, work, writer.write, noise, folder, settings.noise)
+            final = noise.of(folder)
+        found = LayerNoise(settings.noise, all_layers, final, noise.by_layer)
+        CalibrationRecord(found, record_activations(folder, writer.feeds)).save(folder)
     for source in model_files(onnx_folder):
         _check_quantized(source, folder / source.name, nodes)
     return nodes

@@ -26,6 +26,8 @@ class NoiseMeter:
     """How much graphs change the logits of the FP32 ones: root mean square over the spread of the logits."""
 
     def __init__(self, source: Path, requests: Sequence[Tensors]) -> None:
+        self.by_layer: dict[str, float] = {}
+        """each layer alone, where ``quiet_enough`` had to find that out"""
         self._requests = requests
         self._expected = np.concatenate(open_engine(source).run(requests))
 
@@ -46,14 +48,14 @@ def quiet_enough(
         nodes: the layers to choose from.
         work: multiply-adds of each layer in typical requests.
         write: writes graphs.
-        noise: measures them.
+        noise: measures them, and keeps what each layer alone was found to do.
         folder: where the chosen graphs go.
         limit: largest noise.
 
     Raises:
         GateError: not even one layer can be quantized within the limit.
     """
-    alone: dict[str, float] = {}
+    alone = noise.by_layer
     with tempfile.TemporaryDirectory() as trial:
         for node in track(nodes, "  measuring each layer", transient=True):
             write(Path(trial), [node])

@@ -1,16 +1,22 @@
 """What the build achieved, in one table: every baseline and every rung from the checkpoint to the served model.
 
 Quality is NDCG@10 on the same test users for all; latency is the median of one 100-candidate request in this process,
-the rungs taking turns so that a busy machine slows all of them alike.
+and its ratio to the fine-tuned ranker the median of the ratios of single requests. The rungs take turns, so that a busy
+machine slows all of them alike.
 """
 
 import json
+import os
+import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +25,8 @@ from transformers import AutoConfig
 from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
 from tritonrank.baselines import all_baselines
 from tritonrank.cost import gflop_per_request
-from tritonrank.engine import model_files
+from tritonrank.cpu import has_int8_dot_product, processor_name
+from tritonrank.engine import available_cores, model_files
 from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
 from tritonrank.finetune import finetune_settings
 from tritonrank.gate import paired_difference
@@ -33,7 +40,7 @@ from tritonrank.scorers import EngineScorer, Request, open_scorer, requests_of
 from tritonrank.text import TextRules
 
 SUMMARY_FILE = "summary.json"
-TIMED_REQUESTS = 5
+TIMED_REQUESTS = 15
 TIMED_CANDIDATES = 100
 COUNTED_REQUESTS = 50
 CHECKPOINT_RUNGS = {FINE_TUNED, "pruned", "student"}
@@ -60,15 +67,22 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
             row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
         requests = _timed_requests(dataset, workspace)
         scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
-        for name, milliseconds in latency_milliseconds(scorers, requests).items():
-            next(row for row in rows if row["name"] == name)["milliseconds_per_100"] = milliseconds
+        for name, latency in latencies(scorers, requests, FINE_TUNED).items():
+            next(row for row in rows if row["name"] == name).update(latency)
         counted = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
         for row in rows:
             if row["name"] in rungs:
                 checkpoint = checkpoint_of(row["name"], recipe, workspace)
                 gflop = gflop_per_request(AutoConfig.from_pretrained(checkpoint), scorers[row["name"]], counted)
                 row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
-        result = {"recipe": recipe.name, "examples": len(dataset.test), "rows": rows}
+        result = {
+            "recipe": recipe.name,
+            "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]]),
+            "machine": machine(),
+            "examples": len(dataset.test),
+            "timed_requests": len(requests),
+            "rows": rows,
+        }
         (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
@@ -110,8 +124,13 @@ def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) 
     return judged
 
 
-def latency_milliseconds(scorers: dict[str, EngineScorer], requests: Sequence[Request]) -> dict[str, float]:
-    """Median milliseconds of one request in this process, tokenization included."""
+def latencies(scorers: dict[str, EngineScorer], requests: Sequence[Request], against: str) -> dict[str, dict[str, Any]]:
+    """What one request takes in this process, tokenization included, by scorer.
+
+    Returns:
+        milliseconds_per_100: the median. latency_ratio: median and quartiles of the ratios to the scorer ``against``,
+        request by request.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
     for number, request in enumerate([requests[0], *requests]):
         for name, scorer in scorers.items():
@@ -119,7 +138,24 @@ def latency_milliseconds(scorers: dict[str, EngineScorer], requests: Sequence[Re
             scorer.score(request)
             if number:  # the first request warms up
                 seconds[name].append(time.perf_counter() - started)
-    return {name: 1_000 * statistics.median(values) for name, values in seconds.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, values in seconds.items():
+        low, median, high = np.quantile(np.divide(values, seconds[against]), [0.25, 0.5, 0.75]).tolist()
+        ratio = {"median": median, "low": low, "high": high}
+        found[name] = {"milliseconds_per_100": 1_000 * statistics.median(values), "latency_ratio": ratio}
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where the latencies were measured."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": processor_name(),
+        "cores": available_cores(),
+        "memory_gb": round(memory / 1e9, 1),
+        "system": platform.platform(),
+        "int8_dot_product": has_int8_dot_product(),
+    }
 
 
 def show_summary(folder: Path) -> None:

@@ -1,0 +1,329 @@
+"""The ladder from the teacher to what is served, and the gates between its rungs.
+
+Quality comes from the judgements that the gates kept, by the content of each artifact; latency and counts come from the
+build's summary. So what was rebuilt since the last summary shows its own quality and no latency, and says why.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from tritonrank.artifacts import MANIFEST, Manifest, read_manifest
+from tritonrank.engine import model_files
+from tritonrank.errors import ArtifactError
+from tritonrank.evaluate import Judgement, judgement_file
+from tritonrank.gate import paired_difference
+from tritonrank.metrics import Interval
+from tritonrank.report.plots import figure
+from tritonrank.summary import SUMMARY_FILE
+
+TEACHER = "fine-tuned"
+EXPORTED = "ONNX FP32"
+RUNGS = {
+    TEACHER: "teacher",
+    "pruned": "pruned",
+    "student": "student",
+    EXPORTED: "onnx",
+    "INT8": "int8",
+    "ONNX FP32, batched": "onnx-batched",
+    "FP16": "fp16",
+    "INT8 (TensorRT)": "int8-tensorrt",
+    "INT8 + FP16": "int8-fp16",
+}
+"""What tables call a model artifact -> its folder below artifacts/<recipe>/, in the order of the ladder."""
+PLANS = "plans"
+GATE_METRIC = "gate against "
+COMPARISON_METRIC = "dynamic INT8 (comparison)"
+
+
+class Artifact(NamedTuple):
+    """A published folder."""
+
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Build:
+    """Everything below artifacts/<recipe>/ that a report tells of."""
+
+    root: Path
+    summary: dict[str, Any]
+    artifacts: dict[str, Artifact]
+    """by folder name, in the order in which they were made"""
+    warnings: list[str]
+    """what does not fit together, each a sentence"""
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset"
+
+    @property
+    def summary_is_current(self) -> bool:
+        """Whether the last summary tells of the artifacts that are there now."""
+        there = {artifact.manifest.artifact for artifact in self.artifacts.values()}
+        return set(self.artifacts["summary"].manifest.parents.values()) <= there
+
+    @property
+    def served(self) -> str:
+        """The rung that the repository serves; without a repository the last one that runs here."""
+        by_hash = {a.manifest.artifact: name for name, a in self.rungs().items()}
+        if "repository" in self.artifacts:
+            for parent in self.artifacts["repository"].manifest.parents.values():
+                if parent in by_hash:
+                    return by_hash[parent]
+        return next(name for name in ("INT8", EXPORTED, TEACHER) if name in self.rungs())
+
+    def rungs(self) -> dict[str, Artifact]:
+        """Model artifacts by what tables call them."""
+        return {name: self.artifacts[folder] for name, folder in RUNGS.items() if folder in self.artifacts}
+
+    def judgement(self, rung: str) -> Judgement | None:
+        """What the judge found on the test examples, if it was kept."""
+        if "dataset" not in self.artifacts or rung not in self.rungs():
+            return None
+        path = judgement_file(self.rungs()[rung].folder, self.dataset, self.root / "judgements")
+        return Judgement(rung, pl.read_parquet(path)) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class LadderRow:
+    """One rung; None is what is not known."""
+
+    name: str
+    artifact: str
+    parameters: int | None
+    size_bytes: int | None
+    gflop: float | None
+    milliseconds: float | None
+    ndcg: Interval | None
+    difference: Interval | None
+    """to the teacher, paired"""
+    parameters_ratio: float | None = None
+    """this and the next three: to the teacher"""
+    size_ratio: float | None = None
+    gflop_ratio: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_range: tuple[float, float] | None = None
+    """its quartiles over the timed requests"""
+    is_served: bool = False
+
+
+@dataclass(frozen=True)
+class BaselineRow:
+    name: str
+    ndcg: Interval
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a gate found; drops are relative to the parent's NDCG@10, positive = worse."""
+
+    child: str
+    parent: str
+    examples: int
+    parent_ndcg: float
+    child_ndcg: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    bound: float
+    budget: float
+    top10_overlap: float | None
+    kendall_tau: float | None
+    passed: bool
+    reason: str
+    is_comparison: bool = False
+    """judged to compare, never published"""
+
+    def in_words(self) -> str:
+        """The verdict for somebody who does not know what a gate is."""
+        budget, threefold = (f"{figure(100 * share)}%" for share in (self.budget, 3 * self.budget))
+        ranked = f"NDCG@10 went from {self.parent_ndcg:.4f} to {self.child_ndcg:.4f} on {self.examples} requests"
+        if self.drop > 0:
+            change = f"a fall of {self.drop:.2%}, where {budget} was allowed"
+        else:
+            change = f"no fall ({-self.drop:+.2%}), where a fall of {budget} was allowed"
+        sure = (
+            f"resampling those requests, 95% of the time the fall stays below {self.bound:.2%}, where "
+            f"{threefold} was allowed"
+        )
+        alike = []
+        if self.top10_overlap is not None:
+            alike.append(f"{self.top10_overlap:.1%} of the ten best are the same")
+        if self.kendall_tau is not None:
+            alike.append(f"Kendall's tau of the whole order is {self.kendall_tau:.3f}")
+        return f"{ranked}: {change}; {sure}." + (f" {' and '.join(alike)}." if alike else "")
+
+
+def read_build(root: Path) -> Build:
+    """Read the manifests and the summary of ``artifacts/<recipe>/``.
+
+    Raises:
+        ArtifactError: there is no such folder, no summary in it, no teacher, or something is damaged.
+    """
+    if not (root / "summary" / MANIFEST).is_file():
+        missing = "no such folder" if not root.is_dir() else "no summary here, so nothing to report of"
+        raise ArtifactError(
+            f"{root}: {missing}. Name the folder of a recipe, such as artifacts/demo, once it is built: "
+            "tritonrank build RECIPE"
+        )
+    folders = [path.parent for path in root.glob(f"*/{MANIFEST}") if path.parent.suffix not in {".tmp", ".old"}]
+    read = {folder.name: Artifact(folder, read_manifest(folder)) for folder in folders}
+    if "teacher" not in read:
+        raise ArtifactError(f"{root}/teacher: the fine-tuned ranker is missing. Build it: tritonrank build RECIPE")
+    path = root / "summary" / SUMMARY_FILE
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        rows = {row["name"] for row in summary["rows"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path}: damaged ({error!r}). Delete {path.parent} and run tritonrank build again"
+        ) from None
+    artifacts, warnings = _of_one_build(read)
+    build = Build(root, summary, artifacts, warnings)
+    if not build.summary_is_current:
+        warnings.append(
+            "Something was rebuilt after the last summary, so some rungs have no latency of their own. "
+            "Bring it up to date: tritonrank build RECIPE"
+        )
+    warnings += [
+        f"{name} is not in the last summary, which may be of another recipe."
+        for name in ("pruned", "student", "INT8")
+        if name in build.rungs() and name not in rows
+    ]
+    return build
+
+
+def ladder(build: Build) -> list[LadderRow]:
+    """All rungs that are there, the teacher first; plans of TensorRT last."""
+    timed = _timed(build)
+    rows: list[LadderRow] = []
+    teacher_judgement = build.judgement(TEACHER)
+    summary_rows = {row["name"]: row for row in build.summary["rows"]}
+    for name, artifact in build.rungs().items():
+        # Whatever the precision, a graph computes with the weights of the checkpoint that was exported.
+        known = summary_rows.get(name, summary_rows.get(EXPORTED, {}))
+        judgement = build.judgement(name)
+        ndcg, difference = _from_summary(summary_rows, name) if name in timed else (None, None)
+        if judgement is not None:
+            ndcg = judgement.interval()
+            difference = paired_difference(judgement, teacher_judgement) if teacher_judgement else None
+        rows.append(
+            LadderRow(
+                name=name,
+                artifact=artifact.manifest.artifact,
+                parameters=known.get("parameters"),
+                size_bytes=_model_bytes(artifact.folder),
+                gflop=known.get("gflop_per_request"),
+                milliseconds=summary_rows[name].get("milliseconds_per_100") if name in timed else None,
+                ndcg=ndcg,
+                difference=difference,
+                is_served=name == build.served,
+            )
+        )
+    return [_with_ratios(row, rows[0], summary_rows) for row in rows] + list(_plans(build))
+
+
+def baselines(build: Build) -> list[BaselineRow]:
+    """What the summary says of everything that is not a rung."""
+    rows = [row for row in build.summary["rows"] if row["name"] not in RUNGS]
+    return [BaselineRow(row["name"], Interval(**row["ndcg@10"]), Interval(**row["difference"])) for row in rows]
+
+
+def gates(build: Build) -> list[Gate]:
+    """Every gate that a published artifact went through, in the order of the ladder."""
+    found = []
+    for artifact in build.rungs().values():
+        for name, verdict in artifact.manifest.metrics.items():
+            if name.startswith(GATE_METRIC):
+                found.append(_gate(verdict))
+            elif name == COMPARISON_METRIC:
+                found.append(_gate(verdict, is_comparison=True))
+    return found
+
+
+def exact_ratio(row: Mapping[str, Any]) -> bool:
+    """Whether the summary has the median of ratios; older ones allow only the ratio of medians."""
+    return "latency_ratio" in row
+
+
+def _of_one_build(read: Mapping[str, Artifact]) -> tuple[dict[str, Artifact], list[str]]:
+    """Those whose parents are there, and a sentence about each of the others."""
+    there = {artifact.manifest.artifact for artifact in read.values()}
+    kept: dict[str, Artifact] = {}
+    warnings: list[str] = []
+    for name, artifact in sorted(read.items(), key=lambda one: one[1].manifest.created):
+        strangers = [parent for parent, hash_ in artifact.manifest.parents.items() if hash_ not in there]
+        if strangers and name != "summary":
+            warnings.append(
+                f"{name} was made from another {' and '.join(strangers)} than the one here and is left out. "
+                "Bring it up to date: tritonrank build RECIPE"
+            )
+        else:
+            kept[name] = artifact
+    return kept, warnings
+
+
+def _timed(build: Build) -> set[str]:
+    """Rungs that the summary's figures are really of."""
+    parents = set(build.artifacts["summary"].manifest.parents.values())
+    rows = {row["name"] for row in build.summary["rows"]}
+    rungs = build.rungs()
+    exported_is_current = EXPORTED in rungs and rungs[EXPORTED].manifest.artifact in parents
+    return {
+        name
+        for name, artifact in rungs.items()
+        # The student is no parent of the summary; the graph that was exported from it is.
+        if name in rows and (artifact.manifest.artifact in parents or (name == "student" and exported_is_current))
+    }
+
+
+def _from_summary(rows: Mapping[str, Mapping[str, Any]], name: str) -> tuple[Interval, Interval]:
+    return Interval(**rows[name]["ndcg@10"]), Interval(**rows[name]["difference"])
+
+
+def _with_ratios(row: LadderRow, teacher: LadderRow, summary_rows: Mapping[str, Mapping[str, Any]]) -> LadderRow:
+    ratio = summary_rows.get(row.name, {}).get("latency_ratio") if row.milliseconds is not None else None
+    return LadderRow(
+        **{
+            **vars(row),
+            "parameters_ratio": _ratio(row.parameters, teacher.parameters),
+            "size_ratio": _ratio(row.size_bytes, teacher.size_bytes),
+            "gflop_ratio": _ratio(row.gflop, teacher.gflop),
+            "latency_ratio": ratio["median"] if ratio else _ratio(row.milliseconds, teacher.milliseconds),
+            "latency_ratio_range": (ratio["low"], ratio["high"]) if ratio else None,
+        }
+    )
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
+
+
+def _model_bytes(folder: Path) -> int | None:
+    """Bytes of what is loaded to score: the graphs, or the checkpoint's weights."""
+    files = [path for path in model_files(folder) or [folder / "model.safetensors"] if path.is_file()]
+    return sum(path.stat().st_size for path in files) or None
+
+
+def _plans(build: Build) -> Iterator[LadderRow]:
+    """Plans are opaque and bound to a GPU: their size is all that can be said here."""
+    if PLANS in build.artifacts:
+        folder, manifest = build.artifacts[PLANS]
+        for name in sorted(manifest.files):
+            if ".plan" in name:
+                size = (folder / name).stat().st_size if (folder / name).is_file() else None
+                yield LadderRow(f"plan {name}", manifest.files[name], None, size, None, None, None, None)
+
+
+def _gate(verdict: Mapping[str, Any], *, is_comparison: bool = False) -> Gate:
+    names = set(Gate.__dataclass_fields__) - {"is_comparison"}
+    optional: dict[str, Any] = {"top10_overlap": None, "kendall_tau": None}  # older builds did not measure the latter
+    known = {name: value for name, value in verdict.items() if name in names}
+    return Gate(**optional | known, is_comparison=is_comparison)
