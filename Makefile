@@ -11,7 +11,7 @@ WORKLOAD ?= $(SHARED)/workload.jsonl
 OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format tools perf bench-peers wheel clean
+.PHONY: help setup demo serve test lint format tools perf bench-peers test-engines wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ serve: setup ## build the demo recipe if needed, serve it until Ctrl-C (ARTIFACT
 
 test: setup ## run the tests, real Triton included
 	@$(BIN)/python -m pytest
+
+test-engines: setup ## compile every graph for TensorRT with TensorRT-RTX, no GPU needed (minutes)
+	@$(BIN)/python -m pytest -m engines tests/test_engines.py
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -12,8 +12,9 @@ from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "export", "quantize", "assemble", "evaluate", "serve", "demo", "perf"]
-COMMANDS += ["workload", "report", "settings"]
-RECIPE_COMMANDS = ["build", "prepare", "finetune", "export", "quantize", "assemble", "evaluate", "demo"]
+COMMANDS += ["compile", "workload", "report", "settings"]
+RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "compile", "assemble"]
+RECIPE_COMMANDS += ["evaluate", "demo"]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -139,6 +139,37 @@ def evaluate(
     found.require()
 
 
+@app.command("compile")
+def compile_command(
+    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+) -> None:
+    """Build TensorRT plans of tensorrt.precisions; their graphs are made, and judged by the gate, first.
+
+    With `tensorrt` for the GPU of this machine; with `tensorrt_rtx` ahead of time, without a GPU, to see that the
+    graphs compile. For example: tritonrank compile build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]'
+    """
+    loaded, workspace = _open(recipe, overrides, artifacts)
+    from tritonrank.compile import compile_recipe
+
+    for folder in compile_recipe(loaded, workspace):
+        typer.echo(f"{folder}")
+
+
+@app.command("check-graph")
+def check_graph(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX graph, such as artifacts/demo/fp16/model.onnx")],
+) -> None:
+    """Hold an ONNX graph against TensorRT's rules; list its products and what they compute in.
+
+    Beside a manifest that names INT8 layers, these and no others have to be INT8. Exits with 1 on faults.
+    """
+    from tritonrank import qdq_rules
+
+    report = qdq_rules.check_graph(file, qdq_rules.asked_of(file))
+    qdq_rules.show_report(report, Console())
+    sys.exit(1 if report.faults else 0)
+
+
 @app.command()
 def serve(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],

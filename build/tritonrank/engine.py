@@ -9,7 +9,9 @@ rounding can move a score by a whole step), and padding stays small:
   that padded length, whichever request they come from;
 - ``SharedContextEngine`` runs the context once, and then the candidates in groups of similar length. One request's
   candidates fill a matrix product, so requests are not mixed. How a request is cut depends on the machine's cores, not
-  on how many of them are free at the moment.
+  on how many of them are free at the moment;
+- ``BatchedEngine`` runs the shared-context graph that is made for TensorRT, one padded request at a time, so that what
+  TensorRT will compile can be judged here.
 
 ``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and onnxruntime.
 """
@@ -97,21 +99,26 @@ def open_engine(
     """The engine for the graphs in a folder.
 
     Args:
-        folder: holds model.onnx, or context.onnx and candidates.onnx.
+        folder: holds model.onnx (joint or batched), or context.onnx and candidates.onnx.
         threads: runs side by side at the most; 0 = all cores this process may use.
         rows_per_batch: rows in one run of a joint ranker at the most.
         context_cache_bytes: keys and values of contexts that a shared-context ranker keeps at the most.
     """
     if (folder / CONTEXT_FILE).is_file():
         return SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE, threads, context_cache_bytes)
-    return JointEngine(folder / JOINT_FILE, threads, rows_per_batch)
+    session = open_session(folder / JOINT_FILE)
+    if SHARED_CONTEXT_INPUTS[0] in {tensor.name for tensor in session.get_inputs()}:
+        return BatchedEngine(session, threads)
+    return JointEngine(session, threads, rows_per_batch)
 
 
 class JointEngine:
-    """A joint ranker; the arguments are those of ``open_engine``."""
+    """A joint ranker, given its file or an open session; the other arguments are those of ``open_engine``."""
 
-    def __init__(self, model: Path, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH) -> None:
-        self._session = open_session(model)
+    def __init__(
+        self, model: Path | onnxruntime.InferenceSession, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH
+    ) -> None:
+        self._session = open_session(model) if isinstance(model, Path) else model
         self._threads = _Threads(threads or available_cores())
         self.input_names = [tensor.name for tensor in self._session.get_inputs()]
         self.rows_per_batch = rows_per_batch
@@ -189,15 +196,7 @@ class SharedContextEngine:
         return dict(zip(names, self._context.run(names, {"context_ids": context_ids}), strict=True))
 
     def check(self, request: Tensors) -> None:
-        context_ids, candidate_ids = request["context_ids"], request["candidate_ids"]
-        if not context_ids.size or context_ids.min() < 0:
-            raise RowsError("context_ids: expected at least one token id, none of them negative")
-        is_token = candidate_ids >= 0
-        lengths = is_token.sum(axis=1)
-        is_row = np.arange(candidate_ids.shape[1]) < lengths[:, np.newaxis]
-        is_padded = np.array_equal(is_token, is_row) and candidate_ids.min(initial=0) >= -1
-        if not lengths.size or not lengths.all() or not is_padded:
-            raise RowsError("candidate_ids: expected rows of token ids, at least one each, then padding of -1")
+        _check_shared_context(request)
 
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
         computed = needed = 0
@@ -205,6 +204,60 @@ class SharedContextEngine:
             lengths = candidate_lengths(request["candidate_ids"])
             computed += request["context_ids"].size + sum(tokens * len(rows) for tokens, rows in length_groups(lengths))
             needed += request["context_ids"].size + int(lengths.sum())
+        return computed, needed
+
+
+class BatchedEngine:
+    """A shared-context ranker as one graph over padded requests: context_ids (requests, tokens), candidate_ids
+    (requests, candidates, tokens) -> logits (requests, candidates).
+
+    A request's candidates are shared out among the cores by length; each part has its own copy of the context.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, threads: int = 0) -> None:
+        self.input_names = list(SHARED_CONTEXT_INPUTS)
+        self._session = session
+        self._shares = available_cores()
+        self._threads = _Threads(threads or self._shares)
+
+    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
+        return [self._run(request, threads) for request in requests]
+
+    def run_padded(self, tensors: Feed) -> Logits:
+        """One run as it is: padded tensors by input name -> logits (requests, candidates)."""
+        (logits,) = self._session.run(["logits"], tensors)
+        return np.asarray(logits, dtype=np.float32)
+
+    def _run(self, request: Tensors, threads: int) -> Logits:
+        logits = np.empty(len(request["candidate_ids"]), dtype=np.float32)
+
+        def score_part(rows: NDArray[np.int64], feed: Feed) -> None:
+            logits[rows] = self.run_padded(feed)[0]
+
+        self._threads.run([partial(score_part, rows, feed) for rows, feed in self._parts(request)], threads)
+        return logits
+
+    def feeds(self, request: Tensors) -> list[Feed]:
+        """What the graph gets for a request, run by run."""
+        return [feed for _, feed in self._parts(request)]
+
+    def _parts(self, request: Tensors) -> list[tuple[NDArray[np.int64], Feed]]:
+        context, candidate_ids = request["context_ids"][np.newaxis], request["candidate_ids"]
+        lengths = candidate_lengths(candidate_ids)
+        parts = [part for part in np.array_split(np.argsort(lengths, kind="stable"), self._shares) if len(part)]
+        return [
+            (rows, {"context_ids": context, "candidate_ids": candidate_ids[rows, : lengths[rows].max()][np.newaxis]})
+            for rows in parts
+        ]
+
+    def check(self, request: Tensors) -> None:
+        _check_shared_context(request)
+
+    def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
+        computed = needed = 0
+        for request in requests:
+            computed += sum(tensor.size for feed in self.feeds(request) for tensor in feed.values())
+            needed += request["context_ids"].size + int(candidate_lengths(request["candidate_ids"]).sum())
         return computed, needed
 
 
@@ -235,6 +288,18 @@ class ContextCache:
         while self.bytes > self._most_bytes:
             self.bytes -= _entry_bytes(*self._entries.popitem(last=False))
         return entry
+
+
+def _check_shared_context(request: Tensors) -> None:
+    context_ids, candidate_ids = request["context_ids"], request["candidate_ids"]
+    if not context_ids.size or context_ids.min() < 0:
+        raise RowsError("context_ids: expected at least one token id, none of them negative")
+    is_token = candidate_ids >= 0
+    lengths = is_token.sum(axis=1)
+    is_row = np.arange(candidate_ids.shape[1]) < lengths[:, np.newaxis]
+    is_padded = np.array_equal(is_token, is_row) and candidate_ids.min(initial=0) >= -1
+    if not lengths.size or not lengths.all() or not is_padded:
+        raise RowsError("candidate_ids: expected rows of token ids, at least one each, then padding of -1")
 
 
 def _entry_bytes(key: bytes, entry: Feed) -> int:

@@ -140,7 +140,7 @@ def _export_shared_context(ranker: SharedContextRanker, folder: Path, opset: int
     context_ids = torch.arange(5, dtype=torch.int32)
     candidate_ids = torch.tensor([[1, 2, 3], [4, PADDING, PADDING]], dtype=torch.int32)
     keys, values = ranker.encode_context(context_ids)
-    _trace(
+    trace_graph(
         _ContextPass(ranker),
         {"context_ids": context_ids},
         {"context_ids": {0: "context_tokens"}, **CONTEXT_AXES},
@@ -148,7 +148,7 @@ def _export_shared_context(ranker: SharedContextRanker, folder: Path, opset: int
         folder / CONTEXT_FILE,
         opset,
     )
-    _trace(
+    trace_graph(
         _CandidatePass(ranker),
         {"context_keys": keys, "context_values": values, "candidate_ids": candidate_ids},
         {**CONTEXT_AXES, "candidate_ids": {0: "candidates", 1: "tokens"}, "logits": {0: "candidates"}},
@@ -158,7 +158,7 @@ def _export_shared_context(ranker: SharedContextRanker, folder: Path, opset: int
     )
 
 
-def _trace(
+def trace_graph(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
     axes: Mapping[str, Mapping[int, str]],
@@ -191,7 +191,7 @@ def compare_with_torch(
     """
     model = load_any_ranker(checkpoint_folder).eval()
     for path, inputs, outputs in _signatures(model, onnx_folder):
-        _check_signature(path, inputs, outputs)
+        check_signature(path, inputs, outputs)
     engine = open_engine(onnx_folder)
     grid = _grid_difference(model, engine, onnx_folder)
     tokenizer = RequestTokenizer.from_folder(onnx_folder)
@@ -218,7 +218,7 @@ def _signatures(model: Any, folder: Path) -> Iterator[tuple[Path, dict[str, set[
         yield folder / JOINT_FILE, {name: {0, 1} for name in model_input_names(model)}, {"logits": {0}}
 
 
-def _check_signature(path: Path, inputs: Mapping[str, set[int]], outputs: Mapping[str, set[int]]) -> None:
+def check_signature(path: Path, inputs: Mapping[str, set[int]], outputs: Mapping[str, set[int]]) -> None:
     graph = onnx.load(path, load_external_data=False).graph
     for what, found, expected in (("inputs", graph.input, inputs), ("outputs", graph.output, outputs)):
         names = [tensor.name for tensor in found]

@@ -4,11 +4,13 @@ Context tokens never see a candidate, so their keys and values are the same for 
 candidate's tokens see the context and their own row, so its score does not depend on which others are present. The
 weights are those of an ordinary encoder (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, MiniLM); only the mask is new.
 
-There are two ways through the same weights:
+There are three ways through the same weights:
 
 - ``forward`` is packed, for training: context and candidates of an example in one sequence under a block mask;
 - ``encode_context`` and ``score_candidates`` are split, for serving: the first gives each layer's keys and values of
-  the context, the second uses them for any number of candidates.
+  the context, the second uses them for any number of candidates;
+- ``score_batch`` is padded, for engines that take one graph with requests as its batch dimension (TensorRT): every
+  linear layer sees the tokens of contexts and candidates in one product, and only attention tells them apart.
 
 Context positions count from 0; candidates all start at ``context_positions``, the longest context that the token
 budgets allow, however long the context at hand is. The score is a linear function of the last hidden state of a
@@ -31,6 +33,8 @@ from tritonrank.errors import ArtifactError
 from tritonrank.text import PADDING, SHARED_CONTEXT
 
 CONTEXT_SEGMENT = 0
+MASKED_SCORE = -10_000.0
+"""Added to the scores of padding in ``score_batch``: its exponential is 0 in FP32 and FP16, and FP16 can hold it."""
 
 
 class SharedContextConfig(PretrainedConfig):
@@ -158,8 +162,34 @@ class SharedContextRanker(PreTrainedModel):
         firsts = self.layers[-1].candidates(hidden[:, :1], hidden, context_keys[-1], context_values[-1], own_mask)
         return self._logits(firsts[:, 0])
 
+    def score_batch(self, context_ids: Tensor, candidate_ids: Tensor) -> Tensor:
+        """Padded: whole requests side by side.
+
+        Args:
+            context_ids: (requests, context tokens), padded on the right with -1.
+            candidate_ids: (requests, candidates, tokens), padded on the right with -1; rows of padding alone fill up
+                requests with fewer candidates, and their logits mean nothing.
+
+        Returns:
+            logits (requests, candidates).
+        """
+        context_tokens, (candidates, tokens) = context_ids.shape[1], candidate_ids.shape[1:]
+        token_ids = torch.cat([context_ids, candidate_ids.flatten(1)], dim=1)
+        starts = torch.arange(tokens, device=token_ids.device) + self.config.context_positions
+        positions = torch.cat(
+            [torch.arange(context_tokens, device=token_ids.device), starts.expand(candidates, tokens).reshape(-1)]
+        )
+        is_candidate = positions >= self.config.context_positions
+        hidden = self.embeddings(token_ids.clamp(min=0), positions, is_candidate.expand_as(token_ids))
+        context_mask, own_mask = (
+            (1.0 - (ids > PADDING).to(hidden.dtype)) * MASKED_SCORE for ids in (context_ids, candidate_ids)
+        )
+        for layer in self.layers[:-1]:
+            hidden = layer.batched(hidden, context_mask, own_mask)
+        return self._logits(self.layers[-1].batched_firsts(hidden, context_mask, own_mask))
+
     def folded(self) -> "SharedContextRanker":
-        """A copy for serving that computes the same with fewer operations; only the split way works on it.
+        """A copy for serving that computes the same with fewer operations; ``forward`` does not work on it.
 
         Softmax does not see what is added to all scores of a query, so keys need no bias; weights of one query sum to
         1, so the bias of the values passes through to the output projection's; and the scale of the scores belongs
@@ -281,6 +311,66 @@ class _Layer(nn.Module):
         context_part = context_weights.reshape(heads, candidates * length, context_tokens) @ context_value
         mixed = context_part.view(heads, candidates, length, size) + own_weights @ own_value
         return self._finish(rows, mixed.permute(1, 2, 0, 3).flatten(2))
+
+    def batched(self, hidden: Tensor, context_mask: Tensor, own_mask: Tensor) -> Tensor:
+        """All tokens of padded requests attend: contexts to themselves, candidates to their context and themselves.
+
+        Args:
+            hidden: (requests, context tokens + candidates * tokens, hidden).
+            context_mask: (requests, context tokens), added to scores.
+            own_mask: (requests, candidates, tokens), added to scores.
+        """
+        query, key, value = self._scaled_query(hidden), self.key(hidden), self.value(hidden)
+        context_query, queries = self._parts(query, context_mask, own_mask)
+        context_key, keys = self._parts(key, context_mask, own_mask)
+        context_value, values = self._parts(value, context_mask, own_mask)
+        scores = context_query @ context_key.transpose(2, 3) + context_mask[:, None, None, :]
+        context_mixed = (scores.softmax(dim=-1) @ context_value).transpose(1, 2).flatten(2)
+        mixed = self._batched_attention(queries, context_key, context_value, keys, values, context_mask, own_mask)
+        return self._finish(hidden, torch.cat([context_mixed, mixed.flatten(1, 2)], dim=1))
+
+    def batched_firsts(self, hidden: Tensor, context_mask: Tensor, own_mask: Tensor) -> Tensor:
+        """Like ``batched``, for each candidate's first token alone: (requests, candidates, hidden)."""
+        requests, candidates, tokens = own_mask.shape
+        context_key, keys = self._parts(self.key(hidden), context_mask, own_mask)
+        context_value, values = self._parts(self.value(hidden), context_mask, own_mask)
+        rows = hidden[:, context_mask.shape[1] :].reshape(requests, candidates, tokens, hidden.shape[2])[:, :, 0]
+        queries = self._split(self._scaled_query(rows)).transpose(1, 2).unsqueeze(3)
+        mixed = self._batched_attention(queries, context_key, context_value, keys, values, context_mask, own_mask)
+        return self._finish(rows, mixed.flatten(2))
+
+    def _batched_attention(
+        self,
+        queries: Tensor,
+        context_key: Tensor,
+        context_value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        context_mask: Tensor,
+        own_mask: Tensor,
+    ) -> Tensor:
+        """queries (requests, heads, candidates, rows, head_size) -> (requests, candidates, rows, heads * head_size).
+
+        All candidates' rows of a request meet its context in one matrix product per head.
+        """
+        requests, heads, candidates, rows, size = queries.shape
+        context_tokens, tokens = context_mask.shape[1], own_mask.shape[2]
+        folded = queries.reshape(requests, heads, candidates * rows, size)
+        context_scores = folded @ context_key.transpose(2, 3) + context_mask[:, None, None, :]
+        context_scores = context_scores.reshape(requests, heads, candidates, rows, context_tokens)
+        own_scores = queries @ keys.transpose(3, 4) + own_mask[:, None, :, None, :]
+        weights = torch.cat([context_scores, own_scores], dim=-1).softmax(dim=-1)
+        context_weights, own_weights = torch.split(weights, [context_tokens, tokens], dim=-1)
+        context_part = context_weights.reshape(requests, heads, candidates * rows, context_tokens) @ context_value
+        mixed = context_part.reshape(requests, heads, candidates, rows, size) + own_weights @ values
+        return mixed.permute(0, 2, 3, 1, 4).flatten(3)
+
+    def _parts(self, projected: Tensor, context_mask: Tensor, own_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(requests, heads, tokens, head_size) of the contexts; (requests, heads, candidates, tokens, head_size)."""
+        context_tokens = context_mask.shape[1]
+        by_head = self._split(projected)
+        candidates = by_head[:, context_tokens:].reshape(*own_mask.shape, self.heads, self.head_size)
+        return by_head[:, :context_tokens].transpose(1, 2), candidates.permute(0, 3, 1, 2, 4)
 
     def _scaled_query(self, rows: Tensor) -> Tensor:
         query: Tensor = self.query(rows)

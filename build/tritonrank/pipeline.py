@@ -54,6 +54,26 @@ class Workspace:
         return self.root / "int8"
 
     @property
+    def onnx_batched(self) -> Path:
+        return self.root / "onnx-batched"
+
+    @property
+    def fp16(self) -> Path:
+        return self.root / "fp16"
+
+    @property
+    def int8_tensorrt(self) -> Path:
+        return self.root / "int8-tensorrt"
+
+    @property
+    def int8_fp16(self) -> Path:
+        return self.root / "int8-fp16"
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plans"
+
+    @property
     def repository(self) -> Path:
         return self.root / "repository"
 
@@ -74,6 +94,15 @@ class Workspace:
     def served_model(self, recipe: Recipe) -> Path:
         """The model artifact that the repository serves."""
         return self.onnx if recipe.quantize.method == "none" else self.int8
+
+    def batched_fp32(self, recipe: Recipe) -> Path:
+        """The FP32 graph with a batch of whole requests or rows, which TensorRT's precisions are made of."""
+        return self.onnx if recipe.model.architecture == "joint" else self.onnx_batched
+
+    def tensorrt_graph(self, recipe: Recipe, precision: str) -> Path:
+        """The artifact whose model.onnx a plan of this precision is compiled from."""
+        folders = {"fp16": self.fp16, "int8": self.int8_tensorrt, "int8-fp16": self.int8_fp16}
+        return folders.get(precision, self.batched_fp32(recipe))
 
 
 @dataclass(frozen=True)
@@ -144,6 +173,7 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
             lambda: export.export(recipe, w.dataset, ranker, w.onnx),
         ),
         *([] if recipe.quantize.method == "none" else [quantizing]),
+        *tensorrt_stages(recipe, w, w.teacher),
         Stage(
             "assemble",
             w.repository,
@@ -158,6 +188,49 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
             summary.summary_parents(recipe, w),
             lambda: summary.summarize(recipe, w),
         ),
+    ]
+
+
+def tensorrt_stages(recipe: Recipe, workspace: Workspace, checkpoint: Path) -> list[Stage]:
+    """The graphs that ``tensorrt.precisions`` needs, made of a checkpoint's FP32 graphs."""
+    from tritonrank import batched, export, halve, quantize_tensorrt
+
+    w, precisions = workspace, recipe.tensorrt.precisions
+    source = w.batched_fp32(recipe)
+    judged = {"ONNX FP32": w.onnx, "fine-tuned": checkpoint}
+    batching = Stage(
+        "export-batched",
+        w.onnx_batched,
+        lambda: export.export_settings(recipe),
+        {"checkpoint": checkpoint, "onnx": w.onnx},
+        lambda: batched.export_batched(recipe, w.dataset, checkpoint, w.onnx, w.onnx_batched),
+    )
+    halving = Stage(
+        "fp16",
+        w.fp16,
+        lambda: halve.halve_settings(recipe),
+        {"source": source, "exact": source},
+        lambda: halve.halve(recipe, "fp16", w.dataset, judged, source, source, w.fp16, w.judgements),
+    )
+    quantizing = Stage(
+        "quantize-tensorrt",
+        w.int8_tensorrt,
+        lambda: quantize_tensorrt.tensorrt_int8_settings(recipe),
+        {"source": source, "dataset": w.dataset},
+        lambda: quantize_tensorrt.quantize_tensorrt(recipe, w.dataset, judged, source, w.int8_tensorrt, w.judgements),
+    )
+    mixing = Stage(
+        "mix",
+        w.int8_fp16,
+        lambda: halve.halve_settings(recipe),
+        {"source": w.int8_tensorrt, "exact": source},
+        lambda: halve.halve(recipe, "mix", w.dataset, judged, w.int8_tensorrt, source, w.int8_fp16, w.judgements),
+    )
+    return [
+        *([batching] if precisions and source == w.onnx_batched else []),
+        *([halving] if "fp16" in precisions else []),
+        *([quantizing] if {"int8", "int8-fp16"} & set(precisions) else []),
+        *([mixing] if "int8-fp16" in precisions else []),
     ]
 
 

@@ -31,7 +31,16 @@ from rich.console import Console
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.calibration_record import CalibrationRecord, LayerNoise, record_activations
 from tritonrank.cpu import has_int8_dot_product
-from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, Feed, SharedContextEngine, model_files
+from tritonrank.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    JOINT_FILE,
+    BatchedEngine,
+    Feed,
+    SharedContextEngine,
+    model_files,
+    open_engine,
+)
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.evaluate import judge_artifact
 from tritonrank.export import copy_text_files
@@ -203,22 +212,24 @@ def quantizable_nodes(folder: Path, exclude: list[str]) -> list[str]:
 def linear_nodes(path: Path) -> list[str]:
     """MatMuls with constant weights.
 
-    The head is exported as Gemm on [CLS] alone: it costs nothing and stays in FP32.
+    The head costs nothing and stays in FP32: a Gemm on [CLS] alone, or a MatMul that gives one number per candidate.
     """
     graph = onnx.load(path).graph
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = {tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[-1] > 1}
     return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constants]
 
 
 def graph_feeds(folder: Path, requests: list[RequestTensors]) -> dict[Path, list[Feed]]:
     """What each FP32 graph of a folder is fed with for these requests, with their true padding."""
     if not (folder / CONTEXT_FILE).is_file():
-        path = folder / JOINT_FILE
+        path, engine = folder / JOINT_FILE, open_engine(folder)
+        if isinstance(engine, BatchedEngine):
+            return {path: [feed for request in requests for feed in engine.feeds(request)]}
         names = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.input]
         return {path: [{name: request[name] for name in names} for request in requests]}
-    engine = SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE)
+    split = SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE)
     contexts: list[Feed] = [{"context_ids": request["context_ids"]} for request in requests]
-    candidates = [feed for request in requests for feed in engine.candidate_feeds(request)]
+    candidates = [feed for request in requests for feed in split.candidate_feeds(request)]
     return {folder / CONTEXT_FILE: contexts, folder / CANDIDATES_FILE: candidates}
 
 

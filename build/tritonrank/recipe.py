@@ -288,6 +288,61 @@ class QuantizeSettings(Settings):
         return patterns
 
 
+class TensorRTSettings(Settings):
+    """Graphs and plans for TensorRT; see docs/tensorrt.md. Without precisions nothing of this is made."""
+
+    precisions: list[Literal["fp32", "fp16", "int8", "int8-fp16"]] = Field(
+        [], description="what `compile` builds plans of; fp16 suits most GPUs, int8-fp16 has to prove that it is faster"
+    )
+    calibration: list[Literal["minmax", "percentile", "entropy", "mse"]] = Field(
+        ["minmax", "percentile", "entropy", "mse"],
+        min_length=1,
+        description="methods to choose activation ranges; all are tried, the one with the least noise is taken",
+    )
+    noise: float = Field(
+        0.03, gt=0, description="like quantize.noise, for INT8 as TensorRT takes it: symmetric, signed activations"
+    )
+    half_noise: float = Field(
+        0.01,
+        gt=0,
+        description="largest change of the logits by FP16, as quantize.noise; kinds of operators go back to FP32 until "
+        "it holds",
+    )
+    requests: int = Field(4, ge=1, le=64, description="padded requests in one run of a shared-context plan")
+    candidate_buckets: list[int] = Field(
+        [16, 128, 1_000],
+        min_length=1,
+        description="candidates to pad to, ascending; one optimization profile each; the last holds "
+        "serve.max_candidates",
+    )
+    token_buckets: list[int] = Field(
+        [],
+        description="tokens of a candidate (joint: of a row) to pad to, ascending; the longest that the text settings "
+        "allow is always one",
+    )
+    workspace_mb: int = Field(4_096, ge=16, description="megabytes that a kernel may use while it is chosen and run")
+    optimization_level: int = Field(3, ge=0, le=5, description="builder effort; 3 is TensorRT's own default")
+    version_compatible: bool = Field(
+        False, description="plans that later TensorRT versions load, at some cost in speed; the server has to allow it"
+    )
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = Field(
+        "none", description="GPUs beside the one that built a plan; costs speed"
+    )
+
+    rtx_targets: list[Literal["7.5", "8.0", "8.6", "8.9", "12.0"]] = Field(
+        ["8.0", "8.9"],
+        min_length=1,
+        description="compute capabilities that TensorRT-RTX compiles for ahead of time; TensorRT takes the GPU's own",
+    )
+
+    @field_validator("candidate_buckets", "token_buckets")
+    @classmethod
+    def _ascends(cls, buckets: list[int]) -> list[int]:
+        if any(bucket < 1 for bucket in buckets) or buckets != sorted(set(buckets)):
+            raise ValueError("expected numbers above 0 in ascending order")
+        return buckets
+
+
 class ServeSettings(Settings):
     max_candidates: int = Field(1_000, ge=1, le=1_000, description="candidates in one request")
     max_history: int = Field(1_000, ge=1, le=100_000, description="history items accepted in one request")
@@ -328,12 +383,23 @@ class Recipe(Settings):
     gate: GateSettings = GateSettings()
     export: ExportSettings = ExportSettings()
     quantize: QuantizeSettings = QuantizeSettings()
+    tensorrt: TensorRTSettings = TensorRTSettings()
     serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")
     def _distillation_needs_a_smaller_model(self) -> "Recipe":
         if self.distill and not self.prune:
             raise ValueError("distill needs a prune section: the student is the pruned ranker")
+        return self
+
+    @model_validator(mode="after")
+    def _profiles_hold_the_largest_request(self) -> "Recipe":
+        largest = self.tensorrt.candidate_buckets[-1]
+        if largest < self.serve.max_candidates:
+            raise ValueError(
+                f"tensorrt.candidate_buckets end at {largest}, but serve.max_candidates is "
+                f"{self.serve.max_candidates}: no optimization profile would hold such a request"
+            )
         return self
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tritonrank.engine import candidate_lengths, length_groups, model_files, open_engine, run_in_batches
+from tritonrank.engine import candidate_lengths, length_groups, model_files, run_in_batches
 from tritonrank.errors import ArtifactError
+from tritonrank.half import open_rounding_engine
 from tritonrank.modeling import SharedContextRanker
 from tritonrank.prepare import Dataset, Example
 from tritonrank.pretrained import load_any_ranker
@@ -110,13 +111,13 @@ def _score_split(model: SharedContextRanker, tensors: RequestTensors) -> Scores:
 
 
 def open_scorer(folder: Path) -> EngineScorer:
-    """The scorer of a model artifact: its ONNX file if it has one, else its PyTorch checkpoint.
+    """The scorer of a model artifact: its ONNX file if it has one (FP16 with every rounding), else its checkpoint.
 
     Raises:
         ArtifactError: the folder holds neither.
     """
     if model_files(folder):
-        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_engine(folder).run)
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_rounding_engine(folder).run)
     if (folder / "model.safetensors").is_file():
         model = load_any_ranker(folder).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")

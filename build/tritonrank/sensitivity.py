@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 from rich.progress import track
 
-from tritonrank.engine import Feed, Tensors, open_engine, open_session
+from tritonrank.engine import Feed, Tensors
 from tritonrank.errors import GateError
+from tritonrank.half import open_rounding_engine
+from tritonrank.watch import watched_values
 
 Write = Callable[[Path, list[str]], None]
 """Writes the graphs into a folder with these nodes quantized."""
@@ -29,15 +30,21 @@ class NoiseMeter:
         self.by_layer: dict[str, float] = {}
         """each layer alone, where ``quiet_enough`` had to find that out"""
         self._requests = requests
-        self._expected = np.concatenate(open_engine(source).run(requests))
+        self._expected = np.concatenate(open_rounding_engine(source).run(requests))
 
     def of(self, folder: Path) -> float:
-        change = np.concatenate(open_engine(folder).run(self._requests)) - self._expected
+        change = np.concatenate(open_rounding_engine(folder).run(self._requests)) - self._expected
         return float(np.sqrt(np.mean(change**2)) / max(float(self._expected.std()), 1e-12))
 
 
 def quiet_enough(
-    nodes: list[str], work: Mapping[str, float], write: Write, noise: NoiseMeter, folder: Path, limit: float
+    nodes: list[str],
+    work: Mapping[str, float],
+    write: Write,
+    noise: NoiseMeter,
+    folder: Path,
+    limit: float,
+    setting: str = "quantize.noise",
 ) -> list[str]:
     """Leave out the layers that disturb most for their work, until the rest together stays within the limit.
 
@@ -51,6 +58,7 @@ def quiet_enough(
         noise: measures them, and keeps what each layer alone was found to do.
         folder: where the chosen graphs go.
         limit: largest noise.
+        setting: where the recipe says so.
 
     Raises:
         GateError: not even one layer can be quantized within the limit.
@@ -71,8 +79,8 @@ def quiet_enough(
             return chosen
         count -= 1
     raise GateError(
-        f"gate closed: no linear layer can be INT8 within quantize.noise = {limit}; the quietest alone "
-        f"changes the logits by {min(alone.values()):.3f} of their spread. Raise it, or set quantize.method: none"
+        f"gate closed: no linear layer can be INT8 within {setting} = {limit}; the quietest alone "
+        f"changes the logits by {min(alone.values()):.3f} of their spread. Raise it, or go without INT8"
     )
 
 
@@ -81,15 +89,9 @@ def work_of_nodes(path: Path, feeds: Sequence[Feed]) -> dict[str, int]:
     model = onnx.load(path)
     weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    # The rows that a layer sees are known only when it runs: its input becomes an output of the graph.
+    # The rows that a layer sees are known only when it runs.
     watched = list(dict.fromkeys(node.input[0] for node in linear))
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched)
     rows: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(model, Path(scratch) / path.name)
-        session = open_session(Path(scratch) / path.name)
-        for feed in feeds:
-            values = session.run(watched, feed)
-            rows.update({name: math.prod(value.shape[:-1]) for name, value in zip(watched, values, strict=True)})
+    for values in watched_values(path, watched, feeds):
+        rows.update({name: math.prod(value.shape[:-1]) for name, value in values.items()})
     return {node.name: rows[node.input[0]] * weights[node.input[1]] for node in linear}

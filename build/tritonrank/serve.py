@@ -17,6 +17,7 @@ from tritonrank_client import RankClient, RankError
 from tritonrank.artifacts import verify_artifact
 from tritonrank.assemble import GOLDEN_FILE
 from tritonrank.errors import ServerError
+from tritonrank.plans import check_plans
 from tritonrank.scorers import Request, ServerScorer
 from tritonrank.server import LocalTriton
 
@@ -28,11 +29,12 @@ def serving(artifacts: Path, **options: Any) -> Iterator[LocalTriton]:
     """A ready server for ``artifacts/<recipe>`` or its repository folder; options go to LocalTriton.
 
     Raises:
-        ArtifactError: the repository is missing or damaged.
+        ArtifactError: the repository is missing or damaged, or holds a TensorRT plan for another machine.
         ServerError: the server does not start, or does not rank as the artifact does.
     """
     repository = repository_of(artifacts)
     verify_artifact(repository)
+    check_plans(repository)
     with LocalTriton(repository, **options) as server:
         check_golden_cases(repository, server.grpc_url)
         yield server

@@ -7,7 +7,6 @@ max|x_j|^a / max|W_j|^(1-a). It costs one multiplication per smoothed activation
 projection has no such channels and is left alone.
 """
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tritonrank.engine import Feed, open_session
+from tritonrank.engine import Feed
+from tritonrank.watch import watched_values
 
 STRENGTHS = {"LayerNormalization": 0.65, "Mul": 0.9}
 """The exponent a by the operator that gives the activation: a LayerNorm, or the last product of a GELU. These left the
@@ -68,16 +68,9 @@ def _factor(largest: NDArray[np.float32], weights: list[TensorProto], strength: 
 
 def _largest_by_channel(source: Path, names: Sequence[str], feeds: Sequence[Feed]) -> dict[str, NDArray[np.float32]]:
     """The largest magnitude of each channel (last axis) over all feeds."""
-    model = onnx.load(source)
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     largest: dict[str, NDArray[np.float32]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        watched = Path(scratch) / source.name
-        onnx.save(model, watched)
-        session = open_session(watched)
-        for feed in feeds:
-            for name, value in zip(names, session.run(list(names), feed), strict=True):
-                found = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
-                largest[name] = np.maximum(largest.get(name, 0), found)
+    for values in watched_values(source, names, feeds):
+        for name, value in values.items():
+            found = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+            largest[name] = np.maximum(largest.get(name, 0), found)
     return largest
