@@ -11,7 +11,7 @@ WORKLOAD ?= $(SHARED)/workload.jsonl
 OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format tools perf bench-peers test-engines wheel clean
+.PHONY: help setup demo serve test lint format tools perf loadtest bench-peers test-engines wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,7 @@ setup: $(VENV)/.installed ## make .venv with everything, pinned by constraints.t
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: on Debian, apt install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (torch and transformers among it: this takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,loadtests,dev]'
 	@touch $@
 
 demo: setup ## build the demo recipe, serve it with Triton, rank three requests, stop
@@ -50,8 +50,13 @@ format: setup ## let ruff fix and format
 tools: setup ## unpack perf_analyzer into .tools/
 	@$(BIN)/python -m tritonrank.tools
 
-perf: tools ## perf_analyzer on `rank` with real requests (ARTIFACTS=artifacts/...)
-	@$(BIN)/tritonrank perf $(ARTIFACTS)
+perf: tools ## sweep `rank` with perf_analyzer (ARTIFACTS=artifacts/..., OPTIONS="--concurrency 1,2")
+	@test -f $(ARTIFACTS)/workload.jsonl || $(BIN)/tritonrank workload $(ARTIFACTS)
+	@$(BIN)/python -m loadtests perf $(ARTIFACTS) $(OPTIONS)
+
+loadtest: setup ## steady load, a ramp and a spike, judged by loadtests/slo.yaml (ARTIFACTS=artifacts/..., under 5 minutes)
+	@test -f $(ARTIFACTS)/workload.jsonl || $(BIN)/tritonrank workload $(ARTIFACTS)
+	@$(BIN)/python -m loadtests loadtest $(ARTIFACTS) $(OPTIONS)
 
 bench-peers: setup ## this and other ways to serve a ranker, measured in one run (OPTIONS=--short, see README)
 	@$(BIN)/python -m loadtests.peers --workload $(WORKLOAD) --joint $(JOINT) --shared $(SHARED) $(OPTIONS)

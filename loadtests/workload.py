@@ -7,8 +7,8 @@ used: load generators must not carry the pipeline.
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,29 @@ def read_workload(path: Path) -> list[WorkloadRequest]:
     if not requests:
         raise WorkloadError(f"{path}: holds no request. Write one: tritonrank workload artifacts/<recipe>")
     return requests
+
+
+def cut_to(requests: Sequence[WorkloadRequest], candidates: int, path: Path) -> list[WorkloadRequest]:
+    """Requests of one size, the first ``candidates`` items of each; those that have fewer are left out.
+
+    Raises:
+        WorkloadError: none has as many; the message names ``path``.
+    """
+    chosen = [request for request in requests if len(request.items) >= candidates]
+    if not chosen:
+        raise WorkloadError(
+            f"{path}: no request with {candidates} items. Write one: tritonrank workload artifacts/<recipe> "
+            f"--candidates {candidates}"
+        )
+    return [
+        replace(
+            request,
+            items=request.items[:candidates],
+            item_ids=request.item_ids[:candidates],
+            labels=request.labels[:candidates] if request.labels else request.labels,
+        )
+        for request in chosen
+    ]
 
 
 def _checked_in_order(path: Path, lines: Iterator[bytes]) -> Iterator[WorkloadRequest]:

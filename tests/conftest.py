@@ -1,5 +1,6 @@
 """What many tests share: a tiny build of the whole pipeline per architecture, and one real Triton that serves both."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -141,6 +142,27 @@ def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str
         if name == "score" and fp32:
             for path in model_files(workspace.onnx):
                 shutil.copyfile(path, target / "1" / path.name)
+
+
+@pytest.fixture(scope="session")
+def small_workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 requests of four candidates, even arrivals."""
+    path = tmp_path_factory.mktemp("workload") / "workload.jsonl"
+    lines = [
+        {
+            "number": number,
+            "at_seconds": 0.5 * (number + 1),
+            "user_id": f"u{number}",
+            "query": "desk",
+            "history": ["lamp"],
+            "items": ["a", "bb", "ccc", "dddd"],
+            "item_ids": [f"{number}-{place}" for place in range(4)],
+            "labels": None,
+        }
+        for number in range(300)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
 @dataclass(frozen=True)

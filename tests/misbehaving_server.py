@@ -78,7 +78,7 @@ class Asked:
 class Behaviour:
     """Answers right; the others override a part."""
 
-    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
+    def outputs(self, asked: Asked) -> "dict[str, tuple[str, list[Any]]] | Fail":
         return asked.rank()
 
 
@@ -93,6 +93,26 @@ class Slow(Behaviour):
         return asked.rank()
 
 
+class Stall(Behaviour):
+    """Answers right, but for a while nothing at all: what comes in then is answered at its end.
+
+    The clock starts with the first request.
+    """
+
+    def __init__(self, after_seconds: float, for_seconds: float) -> None:
+        self._after_seconds = after_seconds
+        self._for_seconds = for_seconds
+        self.began: float | None = None
+        """time.monotonic() of the stall's beginning; None: no request came yet"""
+
+    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
+        if self.began is None:
+            self.began = asked.seconds + self._after_seconds
+        if 0 <= asked.seconds - self.began < self._for_seconds:
+            time.sleep(max(0.0, self.began + self._for_seconds - time.monotonic()))
+        return asked.rank()
+
+
 @dataclass(frozen=True)
 class Fail(Behaviour):
     """Answers with an error as Triton reports it."""
@@ -100,6 +120,28 @@ class Fail(Behaviour):
     http: int
     grpc: str
     message: str
+
+
+class Limited(Behaviour):
+    """Has so many workers, each busy for so long with a request, and refuses more than so many that wait for one."""
+
+    def __init__(self, workers: int, seconds: float, most_waiting: int) -> None:
+        self._free = threading.Semaphore(workers)
+        self._seconds = seconds
+        self._most = workers + most_waiting
+        self._inside = 0
+        self._lock = threading.Lock()
+
+    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]] | Fail:
+        with self._lock:
+            if self._inside >= self._most:
+                return QUEUE_FULL
+            self._inside += 1
+        with self._free:
+            time.sleep(self._seconds)
+        with self._lock:
+            self._inside -= 1
+        return asked.rank()
 
 
 @dataclass(frozen=True)
@@ -267,8 +309,10 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
                 self._send(behaviour.http, json.dumps({"error": behaviour.message}).encode())
             elif isinstance(behaviour, Drip):
                 self._drip(behaviour.pause_seconds)
+            elif isinstance(outputs := behaviour.outputs(asked), Fail):
+                self._send(outputs.http, json.dumps({"error": outputs.message}).encode())
             else:
-                header, data = _write_http(asked, behaviour.outputs(asked))
+                header, data = _write_http(asked, outputs)
                 self._send(200, header + data, {"Inference-Header-Content-Length": str(len(header))})
 
         def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
@@ -330,15 +374,16 @@ def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
         def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
             asked = _read_grpc(request, _metadata(context))
             behaviour = server.next_behaviour(asked)
-            if isinstance(behaviour, Fail):
-                context.abort(grpc.StatusCode[behaviour.grpc], behaviour.message)
-            return _write_grpc(asked, behaviour.outputs(asked))
+            answer = behaviour if isinstance(behaviour, Fail) else behaviour.outputs(asked)
+            if isinstance(answer, Fail):
+                context.abort(grpc.StatusCode[answer.grpc], answer.message)
+            return _write_grpc(asked, answer)
 
     def _check_model(name: str, context: Any) -> None:
         if name != "rank":
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
 
-    listener = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
+    listener = grpc.server(ThreadPoolExecutor(64), options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), listener)
     if tls is None:
         port = listener.add_insecure_port(f"127.0.0.1:{port}")

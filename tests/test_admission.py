@@ -4,16 +4,17 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tritonrank import admission
-from tritonrank.admission import Admission, QueueFullError, StartedCounter, deadline_after, is_expired
+from tritonrank.admission import Admission, QueueFullError, StartedCounter, deadline_after, is_expired, seconds_left
 
 
 def fill(gate: Admission, requests: int) -> int:
     """How many of so many requests are admitted."""
     for number in range(requests):
         try:
-            gate.check_room()
+            gate.check_room(60)
         except QueueFullError:
             return number
         gate.admitted()
@@ -21,12 +22,12 @@ def fill(gate: Admission, requests: int) -> int:
 
 
 def test_no_more_than_the_limit_wait(tmp_path: Path) -> None:
-    assert fill(Admission(5, 60, tmp_path), 20) == 5
+    assert fill(Admission(5, 60, folder=tmp_path), 20) == 5
 
 
 def test_a_started_request_makes_room_whichever_instance_took_it(tmp_path: Path) -> None:
     gate, first, second = (
-        Admission(5, 60, tmp_path),
+        Admission(5, 60, folder=tmp_path),
         StartedCounter("score_0", tmp_path),
         StartedCounter("s_1", tmp_path),
     )
@@ -39,20 +40,20 @@ def test_a_started_request_makes_room_whichever_instance_took_it(tmp_path: Path)
 
 
 def test_requests_that_never_passed_the_gate_do_not_make_room_later(tmp_path: Path) -> None:
-    gate, scorer = Admission(3, 60, tmp_path), StartedCounter("score_0", tmp_path)
+    gate, scorer = Admission(3, 60, folder=tmp_path), StartedCounter("score_0", tmp_path)
     scorer.add(100)  # warm-up, or somebody asks the scorer directly
     assert fill(gate, 9) == 3
 
 
 def test_a_request_lost_on_its_way_is_forgotten(tmp_path: Path) -> None:
-    gate = Admission(2, 0.05, tmp_path)
+    gate = Admission(2, 0.05, folder=tmp_path)
     assert fill(gate, 9) == 2
     time.sleep(0.06)
     assert fill(gate, 9) == 2
 
 
 def test_a_scorer_that_starts_again_has_an_empty_queue(tmp_path: Path) -> None:
-    gate, scorer = Admission(2, 60, tmp_path), StartedCounter("score_0", tmp_path)
+    gate, scorer = Admission(2, 60, folder=tmp_path), StartedCounter("score_0", tmp_path)
     scorer.add(7)
     assert fill(gate, 9) == 2
     scorer.close()
@@ -62,7 +63,7 @@ def test_a_scorer_that_starts_again_has_an_empty_queue(tmp_path: Path) -> None:
 
 def test_a_half_written_count_is_no_count(tmp_path: Path) -> None:
     (tmp_path / "score_0").write_bytes(b"\x01\x00")
-    assert fill(Admission(2, 60, tmp_path), 9) == 2
+    assert fill(Admission(2, 60, folder=tmp_path), 9) == 2
 
 
 @pytest.mark.parametrize(("asked", "longest", "allowed"), [(0, 500, 500), (200, 500, 200), (900, 500, 500)])
@@ -74,6 +75,7 @@ def test_the_shorter_deadline_holds(asked: int, longest: int, allowed: int, monk
 def test_a_deadline_expires() -> None:
     assert not is_expired(deadline_after(0, 60_000_000))
     assert is_expired(deadline_after(0, 1) - 10)
+    assert 59 < seconds_left(deadline_after(0, 60_000_000)) <= 60
 
 
 def test_models_of_one_server_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +84,123 @@ def test_models_of_one_server_share_a_folder(tmp_path: Path, monkeypatch: pytest
     assert folder == admission.counter_folder()
     assert str(os.getppid()) in folder.name
     assert folder.stat().st_mode & 0o077 == 0
+
+
+# Time: what is before a request, and how fast the scorers are
+
+
+class Clock:
+    """The monotonic clock, which goes on only when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1_000.0
+        monkeypatch.setattr(admission.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(admission.time, "monotonic_ns", lambda: int(self.seconds * 1e9))
+
+    def work(self, scorer: StartedCounter, tokens: int, seconds: float) -> None:
+        """The scorer takes one request and computes it."""
+        scorer.add(1, tokens)
+        with scorer.busy(tokens):
+            self.seconds += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def is_taken(gate: Admission, seconds_left: float, tokens: int) -> bool:
+    try:
+        gate.check_room(seconds_left, tokens)
+    except QueueFullError:
+        return False
+    return True
+
+
+def wait_with(gate: Admission, tokens: int) -> None:
+    """A request of so many tokens waits, whatever is thought of its chances."""
+    gate.check_room(1e9)
+    gate.admitted(tokens)
+
+
+def test_a_queue_is_as_long_as_a_share_of_the_deadline(tmp_path: Path, clock: Clock) -> None:
+    """At 1,000 tokens/s and half of two seconds: waits of up to a second, whatever the requests' size."""
+    gate, scorer = Admission(99, 60, 0.5, tmp_path), StartedCounter("score_0", tmp_path)
+    clock.work(scorer, 500, 0.5)
+    for tokens, admitted in ((100, 11), (250, 5)):
+        count = 0
+        while is_taken(gate, 2.0, tokens):
+            gate.admitted(tokens)
+            count += 1
+        assert count == admitted, "the last one waits for exactly a second"
+        scorer.add(count)  # all of them are started; nothing waits any more
+
+
+def test_work_in_progress_counts_until_it_is_done(tmp_path: Path, clock: Clock) -> None:
+    gate, scorer = Admission(99, 60, 0.5, tmp_path), StartedCounter("score_0", tmp_path)
+    clock.work(scorer, 500, 0.5)
+    scorer.add(2, 1_800)
+    assert not is_taken(gate, 2.0, 1)
+    with scorer.busy(900):
+        assert not is_taken(gate, 2.0, 1)
+        clock.seconds += 0.9
+    assert is_taken(gate, 2.0, 1), "900 tokens are left"
+    scorer.skip(900)
+    assert is_taken(gate, 0.1, 1), "an expired one is no work"
+
+
+def test_a_request_that_cannot_be_done_within_its_own_deadline_is_refused(tmp_path: Path, clock: Clock) -> None:
+    gate, scorer = Admission(99, 60, 1.0, tmp_path), StartedCounter("score_0", tmp_path)
+    clock.work(scorer, 500, 0.5)
+    wait_with(gate, 200)
+    assert is_taken(gate, 1.0, 799)
+    assert not is_taken(gate, 1.0, 801)
+    with pytest.raises(QueueFullError, match=r"^Exceeds maximum queue size: a wait of 200 ms"):
+        gate.check_room(0.19, 1)  # the client knows it by Triton's words
+
+
+def test_an_idle_scorer_takes_anything_so_that_a_wrong_estimate_mends_itself(tmp_path: Path, clock: Clock) -> None:
+    gate, scorer = Admission(99, 60, 0.5, tmp_path), StartedCounter("score_0", tmp_path)
+    clock.work(scorer, 10, 10.0)  # one token per second: something else had all the cores
+    assert is_taken(gate, 2.0, 500)
+    for _ in range(40):
+        clock.work(scorer, 500, 0.5)
+    wait_with(gate, 500)
+    assert is_taken(gate, 2.0, 500)
+
+
+def test_nothing_is_estimated_before_anything_was_measured(tmp_path: Path, clock: Clock) -> None:
+    gate = Admission(99, 60, 0.5, tmp_path)
+    StartedCounter("score_0", tmp_path)
+    wait_with(gate, 10**9)
+    assert is_taken(gate, 0.001, 10**9)
+
+
+def test_busy_instances_add_up_to_the_speed_of_all(tmp_path: Path, clock: Clock) -> None:
+    """Two at a time do 500 tokens/s each; 1,000 tokens before a request are then one second."""
+    gate = Admission(99, 60, 1.0, tmp_path)
+    first, second = (StartedCounter(name, tmp_path) for name in ("score_0", "score_1"))
+    with first.busy():
+        clock.work(second, 500, 1.0)
+    wait_with(gate, 1_000)
+    wait_with(gate, 0)
+    assert is_taken(gate, 1.01, 0)
+    assert not is_taken(gate, 0.99, 0)
+
+
+def test_without_a_share_only_the_number_counts(tmp_path: Path, clock: Clock) -> None:
+    gate, scorer = Admission(3, 60, 0.0, tmp_path), StartedCounter("score_0", tmp_path)
+    clock.work(scorer, 1, 10.0)
+    wait_with(gate, 10**6)
+    assert is_taken(gate, 0.001, 10**6)
+    assert fill(gate, 9) == 2
+
+
+def test_both_sides_count_tokens_without_padding() -> None:
+    shared = {"context_ids": np.arange(5), "candidate_ids": np.array([[1, 2, 3], [0, -1, -1]])}
+    assert admission.work_tokens(shared) == 5 + 3 + 1
+    joint = {"input_ids": np.ones((2, 4)), "attention_mask": np.array([[1, 1, 1, 0], [1, 1, 0, 0]])}
+    assert admission.work_tokens(joint) == 5
 
 
 # Sharing out the cores
@@ -110,7 +229,7 @@ def test_an_instance_that_failed_is_not_busy_for_ever(tmp_path: Path) -> None:
 
 
 def test_working_changes_no_count(tmp_path: Path) -> None:
-    gate, scorer = Admission(3, 60, tmp_path), StartedCounter("score_0", tmp_path)
+    gate, scorer = Admission(3, 60, folder=tmp_path), StartedCounter("score_0", tmp_path)
     assert fill(gate, 5) == 3
     scorer.add(2)
     with scorer.busy():
@@ -123,4 +242,4 @@ def test_an_instance_that_is_just_starting_counts_for_nothing(tmp_path: Path) ->
     (tmp_path / "score_1").write_bytes(b"")
     with scorer.busy() as alone:
         assert alone == 1
-    assert fill(Admission(3, 60, tmp_path), 5) == 3
+    assert fill(Admission(3, 60, folder=tmp_path), 5) == 3

@@ -11,8 +11,8 @@ from tritonrank.errors import ArtifactError, DataError, GateError, RecipeError, 
 from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 
-COMMANDS = ["build", "prepare", "finetune", "export", "quantize", "assemble", "evaluate", "serve", "demo", "perf"]
-COMMANDS += ["compile", "workload", "report", "settings"]
+COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "assemble", "evaluate", "serve"]
+COMMANDS += ["compile", "check-graph", "demo", "workload", "report", "settings"]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "compile", "assemble"]
 RECIPE_COMMANDS += ["evaluate", "demo"]
 

@@ -36,7 +36,7 @@ from loadtests.peers.load import closed_loop, latency_summary, open_loop, percen
 from loadtests.peers.machine import needed_gflop
 from loadtests.peers.measure import FULL, SHORT, Effort, measure_turn
 from loadtests.peers.quality import ndcg, paired_difference
-from loadtests.peers.system import Process, SystemFaultError, resident_bytes
+from loadtests.processes import Process, SystemFaultError, resident_bytes
 from loadtests.workload import WorkloadError
 
 PEERS = Path(command.__file__).parent

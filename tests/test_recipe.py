@@ -257,3 +257,20 @@ def test_minus_one_is_refused_by_every_number(tmp_path: Path) -> None:
         if key.startswith("data.") or not default.replace(".", "").replace("e-", "").isdigit():
             continue
         assert f"{key}: " in faults_of(path, f"{key}=-1"), key
+
+
+def test_a_file_of_overrides_is_read_in_its_place(tmp_path: Path) -> None:
+    recipe, file = write(tmp_path, SMALLEST), tmp_path / "best.yaml"
+    file.write_text("serve:\n  instances: 3\n  threads: auto\nquantize: {method: none}\n")
+    loaded = load_recipe(recipe, ["serve.instances=1", f"@{file}", "serve.queue_delay_us=7"])
+    assert (loaded.serve.instances, loaded.serve.threads, loaded.serve.queue_delay_us) == (3, "auto", 7)
+    assert loaded.quantize.method == "none"
+    assert load_recipe(recipe, [f"@{file}", "serve.instances=1"]).serve.instances == 1
+
+
+@pytest.mark.parametrize("content", [None, "serve: 3", "- serve", "{", "\tserve:"])
+def test_a_file_of_overrides_that_is_none_is_named(content: str | None, tmp_path: Path) -> None:
+    recipe, file = write(tmp_path, SMALLEST), tmp_path / "best.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert f"--set @{file}" in faults_of(recipe, f"@{file}")

@@ -21,8 +21,11 @@ SETTINGS = {
         rows_per_batch=3,
         deadline_ms=50,
         queue_requests=2,
+        queue_share=0.25,
+        requests_per_execution=3,
         queue_delay_us=300,
         context_cache_mb=3,
+        threads=2,
     ),
     "wide batches": ServeSettings(max_candidates=10, rows_per_batch=1_000, item_cache_entries=0, instances=3),
 }
@@ -156,7 +159,7 @@ def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str
     assert [tensor.name for tensor in score.input] == [*tensors, "deadline"]
     assert all(tensor.allow_ragged_batch for tensor in score.input if tensor.name != "deadline")
     if tensors == SHARED:  # the requests that may wait fit one execution
-        assert score.max_batch_size == settings.queue_requests
+        assert score.max_batch_size == settings.requests_per_execution
     else:
         # A request may have this many rows, and a run this many: neither may be refused for its batch dimension.
         assert score.max_batch_size >= settings.max_candidates
@@ -203,7 +206,7 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
         "context_cache_bytes": SETTINGS["small"].context_cache_mb * 1_000_000,
     }
     for key, value in written.items():
-        assert int(value) == (derived[key] if key in derived else getattr(SETTINGS["small"], key))
+        assert float(value) == (derived[key] if key in derived else getattr(SETTINGS["small"], key))
 
 
 def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
@@ -228,3 +231,14 @@ def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str
 def test_warm_up_batches_are_batches_that_may_come(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
     *_, configs = made
     assert all(0 < sample.batch_size <= configs["score"].max_batch_size for sample in configs["score"].model_warmup)
+
+
+@pytest.mark.parametrize("tensors", [BERT, SHARED], ids=["joint", "shared-context"])
+def test_batching_and_threads_are_as_told(tensors: tuple[str, ...]) -> None:
+    plain = model_configs(ServeSettings(), tensors, cores=4)["score"]
+    assert not plain.dynamic_batching.preferred_batch_size
+    assert "threads" not in plain.parameters
+    told = model_configs(ServeSettings(threads=2, preferred_batch=1_024), tensors, cores=4)["score"]
+    assert told.parameters["threads"].string_value == "2"
+    # Triton refuses a preferred batch that no execution can hold.
+    assert list(told.dynamic_batching.preferred_batch_size) == [min(1_024, told.max_batch_size)]

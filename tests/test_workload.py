@@ -286,7 +286,49 @@ def test_arrivals_are_poisson_at_the_rate_asked_for(make: Callable[..., list[Wor
     assert (gaps > 3 / 40).mean() == pytest.approx(np.exp(-3), abs=0.01)
 
 
+def test_a_day_has_its_quiet_and_its_busy_hours(make: Callable[..., list[WorkloadRequest]]) -> None:
+    """24 hours in 200 s, at four times the quietest rate in the afternoon, and the mean that was asked for."""
+    requests = make(requests=8_000, candidates="1", users="zipf:1", rate=40, arrivals="day:4")
+    times = np.array([request.at_seconds for request in requests])
+    assert times[-1] == pytest.approx(200, rel=0.03)
+    hours, _ = np.histogram(times, bins=24, range=(0, 200))
+    expected = 8_000 / 24 * (1 - 0.6 * np.cos(2 * np.pi * (np.arange(24) + 0.5 - 4) / 24))
+    assert (np.abs(hours - expected) < 5 * np.sqrt(expected)).all()
+    assert hours[15:17].sum() == pytest.approx(4 * hours[3:5].sum(), rel=0.25)
+
+
+def test_a_spike_is_a_spike(make: Callable[..., list[WorkloadRequest]]) -> None:
+    """Base rate b and 10 b for a tenth of the time: b = mean / 1.9."""
+    requests = make(requests=8_000, candidates="1", users="zipf:1", rate=40, arrivals="spike:10")
+    tenths, _ = np.histogram([request.at_seconds for request in requests], bins=20, range=(0, 200))
+    base = 40 / 1.9 * 10
+    expected = np.array([base] * 9 + [10 * base] * 2 + [base] * 9)
+    assert (np.abs(tenths - expected) < 5 * np.sqrt(expected) + 0.02 * expected).all()
+
+
+@pytest.mark.parametrize("users", ["fresh", "zipf:1.1"])
+def test_some_come_back_soon(users: str, make: Callable[..., list[WorkloadRequest]]) -> None:
+    requests = make(requests=600, candidates=JUDGED, users=users, returns=0.4, returns_within=10)
+    found = [content(request) for request in requests]
+    soon = [found[place] in found[max(0, place - 10) : place] for place in range(600)]
+    assert np.mean(soon) >= 0.34  # by Zipf's law some more come back by themselves
+    if users == "fresh":
+        assert np.mean(soon) <= 0.46
+        assert len(set(found)) == 600 - sum(soon), "who does not come back is new"
+    lists = {tuple(request.item_ids) for request in requests}
+    assert len(lists) == 600, "who comes back is offered something else"
+    assert make(requests=300, candidates=JUDGED, users=users, returns=0.4, returns_within=10) == requests[:300]
+
+
 # Settings
+
+
+@pytest.mark.parametrize(
+    "arrivals", ["", "Day", "steady:2", "day:1", "day:0.5", "spike:1e3", "spike:2000", "day:-4", "day:٣"]
+)
+def test_wrong_arrivals_are_refused(arrivals: str) -> None:
+    with pytest.raises(RecipeError, match="--arrivals '"):
+        workload_settings({"arrivals": arrivals})
 
 
 def test_sizes_follow_their_distribution() -> None:

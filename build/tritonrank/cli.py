@@ -26,7 +26,10 @@ console = Console(stderr=True, emoji=False)  # items.csv:100: is a line of a fil
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as build/recipes/demo.yaml")]
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as finetune.epochs=2")
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting, such as finetune.epochs=2, or all that @FILE holds"
+    ),
 ]
 ArtifactsRoot = Annotated[Path, typer.Option("--artifacts", help="Folder that holds one folder per recipe")]
 DEFAULT_ARTIFACTS = Path("artifacts")
@@ -202,20 +205,6 @@ def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: Art
     run_demo(workspace.repository)
 
 
-@app.command()
-def perf(
-    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>")],
-    concurrency: Annotated[str, typer.Option(help="Requests in flight: start:end or one number")] = "1:4",
-    protocol: Annotated[str, typer.Option(help="grpc or http")] = "grpc",
-    tools: Annotated[Path, typer.Option(help="Where `make tools` unpacked perf_analyzer")] = Path(".tools"),
-) -> None:
-    """Measure the whole ensemble with NVIDIA's perf_analyzer, on real requests of the dataset."""
-    from tritonrank.perf import perf as run
-    from tritonrank.tools import install_perf_analyzer
-
-    run(artifacts, install_perf_analyzer(tools), concurrency, protocol)
-
-
 def _workload_option(setting: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(help=WorkloadSettings.model_fields[setting].description)
     return option
@@ -230,7 +219,10 @@ def workload(
     requests: Annotated[int, _workload_option("requests")] = WORKLOAD_DEFAULTS.requests,
     candidates: Annotated[str, _workload_option("candidates")] = WORKLOAD_DEFAULTS.candidates,
     users: Annotated[str, _workload_option("users")] = WORKLOAD_DEFAULTS.users,
+    returns: Annotated[float, _workload_option("returns")] = WORKLOAD_DEFAULTS.returns,
+    returns_within: Annotated[int, _workload_option("returns_within")] = WORKLOAD_DEFAULTS.returns_within,
     rate: Annotated[float, _workload_option("rate")] = WORKLOAD_DEFAULTS.rate,
+    arrivals: Annotated[str, _workload_option("arrivals")] = WORKLOAD_DEFAULTS.arrivals,
     seed: Annotated[int, _workload_option("seed")] = WORKLOAD_DEFAULTS.seed,
     history_items: Annotated[int | None, _workload_option("history_items")] = WORKLOAD_DEFAULTS.history_items,
 ) -> None:
@@ -240,7 +232,10 @@ def workload(
             "requests": requests,
             "candidates": candidates,
             "users": users,
+            "returns": returns,
+            "returns_within": returns_within,
             "rate": rate,
+            "arrivals": arrivals,
             "seed": seed,
             "history_items": history_items,
         }

@@ -348,9 +348,32 @@ class ServeSettings(Settings):
     max_history: int = Field(1_000, ge=1, le=100_000, description="history items accepted in one request")
     max_text_bytes: int = Field(65_536, ge=256, description="bytes of one query, history item or candidate")
     item_cache_entries: int = Field(100_000, ge=0, description="item texts whose token ids the server remembers")
-    deadline_ms: int = Field(2_000, ge=10, description="longest wait for the scorer; a request may ask for less")
-    queue_requests: int = Field(16, ge=1, description="requests that may wait for the scorer; more are rejected")
+    deadline_ms: int = Field(2_000, ge=10, description="longest that a request may take; it may ask for less")
+    queue_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of its deadline that a request may have to wait for the scorer, estimated from the tokens "
+        "before it and the scorer's measured speed; beyond it is rejected at once. 0 looks at queue_requests only",
+    )
+    queue_requests: int = Field(
+        64, ge=1, description="requests that may wait for the scorer, however small; more are rejected"
+    )
+    requests_per_execution: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="requests that a shared-context scorer takes at once, at the most. They are computed one after "
+        "the other and answered together: more of them only delay the first, and leave another instance idle",
+    )
     queue_delay_us: int = Field(0, ge=0, description="microseconds to wait for batch mates; 0: batch what waits")
+    preferred_batch: int = Field(
+        0,
+        ge=0,
+        le=1_024,
+        description="requests (rows of a joint ranker) that are worth waiting for, up to queue_delay_us; cut to what "
+        "one execution may hold; 0: none in particular",
+    )
     rows_per_batch: int = Field(
         16, ge=1, le=1024, description="rows in one run of a joint ranker; runs go side by side, one core each"
     )
@@ -364,6 +387,10 @@ class ServeSettings(Settings):
         "auto",
         description="copies of the scorer; auto: one per 4 cores, at least 2, so that a large request leaves "
         "one free. Busy ones share out the cores",
+    )
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="cores that one copy of the scorer uses at once; auto: all, divided by the copies that are busy",
     )
 
 
@@ -408,7 +435,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file.
-        overrides: ``section.key=value`` strings, the value in YAML; they win over the file.
+        overrides: ``section.key=value`` strings, the value in YAML, or ``@FILE`` with a YAML mapping of sections; they
+            win over the file, and later ones over earlier ones.
 
     Raises:
         RecipeError: the file is missing, is not YAML, or has faults; all faults are in the one message.
@@ -427,7 +455,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a YAML mapping with at least `name` and `data`")
-    for override in overrides:
+    for override in _read_override_files(overrides):
         _apply_override(values, override)
     try:
         return Recipe.model_validate(values)
@@ -452,6 +480,23 @@ def setting_rows(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[
 def _nested_models(annotation: Any) -> list[type[BaseModel]]:
     candidates = getattr(annotation, "__args__", (annotation,))
     return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+
+
+def _read_override_files(overrides: Sequence[str]) -> Iterator[str]:
+    """Each ``@FILE`` as the ``section.key=value`` strings that it holds; such a file is what tuning writes."""
+    for override in overrides:
+        if not override.startswith("@"):
+            yield override
+            continue
+        path = Path(override[1:])
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RecipeError(f"--set {override}: {path} cannot be read: {error}") from None
+        if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+            raise RecipeError(f"--set {override}: {path}: expected sections with their settings, such as serve:")
+        for section, settings in values.items():
+            yield from (f"{section}.{key}={yaml.safe_dump(value)}" for key, value in settings.items())
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -103,6 +103,7 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
         max_text_bytes=settings.max_text_bytes,
         item_cache_entries=settings.item_cache_entries,
         queue_requests=settings.queue_requests,
+        queue_share=settings.queue_share,
         deadline_us=settings.deadline_ms * 1_000,
     )
     return config
@@ -111,12 +112,14 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
 def _score(settings: ServeSettings, engine_inputs: Sequence[str], cores: int) -> pb.ModelConfig:
     config = _python_model("score")
     is_shared = _is_shared_context(engine_inputs)
-    # As many requests as can wait may share an execution; of a joint ranker, as many rows as the largest has.
+    # Of a joint ranker the batch is of rows, and as large as the largest request.
     config.max_batch_size = (
-        settings.queue_requests if is_shared else max(settings.max_candidates, settings.rows_per_batch)
+        settings.requests_per_execution if is_shared else max(settings.max_candidates, settings.rows_per_batch)
     )
     config.instance_group[0].count = score_instances(settings, cores)
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
+    if settings.preferred_batch:
+        config.dynamic_batching.preferred_batch_size.append(min(settings.preferred_batch, config.max_batch_size))
     for name in engine_inputs:
         dims = SHARED_CONTEXT_DIMS.get(name, [-1])
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=dims, allow_ragged_batch=True)
@@ -128,6 +131,8 @@ def _score(settings: ServeSettings, engine_inputs: Sequence[str], cores: int) ->
         _set_parameters(config, context_cache_bytes=cache_bytes, max_candidates=settings.max_candidates)
     else:
         _set_parameters(config, rows_per_batch=settings.rows_per_batch)
+    if settings.threads != "auto":
+        _set_parameters(config, threads=settings.threads)
     (_warm_up_shared_context if is_shared else _warm_up_joint)(config, engine_inputs)
     return config
 
@@ -193,6 +198,6 @@ def _outputs() -> list[pb.ModelOutput]:
     ]
 
 
-def _set_parameters(config: pb.ModelConfig, **values: int) -> None:
+def _set_parameters(config: pb.ModelConfig, **values: float) -> None:
     for name, value in values.items():
         config.parameters[name].string_value = str(value)

@@ -1,10 +1,11 @@
 """Load for benchmarks and load tests: a prepared dataset becomes requests with arrival times, one JSON line each.
 
 Load that repeats one request flatters a server; production never does. So contexts are those of real users, either
-each one new (nothing that a cache of contexts could use) or returning by Zipf's law; candidates are drawn as those of
-the judged lists are, their number may vary from request to request, and arrivals are Poisson. A request that is a
-judged test example keeps its candidates and labels, so that whoever sends it can also compute NDCG. Every request
-draws from streams of its own: the same seed gives the same file, and a longer workload begins with the shorter one.
+each one new (nothing that a cache of contexts could use), or returning by Zipf's law or soon after; candidates are
+drawn as those of the judged lists are, their number may vary from request to request, and arrivals are Poisson, at one
+rate or along a curve. A request that is a judged test example keeps its candidates and labels, so that whoever sends it
+can also compute NDCG. Every request draws from streams of its own: the same seed gives the same file, and a longer
+workload begins with the shorter one (but for the times of a curve, which is stretched).
 """
 
 import itertools
@@ -20,6 +21,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from tritonrank.arrivals import arrival_times
 from tritonrank.artifacts import verify_artifact
 from tritonrank.data.lists import history_before, training_popularity
 from tritonrank.data.negatives import NegativeSampler, example_random, stable_hash
@@ -197,24 +199,38 @@ def _read_rules(artifacts: Path) -> TextRules:
 
 
 def _choose_contexts(source: _Source, settings: WorkloadSettings) -> list[_Context]:
+    """One for each request; a share of them are those of a request shortly before."""
+    returning = (example_random(settings.seed, "returns").random(settings.requests) < settings.returns).tolist()
+    returning[0] = False
+    how_soon = example_random(settings.seed, "returns within")
+    back = how_soon.integers(1, settings.returns_within, settings.requests, endpoint=True).tolist()
+    visitors = iter(_visitors(source, settings, returning.count(False)))
+    contexts: list[_Context] = []
+    for is_return, requests_ago in zip(returning, back, strict=True):
+        contexts.append(contexts[-min(requests_ago, len(contexts))] if is_return else next(visitors))
+    return contexts
+
+
+def _visitors(source: _Source, settings: WorkloadSettings, count: int) -> list[_Context]:
+    """Contexts of users as they come, not counting those who come back soon."""
     exponent = zipf_exponent(settings.users)
     if exponent is None:
-        return _fresh_contexts(source, settings)
+        return _fresh_contexts(source, count, settings)
     users = sorted(source.context_of_each_user(), key=lambda context: stable_hash(settings.seed, context.user_id))
     weights = np.arange(1, len(users) + 1, dtype=np.float64) ** -exponent
-    drawn = example_random(settings.seed, "users").choice(len(users), settings.requests, p=weights / weights.sum())
+    drawn = example_random(settings.seed, "users").choice(len(users), count, p=weights / weights.sum())
     return [users[place] for place in drawn]
 
 
-def _fresh_contexts(source: _Source, settings: WorkloadSettings) -> list[_Context]:
+def _fresh_contexts(source: _Source, count: int, settings: WorkloadSettings) -> list[_Context]:
     """Different contexts, those of the test examples first."""
     chosen: dict[tuple[str, str, tuple[str, ...]], _Context] = {}
     for context in itertools.chain(source.judged_contexts(), source.contexts_in_rounds(settings.seed)):
         chosen.setdefault(context.content, context)
-        if len(chosen) == settings.requests:
+        if len(chosen) == count:
             return list(chosen.values())
     raise DataError(
-        f"{settings.requests} requests with a context of their own were asked for, but the dataset has only "
+        f"{count} requests with a context of their own were asked for, but the dataset has only "
         f"{len(chosen)} different contexts; ask for --requests {len(chosen)} or fewer, or let users return: "
         "--users zipf:1.1"
     )
@@ -258,8 +274,9 @@ def _check_catalogue(source: _Source, plans: Sequence[_Plan]) -> None:
 
 
 def _lines(source: _Source, plans: Sequence[_Plan], settings: WorkloadSettings) -> Iterator[dict[str, Any]]:
-    gaps = example_random(settings.seed, "arrivals").exponential(1 / settings.rate, len(plans))
-    for number, (plan, at_seconds) in enumerate(zip(plans, gaps.cumsum().tolist(), strict=True)):
+    random = example_random(settings.seed, "arrivals")
+    times = arrival_times(random, len(plans), settings.rate, settings.arrivals).tolist()
+    for number, (plan, at_seconds) in enumerate(zip(plans, times, strict=True)):
         context, example = plan.context, plan.context.judged
         if plan.is_judged and example is not None:
             item_ids, labels = example.candidates, example.labels

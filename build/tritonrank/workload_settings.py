@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from tritonrank.arrivals import arrival_ratio
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import Settings
 
@@ -80,7 +81,19 @@ class WorkloadSettings(Settings):
         description="fresh: no context twice, so no cache of contexts can help. zipf:1.1: users return, drawn by "
         "Zipf's law with this exponent, and keep their context",
     )
+    returns: float = Field(
+        0.0,
+        ge=0,
+        le=0.99,
+        description="Share of requests of users who come back soon, with the same context and other candidates",
+    )
+    returns_within: int = Field(50, ge=1, le=100_000, description="How soon: one of so many requests ago, at the most")
     rate: float = Field(10.0, ge=0.001, le=1_000_000, description="Mean requests per second; arrivals are Poisson")
+    arrivals: str = Field(
+        "steady",
+        description="steady: the same rate all along. day:4: a day's curve compressed into requests / rate seconds, "
+        "the busiest moment 4 times the quietest. spike:10: 10 times the rate for a tenth of that time, in the middle",
+    )
     seed: int = Field(17, ge=0, lt=2**32, description="The same seed gives the same file, byte for byte")
     history_items: int | None = Field(
         None, ge=0, le=200, description="Newest history items per request; default: as many as the model's text rules"
@@ -90,6 +103,12 @@ class WorkloadSettings(Settings):
     @classmethod
     def _candidates_are_known(cls, text: str) -> str:
         candidate_sizes(text)
+        return text
+
+    @field_validator("arrivals")
+    @classmethod
+    def _arrivals_are_known(cls, text: str) -> str:
+        arrival_ratio(text)
         return text
 
     @field_validator("users")

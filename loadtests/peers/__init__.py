@@ -9,14 +9,14 @@ is in the table as well. The files, in the order in which a run uses them:
     cases.py         workload file -> the requests of a run, and their texts as the peers get them
     catalogue.py     which systems there are, with the settings that matter
     environments.py  a virtual environment per peer, from requirements/*.txt
-    system.py        what the runner wants of a system, and the processes behind it
+    system.py        what every system can be asked for
     libraries.py     systems without a server: a worker process over a pipe
     servers.py       systems with one: Infinity over HTTP, Triton over gRPC
     workers/         what runs inside the other environments
     load.py          closed and open loop
     measure.py       everything that is measured of one system
     quality.py       NDCG@10 of its answers
-    machine.py       what this machine is, and how fast it can multiply at the best
+    machine.py       how fast this machine can multiply at the best
     report.py        results.json -> tables; workers/plot.py -> the picture
 
 Only workers/ours.py and workers/plain_triton.py import the pipeline: the first because it measures our library in

@@ -20,12 +20,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loadtests.machine import describe_machine
 from loadtests.peers import catalogue, machine, report
 from loadtests.peers.cases import Case, PairTexts, read_cases
 from loadtests.peers.environments import Environment, EnvironmentFaultError, ensure_environment, run_to_end
 from loadtests.peers.libraries import LibrarySystem
 from loadtests.peers.measure import FULL, SHORT, Effort, compare_with_first, measure_turn
-from loadtests.peers.system import ROOT, System, child_environment
+from loadtests.peers.system import System
+from loadtests.processes import ROOT, child_environment
 from loadtests.workload import WorkloadError
 
 PLOT_SECONDS = 120.0
@@ -178,7 +180,7 @@ def _named_folders(values: Sequence[str]) -> dict[str, Path]:
 
 def _ceilings(joint: Path, cases: list[Case], effort: Effort) -> dict[str, Any]:
     return {
-        "machine": machine.describe_machine(),
+        "machine": describe_machine().model_dump(),
         "gflop_per_second": machine.multiplication_rates(),
         "gflop_per_request": machine.needed_gflop(
             joint / "teacher" / "config.json", PairTexts(joint / "teacher"), cases[: effort.judged]

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from loadtests.machine import available_cores
 from loadtests.peers.environments import (
     Environment,
     EnvironmentFaultError,
@@ -19,7 +20,8 @@ from loadtests.peers.environments import (
 )
 from loadtests.peers.libraries import LibrarySystem
 from loadtests.peers.servers import InfinitySystem, OursSystem, PlainTritonSystem
-from loadtests.peers.system import System, available_cores, child_environment
+from loadtests.peers.system import System
+from loadtests.processes import child_environment
 
 FIRST = "CrossEncoder, torch FP32"
 """The system that ratios refer to."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from loadtests.peers.cases import Case
 from loadtests.peers.environments import Environment
-from loadtests.peers.system import REQUEST_SECONDS, Process, SystemFaultError, resident_bytes
+from loadtests.peers.system import REQUEST_SECONDS
+from loadtests.processes import Process, SystemFaultError, resident_bytes
 
 
 class LibrarySystem:

@@ -1,48 +1,13 @@
-"""What the figures were measured on, and how fast it multiplies at the best."""
+"""How fast this machine multiplies at the best, and how much of that a request needs."""
 
 import json
-import os
-import platform
-from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import psutil
 
 from loadtests.peers.cases import Case, PairTexts
 from loadtests.peers.environments import own_environment, run_to_end
-from loadtests.peers.system import available_cores, child_environment
+from loadtests.processes import child_environment
 
-FLAGS_THAT_MATTER = (
-    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
-)  # fmt: skip
 MULTIPLY_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Machine:
-    processor: str
-    cores: int
-    flags: list[str]
-    memory_gb: float
-    system: str
-    load_average: float
-    """of the last minute, before the run: other people's work"""
-
-
-def describe_machine() -> dict[str, object]:
-    """Processor, cores that may be used, and the instruction sets that decide speed here."""
-    information = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in information)}
-    flags = set(fields.get("flags", "").split())
-    machine = Machine(
-        processor=fields.get("model name", platform.processor()),
-        cores=available_cores(),
-        flags=[flag for flag in FLAGS_THAT_MATTER if flag in flags],
-        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
-        system=platform.system(),
-        load_average=round(os.getloadavg()[0], 2),
-    )
-    return asdict(machine)
 
 
 def multiplication_rates(*, brief: bool = False) -> dict[str, float]:

@@ -17,7 +17,8 @@ from loadtests.peers.cases import Case, Fresh, zipf_cases
 from loadtests.peers.libraries import LibrarySystem
 from loadtests.peers.load import Load, closed_loop, open_loop, poisson_arrivals
 from loadtests.peers.quality import largest_difference, ndcg, paired_difference
-from loadtests.peers.system import System, SystemFaultError
+from loadtests.peers.system import System
+from loadtests.processes import SystemFaultError
 
 GROWTH_WORTH_MORE_CLIENTS = 1.05
 MOST_CLIENTS = 16

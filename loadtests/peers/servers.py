@@ -17,14 +17,8 @@ from tritonrank_client import RankClient, Retry
 
 from loadtests.peers.cases import Case
 from loadtests.peers.environments import Environment, own_environment
-from loadtests.peers.system import (
-    LOOPBACK,
-    REQUEST_SECONDS,
-    Process,
-    SystemFaultError,
-    free_port,
-    resident_bytes,
-)
+from loadtests.peers.system import REQUEST_SECONDS
+from loadtests.processes import LOOPBACK, Process, SystemFaultError, free_port, resident_bytes
 
 TRITON_PROCESS = "tritonserver"
 TRITON_PACKAGES = ("nvidia-pytriton", "onnxruntime", "transformers", "tokenizers", "numpy", "tritonclient")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import EXPIRED, StartedCounter, is_expired
+from admission import EXPIRED, StartedCounter, is_expired, work_tokens
 from engine import RowsError, available_cores, open_engine
 from interpreter import check_interpreter
 
@@ -21,6 +21,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.cores = available_cores()
+        self.threads = int(settings.get("threads", 0))  # 0: the cores, shared out among busy instances
         # Each architecture has one of them; the engine's own default is right for the other.
         options = {name: int(settings[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in settings}
         self.engine = open_engine(Path(__file__).parent, self.cores, **options)
@@ -52,23 +53,27 @@ class TritonPythonModel:
         self.started.close()
 
     def execute(self, requests):
-        self.started.add(len(requests))
-        answers = {}
-        tensors = {}
+        answers, tensors = {}, {}
         for number, request in enumerate(requests):
             if request.is_cancelled():
                 answers[number] = _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
-                continue
-            if _has_expired(request):
-                self.expired.increment(1)
-                answers[number] = _failure(EXPIRED, pb_utils.TritonError.UNAVAILABLE)
                 continue
             try:
                 tensors[number] = self._tensors(request)
             except RowsError as error:
                 answers[number] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
-        if tensors:
-            answers |= zip(tensors, self._run(list(tensors.values())), strict=True)
+        tokens = {number: work_tokens(values) for number, values in tensors.items()}
+        self.started.add(len(requests), sum(tokens.values()))
+        # A shared-context ranker computes its requests one after the other, and a deadline may pass meanwhile.
+        turns = [[number] for number in tensors] if self.is_request_batched else [list(tensors)]
+        for turn in turns:
+            expired = [number for number in turn if _has_expired(requests[number])]
+            for number in expired:
+                answers[number] = _failure(EXPIRED, pb_utils.TritonError.UNAVAILABLE)
+                self.started.skip(tokens[number])
+            self.expired.increment(len(expired))
+            if left := [number for number in turn if number not in expired]:
+                answers |= zip(left, self._run([tensors[number] for number in left]), strict=True)
         return [answers[number] for number in range(len(requests))]
 
     def _tensors(self, request):
@@ -87,8 +92,8 @@ class TritonPythonModel:
     def _run(self, tensors):
         """The answer to each request; one that the engine refuses must not take its batch mates along."""
         try:
-            with self.started.busy() as busy_instances:
-                logits = self.engine.run(tensors, threads=max(1, self.cores // busy_instances))
+            with self.started.busy(sum(map(work_tokens, tensors))) as busy_instances:
+                logits = self.engine.run(tensors, threads=self.threads or max(1, self.cores // busy_instances))
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class for each of its status codes
             if len(tensors) > 1:
                 return [self._run([one])[0] for one in tensors]

@@ -1,7 +1,7 @@
 """tokenize: texts of a request -> token ids, equal candidates once.
 
 Every input is checked here, so that a bad request is answered with INVALID_ARG and never reaches the engine, while
-its neighbours go on. A request that would wait too long in the scorer's queue is refused at once (``admission.py``).
+its neighbours go on. A request that cannot be done in time is refused at once (``admission.py``).
 ``text.py`` beside this file is the definition that the model was trained with.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import Admission, QueueFullError, deadline_after
+from admission import Admission, QueueFullError, deadline_after, seconds_left, work_tokens
 from interpreter import check_interpreter
 from text import JOINT, RequestTokenizer, TextError, decode_texts, unique_rows
 
@@ -24,10 +24,12 @@ class TritonPythonModel:
         self.max_history = int(settings["max_history"])
         self.max_text_bytes = int(settings["max_text_bytes"])
         self.deadline_us = int(settings["deadline_us"])
-        self.admission = Admission(int(settings["queue_requests"]), self.deadline_us / 1e6)
+        self.admission = Admission(
+            int(settings["queue_requests"]), self.deadline_us / 1e6, float(settings["queue_share"])
+        )
         self.family = pb_utils.MetricFamily(
             name="tritonrank_requests_rejected_total",
-            description="Requests refused because too many wait for the scorer",
+            description="Requests refused because they could not be done in time",
             kind=pb_utils.MetricFamily.COUNTER,
         )
         self.rejected = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
@@ -42,18 +44,19 @@ class TritonPythonModel:
         try:
             if request.is_cancelled():
                 return _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
-            self.admission.check_room()
-            tensors = self._tokenize(request)
+            deadline = deadline_after(request.timeout(), self.deadline_us)
+            self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance
+            tensors, tokens = self._tokenize(request, deadline)
+            self.admission.check_room(seconds_left(deadline), tokens)
         except TextError as error:
             return _failure(str(error), pb_utils.TritonError.INVALID_ARG)
         except QueueFullError as error:
             self.rejected.increment(1)
             return _failure(str(error), pb_utils.TritonError.UNAVAILABLE)
-        self.admission.admitted()
+        self.admission.admitted(tokens)
         return pb_utils.InferenceResponse(tensors)
 
-    def _tokenize(self, request):
-        deadline = deadline_after(request.timeout(), self.deadline_us)
+    def _tokenize(self, request, deadline):
         items = self._texts(request, "items", self.max_candidates)
         if not items:
             raise TextError("items: at least one candidate is needed")
@@ -71,11 +74,12 @@ class TritonPythonModel:
         tensors = self.tokenizer.tensors(context, rows)
         # The scorer's batch dimension is the row for a joint ranker, the request for a shared-context one.
         deadline_shape = (len(rows), 1) if self.tokenizer.rules.architecture == JOINT else (1,)
-        return [
+        answer = [
             *(pb_utils.Tensor(name, tensors[name]) for name in self.engine_inputs),
             pb_utils.Tensor("row_of_candidate", row_of_candidate),
             pb_utils.Tensor("deadline", np.full(deadline_shape, deadline, dtype=np.int64)),
         ]
+        return answer, work_tokens(tensors)
 
     def _texts(self, request, name, limit):
         values = pb_utils.get_input_tensor_by_name(request, name).as_numpy()

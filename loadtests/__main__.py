@@ -1,0 +1,33 @@
+"""python -m loadtests <verb>: put load on a ranking server, and decide by what comes back."""
+
+import typer
+
+from loadtests.agree import agree
+from loadtests.judge import judge
+from loadtests.loadtest import loadtest
+from loadtests.overload import overload
+from loadtests.perf import perf
+from loadtests.report import report
+from loadtests.run import run
+from loadtests.soak import soak
+from loadtests.tune import tune
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Load tests that a decision can rest on. Arrivals do not wait for answers, latency counts from the moment a "
+    "request was due, and every answer is checked.\n\n"
+    "Start with: tritonrank workload artifacts/demo, then: python -m loadtests loadtest artifacts/demo",
+)
+app.command()(run)
+app.command()(loadtest)
+app.command()(judge)
+app.command()(soak)
+app.command()(overload)
+app.command()(report)
+app.command()(perf)
+app.command()(agree)
+app.command()(tune)
+
+if __name__ == "__main__":
+    app(prog_name="python -m loadtests")

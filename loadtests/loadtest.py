@@ -1,0 +1,69 @@
+"""The verb ``loadtest``: at the agreed rate, up to saturation and through a burst, in a few minutes, with a verdict."""
+
+from typing import Annotated
+
+import typer
+
+from loadtests.objectives import Objectives, judged
+from loadtests.session import (
+    NO_FILE,
+    RAMP_BEYOND,
+    SLO,
+    OutOption,
+    ProcessesOption,
+    ProtocolOption,
+    SloOption,
+    TargetArgument,
+    WorkloadOption,
+    finish,
+    objectives_or_exit,
+    open_session,
+)
+from loadtests.shapes import Plan, PlannedPhase, plan_of, warm_up
+
+WARM_UP_SHARE = 0.05
+STEADY_SHARE = 0.35
+RAMP_SHARE = 0.35
+SPIKE_SHARE = 0.25
+
+
+def loadtest(
+    target: TargetArgument,
+    workload: WorkloadOption = NO_FILE,
+    slo: SloOption = SLO,
+    seconds: Annotated[float, typer.Option(min=4, help="Of all phases together")] = 180.0,
+    protocol: ProtocolOption = "grpc",
+    processes: ProcessesOption = 0,
+    out: OutOption = NO_FILE,
+) -> None:
+    """Steady load, a ramp to saturation and a spike, judged by the objectives. Exits with 1 when one is missed."""
+    objectives = objectives_or_exit(slo)
+    load = objectives.load
+    with open_session(
+        target,
+        workload,
+        protocol=protocol,
+        deadline_ms=load.deadline_ms,
+        candidates=load.candidates,
+        processes=processes,
+    ) as session:
+        plan = loadtest_plan(objectives, session.capacity_per_second(), seconds)
+        run = judged(session.send(plan, name="loadtest", verb="loadtest"), objectives)
+    finish(run, out)
+
+
+def loadtest_plan(objectives: Objectives, capacity: float, seconds: float) -> Plan:
+    """Steady, ramp and spike one after the other, each after a moment of calm that does not count.
+
+    Args:
+        objectives: name the rate.
+        capacity: requests per second that the server is known to answer.
+        seconds: of all phases together.
+    """
+    rate = objectives.load.rate
+    calm = WARM_UP_SHARE * seconds / 3
+    steady = plan_of("steady", rate=rate, seconds=STEADY_SHARE * seconds).phases
+    ramp = plan_of("ramp", rate=RAMP_BEYOND * max(capacity, rate), seconds=RAMP_SHARE * seconds).phases
+    spike = plan_of("spike", rate=rate, seconds=SPIKE_SHARE * seconds, peak=objectives.load.spike).phases
+    settle = PlannedPhase(name="settle", seconds=calm, rate=rate / 2, counts=False)
+    return Plan(shape="loadtest", phases=[warm_up(2 * calm, rate), *steady, *ramp, settle, *spike])

@@ -1,0 +1,53 @@
+"""The verb ``overload``: beyond saturation the server has to refuse quickly, go on working, and recover at once."""
+
+from typing import Annotated
+
+import typer
+
+from loadtests.objectives import judged
+from loadtests.session import (
+    NO_FILE,
+    SLO,
+    OutOption,
+    ProcessesOption,
+    ProtocolOption,
+    SaturationOption,
+    SloOption,
+    TargetArgument,
+    WorkloadOption,
+    finish,
+    objectives_or_exit,
+    open_session,
+)
+from loadtests.shapes import plan_of
+
+WARM_UP_SECONDS = 5.0
+
+
+def overload(
+    target: TargetArgument,
+    workload: WorkloadOption = NO_FILE,
+    slo: SloOption = SLO,
+    seconds: Annotated[float, typer.Option(min=2, help="At, beyond and below saturation together")] = 90.0,
+    times: Annotated[float, typer.Option(min=1.1, max=100, help="Saturation")] = 3.0,
+    saturation: SaturationOption = None,
+    protocol: ProtocolOption = "grpc",
+    processes: ProcessesOption = 0,
+    out: OutOption = NO_FILE,
+) -> None:
+    """Load at saturation, then at three times that, then at half. Exits with 1 when an objective is missed."""
+    objectives = objectives_or_exit(slo)
+    load = objectives.load
+    with open_session(
+        target,
+        workload,
+        protocol=protocol,
+        deadline_ms=load.deadline_ms,
+        candidates=load.candidates,
+        processes=processes,
+    ) as session:
+        most = saturation or session.saturation_per_second()
+        plan = plan_of("overload", rate=most, seconds=seconds, warm_up_seconds=WARM_UP_SECONDS, peak=times)
+        run = session.send(plan, name="overload", verb="overload")
+        run = judged(run.model_copy(update={"saturation_per_second": most}), objectives)
+    finish(run, out)

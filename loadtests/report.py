@@ -1,0 +1,50 @@
+"""``python -m loadtests report``: the files of one or two runs become a page for a browser."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loadtests.console import fail
+from loadtests.page import headline, render
+from loadtests.results import Run, RunFileError, read_run
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The JSON file of a run")],
+    baseline: Annotated[Path | None, typer.Option(help="Another run, laid beside it with ratios")] = None,
+    perf: Annotated[Path | None, typer.Option(help="A perf.json, whose levels join the plot and have a table")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; default: RUN with the ending .html")] = None,
+) -> None:
+    """Write one self-contained HTML page: verdicts, plots, the server's side, failures, how it was made."""
+    try:
+        measured = read_run(run)
+        page = write_page(
+            measured,
+            out or run.with_suffix(".html"),
+            read_run(baseline) if baseline else None,
+            read_run(perf) if perf else None,
+        )
+    except RunFileError as error:
+        fail(str(error))
+    typer.echo(f"{headline(measured)[1]}\n{page}")
+
+
+def write_page(run: Run, path: Path, baseline: Run | None = None, perf: Run | None = None) -> Path:
+    """Write the page, whole or not at all.
+
+    Raises:
+        RunFileError: it cannot be written.
+    """
+    page = render(run, baseline, perf)
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise RunFileError(f"{path}: cannot be written ({error.strerror}); choose another with --out") from error
+    return path

@@ -1,0 +1,305 @@
+"""The JSON file of a run: what was asked of which server, and what came back, second by second.
+
+One model, written by the generator and read by the judge and the report, so that a figure in a page can be followed
+back to the seconds it is made of. All latencies are milliseconds. ``latency`` counts from the moment at which a request
+was due, ``service`` from the moment at which it was really sent: where a server stalls, only the first shows what
+everybody behind the stalled request waits for (coordinated omission: Gil Tene, "How NOT to Measure Latency").
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from loadtests.machine import Machine
+
+FLOW = ("rank", "tokenize", "score", "select")
+"""The ensemble and its steps."""
+
+FailureKind = Literal["wrong", "rejected", "expired", "unavailable", "fault", "invalid", "unanswered"]
+"""What a failed request met:
+
+wrong        an answer that is not a ranking of the request, or not the known scores of a golden request
+rejected     the server refused it because it has too much to do (UNAVAILABLE: the client's Overloaded)
+expired      no answer within the deadline, here or in the server's queue (DeadlineExceeded)
+unavailable  no connection, or the model is not served (Unavailable)
+fault        the server failed (ServerFault that is not a wrong answer)
+invalid      the server refused the request itself (InvalidRequest)
+unanswered   due within the run, and neither answered nor failed when the generator stopped waiting
+"""
+
+Verb = Literal["run", "loadtest", "soak", "overload", "perf", "tune"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunFileError(ValueError):
+    """A run's file cannot be used; the message names file and key."""
+
+
+class Spread(Record):
+    """Milliseconds of some requests; percentiles by nearest rank, None of no request."""
+
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    max: float | None = None
+    mean: float | None = None
+
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> Self:
+        """Not interpolated: of few values p99 is the worst one, and that is what it should say."""
+        if not milliseconds:
+            return cls()
+        ordered = sorted(milliseconds)
+
+        def at(share: float) -> float:
+            return round(ordered[max(0, math.ceil(share * len(ordered)) - 1)], 3)
+
+        mean = round(sum(ordered) / len(ordered), 3)
+        return cls(p50=at(0.5), p90=at(0.9), p99=at(0.99), max=at(1), mean=mean)
+
+
+class Second(Record):
+    """One second of the run, as the clients saw it.
+
+    Offered and everything about answers belong to the second in which a request was **due**, so a stall shows where it
+    began; ``sent`` and ``in_flight`` belong to the second itself.
+    """
+
+    second: int = Field(ge=0, description="since the first request was due; 0 covers 0.0 to 1.0")
+    phase: str = Field(description="name of the phase in which it lies")
+    offered: int = Field(description="requests that were due")
+    sent: int = Field(description="requests that the generator sent in this second")
+    answered: int = Field(description="of those due: answered rightly, whenever that was")
+    good: int = Field(description="of those due: answered rightly within the deadline, from the moment they were due")
+    failed: dict[FailureKind, int] = Field(default_factory=dict, description="of those due, by kind; none: no key")
+    latency: Spread = Field(description="answered requests, since they were due")
+    service: Spread = Field(description="answered requests, since they were sent")
+    rejection: Spread = Field(description="rejected requests, since they were due: how fast the server says no")
+    candidates: int = Field(description="of the answered requests")
+    bytes: int = Field(description="request and answer as tensors, of the answered requests")
+    in_flight: int = Field(description="sent and not yet answered, at the end of the second")
+
+
+class Totals(Record):
+    """Many seconds together; rates are per second of ``seconds``."""
+
+    seconds: float
+    offered: int
+    sent: int
+    answered: int
+    good: int
+    failed: dict[FailureKind, int] = Field(default_factory=dict)
+    offered_per_second: float
+    answered_per_second: float
+    goodput_per_second: float = Field(description="answered rightly and within the deadline")
+    candidates_per_second: float
+    error_rate: float = Field(description="failed of offered, 0 to 1; a rejection is a failure too")
+    latency: Spread
+    service: Spread
+    rejection: Spread
+
+
+class Phase(Record):
+    """A part of the run at one wanted rate or one curve of rates."""
+
+    name: str = Field(description="warm-up, steady, ramp 12/s, spike, before, recovery ...")
+    start_second: float
+    end_second: float
+    rate: float | None = Field(None, description="wanted requests per second; None where it changes within the phase")
+    counts: bool = Field(True, description="False for the warm-up, which no total and no objective looks at")
+    totals: Totals
+
+
+class ModelSecond(Record):
+    """What Triton did for one composing model in one sample interval; microseconds are sums over its requests."""
+
+    model: str = Field(description="tokenize, score, select, or the ensemble rank")
+    requests: int
+    failures: int = 0
+    executions: int
+    inferences: int = Field(0, description="batch dimensions computed: requests, or rows of a joint ranker")
+    duration_us: float = Field(0.0, description="from arrival to answer; what is no queue and no compute is overhead")
+    queue_us: float
+    compute_input_us: float = 0.0
+    compute_us: float
+    compute_output_us: float = 0.0
+    batch_sizes: dict[int, int] = Field(default_factory=dict, description="batch size -> executions, where known")
+
+
+class ServerSecond(Record):
+    """What the server did between the sample before and this one, and what it holds now."""
+
+    second: float = Field(description="since the first request was due; before 0 while it warms up")
+    interval_seconds: float = Field(description="since the sample before")
+    models: list[ModelSecond] = Field(default_factory=list)
+    context_cache_hits: int = 0
+    context_cache_misses: int = 0
+    cpu_seconds: float | None = Field(None, description="of all the server's processes in the interval; None: unknown")
+    rss_bytes: int | None = Field(None, description="of all the server's processes together; None: unknown")
+    counters: dict[str, float] = Field(default_factory=dict, description="other counters' growth, by metric name")
+
+
+class PerfModel(Record):
+    """What perf_analyzer says of one model: microseconds of the mean request."""
+
+    model: str = Field(description="the ensemble, or one of its composing models")
+    queue_us: float
+    compute_input_us: float
+    compute_us: float
+    compute_output_us: float
+    overhead_us: float | None = Field(None, description="None of the ensemble, for which it is not told")
+
+    @property
+    def computing_us(self) -> float:
+        """Input, inference and output together."""
+        return self.compute_input_us + self.compute_us + self.compute_output_us
+
+
+class PerfLevel(Record):
+    """One load that perf_analyzer sent. Latency counts from the sending: it charges nobody for waiting to be sent."""
+
+    mode: Literal["concurrency", "rate"]
+    value: float = Field(description="requests in flight, or wanted requests per second")
+    requests: int = Field(0, description="answered")
+    seconds: float = Field(0.0, description="from the first request sent to the last answer")
+    answered_per_second: float = 0.0
+    latency: Spread = Spread()
+    client_send_us: float = 0.0
+    network_us: float = Field(0.0, description="network, and the server's sending and receiving")
+    client_receive_us: float = 0.0
+    models: list[PerfModel] = Field(default_factory=list)
+    failed: str = Field("", description="why there are no figures; the server refused a request, say")
+
+
+class Verdict(Record):
+    """One objective, held against what was measured."""
+
+    objective: str = Field(description="name, such as 'p99 latency'")
+    phase: str = Field(description="where it was looked for")
+    wanted: str = Field(description="for people, such as '<= 400 ms'")
+    limit: float | None = None
+    found: float | None = Field(None, description="in the unit of the limit; None: nothing to measure")
+    unit: str = ""
+    met: bool
+    why: str = Field("", description="what decided, where the two numbers do not say it all")
+
+
+class ClientHealth(Record):
+    """Whether the generator kept its own schedule; where it did not, the run says nothing about the server."""
+
+    lag: Spread = Field(description="milliseconds from the moment a request was due to the moment it was sent")
+    allowed_lag_ms: float = Field(description="largest p99 of the lag at which the run counts")
+    unsent: int = Field(0, description="requests that were due and never sent")
+    senders: int = Field(description="requests that can be in flight at once, all processes together")
+    most_in_flight: int
+    processes: int = 1
+    cpu_share: float | None = Field(None, description="CPU seconds of the generator per second of the run")
+    valid: bool
+    why: str = Field("", description="why not valid")
+
+
+class WorkloadFile(Record):
+    path: str
+    sha256: str
+    requests: int = Field(description="in the file")
+    laps: float = Field(description="how often the run went through it; above 1 contexts repeat, and caches help")
+    candidates_p50: int
+    candidates_max: int
+
+
+class Shape(Record):
+    """How requests arrive: the name, and the numbers that make it up."""
+
+    name: Literal["steady", "ramp", "spike", "soak", "overload", "closed", "loadtest"]
+    parameters: dict[str, float] = Field(default_factory=dict)
+
+
+class Target(Record):
+    url: str
+    protocol: Literal["grpc", "http"]
+    model: str = "rank"
+    artifact: str = Field(description="identity that the answers carried; empty: no answer")
+    artifacts: str | None = Field(None, description="folder served for this run; None: a server that ran already")
+    settings: dict[str, str] = Field(default_factory=dict, description="parameters of the models' configurations")
+
+
+class Run(Record):
+    """The whole file."""
+
+    format: Literal[1] = Field(1, description="goes up when a reader of older files would misread newer ones")
+    name: str
+    verb: Verb = "run"
+    started: datetime = Field(description="UTC, when the first request was due")
+    seconds: float = Field(description="from the first to the end of the last phase")
+    machine: Machine
+    versions: dict[str, str] = Field(description="python, tritonrank, locust, tritonclient ...")
+    command: list[str] = Field(default_factory=list)
+    workload: WorkloadFile
+    shape: Shape
+    target: Target
+    deadline_ms: float = Field(description="that each request was given, and beyond which an answer is no good")
+    seed: int = 0
+    phases: list[Phase]
+    totals: Totals = Field(description="all phases that count")
+    per_second: list[Second]
+    server: list[ServerSecond] = Field(default_factory=list)
+    failures: list[str] = Field(default_factory=list, description="the first messages of each kind, for people")
+    saturation_per_second: float | None = Field(None, description="highest rate of the ramp that was sustained")
+    verdicts: list[Verdict] = Field(default_factory=list)
+    client: ClientHealth
+    perf: list[PerfLevel] = Field(default_factory=list, description="what perf_analyzer found, level by level")
+
+    @property
+    def passed(self) -> bool:
+        """Every objective met by a run that counts."""
+        return self.client.valid and all(verdict.met for verdict in self.verdicts)
+
+    def phase(self, name: str) -> Phase | None:
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+
+def in_order_of_flow(models: Iterable[str]) -> list[str]:
+    """Models as a request passes them; those that are not ours last, by name."""
+    return sorted(models, key=lambda name: (FLOW.index(name) if name in FLOW else len(FLOW), name))
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        RunFileError: it cannot be written.
+    """
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise RunFileError(f"{path}: cannot be written ({error.strerror}); choose another with --out") from error
+
+
+def read_run(path: Path) -> Run:
+    """Read a run's file.
+
+    Raises:
+        RunFileError: missing, not JSON, or not a run; all faults with their keys.
+    """
+    try:
+        return Run.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunFileError(f"{path}: {error.strerror}. Make one: python -m loadtests run --help") from None
+    except ValidationError as error:
+        faults = "\n".join(
+            f"  {'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise RunFileError(f"{path}: not the file of a run:\n{faults}") from None

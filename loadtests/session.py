@@ -1,0 +1,233 @@
+"""What all verbs that send load have in common: the target, the workload, the file at the end, the exit code.
+
+with open_session(target, workload, protocol=..., deadline_ms=...) as session:
+    run = session.send(plan)
+finish(run, out)
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from loadtests.checks import GOLDEN_FILE
+from loadtests.console import fail
+from loadtests.generator import GeneratorError, generate
+from loadtests.objectives import DEFAULT_FILE, Objectives, ObjectivesError, read_objectives, saturation
+from loadtests.report import write_page
+from loadtests.results import Run, RunFileError, Verb, write_run
+from loadtests.settings import LoadSettings
+from loadtests.shapes import Plan, PlanError, plan_of
+from loadtests.target import LiveServer, Protocol, TargetError, open_target
+from loadtests.workload import WorkloadError
+
+RUNS = Path("artifacts/loadtests")
+CAPACITY_CLIENTS = 4
+CAPACITY_SECONDS = 6.0
+RAMP_SECONDS = 56.0
+RAMP_BEYOND = 1.3
+"""Highest step of a ramp, as a multiple of what a few clients get answered: certainly beyond saturation."""
+
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="TARGET", help="artifacts/<recipe>, which is served meanwhile, or a server's URL")
+]
+WorkloadOption = Annotated[
+    Path | None, typer.Option(help="What `tritonrank workload` wrote; default: workload.jsonl of the artifacts")
+]
+SloOption = Annotated[Path, typer.Option(help="Objectives")]
+OutOption = Annotated[Path | None, typer.Option(help="Where the results go; default: artifacts/loadtests/NAME.json")]
+SaturationOption = Annotated[
+    float | None, typer.Option(min=0.001, help="Requests per second, where known; default: a ramp finds it")
+]
+ProtocolOption = Annotated[Protocol, typer.Option(help="grpc or http")]
+ProcessesOption = Annotated[int, typer.Option(min=0, help="Locust's workers; 0: one process that does everything")]
+GoldenOption = Annotated[
+    Path | None, typer.Option(help="golden.json or its folder, whose scores must be right; default: the artifacts'")
+]
+NO_FILE: Path | None = None
+SLO = DEFAULT_FILE
+
+FAULTS = (TargetError, WorkloadError, PlanError, ObjectivesError, RunFileError, GeneratorError)
+"""What a verb says in one message, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A server that is ready, and the load's settings but for its plan."""
+
+    server: LiveServer
+    protocol: Protocol
+    settings: LoadSettings
+    processes: int = 0
+
+    def send(self, plan: Plan, *, name: str = "", verb: Verb = "run") -> Run:
+        """Follow a plan to its end.
+
+        Raises:
+            GeneratorError: Locust could not.
+        """
+        settings = replace(self.settings, plan=plan, name=name)
+        return generate(self.server, self.protocol, settings, processes=self.processes).model_copy(
+            update={"verb": verb}
+        )
+
+    def capacity_per_second(self) -> float:
+        """What a few clients that wait for their answers get: near saturation, and quickly known.
+
+        Raises:
+            GeneratorError: nothing was answered.
+        """
+        run = self.send(plan_of("closed", rate=1, seconds=CAPACITY_SECONDS, clients=CAPACITY_CLIENTS))
+        if not run.totals.answered:
+            reasons = "\n".join(run.failures) or "nothing was sent"
+            raise GeneratorError(f"{self.server.url(self.protocol)}: no request was answered.\n{reasons}")
+        return run.totals.answered_per_second
+
+    def saturation_per_second(self) -> float:
+        """The highest rate that is sustained, by a ramp.
+
+        Raises:
+            GeneratorError: not even its first step was.
+        """
+        rate = RAMP_BEYOND * self.capacity_per_second()
+        run = self.send(plan_of("ramp", rate=rate, seconds=RAMP_SECONDS), name="ramp")
+        show(run)
+        if (found := saturation(run)) is None:
+            raise GeneratorError(
+                "not even the first step of the ramp was sustained; see the table, and the server's log"
+            )
+        return found
+
+
+@contextmanager
+def open_session(
+    target: str,
+    workload: Path | None,
+    *,
+    protocol: Protocol = "grpc",
+    deadline_ms: float = 2_000.0,
+    candidates: int | None = None,
+    golden: Path | None = None,
+    senders: int | None = None,
+    processes: int = 0,
+) -> Iterator[Session]:
+    """A session; ends the program with a message where there is nothing to test or to send.
+
+    Args:
+        target: artifacts/<recipe> or a URL.
+        workload: None takes the artifacts' own.
+        protocol: of the clients.
+        deadline_ms: of each request.
+        candidates: of each request; None: as the workload has them.
+        golden: None takes the artifacts' own.
+        senders: None: as many as the deadline asks for.
+        processes: of Locust.
+    """
+    folder = None if "://" in target else Path(target)
+    try:
+        settings = LoadSettings(
+            workload=_workload_of(folder, workload),
+            plan=plan_of("closed", rate=1, seconds=1),
+            deadline_seconds=deadline_ms / 1_000,
+            candidates=candidates,
+            golden=golden or _golden_of(folder),
+            senders=senders,
+        )
+        settings.read_requests()
+        settings.read_golden()
+        with open_target(target) as server:
+            yield Session(server, protocol, settings, processes)
+    except FAULTS as error:
+        fail(str(error))
+
+
+def objectives_or_exit(path: Path) -> Objectives:
+    """The objectives, before anything is started."""
+    try:
+        return read_objectives(path)
+    except ObjectivesError as error:
+        fail(str(error))
+
+
+def finish(run: Run, out: Path | None) -> NoReturn:
+    """Write the file and its page, show what was found, and end the program: 0 if all objectives were met."""
+    path = out or RUNS / f"{run.name}-{run.started:%Y%m%d-%H%M%S}.json"
+    try:
+        write_run(run, path)
+        page = write_page(run, path.with_suffix(".html"))
+    except RunFileError as error:
+        fail(str(error))
+    show(run)
+    summary = {
+        "run": str(path),
+        "page": str(page),
+        "passed": run.passed,
+        "valid": run.client.valid,
+        "missed": [f"{verdict.phase}: {verdict.objective}" for verdict in run.verdicts if not verdict.met],
+        "saturation_per_second": run.saturation_per_second,
+        "error_rate": run.totals.error_rate,
+        "latency_ms": run.totals.latency.model_dump(),
+    }
+    print(json.dumps(summary))
+    sys.exit(0 if run.passed else 1)
+
+
+def show(run: Run) -> None:
+    """Phases and verdicts for people."""
+    out = Console(soft_wrap=False, emoji=False)
+    names = ("offered/s", "answered/s", "good/s", "p50 ms", "p99 ms", "failed")
+    phases = Table("phase", *(_right(name) for name in names))
+    for phase in run.phases:
+        totals = phase.totals
+        kinds = ", ".join(f"{count} {kind}" for kind, count in totals.failed.items())
+        phases.add_row(
+            phase.name if phase.counts else f"({phase.name})",
+            f"{totals.offered_per_second:.2f}",
+            f"{totals.answered_per_second:.2f}",
+            f"{totals.goodput_per_second:.2f}",
+            *("-" if value is None else f"{value:.0f}" for value in (totals.latency.p50, totals.latency.p99)),
+            kinds or "0",
+        )
+    out.print(phases)
+    if run.verdicts:
+        verdicts = Table("objective", "phase", _right("wanted"), _right("found"), "", "why")
+        for verdict in run.verdicts:
+            found = "-" if verdict.found is None else f"{verdict.found:.4g} {verdict.unit}".strip()
+            met = "[green]met[/]" if verdict.met else "[bold red]MISSED[/]"
+            verdicts.add_row(verdict.objective, verdict.phase, verdict.wanted, found, met, verdict.why)
+        out.print(verdicts)
+    shown: set[str] = set()
+    for text in run.failures:
+        kind = text.partition(":")[0]
+        if kind not in shown:
+            out.print(text, style="yellow", markup=False, highlight=False)
+        shown.add(kind)
+    if not run.client.valid:
+        out.print(f"This run says nothing about the server: {run.client.why}", style="bold red", markup=False)
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _workload_of(folder: Path | None, workload: Path | None) -> Path:
+    if workload is not None:
+        return workload
+    if folder is None:
+        raise WorkloadError("--workload: a URL has no workload of its own. Write one: tritonrank workload ARTIFACTS")
+    path = folder / "workload.jsonl"
+    if not path.is_file():
+        raise WorkloadError(f"{path}: no such workload. Write it: tritonrank workload {folder}")
+    return path
+
+
+def _golden_of(folder: Path | None) -> Path | None:
+    places = [] if folder is None else [folder / "repository" / GOLDEN_FILE, folder / GOLDEN_FILE]
+    return next((place for place in places if place.is_file()), None)

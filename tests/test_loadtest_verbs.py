@@ -1,0 +1,138 @@
+"""python -m loadtests, as it is typed: verdicts, exit codes, and what is said when nothing can be tested."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from misbehaving_server import Limited, MisbehavingServer, Slow
+from typer.testing import CliRunner
+
+from loadtests import session
+from loadtests.__main__ import app
+from loadtests.results import read_run
+
+LOAD = {"rate": 10, "candidates": 4, "deadline_ms": 1_000, "spike": 2}
+STRICT = {"load": LOAD, "steady": {"p50_ms": 100, "p99_ms": 900, "goodput": 0.99}, "ramp": {"saturation": 1}}
+LENIENT = {"load": LOAD, "steady": {"p50_ms": 800, "goodput": 0.9}, "spike": {"recovery_seconds": 5}}
+OVERLOAD = {
+    "load": LOAD,
+    "overload": {
+        "goodput_of_peak": 0.85,
+        "p99_of_saturation": 2.5,
+        "rejection_ms": 200,
+        "memory_growth": 0.5,
+        "recovery_seconds": 2,
+    },
+}
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def summary(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.fixture
+def server() -> Iterator[MisbehavingServer]:
+    server = MisbehavingServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def objectives(tmp_path: Path) -> Any:
+    def write(values: object) -> Path:
+        path = tmp_path / "slo.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_slowed_server_fails_the_load_test(
+    server: MisbehavingServer,
+    objectives: Any,
+    small_workload: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "CAPACITY_SECONDS", 1.0)
+    server.behave(Slow(0.3))
+    out = tmp_path / "run.json"
+    arguments = ("loadtest", server.urls["grpc"], "--workload", small_workload, "--seconds", 5, "--out", out)
+    result = run(*arguments, "--slo", objectives(STRICT))
+    assert result.exit_code == 1, result.output
+    found = summary(result)
+    assert found["missed"] == ["steady: p50 latency"]
+    assert (found["passed"], found["valid"]) == (False, True)
+    assert "MISSED" in result.stdout
+    made = read_run(out)
+    assert [phase.name.split()[0] for phase in made.phases][:2] == ["warm-up", "steady"]
+    assert made.verb == made.shape.name == "loadtest"
+    assert Path(found["page"]).read_text(encoding="utf-8").startswith("<!")
+
+    again = run("judge", out, "--slo", objectives(LENIENT))
+    assert again.exit_code == 0, again.output
+    assert read_run(out).passed
+    assert run("judge", out, "--slo", objectives(STRICT)).exit_code == 1
+
+
+def test_a_server_that_refuses_in_time_stands_an_overload(
+    server: MisbehavingServer,
+    objectives: Any,
+    small_workload: Path,
+    tmp_path: Path,
+) -> None:
+    """Two workers of 50 ms: 40 requests per second, of which four may wait."""
+    server.behave(Limited(workers=2, seconds=0.05, most_waiting=4))
+    out = tmp_path / "run.json"
+    arguments = ("overload", server.urls["grpc"], "--workload", small_workload, "--seconds", 6, "--saturation", 42)
+    result = run(*arguments, "--slo", objectives(OVERLOAD), "--out", out)
+    assert result.exit_code == 0, result.output
+    made = read_run(out)
+    overload = made.phase("overload")
+    assert overload is not None
+    assert overload.totals.failed["rejected"] > 0.5 * overload.totals.offered
+    assert set(overload.totals.failed) == {"rejected"}
+    assert overload.totals.goodput_per_second == pytest.approx(40, rel=0.15)
+    assert len(made.verdicts) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nowhere"], "nowhere/workload.jsonl: no such workload. Write it: tritonrank workload nowhere"),
+        (["run", "nowhere", "--workload", "WORKLOAD"], "nowhere: neither a URL"),
+        (["run", "grpc://127.0.0.1:1"], "--workload: a URL has no workload of its own"),
+        (["run", "grpc://127.0.0.1", "--workload", "WORKLOAD"], "expected grpc:// or http:// with host and port"),
+        (["run", "grpc://127.0.0.1:1", "--workload", "missing.jsonl"], "missing.jsonl: No such file"),
+        (["run", "grpc://127.0.0.1:1", "--workload", "WORKLOAD", "--candidates", "9"], "no request with 9 items"),
+        (["run", "grpc://127.0.0.1:1", "--workload", "WORKLOAD", "--golden", "none.json"], "none.json"),
+        (["run", "grpc://127.0.0.1:1", "--workload", "WORKLOAD", "--rate", "0"], "no request is due"),
+        (["loadtest", "nowhere", "--slo", "none.yaml"], "none.yaml: No such file"),
+        (["judge", "none.json"], "none.json: No such file or directory. Make one"),
+    ],
+)
+def test_what_cannot_be_tested_is_told_in_one_message(
+    arguments: list[str],
+    said: str,
+    small_workload: Path,
+) -> None:
+    result = run(*(str(small_workload) if argument == "WORKLOAD" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert said in result.output.replace("\n", "")
+    assert "Traceback" not in result.output
+
+
+def test_every_verb_says_what_it_does() -> None:
+    listed = run("--help").output
+    for verb in ("run", "loadtest", "judge", "soak", "overload"):
+        assert verb in listed
+        assert run(verb, "--help").exit_code == 0
