@@ -82,7 +82,7 @@ def compile_recipe(recipe: Recipe, workspace: Workspace) -> list[Path]:
             "try --set 'tensorrt.precisions=[fp16]'"
         )
     builder = find_builder()
-    making = tensorrt_stages(recipe, workspace, workspace.teacher)
+    making = tensorrt_stages(recipe, workspace)
     run_stages(recipe, workspace, until=making[-1].verb if making else "export")
     return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
 

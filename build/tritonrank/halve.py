@@ -9,7 +9,7 @@ anew, so noise on the same few requests goes up or down by a tenth without anyth
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.engine import JOINT_FILE
 from tritonrank.errors import GateError
 from tritonrank.export import copy_text_files
+from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
 from tritonrank.graph_view import element_types
 from tritonrank.half import KINDS, kinds_of_nodes, to_half
 from tritonrank.prepare import Dataset
 from tritonrank.qdq_rules import check_graph
-from tritonrank.quantize import NOISE_REQUESTS, calibration_requests
-from tritonrank.quantize_tensorrt import judge_step
+from tritonrank.quantize import calibration_requests, split_for_noise
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, tensors_of
 from tritonrank.sensitivity import NoiseMeter
@@ -62,7 +62,8 @@ def halve(
     recipe: Recipe,
     verb: str,
     dataset_folder: Path,
-    parents: Mapping[str, Path],
+    teacher_folder: Path,
+    onnx_folder: Path,
     source: Path,
     exact: Path,
     folder: Path,
@@ -74,7 +75,8 @@ def halve(
         recipe: its tensorrt and gate sections.
         verb: the stage: ``fp16`` or ``mix``.
         dataset_folder: calibration and test examples.
-        parents: what the gate compares with, by the name that people know.
+        teacher_folder: the fine-tuned ranker, before anything was pruned.
+        onnx_folder: the FP32 graph that is served on CPUs, the parent of the gate.
         source: the graph to halve: FP32, or INT8 for TensorRT.
         exact: the FP32 graph that noise is measured against.
         folder: where the artifact goes.
@@ -100,8 +102,9 @@ def halve(
             "noise": found.noise,
             "int8_nodes": asked,
         }
-        name = "INT8 + FP16" if asked else "FP16"
-        draft.metrics |= judge_step(recipe, name, draft.folder, dataset_folder, parents, judgements)
+        child = Rung("INT8 + FP16" if asked else "FP16", draft.folder)
+        rungs = child, Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
+        draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
 
 
 def halve_graph(source: Path, exact: Path, folder: Path, requests: Sequence[Request], limit: float) -> Halved:
@@ -118,7 +121,8 @@ def halve_graph(source: Path, exact: Path, folder: Path, requests: Sequence[Requ
         GateError: FP16 disturbs too much whatever stays in FP32.
     """
     tokenizer = RequestTokenizer.from_folder(source, cache_entries=100_000)
-    meter = NoiseMeter(exact, [tensors_of(request, tokenizer) for request in requests[:NOISE_REQUESTS]])
+    _, kept_aside = split_for_noise([tensors_of(request, tokenizer) for request in requests])
+    meter = NoiseMeter(exact, kept_aside)
     model = onnx.load(source / JOINT_FILE)
     present = kinds_of_nodes(model, element_types(model))
     kinds = [kind for kind in KINDS if present[kind]]

@@ -173,7 +173,7 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
             lambda: export.export(recipe, w.dataset, ranker, w.onnx),
         ),
         *([] if recipe.quantize.method == "none" else [quantizing]),
-        *tensorrt_stages(recipe, w, w.teacher),
+        *tensorrt_stages(recipe, w),
         Stage(
             "assemble",
             w.repository,
@@ -191,13 +191,13 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     ]
 
 
-def tensorrt_stages(recipe: Recipe, workspace: Workspace, checkpoint: Path) -> list[Stage]:
-    """The graphs that ``tensorrt.precisions`` needs, made of a checkpoint's FP32 graphs."""
+def tensorrt_stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
+    """The graphs that ``tensorrt.precisions`` needs, made of the exported checkpoint's FP32 graphs."""
     from tritonrank import batched, export, halve, quantize_tensorrt
 
     w, precisions = workspace, recipe.tensorrt.precisions
     source = w.batched_fp32(recipe)
-    judged = {"ONNX FP32": w.onnx, "fine-tuned": checkpoint}
+    checkpoint = w.ranker(recipe)
     batching = Stage(
         "export-batched",
         w.onnx_batched,
@@ -210,21 +210,25 @@ def tensorrt_stages(recipe: Recipe, workspace: Workspace, checkpoint: Path) -> l
         w.fp16,
         lambda: halve.halve_settings(recipe),
         {"source": source, "exact": source},
-        lambda: halve.halve(recipe, "fp16", w.dataset, judged, source, source, w.fp16, w.judgements),
+        lambda: halve.halve(recipe, "fp16", w.dataset, w.teacher, w.onnx, source, source, w.fp16, w.judgements),
     )
     quantizing = Stage(
         "quantize-tensorrt",
         w.int8_tensorrt,
         lambda: quantize_tensorrt.tensorrt_int8_settings(recipe),
         {"source": source, "dataset": w.dataset},
-        lambda: quantize_tensorrt.quantize_tensorrt(recipe, w.dataset, judged, source, w.int8_tensorrt, w.judgements),
+        lambda: quantize_tensorrt.quantize_tensorrt(
+            recipe, w.dataset, w.teacher, w.onnx, source, w.int8_tensorrt, w.judgements
+        ),
     )
     mixing = Stage(
         "mix",
         w.int8_fp16,
         lambda: halve.halve_settings(recipe),
         {"source": w.int8_tensorrt, "exact": source},
-        lambda: halve.halve(recipe, "mix", w.dataset, judged, w.int8_tensorrt, source, w.int8_fp16, w.judgements),
+        lambda: halve.halve(
+            recipe, "mix", w.dataset, w.teacher, w.onnx, w.int8_tensorrt, source, w.int8_fp16, w.judgements
+        ),
     )
     return [
         *([batching] if precisions and source == w.onnx_batched else []),

@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,10 @@ def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], se
     tensors = [tensors_of(request, tokenizer) for request in requests]
     nodes = quantizable_nodes(onnx_folder, settings.exclude)
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
-        fitted = [request for number, request in enumerate(tensors) if number % NOISE_SHARE]
-        writer = _Writer(onnx_folder, fitted or tensors, settings, Path(scratch))
+        fitted, kept_aside = split_for_noise(tensors)
+        writer = _Writer(onnx_folder, fitted, settings, Path(scratch))
         writer.write(folder, nodes)
-        noise = NoiseMeter(onnx_folder, tensors[::NOISE_SHARE])
+        noise = NoiseMeter(onnx_folder, kept_aside)
         final = all_layers = noise.of(folder)
         if all_layers > settings.noise:
             work: Counter[str] = Counter()
@@ -231,6 +232,12 @@ def graph_feeds(folder: Path, requests: list[RequestTensors]) -> dict[Path, list
     contexts: list[Feed] = [{"context_ids": request["context_ids"]} for request in requests]
     candidates = [feed for request in requests for feed in split.candidate_feeds(request)]
     return {folder / CONTEXT_FILE: contexts, folder / CANDIDATES_FILE: candidates}
+
+
+def split_for_noise(requests: Sequence[RequestTensors]) -> tuple[list[RequestTensors], list[RequestTensors]]:
+    """Calibration requests that scales and weights are fitted to, and those on which the noise is measured."""
+    fitted = [request for number, request in enumerate(requests) if number % NOISE_SHARE]
+    return fitted or list(requests), list(requests[::NOISE_SHARE])
 
 
 def calibration_requests(recipe: Recipe, dataset: Dataset, rules: TextRules) -> list[Request]:

@@ -26,21 +26,13 @@ from rich.console import Console
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.calibrate import LEVELS, METHODS, Magnitudes, activation_magnitudes
 from tritonrank.engine import JOINT_FILE, Feed
-from tritonrank.evaluate import judge_artifact
 from tritonrank.export import copy_text_files
-from tritonrank.gate import verdict
+from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
 from tritonrank.graph_view import constant_tensors, opset_of
 from tritonrank.half import SMALLEST_HALF
 from tritonrank.prepare import Dataset
 from tritonrank.qdq_rules import check_graph
-from tritonrank.quantize import (
-    NOISE_REQUESTS,
-    calibration_requests,
-    graph_feeds,
-    linear_nodes,
-    quantizable_nodes,
-    show_verdict,
-)
+from tritonrank.quantize import calibration_requests, graph_feeds, linear_nodes, quantizable_nodes, split_for_noise
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, tensors_of
 from tritonrank.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
@@ -82,14 +74,21 @@ def tensorrt_int8_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def quantize_tensorrt(
-    recipe: Recipe, dataset_folder: Path, parents: Mapping[str, Path], source: Path, folder: Path, judgements: Path
+    recipe: Recipe,
+    dataset_folder: Path,
+    teacher_folder: Path,
+    onnx_folder: Path,
+    source: Path,
+    folder: Path,
+    judgements: Path,
 ) -> None:
     """Quantize, prove, judge, and publish if the gate passes.
 
     Args:
         recipe: its quantize, tensorrt and gate sections.
         dataset_folder: calibration and test examples.
-        parents: what the gate compares with, by the name that people know.
+        teacher_folder: the fine-tuned ranker, before anything was pruned.
+        onnx_folder: the FP32 graph that is served on CPUs, the parent of the gate.
         source: the FP32 graph: a batched or a joint one.
         folder: where the artifact goes.
         judgements: cache of judgements.
@@ -121,31 +120,8 @@ def quantize_tensorrt(
             "noise": found.noise,
             "activations": {name: _recorded(found, name) for name in found.ranges},
         }
-        draft.metrics |= judge_step(recipe, "INT8 (TensorRT)", draft.folder, dataset_folder, parents, judgements)
-
-
-def judge_step(
-    recipe: Recipe,
-    name: str,
-    folder: Path,
-    dataset_folder: Path,
-    parents: Mapping[str, Path],
-    judgements: Path,
-) -> dict[str, Any]:
-    """Hold a draft against every parent; the verdicts as metrics.
-
-    Raises:
-        GateError: the ranking became worse than the budget allows.
-    """
-    child = judge_artifact(name, folder, dataset_folder, judgements)
-    metrics = {}
-    for parent_name, parent_folder in parents.items():
-        parent = judge_artifact(parent_name, parent_folder, dataset_folder, judgements)
-        found = verdict(child, parent, recipe.gate.budget, recipe.gate.bootstrap_samples, recipe.seed)
-        show_verdict(found)
-        found.require()
-        metrics[f"gate against {parent_name}"] = found.as_metrics()
-    return metrics
+        rungs = Rung("INT8 (TensorRT)", draft.folder), Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
+        draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
 
 
 def quantize_graph(source: Path, folder: Path, requests: Sequence[Request], recipe: Recipe) -> Calibration:
@@ -159,8 +135,9 @@ def quantize_graph(source: Path, folder: Path, requests: Sequence[Request], reci
     tokenizer = RequestTokenizer.from_folder(source, cache_entries=100_000)
     tensors = [tensors_of(request, tokenizer) for request in requests]
     nodes = quantizable_nodes(source, recipe.quantize.exclude)
-    ((graph, feeds),) = graph_feeds(source, tensors).items()
-    noise = NoiseMeter(source, tensors[:NOISE_REQUESTS])
+    fitted, kept_aside = split_for_noise(tensors)
+    ((graph, feeds),) = graph_feeds(source, fitted).items()
+    noise = NoiseMeter(source, kept_aside)
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / graph.name
         if recipe.quantize.smooth:
