@@ -153,7 +153,7 @@ def run_sweep(
     version = launcher_version(launcher)
     machine, started, origin = describe_machine(), datetime.now(UTC), time.monotonic()
     measured: list[tuple[float, Measured]] = []
-    turn = itertools.cycle(rows)
+    turn, sent_in_all = itertools.cycle(rows), 0
     with ServerSampler(server) as sampler, _progress() as progress:
         _warm_up(server.url(protocol), rows)
         planned = len(sweep.concurrencies) + len(AUTO_SHARES if sweep.rates is None else sweep.rates)
@@ -161,7 +161,9 @@ def run_sweep(
         for level in _levels(sweep, measured):
             progress.update(task, description=f"{level.mode} {level.value:g}")
             start = time.monotonic() - origin
-            sent = [next(turn) for _ in range(sweep.requests)]
+            # perf_analyzer wants as many as are in flight, or arrive in a second.
+            sent = [next(turn) for _ in range(max(sweep.requests, math.ceil(level.value)))]
+            sent_in_all += len(sent)
             done = measure(
                 level,
                 sent,
@@ -180,7 +182,7 @@ def run_sweep(
         machine=machine,
         versions=versions() | {"perf_analyzer": version},
         command=["python", "-m", "loadtests", *sys.argv[1:]],
-        workload=describe_workload(path, requests, sent=sweep.requests * len(measured)),
+        workload=describe_workload(path, requests, sent=sent_in_all),
         shape=Shape(name="closed", parameters={"requests_per_level": sweep.requests}),
         target=Target(
             url=server.url(protocol),

@@ -89,7 +89,8 @@ def measure(
 
     Args:
         level: the load.
-        requests: each with a history: perf_analyzer cannot send a tensor without elements.
+        requests: each with a history, because perf_analyzer cannot send a tensor without elements; as many as the
+            level's value at least, because it wants that.
         url: grpc:// or http:// with host and port.
         protocol: of the url.
         folder: gets input, CSV files, output of perf_analyzer; all named for the level.
@@ -249,5 +250,6 @@ def _reason(output: str, code: int | None) -> str:
     if code is None:
         return lines[-1]
     errors = [line.partition(THREAD_ERROR)[2] for line in lines if THREAD_ERROR in line]
+    errors = errors or [line for line in lines if line.startswith("Error: ")][:1]  # then comes the whole usage
     told = max(errors, key=errors.count) if errors else next(iter(reversed(lines)), "it said nothing")
     return f"perf_analyzer ended with exit code {code}: {told}"

@@ -11,6 +11,7 @@ What is found goes to a file that the pipeline takes as it is: ``tritonrank asse
 
 import hashlib
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -131,6 +132,7 @@ def tune(
             outcome = search(study, space, measure, 60 * minutes, tell)
     except (WorkloadError, *TRIAL_FAULTS) as error:
         fail(str(error))
+    shutil.rmtree(bench.work, ignore_errors=True)  # links, and the last trial's repository
     path = write_outcome(outcome, place, bench)
     show(outcome, path, recipe)
     raise typer.Exit(0)
@@ -286,8 +288,8 @@ def show(outcome: Outcome, path: Path, recipe: Path) -> None:
         told = f"{outcome.gain:.2f} times what the recipe as it is does (equal settings differ by {outcome.noise:.0%})."
         stdout.print(f"{told}\nUse it: {use}", markup=False, highlight=False, soft_wrap=True)
     else:
-        told = "Nothing better than the recipe as it is was found"
-        why = f": the best of {outcome.trials} trials does {outcome.gain:.2f} times as much, within the noise of "
+        told = f"Nothing better than the recipe as it is was found in {outcome.trials} trial(s)"
+        why = f": measured again, the best came to {outcome.gain:.2f} times as much; equal settings differ by "
         stdout.print(told + (f"{why}{outcome.noise:.0%}." if outcome.candidate else "."), markup=False, highlight=False)
     print(json.dumps({"best": outcome.best, "gain": round(outcome.gain, 4), "noise": round(outcome.noise, 4)}))
 

@@ -45,6 +45,10 @@ rows = json.loads(Path(name + ".input.json").read_text())["data"]
 with open("asked.jsonl", "a") as file:
     file.write(json.dumps({{"options": options, "first": rows[0]["items"]["content"], "rows": len(rows)}}) + "\\n")
 saved = Path("{saved}")
+load = next(float(options[place + 1]) for place, option in enumerate(options) if option.endswith("-range"))
+if len(rows) < load:
+    print("Error: request-count can not be less than concurrency\\nUsage: all of it", file=sys.stderr)
+    sys.exit(99)
 if "{behaviour}" == "hang":
     time.sleep(60)
 if "{behaviour}" == "refuse" or ("{behaviour}" == "refuse rates" and "--request-rate-range" in options):
@@ -75,10 +79,12 @@ def requests(count: int = 3) -> list[WorkloadRequest]:
     ]
 
 
-def measured(launcher: Path, folder: Path, level: Level = CLIENTS, longest_seconds: float = 20) -> Measured:
+def measured(
+    launcher: Path, folder: Path, level: Level = CLIENTS, longest_seconds: float = 20, rows: int = 8
+) -> Measured:
     return measure(
         level,
-        requests(),
+        requests(rows),
         url="grpc://127.0.0.1:8001",
         protocol="grpc",
         folder=folder,
@@ -152,7 +158,7 @@ def test_arrivals_are_open_and_clients_wait(stand_in: Path, tmp_path: Path) -> N
     assert {"--sync", "--concurrency-range"} <= set(clients)
     assert {"--async", "--request-rate-range", "poisson"} <= set(rate)
     for options in (clients, rate):
-        assert options[options.index("--request-count") + 1] == "3"
+        assert options[options.index("--request-count") + 1] == "8"
         assert options[options.index("-u") + 1] == "127.0.0.1:8001"
 
 
@@ -165,6 +171,11 @@ def test_a_refusing_server_gives_a_level_without_figures(tmp_path: Path) -> None
     assert not done.times
     # What the earlier run left must not pass for this one's.
     assert not list((tmp_path / "out").glob("*.csv"))
+
+
+def test_what_it_says_of_a_wrong_option_is_told(stand_in: Path, tmp_path: Path) -> None:
+    done = measured(stand_in, tmp_path / "out", rows=3)
+    assert done.level.failed.endswith("Error: request-count can not be less than concurrency")
 
 
 def test_a_hanging_server_is_given_up(tmp_path: Path) -> None:
@@ -235,9 +246,13 @@ def sweep(launcher: Path, folder: Path, rows: int = 8) -> Run:
 
 def test_every_level_sends_requests_that_are_new(stand_in: Path, tmp_path: Path) -> None:
     run = sweep(stand_in, tmp_path)
-    sent = [one["first"] for one in asked(tmp_path / "out")]
-    assert sent[:3] == [["item 0", "ü"], ["item 3", "ü"], ["item 6", "ü"]]
-    assert run.workload.laps == pytest.approx(6 * 3 / 8, abs=0.01)  # two numbers of clients, four rates
+    sent = asked(tmp_path / "out")
+    assert [one["first"] for one in sent[:3]] == [["item 0", "ü"], ["item 3", "ü"], ["item 6", "ü"]]
+    # As many as asked for; of a high rate as many as come in a second, which perf_analyzer insists on.
+    wanted = [max(3, math.ceil(level.value)) for level in run.perf]
+    assert [one["rows"] for one in sent] == wanted
+    assert max(wanted) > 3
+    assert run.workload.laps == pytest.approx(sum(wanted) / 8, abs=0.01)
 
 
 def test_rates_follow_from_what_the_clients_got(stand_in: Path, tmp_path: Path) -> None:
@@ -306,7 +321,7 @@ def test_the_real_one_measures_the_real_server(
 ) -> None:
     spoken = "grpc" if protocol == "grpc" else "http"
     run = run_sweep(
-        live, spoken, workload, read_workload(workload), Sweep((1,), (20.0,), 15), tmp_path / protocol, real
+        live, spoken, workload, read_workload(workload), Sweep((1,), (10.0,), 15), tmp_path / protocol, real
     )
     clients, rate = run.perf
     assert not clients.failed, clients.failed
