@@ -49,7 +49,7 @@ def pruned(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.T
     values["prune"] = {"layers": 1, "heads": 2, "ffn_neurons": 64, "calibration_examples": 8, "reserve_tokens": 10}
     values["distill"] = {"examples": 8, "pool": 6, "hard_negatives": 2, "random_negatives": 2, "epochs": 1}
     values["distill"] |= {"examples_per_step": 4, "evaluations": 1, "mixed_precision": "off"}
-    values["gate"] = {"budget": 0.99, "steps": {"prune": 1}}
+    values["gate"] = {"budget": 0.99, "prune_budget": 1}
     run_stages(Recipe.model_validate(values), made, until="export")
     rules, scratch = TextRules.load(made.onnx), tmp_path_factory.mktemp("scratch")
     requests = calibration_requests(tiny_recipe, Dataset.read(made.dataset), rules)
