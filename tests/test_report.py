@@ -23,7 +23,7 @@ from tritonrank.evaluate import judge_artifact
 from tritonrank.gate import paired_difference
 from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.prepare import Dataset
-from tritonrank.quantize import calibration_requests, graph_feeds, quantize_graphs
+from tritonrank.quantize import calibration_requests, graph_feeds, quantize_graphs, split_for_noise
 from tritonrank.recipe import Recipe
 from tritonrank.report import escape_markdown, make_report
 from tritonrank.report.comparison import comparison
@@ -278,7 +278,8 @@ def test_the_noise_of_each_layer_is_that_of_the_layer_alone(
     requests = calibration_requests(tiny_recipe, Dataset.read(pruned.dataset), TextRules.load(pruned.onnx))
     quantize_graphs(pruned.onnx, tmp_path, requests, settings)
     tokenizer = RequestTokenizer.from_folder(pruned.onnx)
-    alone = NoiseMeter(pruned.onnx, [tensors_of(request, tokenizer) for request in requests[:12]]).of(tmp_path)
+    _, kept_aside = split_for_noise([tensors_of(request, tokenizer) for request in requests])
+    alone = NoiseMeter(pruned.onnx, kept_aside).of(tmp_path)
     assert record.noise.by_layer[loudest] == pytest.approx(alone, rel=1e-3)
     for node, value in record.noise.by_layer.items():
         assert f"{layer_name(node)}: {figure(value)}" in pages[0]
@@ -295,7 +296,8 @@ def test_activations_are_recorded_as_the_graph_sees_them(
     assert {activation.graph for activation in record.activations} == {CONTEXT_FILE, CANDIDATES_FILE}
     assert [a.bulk_steps for a in record.activations] == sorted(a.bulk_steps for a in record.activations)
     tokenizer = RequestTokenizer.from_folder(pruned.onnx)
-    feeds = graph_feeds(pruned.onnx, [tensors_of(request, tokenizer) for request in requests])
+    fitted, _ = split_for_noise([tensors_of(request, tokenizer) for request in requests])
+    feeds = graph_feeds(pruned.onnx, fitted)
     for activation in record.activations:
         source = pruned.onnx / activation.graph
         model = onnx.load(source)

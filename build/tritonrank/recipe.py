@@ -229,7 +229,11 @@ class GateSettings(Settings):
         0.01, gt=0, lt=1, description="relative drop of NDCG@10, against the teacher, that all steps together may cost"
     )
     prune_budget: float = Field(
-        0.5, gt=0, le=1, description="for prune, which distill repairs; without a distill section `budget` counts"
+        0.7,
+        gt=0,
+        le=1,
+        description="for prune, which distill repairs (a ranking by chance would cost about 0.8); without "
+        "a distill section `budget` counts",
     )
     distill_budget: float | None = Field(None, gt=0, lt=1, description="against the pruned ranker; default: `budget`")
     quantize_budget: float | None = Field(None, gt=0, lt=1, description="against the FP32 graph; default: `budget`")
