@@ -28,6 +28,19 @@ ATTEMPTS = 3  # on a crowded machine the generator itself may come too late, and
 CATALOGUE = 200
 """Items that are offered again and again, as a shop's are: the server knows their token ids soon."""
 WORDS = ("desk", "lamp", "oak", "steel", "blue", "grey", "bottle", "bag", "tent", "led", "warm", "light")
+SLOWER = """
+import time
+
+at_once = TritonPythonModel._run
+
+
+def after_a_pause(self, tensors):
+    time.sleep(0.05 * len(tensors))
+    return at_once(self, tensors)
+
+
+TritonPythonModel._run = after_a_pause
+"""
 OBJECTIVES = Objectives.model_validate(
     {
         "load": {"rate": 1, "candidates": CANDIDATES, "deadline_ms": DEADLINE_MS},
@@ -44,13 +57,19 @@ OBJECTIVES = Objectives.model_validate(
 
 @pytest.fixture(scope="module")
 def triton(joint_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
-    """The tiny joint ranker, which has more to compute for each text that is sent, with recipes' own queue."""
+    """The tiny ranker with a pause for what a real one would compute, and with recipes' own queue.
+
+    Without it tokenizing and sending texts would cost more than scoring them, and the load's own processes would starve
+    the server that they measure.
+    """
     repository = tmp_path_factory.mktemp("overload") / "repository"
     shutil.copytree(joint_workspace.repository, repository)
     settings = ServeSettings(deadline_ms=2 * DEADLINE_MS, max_candidates=CANDIDATES)
     inputs = engine_inputs(repository / "score" / "1")
     for name, config in model_configs(settings, inputs, available_cores()).items():
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+    with (repository / "score" / "1" / "model.py").open("a", encoding="utf-8") as file:
+        file.write(SLOWER)
     with LocalTriton(repository) as triton:
         yield triton
 
