@@ -14,7 +14,6 @@ from tritonrank.recipe import ServeSettings
 from tritonrank.server import LocalTriton
 from tritonrank.triton_config import as_text, model_configs
 
-from loadtests import session
 from loadtests.objectives import Objectives, judged
 from loadtests.results import Run
 from loadtests.session import Session
@@ -28,18 +27,27 @@ ATTEMPTS = 3  # on a crowded machine the generator itself may come too late, and
 CATALOGUE = 200
 """Items that are offered again and again, as a shop's are: the server knows their token ids soon."""
 WORDS = ("desk", "lamp", "oak", "steel", "blue", "grey", "bottle", "bag", "tent", "led", "warm", "light")
+PAUSE_SECONDS = 0.05
+SATURATION = 0.8 * 2 / PAUSE_SECONDS
+"""Requests per second: two scorers, and a fifth for everything else."""
 SLOWER = """
 import time
 
-at_once = TritonPythonModel._run
+at_once = TritonPythonModel.initialize
 
 
-def after_a_pause(self, tensors):
-    time.sleep(0.05 * len(tensors))
-    return at_once(self, tensors)
+def initialize(self, args):
+    at_once(self, args)
+    run = self.engine.run
+
+    def after_a_pause(tensors, threads):
+        time.sleep(PAUSE_SECONDS * len(tensors))
+        return run(tensors, threads)
+
+    self.engine.run = after_a_pause
 
 
-TritonPythonModel._run = after_a_pause
+TritonPythonModel.initialize = initialize
 """
 OBJECTIVES = Objectives.model_validate(
     {
@@ -69,7 +77,7 @@ def triton(joint_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory)
     for name, config in model_configs(settings, inputs, available_cores()).items():
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
     with (repository / "score" / "1" / "model.py").open("a", encoding="utf-8") as file:
-        file.write(SLOWER)
+        file.write(SLOWER.replace("PAUSE_SECONDS", str(PAUSE_SECONDS)))
     with LocalTriton(repository) as triton:
         yield triton
 
@@ -80,15 +88,12 @@ def overloaded(triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) ->
     write_workload(path)
     server = LiveServer(triton.grpc_url, triton.http_url, triton.metrics_url, triton.pid)
     settings = LoadSettings(path, plan_of("closed", rate=1, seconds=1), deadline_seconds=DEADLINE_MS / 1_000)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "CAPACITY_SECONDS", 2.0)
-        known = Session(server, "grpc", settings)
-        for _ in range(ATTEMPTS):
-            plan = plan_of("overload", rate=known.capacity_per_second(), seconds=10, warm_up_seconds=1)
-            run = judged(known.send(plan), OBJECTIVES)
-            if run.client.valid:
-                break
-        return run
+    plan = plan_of("overload", rate=SATURATION, seconds=10, warm_up_seconds=1)
+    for _ in range(ATTEMPTS):
+        run = judged(Session(server, "grpc", settings).send(plan), OBJECTIVES)
+        if run.client.valid:
+            break
+    return run
 
 
 def write_workload(path: Path) -> None:
