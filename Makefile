@@ -36,7 +36,7 @@ test: setup ## run the tests, real Triton included
 	@$(BIN)/python -m pytest
 
 test-engines: setup ## compile every graph for TensorRT with TensorRT-RTX, no GPU needed (minutes)
-	@$(BIN)/python -m pytest -m engines tests/test_engines.py
+	@$(BIN)/python -m pytest -m engines tests/test_engines.py tests/test_shard_engines.py
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -11,10 +11,10 @@ from tritonrank.errors import ArtifactError, DataError, GateError, RecipeError, 
 from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 
-COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "assemble", "evaluate", "serve"]
-COMMANDS += ["compile", "check-graph", "demo", "workload", "report", "settings"]
-RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "compile", "assemble"]
-RECIPE_COMMANDS += ["evaluate", "demo"]
+COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "assemble", "evaluate"]
+COMMANDS += ["compile", "check-graph", "serve", "demo", "workload", "report", "settings"]
+RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
+RECIPE_COMMANDS += ["assemble", "evaluate", "demo"]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

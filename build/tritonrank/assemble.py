@@ -7,13 +7,14 @@ process: a server is ready when it gives the same.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonrank import admission, engine, interpreter, text
 from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
@@ -30,6 +31,8 @@ from tritonrank.export import copy_text_files
 from tritonrank.prepare import Dataset, Example
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
+from tritonrank.shard_runner import SHARDS_FILE, read_shards
+from tritonrank.shard_workers import is_sharded
 from tritonrank.text import TextRules
 from tritonrank.triton_config import JOINT_WARMUP, as_text, model_configs, score_instances, warmup_mask_file
 
@@ -41,13 +44,17 @@ PYTHON_FILES = {
     "select": (interpreter,),
 }
 """Modules of this package that a model needs beside its model.py."""
+SHARDED_FILES = ("all_reduce.py", "shard_runner.py", "shard_worker.py", "shard_workers.py")
+"""What a scorer of several processes needs besides."""
 
 
 def assemble_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "serve": recipe.serve.model_dump(mode="json"),
-        "score_instances": score_instances(recipe.serve, available_cores()),
-        "sources": {f"{model}/{path.name}": sha256_file(path) for model, path in _python_sources()},
+        "score_instances": score_instances(recipe.serve, available_cores(), recipe.tensor_parallel),
+        "sources": {
+            f"{model}/{path.name}": sha256_file(path) for model, path in python_sources(recipe.tensor_parallel > 1)
+        },
     }
 
 
@@ -57,7 +64,7 @@ def assemble(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: P
     Args:
         recipe: its serve section says how to serve.
         dataset_folder: where golden requests come from.
-        model_folder: an ONNX artifact.
+        model_folder: an ONNX artifact, or the shards of one.
         folder: the repository.
 
     Raises:
@@ -67,29 +74,53 @@ def assemble(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: P
     with write_artifact(folder, "assemble", assemble_settings(recipe), {"model": model}) as draft:
         write_models(recipe, model_folder, draft.folder, available_cores())
         identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
-        (draft.folder / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
-        golden = golden_cases(Dataset.read(dataset_folder), model_folder)
-        (draft.folder / GOLDEN_FILE).write_text(
-            json.dumps({"artifact": identity["artifact"], "cases": golden}, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
-        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": len(golden)}
+        cases = write_identity_and_golden_cases(identity, dataset_folder, model_folder, draft.folder)
+        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
 
 
 def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: int) -> None:
     """All models of the ensemble with the files they need."""
-    for name, config in model_configs(recipe.serve, engine_inputs(model_folder), cores).items():
-        version = repository / name / "1"
-        version.mkdir(parents=True)
+    ranks = int(read_shards(model_folder)["ranks"]) if is_sharded(model_folder) else 1
+    configs = model_configs(recipe.serve, engine_inputs(model_folder), cores, ranks)
+    write_ensemble(configs, python_sources(is_sharded(model_folder)), model_folder, repository)
+    for path in _served_files(model_folder):
+        shutil.copyfile(path, repository / "score" / "1" / path.name)
+    if "attention_mask" in engine_inputs(model_folder):
+        _write_warmup_masks(repository / "score" / "warmup")
+
+
+def write_ensemble(
+    configs: Mapping[str, pb.ModelConfig], sources: Iterable[tuple[str, Path]], text_folder: Path, repository: Path
+) -> None:
+    """The models' folders with configs, Python files and tokenizer; the scorer's model is still missing.
+
+    Args:
+        configs: by model.
+        sources: models and files that go into their version folders.
+        text_folder: where tokenizer and text rules are.
+        repository: where the folders go.
+    """
+    for name, config in configs.items():
+        (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
-    for name, source in _python_sources():
+    for name, source in sources:
         shutil.copyfile(source, repository / name / "1" / source.name)
     (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
-    copy_text_files(model_folder, repository / "tokenize" / "1")
-    for path in model_files(model_folder):
-        shutil.copyfile(path, repository / "score" / "1" / path.name)
-    if (model_folder / JOINT_FILE).is_file():
-        _write_warmup_masks(repository / "score" / "warmup")
+    copy_text_files(text_folder, repository / "tokenize" / "1")
+
+
+def write_identity_and_golden_cases(
+    identity: Mapping[str, str], dataset_folder: Path, model_folder: Path, repository: Path
+) -> int:
+    """What ``select`` answers with, and requests with the scores that the model's graphs give in process; how many."""
+    (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
+    golden = {
+        "artifact": identity["artifact"],
+        "cases": golden_cases(Dataset.read(dataset_folder), model_folder),
+    }
+    text = json.dumps(golden, indent=1, ensure_ascii=False)
+    (repository / GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")
+    return len(golden["cases"])
 
 
 def engine_inputs(model_folder: Path) -> list[str]:
@@ -98,6 +129,9 @@ def engine_inputs(model_folder: Path) -> list[str]:
     Raises:
         ArtifactError: the folder does not hold the graphs of a ranker.
     """
+    if is_sharded(model_folder):
+        graphs = read_shards(model_folder)["graphs"]
+        return list(graphs[JOINT_FILE]["inputs"] if JOINT_FILE in graphs else SHARED_CONTEXT_INPUTS)
     files = [path.name for path in model_files(model_folder)]
     if files == [CONTEXT_FILE, CANDIDATES_FILE]:
         return list(SHARED_CONTEXT_INPUTS)
@@ -107,6 +141,13 @@ def engine_inputs(model_folder: Path) -> list[str]:
             "export the checkpoint first: tritonrank build RECIPE"
         )
     return [tensor.name for tensor in onnx.load(model_folder / JOINT_FILE, load_external_data=False).graph.input]
+
+
+def _served_files(model_folder: Path) -> list[Path]:
+    """The graphs of an artifact; of shards what ONNX Runtime executes, without the graphs for TensorRT."""
+    if not is_sharded(model_folder):
+        return model_files(model_folder)
+    return [model_folder / SHARDS_FILE, *model_folder.glob("*.bin"), *model_folder.glob("rank*.segment*.onnx")]
 
 
 def _write_warmup_masks(folder: Path) -> None:
@@ -131,12 +172,15 @@ def _shortened(example: Example) -> Example:
     return replace(example, candidates=[example.candidates[i] for i in kept], labels=[example.labels[i] for i in kept])
 
 
-def _python_sources() -> Iterator[tuple[str, Path]]:
+def python_sources(has_shards: bool = False) -> Iterator[tuple[str, Path]]:
     """Each model with the Python files that go into its version folder."""
     for name, modules in PYTHON_FILES.items():
         yield name, serving_sources() / name / "1" / "model.py"
         for module in modules:
             yield name, Path(str(module.__file__))
+    if has_shards:
+        for file in SHARDED_FILES:
+            yield "score", Path(__file__).with_name(file)
 
 
 def serving_sources() -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,14 @@ from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.quiet import quiet_transformers
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
 from tritonrank.workload_settings import WorkloadSettings, workload_settings
+
+
+class Target(StrEnum):
+    """What a repository is assembled for."""
+
+    CPU = "cpu"
+    TENSORRT_TP = "tensorrt-tp"
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +75,29 @@ _stage_command("prepare", "Read and check the data; write the examples for train
 _stage_command("prune", "Cut layers, heads, neurons and tokens of the fine-tuned ranker (section `prune`).")
 _stage_command("export", "Write the checkpoint as ONNX and prove that it computes the same.")
 _stage_command("quantize", "Write the INT8 graph; the gate decides whether it may stand.")
-_stage_command("assemble", "Write the Triton model repository.")
+_stage_command("shard", "Cut the served model into tensor_parallel ranks; prove that they score as the whole.")
+
+
+@app.command()
+def assemble(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
+    target: Annotated[Target, typer.Option(help="What the repository is for")] = Target.CPU,
+) -> None:
+    """Write the Triton model repository. Earlier stages run first where they are not up to date.
+
+    Target tensorrt-tp takes the plans that `tritonrank compile` has built with the same tensor_parallel, those of the
+    first of tensorrt.precisions, and writes repository-tensorrt-tp.
+    """
+    loaded, workspace = _open(recipe, overrides, artifacts)
+    if target is Target.CPU:
+        run_stages(loaded, workspace, until="assemble", force="assemble" if force else None)
+        return
+    from tritonrank.tensorrt_tp import assemble_ranks
+
+    typer.echo(f"{assemble_ranks(loaded, workspace)}")
 
 
 @app.command()
@@ -153,8 +184,10 @@ def compile_command(
     """
     loaded, workspace = _open(recipe, overrides, artifacts)
     from tritonrank.compile import compile_recipe
+    from tritonrank.compile_ranks import compile_ranks
 
-    for folder in compile_recipe(loaded, workspace):
+    # A model that needs several GPUs may not fit on one.
+    for folder in (compile_ranks if loaded.tensor_parallel > 1 else compile_recipe)(loaded, workspace):
         typer.echo(f"{folder}")
 
 

@@ -60,6 +60,18 @@ class RowsError(ValueError):
     """Rows that no engine should get; the message begins with the tensor's name."""
 
 
+class EngineLostError(RuntimeError):
+    """What computes is gone for the moment, a process of it, say; the run is lost, and the next may go well."""
+
+
+class Graph(Protocol):
+    """What an engine runs: an onnxruntime.InferenceSession, or something that looks like one."""
+
+    def run(self, output_names: Sequence[str], input_feed: Mapping[str, NDArray[Any]]) -> Sequence[Any]: ...
+
+    def get_inputs(self) -> Sequence[Any]: ...
+
+
 class Engine(Protocol):
     """A ranker that runs."""
 
@@ -104,21 +116,41 @@ def open_engine(
         rows_per_batch: rows in one run of a joint ranker at the most.
         context_cache_bytes: keys and values of contexts that a shared-context ranker keeps at the most.
     """
-    if (folder / CONTEXT_FILE).is_file():
-        return SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE, threads, context_cache_bytes)
-    session = open_session(folder / JOINT_FILE)
-    if SHARED_CONTEXT_INPUTS[0] in {tensor.name for tensor in session.get_inputs()}:
-        return BatchedEngine(session, threads)
-    return JointEngine(session, threads, rows_per_batch)
+    paths = model_files(folder) or [folder / JOINT_FILE]
+    graphs = {path.name: open_session(path) for path in paths}
+    return engine_of(graphs, threads, rows_per_batch, context_cache_bytes)
+
+
+def engine_of(
+    graphs: Mapping[str, Graph],
+    threads: int = 0,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    context_cache_bytes: int = 0,
+    shares: int = 0,
+) -> Engine:
+    """The engine around graphs that are open already.
+
+    Args:
+        graphs: by file name.
+        threads: as for ``open_engine``; 1 for graphs that take one run at a time.
+        rows_per_batch: as for ``open_engine``.
+        context_cache_bytes: as for ``open_engine``.
+        shares: parts that a shared-context request is cut into for the sake of threads; 0 = by the machine's cores.
+    """
+    if CONTEXT_FILE in graphs:
+        context, candidates = graphs[CONTEXT_FILE], graphs[CANDIDATES_FILE]
+        return SharedContextEngine(context, candidates, threads, context_cache_bytes, shares)
+    graph = graphs[JOINT_FILE]
+    if SHARED_CONTEXT_INPUTS[0] in {tensor.name for tensor in graph.get_inputs()}:
+        return BatchedEngine(graph, threads, shares)
+    return JointEngine(graph, threads, rows_per_batch)
 
 
 class JointEngine:
     """A joint ranker, given its file or an open session; the other arguments are those of ``open_engine``."""
 
-    def __init__(
-        self, model: Path | onnxruntime.InferenceSession, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH
-    ) -> None:
-        self._session = open_session(model) if isinstance(model, Path) else model
+    def __init__(self, model: Path | Graph, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH) -> None:
+        self._session = _opened(model)
         self._threads = _Threads(threads or available_cores())
         self.input_names = [tensor.name for tensor in self._session.get_inputs()]
         self.rows_per_batch = rows_per_batch
@@ -155,13 +187,20 @@ class JointEngine:
 class SharedContextEngine:
     """A shared-context ranker: keys and values of the context once, then the candidates in groups, side by side."""
 
-    def __init__(self, context: Path, candidates: Path, threads: int = 0, context_cache_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        context: Path | Graph,
+        candidates: Path | Graph,
+        threads: int = 0,
+        context_cache_bytes: int = 0,
+        shares: int = 0,
+    ) -> None:
         self.input_names = list(SHARED_CONTEXT_INPUTS)
         self.context_cache = ContextCache(context_cache_bytes)
         # By cores, not by threads: how a request is cut must not depend on who else is busy.
-        self._shares = SHARES_PER_CORE * available_cores()
-        self._context = open_session(context)
-        self._candidates = open_session(candidates)
+        self._shares = shares or SHARES_PER_CORE * available_cores()
+        self._context = _opened(context)
+        self._candidates = _opened(candidates)
         self._threads = _Threads(threads or available_cores())
 
     def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
@@ -214,11 +253,11 @@ class BatchedEngine:
     A request's candidates are shared out among the cores by length; each part has its own copy of the context.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, threads: int = 0) -> None:
+    def __init__(self, session: Graph, threads: int = 0, shares: int = 0) -> None:
         self.input_names = list(SHARED_CONTEXT_INPUTS)
         self._session = session
-        self._shares = available_cores()
-        self._threads = _Threads(threads or self._shares)
+        self._shares = shares or available_cores()
+        self._threads = _Threads(threads or available_cores())
 
     def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
         return [self._run(request, threads) for request in requests]
@@ -341,6 +380,10 @@ def open_session(model: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(
         str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
     )
+
+
+def _opened(graph: Path | Graph) -> Graph:
+    return open_session(graph) if isinstance(graph, Path) else graph
 
 
 def candidate_lengths(candidate_ids: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -74,6 +74,10 @@ class Workspace:
         return self.root / "plans"
 
     @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    @property
     def repository(self) -> Path:
         return self.root / "repository"
 
@@ -123,7 +127,7 @@ class Stage:
 def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     """All stages of the recipe in the order in which they run."""
     # Imported here, because torch and transformers take seconds and `tritonrank --help` should not.
-    from tritonrank import assemble, distill, export, finetune, prepare, prune, quantize, summary
+    from tritonrank import assemble, distill, export, finetune, prepare, prune, quantize, shard, summary
 
     w = workspace
     ranker, served = w.ranker(recipe), w.served_model(recipe)
@@ -148,6 +152,15 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
         {"onnx": w.onnx, "dataset": w.dataset},
         lambda: quantize.quantize(recipe, w.dataset, w.teacher, w.onnx, w.int8, w.judgements),
     )
+    sharding = Stage(
+        "shard",
+        w.shards,
+        lambda: shard.shard_settings(recipe),
+        {"model": served, "dataset": w.dataset},
+        lambda: shard.shard(recipe, w.dataset, served, w.shards),
+    )
+    is_sharded = recipe.tensor_parallel > 1
+    loaded = w.shards if is_sharded else served
     return [
         Stage(
             "prepare",
@@ -174,12 +187,13 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
         ),
         *([] if recipe.quantize.method == "none" else [quantizing]),
         *tensorrt_stages(recipe, w),
+        *([sharding] if is_sharded else []),
         Stage(
             "assemble",
             w.repository,
             lambda: assemble.assemble_settings(recipe),
-            {"model": served},
-            lambda: assemble.assemble(recipe, w.dataset, served, w.repository),
+            {"model": loaded},
+            lambda: assemble.assemble(recipe, w.dataset, loaded, w.repository),
         ),
         Stage(
             "summarize",
@@ -252,7 +266,7 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
     """
     chosen = stages(recipe, workspace)
     if until is not None and until not in {stage.verb for stage in chosen}:
-        absent = {"quantize": "quantize.method is none"}
+        absent = {"quantize": "quantize.method is none", "shard": "tensor_parallel is 1"}
         absent |= {verb: f"the recipe has no {verb} section" for verb in ("prune", "distill")}
         why = f"; {absent[until]}" if until in absent else ""
         raise RecipeError(f"{recipe.name}: no stage {until}{why}. Stages: {', '.join(s.verb for s in chosen)}")

@@ -67,6 +67,9 @@ NOISE_SHARE = 4
 """One calibration request in so many is kept out of the calibration, and the noise of a graph is measured on those:
 scales and weights are fitted to the others."""
 
+NOISE_REQUESTS = 12
+"""Calibration requests on which the graphs for TensorRT are compared."""
+
 LARGEST_WEIGHT = 127
 LARGEST_WEIGHT_REDUCED = 64
 """Symmetric s8 weights as ``quantize_static`` scales them, whole and with the reduced range."""

@@ -390,7 +390,7 @@ class ServeSettings(Settings):
     instances: int | Literal["auto"] = Field(
         "auto",
         description="copies of the scorer; auto: one per 4 cores, at least 2, so that a large request leaves "
-        "one free. Busy ones share out the cores",
+        "one free. Busy ones share out the cores. With tensor_parallel one per so many cores",
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
@@ -402,7 +402,11 @@ class Recipe(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="names artifacts/<name>/")
     seed: int = Field(17, ge=0, lt=2**32, description="fixes data, sampling, training order and initial weights")
     tensor_parallel: int = Field(
-        1, ge=1, le=64, description="GPUs that one model may be split over later: pruned heads and neurons divide by it"
+        1,
+        ge=1,
+        le=64,
+        description="processes (CPU) or GPUs that compute each layer together; 1 = the whole ranker in each instance. "
+        "Has to divide heads and neurons; see docs/tensor-parallel.md for when it pays",
     )
     data: DataSettings
     text: TextSettings = TextSettings()

@@ -19,6 +19,7 @@ from tritonrank.half import open_rounding_engine
 from tritonrank.modeling import SharedContextRanker
 from tritonrank.prepare import Dataset, Example
 from tritonrank.pretrained import load_any_ranker
+from tritonrank.shard_workers import ShardWorkers, is_sharded, sharded_engine
 from tritonrank.text import RequestTokenizer, TextRules, render_fields
 
 if TYPE_CHECKING:
@@ -111,11 +112,14 @@ def _score_split(model: SharedContextRanker, tensors: RequestTensors) -> Scores:
 
 
 def open_scorer(folder: Path) -> EngineScorer:
-    """The scorer of a model artifact: its ONNX file if it has one (FP16 with every rounding), else its checkpoint.
+    """The scorer of a model artifact: its ONNX file if it has one (FP16 with every rounding), its shards in
+    processes of their own if it has those, else its checkpoint.
 
     Raises:
         ArtifactError: the folder holds neither.
     """
+    if is_sharded(folder):
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), sharded_engine(ShardWorkers(folder)).run)
     if model_files(folder):
         return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_rounding_engine(folder).run)
     if (folder / "model.safetensors").is_file():

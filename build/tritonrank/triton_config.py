@@ -31,18 +31,21 @@ SHARED_CONTEXT_WARMUP = ((16, 1, 8), (64, 10, 16), (96, 100, 16))
 SHARED_CONTEXT_DIMS = {"context_ids": [-1], "candidate_ids": [-1, -1]}
 
 
-def model_configs(settings: ServeSettings, engine_inputs: Sequence[str], cores: int) -> dict[str, pb.ModelConfig]:
+def model_configs(
+    settings: ServeSettings, engine_inputs: Sequence[str], cores: int, ranks: int = 1
+) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
     Args:
         settings: the recipe's serve section.
         engine_inputs: what the engine takes: context_ids and candidate_ids, or a joint ranker's input_ids and so on.
         cores: what ``instances: auto`` is divided by.
+        ranks: processes of one instance of the scorer (tensor_parallel).
     """
     return {
         "rank": _rank(engine_inputs),
         "tokenize": _tokenize(settings, engine_inputs),
-        "score": _score(settings, engine_inputs, cores),
+        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks)),
         "select": _select(engine_inputs),
     }
 
@@ -53,9 +56,11 @@ def as_text(config: pb.ModelConfig) -> str:
     )
 
 
-def score_instances(settings: ServeSettings, cores: int) -> int:
+def score_instances(settings: ServeSettings, cores: int, ranks: int = 1) -> int:
     if settings.instances != "auto":
         return settings.instances
+    if ranks > 1:  # an instance is so many processes of one thread each
+        return max(1, cores // ranks)
     return max(FEWEST_INSTANCES, cores // CORES_PER_INSTANCE)
 
 
@@ -109,14 +114,14 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
     return config
 
 
-def _score(settings: ServeSettings, engine_inputs: Sequence[str], cores: int) -> pb.ModelConfig:
+def _score(settings: ServeSettings, engine_inputs: Sequence[str], instances: int) -> pb.ModelConfig:
     config = _python_model("score")
     is_shared = _is_shared_context(engine_inputs)
     # Of a joint ranker the batch is of rows, and as large as the largest request.
     config.max_batch_size = (
         settings.requests_per_execution if is_shared else max(settings.max_candidates, settings.rows_per_batch)
     )
-    config.instance_group[0].count = score_instances(settings, cores)
+    config.instance_group[0].count = instances
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
     if settings.preferred_batch:
         config.dynamic_batching.preferred_batch_size.append(min(settings.preferred_batch, config.max_batch_size))

@@ -1,7 +1,8 @@
 """score: token ids -> logits, by ONNX Runtime on the CPU (target cpu).
 
 The dynamic batcher hands over several requests of any shape at once (ragged); ``engine.py`` beside this file groups
-what has similar length. Its metrics say how many tokens padding costs. The batch dimension is the row of a joint ranker
+what has similar length. Where shards.json lies beside it, the engine is N processes that compute each layer together
+(``shard_workers.py``). Its metrics say how many tokens padding costs. The batch dimension is the row of a joint ranker
 (context and candidate), and the request of a shared-context one.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission import EXPIRED, StartedCounter, is_expired, work_tokens
-from engine import RowsError, available_cores, open_engine
+from engine import EngineLostError, RowsError, available_cores, open_engine
 from interpreter import check_interpreter
 
 
@@ -24,7 +25,15 @@ class TritonPythonModel:
         self.threads = int(settings.get("threads", 0))  # 0: the cores, shared out among busy instances
         # Each architecture has one of them; the engine's own default is right for the other.
         options = {name: int(settings[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in settings}
-        self.engine = open_engine(Path(__file__).parent, self.cores, **options)
+        folder = Path(__file__).parent
+        self.workers = None
+        if (folder / "shards.json").is_file():
+            from shard_workers import ShardWorkers, sharded_engine
+
+            self.workers = ShardWorkers(folder)
+            self.engine = sharded_engine(self.workers, **options)
+        else:
+            self.engine = open_engine(folder, self.cores, **options)
         self.is_request_batched = config["input"][0]["name"] == "context_ids"
         self.max_candidates = int(settings.get("max_candidates", 0))
         # A family must outlive its metrics, so both are kept.
@@ -47,10 +56,18 @@ class TritonPythonModel:
             }
             self.families += cache_families.values()
             self.cache_metrics = {name: family.Metric(labels=instance) for name, family in cache_families.items()}
+        self.restarts = None
+        if self.workers:
+            self.families.append(
+                _family("tritonrank_worker_restarts_total", "How often a scorer's processes were started again")
+            )
+            self.restarts = self.families[-1].Metric(labels=labels | {"instance": args["model_instance_name"]})
         self.started = StartedCounter(args["model_instance_name"])
 
     def finalize(self):
         self.started.close()
+        if self.workers:
+            self.workers.close()
 
     def execute(self, requests):
         answers, tensors = {}, {}
@@ -94,6 +111,9 @@ class TritonPythonModel:
         try:
             with self.started.busy(sum(map(work_tokens, tensors))) as busy_instances:
                 logits = self.engine.run(tensors, threads=self.threads or max(1, self.cores // busy_instances))
+        except EngineLostError as error:
+            message = f"{error}; the scorer starts again: send the request once more"
+            return [_failure(message, pb_utils.TritonError.UNAVAILABLE) for _ in tensors]
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class for each of its status codes
             if len(tensors) > 1:
                 return [self._run([one])[0] for one in tensors]
@@ -101,6 +121,8 @@ class TritonPythonModel:
         computed, needed = self.engine.token_counts(tensors)
         self.computed.increment(computed)
         self.needed.increment(needed)
+        if self.restarts:
+            self.restarts.increment(self.workers.restarts - self.restarts.value())
         for name, metric in self.cache_metrics.items():
             metric.increment(getattr(self.engine.context_cache, name) - metric.value())
         return [self._answer(one) for one in logits]

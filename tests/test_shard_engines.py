@@ -1,0 +1,122 @@
+"""NVIDIA's own parser and builder take every shard, with its sums over the ranks.
+
+What that proves is in docs/tensorrt.md. How the ranks meet on GPUs is not run here (docs/tensor-parallel.md).
+"""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from tensorrt_ladder import PRECISIONS, TensorRTLadder, ladder_of
+from test_families import recipe_for, spread_logits
+from tiny_models import FAMILIES, save_ranker
+from tritonrank.artifacts import verify_artifact
+from tritonrank.compile import Builder, build_plan, find_builder
+from tritonrank.compile_ranks import compile_precision_ranks, one_profile
+from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE
+from tritonrank.errors import ArtifactError
+from tritonrank.finetune import untrained_ranker
+from tritonrank.modeling import SharedContextRanker
+from tritonrank.pipeline import Workspace
+from tritonrank.plans import check_plans
+from tritonrank.profiles import Profile, Range, profiles_of
+from tritonrank.recipe import Recipe
+from tritonrank.scorers import open_scorer
+from tritonrank.shard import write_shards
+from tritonrank.shard_runner import shard_file
+from tritonrank.tensorrt_tp import assemble_ranks
+from tritonrank.text import JOINT, SHARED_CONTEXT
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+RANKS = 2
+ARCHITECTURES = (JOINT, SHARED_CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def builder() -> Builder:
+    found = find_builder()
+    assert found.name == "tensorrt_rtx", "this suite compiles ahead of time"
+    return found
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TensorRTLadder:
+    """The packaged MiniLM-L6 with a fresh head."""
+    text = {"query_tokens": 8, "history_tokens": 60, "candidate_tokens": 24}
+    recipe = Recipe(name="minilm", data={"source": "sample"}, text=text, model={"architecture": request.param})
+    ranker, _ = untrained_ranker(recipe)
+    if isinstance(ranker, SharedContextRanker):
+        spread_logits(ranker)
+    return ladder_of(recipe, ranker, tmp_path_factory.mktemp(f"minilm-{request.param}"))
+
+
+@pytest.fixture(scope="module", params=list(itertools.product(FAMILIES, ARCHITECTURES)), ids="-".join)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TensorRTLadder:
+    family, architecture = request.param
+    root = tmp_path_factory.mktemp(f"{family}-{architecture}")
+    recipe = recipe_for(save_ranker(family, root / "hub", head=architecture == JOINT), architecture)
+    ranker, _ = untrained_ranker(recipe)
+    return ladder_of(recipe, ranker, root)
+
+
+def profile_for(ladder: TensorRTLadder, graph: Path) -> Profile:
+    inputs = [tensor.name for tensor in onnx.load(graph, load_external_data=False).graph.input]
+    return one_profile(profiles_of(ladder.recipe, open_scorer(ladder.onnx).tokenizer, inputs))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_shard_of_minilm_compiles(
+    minilm: TensorRTLadder, precision: str, builder: Builder, tmp_path: Path
+) -> None:
+    sizes = write_shards(minilm.folders[precision], tmp_path, RANKS)
+    for rank in range(RANKS):
+        graph = tmp_path / shard_file(rank, JOINT_FILE)
+        plan = build_plan(graph, [profile_for(minilm, graph)], minilm.recipe.tensorrt, builder, tmp_path)
+        held = sizes["rank_bytes"][rank] + sizes["replicated_bytes"]
+        assert len(plan) > 0.9 * held, "a plan holds its rank's weights"
+
+
+def test_a_shard_of_every_family_compiles(tiny: TensorRTLadder, builder: Builder, tmp_path: Path) -> None:
+    write_shards(tiny.folders["int8-fp16"], tmp_path, RANKS)
+    graph = tmp_path / shard_file(1, JOINT_FILE)
+    assert len(build_plan(graph, [profile_for(tiny, graph)], tiny.recipe.tensorrt, builder, tmp_path)) > 10_000
+
+
+def test_the_two_graphs_of_the_cpu_compile_too(builder: Builder, tmp_path: Path) -> None:
+    recipe = recipe_for(save_ranker("bert", tmp_path / "hub", head=False), SHARED_CONTEXT)
+    ranker, _ = untrained_ranker(recipe)
+    ladder = ladder_of(recipe, ranker, tmp_path)
+    (tmp_path / "shards").mkdir()
+    write_shards(ladder.onnx, tmp_path / "shards", RANKS)
+    for name in (CONTEXT_FILE, CANDIDATES_FILE):
+        graph = tmp_path / "shards" / shard_file(0, name)
+        profile = {}
+        for tensor in onnx.load(graph, load_external_data=False).graph.input:
+            sizes = [dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
+            profile[tensor.name] = Range(
+                tuple(size or 1 for size in sizes),
+                tuple(size or 8 for size in sizes),
+                tuple(size or 16 for size in sizes),
+            )
+        assert len(build_plan(graph, [profile], recipe.tensorrt, builder, tmp_path)) > 10_000
+
+
+def test_a_recipe_compiles_to_plans_that_the_target_takes(
+    joint_recipe: Recipe, joint_workspace: Workspace, builder: Builder, tmp_path: Path
+) -> None:
+    workspace = Workspace.of(joint_recipe, tmp_path)
+    shutil.copytree(joint_workspace.root, workspace.root)
+    tensorrt = joint_recipe.tensorrt.model_copy(update={"precisions": ["fp32"]})
+    recipe = joint_recipe.model_copy(update={"tensor_parallel": RANKS, "tensorrt": tensorrt})
+    folder = compile_precision_ranks(recipe, workspace, "fp32", builder)
+    held = verify_artifact(folder)
+    assert {"model.plan", "model.plan.rank0", "model.plan.rank1", "plan.json"} <= set(held.files)
+    assert held.files["model.plan"] == held.files["model.plan.rank0"] != held.files["model.plan.rank1"]
+    created = held.created
+    assert compile_precision_ranks(recipe, workspace, "fp32", builder) == folder
+    assert verify_artifact(folder).created == created, "up to date"
+    repository = assemble_ranks(recipe, workspace)
+    with pytest.raises(ArtifactError, match="TensorRT-RTX engine, which Triton's tensorrt backend does not load"):
+        check_plans(repository)
