@@ -277,25 +277,25 @@ def test_a_rank_that_leaves_wakes_the_others_and_disturbs_no_later_run() -> None
 # Through Triton
 
 
-@pytest.fixture(scope="module")
-def sharded_recipe(tiny_recipe: Recipe) -> Recipe:
+@pytest.fixture(scope="module", params=[2, 4])
+def sharded_recipe(request: pytest.FixtureRequest, tiny_recipe: Recipe) -> Recipe:
     """FP32, so that scores can be compared to the last digits; sharding INT8 has its own tests."""
     exact = tiny_recipe.quantize.model_copy(update={"method": "none"})
-    return tiny_recipe.model_copy(update={"tensor_parallel": RANKS, "quantize": exact})
+    return tiny_recipe.model_copy(update={"tensor_parallel": request.param, "quantize": exact})
 
 
 @pytest.fixture(scope="module")
 def sharded(workspace: Workspace, sharded_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The tiny build once more, as far as it is served, with a scorer of two processes."""
+    """The tiny build once more, as far as it is served, with a scorer of several processes."""
     copy = Workspace.of(sharded_recipe, tmp_path_factory.mktemp("sharded"))
     shutil.copytree(workspace.root, copy.root)
     run_stages(sharded_recipe, copy, until="assemble")
     return copy
 
 
-def test_the_stage_says_what_it_made(sharded: Workspace) -> None:
+def test_the_stage_says_what_it_made(sharded: Workspace, sharded_recipe: Recipe) -> None:
     metrics = read_manifest(sharded.shards).metrics
-    assert len(metrics["rank_bytes"]) == RANKS
+    assert len(metrics["rank_bytes"]) == sharded_recipe.tensor_parallel
     assert len(set(metrics["rank_bytes"])) == 1
     assert metrics["all_reduces"] == {"context.onnx": 2, "candidates.onnx": 4}
     assert metrics["difference_on_requests"] < TOLERANCE
@@ -305,8 +305,9 @@ def test_the_stage_says_what_it_made(sharded: Workspace) -> None:
 
 
 def test_triton_serves_shards_and_survives_a_killed_worker(
-    sharded: Workspace, workspace: Workspace, held_out: list[Request]
+    sharded: Workspace, sharded_recipe: Recipe, workspace: Workspace, held_out: list[Request]
 ) -> None:
+    ranks = sharded_recipe.tensor_parallel
     scorer = open_scorer(workspace.onnx)
     requests = [Request(one.query, one.history, one.items[:12]) for one in held_out[:12]]
     expected = [scorer.score(request) for request in requests]
@@ -320,16 +321,16 @@ def test_triton_serves_shards_and_survives_a_killed_worker(
         for found, whole in zip(pool.map(ask, requests), expected, strict=True):
             np.testing.assert_allclose(found, whole, atol=tolerance_for(whole))
         pids = workers_below(os.getpid())
-        assert len(pids) == RANKS
+        assert len(pids) == ranks
         os.kill(pids[1], signal.SIGSTOP)  # so that it is in the run for certain
         lost = pool.submit(ask, requests[0])
         time.sleep(0.5)
         os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(Unavailable, match=r"rank 1 of 2 .* signal 9; the scorer starts again"):
+        with pytest.raises(Unavailable, match=rf"rank 1 of {ranks} .* signal 9; the scorer starts again"):
             lost.result(SECONDS)
         np.testing.assert_allclose(ask(requests[0]), expected[0], atol=tolerance_for(expected[0]))
         again = workers_below(os.getpid())
-        assert len(again) == RANKS
+        assert len(again) == ranks
         assert not set(again) & set(pids)
         with urllib.request.urlopen(server.metrics_url, timeout=SECONDS) as page:
             assert re.search(rb"^tritonrank_worker_restarts_total{.*} 1(\.0*)?$", page.read(), re.M)
@@ -344,7 +345,9 @@ def test_one_process_per_rank_counts_as_one_instance(
     assert "count: 1\n" in text  # tiny.yaml says so
     by_cores = sharded_recipe.serve.model_copy(update={"instances": "auto"})
     write_models(sharded_recipe.model_copy(update={"serve": by_cores}), sharded.shards, tmp_path / "auto", cores=8)
-    assert "count: 4\n" in (tmp_path / "auto" / "score" / "config.pbtxt").read_text()
+    assert (
+        f"count: {8 // sharded_recipe.tensor_parallel}\n" in (tmp_path / "auto" / "score" / "config.pbtxt").read_text()
+    )
 
 
 def test_a_recipe_of_one_rank_has_no_such_stage(
