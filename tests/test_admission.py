@@ -176,6 +176,20 @@ def test_nothing_is_estimated_before_anything_was_measured(tmp_path: Path, clock
     assert is_taken(gate, 0.001, 10**9)
 
 
+def test_a_large_request_in_one_scorer_keeps_nobody_from_the_other(tmp_path: Path, clock: Clock) -> None:
+    """1,000 tokens/s together, 10,000 tokens in work: whoever comes waits for the scorer that is free first."""
+    gate = Admission(99, 60, 0.5, tmp_path)
+    scorers = [StartedCounter(f"score_{number}", tmp_path) for number in range(2)]
+    for scorer in scorers:
+        clock.work(scorer, 1_000, 1.0)
+    scorers[0].add(1, 10_000)
+    assert is_taken(gate, 2.0, 100), "the other one is idle"
+    scorers[1].add(1, 100)
+    assert is_taken(gate, 2.0, 100), "the other one is free in 0.2 s"
+    scorers[1].add(1, 10_000)
+    assert not is_taken(gate, 2.0, 100), "both are busy for ten seconds and more"
+
+
 def test_busy_instances_add_up_to_the_speed_of_all(tmp_path: Path, clock: Clock) -> None:
     """Two at a time do 500 tokens/s each; 1,000 tokens before a request are then one second."""
     gate = Admission(99, 60, 1.0, tmp_path)

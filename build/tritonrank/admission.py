@@ -13,7 +13,8 @@ in a second, and a request is refused at once when
 - it could not be done within its deadline at all; or
 - as many requests wait as may wait at the most, however small they are.
 
-An idle scorer takes any request, so that a wrong estimate mends itself. ``score`` starts nothing whose deadline has
+A request waits for the scorer that is free first, and an idle one takes any request, so that a wrong estimate mends
+itself and a large request in one scorer keeps nobody from the other. ``score`` starts nothing whose deadline has
 passed. The words of both refusals are Triton's.
 
 The scorers' counts are files of a few bytes in the server's temporary folder, one per instance, because each model runs
@@ -90,11 +91,13 @@ class Admission:
         if len(self._waiting) >= self._most_waiting:
             raise QueueFullError(QUEUE_FULL)
         rates = [scorer.tokens_per_second for scorer in scorers if scorer.tokens_per_second > 0]
-        before = sum(waiting for _, waiting in self._waiting) + sum(scorer.running_tokens for scorer in scorers)
-        if not self._queue_share or not rates or not before:
+        waiting = sum(tokens_before for _, tokens_before in self._waiting)
+        # The scorer that is free first takes the next request: a large one in another keeps nobody waiting.
+        first_free = len(scorers) * min((scorer.running_tokens for scorer in scorers), default=0)
+        if not self._queue_share or not rates or not waiting + first_free:
             return
         rate = sum(rates) / len(rates)
-        wait_seconds = before / rate
+        wait_seconds = (waiting + first_free) / rate
         # Alone it would get all cores, but where it has to wait the others are busy, and it gets one instance's share.
         own_seconds = tokens * len(scorers) / rate
         if wait_seconds > self._queue_share * seconds_left or wait_seconds + own_seconds > seconds_left:
