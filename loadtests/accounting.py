@@ -80,7 +80,7 @@ class Recorder:
     def put(self, outcomes: Iterable[Sequence[object]], messages: dict[str, list[str]], artifact: str) -> None:
         """What another process has taken."""
         for values in outcomes:
-            outcome = Outcome(*values)  # type: ignore[arg-type]
+            outcome = Outcome._make(values)
             self.outcomes.append(outcome)
             self.answered += outcome.number >= 0
         for kind, texts in messages.items():

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from loadtests.objectives import Objectives, judged
+from loadtests.objectives import Objectives
+from loadtests.results import Run
 from loadtests.session import (
     NO_FILE,
     RAMP_BEYOND,
@@ -12,12 +13,11 @@ from loadtests.session import (
     OutOption,
     ProcessesOption,
     ProtocolOption,
+    Session,
     SloOption,
     TargetArgument,
     WorkloadOption,
-    finish,
-    objectives_or_exit,
-    open_session,
+    measure,
 )
 from loadtests.shapes import Plan, PlannedPhase, plan_of, warm_up
 
@@ -37,19 +37,12 @@ def loadtest(
     out: OutOption = NO_FILE,
 ) -> None:
     """Steady load, a ramp to saturation and a spike, judged by the objectives. Exits with 1 when one is missed."""
-    objectives = objectives_or_exit(slo)
-    load = objectives.load
-    with open_session(
-        target,
-        workload,
-        protocol=protocol,
-        deadline_ms=load.deadline_ms,
-        candidates=load.candidates,
-        processes=processes,
-    ) as session:
+
+    def send(session: Session, objectives: Objectives) -> Run:
         plan = loadtest_plan(objectives, session.capacity_per_second(), seconds)
-        run = judged(session.send(plan, name="loadtest", verb="loadtest"), objectives)
-    finish(run, out)
+        return session.send(plan, name="loadtest", verb="loadtest")
+
+    measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)
 
 
 def loadtest_plan(objectives: Objectives, capacity: float, seconds: float) -> Plan:

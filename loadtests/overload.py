@@ -4,24 +4,23 @@ from typing import Annotated
 
 import typer
 
-from loadtests.objectives import judged
+from loadtests.objectives import Objectives
+from loadtests.results import Run
 from loadtests.session import (
     NO_FILE,
     SLO,
+    WARM_UP_SECONDS,
     OutOption,
     ProcessesOption,
     ProtocolOption,
     SaturationOption,
+    Session,
     SloOption,
     TargetArgument,
     WorkloadOption,
-    finish,
-    objectives_or_exit,
-    open_session,
+    measure,
 )
 from loadtests.shapes import plan_of
-
-WARM_UP_SECONDS = 5.0
 
 
 def overload(
@@ -36,18 +35,11 @@ def overload(
     out: OutOption = NO_FILE,
 ) -> None:
     """Load at saturation, then at three times that, then at half. Exits with 1 when an objective is missed."""
-    objectives = objectives_or_exit(slo)
-    load = objectives.load
-    with open_session(
-        target,
-        workload,
-        protocol=protocol,
-        deadline_ms=load.deadline_ms,
-        candidates=load.candidates,
-        processes=processes,
-    ) as session:
+
+    def send(session: Session, _: Objectives) -> Run:
         most = saturation or session.saturation_per_second()
         plan = plan_of("overload", rate=most, seconds=seconds, warm_up_seconds=WARM_UP_SECONDS, peak=times)
         run = session.send(plan, name="overload", verb="overload")
-        run = judged(run.model_copy(update={"saturation_per_second": most}), objectives)
-    finish(run, out)
+        return run.model_copy(update={"saturation_per_second": most})
+
+    measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)

@@ -60,8 +60,8 @@ def line_plot(
     x_ticks = ticks(0.0 if starts_at_zero else min(xs), max(xs), 6)
     y_ticks = ticks(0.0, max([*ys, y_limit or 0.0]) * 1.05, 5)
     x_range = (min(x_ticks[0], min(xs)), max([*xs, *(band.end for band in bands)]) or 1.0)
-    place_x = _scale(x_range[0], x_range[1] if x_range[1] > x_range[0] else x_range[0] + 1, LEFT, WIDTH - RIGHT)
-    place_y = _scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    place_x = _Scale(x_range[0], x_range[1] if x_range[1] > x_range[0] else x_range[0] + 1, LEFT, WIDTH - RIGHT)
+    place_y = _Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
     drawn = [*_bands(bands, place_x), *_axes(place_y, y_ticks, x_label, y_label)]
     drawn += [
         _text("tick", place_x(value), HEIGHT - BOTTOM + 15, number(value), "middle")
@@ -80,7 +80,7 @@ def stacked_bars(rows: Sequence[tuple[str, Mapping[str, float]]], parts: Sequenc
     if not rows:
         return Markup("")
     longest = max((sum(values.values()) for _, values in rows), default=0.0) or 1.0
-    place = _scale(0.0, longest, 0, WIDTH - 70)
+    place = _Scale(0.0, longest, 0, WIDTH - 70)
     height = len(rows) * (BAR_HEIGHT + BAR_GAP + LABEL_HEIGHT)
     drawn = []
     for row, (label, values) in enumerate(rows):
@@ -107,7 +107,7 @@ def bars(
     if not heights:
         return Markup("")
     y_ticks = ticks(0.0, max(heights) or 1.0, 5)
-    place_y = _scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    place_y = _Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
     room = (WIDTH - RIGHT - LEFT) / len(values)
     drawn = _axes(place_y, y_ticks, x_label, y_label)
     for place, (label, group) in enumerate(values):
@@ -208,10 +208,6 @@ class _Scale:
 
     def __call__(self, value: float) -> float:
         return round(self._start + (value - self._low) * self._factor, 2)
-
-
-def _scale(low: float, high: float, start: float, end: float) -> _Scale:
-    return _Scale(low, high, start, end)
 
 
 def _svg(parts: Iterable[str], height: int, told: str) -> Markup:

@@ -3,11 +3,13 @@
 with open_session(target, workload, protocol=..., deadline_ms=...) as session:
     run = session.send(plan)
 finish(run, out)
+
+``measure`` does this for verbs whose run is judged by the objectives.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from rich.table import Column, Table
 from loadtests.checks import GOLDEN_FILE
 from loadtests.console import fail
 from loadtests.generator import GeneratorError, generate
-from loadtests.objectives import DEFAULT_FILE, Objectives, ObjectivesError, read_objectives, saturation
+from loadtests.objectives import DEFAULT_FILE, Objectives, ObjectivesError, judged, read_objectives, saturation
 from loadtests.report import write_page
 from loadtests.results import Run, RunFileError, Verb, write_run
 from loadtests.settings import LoadSettings
@@ -32,6 +34,7 @@ RUNS = Path("artifacts/loadtests")
 CAPACITY_CLIENTS = 4
 CAPACITY_SECONDS = 6.0
 RAMP_SECONDS = 56.0
+WARM_UP_SECONDS = 5.0
 RAMP_BEYOND = 1.3
 """Highest step of a ramp, as a multiple of what a few clients get answered: certainly beyond saturation."""
 
@@ -146,6 +149,31 @@ def open_session(
             yield Session(server, protocol, settings, processes)
     except FAULTS as error:
         fail(str(error))
+
+
+def measure(
+    target: str,
+    workload: Path | None,
+    slo: Path,
+    send: Callable[[Session, Objectives], Run],
+    *,
+    protocol: Protocol,
+    processes: int,
+    out: Path | None,
+) -> NoReturn:
+    """Send what a verb sends, judge it by the objectives, and end the program as ``finish`` does."""
+    objectives = objectives_or_exit(slo)
+    load = objectives.load
+    with open_session(
+        target,
+        workload,
+        protocol=protocol,
+        deadline_ms=load.deadline_ms,
+        candidates=load.candidates,
+        processes=processes,
+    ) as session:
+        run = judged(send(session, objectives), objectives)
+    finish(run, out)
 
 
 def objectives_or_exit(path: Path) -> Objectives:

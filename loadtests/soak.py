@@ -4,24 +4,23 @@ from typing import Annotated
 
 import typer
 
-from loadtests.objectives import judged
+from loadtests.objectives import Objectives
+from loadtests.results import Run
 from loadtests.session import (
     NO_FILE,
     SLO,
+    WARM_UP_SECONDS,
     OutOption,
     ProcessesOption,
     ProtocolOption,
     SaturationOption,
+    Session,
     SloOption,
     TargetArgument,
     WorkloadOption,
-    finish,
-    objectives_or_exit,
-    open_session,
+    measure,
 )
 from loadtests.shapes import plan_of
-
-WARM_UP_SECONDS = 5.0
 
 
 def soak(
@@ -36,18 +35,11 @@ def soak(
     out: OutOption = NO_FILE,
 ) -> None:
     """Load for 20 minutes at 70% of saturation. Exits with 1 when a request failed or memory grew."""
-    objectives = objectives_or_exit(slo)
-    load = objectives.load
-    with open_session(
-        target,
-        workload,
-        protocol=protocol,
-        deadline_ms=load.deadline_ms,
-        candidates=load.candidates,
-        processes=processes,
-    ) as session:
+
+    def send(session: Session, _: Objectives) -> Run:
         most = saturation or session.saturation_per_second()
         plan = plan_of("soak", rate=share * most, seconds=60 * minutes, warm_up_seconds=WARM_UP_SECONDS)
         run = session.send(plan, name="soak", verb="soak")
-        run = judged(run.model_copy(update={"saturation_per_second": most}), objectives)
-    finish(run, out)
+        return run.model_copy(update={"saturation_per_second": most})
+
+    measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)

@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import optuna
 import typer
 import yaml
+from optuna.distributions import CategoricalChoiceType
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -52,7 +53,7 @@ SEED = 17
 
 MeasureCall = Callable[[Choices], Measurement]
 Tell = Callable[[str], None]
-Space = Mapping[str, Sequence[object]]
+Space = Mapping[str, Sequence[CategoricalChoiceType]]
 TRIAL_FAULTS = (TrialError, TargetError, GeneratorError, RunFileError, ObjectivesError)
 
 console = Console(stderr=True, emoji=False)
@@ -138,7 +139,7 @@ def tune(
     raise typer.Exit(0)
 
 
-def search_space(artifacts: Path, cores: int) -> dict[str, list[object]]:
+def search_space(artifacts: Path, cores: int) -> Space:
     """Settings of the serve section that decide speed, with the values to try; the first is what the recipe has.
 
     Args:
@@ -153,8 +154,10 @@ def search_space(artifacts: Path, cores: int) -> dict[str, list[object]]:
         raise TrialError(f"{model}: no such folder. Build it first: tritonrank build RECIPE")
     is_shared = (model / "context.onnx").is_file()
     some_cores = sorted({1, max(1, cores // 2), cores})
-    batch = {"serve.requests_per_execution": [1, 2, 4, 8]} if is_shared else {"serve.rows_per_batch": [8, 16, 32, 64]}
-    choices: dict[str, list[Any]] = {
+    batch: Space = (
+        {"serve.requests_per_execution": [1, 2, 4, 8]} if is_shared else {"serve.rows_per_batch": [8, 16, 32, 64]}
+    )
+    choices: dict[str, Sequence[CategoricalChoiceType]] = {
         "serve.instances": sorted({1, 2, max(1, cores // 2), cores}),
         "serve.threads": some_cores,
         "serve.queue_delay_us": [0, 500, 2_000, 5_000],
@@ -203,7 +206,7 @@ def search(study: optuna.Study, space: Space, measure: MeasureCall, seconds: flo
         time.monotonic() - started + (2 * TURNS + 1) * longest < seconds or _key({}) not in known
     ):
         trial = study.ask()
-        choices = _choices({key: trial.suggest_categorical(key, values) for key, values in space.items()})  # type: ignore[arg-type]
+        choices = _choices({key: trial.suggest_categorical(key, values) for key, values in space.items()})
         if (same := known.get(_key(choices))) is not None:
             # Not a second measurement: the study would take luck for certainty.
             trial.set_user_attr("repeats", same.number)

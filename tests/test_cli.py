@@ -35,7 +35,7 @@ def test_the_first_page_lists_every_command_and_where_to_start() -> None:
     page = help_of()
     for command in COMMANDS:
         assert f" {command} " in page
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)  # type: ignore[union-attr]
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
     assert "tritonrank build build/recipes/demo.yaml" in page
 
 

@@ -185,7 +185,7 @@ def test_calibration_uses_training_requests_alone(certain: Build, monkeypatch: p
     dataset, rules = Dataset.read(workspace.dataset), open_scorer(workspace.onnx).tokenizer.rules
     few = certain.recipe.quantize.calibration_candidates
 
-    def asked(examples: list) -> set[tuple[str, tuple[str, ...], tuple[str, ...]]]:  # type: ignore[type-arg]
+    def asked(examples: list) -> set[tuple[str, tuple[str, ...], tuple[str, ...]]]:
         return {(r.query, tuple(r.history), tuple(r.items[:few])) for r in requests_of(dataset, examples, rules)}
 
     used = {(r.query, tuple(r.history), tuple(r.items)) for r in seen}

@@ -104,7 +104,7 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(*arguments: object) -> torch.Tensor:
         steps.append(1)
-        return list_loss(*arguments)  # type: ignore[arg-type]
+        return list_loss(*arguments)
 
     monkeypatch.setattr(stage, "list_loss", counting)
     return steps
@@ -218,7 +218,7 @@ def interrupted(run: Run, tmp_path: Path) -> Interrupted:
         steps.append(1)
         if len(steps) > STEPS // 2:
             raise KeyboardInterrupt
-        return list_loss(*arguments)  # type: ignore[arg-type]
+        return list_loss(*arguments)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stage, "list_loss", until_interrupted)

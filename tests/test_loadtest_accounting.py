@@ -125,7 +125,7 @@ def test_outcomes_survive_the_way_from_a_worker() -> None:
     worker.artifact = "abc"
     for _ in range(2):  # what was taken is not sent twice
         report = worker.take()
-        master.put(**{name: _as_sent(value) for name, value in report.items()})  # type: ignore[arg-type]
+        master.put(**{name: _as_sent(value) for name, value in report.items()})
     assert master.outcomes == [outcome(0, 1.0), outcome(-1, 2.0, kind="wrong")]
     assert master.answered == 1
     assert master.failures() == ["wrong: a score differs"]

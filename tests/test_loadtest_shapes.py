@@ -62,7 +62,7 @@ def test_a_workload_that_arrives_all_at_once_can_still_be_sent() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_takes_the_time_it_was_given(shape: str) -> None:
-    plan = plan_of(shape, rate=6, seconds=30, warm_up_seconds=5)  # type: ignore[arg-type]
+    plan = plan_of(shape, rate=6, seconds=30, warm_up_seconds=5)
     assert plan.seconds == pytest.approx(35)
     assert [phase.counts for phase in plan.phases] == [False] + [True] * (len(plan.phases) - 1)
     ends = [end for *_, end in plan.spans()]

@@ -369,7 +369,7 @@ def test_judged_requests_are_the_same_for_every_system() -> None:
     """A slow system sends few requests in its loads, a fast one many; both are judged on the first four."""
     scores = []
     for requests in (3, 30):
-        effort = Effort(**{**TINY.settings(), "single_requests": requests})  # type: ignore[arg-type]
+        effort = Effort(**{**TINY.settings(), "single_requests": requests})
         scores.append(measure_turn(Fake(), CASES, effort, turn=0, seed=0, tell=quiet)["judged_answers"].scores)
     assert sorted(scores[0]) == sorted(scores[1]) == [0, 1, 2, 3]
 

@@ -224,7 +224,7 @@ def test_interrupted_distillation_goes_on_and_asks_the_teacher_once(
                 raise KilledError
             return score(request)
 
-        scorer.score = counted  # type: ignore[method-assign]
+        scorer.score = counted
         return scorer
 
     monkeypatch.setattr(distill, "open_scorer", asking)

@@ -57,7 +57,7 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(one for one in model.graph.node if one.name == name)
 
 
-def put(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:  # type: ignore[type-arg]
+def put(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
     tensor = next((one for one in model.graph.initializer if one.name == name), None)
     if tensor is None:
         tensor = model.graph.initializer.add()

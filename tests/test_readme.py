@@ -50,7 +50,7 @@ def test_every_make_target_exists(line: str) -> None:
 def test_every_verb_and_option_exists(line: str) -> None:
     program, verb, *words = shlex.split(line)
     app = cli.app if program == "tritonrank" else client_cli.app
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[verb]
     options = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= options
 

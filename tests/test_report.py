@@ -191,7 +191,7 @@ def test_every_rung_is_there_with_its_own_figures(pruned: Workspace, pages: tupl
         for page in (Outline(pages[0]).text, pages[1].replace("\\", "")):
             assert name in page
             assert f"[{row.ndcg.low:.3f}, {row.ndcg.high:.3f}]" in page
-    assert rows["student"].gflop_ratio == pytest.approx(rows["student"].gflop / rows["fine-tuned"].gflop)  # type: ignore[operator]
+    assert rows["student"].gflop_ratio == pytest.approx(rows["student"].gflop / rows["fine-tuned"].gflop)
     assert [row.name for row in rows.values() if row.is_served] == ["INT8"]
     for name in ("random", "popularity", "item kNN", "zero-shot cosine", "untrained"):
         assert name in Outline(pages[0]).text
@@ -210,7 +210,7 @@ def test_the_latency_ratio_is_the_median_over_requests(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(summary.time, "perf_counter", lambda: clock[0])
     requests = [Request("", [], ["item"] * count) for count in (1, 7, 3, 100, 20)]
-    found = summary.latencies({"slow": Timed(2.0), "fast": Timed(1.0)}, requests, "slow")  # type: ignore[dict-item]
+    found = summary.latencies({"slow": Timed(2.0), "fast": Timed(1.0)}, requests, "slow")
     assert found["fast"] == {"milliseconds_per_100": 7_000, "latency_ratio": {"median": 0.5, "low": 0.5, "high": 0.5}}
     assert found["slow"]["latency_ratio"]["median"] == 1
 
@@ -365,7 +365,7 @@ def test_the_worst_requests_show_what_both_rankers_put_on_top(pruned: Workspace,
         ranked = {}
         for name, table in tables.items():
             scores = table[one.example_id]["scores"]
-            ranked[name] = sorted(range(30), key=lambda item, scores=scores: (-scores[item], item))  # type: ignore[misc]
+            ranked[name] = sorted(range(30), key=lambda item, scores=scores: (-scores[item], item))
         for name, other, shown in (("fine-tuned", "INT8", one.teacher_top), ("INT8", "fine-tuned", one.child_top)):
             assert [item.text for item in shown] == [request.items[item] for item in ranked[name][:10]]
             assert [item.rank for item in shown] == list(range(1, 11))

@@ -89,7 +89,7 @@ def _graph(path: Path, weight: NDArray[np.float32]) -> Path:
     return path
 
 
-class _Feeds(CalibrationDataReader):  # type: ignore[misc]
+class _Feeds(CalibrationDataReader):
     def __init__(self, feeds: list[Feed]) -> None:
         self._feeds = iter(feeds)
 
@@ -101,7 +101,7 @@ def test_gram_matrices_add_up_over_feeds(tmp_path: Path) -> None:
     rows = correlated()
     path = _graph(tmp_path / "one.onnx", weights()[0])
     feeds = [{"x": rows[:100]}, {"x": rows[100:]}]
-    found = gram_matrices(onnx.load(path), ["r"], feeds)["r"]
+    found = gram_matrices(path, ["r"], feeds)["r"]
     np.testing.assert_allclose(found, gram(np.maximum(rows, 0)), rtol=1e-4)
 
 

@@ -38,7 +38,7 @@ class Graphs:
 
     def chosen(self, limit: float, work: Mapping[str, float] | None = None) -> list[str]:
         nodes, folder = list(self.alone), Path("chosen")
-        chosen = quiet_enough(nodes, work or dict.fromkeys(nodes, 1.0), self.write, self, folder, limit)  # type: ignore[arg-type]
+        chosen = quiet_enough(nodes, work or dict.fromkeys(nodes, 1.0), self.write, self, folder, limit)
         assert self.written[folder] == chosen, "what is returned is what was written last"
         assert self.of(folder) <= limit
         return chosen

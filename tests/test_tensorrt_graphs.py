@@ -122,7 +122,7 @@ def test_a_tampered_batched_graph_is_refused(
 ) -> None:
     shutil.copytree(shared.folders["fp32"], tmp_path, dirs_exist_ok=True)
     model = onnx.load(tmp_path / "model.onnx")
-    tamper(model)  # type: ignore[operator]
+    tamper(model)
     onnx.save(model, tmp_path / "model.onnx")
     ranker = load_shared_context_ranker(str(shared.checkpoint)).eval()
     with pytest.raises(ArtifactError, match=message):
@@ -160,7 +160,7 @@ def chain(values: list[float]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
 
 
-def run(model: onnx.ModelProto, folder: Path) -> np.ndarray:  # type: ignore[type-arg]
+def run(model: onnx.ModelProto, folder: Path) -> np.ndarray:
     from tritonrank.engine import open_session
 
     onnx.save(model, folder / "m.onnx")
@@ -310,7 +310,7 @@ def test_all_calibration_methods_are_tried_and_the_quietest_is_taken(ladder: Ten
     assert len(set(noise.values())) > 1
 
 
-def magnitudes(values: np.ndarray) -> Magnitudes:  # type: ignore[type-arg]
+def magnitudes(values: np.ndarray) -> Magnitudes:
     counts, edges = np.histogram(np.abs(values), bins=2_048, range=(0, np.abs(values).max()))
     return Magnitudes(counts, float(edges[-1]))
 

@@ -350,7 +350,7 @@ def test_each_form_is_understood() -> None:
     assert candidate_sizes("10:5,100:4") == WeightedSizes((10, 100), (5, 4))
     assert zipf_exponent("fresh") is None
     assert zipf_exponent("zipf:1.1") == 1.1
-    assert WorkloadSettings(candidates=100).candidates == "100"  # type: ignore[arg-type]
+    assert WorkloadSettings(candidates=100).candidates == "100"
 
 
 @pytest.mark.parametrize(

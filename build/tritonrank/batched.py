@@ -19,7 +19,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tritonrank.artifacts import read_manifest, write_artifact
-from tritonrank.engine import JOINT_FILE, SHARED_CONTEXT_INPUTS, BatchedEngine, Feed, open_engine, open_session
+from tritonrank.engine import (
+    JOINT_FILE,
+    RUNTIME_ERRORS,
+    SHARED_CONTEXT_INPUTS,
+    BatchedEngine,
+    Feed,
+    open_engine,
+    open_session,
+)
 from tritonrank.errors import ArtifactError
 from tritonrank.export import Difference, check_signature, copy_text_files, export_settings, trace_graph
 from tritonrank.modeling import SharedContextRanker
@@ -190,7 +198,7 @@ def _random_request(
 def _run(batched: BatchedEngine, feed: Feed, what: str, path: Path) -> NDArray[np.float32]:
     try:
         found = batched.run_padded(feed)
-    except Exception as error:  # noqa: BLE001  (onnxruntime raises one class per status; all mean a frozen axis here)
+    except RUNTIME_ERRORS as error:  # a frozen axis
         raise ArtifactError(f"{path}: cannot run {what}: {error}") from None
     if found.shape != feed["candidate_ids"].shape[:2] or not np.isfinite(found).all():
         raise ArtifactError(f"{path}: {what} gives shape {found.shape}, or logits that are not finite")

@@ -6,7 +6,6 @@ share; the histogram of those that fare worst is kept as well. Nothing is decide
 """
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-from tritonrank.engine import Feed, open_session
+from tritonrank.engine import Feed
 from tritonrank.errors import ArtifactError
+from tritonrank.watch import watched_values
 
 CALIBRATION_FILE = "calibration.json"
 STEPS = 256
@@ -126,14 +126,9 @@ def _of_graph(source: Path, quantized: Path, feeds: Sequence[Feed]) -> list[Quan
     counts = {name: np.zeros(STEPS, dtype=np.int64) for name in grids}
     clipped = dict.fromkeys(grids, 0)
     smallest, largest = dict.fromkeys(grids, np.inf), dict.fromkeys(grids, -np.inf)
-    model = onnx.load(source)
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in grids)
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(model, Path(scratch) / source.name)
-        session = open_session(Path(scratch) / source.name)
-    for feed in feeds:
-        for (name, grid), value in zip(grids.items(), session.run(list(grids), feed), strict=True):
+    for values in watched_values(source, list(grids), feeds):
+        for name, value in values.items():
+            grid = grids[name]
             steps = np.rint(value.ravel() / grid.scale) + grid.zero_point
             inside = np.clip(steps, 0, STEPS - 1)
             clipped[name] += int((steps != inside).sum())

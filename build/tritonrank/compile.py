@@ -10,7 +10,7 @@ has none. ``plan.json`` says where a plan may run (``plans.py``).
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tritonrank.artifacts import is_current, read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.artifacts import Manifest, is_current, read_manifest, sha256_file, stage_key, write_artifact
 from tritonrank.engine import JOINT_FILE
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.export import copy_text_files
@@ -76,15 +76,30 @@ def compile_recipe(recipe: Recipe, workspace: Workspace) -> list[Path]:
         GateError: a graph made the ranking worse than the budget allows.
         RecipeError: the recipe asks for no precision, or for shapes that cannot be.
     """
+    builder = builder_for(recipe)
+    build_graphs(recipe, workspace)
+    return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
+
+
+def builder_for(recipe: Recipe) -> Builder:
+    """As ``find_builder``, once it is clear that there is something to compile.
+
+    Raises:
+        ArtifactError: as ``find_builder``.
+        RecipeError: the recipe asks for no precision.
+    """
     if not recipe.tensorrt.precisions:
         raise RecipeError(
             f"{recipe.name}: tensorrt.precisions is empty, so there is nothing to compile; "
             "try --set 'tensorrt.precisions=[fp16]'"
         )
-    builder = find_builder()
+    return find_builder()
+
+
+def build_graphs(recipe: Recipe, workspace: Workspace) -> None:
+    """Run the stages up to the graphs of ``tensorrt.precisions``."""
     making = tensorrt_stages(recipe, workspace)
     run_stages(recipe, workspace, until=making[-1].verb if making else "export")
-    return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
 
 
 def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, builder: Builder) -> Path:
@@ -92,11 +107,8 @@ def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, buil
     source, folder = workspace.tensorrt_graph(recipe, precision), workspace.plans / precision
     parents = {"graph": read_manifest(source)}
     settings = compile_settings(recipe, precision, builder)
-    if is_current(folder, stage_key("compile", settings, parents)):
-        console.print(f"[bold]{'compile':<10}[/] up to date  [dim]{folder}[/]", highlight=False)
+    if is_compiled(folder, settings, parents, builder):
         return folder
-    console.print(f"[bold]{'compile':<10}[/] -> {folder}  ({builder.name} {builder.version})", highlight=False)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with write_artifact(folder, "compile", settings, parents) as draft:
         copy_text_files(source, draft.folder)
         graph = source / JOINT_FILE
@@ -106,20 +118,7 @@ def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, buil
         profiles = profiles_of(recipe, RequestTokenizer.from_folder(source), inputs)
         plan = build_plan(graph, profiles, recipe.tensorrt, builder, workspace.plans)
         (draft.folder / PLAN_FILE).write_bytes(plan)
-        identity = PlanIdentity(
-            module=builder.name,
-            version=builder.version,
-            compute_capabilities=targets(recipe.tensorrt, builder),
-            gpu=builder.gpu.name if builder.gpu else "",
-            driver=builder.gpu.driver if builder.gpu else "",
-            precision=precision,
-            version_compatible=recipe.tensorrt.version_compatible,
-            hardware_compatibility=recipe.tensorrt.hardware_compatibility,
-            profiles=[{name: asdict(one) for name, one in profile.items()} for profile in profiles],
-            graph=sha256_file(graph),
-            sha256=sha256_file(draft.folder / PLAN_FILE),
-        )
-        write_identity(draft.folder, identity)
+        identity = identify(draft.folder, recipe, precision, builder, profiles, graph)
         draft.metrics |= {"plan": asdict(identity), "int8_nodes": report.int8}
         console.print(
             f"  {precision}: {len(plan) / 1e6:.0f} MB, {len(profiles)} profiles, "
@@ -138,6 +137,37 @@ def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, buil
                     "it fused them in another precision; compare its speed with fp16's"
                 )
     return folder
+
+
+def is_compiled(folder: Path, settings: dict[str, Any], parents: dict[str, Manifest], builder: Builder) -> bool:
+    """Whether a folder's plans are up to date; says so, or that they are built now."""
+    if is_current(folder, stage_key("compile", settings, parents)):
+        console.print(f"[bold]{'compile':<10}[/] up to date  [dim]{folder}[/]", highlight=False)
+        return True
+    console.print(f"[bold]{'compile':<10}[/] -> {folder}  ({builder.name} {builder.version})", highlight=False)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def identify(
+    folder: Path, recipe: Recipe, precision: str, builder: Builder, profiles: Sequence[Profile], graph: Path
+) -> PlanIdentity:
+    """Write plan.json beside the model.plan in a folder; gives what it says."""
+    identity = PlanIdentity(
+        module=builder.name,
+        version=builder.version,
+        compute_capabilities=targets(recipe.tensorrt, builder),
+        gpu=builder.gpu.name if builder.gpu else "",
+        driver=builder.gpu.driver if builder.gpu else "",
+        precision=precision,
+        version_compatible=recipe.tensorrt.version_compatible,
+        hardware_compatibility=recipe.tensorrt.hardware_compatibility,
+        profiles=[{name: asdict(one) for name, one in profile.items()} for profile in profiles],
+        graph=sha256_file(graph),
+        sha256=sha256_file(folder / PLAN_FILE),
+    )
+    write_identity(folder, identity)
+    return identity
 
 
 def compile_settings(recipe: Recipe, precision: str, builder: Builder) -> dict[str, Any]:

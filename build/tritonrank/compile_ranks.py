@@ -15,13 +15,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tritonrank.artifacts import is_current, read_manifest, sha256_file, stage_key, write_artifact
-from tritonrank.compile import Builder, build_plan, compile_settings, find_builder, targets
+from tritonrank.artifacts import is_current, read_manifest, stage_key, write_artifact
+from tritonrank.compile import (
+    Builder,
+    build_graphs,
+    build_plan,
+    builder_for,
+    compile_settings,
+    identify,
+    is_compiled,
+)
 from tritonrank.engine import JOINT_FILE, SHARED_CONTEXT_INPUTS
-from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.errors import ArtifactError
 from tritonrank.export import copy_text_files
-from tritonrank.pipeline import Workspace, run_stages, tensorrt_stages
-from tritonrank.plans import PLAN_FILE, REBUILD, TENSORRT, PlanIdentity, version_numbers, write_identity
+from tritonrank.pipeline import Workspace
+from tritonrank.plans import PLAN_FILE, REBUILD, TENSORRT, version_numbers
 from tritonrank.profiles import Profile, Range, profiles_of
 from tritonrank.recipe import Recipe
 from tritonrank.shard import shard, shard_settings
@@ -47,17 +55,11 @@ def compile_ranks(recipe: Recipe, workspace: Workspace) -> list[Path]:
         GateError: a graph made the ranking worse than the budget allows.
         RecipeError: the recipe asks for no precision.
     """
-    if not recipe.tensorrt.precisions:
-        raise RecipeError(
-            f"{recipe.name}: tensorrt.precisions is empty, so there is nothing to compile; "
-            "try --set 'tensorrt.precisions=[fp16]'"
-        )
-    builder = find_builder()
+    builder = builder_for(recipe)
     if builder.name == TENSORRT and version_numbers(builder.version) < OLDEST_TENSORRT:
         oldest = ".".join(map(str, OLDEST_TENSORRT))
         raise ArtifactError(f"TensorRT {builder.version} has no collectives; {oldest} or later: {REBUILD}")
-    making = tensorrt_stages(recipe, workspace)
-    run_stages(recipe, workspace, until=making[-1].verb if making else "export")
+    build_graphs(recipe, workspace)
     return [compile_precision_ranks(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
 
 
@@ -76,11 +78,8 @@ def compile_precision_ranks(recipe: Recipe, workspace: Workspace, precision: str
         shard(recipe, workspace.dataset, source, shards)
     parents = {"shards": read_manifest(shards)}
     settings = compile_settings(recipe, precision, builder) | shard_settings(recipe)
-    if is_current(folder, stage_key("compile", settings, parents)):
-        console.print(f"[bold]{'compile':<10}[/] up to date  [dim]{folder}[/]", highlight=False)
+    if is_compiled(folder, settings, parents, builder):
         return folder
-    console.print(f"[bold]{'compile':<10}[/] -> {folder}  ({builder.name} {builder.version})", highlight=False)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with write_artifact(folder, "compile", settings, parents) as draft:
         copy_text_files(source, draft.folder)
         inputs = read_shards(shards)["graphs"][JOINT_FILE]["inputs"]
@@ -90,20 +89,8 @@ def compile_precision_ranks(recipe: Recipe, workspace: Workspace, precision: str
             plan = build_plan(graph, [profile], recipe.tensorrt, builder, workspace.plans)
             (draft.folder / rank_plan_file(rank)).write_bytes(plan)
         os.link(draft.folder / rank_plan_file(0), draft.folder / PLAN_FILE)  # the backend wants one of this name, too
-        identity = PlanIdentity(
-            module=builder.name,
-            version=builder.version,
-            compute_capabilities=targets(recipe.tensorrt, builder),
-            gpu=builder.gpu.name if builder.gpu else "",
-            driver=builder.gpu.driver if builder.gpu else "",
-            precision=precision,
-            version_compatible=recipe.tensorrt.version_compatible,
-            hardware_compatibility=recipe.tensorrt.hardware_compatibility,
-            profiles=[{name: asdict(one) for name, one in profile.items()}],
-            graph=sha256_file(shards / shard_file(0, JOINT_FILE)),
-            sha256=sha256_file(draft.folder / PLAN_FILE),
-        )
-        write_identity(draft.folder, identity)
+        graph = shards / shard_file(0, JOINT_FILE)
+        identity = identify(draft.folder, recipe, precision, builder, [profile], graph)
         sizes = [(draft.folder / rank_plan_file(rank)).stat().st_size for rank in range(recipe.tensor_parallel)]
         draft.metrics |= {"plan": asdict(identity), "ranks": recipe.tensor_parallel, "rank_bytes": sizes}
         console.print(

@@ -28,10 +28,21 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 JOINT_FILE = "model.onnx"
 CONTEXT_FILE = "context.onnx"
 CANDIDATES_FILE = "candidates.onnx"
+
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    *(
+        found
+        for found in vars(onnxruntime_pybind11_state).values()
+        if isinstance(found, type) and issubclass(found, Exception)
+    ),
+)
+"""What ONNX Runtime raises: a class for each of its status codes, without a common base; ValueError for feeds."""
 
 SHARED_CONTEXT_INPUTS = ("context_ids", "candidate_ids")
 PADDED_MULTIPLE = 8

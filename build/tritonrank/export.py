@@ -25,7 +25,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tritonrank.artifacts import read_manifest, write_artifact
-from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, Engine, JointEngine, open_engine
+from tritonrank.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    JOINT_FILE,
+    RUNTIME_ERRORS,
+    Engine,
+    JointEngine,
+    open_engine,
+)
 from tritonrank.errors import ArtifactError
 from tritonrank.modeling import SharedContextRanker
 from tritonrank.prepare import Dataset
@@ -281,7 +289,7 @@ def _difference(
 ) -> float:
     try:
         found = run()
-    except Exception as error:  # noqa: BLE001  (onnxruntime raises one class per status; all mean a frozen axis here)
+    except RUNTIME_ERRORS as error:  # a frozen axis
         raise ArtifactError(f"{folder}: cannot run {what}: {error}") from None
     if found.shape != expected.shape:
         raise ArtifactError(f"{folder}: {what} give shape {found.shape}, PyTorch {expected.shape}")

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+from tritonrank.engine import RUNTIME_ERRORS
 from tritonrank.errors import ArtifactError
 
 SIZES = (5, 7, 11, 13)
@@ -53,7 +54,7 @@ def probe(model: onnx.ModelProto, name: str) -> dict[str, Probed]:
     try:
         session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
         found = feed | dict(zip(outputs, session.run(outputs, feed), strict=True))
-    except Exception as error:  # noqa: BLE001  (onnxruntime raises one class per status)
+    except RUNTIME_ERRORS as error:
         raise ArtifactError(f"{name}: ONNX Runtime cannot run it, so its shapes are unknown: {error}") from None
     return {key: Probed(value.shape, helper.np_dtype_to_tensor_dtype(value.dtype)) for key, value in found.items()}
 

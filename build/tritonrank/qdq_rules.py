@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto
 from rich import box
@@ -116,7 +117,7 @@ def check_graph(path: Path, asked: Collection[str] | None = None) -> GraphReport
         model.graph.node[0]
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file. Build one: tritonrank build RECIPE") from None
-    except Exception as error:  # noqa: BLE001  (protobuf's DecodeError is not always that of one package)
+    except (OSError, DecodeError, IndexError) as error:  # IndexError: nothing is in it
         raise ArtifactError(f"{path}: not an ONNX graph ({type(error).__name__}: {error})") from None
     return check_model(model, str(path), asked)
 

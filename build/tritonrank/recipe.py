@@ -276,7 +276,7 @@ class QuantizeSettings(Settings):
         0.03,
         gt=0,
         description="largest change of the logits (root mean square over their spread) on calibration requests; the "
-        "linear layers that disturb most stay in FP32 until it holds. 0.06 cost 3% of NDCG@10 on MovieLens, 0.03 0.1%",
+        "linear layers that disturb most stay in FP32 until it holds. On MovieLens 0.06 cost 3% of NDCG, 0.0225 0.9%",
     )
     exclude: list[str] = Field([], description="regular expressions of MatMul node names kept in FP32 in any case")
     compare_dynamic: bool = Field(

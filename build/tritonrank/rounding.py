@@ -7,17 +7,17 @@ same eight bits and scales and at no cost in serving (GPTQ, Frantar et al. 2022)
 outliers into the weights, they are where most of the noise of INT8 comes from.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 from rich.progress import track
 
-from tritonrank.engine import Feed, open_session
+from tritonrank.engine import Feed
+from tritonrank.watch import watched_values
 
 DAMPING = 0.01
 """Share of the mean of the Gram matrix's diagonal that is added to it, as in the paper: inputs that hardly vary in the
@@ -41,7 +41,7 @@ class WeightRounder:
         linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
         self._weights = {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in linear}
         self._inputs = {node.name: node.input[0] for node in linear}
-        self._grams = gram_matrices(model, sorted(set(self._inputs.values())), feeds)
+        self._grams = gram_matrices(source, sorted(set(self._inputs.values())), feeds)
         self._rounded: dict[str, NDArray[np.int8]] = {}
 
     def apply(self, path: Path, largest: int) -> None:
@@ -104,21 +104,12 @@ def round_weights(
     return in_order
 
 
-def gram_matrices(
-    model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feed]
-) -> dict[str, NDArray[np.float64]]:
+def gram_matrices(source: Path, names: Sequence[str], feeds: Sequence[Feed]) -> dict[str, NDArray[np.float64]]:
     """X^T X of each named activation over all feeds; X has a row per token and a column per channel (last axis)."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     grams: dict[str, NDArray[np.float64]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(watched, Path(scratch) / "watched.onnx")
-        session = open_session(Path(scratch) / "watched.onnx")
-        for feed in feeds:
-            for name, value in zip(names, session.run(list(names), feed), strict=True):
-                rows = value.reshape(-1, value.shape[-1])
-                product = (rows.T @ rows).astype(np.float64)
-                grams[name] = grams[name] + product if name in grams else product
+    for values in watched_values(source, names, feeds):
+        for name, value in values.items():
+            rows = value.reshape(-1, value.shape[-1])
+            product = (rows.T @ rows).astype(np.float64)
+            grams[name] = grams[name] + product if name in grams else product
     return grams

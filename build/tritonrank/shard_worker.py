@@ -13,12 +13,18 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from all_reduce import AllReduce, PeerError, SharedBuffer  # type: ignore[import-not-found]
-from engine import open_session  # type: ignore[import-not-found]
-from shard_runner import ShardRunner  # type: ignore[import-not-found]
+
+if TYPE_CHECKING:
+    from tritonrank.all_reduce import AllReduce, PeerError, SharedBuffer
+    from tritonrank.engine import open_session
+    from tritonrank.shard_runner import ShardRunner
+else:  # copied beside a model
+    from all_reduce import AllReduce, PeerError, SharedBuffer
+    from engine import open_session
+    from shard_runner import ShardRunner
 
 LARGEST_MESSAGE = 65_536
 LONGEST_ERROR = 4_000
@@ -48,7 +54,7 @@ def main(settings: dict[str, Any]) -> None:
         except PeerError as error:
             _leave(all_reduce)
             answer = {"error": str(error), "is_peers": True}
-        except Exception as error:  # noqa: BLE001  (ONNX Runtime has a class for each of its status codes)
+        except Exception as error:  # noqa: BLE001 - the other ranks wait: whatever fails here has to be told
             _leave(all_reduce)
             answer = {"error": str(error)[:LONGEST_ERROR], "is_peers": False}
         else:

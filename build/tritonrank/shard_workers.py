@@ -21,19 +21,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from tritonrank.all_reduce import PLACES, SharedBuffer, memory_file
     from tritonrank.engine import Engine, EngineLostError, engine_of
     from tritonrank.shard_runner import SHARDS_FILE, read_shards
 else:  # copied beside a model
-    from all_reduce import PLACES, SharedBuffer, memory_file  # type: ignore[import-not-found, no-redef]
-    from engine import Engine, EngineLostError, engine_of  # type: ignore[import-not-found, no-redef]
-    from shard_runner import SHARDS_FILE, read_shards  # type: ignore[import-not-found, no-redef]
+    from all_reduce import PLACES, SharedBuffer, memory_file
+    from engine import Engine, EngineLostError, engine_of
+    from shard_runner import SHARDS_FILE, read_shards
 
 LARGEST_MESSAGE = 65_536
 OFFSET_MULTIPLE = 64

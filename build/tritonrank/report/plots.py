@@ -56,7 +56,7 @@ def interval_plot(rows: Sequence[IntervalRow], x_label: str, marks: Sequence[Mar
     ends = [one for row in rows for one in (row.low, row.high, row.value, row.bound) if one is not None]
     ends += [mark.at for mark in marks]
     places = ticks(min(ends), max(ends), 4)
-    place = _scale(places[0], places[-1], LABEL_WIDTH + 8, WIDTH - 20)
+    place = _Scale(places[0], places[-1], LABEL_WIDTH + 8, WIDTH - 20)
     top = 16 if any(mark.name for mark in marks) else 4
     bottom = top + len(rows) * ROW
     drawn = _ticks(places, place, top, bottom, x_label)
@@ -81,7 +81,7 @@ def bar_plot(rows: Sequence[BarRow], x_label: str, marks: Sequence[Mark] = ()) -
     if not rows:
         return Markup("")
     places = ticks(0.0, max([row.value for row in rows] + [mark.at for mark in marks]) or 1.0, 4)
-    place = _scale(0.0, places[-1], LABEL_WIDTH, WIDTH - 44)
+    place = _Scale(0.0, places[-1], LABEL_WIDTH, WIDTH - 44)
     top = 16 if any(mark.name for mark in marks) else 2
     bottom = top + len(rows) * (ROW - 4)
     drawn = _ticks(places, place, top, bottom, x_label)
@@ -241,10 +241,6 @@ class _Scale:
 
     def __call__(self, value: float) -> float:
         return round(self._start + (value - self._low) * self._factor, 2)
-
-
-def _scale(low: float, high: float, start: float, end: float) -> _Scale:
-    return _Scale(low, high, start, end)
 
 
 def _svg(parts: Iterable[str], height: float, told: str) -> Markup:
