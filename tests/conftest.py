@@ -15,7 +15,7 @@ from tiny_models import save_ranker
 from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.artifacts import write_artifact
-from tritonrank.engine import model_files
+from tritonrank.engine import loaded_files
 from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.prepare import Dataset, prepare_settings
 from tritonrank.pretrained import load_tokenizer
@@ -140,7 +140,7 @@ def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str
             step.model_name = names.get(step.model_name, step.model_name)
         (target / "config.pbtxt").write_text(text_format.MessageToString(config))
         if name == "score" and fp32:
-            for path in model_files(workspace.onnx):
+            for path in loaded_files(workspace.onnx):
                 shutil.copyfile(path, target / "1" / path.name)
 
 

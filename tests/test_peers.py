@@ -578,11 +578,16 @@ def test_the_command_needs_named_folders() -> None:
         command._named_folders(["a/b"])
 
 
-def test_the_identity_covers_every_graph_of_a_folder(tmp_path: Path) -> None:
+def test_the_identity_covers_every_graph_of_a_folder_and_its_weights(tmp_path: Path) -> None:
     assert catalogue.identity(tmp_path) == ""
     seen = set()
-    for name, content in (("context.onnx", b"a"), ("candidates.onnx", b"b"), ("candidates.onnx", b"c")):
+    for name, content in (
+        ("context.onnx", b"a"),
+        ("candidates.onnx", b"b"),
+        ("weights.bin", b"c"),
+        ("weights.bin", b"d"),
+    ):
         (tmp_path / name).write_bytes(content)
         seen.add(catalogue.identity(tmp_path))
-    assert len(seen) == 3
+    assert len(seen) == 4
     assert "" not in seen

@@ -120,7 +120,7 @@ def test_a_graph_keeps_its_scales_and_gets_new_integers(tmp_path: Path) -> None:
         extra_options={"WeightSymmetric": True},
     )
     before = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer}
-    rounder = WeightRounder(source, [{"x": rows}])
+    rounder = WeightRounder({source: [{"x": rows}]})
     rounder.apply(tmp_path / "int8.onnx", LARGEST)
     after = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     changed = [name for name in before if not np.array_equal(before[name], after[name])]

@@ -61,7 +61,14 @@ def test_layers_are_left_out_until_the_real_graphs_are_quiet() -> None:
     """Squares add up only about; what counts is what the written graphs really do."""
     graphs = Graphs(LOUD, together=2.0)
     assert graphs.chosen(0.06) == ["a", "c", "e"]
-    assert [nodes for nodes in graphs.tried if len(nodes) > 1] == [["a", "c", "d", "e"], ["a", "c", "e"]]
+    assert [nodes for nodes in graphs.tried if len(nodes) > 2] == [["a", "c", "d", "e"], ["a", "c", "e"]]
+
+
+def test_as_many_layers_as_fit_are_found_in_a_few_tries() -> None:
+    loud = {f"layer {number:02d}": 0.01 for number in range(40)}
+    graphs = Graphs(loud, together=2.0)
+    assert len(graphs.chosen(0.0605)) == 9, "2 x 0.01 x the root of 9 is 0.06"
+    assert len(graphs.tried) - len(loud) <= 7
 
 
 def test_each_layer_is_measured_alone_once() -> None:

@@ -12,7 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonrank import export, quantize
 from tritonrank.artifacts import read_manifest
 from tritonrank.assemble import engine_inputs
-from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, SharedContextEngine, open_engine
+from tritonrank.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    WEIGHTS_FILE,
+    SharedContextEngine,
+    loaded_files,
+    open_engine,
+)
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.export import compare_with_torch, copy_text_files, export_graphs
 from tritonrank.pipeline import Workspace
@@ -21,6 +28,7 @@ from tritonrank.quantize import calibration_requests, graph_feeds, linear_nodes,
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.scorers import Request, open_scorer
 from tritonrank.text import TextRules
+from tritonrank.weight_file import ALIGNMENT, SMALLEST
 
 GRAPHS = (CONTEXT_FILE, CANDIDATES_FILE)
 TOLERANCE = 1e-4
@@ -89,6 +97,22 @@ def test_quantization_adds_standard_operators_alone(workspace: Workspace) -> Non
         before, after = (onnx.load(folder / name).graph.node for folder in (workspace.onnx, workspace.int8))
         added = {(node.domain, node.op_type) for node in after} - {(node.domain, node.op_type) for node in before}
         assert added == {("", "QuantizeLinear"), ("", "DequantizeLinear")}
+
+
+@pytest.mark.parametrize("rung", ["onnx", "int8"])
+def test_both_graphs_refer_to_weights_that_are_there_once(workspace: Workspace, rung: str) -> None:
+    folder = getattr(workspace, rung)
+    values: dict[str, set[bytes]] = {}
+    for name in GRAPHS:
+        graph = onnx.load(folder / name).graph
+        values[name] = {t.raw_data for t in graph.initializer if len(t.raw_data) >= SMALLEST and len(t.dims) == 2}
+    assert values[CONTEXT_FILE] <= values[CANDIDATES_FILE], "the same layers, to the bit"
+    distinct = sum(map(len, values[CANDIDATES_FILE]))
+    assert distinct <= (folder / WEIGHTS_FILE).stat().st_size < distinct + 100 * ALIGNMENT
+    for name in GRAPHS:
+        left = [len(t.raw_data) for t in onnx.load(folder / name, load_external_data=False).graph.initializer]
+        assert max(left) < SMALLEST, "the graphs refer to it"
+    assert WEIGHTS_FILE in read_manifest(folder).files
 
 
 Tamper = Callable[[onnx.ModelProto], None]
@@ -170,8 +194,8 @@ TAMPERINGS: dict[str, tuple[str, Tamper, str]] = {
 def test_a_tampered_graph_is_refused(
     name: str, tamper: Tamper, message: str, workspace: Workspace, requests: list[Request], tmp_path: Path
 ) -> None:
-    for graph in GRAPHS:
-        shutil.copyfile(workspace.onnx / graph, tmp_path / graph)
+    for path in loaded_files(workspace.onnx):
+        shutil.copyfile(path, tmp_path / path.name)
     model = onnx.load(tmp_path / name)
     tamper(model)
     onnx.save(model, tmp_path / name)
@@ -264,7 +288,7 @@ def test_a_graph_without_a_chosen_layer_stays_as_it_is(
     """An empty list of nodes means all of them to ONNX Runtime."""
     settings = QuantizeSettings(noise=1_000, smooth=False, exclude=["^(?!/query_1/)"])
     assert quantize_graphs(workspace.onnx, tmp_path, calibration, settings) == ["/query_1/MatMul"]
-    assert (tmp_path / CONTEXT_FILE).read_bytes() == (workspace.onnx / CONTEXT_FILE).read_bytes()
+    assert onnx.load(tmp_path / CONTEXT_FILE) == onnx.load(workspace.onnx / CONTEXT_FILE)
     assert quantized(tmp_path / CANDIDATES_FILE) == {"/query_1/MatMul"}
 
 

@@ -8,14 +8,14 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tritonrank.engine import JOINT_FILE
+from tritonrank.engine import JOINT_FILE, loaded_files
 from tritonrank.pipeline import Workspace
 from tritonrank.prepare import Dataset
 from tritonrank.quantize import graph_feeds, quantize_graphs
 from tritonrank.recipe import QuantizeSettings
 from tritonrank.scorers import Request, open_scorer, requests_of, tensors_of
 from tritonrank.sensitivity import NoiseMeter
-from tritonrank.smooth import smooth_graph
+from tritonrank.smooth import smooth_graphs
 from tritonrank.text import RequestTokenizer
 
 CHANNELS = 8
@@ -57,8 +57,9 @@ def run(path: Path, x: NDArray[np.float32], outputs: list[str] | None = None) ->
 
 def test_a_smoothed_graph_computes_the_same_from_a_narrower_activation(graph: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(5).normal(size=(20, CHANNELS)).astype(np.float32)
-    smoothed = tmp_path / "smoothed.onnx"
-    assert smooth_graph(graph, smoothed, [{"x": x}]) == ["normal"]
+    smoothed = tmp_path / "smoothed" / graph.name
+    smoothed.parent.mkdir()
+    assert smooth_graphs({graph: [{"x": x}]}, smoothed.parent) == {graph: ["normal"]}
     for before, after in zip(run(graph, x), run(smoothed, x), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
 
@@ -79,8 +80,9 @@ def test_a_graph_without_linear_layers_behind_a_norm_stays_as_it_is(graph: Path,
     for node in model.graph.node[1:]:
         node.input[0] = "x"
     onnx.save(model, graph)
-    assert smooth_graph(graph, tmp_path / "same.onnx", [{"x": np.ones((2, CHANNELS), np.float32)}]) == []
-    assert onnx.load(tmp_path / "same.onnx") == model
+    (tmp_path / "same").mkdir()
+    assert smooth_graphs({graph: [{"x": np.ones((2, CHANNELS), np.float32)}]}, tmp_path / "same") == {graph: []}
+    assert onnx.load(tmp_path / "same" / graph.name) == model
 
 
 @pytest.mark.parametrize("which", ["workspace", "joint_workspace"])
@@ -91,13 +93,14 @@ def test_smoothing_reaches_every_norm_and_gelu_and_keeps_the_scores(
     dataset, rules = Dataset.read(built.dataset), open_scorer(built.onnx).tokenizer.rules
     requests = requests_of(dataset, dataset.training[:6], rules)
     tensors = [tensors_of(one, RequestTokenizer.from_folder(built.onnx)) for one in requests]
-    for path, feeds in graph_feeds(built.onnx, tensors).items():
+    smoothed = smooth_graphs(graph_feeds(built.onnx, tensors), tmp_path)
+    for path, found in smoothed.items():
         graph = onnx.load(path).graph
         weights = {tensor.name for tensor in graph.initializer}
         producers = {output: node.op_type for node in graph.node for output in node.output}
         linear = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
         expected = {n.input[0] for n in linear if producers[n.input[0]] in {"LayerNormalization", "Mul"}}
-        assert set(smooth_graph(path, tmp_path / path.name, feeds)) == expected
+        assert set(found) == expected
         assert len(expected) >= 3
     assert NoiseMeter(built.onnx, tensors).of(tmp_path) < 1e-5
 
@@ -108,7 +111,7 @@ def test_smoothing_makes_int8_quieter_where_a_channel_is_loud(workspace: Workspa
     tensors = [tensors_of(one, RequestTokenizer.from_folder(workspace.onnx)) for one in requests]
     loud = tmp_path / "loud"
     loud.mkdir()
-    for path in (*workspace.onnx.glob("*.onnx"), *workspace.onnx.glob("*.json")):
+    for path in (*loaded_files(workspace.onnx), *workspace.onnx.glob("*.json")):
         (loud / path.name).write_bytes(path.read_bytes())
     for path in loud.glob("*.onnx"):
         _make_a_channel_loud(path)

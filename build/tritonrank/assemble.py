@@ -24,6 +24,7 @@ from tritonrank.engine import (
     JOINT_FILE,
     SHARED_CONTEXT_INPUTS,
     available_cores,
+    loaded_files,
     model_files,
 )
 from tritonrank.errors import ArtifactError
@@ -146,7 +147,7 @@ def engine_inputs(model_folder: Path) -> list[str]:
 def _served_files(model_folder: Path) -> list[Path]:
     """The graphs of an artifact; of shards what ONNX Runtime executes, without the graphs for TensorRT."""
     if not is_sharded(model_folder):
-        return model_files(model_folder)
+        return loaded_files(model_folder)
     return [model_folder / SHARDS_FILE, *model_folder.glob("*.bin"), *model_folder.glob("rank*.segment*.onnx")]
 
 

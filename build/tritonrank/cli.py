@@ -138,10 +138,15 @@ def evaluate(
     artifact: Annotated[Path | None, typer.Option(help="Judge this model folder (checkpoint or ONNX)")] = None,
     server: Annotated[str | None, typer.Option(help="Judge a live server, such as grpc://127.0.0.1:8001")] = None,
     against: Annotated[Path | None, typer.Option(help="Parent of the gate; default: the fine-tuned checkpoint")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve every rung of the build with Triton, and judge it")
+    ] = False,
+    rung: Annotated[list[str] | None, typer.Option(help="With --live: only this one, such as INT8; repeatable")] = None,
 ) -> None:
     """Judge a model folder or a live server on the recipe's test examples, and hold it against its parent.
 
-    Exits with 1 when the gate closes. Without --artifact and --server: the table of the whole build.
+    Exits with 1 when the gate closes. Without --artifact and --server: the table of the whole build. With --live: every
+    rung of the ladder, served one after the other, has to answer as it was judged in process (minutes per rung).
     """
     loaded, workspace = _open(recipe, overrides, artifacts)
     from tritonrank_client import RankClient
@@ -153,6 +158,11 @@ def evaluate(
     from tritonrank.text import TextRules
     from tritonrank.worst import with_worst_requests
 
+    if live:
+        from tritonrank.live import judge_live
+
+        judge_live(loaded, workspace, rung or [])
+        return
     if artifact is None and server is None:
         run_stages(loaded, workspace)
         show_summary(workspace.summary)

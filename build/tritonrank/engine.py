@@ -33,6 +33,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 JOINT_FILE = "model.onnx"
 CONTEXT_FILE = "context.onnx"
 CANDIDATES_FILE = "candidates.onnx"
+WEIGHTS_FILE = "weights.bin"
+"""What several graphs of a folder have in common."""
 
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
@@ -114,6 +116,11 @@ class Engine(Protocol):
 def model_files(folder: Path) -> list[Path]:
     """The graphs that a folder holds, in the order in which they run."""
     return [path for name in (JOINT_FILE, CONTEXT_FILE, CANDIDATES_FILE) if (path := folder / name).is_file()]
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """All that is loaded to score: the graphs of a folder, and the weights that they refer to."""
+    return model_files(folder) + [path for path in (folder / WEIGHTS_FILE,) if path.is_file()]
 
 
 def open_engine(

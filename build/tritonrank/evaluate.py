@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from tritonrank.artifacts import read_manifest, sha256_file
-from tritonrank.engine import model_files
+from tritonrank.engine import loaded_files
 from tritonrank.errors import ArtifactError
 from tritonrank.metrics import METRICS, Interval, all_metrics, interval
 from tritonrank.prepare import Dataset, Example
@@ -129,6 +129,6 @@ def cached(name: str, path: Path, make: Callable[[], Judgement]) -> Judgement:
 def content_hash(folder: Path) -> str:
     """Identity of what scores: weights, graph, tokenizer and text rules, whatever else lies in the folder."""
     others = (folder / name for name in ("model.safetensors", "config.json", "tokenizer.json", "text.json"))
-    files = [*model_files(folder), *(path for path in others if path.is_file())]
+    files = [*loaded_files(folder), *(path for path in others if path.is_file())]
     hashes = [f"{path.name}:{sha256_file(path)}" for path in files]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

@@ -42,6 +42,7 @@ from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import EngineScorer, Request, RequestTensors, model_input_names, requests_of, torch_scorer
 from tritonrank.text import PADDING, RULES_FILE, TOKENIZER_FILE, RequestTokenizer, TextRules
+from tritonrank.weight_file import share_weights
 
 JOINT_GRID = ((1, 2), (1, 7), (3, 16), (5, 33), (2, 101))
 """(rows, tokens) on which ONNX is compared with PyTorch; odd sizes show an axis that was frozen."""
@@ -96,6 +97,7 @@ def export_graphs(checkpoint_folder: Path, folder: Path, opset: int) -> None:
     with quiet_libraries():
         if is_shared_context(str(checkpoint_folder)):
             _export_shared_context(load_shared_context_ranker(str(checkpoint_folder)).folded(), folder, opset)
+            share_weights(folder)
         else:
             _export_joint(checkpoint_folder, folder / JOINT_FILE, opset)
 

@@ -118,13 +118,18 @@ def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def open_rounding_engine(folder: Path) -> Engine:
     """The engine of a folder's graphs; FP16 ones run as their rounding twins, so that FP16 is what is judged."""
-    models = {path: onnx.load(path) for path in model_files(folder)}
-    if not any(_has_half(model) for model in models.values()):
+    if not any(_has_half(onnx.load(path)) for path in model_files(folder)):
         return open_engine(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        for path, model in models.items():
-            onnx.save(rounding_twin(model), Path(scratch) / path.name)
+        write_rounding_twins(folder, Path(scratch))
         return open_engine(Path(scratch))
+
+
+def write_rounding_twins(folder: Path, target: Path) -> None:
+    """Copy a folder's graphs, whole; FP16 ones as their rounding twins."""
+    for path in model_files(folder):
+        model = onnx.load(path)
+        onnx.save(rounding_twin(model) if _has_half(model) else model, target / path.name)
 
 
 class _Halving:

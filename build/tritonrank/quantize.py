@@ -10,7 +10,6 @@ The gate judges the result before it is published, against the FP32 graph and ag
 """
 
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -54,8 +53,9 @@ from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.rounding import WeightRounder
 from tritonrank.scorers import Request, RequestTensors, requests_of, tensors_of
 from tritonrank.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
-from tritonrank.smooth import smooth_graph
+from tritonrank.smooth import smooth_graphs
 from tritonrank.text import RequestTokenizer, TextRules
+from tritonrank.weight_file import share_weights
 
 CALIBRATION_METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -112,6 +112,7 @@ def quantize(
         if recipe.quantize.embeddings:
             for path in model_files(draft.folder):
                 shrink_word_embeddings(path)
+        share_weights(draft.folder)
         kept = sorted(set(quantizable_nodes(onnx_folder, [])) - set(nodes))
         stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
         console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
@@ -163,17 +164,15 @@ class _Writer:
         self.feeds = graph_feeds(source, requests)
         self._settings, self._scratch = settings, scratch
         if settings.smooth:
-            for graph, feeds in self.feeds.items():
-                smooth_graph(graph, scratch / graph.name, feeds)
+            smooth_graphs(self.feeds, scratch)
             self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
-        compensate = settings.rounding == "compensated"
-        self._rounders = {graph: WeightRounder(graph, feeds) for graph, feeds in self.feeds.items() if compensate}
+        self._rounder = WeightRounder(self.feeds) if settings.rounding == "compensated" else None
 
     def write(self, folder: Path, nodes: list[str]) -> None:
         for source, feeds in self.feeds.items():
             chosen = [node for node in linear_nodes(source) if node in set(nodes)]
             if not chosen:  # an empty list would mean all of them
-                shutil.copyfile(source, folder / source.name)
+                onnx.save(onnx.load(source), folder / source.name)  # its weights may lie in another file
                 continue
             quantize_static(
                 source,
@@ -190,9 +189,9 @@ class _Writer:
                 calibration_cache_path=self._scratch / f"{source.stem}.json",
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
             )
-            if source in self._rounders:
+            if self._rounder:
                 largest = LARGEST_WEIGHT_REDUCED if reduced_range(self._settings) else LARGEST_WEIGHT
-                self._rounders[source].apply(folder / source.name, largest)
+                self._rounder.apply(folder / source.name, largest)
 
 
 def reduced_range(settings: QuantizeSettings) -> bool:

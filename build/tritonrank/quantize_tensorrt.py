@@ -36,7 +36,7 @@ from tritonrank.quantize import calibration_requests, graph_feeds, linear_nodes,
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, tensors_of
 from tritonrank.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
-from tritonrank.smooth import smooth_graph
+from tritonrank.smooth import smooth_graphs
 from tritonrank.text import RequestTokenizer, TextRules
 
 FEWEST_OPSET = 19
@@ -141,7 +141,7 @@ def quantize_graph(source: Path, folder: Path, requests: Sequence[Request], reci
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / graph.name
         if recipe.quantize.smooth:
-            smooth_graph(graph, fp32, feeds)
+            smooth_graphs({graph: feeds}, fp32.parent)
         else:
             shutil.copyfile(graph, fp32)
         writer = _Writer(fp32, nodes, feeds)

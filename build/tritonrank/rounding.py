@@ -7,7 +7,7 @@ same eight bits and scales and at no cost in serving (GPTQ, Frantar et al. 2022)
 outliers into the weights, they are where most of the noise of INT8 comes from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,25 +27,33 @@ BLOCK = 64
 
 
 class WeightRounder:
-    """Rounds the weights of one graph's linear layers; each layer once, however many Q/DQ graphs are made of it."""
+    """Rounds the weights of a ranker's linear layers; each layer once, however many Q/DQ graphs have it.
 
-    def __init__(self, source: Path, feeds: Sequence[Feed]) -> None:
+    A layer that is in several graphs (a shared-context ranker's two) is rounded for the inputs that it has in all of
+    them, and has the same integers in all of them.
+    """
+
+    def __init__(self, feeds: Mapping[Path, Sequence[Feed]]) -> None:
         """Take the statistics.
 
         Args:
-            source: the FP32 graph (smoothed, if it is) that is quantized.
-            feeds: calibration inputs.
+            feeds: the FP32 graphs (smoothed, if they are) that are quantized, with their calibration inputs.
         """
-        model = onnx.load(source)
-        weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-        self._weights = {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in linear}
-        self._inputs = {node.name: node.input[0] for node in linear}
-        self._grams = gram_matrices(source, sorted(set(self._inputs.values())), feeds)
+        self._weights: dict[str, NDArray[np.float32]] = {}
+        self._grams: dict[str, NDArray[np.float64]] = {}
         self._rounded: dict[str, NDArray[np.int8]] = {}
+        for source, of_graph in feeds.items():
+            model = onnx.load(source)
+            weights = {tensor.name: tensor for tensor in model.graph.initializer}
+            linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+            self._weights |= {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in linear}
+            grams = gram_matrices(source, sorted({node.input[0] for node in linear}), of_graph)
+            for node in linear:
+                gram = grams[node.input[0]]
+                self._grams[node.name] = self._grams[node.name] + gram if node.name in self._grams else gram
 
     def apply(self, path: Path, largest: int) -> None:
-        """Replace the integers of all quantized layers in a Q/DQ graph of the source; scales stay.
+        """Replace the integers of all quantized layers in a Q/DQ graph of one of the sources; scales stay.
 
         Args:
             path: a graph written by ``quantize_static`` with symmetric weights, one scale per output channel.
@@ -63,8 +71,8 @@ class WeightRounder:
         ):
             integers, scales = (constants[tensor] for tensor in quantized[name].input[:2])
             if name not in self._rounded:
-                gram = self._grams[self._inputs[name]]
-                self._rounded[name] = round_weights(self._weights[name], numpy_helper.to_array(scales), gram, largest)
+                weight, gram = self._weights[name], self._grams[name]
+                self._rounded[name] = round_weights(weight, numpy_helper.to_array(scales), gram, largest)
             integers.CopyFrom(numpy_helper.from_array(self._rounded[name], integers.name))
         onnx.save(model, path)
 

@@ -70,14 +70,22 @@ def quiet_enough(
             alone[node] = noise.of(Path(trial))
     quietest_first = sorted(nodes, key=lambda node: alone[node] ** 2 / work[node])
     together = np.sqrt(np.cumsum([alone[node] ** 2 for node in quietest_first]))
+    # Noises do not quite add up: the sum says where to start, halving finds how many fit.
     count = int(np.searchsorted(together, limit, side="right"))
-    while count > 0:
+    fitting, exceeding, chosen = 0, count + 1, list[str]()
+    while exceeding - fitting > 1:
         kept = set(quietest_first[:count])
-        chosen = [node for node in nodes if node in kept]
-        write(folder, chosen)
+        written = [node for node in nodes if node in kept]
+        write(folder, written)
         if noise.of(folder) <= limit:
-            return chosen
-        count -= 1
+            fitting, chosen = count, written
+        else:
+            exceeding = count
+        count = (fitting + exceeding) // 2
+    if chosen:
+        if written != chosen:
+            write(folder, chosen)
+        return chosen
     raise GateError(
         f"gate closed: no linear layer can be INT8 within {setting} = {limit}; the quietest alone "
         f"changes the logits by {min(alone.values()):.3f} of their spread. Raise it, or go without INT8"

@@ -26,7 +26,7 @@ from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_ar
 from tritonrank.baselines import all_baselines
 from tritonrank.cost import gflop_per_request
 from tritonrank.cpu import has_int8_dot_product, processor_name
-from tritonrank.engine import available_cores, model_files
+from tritonrank.engine import available_cores, loaded_files
 from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
 from tritonrank.finetune import finetune_settings
 from tritonrank.gate import paired_difference
@@ -191,7 +191,7 @@ def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str
 
 
 def _size(folder: Path) -> dict[str, Any]:
-    files = model_files(folder) or [folder / "model.safetensors"]
+    files = loaded_files(folder) or [folder / "model.safetensors"]
     return {"megabytes": sum(path.stat().st_size for path in files) / 1e6}
 
 

@@ -12,10 +12,30 @@ from typing import BinaryIO, Self
 import onnx
 from onnx import external_data_helper, numpy_helper
 
+from tritonrank.engine import WEIGHTS_FILE, model_files
+
 SMALLEST = 1_024
 """Bytes from which a tensor goes into the file; readers want to see small ones (shapes, scalars) in the graph."""
 ALIGNMENT = 4_096
 """A page, so that a tensor can be mapped from the file."""
+
+
+def share_weights(folder: Path) -> None:
+    """Let the graphs of a draft refer to one file of weights; a single graph keeps its own.
+
+    Args:
+        folder: holds the graphs of a ranker, and gets weights.bin.
+    """
+    graphs = model_files(folder)
+    if len(graphs) < 2:
+        return
+    models = {path: onnx.load(path) for path in graphs}
+    with WeightFile(folder / WEIGHTS_FILE) as weights:
+        for model in models.values():
+            for tensor in model.graph.initializer:
+                weights.take(tensor)
+    for path, model in models.items():
+        onnx.save(model, path)
 
 
 class WeightFile:

@@ -200,7 +200,7 @@ def our_systems(servers: Mapping[str, Path], libraries: Mapping[str, Path], work
 
 def identity(folder: Path) -> str:
     """The start of the sha256 over the model files in the folder (weights or graphs, by name); empty without any."""
-    files = sorted(path for path in folder.glob("*") if path.suffix in {".safetensors", ".onnx"})
+    files = sorted(path for path in folder.glob("*") if path.suffix in {".safetensors", ".onnx", ".bin"})
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from tritonrank.artifacts import MANIFEST, Manifest, read_manifest
-from tritonrank.engine import model_files
+from tritonrank.engine import loaded_files
 from tritonrank.errors import ArtifactError
 from tritonrank.evaluate import Judgement, judgement_file
 from tritonrank.gate import paired_difference
@@ -36,6 +36,7 @@ RUNGS = {
 }
 """What tables call a model artifact -> its folder below artifacts/<recipe>/, in the order of the ladder."""
 PLANS = "plans"
+LIVE = "live"
 GATE_METRIC = "gate against "
 COMPARISON_METRIC = "dynamic INT8 (comparison)"
 
@@ -111,6 +112,10 @@ class LadderRow:
     latency_ratio_range: tuple[float, float] | None = None
     """its quartiles over the timed requests"""
     is_served: bool = False
+    live_ndcg: float | None = None
+    """judged again from the answers of a live server"""
+    live_same_top10: float | None = None
+    """share of those answers with the same ten best as in process"""
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,7 @@ def read_build(root: Path) -> Build:
 
 def ladder(build: Build) -> list[LadderRow]:
     """All rungs that are there, the teacher first; plans of TensorRT last."""
-    timed = _timed(build)
+    timed, live = _timed(build), _live(build)
     rows: list[LadderRow] = []
     teacher_judgement = build.judgement(TEACHER)
     summary_rows = {row["name"]: row for row in build.summary["rows"]}
@@ -225,6 +230,8 @@ def ladder(build: Build) -> list[LadderRow]:
                 ndcg=ndcg,
                 difference=difference,
                 is_served=name == build.served,
+                live_ndcg=live.get(artifact.manifest.artifact, {}).get("live_ndcg"),
+                live_same_top10=live.get(artifact.manifest.artifact, {}).get("same_top10"),
             )
         )
     return [_with_ratios(row, rows[0], summary_rows) for row in rows] + list(_plans(build))
@@ -284,6 +291,17 @@ def _timed(build: Build) -> set[str]:
     }
 
 
+def _live(build: Build) -> dict[str, dict[str, Any]]:
+    """What the live servers answered, by artifact."""
+    if LIVE not in build.artifacts:
+        return {}
+    path = build.artifacts[LIVE].folder / "live.json"
+    try:
+        return {row["artifact"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error!r}). Judge again: tritonrank evaluate RECIPE --live") from None
+
+
 def _from_summary(rows: Mapping[str, Mapping[str, Any]], name: str) -> tuple[Interval, Interval]:
     return Interval(**rows[name]["ndcg@10"]), Interval(**rows[name]["difference"])
 
@@ -308,7 +326,7 @@ def _ratio(value: float | None, reference: float | None) -> float | None:
 
 def _model_bytes(folder: Path) -> int | None:
     """Bytes of what is loaded to score: the graphs, or the checkpoint's weights."""
-    files = [path for path in model_files(folder) or [folder / "model.safetensors"] if path.is_file()]
+    files = [path for path in loaded_files(folder) or [folder / "model.safetensors"] if path.is_file()]
     return sum(path.stat().st_size for path in files) or None
 
 

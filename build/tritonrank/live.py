@@ -1,0 +1,136 @@
+"""Every rung of the ladder behind the real Triton, judged again from the answers that a client gets.
+
+The gates judged in process. A server adds what they could not see: texts through the ensemble, batching, threads,
+other libraries. So each rung is assembled like any repository, in a temporary folder, served, and asked all test
+requests through the client; its NDCG@10 and its ten best have to be those of the judgement that the gate had.
+
+Checkpoints are served as the graphs that they export to. FP16 graphs are served as their rounding twins, like they were
+judged, because ONNX Runtime computes FP16 in FP32 on a CPU.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tritonrank_client import RankClient
+
+from tritonrank.artifacts import write_artifact
+from tritonrank.assemble import write_identity_and_golden_cases, write_models
+from tritonrank.engine import available_cores, model_files
+from tritonrank.errors import GateError, RecipeError
+from tritonrank.evaluate import Judgement, judge_artifact, judge_test_examples
+from tritonrank.export import copy_text_files, export_graphs
+from tritonrank.half import write_rounding_twins
+from tritonrank.metrics import ranking
+from tritonrank.pipeline import Workspace
+from tritonrank.recipe import Recipe
+from tritonrank.report.ladder import Artifact, read_build
+from tritonrank.scorers import ServerScorer
+from tritonrank.serve import check_golden_cases
+from tritonrank.server import LocalTriton
+from tritonrank.text import TextRules
+
+LIVE_FILE = "live.json"
+LARGEST_DIFFERENCE = 1e-3
+"""Of NDCG@10 between the live server and the judge in process."""
+FEWEST_ALIKE = 0.99
+"""Share of the requests whose ten best have to be the same, in the same order."""
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class LiveRung:
+    """What a served rung answered, beside what was judged in process."""
+
+    name: str
+    artifact: str
+    examples: int
+    ndcg: float
+    live_ndcg: float
+    same_top10: float
+    """share of the requests with the same ten best in the same order"""
+
+    @property
+    def passed(self) -> bool:
+        return abs(self.live_ndcg - self.ndcg) <= LARGEST_DIFFERENCE and self.same_top10 >= FEWEST_ALIKE
+
+
+def judge_live(recipe: Recipe, workspace: Workspace, only: Sequence[str] = ()) -> list[LiveRung]:
+    """Serve and judge the rungs of a build one after the other; publish the outcome as ``live/live.json``.
+
+    Args:
+        recipe: its serve section says how to serve.
+        workspace: built as far as the summary.
+        only: names of rungs as tables call them; all by default.
+
+    Raises:
+        ArtifactError: there is no build.
+        RecipeError: there is no rung of a name in ``only``.
+        GateError: a rung answers otherwise than it was judged; all rungs were tried, and the outcome is kept.
+        ServerError: a server did not start.
+    """
+    there = read_build(workspace.root).rungs()
+    if unknown := set(only) - set(there):
+        raise RecipeError(f"{recipe.name} has no rung {', '.join(sorted(unknown))}; there are: {', '.join(there)}")
+    rungs = {name: artifact for name, artifact in there.items() if not only or name in only}
+    judged = []
+    for name, artifact in rungs.items():
+        console.print(f"[bold]{'serve':<10}[/] {name}", highlight=False)
+        before = judge_artifact(name, artifact.folder, workspace.dataset, workspace.judgements)
+        live = _judge_served(recipe, workspace, name, artifact)
+        judged.append(compare(before, live, artifact.manifest.artifact))
+    parents = {name: artifact.manifest for name, artifact in rungs.items()}
+    with write_artifact(workspace.root / "live", "live", {"serve": recipe.serve.model_dump(mode="json")}, parents) as d:
+        rows = [asdict(rung) | {"passed": rung.passed} for rung in judged]
+        (d.folder / LIVE_FILE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    show(judged)
+    if failed := [rung.name for rung in judged if not rung.passed]:
+        raise GateError(
+            f"live answers differ from what was judged: {', '.join(failed)}. Nothing changed. A broken machine or "
+            "another ONNX Runtime may be why; judge one alone: tritonrank evaluate RECIPE --live --rung NAME"
+        )
+    return judged
+
+
+def _judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Artifact) -> Judgement:
+    with tempfile.TemporaryDirectory(prefix="tritonrank-live-") as scratch:
+        graphs, repository = Path(scratch) / "graphs", Path(scratch) / "repository"
+        graphs.mkdir()
+        copy_text_files(artifact.folder, graphs)
+        if model_files(artifact.folder):
+            write_rounding_twins(artifact.folder, graphs)
+        else:
+            export_graphs(artifact.folder, graphs, recipe.export.opset)
+        write_models(recipe, graphs, repository, available_cores())
+        made = artifact.manifest
+        identity = {"artifact": made.artifact[:16], "recipe": recipe.name, "stage": made.stage}
+        write_identity_and_golden_cases(identity, workspace.dataset, graphs, repository)
+        with LocalTriton(repository) as server:
+            check_golden_cases(repository, server.grpc_url)
+            with RankClient(server.grpc_url) as client:
+                rules = TextRules.load(graphs)
+                return judge_test_examples(f"{name}, live", ServerScorer(client), workspace.dataset, rules)
+
+
+def compare(judged: Judgement, live: Judgement, artifact: str) -> LiveRung:
+    """Hold the answers of a server against the judgement in process, request by request."""
+    pairs = zip(judged.table["scores"].to_list(), live.table["scores"].to_list(), strict=True)
+    alike = [ranking(one)[:10].tolist() == ranking(other)[:10].tolist() for one, other in pairs]
+    ndcg, live_ndcg = (float(judgement.values().mean()) for judgement in (judged, live))
+    return LiveRung(judged.name, artifact, len(alike), ndcg, live_ndcg, sum(alike) / len(alike))
+
+
+def show(rungs: Sequence[LiveRung]) -> None:
+    table = Table(title="from the live server", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("", "NDCG@10", "live", "same ten best", ""):
+        table.add_column(column, justify="right" if column else "left")
+    for rung in rungs:
+        verdict = "as judged" if rung.passed else "[red]DIFFERS[/]"
+        table.add_row(rung.name, f"{rung.ndcg:.4f}", f"{rung.live_ndcg:.4f}", f"{rung.same_top10:.1%}", verdict)
+    console.print(table)

@@ -1,0 +1,91 @@
+"""Rungs judged again from a live server: the same answers pass, others are told by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tritonrank import live
+from tritonrank.errors import GateError, RecipeError
+from tritonrank.evaluate import Judgement, judge_artifact
+from tritonrank.live import LIVE_FILE, compare, judge_live
+from tritonrank.pipeline import Workspace
+from tritonrank.recipe import Recipe
+from tritonrank.report import make_report
+from tritonrank.report.ladder import ladder, read_build
+
+
+@pytest.fixture
+def copied(workspace: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(workspace.root, tmp_path / "tiny")
+    return Workspace(tmp_path / "tiny")
+
+
+def test_a_checkpoint_and_an_int8_graph_answer_through_triton_as_they_were_judged(
+    copied: Workspace, tiny_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = judge_live(tiny_recipe, copied, ["fine-tuned", "INT8"])
+    assert [rung.name for rung in judged] == ["fine-tuned", "INT8"]
+    for rung, folder in zip(judged, (copied.teacher, copied.int8), strict=True):
+        before = judge_artifact(rung.name, folder, copied.dataset, copied.judgements)
+        assert rung.examples == len(before.table) > 10
+        assert rung.ndcg == pytest.approx(before.values().mean())
+        assert rung.live_ndcg == pytest.approx(rung.ndcg, abs=1e-3)
+        assert rung.same_top10 >= 0.99
+    assert "as judged" in capsys.readouterr().out
+    rows = {row.name: row for row in ladder(read_build(copied.root))}
+    assert rows["INT8"].live_ndcg == judged[1].live_ndcg
+    assert rows["ONNX FP32"].live_ndcg is None
+    page, markdown = make_report(copied.root)
+    assert "the same ten best" in page.read_text(encoding="utf-8")
+    served = next(line for line in markdown.read_text(encoding="utf-8").splitlines() if line.startswith("| INT8"))
+    assert served.endswith(f"| {judged[1].live_ndcg:.4f} ({100 * judged[1].same_top10:.1f}%) |")
+
+
+def test_a_rung_that_answers_otherwise_is_told_by_name(
+    copied: Workspace, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(recipe: Recipe, workspace: Workspace, name: str, artifact: live.Artifact) -> Judgement:
+        found = judge_artifact(name, artifact.folder, workspace.dataset, workspace.judgements)
+        return found if name != "ONNX FP32" else Judgement(name, reordered(found.table, len(found.table)))
+
+    monkeypatch.setattr(live, "_judge_served", answers)
+    with pytest.raises(GateError, match=r"differ from what was judged: ONNX FP32\. .* --live --rung NAME"):
+        judge_live(tiny_recipe, copied)
+    kept = {row["name"]: row["passed"] for row in json.loads((copied.root / "live" / LIVE_FILE).read_text())}
+    assert kept == {"fine-tuned": True, "ONNX FP32": False, "INT8": True}
+
+
+def reordered(table: pl.DataFrame, requests: int) -> pl.DataFrame:
+    """The first so many requests with the opposite ranking."""
+    scores = [
+        [-score for score in row] if number < requests else row for number, row in enumerate(table["scores"].to_list())
+    ]
+    return table.with_columns(pl.Series("scores", scores, dtype=pl.List(pl.Float32)))
+
+
+@pytest.mark.parametrize(("requests", "passed"), [(0, True), (1, True), (2, False)])
+def test_one_request_in_a_hundred_may_have_another_order(requests: int, passed: bool) -> None:
+    generator = np.random.default_rng(5)
+    scores = generator.normal(size=(100, 12)).astype(np.float32).tolist()
+    table = pl.DataFrame({"scores": pl.Series(scores, dtype=pl.List(pl.Float32)), "ndcg@10": [0.5] * 100})
+    found = compare(Judgement("INT8", table), Judgement("live", reordered(table, requests)), "hash")
+    assert found.same_top10 == pytest.approx(1 - requests / 100)
+    assert found.passed == passed
+
+
+@pytest.mark.parametrize(("difference", "passed"), [(0.0009, True), (0.0011, False), (-0.0011, False)])
+def test_the_mean_of_the_metric_has_to_be_the_same(difference: float, passed: bool) -> None:
+    scores = pl.Series([[2.0, 1.0]] * 40, dtype=pl.List(pl.Float32))
+    judged, answered = (
+        Judgement("INT8", pl.DataFrame({"scores": scores, "ndcg@10": [value] * 40}))
+        for value in (0.5, 0.5 + difference)
+    )
+    assert compare(judged, answered, "hash").passed == passed
+
+
+def test_a_rung_that_is_not_there_is_an_error(workspace: Workspace, tiny_recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"no rung student; there are: fine-tuned, ONNX FP32, INT8"):
+        judge_live(tiny_recipe, workspace, ["student"])
