@@ -136,7 +136,11 @@ def test_tensorrt_comes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, tin
 @pytest.mark.parametrize(
     ("versions", "gpu", "message"),
     [
-        ({}, A100, r"pip install 'tritonrank\[tensorrt\]'.*docker run .*tritonserver:26\.08-py3"),
+        (
+            {},
+            A100,
+            r"pip install 'tritonrank\[tensorrt\]'.*docker build --target builder .*docker run .*tritonrank-builder",
+        ),
         ({"tensorrt": "10.5.0"}, A100, r"TensorRT 10\.5\.0 is too old; 10\.13 or later"),
         ({"tensorrt": "11.2.1"}, None, "nvidia-smi finds none here. On a GPU machine: docker run"),
     ],

@@ -29,8 +29,9 @@ from tritonrank.errors import ArtifactError
 from tritonrank.export import copy_text_files
 from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.recipe import Recipe
-from tritonrank.scorers import Request, RequestTensors, ServerScorer, open_scorer, tensors_of
+from tritonrank.scorers import Request, RequestTensors, open_scorer, tensors_of
 from tritonrank.serve import serving
+from tritonrank.server_scorer import ServerScorer
 from tritonrank.shard import write_shards
 from tritonrank.shard_workers import ShardWorkers, sharded_engine
 from tritonrank.text import RequestTokenizer

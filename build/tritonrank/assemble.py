@@ -32,12 +32,12 @@ from tritonrank.export import copy_text_files
 from tritonrank.prepare import Dataset, Example
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
+from tritonrank.serve import GOLDEN_FILE
 from tritonrank.shard_runner import SHARDS_FILE, read_shards
 from tritonrank.shard_workers import is_sharded
 from tritonrank.text import TextRules
 from tritonrank.triton_config import JOINT_WARMUP, as_text, model_configs, score_instances, warmup_mask_file
 
-GOLDEN_FILE = "golden.json"
 GOLDEN_CANDIDATES = 12
 PYTHON_FILES = {
     "tokenize": (text, admission, interpreter),

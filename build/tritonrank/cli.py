@@ -153,7 +153,7 @@ def evaluate(
 
     from tritonrank import evaluate as judging
     from tritonrank.gate import show_verdict, verdict
-    from tritonrank.scorers import ServerScorer
+    from tritonrank.server_scorer import ServerScorer
     from tritonrank.summary import show_summary
     from tritonrank.text import TextRules
     from tritonrank.worst import with_worst_requests
@@ -219,18 +219,33 @@ def check_graph(
 @app.command()
 def serve(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. 0.0.0.0 (every address) only inside a container, whose ports are published to "
+            "whom they concern; the server that pip installs refuses it"
+        ),
+    ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8002,
     ready_timeout: Annotated[float, typer.Option(help="Seconds that all models together may take to load")] = 120.0,
-    log_file: Annotated[Path | None, typer.Option(help="Where the server's log goes")] = None,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Where the server's log goes; - shows it here, on standard error")
+    ] = None,
 ) -> None:
-    """Start Triton on loopback, check golden requests through it, and keep it running until Ctrl-C."""
-    from tritonrank.serve import example_command, serving
-    from tritonrank.server import run_until_signalled
+    """Check files and plans, start Triton, check golden requests through it, and keep it running until Ctrl-C.
 
-    ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
-    with serving(artifacts, **ports, ready_timeout_seconds=ready_timeout, log_file=log_file) as server:
+    The server is the container's own where there is one (/opt/tritonserver), else the one that pip installs.
+    """
+    from tritonrank.serve import example_command, serving
+    from tritonrank.server import end_when_terminated, run_until_signalled
+
+    end_when_terminated()
+    shows_log = log_file == Path("-")
+    options = {"host": host, "http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+    options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
+    with serving(artifacts, **options, shows_log=shows_log) as server:
         typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}\n")
         typer.echo(f"Try it from another terminal:\n\n{example_command(artifacts, server)}\n\nCtrl-C stops the server.")
         run_until_signalled(server)

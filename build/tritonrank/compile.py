@@ -27,6 +27,7 @@ from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.export import copy_text_files
 from tritonrank.pipeline import Workspace, run_stages, tensorrt_stages
 from tritonrank.plans import (
+    BUILDER_IMAGE,
     PLAN_FILE,
     REBUILD,
     TENSORRT,
@@ -203,8 +204,9 @@ def find_builder() -> Builder:
             )
         return Builder(trt, gpu)
     raise ArtifactError(
-        "no TensorRT is installed: pip install 'tritonrank[tensorrt]' (wheels come from NVIDIA), or in the container: "
-        f"{REBUILD}. To see without a GPU whether a graph compiles: pip install 'tritonrank[tensorrt-rtx]'"
+        "no TensorRT is installed: pip install 'tritonrank[tensorrt]' (wheels come from NVIDIA), or in a container "
+        f"(docker build --target builder --tag {BUILDER_IMAGE} .): {REBUILD}. To see without a GPU whether a graph "
+        "compiles: pip install 'tritonrank[tensorrt-rtx]'"
     )
 
 

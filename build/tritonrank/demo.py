@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from tritonrank_client import RankClient, RankResult
 
-from tritonrank.scorers import Request
 from tritonrank.serve import golden_requests, serving
 from tritonrank.server import LocalTriton
+from tritonrank.server_scorer import Request
 
 SHOWN_REQUESTS = 3
 SHOWN_ITEMS = 5

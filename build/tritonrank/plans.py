@@ -19,9 +19,9 @@ from tritonrank.errors import ArtifactError
 
 PLAN_FILE = "model.plan"
 IDENTITY_FILE = "plan.json"
-CONTAINER = "nvcr.io/nvidia/tritonserver:26.08-py3"
-"""The image whose TensorRT (11.2) plans are built with and served by; both have to be of one tag."""
-REBUILD = f"docker run --rm --gpus all -v $PWD:/work -w /work {CONTAINER} tritonrank compile RECIPE"
+BUILDER_IMAGE = "tritonrank-builder"
+"""Built from the Dockerfile, whose one tag is the image that serves: so plans meet the TensorRT that made them."""
+REBUILD = f"docker run --rm --gpus all -v $PWD:/work {BUILDER_IMAGE} tritonrank compile RECIPE"
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
 
 

@@ -1,13 +1,12 @@
 """One interface over everything that can score a request, so that one judge follows the model down the line.
 
 A scorer takes requests as a client would send them and gives one score per candidate: PyTorch in process, ONNX
-Runtime in process, or a live server.
+Runtime in process, or a live server (``server_scorer.py``).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,23 +18,12 @@ from tritonrank.half import open_rounding_engine
 from tritonrank.modeling import SharedContextRanker
 from tritonrank.prepare import Dataset, Example
 from tritonrank.pretrained import load_any_ranker
+from tritonrank.server_scorer import Request as Request  # part of this interface
 from tritonrank.shard_workers import ShardWorkers, is_sharded, sharded_engine
 from tritonrank.text import RequestTokenizer, TextRules, render_fields
 
-if TYPE_CHECKING:
-    from tritonrank_client import RankClient
-
 Scores = NDArray[np.float32]
 RequestTensors = dict[str, NDArray[np.int32]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a client sends: texts, history newest last."""
-
-    query: str
-    history: list[str]
-    items: list[str]
 
 
 class Scorer(Protocol):
@@ -62,20 +50,6 @@ class EngineScorer:
 
     def score(self, request: Request) -> Scores:
         return self._run([self.tensors(request)])[0]
-
-
-class ServerScorer:
-    """Asks a live server, through the client that users have."""
-
-    def __init__(self, client: "RankClient") -> None:
-        self._client = client
-
-    def score(self, request: Request) -> Scores:
-        result = self._client.rank(query=request.query, history=request.history, items=request.items)
-        scores = np.full(len(request.items), np.nan, dtype=np.float32)  # what is not answered must not look scored
-        for ranked in result.ranking:
-            scores[ranked.index] = ranked.score
-        return scores
 
 
 def torch_scorer(model: torch.nn.Module, tokenizer: RequestTokenizer, rows_per_batch: int = 64) -> EngineScorer:

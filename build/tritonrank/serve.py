@@ -15,12 +15,13 @@ import numpy as np
 from tritonrank_client import RankClient, RankError
 
 from tritonrank.artifacts import verify_artifact
-from tritonrank.assemble import GOLDEN_FILE
 from tritonrank.errors import ServerError
 from tritonrank.plans import check_plans
-from tritonrank.scorers import Request, ServerScorer
 from tritonrank.server import LocalTriton
+from tritonrank.server_scorer import Request, ServerScorer
 
+GOLDEN_FILE = "golden.json"
+"""Requests with their scores in process; ``assemble`` writes it."""
 GOLDEN_TOLERANCE = 1e-4
 
 

@@ -1,18 +1,18 @@
-"""Start and stop a real tritonserver on this machine, for development, tests and the laptop demo.
+"""Start and stop a real tritonserver on this machine: in development, in tests, and inside the container.
 
     with LocalTriton(repository) as server:
         ...  # server.http_url, server.grpc_url and server.metrics_url answer, every model is ready
 
-The server is the one in the ``nvidia-pytriton`` wheel (``triton_wheel.py`` finds its parts), a release with published
-security advisories. So it listens on the loopback address only, loads models at start only, and refuses the protocols
-that advisories were about. Leaving the block, a crash and ``kill -9`` all end the same way: no process, no shared
-memory and no temporary folder remains (``server_keeper.py`` sees to it). Production runs a current NGC container.
+The server is a container's own or the one in the ``nvidia-pytriton`` wheel (``triton_install.py``); both get the same
+options, from here. It loads models at start only, refuses the protocols that security advisories were about, and
+listens on the loopback address unless a container's server is told otherwise. Leaving the block, a crash and
+``kill -9`` all end the same way: no process, no shared memory and no temporary folder remains (``server_keeper.py``
+sees to it).
 """
 
 import atexit
 import http.client
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -27,30 +27,33 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 from urllib.parse import urlsplit
 
-from tritonrank import server_keeper, triton_wheel
+from tritonrank import server_keeper
 from tritonrank.errors import ServerError
+from tritonrank.server_log import (
+    FileLog,
+    RelayedLog,
+    ServerLog,
+    models_still_loading,
+    models_that_failed,
+    readable_lines,
+)
+from tritonrank.triton_install import LOOPBACK, TritonInstall, prepare_triton
 
-LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = "0.0.0.0"
 POLL_SECONDS = 0.1
 START_ATTEMPTS = 3
 """A free port is found, released, then bound by the server; another program may take it in between."""
 PORT_TAKEN = "already in use"
 RUN_FOLDER_PREFIX = "tritonrank-"
 LOG_TAIL_LINES = 25
-LOG_TAIL_BYTES = 1 << 20
 STOP_MARGIN_SECONDS = 15.0
 """Unloading the models and the keeper's own work, after the requests in flight had their exit timeout."""
-UNUSED_PROTOCOLS = "shared-memory,trace,logging"
-"""Clients could read, write or fill files and memory of the server through these; nothing here needs them."""
-NOISE = re.compile(
-    r"^[+|]"  # tables of settings
-    r"|\] ?$"  # their headings
-    r"|CUDA driver|CudaDriverHelper|CUDA memory pool|NVML|DCGM|libnvidia|libcuda"  # no GPU here
-    r"|Timeout \d+: Found|in-flight requests|^Signal \(\d+\) received|^\s*$"  # an orderly exit
-)
+UNUSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
+"""Clients could read, write or fill files and memory of the server, or change its models, through these; nothing here
+needs them. They answer to a secret that nobody knows."""
 
 
 class LocalTriton:
@@ -58,10 +61,13 @@ class LocalTriton:
 
     Args:
         repository: folder with one folder per model (``config.pbtxt`` and version folders).
-        http_port: port on 127.0.0.1; 0 takes a free one. The same holds for grpc_port and metrics_port.
+        host: address to listen on; other than 127.0.0.1 only for a container's server, whose ports are published by
+            whoever runs the container. 0.0.0.0 is every address.
+        http_port: 0 takes a free one. The same holds for grpc_port and metrics_port.
         ready_timeout_seconds: how long all models together may take to load.
         exit_timeout_seconds: how long requests in flight may take to finish at stop; then they are cut off.
         log_file: where the server's log goes (overwritten); by default a temporary file, read with log_tail().
+        shows_log: pass the log on to our standard error instead, as a container should.
         extra_arguments: further tritonserver arguments, such as ``--cache-config=local,size=1048576``.
     """
 
@@ -69,39 +75,43 @@ class LocalTriton:
         self,
         repository: Path,
         *,
+        host: str = LOOPBACK,
         http_port: int = 0,
         grpc_port: int = 0,
         metrics_port: int = 0,
         ready_timeout_seconds: float = 120.0,
         exit_timeout_seconds: int = 10,
         log_file: Path | None = None,
+        shows_log: bool = False,
         extra_arguments: Sequence[str] = (),
     ) -> None:
         self.repository = repository
+        self.host = host
         self.ready_timeout_seconds = ready_timeout_seconds
         self.exit_timeout_seconds = exit_timeout_seconds
         self.log_file = log_file
+        self.shows_log = shows_log
         self.extra_arguments = tuple(extra_arguments)
         self._wanted_ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
         self._ports: dict[str, int] = {}
         self._keeper: subprocess.Popen[str] | None = None
-        self._log: IO[bytes] | None = None
-        self._last_log = b""
+        self._log: ServerLog | None = None
+        self._is_stopped = False
         self._run_folder: Path | None = None
         self._pid: int | None = None
         self._owner_pid = os.getpid()
 
     @property
     def http_url(self) -> str:
-        return f"http://{LOOPBACK}:{self._port('http_port')}"
+        return f"http://{self._reached_at}:{self._port('http_port')}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{LOOPBACK}:{self._port('grpc_port')}"
+        return f"grpc://{self._reached_at}:{self._port('grpc_port')}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{LOOPBACK}:{self._port('metrics_port')}/metrics"
+        return f"http://{self._reached_at}:{self._port('metrics_port')}/metrics"
 
     @property
     def pid(self) -> int:
@@ -121,11 +131,10 @@ class LocalTriton:
             raise ServerError("the server was started already: make a new LocalTriton for another run")
         if not self.repository.is_dir():
             raise ServerError(f"{self.repository}: no such model repository. Make one: tritonrank build RECIPE")
-        wheel = triton_wheel.find_triton_wheel()
         try:
             for attempt in range(1, START_ATTEMPTS + 1):
-                self._ports = _choose_ports(self._wanted_ports)
-                self._launch(wheel)
+                self._ports = _choose_ports(self._wanted_ports, self.host)
+                self._launch()
                 try:
                     self._wait_until_ready()
                     return self
@@ -141,8 +150,9 @@ class LocalTriton:
     def stop(self) -> None:
         """Stop the server and remove all traces of it; does nothing when it is stopped already."""
         # A forked copy of this program (a data loader's worker, say) must not stop its parent's server.
-        if self._keeper is None or self._log is None or os.getpid() != self._owner_pid:
+        if self._keeper is None or self._log is None or self._is_stopped or os.getpid() != self._owner_pid:
             return
+        self._is_stopped = True
         assert self._keeper.stdin is not None
         assert self._keeper.stdout is not None
         with suppress(BrokenPipeError):  # it has ended already
@@ -159,9 +169,7 @@ class LocalTriton:
         self._keeper.stdout.close()
         if self._run_folder is not None:  # gone already, unless somebody killed the keeper
             shutil.rmtree(self._run_folder, ignore_errors=True)
-        self._last_log = self._read_log()
         self._log.close()
-        self._log = None
         atexit.unregister(self.stop)
 
     def check(self) -> None:
@@ -174,7 +182,9 @@ class LocalTriton:
         assert self._keeper is not None
         exit_code = self._keeper.poll()
         if exit_code is not None:
-            failed = "".join(f"\n  {fault}" for fault in _models_that_failed(self._read_log()))
+            assert self._log is not None
+            self._log.close()
+            failed = "".join(f"\n  {fault}" for fault in models_that_failed(self._read_log()))
             raise ServerError(
                 f"tritonserver (process {pid}) ended with exit code {exit_code}{failed and ':' + failed}\n"
                 + self._log_report()
@@ -198,7 +208,7 @@ class LocalTriton:
 
         Works after the server has ended, too.
         """
-        return "\n".join(_readable_lines(self._read_log())[-lines:])
+        return "\n".join(readable_lines(self._read_log())[-lines:])
 
     def __enter__(self) -> Self:
         return self.start()
@@ -208,33 +218,37 @@ class LocalTriton:
     ) -> None:
         self.stop()
 
+    @property
+    def _reached_at(self) -> str:
+        """Where a program on this machine finds it."""
+        return LOOPBACK if self.host == EVERY_ADDRESS else self.host
+
     def _port(self, name: str) -> int:
         _ = self.pid
         return self._ports[name]
 
-    def _launch(self, wheel: triton_wheel.TritonWheel) -> None:
+    def _launch(self) -> None:
         run_folder = self._run_folder = Path(tempfile.mkdtemp(prefix=RUN_FOLDER_PREFIX))
         try:
-            backends = run_folder / "backends"
-            triton_wheel.make_backend_folder(wheel, backends)
-            environment = triton_wheel.server_environment(wheel, os.environ, run_folder)
-            self._log = _open_log(self.log_file or run_folder / "server.log")
+            install = prepare_triton(run_folder, self.host)
+            self._log = RelayedLog() if self.shows_log else FileLog(self.log_file or run_folder / "server.log")
             keeper_arguments = [os.getpid(), run_folder, self.exit_timeout_seconds + STOP_MARGIN_SECONDS / 3]
             self._keeper = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", server_keeper.__file__, *map(str, keeper_arguments)),
-                    *self._server_command(wheel, backends, shared_memory_prefix=run_folder.name),
+                    *self._server_command(install, shared_memory_prefix=run_folder.name),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._log,
+                stderr=self._log.descriptor,
                 text=True,
-                env=environment,
+                env=install.environment,
                 start_new_session=True,  # Ctrl-C is for us to handle; it must not reach the server directly
             )
         except BaseException:
             shutil.rmtree(run_folder, ignore_errors=True)
             raise
+        self._is_stopped = False
         atexit.register(self.stop)
         assert self._keeper.stdout is not None
         first_line = self._keeper.stdout.readline()
@@ -242,31 +256,29 @@ class LocalTriton:
             raise ServerError(f"tritonserver could not be executed.\n{self._log_report()}")
         self._pid = int(first_line)
 
-    def _server_command(
-        self, wheel: triton_wheel.TritonWheel, backends: Path, *, shared_memory_prefix: str
-    ) -> list[str]:
+    def _server_command(self, install: TritonInstall, *, shared_memory_prefix: str) -> list[str]:
         closed = f"{UNUSED_PROTOCOLS}:closed={secrets.token_urlsafe(32)}"
         return [
-            str(wheel.executable),
+            str(install.executable),
             f"--model-repository={self.repository.resolve()}",
-            f"--backend-directory={backends}",
-            f"--cache-directory={wheel.caches}",
+            f"--backend-directory={install.backends}",
+            f"--cache-directory={install.caches}",
             f"--http-port={self._ports['http_port']}",
             f"--grpc-port={self._ports['grpc_port']}",
             f"--metrics-port={self._ports['metrics_port']}",
-            f"--http-address={LOOPBACK}",
-            f"--grpc-address={LOOPBACK}",
-            f"--metrics-address={LOOPBACK}",
+            f"--http-address={self.host}",
+            f"--grpc-address={self.host}",
+            f"--metrics-address={self.host}",
             f"--http-restricted-api={closed}",
             f"--grpc-restricted-protocol={closed}",
             "--model-control-mode=none",
             "--exit-on-error=true",
             "--strict-readiness=true",
             "--disable-auto-complete-config",
-            "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={self.exit_timeout_seconds}",
             # Names that are ours, so that the keeper can find what a killed server left in /dev/shm.
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+            *install.options,
             *self.extra_arguments,
         ]
 
@@ -280,7 +292,7 @@ class LocalTriton:
                 continue
             self.check()
             if time.monotonic() > deadline:
-                loading = _models_still_loading(self._read_log())
+                loading = models_still_loading(self._read_log())
                 reason = f"still loading: {', '.join(loading)}" if loading else f"no answer from {waiting_for[0]}"
                 raise ServerError(
                     f"tritonserver was not ready after {self.ready_timeout_seconds:g} s ({reason}). "
@@ -290,11 +302,7 @@ class LocalTriton:
         self.check()  # it was our server that answered
 
     def _read_log(self) -> bytes:
-        if self._log is None:
-            return self._last_log
-        # pread: the server writes through the same file description, so a seek here would move its position.
-        size = os.fstat(self._log.fileno()).st_size
-        return os.pread(self._log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
+        return self._log.tail() if self._log else b""
 
     def _log_report(self) -> str:
         where = f"; all of it: {self.log_file}" if self.log_file else ""
@@ -319,7 +327,15 @@ def run_until_signalled(server: LocalTriton) -> None:
         server.stop()
 
 
-def _choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
+def end_when_terminated() -> None:
+    """From now on SIGTERM ends this program in order, while models load too. Call it from the main thread.
+
+    The first process of a container has no default action for it: without this ``docker stop`` would wait in vain.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def _choose_ports(wanted: Mapping[str, int], host: str = LOOPBACK) -> dict[str, int]:
     """Replace every 0 by a free port, all of them different.
 
     Raises:
@@ -333,24 +349,16 @@ def _choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
             # As the server does: a port whose last connection closed a moment ago counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port != 0))
             try:
-                probe.bind((LOOPBACK, port))
+                probe.bind((host, port))
                 probe.listen()
             except (OSError, OverflowError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise ServerError(
-                    f"port {port} cannot be used on {LOOPBACK} ({reason}). "
+                    f"port {port} cannot be used on {host} ({reason}). "
                     f"Choose another with --{name.replace('_', '-')}, or 0 for a free one"
                 ) from None
             ports[name] = probe.getsockname()[1]
     return ports
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w+b")
-    except OSError as error:
-        raise ServerError(f"{path}: the server's log cannot be written there ({error.strerror})") from None
 
 
 def _answers(url: str) -> bool:
@@ -364,22 +372,3 @@ def _answers(url: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _readable_lines(log: bytes) -> list[str]:
-    """The log's lines that tell something, with a model's traceback on lines of its own."""
-    lines = log.decode(errors="replace").splitlines()
-    told = "\n".join(line for line in lines if not NOISE.search(line)).replace("\\n", "\n    ")
-    return [line for line in told.splitlines() if line.strip(' "')]
-
-
-def _models_that_failed(log: bytes) -> list[str]:
-    """One line for each model that did not load: its name, and the first line of what it said."""
-    faults = re.findall(r"failed to load '([^']+)' version \d+: (.*?)(?:\\n|\"?$)", log.decode(errors="replace"), re.M)
-    return [f"model {name} failed to load: {reason}" for name, reason in faults]
-
-
-def _models_still_loading(log: bytes) -> list[str]:
-    text = log.decode(errors="replace")
-    ended = set(re.findall(r"(?:successfully loaded|failed to load) '([^']+)'", text))
-    return sorted({name for name in re.findall(r'"loading: (.+):\d+"', text) if name not in ended})

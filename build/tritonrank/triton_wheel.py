@@ -89,6 +89,19 @@ def server_environment(wheel: TritonWheel, inherited: Mapping[str, str], tempora
     Raises:
         ServerError: the stub would find no ``python3`` of this environment, or no shared libpython.
     """
+    environment = interpreter_environment(inherited, temporary_folder)
+    environment["LD_LIBRARY_PATH"] = _path_list(
+        str(wheel.libraries), _libpython_folder(), inherited.get("LD_LIBRARY_PATH")
+    )
+    return environment
+
+
+def interpreter_environment(inherited: Mapping[str, str], temporary_folder: Path) -> dict[str, str]:
+    """Environment variables that make any tritonserver run its models in this Python environment.
+
+    Raises:
+        ServerError: the stub would find no ``python3`` of this environment.
+    """
     # Not resolved: in a virtual environment the link's own folder is what makes python3 the right one.
     python_folder = Path(sys.executable).parent
     if not (python_folder / "python3").exists():
@@ -98,9 +111,6 @@ def server_environment(wheel: TritonWheel, inherited: Mapping[str, str], tempora
         )
     environment = dict(inherited)
     environment["PATH"] = _path_list(str(python_folder), inherited.get("PATH"))
-    environment["LD_LIBRARY_PATH"] = _path_list(
-        str(wheel.libraries), _libpython_folder(), inherited.get("LD_LIBRARY_PATH")
-    )
     environment[PREFIX_VARIABLE] = sys.prefix
     environment["TMPDIR"] = str(temporary_folder)
     return environment
