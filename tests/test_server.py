@@ -335,8 +335,8 @@ def test_a_taken_port_is_named_before_anything_starts(
 def test_a_port_lost_between_choice_and_use_is_chosen_anew(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choose_ports, choices = server_module._choose_ports, []
 
-    def choose_a_taken_port_first(wanted: dict[str, int]) -> dict[str, int]:
-        choices.append(choose_ports(wanted) | ({} if choices else {"http_port": other.getsockname()[1]}))
+    def choose_a_taken_port_first(wanted: dict[str, int], host: str) -> dict[str, int]:
+        choices.append(choose_ports(wanted, host) | ({} if choices else {"http_port": other.getsockname()[1]}))
         return choices[-1]
 
     monkeypatch.setattr(server_module, "_choose_ports", choose_a_taken_port_first)
@@ -358,6 +358,12 @@ def test_a_missing_wheel_is_said_with_the_command_to_type(repository: Path, monk
     monkeypatch.setattr(triton_wheel, "DISTRIBUTION", "nvidia-pytriton-that-is-not-here")
     with pytest.raises(ServerError, match=re.escape("pip install 'tritonrank[server]'")):
         LocalTriton(repository).start()
+
+
+@pytest.mark.usefixtures("leaves_nothing_behind")
+def test_the_server_that_pip_installs_stays_on_loopback(repository: Path) -> None:
+    with pytest.raises(ServerError, match=r"security advisories.*127\.0\.0\.1 only, not on 0\.0\.0\.0.*docker compose"):
+        LocalTriton(repository, host="0.0.0.0").start()
 
 
 def test_a_python_without_stub_is_said_with_the_versions_that_work(monkeypatch: pytest.MonkeyPatch) -> None:

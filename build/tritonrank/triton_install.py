@@ -15,8 +15,11 @@ from tritonrank.errors import ServerError
 CONTAINER_ROOT = Path("/opt/tritonserver")
 LOOPBACK = "127.0.0.1"
 HTTP_MAX_INPUT_BYTES = 64 << 20
-"""The default of Triton 2.59 and later, said aloud: holds 1,000 candidates of 65,536 bytes, the largest request that a
-recipe accepts by default. gRPC has no such option; a proxy has to bound it."""
+"""The default of Triton 2.59 and later, said aloud: holds 1,000 candidates of 65,536 bytes, the most that a recipe
+accepts by default. gRPC has no such option; a proxy has to bound it."""
+CONTAINER_OPTIONS = (f"--http-max-input-size={HTTP_MAX_INPUT_BYTES}",)
+"""What the wheel's release does not know yet. From 2.68 on clients' shared memory is off without an option."""
+WHEEL_OPTIONS = ("--allow-gpu-metrics=false",)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,7 @@ def prepare_triton(run_folder: Path, host: str) -> TritonInstall:
             backends=CONTAINER_ROOT / "backends",
             caches=CONTAINER_ROOT / "caches",
             environment=triton_wheel.interpreter_environment(os.environ, run_folder),
-            # Shared memory of clients is off without --allow-client-shm from 2.68 on.
-            options=(f"--http-max-input-size={HTTP_MAX_INPUT_BYTES}",),
+            options=CONTAINER_OPTIONS,
         )
     wheel = triton_wheel.find_triton_wheel()
     if host != LOOPBACK:
@@ -64,5 +66,5 @@ def prepare_triton(run_folder: Path, host: str) -> TritonInstall:
         backends=backends,
         caches=wheel.caches,
         environment=triton_wheel.server_environment(wheel, os.environ, run_folder),
-        options=("--allow-gpu-metrics=false",),
+        options=WHEEL_OPTIONS,
     )
