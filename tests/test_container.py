@@ -28,6 +28,7 @@ import typer
 import yaml
 from conftest import TESTS
 from tritonrank import cli, triton_wheel
+from tritonrank.errors import ArtifactError
 from tritonrank.pipeline import Workspace
 from tritonrank.server import STOP_MARGIN_SECONDS, LocalTriton
 from tritonrank.triton_install import CONTAINER_OPTIONS
@@ -36,6 +37,7 @@ ROOT = TESTS.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
 SERVERS = {name: service for name, service in COMPOSE["services"].items() if name.startswith("server-")}
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HOST = "127.0.0.2"
 """Stands for 0.0.0.0: not the default, so it shows that --host counts, and yet nobody else's."""
@@ -146,9 +148,8 @@ def test_only_what_is_named_reaches_the_build(path: str, sent: bool) -> None:
 
 
 def test_tags_and_tensorrt_versions_agree_everywhere() -> None:
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-    tensorrt = pins["tensorrt_cu13"]
-    assert pins["tensorrt_cu13_bindings"] == tensorrt
+    tensorrt = PINS["tensorrt_cu13"]
+    assert PINS["tensorrt_cu13_bindings"] == tensorrt
     (tag,) = re.findall(r"^ARG TRITON_TAG=(\S+)$", DOCKERFILE, re.M)
     pages = [ROOT / "Dockerfile", ROOT / "deploy" / "compose.yaml", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     pages.append(ROOT / "build" / "tritonrank" / "plans.py")
@@ -225,9 +226,11 @@ sys.meta_path.insert(0, Blocker())
         shown = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60, env=variables)
         assert "--host" in shown.stdout, shown.stderr
         refused = subprocess.run([*command, missing], capture_output=True, text=True, timeout=60, env=variables)
+        blocked = subprocess.run([environment / "bin" / "python3", "-c", "import onnx"], env=variables, timeout=60)
     finally:
         (site / "sitecustomize.py").unlink()
-    assert refused.returncode == 1
+    assert blocked.returncode == 1, "nothing was kept away, so this proves nothing"
+    assert refused.returncode == ArtifactError.exit_code
     assert f"ArtifactError: {missing}" in refused.stderr.replace("\n", "")
 
 
@@ -243,6 +246,21 @@ def test_the_extras_it_names_exist(wheel: Path) -> None:
     assert len(named) == 3
     for extra in {extra for one in named for extra in one.split(",")}:
         assert re.search(rf"^{extra} = \[$", project, re.M), extra
+
+
+@pytest.mark.parametrize(("library", "fault"), [(110201, None), (110300, "the image has TensorRT 11.3.0")])
+def test_the_builder_refuses_bindings_of_another_tensorrt(library: int, fault: str | None) -> None:
+    program, option, code = shlex.split(of("builder", "RUN")[-1])
+    stand_ins = f"""
+import ctypes, importlib.metadata, types
+ctypes.CDLL = lambda name: types.SimpleNamespace(getInferLibVersion=lambda: {library})
+importlib.metadata.version = {{"tensorrt-cu13-bindings": {PINS["tensorrt_cu13_bindings"]!r}}}.__getitem__
+"""
+    command = [sys.executable, option, stand_ins + code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert program == "python3"
+    assert done.returncode == (1 if fault else 0), done.stderr
+    assert (fault or "") in done.stderr
 
 
 # What it serves

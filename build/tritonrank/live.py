@@ -30,9 +30,9 @@ from tritonrank.metrics import ranking
 from tritonrank.pipeline import Workspace
 from tritonrank.recipe import Recipe
 from tritonrank.report.ladder import Artifact, read_build
-from tritonrank.scorers import ServerScorer
 from tritonrank.serve import check_golden_cases
 from tritonrank.server import LocalTriton
+from tritonrank.server_scorer import ServerScorer
 from tritonrank.text import TextRules
 
 LIVE_FILE = "live.json"
