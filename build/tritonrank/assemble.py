@@ -32,11 +32,11 @@ from tritonrank.export import copy_text_files
 from tritonrank.prepare import Dataset, Example
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
-from tritonrank.serve import GOLDEN_FILE
+from tritonrank.serve import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.shard_runner import SHARDS_FILE, read_shards
 from tritonrank.shard_workers import is_sharded
 from tritonrank.text import TextRules
-from tritonrank.triton_config import JOINT_WARMUP, as_text, model_configs, score_instances, warmup_mask_file
+from tritonrank.triton_config import as_text, model_configs, score_instances
 
 GOLDEN_CANDIDATES = 12
 PYTHON_FILES = {
@@ -86,8 +86,7 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
     write_ensemble(configs, python_sources(is_sharded(model_folder)), model_folder, repository)
     for path in _served_files(model_folder):
         shutil.copyfile(path, repository / "score" / "1" / path.name)
-    if "attention_mask" in engine_inputs(model_folder):
-        _write_warmup_masks(repository / "score" / "warmup")
+    write_warmup_masks(configs["score"], repository)
 
 
 def write_ensemble(
@@ -111,17 +110,30 @@ def write_ensemble(
 
 
 def write_identity_and_golden_cases(
-    identity: Mapping[str, str], dataset_folder: Path, model_folder: Path, repository: Path
+    identity: Mapping[str, str],
+    dataset_folder: Path,
+    model_folder: Path,
+    repository: Path,
+    share_of_spread: float = 0.0,
 ) -> int:
-    """What ``select`` answers with, and requests with the scores that the model's graphs give in process; how many."""
+    """What ``select`` answers with, and requests with the scores that the model's graphs give in process; how many.
+
+    Args:
+        identity: what ``select`` answers with.
+        dataset_folder: where the requests come from.
+        model_folder: whose graphs score them.
+        repository: where both go.
+        share_of_spread: how far a server's scores may be from these, in standard deviations of all of them; 0 where the
+            same code computes both.
+    """
     (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
-    golden = {
-        "artifact": identity["artifact"],
-        "cases": golden_cases(Dataset.read(dataset_folder), model_folder),
-    }
+    cases = golden_cases(Dataset.read(dataset_folder), model_folder)
+    spread = float(np.std([score for case in cases for score in case["scores"]]))
+    tolerance = max(GOLDEN_TOLERANCE, share_of_spread * spread)
+    golden = {"artifact": identity["artifact"], "tolerance": tolerance, "cases": cases}
     text = json.dumps(golden, indent=1, ensure_ascii=False)
     (repository / GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")
-    return len(golden["cases"])
+    return len(cases)
 
 
 def engine_inputs(model_folder: Path) -> list[str]:
@@ -151,10 +163,14 @@ def _served_files(model_folder: Path) -> list[Path]:
     return [model_folder / SHARDS_FILE, *model_folder.glob("*.bin"), *model_folder.glob("rank*.segment*.onnx")]
 
 
-def _write_warmup_masks(folder: Path) -> None:
-    folder.mkdir()
-    for _, tokens in JOINT_WARMUP:
-        (folder / warmup_mask_file(tokens)).write_bytes(np.ones(tokens, dtype="<i4").tobytes())
+def write_warmup_masks(score: pb.ModelConfig, repository: Path) -> None:
+    """The files that the scorer's warm-up names: a joint ranker's masks, of ones."""
+    for warmup in score.model_warmup:
+        for tensor in warmup.inputs.values():
+            if tensor.input_data_file:
+                path = repository / "score" / "warmup" / tensor.input_data_file
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(np.ones(list(tensor.dims), dtype="<i4").tobytes())
 
 
 def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,18 +11,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from tritonrank.errors import TritonRankError
-from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.pipeline import Target, Workspace, run_stages
 from tritonrank.quiet import quiet_transformers
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
 from tritonrank.workload_settings import WorkloadSettings, workload_settings
-
-
-class Target(StrEnum):
-    """What a repository is assembled for."""
-
-    CPU = "cpu"
-    TENSORRT_TP = "tensorrt-tp"
-
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +32,7 @@ Overrides = Annotated[
     ),
 ]
 ArtifactsRoot = Annotated[Path, typer.Option("--artifacts", help="Folder that holds one folder per recipe")]
+TargetOption = Annotated[Target, typer.Option("--target", help="What the repository is for; any but cpu needs a GPU")]
 DEFAULT_ARTIFACTS = Path("artifacts")
 NO_OVERRIDES: list[str] = []  # Typer reads it as the default and never changes it
 WORKLOAD_DEFAULTS = WorkloadSettings()
@@ -48,14 +40,24 @@ WORKLOAD_DEFAULTS = WorkloadSettings()
 
 @app.command()
 def build(
-    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    target: TargetOption = Target.CPU,
 ) -> None:
-    """Run all stages, skipping those that are up to date, and end with a table of what was achieved."""
+    """Run all stages, skipping those that are up to date, and end with a table of what was achieved.
+
+    With --target also compile and assemble for GPUs, on the machine that will serve; see `tritonrank assemble --help`.
+    """
     loaded, workspace = _open(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
     from tritonrank.summary import show_summary
 
     run_stages(loaded, workspace)
     show_summary(workspace.summary)
+    if target is not Target.CPU:
+        from tritonrank.gpu_targets import build_target
+
+        typer.echo(f"{build_target(loaded, workspace, target)}")
 
 
 def _stage_command(verb: str, help_text: str) -> None:
@@ -84,20 +86,32 @@ def assemble(
     overrides: Overrides = NO_OVERRIDES,
     artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
     force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
-    target: Annotated[Target, typer.Option(help="What the repository is for")] = Target.CPU,
+    target: TargetOption = Target.CPU,
 ) -> None:
     """Write the Triton model repository. Earlier stages run first where they are not up to date.
 
-    Target tensorrt-tp takes the plans that `tritonrank compile` has built with the same tensor_parallel, those of the
-    first of tensorrt.precisions, and writes repository-tensorrt-tp.
+    To clients all targets are alike; they differ in what computes the scores:
+
+    cpu: ONNX Runtime in Triton's Python backend, on any machine. Writes `repository`.
+
+    onnxruntime: Triton's ONNX Runtime backend on GPUs, for machines without TensorRT plans. The first of
+    tensorrt.precisions that is fp16 or fp32, else fp32. Writes `repository-onnxruntime`.
+
+    tensorrt: the plan of the first of tensorrt.precisions, compiled before on the GPU that serves: tritonrank compile.
+    Writes `repository-tensorrt`.
+
+    tensorrt-tp: the plans of all GPUs that compute each layer together, compiled with the same tensor_parallel. Writes
+    `repository-tensorrt-tp`.
+
+    For example: tritonrank assemble build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]' --target tensorrt
     """
     loaded, workspace = _open(recipe, overrides, artifacts)
     if target is Target.CPU:
         run_stages(loaded, workspace, until="assemble", force="assemble" if force else None)
         return
-    from tritonrank.tensorrt_tp import assemble_ranks
+    from tritonrank.gpu_targets import assemble_target
 
-    typer.echo(f"{assemble_ranks(loaded, workspace)}")
+    typer.echo(f"{assemble_target(loaded, workspace, target)}")
 
 
 @app.command()

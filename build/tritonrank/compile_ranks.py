@@ -7,7 +7,6 @@ and no CUDA graphs, so the profile spans all sizes, and a shared-context plan ta
     plans/<precision>-tp<N>/    model.plan.rank0 ... model.plan   plan.json
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -103,13 +102,6 @@ def compile_precision_ranks(recipe: Recipe, workspace: Workspace, precision: str
 def rank_plan_file(rank: int) -> str:
     """What Triton's TensorRT backend looks for beside model.plan with multi_device_per_rank_engines."""
     return f"{PLAN_FILE}.rank{rank}"
-
-
-def plan_profile(folder: Path) -> Profile:
-    """The one profile that the plans in a folder have."""
-    identity = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    (profile,) = identity["profiles"]
-    return {name: Range(**{bound: tuple(shape) for bound, shape in one.items()}) for name, one in profile.items()}
 
 
 def one_profile(profiles: Sequence[Profile]) -> Profile:

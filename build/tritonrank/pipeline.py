@@ -7,6 +7,7 @@ distillation are stages of recipes that have a section for them; what comes afte
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from tritonrank.errors import RecipeError
 from tritonrank.recipe import Recipe
 
 console = Console()
+
+
+class Target(StrEnum):
+    """What a repository is assembled for."""
+
+    CPU = "cpu"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_TP = "tensorrt-tp"
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,10 @@ class Workspace:
     @property
     def repository(self) -> Path:
         return self.root / "repository"
+
+    def repository_for(self, target: Target) -> Path:
+        """The repository of a target; that of a CPU is the one that ``build`` makes."""
+        return self.repository if target is Target.CPU else self.root / f"repository-{target}"
 
     @property
     def summary(self) -> Path:

@@ -14,6 +14,7 @@ twelve and say nothing.
 
 import json
 import re
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -80,6 +81,35 @@ class SharedContextRows:
 
     context_ids: NDArray[np.int32]
     candidate_ids: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The sizes that requests are padded to where an engine wants few shapes, ascending.
+
+    Args:
+        candidates: different candidates of a request; of a joint ranker its rows.
+        tokens: of a candidate's row.
+    """
+
+    candidates: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    def shape(self, candidates: int, tokens: int) -> tuple[int, int]:
+        """The smallest bucket that holds so many candidates of so many tokens.
+
+        Raises:
+            TextError: there is none.
+        """
+        if candidates > self.candidates[-1] or tokens > self.tokens[-1]:
+            raise TextError(
+                f"items: {candidates} different candidates of up to {tokens} tokens; the engine was built for "
+                f"{self.candidates[-1]} of {self.tokens[-1]}"
+            )
+        return (
+            self.candidates[bisect_left(self.candidates, candidates)],
+            self.tokens[bisect_left(self.tokens, tokens)],
+        )
 
 
 class RequestTokenizer:
@@ -192,6 +222,31 @@ class RequestTokenizer:
         make_rows = self.joint_rows if self.rules.architecture == JOINT else self.shared_context_rows
         return vars(make_rows(context, candidates))
 
+    def padded(self, tensors: Mapping[str, NDArray[np.int32]], buckets: Buckets) -> dict[str, NDArray[np.int32]]:
+        """A request's tensors in the shape of a bucket, so that all requests of a bucket can run side by side.
+
+        Its own candidates come first. A joint row of nothing but padding keeps one token in its mask, because attention
+        over nothing is not a number.
+
+        Args:
+            tensors: what ``tensors`` gave. A context is padded to the longest there can be.
+            buckets: the sizes of candidates and their tokens.
+
+        Raises:
+            TextError: no bucket is large enough.
+        """
+        if self.rules.architecture == JOINT:
+            shape = buckets.shape(*tensors["input_ids"].shape)
+            fillings = {"input_ids": self._layout.padding, "attention_mask": 0, "token_type_ids": 0}
+            rows = {name: _filled(tensor, shape, fillings[name]) for name, tensor in tensors.items()}
+            rows["attention_mask"][len(tensors["attention_mask"]) :, 0] = 1
+            return rows
+        candidate_ids = tensors["candidate_ids"]
+        return {
+            "context_ids": _filled(tensors["context_ids"], (self.context_row_tokens,), PADDING),
+            "candidate_ids": _filled(candidate_ids, buckets.shape(*candidate_ids.shape), PADDING),
+        }
+
     def shared_context_rows(self, context: Sequence[int], candidates: Sequence[Sequence[int]]) -> SharedContextRows:
         """The context's row (prefix, context, suffix) and one per candidate (prefix, candidate)."""
         prefix = self._layout.prefix
@@ -284,6 +339,13 @@ def decode_texts(raw: Iterable[bytes], field: str, max_bytes: int) -> list[str]:
                 f"{field}[{position}]: not valid UTF-8 (byte 0x{value[error.start]:02x} at offset {error.start})"
             ) from None
     return texts
+
+
+def _filled(tensor: NDArray[np.int32], shape: tuple[int, ...], filling: int) -> NDArray[np.int32]:
+    """The tensor in the corner of a larger one."""
+    whole = np.full(shape, filling, dtype=np.int32)
+    whole[tuple(map(slice, tensor.shape))] = tensor
+    return whole
 
 
 def unique_rows(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], NDArray[np.int32]]:

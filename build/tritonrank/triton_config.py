@@ -101,7 +101,7 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
     config.output.append(pb.ModelOutput(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1]))
     deadline_dims = [1] if _is_shared_context(engine_inputs) else [-1, 1]
     config.output.append(pb.ModelOutput(name="deadline", data_type=pb.TYPE_INT64, dims=deadline_dims))
-    _set_parameters(
+    set_parameters(
         config,
         max_candidates=settings.max_candidates,
         max_history=settings.max_history,
@@ -133,11 +133,11 @@ def _score(settings: ServeSettings, engine_inputs: Sequence[str], instances: int
     if is_shared:
         # Of a joint ranker max_batch_size bounds the candidates.
         cache_bytes = settings.context_cache_mb * 1_000_000
-        _set_parameters(config, context_cache_bytes=cache_bytes, max_candidates=settings.max_candidates)
+        set_parameters(config, context_cache_bytes=cache_bytes, max_candidates=settings.max_candidates)
     else:
-        _set_parameters(config, rows_per_batch=settings.rows_per_batch)
+        set_parameters(config, rows_per_batch=settings.rows_per_batch)
     if settings.threads != "auto":
-        _set_parameters(config, threads=settings.threads)
+        set_parameters(config, threads=settings.threads)
     (_warm_up_shared_context if is_shared else _warm_up_joint)(config, engine_inputs)
     return config
 
@@ -203,6 +203,6 @@ def _outputs() -> list[pb.ModelOutput]:
     ]
 
 
-def _set_parameters(config: pb.ModelConfig, **values: float) -> None:
+def set_parameters(config: pb.ModelConfig, **values: float | str) -> None:
     for name, value in values.items():
         config.parameters[name].string_value = str(value)

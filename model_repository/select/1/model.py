@@ -1,7 +1,8 @@
 """select: logits -> the ranking, best first.
 
 Ties keep the order of the request. Candidates are merged only when the request says that they are the same item
-(equal ``item_ids``): then the best-scored one stays. Equal texts were scored once and are all returned.
+(equal ``item_ids``): then the best-scored one stays. Equal texts were scored once and are all returned. Logits of
+padding, which a scorer on a GPU gets, come behind those of the candidates, and no candidate refers to them.
 """
 
 import json

@@ -3,6 +3,9 @@
 Every input is checked here, so that a bad request is answered with INVALID_ARG and never reaches the engine, while
 its neighbours go on. A request that cannot be done in time is refused at once (``admission.py``).
 ``text.py`` beside this file is the definition that the model was trained with.
+
+For a scorer on a GPU (``candidate_buckets`` in the config) requests are padded to a few shapes, because Triton batches
+equal shapes only. There Triton's own queue bounds the wait, and no deadline is handed on.
 """
 
 import json
@@ -12,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission import Admission, QueueFullError, deadline_after, seconds_left, work_tokens
 from interpreter import check_interpreter
-from text import JOINT, RequestTokenizer, TextError, decode_texts, unique_rows
+from text import JOINT, Buckets, RequestTokenizer, TextError, decode_texts, unique_rows
 
 
 class TritonPythonModel:
@@ -27,14 +30,22 @@ class TritonPythonModel:
         self.admission = Admission(
             int(settings["queue_requests"]), self.deadline_us / 1e6, float(settings["queue_share"])
         )
-        self.family = pb_utils.MetricFamily(
-            name="tritonrank_requests_rejected_total",
-            description="Requests refused because they could not be done in time",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self.rejected = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
-        others = {"row_of_candidate", "deadline"}
-        self.engine_inputs = [output["name"] for output in config["output"] if output["name"] not in others]
+        self.families = [
+            _counter("tritonrank_requests_rejected_total", "Requests refused because they could not be done in time")
+        ]
+        outputs = [output["name"] for output in config["output"]]
+        self.hands_deadline_on = "deadline" in outputs
+        self.engine_inputs = [name for name in outputs if name not in {"row_of_candidate", "deadline"}]
+        self.buckets = None
+        if buckets := settings.get("candidate_buckets"):
+            self.buckets = Buckets(*(tuple(map(int, one.split(","))) for one in (buckets, settings["token_buckets"])))
+            self.families += [
+                _counter("tritonrank_tokens_computed_total", "Tokens of the requests with their padding"),
+                _counter("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
+            ]
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        # A family must outlive its metrics, so both are kept.
+        self.rejected, *self.token_metrics = (family.Metric(labels=labels) for family in self.families)
         self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
 
     def execute(self, requests):
@@ -72,14 +83,28 @@ class TritonPythonModel:
         context = self.tokenizer.context(query, [render(item, f"history[{i}]") for i, item in enumerate(history)])
         rows, row_of_candidate = unique_rows(candidates)
         tensors = self.tokenizer.tensors(context, rows)
-        # The scorer's batch dimension is the row for a joint ranker, the request for a shared-context one.
-        deadline_shape = (len(rows), 1) if self.tokenizer.rules.architecture == JOINT else (1,)
+        tokens = work_tokens(tensors)
+        if self.buckets:
+            tensors = self.tokenizer.padded(tensors, self.buckets)
+            self._count_tokens(tensors, tokens)
         answer = [
             *(pb_utils.Tensor(name, tensors[name]) for name in self.engine_inputs),
             pb_utils.Tensor("row_of_candidate", row_of_candidate),
-            pb_utils.Tensor("deadline", np.full(deadline_shape, deadline, dtype=np.int64)),
         ]
-        return answer, work_tokens(tensors)
+        if self.hands_deadline_on:
+            answer.append(pb_utils.Tensor("deadline", self._deadline_tensor(deadline, len(rows))))
+        return answer, tokens
+
+    def _deadline_tensor(self, deadline, rows):
+        # The scorer's batch dimension is the row for a joint ranker, the request for a shared-context one.
+        shape = (rows, 1) if self.tokenizer.rules.architecture == JOINT else (1,)
+        return np.full(shape, deadline, dtype=np.int64)
+
+    def _count_tokens(self, padded, needed):
+        kinds = ["input_ids"] if self.tokenizer.rules.architecture == JOINT else self.engine_inputs
+        computed, necessary = self.token_metrics
+        computed.increment(sum(padded[name].size for name in kinds))
+        necessary.increment(needed)
 
     def _texts(self, request, name, limit):
         values = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
@@ -99,6 +124,10 @@ def _check_top_k(request):
     tensor = pb_utils.get_input_tensor_by_name(request, "top_k")
     if tensor is not None and (top_k := int(tensor.as_numpy()[0])) < 0:
         raise TextError(f"top_k: {top_k}; expected 0 (all) or a positive number")
+
+
+def _counter(name, description):
+    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
 
 
 def _failure(message, code):

@@ -1,0 +1,191 @@
+"""A model artifact becomes a Triton repository for GPUs: targets onnxruntime, tensorrt and tensorrt-tp.
+
+To the outside all targets are alike: the ensemble ``rank`` with the same tensors. Inside, ``score`` is one of Triton's
+own backends (``gpu_config.py``). The folder is named for its target, ``repository-tensorrt`` say, and lies beside the
+one for CPUs. Golden requests carry the scores of the same graph on the CPU, and how far a GPU may be from them: it adds
+up in another order, and a rounding to FP16 or INT8 makes a step of the last digit.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+
+from tritonrank.artifacts import Manifest, verify_artifact, write_artifact
+from tritonrank.assemble import (
+    assemble_settings,
+    python_sources,
+    write_ensemble,
+    write_identity_and_golden_cases,
+    write_warmup_masks,
+)
+from tritonrank.compile import build_graphs, compile_recipe
+from tritonrank.compile_ranks import compile_ranks, rank_plan_file, ranks_folder
+from tritonrank.engine import JOINT_FILE
+from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.gpu_config import gpu_configs
+from tritonrank.pipeline import Target, Workspace
+from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, REBUILD, read_identity
+from tritonrank.profiles import Profile, profiles_from, profiles_of
+from tritonrank.recipe import Recipe
+from tritonrank.text import RequestTokenizer
+
+ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")
+"""What ONNX Runtime gains from on a GPU: INT8 it would compute in floating point between two roundings."""
+GOLDEN_SHARES = {"fp32": 0.02, "fp16": 0.02, "int8": 0.15, "int8-fp16": 0.15}
+"""How far a score on a GPU may be from the same graph's on the CPU, as a share of the scores' spread. Several times the
+noise of each precision, and far less than what wrong tokens or masks do. No GPU has confirmed it yet."""
+
+console = Console()
+
+
+def build_target(recipe: Recipe, workspace: Workspace, target: Target) -> Path:
+    """Compile what the target needs, and assemble it; the folder of the repository.
+
+    Raises:
+        ArtifactError, GateError, RecipeError: as ``compile_recipe`` and ``assemble_target``.
+    """
+    if target is not Target.ONNXRUNTIME:
+        _first_precision(recipe, target)  # a fault of the recipe shows before minutes of compilation
+        (compile_ranks if target is Target.TENSORRT_TP else compile_recipe)(recipe, workspace)
+    return assemble_target(recipe, workspace, target)
+
+
+def assemble_target(recipe: Recipe, workspace: Workspace, target: Target) -> Path:
+    """Assemble plans that were compiled before, or for onnxruntime a graph, which is built if it is not up to date.
+
+    Returns:
+        The folder of the repository.
+
+    Raises:
+        ArtifactError: the plans are missing, damaged, or not those of the recipe.
+        GateError: the graph made the ranking worse than the budget allows.
+        RecipeError: the recipe does not fit the target.
+    """
+    if target is Target.ONNXRUNTIME:
+        precision = next((one for one in recipe.tensorrt.precisions if one in ONNXRUNTIME_PRECISIONS), "fp32")
+        graph_only = recipe.tensorrt.model_copy(update={"precisions": [precision]})
+        build_graphs(recipe.model_copy(update={"tensorrt": graph_only}), workspace)
+    else:
+        precision = _first_precision(recipe, target)
+    graph = workspace.tensorrt_graph(recipe, precision)
+    engines = {
+        Target.ONNXRUNTIME: graph,
+        Target.TENSORRT: workspace.plans / precision,
+        Target.TENSORRT_TP: ranks_folder(recipe, workspace, precision),
+    }
+    folder = workspace.repository_for(target)
+    assemble_for_gpu(recipe, target, precision, workspace.dataset, graph, engines[target], folder)
+    return folder
+
+
+def assemble_for_gpu(
+    recipe: Recipe,
+    target: Target,
+    precision: str,
+    dataset_folder: Path,
+    graph_folder: Path,
+    engine_folder: Path,
+    folder: Path,
+) -> None:
+    """Write the complete repository.
+
+    Args:
+        recipe: its serve section says how to serve, its tensor_parallel on how many GPUs.
+        target: any but the CPU.
+        precision: one of tensorrt.precisions.
+        dataset_folder: where golden requests come from.
+        graph_folder: the artifact with the graph of that precision; its scores are the golden ones.
+        engine_folder: what the scorer loads: the same folder for onnxruntime, else the plans made of it.
+        folder: the repository.
+
+    Raises:
+        ArtifactError: the engine is missing, damaged, or not that of the recipe.
+        RecipeError: the engine does not hold as many candidates as the recipe allows.
+    """
+    engine = _verified(engine_folder, target)
+    profiles = _profiles(recipe, target, graph_folder, engine_folder)
+    files = _engine_files(engine_folder, engine, recipe, target)
+    settings = assemble_settings(recipe) | {"target": str(target), "precision": precision}
+    with write_artifact(folder, "assemble", settings, {"engine": engine}) as draft:
+        configs = gpu_configs(recipe, target, profiles)
+        sources = [(model, source) for model, source in python_sources() if model != "score"]
+        write_ensemble(configs, sources, graph_folder, draft.folder)
+        for name in files:
+            shutil.copyfile(engine_folder / name, draft.folder / "score" / "1" / name)
+        write_warmup_masks(configs["score"], draft.folder)
+        identity = {"artifact": engine.artifact[:16], "recipe": recipe.name, "stage": engine.stage}
+        cases = write_identity_and_golden_cases(
+            identity, dataset_folder, graph_folder, draft.folder, GOLDEN_SHARES[precision]
+        )
+        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
+    console.print(f"[bold]{'assemble':<10}[/] -> {folder}  ({target}, {precision})", highlight=False)
+
+
+def _first_precision(recipe: Recipe, target: Target) -> str:
+    if target is Target.TENSORRT_TP and (recipe.tensor_parallel == 1 or not recipe.tensorrt.precisions):
+        raise RecipeError(
+            f"{recipe.name}: target tensorrt-tp needs tensor_parallel above 1 and one of tensorrt.precisions; try "
+            "--set tensor_parallel=2 --set 'tensorrt.precisions=[fp16]'"
+        )
+    if not recipe.tensorrt.precisions:
+        raise RecipeError(
+            f"{recipe.name}: target {target} needs one of tensorrt.precisions; try --set 'tensorrt.precisions=[fp16]'"
+        )
+    if target is Target.TENSORRT and recipe.tensor_parallel > 1:
+        raise RecipeError(
+            f"{recipe.name}: target tensorrt has a whole plan on each GPU, and tensor_parallel is "
+            f"{recipe.tensor_parallel}; use --target tensorrt-tp, or --set tensor_parallel=1"
+        )
+    return recipe.tensorrt.precisions[0]
+
+
+def _verified(folder: Path, target: Target) -> Manifest:
+    if target is not Target.ONNXRUNTIME and not folder.is_dir():
+        raise ArtifactError(f"{folder}: no plans are here. {_compile_again(target)}")
+    return verify_artifact(folder)
+
+
+def _profiles(recipe: Recipe, target: Target, graph_folder: Path, engine_folder: Path) -> list[Profile]:
+    """The shapes that the engine is made for; a plan has its own, and they have to be those of the recipe."""
+    if target is Target.ONNXRUNTIME:
+        return _profiles_of_recipe(recipe, graph_folder)
+    held = profiles_from(read_identity(engine_folder).profiles)
+    if target is Target.TENSORRT and held != (wanted := _profiles_of_recipe(recipe, graph_folder)):
+        raise ArtifactError(
+            f"{engine_folder}: the plan was compiled for {_described(held)}; by tensorrt.candidate_buckets, "
+            f"tensorrt.token_buckets, tensorrt.requests and the text settings it is {_described(wanted)} now. "
+            f"{_compile_again(target)}"
+        )
+    return held
+
+
+def _profiles_of_recipe(recipe: Recipe, graph_folder: Path) -> list[Profile]:
+    inputs = [tensor.name for tensor in onnx.load(graph_folder / JOINT_FILE, load_external_data=False).graph.input]
+    return profiles_of(recipe, RequestTokenizer.from_folder(graph_folder), inputs)
+
+
+def _described(profiles: Sequence[Profile]) -> str:
+    """The largest shapes of each profile, of the input that has all sizes."""
+    return ", ".join("x".join(map(str, list(profile.values())[-1].largest)) for profile in profiles)
+
+
+def _engine_files(folder: Path, engine: Manifest, recipe: Recipe, target: Target) -> list[str]:
+    """Names of the files that the scorer loads."""
+    if target is Target.ONNXRUNTIME:
+        return [JOINT_FILE]
+    if target is Target.TENSORRT:
+        return [PLAN_FILE, IDENTITY_FILE]
+    ranks = recipe.tensor_parallel
+    names = [PLAN_FILE, *map(rank_plan_file, range(ranks))]
+    if any(name not in engine.files for name in names) or rank_plan_file(ranks) in engine.files:
+        held = sum(name.startswith(f"{PLAN_FILE}.rank") for name in engine.files)
+        again = f"{_compile_again(target)} --set tensor_parallel={ranks}"
+        raise ArtifactError(f"{folder}: plans of {held} ranks; tensor_parallel is {ranks}. {again}")
+    return [*names, IDENTITY_FILE]
+
+
+def _compile_again(target: Target) -> str:
+    return f"Compile for {target}: {REBUILD}"
