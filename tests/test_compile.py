@@ -1,6 +1,7 @@
 """Shapes, identities and refusals of plans; the builds themselves are in test_engines.py."""
 
 import dataclasses
+import json
 import shutil
 import types
 from collections.abc import Callable
@@ -25,12 +26,12 @@ from tritonrank.plans import (
     find_gpu,
     write_identity,
 )
-from tritonrank.profiles import profiles_of
+from tritonrank.profiles import buckets_of, profiles_from, profiles_of
 from tritonrank.qdq_rules import check_graph
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.scorers import open_scorer
 from tritonrank.serve import serving
-from tritonrank.text import RequestTokenizer
+from tritonrank.text import Buckets, RequestTokenizer
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.1")
 VERSION = "11.2.1.2"
@@ -57,11 +58,14 @@ def test_profiles_of_a_shared_context_ranker(tiny_recipe: Recipe, tokenizer: Req
     assert found == [
         ((4, context), (1, 1, 1), (4, 16, 8)),
         ((4, context), (1, 1, 9), (4, 16, tokens)),
-        ((3, context), (1, 17, 1), (3, 300, 8)),  # 3 x 300 candidates are not more than 1,000
-        ((3, context), (1, 17, 9), (3, 300, tokens)),
-        ((1, context), (1, 301, 1), (1, 1_000, 8)),
-        ((1, context), (1, 301, 9), (1, 1_000, tokens)),
+        ((4, context), (1, 17, 1), (4, 300, 8)),
+        ((4, context), (1, 17, 9), (4, 300, tokens)),
+        ((4, context), (1, 301, 1), (4, 1_000, 8)),  # Triton would put four of these together, too
+        ((4, context), (1, 301, 9), (4, 1_000, tokens)),
     ]
+    assert buckets_of(profiles) == Buckets((16, 300, 1_000), (8, tokens))
+    described = [{name: dataclasses.asdict(one) for name, one in profile.items()} for profile in profiles]
+    assert profiles_from(json.loads(json.dumps(described))) == profiles
     for profile in profiles:
         for one in profile.values():
             assert all(a <= b <= c for a, b, c in zip(one.smallest, one.best, one.largest, strict=True))
@@ -80,6 +84,7 @@ def test_profiles_of_a_joint_ranker(joint_workspace: Workspace, joint_recipe: Re
         (1_000, 32),
         (1_000, longest),
     ]
+    assert buckets_of(profiles) == Buckets((64, 1_000), (32, longest))
 
 
 def test_a_token_bucket_that_no_row_fills_is_an_error(tiny_recipe: Recipe, tokenizer: RequestTokenizer) -> None:

@@ -20,10 +20,12 @@ from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.compile import Builder, build_plan, find_builder
 from tritonrank.errors import ArtifactError
 from tritonrank.finetune import untrained_ranker
-from tritonrank.plans import Gpu, check_plan, read_identity
+from tritonrank.gpu_targets import assemble_target
+from tritonrank.pipeline import Target
+from tritonrank.plans import Gpu, check_plan, check_plans, read_identity
 from tritonrank.profiles import Range, profiles_of
 from tritonrank.qdq_rules import check_graph
-from tritonrank.recipe import Recipe
+from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.scorers import open_scorer
 from tritonrank.text import JOINT, SHARED_CONTEXT
 
@@ -147,6 +149,9 @@ def test_the_whole_way_from_a_recipe_to_plans(
     judged = read_manifest(build.workspace.int8_fp16).metrics
     assert judged["gate against fine-tuned"]["passed"]
     written = {path: path.stat().st_mtime_ns for path in plans.rglob("model.plan")}
+    assembled = assemble_target(load_recipe(build.recipe_path, arguments[5::2]), build.workspace, Target.TENSORRT)
+    with pytest.raises(ArtifactError, match="TensorRT-RTX engine"):
+        check_plans(assembled)
     second = run()
     stages = 7  # prepare, finetune, export, quantize, fp16, quantize-tensorrt, mix
     assert sum("up to date" in line for line in second) == stages + len(written)

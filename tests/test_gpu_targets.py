@@ -1,161 +1,310 @@
-"""The repository for several GPUs: its configs, and what is refused before a server starts. No GPU is needed."""
+"""Repositories for GPUs: they are whole, and what does not fit is refused before a server starts. No GPU is needed."""
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank.artifacts import verify_artifact, write_artifact
-from tritonrank.compile_ranks import one_profile, plan_profile, rank_plan_file, ranks_folder
+from tritonrank import cli, gpu_targets
+from tritonrank import plans as plans_module
+from tritonrank.artifacts import sha256_file, verify_artifact, write_artifact
+from tritonrank.compile_ranks import one_profile, rank_plan_file, ranks_folder
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.export import copy_text_files
-from tritonrank.pipeline import Workspace
-from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, check_plans
-from tritonrank.profiles import Profile, Range
-from tritonrank.recipe import Recipe, ServeSettings
-from tritonrank.tensorrt_tp import assemble_ranks, assemble_tensorrt_tp, tensorrt_tp_configs
-from tritonrank.triton_config import as_text
+from tritonrank.gpu_targets import GOLDEN_SHARES, assemble_for_gpu, assemble_target, build_target
+from tritonrank.pipeline import Target, Workspace
+from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, Gpu, PlanIdentity, write_identity
+from tritonrank.profiles import profiles_of
+from tritonrank.recipe import Recipe
+from tritonrank.serve import golden_requests, serving
+from tritonrank.text import RequestTokenizer
 
-SHARED: Profile = {
-    "context_ids": Range((1, 1), (1, 90), (1, 90)),
-    "candidate_ids": Range((1, 1, 1), (1, 100, 24), (1, 1_000, 24)),
-}
-JOINT: Profile = dict.fromkeys(["input_ids", "attention_mask"], Range((1, 1), (100, 112), (1_000, 112)))
 RANKS = 2
+A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.1")
+VERSION = "11.2.1.2"
+Plant = Callable[..., Path]
+
+
+def for_plan(recipe: Recipe, **tensorrt: Any) -> Recipe:
+    """A recipe whose plan is FP32: the graph of a joint ranker is there already."""
+    settings = {"precisions": ["fp32"], "candidate_buckets": [16, 1_000]} | tensorrt
+    return recipe.model_copy(update={"tensorrt": recipe.tensorrt.model_copy(update=settings)})
+
+
+def for_ranks(recipe: Recipe, ranks: int = RANKS) -> Recipe:
+    return for_plan(recipe).model_copy(update={"tensor_parallel": ranks})
 
 
 @pytest.fixture
-def plans(workspace: Workspace, tmp_path: Path) -> Path:
-    """What `compile` writes, with plans that are not; TensorRT-RTX makes real ones in test_shard_engines.py."""
-    folder = tmp_path / "plans" / "fp16-tp2"
-    folder.parent.mkdir()
-    with write_artifact(folder, "compile", {}, {}) as draft:
-        copy_text_files(workspace.onnx, draft.folder)
-        for name in (PLAN_FILE, *map(rank_plan_file, range(RANKS))):
-            (draft.folder / name).write_bytes(name.encode())
-        profile = {name: asdict(shapes) for name, shapes in SHARED.items()}
-        (draft.folder / IDENTITY_FILE).write_text(json.dumps({"profiles": [profile]}))
-    return folder
+def own(joint_workspace: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of the joint ranker's artifacts, to which plans may be added."""
+    workspace = Workspace(tmp_path / "artifacts" / "tiny")
+    for folder in (joint_workspace.dataset, joint_workspace.onnx):
+        shutil.copytree(folder, workspace.root / folder.name)
+    return workspace
 
 
 @pytest.fixture
-def assemble(tiny_recipe: Recipe, workspace: Workspace, tmp_path: Path) -> Callable[[Path, int], Path]:
-    def run(plans: Path, ranks: int) -> Path:
-        recipe = tiny_recipe.model_copy(update={"tensor_parallel": ranks})
-        assemble_tensorrt_tp(recipe, workspace.dataset, workspace.onnx, plans, tmp_path / "repository")
-        return tmp_path / "repository"
+def plant(own: Workspace) -> Plant:
+    """What `compile` writes, with plans that are none; TensorRT-RTX makes real ones in test_engines.py."""
 
-    return run
+    def make(recipe: Recipe, **changes: Any) -> Path:
+        ranks = recipe.tensor_parallel
+        folder = own.plans / "fp32" if ranks == 1 else ranks_folder(recipe, own, "fp32")
+        folder.parent.mkdir(exist_ok=True)
+        graph = own.onnx / "model.onnx"
+        inputs = [tensor.name for tensor in onnx.load(graph).graph.input]
+        profiles = profiles_of(recipe, RequestTokenizer.from_folder(own.onnx), inputs)
+        if ranks > 1:
+            profiles = [one_profile(profiles)]
+        with write_artifact(folder, "compile", {}, {}) as draft:
+            copy_text_files(own.onnx, draft.folder)
+            for name in (PLAN_FILE, *(map(rank_plan_file, range(ranks)) if ranks > 1 else ())):
+                (draft.folder / name).write_bytes(name.encode())
+            identity = PlanIdentity(
+                module="tensorrt",
+                version=VERSION,
+                compute_capabilities=["8.0"],
+                gpu=A100.name,
+                driver=A100.driver,
+                precision="fp32",
+                version_compatible=False,
+                hardware_compatibility="none",
+                profiles=[{name: asdict(one) for name, one in profile.items()} for profile in profiles],
+                graph=sha256_file(graph),
+                sha256=sha256_file(draft.folder / PLAN_FILE),
+            )
+            write_identity(draft.folder, dataclasses.replace(identity, **changes))
+        return folder
+
+    return make
 
 
 def read_config(repository: Path, model: str) -> pb.ModelConfig:
     return text_format.Parse((repository / model / "config.pbtxt").read_text(), pb.ModelConfig())
 
 
-def test_the_repository_is_whole(plans: Path, assemble: Callable[[Path, int], Path]) -> None:
-    repository = assemble(plans, RANKS)
-    verify_artifact(repository)
-    held = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
-    score = {f"score/1/{name}" for name in (PLAN_FILE, "model.plan.rank0", "model.plan.rank1", IDENTITY_FILE)}
-    assert {name for name in held if name.startswith("score/")} == score | {"score/config.pbtxt"}
-    assert {"golden.json", "tokenize/1/tokenizer.json", "select/1/artifact.json", "rank/config.pbtxt"} <= held
-    assert len(json.loads((repository / "golden.json").read_text())["cases"]) == 4
+def files_of_score(repository: Path) -> set[str]:
+    score = repository / "score"
+    return {str(path.relative_to(score)) for path in score.rglob("*") if path.is_file()}
 
 
-def test_the_scorer_is_one_instance_over_all_gpus(plans: Path, assemble: Callable[[Path, int], Path]) -> None:
-    config = read_config(assemble(plans, RANKS), "score")
-    assert config.backend == "tensorrt"
-    assert [(group.kind, group.count) for group in config.instance_group] == [(pb.ModelInstanceGroup.KIND_MODEL, 1)]
-    assert {name: value.string_value for name, value in config.parameters.items()} == {
-        "enable_multi_device": "true",
-        "multi_device_gpus": "0,1",
-        "multi_device_per_rank_engines": "true",
+# What is written
+
+
+@pytest.mark.parametrize("target", [Target.TENSORRT, Target.TENSORRT_TP])
+def test_a_repository_of_plans_is_whole(target: Target, joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    recipe = for_plan(joint_recipe) if target is Target.TENSORRT else for_ranks(joint_recipe)
+    plant(recipe)
+    repository = assemble_target(recipe, own, target)
+    assert repository == own.root / f"repository-{target}" == own.repository_for(target)
+    manifest = verify_artifact(repository)
+    assert (manifest.settings["target"], manifest.settings["precision"]) == (target, "fp32")
+    plan_files = {"1/model.plan", "1/plan.json"}
+    if target is Target.TENSORRT_TP:
+        plan_files |= {"1/model.plan.rank0", "1/model.plan.rank1"}
+    masks = {
+        f"warmup/{sample.inputs['attention_mask'].input_data_file}"
+        for sample in read_config(repository, "score").model_warmup
     }
-    assert not config.optimization.cuda.graphs
-    policy = config.dynamic_batching.default_queue_policy
-    assert policy.max_queue_size > 0
-    assert policy.default_timeout_microseconds > 0
-    assert policy.allow_timeout_override  # or a request's own deadline would not count
-    assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+    assert masks
+    assert files_of_score(repository) == plan_files | masks | {"config.pbtxt"}
+    for mask in masks:
+        ones = np.frombuffer((repository / "score" / mask).read_bytes(), dtype="<i4")
+        assert ones.tolist() == [1] * int(mask.rsplit("_", 1)[1])
+    for name in ("golden.json", "tokenize/1/tokenizer.json", "select/1/artifact.json", "rank/config.pbtxt"):
+        assert (repository / name).is_file()
+    assert json.loads((repository / "select" / "1" / "artifact.json").read_text())["artifact"]
 
 
-@pytest.mark.parametrize("profile", [SHARED, JOINT], ids=["shared-context", "joint"])
-def test_the_ensemble_fits_the_scorer(profile: Profile) -> None:
-    configs = tensorrt_tp_configs(ServeSettings(), profile, ranks=4)
-    rank, score = configs["rank"], configs["score"]
-    assert as_text(score) == as_text(text_format.Parse(as_text(score), pb.ModelConfig()))
-    steps = {step.model_name: step for step in rank.ensemble_scheduling.step}
-    assert set(steps["score"].input_map) == {tensor.name for tensor in score.input} == set(profile)
-    assert "deadline" not in str(rank)
-    made = {name for step in steps.values() for name in step.output_map.values()} | {one.name for one in rank.input}
-    assert {name for step in steps.values() for name in step.input_map.values()} <= made
-    for tensor in score.input:
-        assert len(tensor.dims) == len(profile[tensor.name].best) - 1
-        assert not tensor.allow_ragged_batch
-    assert score.max_batch_size == next(iter(profile.values())).largest[0]
-    for warmup in score.model_warmup:
-        assert warmup.batch_size <= score.max_batch_size
-        for name, tensor in warmup.inputs.items():
-            size = (warmup.batch_size, *tensor.dims)
-            bounds = zip(profile[name].smallest, size, profile[name].largest, strict=True)
-            assert all(low <= found <= high for low, found, high in bounds)
-    assert configs["score"].parameters["multi_device_gpus"].string_value == "0,1,2,3"
+def test_golden_scores_are_the_graphs_and_leave_room_for_rounding(
+    joint_recipe: Recipe, own: Workspace, plant: Plant, joint_workspace: Workspace
+) -> None:
+    recipe = for_plan(joint_recipe)
+    plant(recipe)
+    repository = assemble_target(recipe, own, Target.TENSORRT)
+    scores = [score for _, expected in golden_requests(repository) for score in expected]
+    tolerance = json.loads((repository / "golden.json").read_text())["tolerance"]
+    assert tolerance == pytest.approx(GOLDEN_SHARES["fp32"] * np.std(scores))
+    assert json.loads((joint_workspace.repository / "golden.json").read_text())["tolerance"] == 1e-4
+    assert max(GOLDEN_SHARES.values()) < 0.5  # wrong tokens move scores by about their spread
 
 
-def test_one_profile_holds_what_all_hold() -> None:
-    buckets = [
-        {"context_ids": Range((1, 1), (4, 90), (4, 90)), "candidate_ids": Range((1, 1, 1), (4, 16, 24), (4, 16, 24))},
-        {
-            "context_ids": Range((1, 1), (1, 90), (1, 90)),
-            "candidate_ids": Range((1, 17, 1), (1, 1_000, 24), (1, 1_000, 24)),
-        },
-    ]
-    assert one_profile(buckets) == SHARED
-    rows = [
-        dict.fromkeys(JOINT, Range((1, 1), (16, 112), (16, 112))),
-        dict.fromkeys(JOINT, Range((17, 1), (1_000, 112), (1_000, 112))),
-    ]
-    assert one_profile(rows) == JOINT
-    assert one_profile(rows[:1]) == rows[0]
+def test_onnxruntime_serves_the_first_precision_that_gains_from_it(
+    joint_recipe: Recipe, own: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[list[str]] = []
+    monkeypatch.setattr(gpu_targets, "build_graphs", lambda recipe, _: built.append(recipe.tensorrt.precisions))
+    shutil.copytree(own.onnx, own.fp16)  # which graph it is does not matter here
+    for precisions, chosen in (([], "fp32"), (["int8"], "fp32"), (["int8-fp16", "fp16", "fp32"], "fp16")):
+        repository = assemble_target(for_plan(joint_recipe, precisions=precisions), own, Target.ONNXRUNTIME)
+        assert verify_artifact(repository).settings["precision"] == chosen
+        assert built.pop() == [chosen]
+        assert {"1/model.onnx", "config.pbtxt"} <= files_of_score(repository)
 
 
-def test_the_profile_comes_from_the_plan(plans: Path) -> None:
-    assert plan_profile(plans) == SHARED
+def test_build_compiles_first(
+    joint_recipe: Recipe, own: Workspace, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = for_plan(joint_recipe)
+    monkeypatch.setattr(gpu_targets, "compile_recipe", lambda wanted, _: plant(wanted))
+    assert build_target(recipe, own, Target.TENSORRT) == own.repository_for(Target.TENSORRT)
+    with pytest.raises(RecipeError, match=r"target tensorrt needs one of tensorrt\.precisions"):
+        build_target(for_plan(joint_recipe, precisions=[]), own, Target.TENSORRT)
+
+
+# What is refused when it is assembled
+
+
+def test_a_recipe_that_does_not_fit_the_target_is_refused(joint_recipe: Recipe, own: Workspace) -> None:
+    for recipe in (joint_recipe, joint_recipe.model_copy(update={"tensor_parallel": 2})):
+        with pytest.raises(RecipeError, match=r"needs tensor_parallel above 1 and one of tensorrt\.precisions"):
+            assemble_target(recipe, own, Target.TENSORRT_TP)
+    with pytest.raises(RecipeError, match=r"target tensorrt needs one of tensorrt\.precisions.*precisions=\[fp16\]"):
+        assemble_target(joint_recipe, own, Target.TENSORRT)
+    with pytest.raises(RecipeError, match=r"tensor_parallel is 2; use --target tensorrt-tp"):
+        assemble_target(for_ranks(joint_recipe), own, Target.TENSORRT)
+
+
+@pytest.mark.parametrize("target", [Target.TENSORRT, Target.TENSORRT_TP])
+def test_missing_and_damaged_plans_are_refused(
+    target: Target, joint_recipe: Recipe, own: Workspace, plant: Plant
+) -> None:
+    recipe = for_plan(joint_recipe) if target is Target.TENSORRT else for_ranks(joint_recipe)
+    with pytest.raises(ArtifactError, match=rf"no plans are here\. Compile for {target}: .*tritonrank compile RECIPE"):
+        assemble_target(recipe, own, target)
+    last = PLAN_FILE if target is Target.TENSORRT else rank_plan_file(1)
+    (plant(recipe) / last).write_bytes(b"truncated")
+    with pytest.raises(ArtifactError, match=rf"(?s){last}: changed since it was built.*tritonrank compile RECIPE"):
+        assemble_target(recipe, own, target)
+    assert not own.repository_for(target).exists()
 
 
 @pytest.mark.parametrize("ranks", [3, 4])
-def test_plans_for_fewer_gpus_are_refused(plans: Path, assemble: Callable[[Path, int], Path], ranks: int) -> None:
+def test_plans_for_fewer_gpus_are_refused(ranks: int, joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    plans = plant(for_ranks(joint_recipe))
+    with pytest.raises(ArtifactError, match=rf"plans of 2 ranks; tensor_parallel is {ranks}.*tensor_parallel={ranks}"):
+        assemble_for_gpu(
+            for_ranks(joint_recipe, ranks),
+            Target.TENSORRT_TP,
+            "fp32",
+            own.dataset,
+            own.onnx,
+            plans,
+            own.repository_for(Target.TENSORRT_TP),
+        )
+
+
+def test_plans_lie_apart_by_precision_and_number(joint_recipe: Recipe, own: Workspace) -> None:
+    assert ranks_folder(for_ranks(joint_recipe, 4), own, "int8").relative_to(own.root) == Path("plans/int8-tp4")
+
+
+def test_a_plan_that_cannot_hold_a_request_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    small = for_plan(joint_recipe, candidate_buckets=[16, 100])
+    for ranks, target in ((1, Target.TENSORRT), (RANKS, Target.TENSORRT_TP)):
+        plant(small.model_copy(update={"tensor_parallel": ranks}))
+        recipe = for_plan(joint_recipe).model_copy(update={"tensor_parallel": ranks})
+        with pytest.raises(RecipeError, match=r"serve\.max_candidates is 1000.*tensorrt\.candidate_buckets"):
+            assemble_target(recipe, own, target)
+
+
+def test_a_plan_for_other_buckets_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    """Requests would be padded to shapes that no profile is tuned for."""
+    plant(for_plan(joint_recipe))
     with pytest.raises(
-        ArtifactError, match=rf"plans of 2 ranks; tensor_parallel is {ranks}.*tritonrank compile RECIPE"
+        ArtifactError, match=r"compiled for 16x\d+, 1000x\d+; by .* it is 64x\d+, 1000x\d+ now\. Compile"
     ):
-        assemble(plans, ranks)
+        assemble_target(for_plan(joint_recipe, candidate_buckets=[64, 1_000]), own, Target.TENSORRT)
 
 
-def test_damaged_and_missing_plans_are_refused(
-    plans: Path, assemble: Callable[[Path, int], Path], tmp_path: Path
+def test_a_plan_of_another_graph_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    plant(for_plan(joint_recipe), graph="0" * 64)
+    with pytest.raises(ArtifactError, match=r"compiled from another graph than .*model\.onnx.*tritonrank compile"):
+        assemble_target(for_plan(joint_recipe), own, Target.TENSORRT)
+
+
+# What is refused when it is served
+
+
+def start(repository: Path) -> None:
+    with serving(repository):
+        raise AssertionError("a server started on plans that are none")
+
+
+def test_plans_are_refused_where_no_gpu_is(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    plant(for_plan(joint_recipe))
+    with pytest.raises(ArtifactError, match=r"cannot be served: .*no GPU is found here.*Rebuild it on the machine"):
+        start(assemble_target(for_plan(joint_recipe), own, Target.TENSORRT))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": "10.16.1.11"}, r"built with TensorRT 10\.16\.1\.11, here is 11\.2\.1\.2"),
+        ({"gpu": "NVIDIA L4", "compute_capabilities": ["8.9"]}, r"built on NVIDIA L4 .*here is NVIDIA A100"),
+        ({"module": "tensorrt_rtx"}, "TensorRT-RTX engine"),
+        ({"sha256": "0" * 64}, r"model\.plan: truncated or changed since it was built"),
+    ],
+)
+def test_foreign_plans_are_refused_before_triton_starts(
+    changes: dict[str, Any],
+    said: str,
+    joint_recipe: Recipe,
+    own: Workspace,
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(ArtifactError, match=r"no plans are here.*tritonrank compile RECIPE"):
-        assemble(tmp_path / "nothing", RANKS)
-    (plans / "model.plan.rank1").write_bytes(b"truncated")
-    with pytest.raises(ArtifactError, match=r"model\.plan\.rank1: changed since it was built"):
-        assemble(plans, RANKS)
-    assert not (tmp_path / "repository").exists()
+    monkeypatch.setattr(plans_module, "runtime_version", lambda: VERSION)
+    monkeypatch.setattr(plans_module, "find_gpu", lambda: A100)
+    plant(for_plan(joint_recipe), **changes)
+    repository = assemble_target(for_plan(joint_recipe), own, Target.TENSORRT)
+    with pytest.raises(ArtifactError, match=said) as refused:
+        start(repository)
+    assert "tritonrank compile RECIPE" in str(refused.value)
 
 
-def test_a_recipe_without_ranks_or_precision_is_refused(tiny_recipe: Recipe, workspace: Workspace) -> None:
-    for changes in ({"tensor_parallel": 1}, {"tensor_parallel": 2}):
-        with pytest.raises(RecipeError, match=r"needs tensor_parallel above 1 and one of tensorrt\.precisions"):
-            assemble_ranks(tiny_recipe.model_copy(update=changes), workspace)
+def test_a_truncated_plan_in_a_repository_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    plant(for_plan(joint_recipe))
+    repository = assemble_target(for_plan(joint_recipe), own, Target.TENSORRT)
+    (repository / "score" / "1" / PLAN_FILE).write_bytes(b"mod")
+    with pytest.raises(ArtifactError, match=r"score/1/model\.plan: changed since it was built"):
+        start(repository)
+    (repository / "score" / "1" / IDENTITY_FILE).unlink()
+    with pytest.raises(ArtifactError, match=r"score/1/plan\.json: missing"):
+        start(repository)
 
 
-def test_plans_lie_apart_by_precision_and_number(tiny_recipe: Recipe, workspace: Workspace) -> None:
-    recipe = tiny_recipe.model_copy(update={"tensor_parallel": 4})
-    assert ranks_folder(recipe, workspace, "int8").relative_to(workspace.root) == Path("plans/int8-tp4")
+# The command
 
 
-def test_a_foreign_plan_is_refused_before_triton_starts(plans: Path, assemble: Callable[[Path, int], Path]) -> None:
-    with pytest.raises(ArtifactError, match=r"plan\.json: cannot be read"):
-        check_plans(assemble(plans, RANKS))
+@pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.TENSORRT, Target.TENSORRT_TP])
+@pytest.mark.parametrize("command", ["assemble", "build"])
+def test_the_command_passes_the_target_on(
+    command: str, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, Target]] = []
+
+    def make(recipe: Recipe, workspace: Workspace, wanted: Target) -> Path:
+        asked.append((recipe.name, wanted))
+        return workspace.repository_for(wanted)
+
+    monkeypatch.setattr(gpu_targets, f"{command}_target", make)
+    monkeypatch.setattr(cli, "run_stages", lambda *_, **__: None)
+    monkeypatch.setattr("tritonrank.summary.show_summary", lambda _: None)
+    recipe = Path(__file__).parent / "tiny.yaml"
+    monkeypatch.setattr(
+        "sys.argv", ["tritonrank", command, str(recipe), "--artifacts", str(tmp_path), "--target", target]
+    )
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    assert not exited.value.code
+    assert asked == [("tiny", target)]
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "tiny" / f"repository-{target}")

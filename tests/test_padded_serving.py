@@ -40,6 +40,8 @@ class Padded:
     repository: Path
     in_process: EngineScorer
     """the graphs that target cpu serves"""
+    warmed_up: list[list[list[int]]]
+    """``executions`` when the server was ready"""
 
     @property
     def is_joint(self) -> bool:
@@ -53,9 +55,7 @@ class Padded:
         return str(read_config(self.repository, "tokenize").parameters[name].string_value)
 
     def executions(self) -> list[list[list[int]]]:
-        """Shapes of the requests of each execution since the models were loaded, warm-up included."""
-        lines = (self.repository / "score" / "1" / "executions.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return executions_of(self.repository)
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(self.triton.metrics_url, timeout=10) as page:
@@ -83,7 +83,13 @@ def padded(
     repository = assemble_target(target_recipe, own, Target.ONNXRUNTIME)
     put_stand_in(repository)
     with LocalTriton(repository) as triton:
-        yield Padded(triton, repository, open_scorer(built.onnx))
+        yield Padded(triton, repository, open_scorer(built.onnx), executions_of(repository))
+
+
+def executions_of(repository: Path) -> list[list[list[int]]]:
+    """Shapes of the requests of each execution since the models were loaded, warm-up included."""
+    lines = (repository / "score" / "1" / "executions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def put_stand_in(repository: Path) -> None:
@@ -131,7 +137,7 @@ def test_every_request_has_the_shape_of_a_bucket(padded: Padded, held_out: list[
     before = len(padded.executions())
     sizes = [2, 9, 50]
     ask_all(padded, requests_of_sizes(held_out, sizes), at_once=1)
-    found = [shapes for shapes in padded.executions()[before:]]
+    found = padded.executions()[before:]
     assert [len(shapes) for shapes in found] == [1, 1, 1]
     first = [] if padded.is_joint else [1]
     for (shape,), bucket in zip(found, CANDIDATE_BUCKETS, strict=True):
@@ -160,11 +166,12 @@ def test_requests_of_a_bucket_share_an_execution(padded: Padded, held_out: list[
 
 
 def test_warm_up_ran_every_bucket(padded: Padded) -> None:
-    config = read_config(padded.repository, "score")
-    ran = {tuple(shape[1 - padded.is_joint :]) for shapes in padded.executions() for shape in shapes}
-    sizes = {tuple(sample.inputs[name].dims) for sample in config.model_warmup for name in list(sample.inputs)[-1:]}
-    assert len(config.model_warmup) == len(CANDIDATE_BUCKETS) * len(padded.token_buckets) * (2 - padded.is_joint)
-    assert {size[-1] for size in sizes} == set(padded.token_buckets) <= {size[-1] for size in ran}
+    ran = {tuple(shape[1:]) for shapes in padded.warmed_up for shape in shapes}
+    tokens = padded.token_buckets
+    joint, shared = {(one,) for one in tokens}, {(many, one) for many in CANDIDATE_BUCKETS for one in tokens}
+    assert ran == (joint if padded.is_joint else shared)
+    requests_of_warmups = [sum(shape[0] for shape in shapes) for shapes in padded.warmed_up]
+    assert set(requests_of_warmups) == (set(CANDIDATE_BUCKETS) if padded.is_joint else {1, MOST_REQUESTS})
 
 
 def test_more_candidates_than_the_largest_bucket_are_refused(padded: Padded, held_out: list[Request]) -> None:

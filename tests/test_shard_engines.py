@@ -18,15 +18,15 @@ from tritonrank.compile_ranks import compile_precision_ranks, one_profile
 from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE
 from tritonrank.errors import ArtifactError
 from tritonrank.finetune import untrained_ranker
+from tritonrank.gpu_targets import assemble_target
 from tritonrank.modeling import SharedContextRanker
-from tritonrank.pipeline import Workspace
+from tritonrank.pipeline import Target, Workspace
 from tritonrank.plans import check_plans
 from tritonrank.profiles import Profile, Range, profiles_of
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import open_scorer
 from tritonrank.shard import write_shards
 from tritonrank.shard_runner import shard_file
-from tritonrank.tensorrt_tp import assemble_ranks
 from tritonrank.text import JOINT, SHARED_CONTEXT
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
@@ -117,6 +117,6 @@ def test_a_recipe_compiles_to_plans_that_the_target_takes(
     created = held.created
     assert compile_precision_ranks(recipe, workspace, "fp32", builder) == folder
     assert verify_artifact(folder).created == created, "up to date"
-    repository = assemble_ranks(recipe, workspace)
+    repository = assemble_target(recipe, workspace, Target.TENSORRT_TP)
     with pytest.raises(ArtifactError, match="TensorRT-RTX engine, which Triton's tensorrt backend does not load"):
         check_plans(repository)

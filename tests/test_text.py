@@ -34,6 +34,7 @@ from tritonrank.text import (
     RULES_FILE,
     SHARED_CONTEXT,
     TOKENIZER_FILE,
+    Buckets,
     JointRows,
     RequestTokenizer,
     SharedContextRows,
@@ -314,6 +315,46 @@ def test_the_context_is_the_same_for_both_architectures() -> None:
     for row, own in zip(joint.input_ids, shared_context.candidate_ids, strict=True):
         tokens = [token for token in own[1:].tolist() if token != PADDING]
         assert row[len(context) : len(context) + len(tokens)].tolist() == tokens
+
+
+def test_padded_shared_context_rows_by_hand() -> None:
+    tokenizer = ours(rules=replace(RULES, architecture=SHARED_CONTEXT, query_tokens=2, history_tokens=2))
+    tensors = tokenizer.tensors([5, 6], [(7,), (8, 9, 10)])
+    padded = tokenizer.padded(tensors, Buckets((1, 3, 9), (2, 5, 13)))
+    assert padded["context_ids"].tolist() == [101, 5, 6, 102, -1, -1, -1]
+    assert padded["candidate_ids"].tolist() == [[101, 7, -1, -1, -1], [101, 8, 9, 10, -1], [-1] * 5]
+    assert {tensor.dtype for tensor in padded.values()} == {np.dtype(np.int32)}
+
+
+def test_padded_joint_rows_by_hand() -> None:
+    tokenizer = ours()
+    padded = tokenizer.padded(tokenizer.tensors([5], [(7,), (8, 9)]), Buckets((4,), (8,)))
+    assert padded["input_ids"].tolist() == [
+        [101, 5, 102, 7, 102, 0, 0, 0],
+        [101, 5, 102, 8, 9, 102, 0, 0],
+        [0] * 8,
+        [0] * 8,
+    ]
+    one_token = [1, 0, 0, 0, 0, 0, 0, 0]  # a softmax over nothing is not a number
+    assert padded["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 6 + [0] * 2, one_token, one_token]
+    assert padded["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0], [0] * 8, [0] * 8]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "tokens", "shape"),
+    [(1, 1, (4, 8)), (4, 8, (4, 8)), (5, 9, (16, 12)), (16, 12, (16, 12)), (3, 9, (4, 12)), (16, 8, (16, 8))],
+)
+def test_a_request_takes_the_smallest_bucket_that_holds_it(
+    candidates: int, tokens: int, shape: tuple[int, int]
+) -> None:
+    assert Buckets((4, 16), (8, 12)).shape(candidates, tokens) == shape
+
+
+@pytest.mark.parametrize(("candidates", "tokens"), [(17, 1), (1, 13)])
+def test_a_request_that_no_bucket_holds_is_refused(candidates: int, tokens: int) -> None:
+    said = rf"items: {candidates} different candidates of up to {tokens} tokens; the engine was built for 16 of 12"
+    with pytest.raises(TextError, match=said):
+        Buckets((4, 16), (8, 12)).shape(candidates, tokens)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile]) -> 
     Raises:
         RecipeError: no profile holds as many candidates as the recipe allows.
     """
-    _check_room(recipe.serve, profiles)
+    check_room(recipe.serve, profiles)
     configs = model_configs(recipe.serve, list(profiles[0]), cores=1)
     _drop_deadline(configs["rank"], configs["tokenize"])
     set_parameters(configs["tokenize"], queue_requests=NO_LIMIT)
@@ -61,6 +61,17 @@ def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile]) -> 
         )
     configs["score"] = _score(recipe, target, profiles)
     return configs
+
+
+def check_room(settings: ServeSettings, profiles: Sequence[Profile]) -> None:
+    """Raise RecipeError unless a profile holds as many candidates as a request may have."""
+    largest = buckets_of(profiles).candidates[-1]
+    if largest < settings.max_candidates:
+        raise RecipeError(
+            f"serve.max_candidates is {settings.max_candidates}, but the largest optimization profile holds {largest}: "
+            f"end tensorrt.candidate_buckets at {settings.max_candidates} or more and compile again ({REBUILD}), or "
+            f"set serve.max_candidates={largest}"
+        )
 
 
 def _score(recipe: Recipe, target: Target, profiles: Sequence[Profile]) -> pb.ModelConfig:
@@ -167,16 +178,6 @@ def _rows(shapes: Shapes) -> int:
 
 def _instances(settings: ServeSettings) -> int:
     return INSTANCES_PER_GPU if settings.instances == "auto" else settings.instances
-
-
-def _check_room(settings: ServeSettings, profiles: Sequence[Profile]) -> None:
-    largest = buckets_of(profiles).candidates[-1]
-    if largest < settings.max_candidates:
-        raise RecipeError(
-            f"serve.max_candidates is {settings.max_candidates}, but the largest optimization profile holds {largest}: "
-            f"end tensorrt.candidate_buckets at {settings.max_candidates} or more and compile again ({REBUILD}), or "
-            f"set serve.max_candidates={largest}"
-        )
 
 
 def _drop_deadline(rank: pb.ModelConfig, tokenize: pb.ModelConfig) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from rich.console import Console
 
-from tritonrank.artifacts import Manifest, verify_artifact, write_artifact
+from tritonrank.artifacts import Manifest, sha256_file, verify_artifact, write_artifact
 from tritonrank.assemble import (
     assemble_settings,
     python_sources,
@@ -25,7 +25,7 @@ from tritonrank.compile import build_graphs, compile_recipe
 from tritonrank.compile_ranks import compile_ranks, rank_plan_file, ranks_folder
 from tritonrank.engine import JOINT_FILE
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.gpu_config import gpu_configs
+from tritonrank.gpu_config import check_room, gpu_configs
 from tritonrank.pipeline import Target, Workspace
 from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, REBUILD, read_identity
 from tritonrank.profiles import Profile, profiles_from, profiles_of
@@ -143,17 +143,31 @@ def _first_precision(recipe: Recipe, target: Target) -> str:
 
 
 def _verified(folder: Path, target: Target) -> Manifest:
-    if target is not Target.ONNXRUNTIME and not folder.is_dir():
+    if target is Target.ONNXRUNTIME:
+        return verify_artifact(folder)
+    if not folder.is_dir():
         raise ArtifactError(f"{folder}: no plans are here. {_compile_again(target)}")
-    return verify_artifact(folder)
+    try:
+        return verify_artifact(folder)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}. {_compile_again(target)}") from None
 
 
 def _profiles(recipe: Recipe, target: Target, graph_folder: Path, engine_folder: Path) -> list[Profile]:
     """The shapes that the engine is made for; a plan has its own, and they have to be those of the recipe."""
     if target is Target.ONNXRUNTIME:
         return _profiles_of_recipe(recipe, graph_folder)
-    held = profiles_from(read_identity(engine_folder).profiles)
-    if target is Target.TENSORRT and held != (wanted := _profiles_of_recipe(recipe, graph_folder)):
+    identity = read_identity(engine_folder)
+    held = profiles_from(identity.profiles)
+    if target is Target.TENSORRT_TP:
+        return held
+    if identity.graph != sha256_file(graph_folder / JOINT_FILE):
+        raise ArtifactError(
+            f"{engine_folder}: the plan was compiled from another graph than {graph_folder / JOINT_FILE}. "
+            f"{_compile_again(target)}"
+        )
+    check_room(recipe.serve, held)
+    if held != (wanted := _profiles_of_recipe(recipe, graph_folder)):
         raise ArtifactError(
             f"{engine_folder}: the plan was compiled for {_described(held)}; by tensorrt.candidate_buckets, "
             f"tensorrt.token_buckets, tensorrt.requests and the text settings it is {_described(wanted)} now. "
