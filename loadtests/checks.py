@@ -102,8 +102,8 @@ def read_golden(path: Path) -> list[GoldenRequest]:
     file = next((place for place in (path / "repository" / GOLDEN_FILE, path / GOLDEN_FILE) if place.is_file()), path)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        tolerance = float(found.get("tolerance", TOLERANCE))
-        golden = [GoldenRequest(**(case | {"tolerance": tolerance})) for case in found["cases"]]
+        cases, tolerance = found["cases"], float(found.get("tolerance", TOLERANCE))
+        golden = [GoldenRequest(**(case | {"tolerance": tolerance})) for case in cases]
         if not all(one.items and len(one.items) == len(one.scores) for one in golden):
             raise ValueError("a case without items, or without one score for each")
     except OSError as error:

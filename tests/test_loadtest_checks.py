@@ -83,6 +83,15 @@ def test_golden_requests_are_found_in_artifacts_and_repositories(place: str, tmp
     assert read_golden(tmp_path) == read_golden(path) == [GOLDEN]
 
 
+def test_a_repository_for_gpus_says_how_far_a_score_may_be(tmp_path: Path) -> None:
+    text = json.dumps({"tolerance": 0.05, "cases": [{"query": "", "history": [], "items": ["a"], "scores": [1.0]}]})
+    (tmp_path / GOLDEN_FILE).write_text(text, encoding="utf-8")
+    (golden,) = read_golden(tmp_path)
+    check_golden(answer((0, 1.04)), golden)
+    with pytest.raises(WrongAnswerError, match=r"differs by 6\.0e-02 \(tolerance 5e-02\)"):
+        check_golden(answer((0, 1.06)), golden)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cases": [{"items": ["a"]}]}', '{"cases": [1]}'])
 def test_a_damaged_golden_file_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / GOLDEN_FILE).write_text(text, encoding="utf-8")

@@ -385,6 +385,8 @@ def test_golden_requests_pass_on_the_server_and_fail_when_a_score_moved(served: 
     (tmp_path / GOLDEN_FILE).write_text(json.dumps(golden), encoding="utf-8")
     with pytest.raises(ServerError, match=rf"golden request {len(golden['cases']) - 1} differs by 1\.0e-03"):
         check_golden_cases(tmp_path, served.triton.grpc_url)
+    (tmp_path / GOLDEN_FILE).write_text(json.dumps(golden | {"tolerance": 0.002}), encoding="utf-8")
+    check_golden_cases(tmp_path, served.triton.grpc_url)  # as a repository for GPUs says
 
 
 def test_a_golden_request_without_answer_is_told(workspace: Workspace) -> None:

@@ -314,7 +314,13 @@ class TensorRTSettings(Settings):
         description="largest change of the logits by FP16, as quantize.noise; kinds of operators go back to FP32 until "
         "it holds",
     )
-    requests: int = Field(4, ge=1, le=64, description="padded requests in one run of a shared-context plan")
+    requests: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="padded requests in one run of a shared-context plan, whatever their bucket: an instance has memory "
+        "for so many of the largest",
+    )
     candidate_buckets: list[int] = Field(
         [16, 128, 1_000],
         min_length=1,
@@ -392,7 +398,7 @@ class ServeSettings(Settings):
     instances: int | Literal["auto"] = Field(
         "auto",
         description="copies of the scorer; auto: one per 4 cores, at least 2, so that a large request leaves "
-        "one free. Busy ones share out the cores. With tensor_parallel one per so many cores",
+        "one free. Busy ones share out the cores. With tensor_parallel one per so many cores. On GPUs two on each",
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
