@@ -33,6 +33,7 @@ GPU_TARGETS = [Target.ONNXRUNTIME, Target.TENSORRT, Target.TENSORRT_TP]
 PADDED_TARGETS = [Target.ONNXRUNTIME, Target.TENSORRT]
 CONTEXT, CANDIDATE, ROW = 78, 25, 104
 GPUS = 2
+CORES = 8
 
 Configs = dict[str, pb.ModelConfig]
 
@@ -53,9 +54,9 @@ def profiles_for(recipe: Recipe, architecture: str) -> list[Profile]:
 def configs_of(target: Target, architecture: str, recipe: Recipe | None = None) -> Configs:
     recipe = recipe or recipe_with()
     if target is Target.CPU:
-        return model_configs(recipe.serve, INPUTS[architecture], cores=8)
+        return model_configs(recipe.serve, INPUTS[architecture], CORES)
     profiles = profiles_for(recipe, architecture)
-    return gpu_configs(recipe, target, [one_profile(profiles)] if target is Target.TENSORRT_TP else profiles)
+    return gpu_configs(recipe, target, [one_profile(profiles)] if target is Target.TENSORRT_TP else profiles, CORES)
 
 
 @pytest.fixture(params=list(itertools.product(GPU_TARGETS, INPUTS)), ids="-".join)
@@ -99,8 +100,18 @@ def test_clients_see_no_difference(made: tuple[Target, str, Configs]) -> None:
     _, architecture, configs = made
     cpu = configs_of(Target.CPU, architecture)
     assert (configs["rank"].input, configs["rank"].output) == (cpu["rank"].input, cpu["rank"].output)
-    assert configs["select"] == cpu["select"]
+    assert (configs["select"].input, configs["select"].output) == (cpu["select"].input, cpu["select"].output)
     assert configs["tokenize"].input == cpu["tokenize"].input
+
+
+@pytest.mark.parametrize(("tokenizers", "cores", "count"), [("auto", 8, 4), ("auto", 1, 1), (3, 8, 3)])
+def test_a_gpu_is_fed_by_several_tokenizers(tokenizers: int | str, cores: int, count: int) -> None:
+    recipe = recipe_with(serve={"tokenizers": tokenizers})
+    configs = gpu_configs(recipe, Target.TENSORRT, profiles_for(recipe, JOINT), cores)
+    for name in ("tokenize", "select"):
+        assert [(group.kind, group.count) for group in configs[name].instance_group] == [
+            (pb.ModelInstanceGroup.KIND_CPU, count)
+        ]
 
 
 def test_the_ensemble_is_wired(made: tuple[Target, str, Configs]) -> None:
@@ -294,7 +305,7 @@ def test_profiles_that_cannot_hold_a_request_are_refused(target: Target) -> None
         match=r"serve\.max_candidates is 1000, but the largest optimization profile holds 100: end "
         r"tensorrt\.candidate_buckets at 1000 or more.*set serve\.max_candidates=100",
     ):
-        gpu_configs(recipe_with(), target, profiles)
+        gpu_configs(recipe_with(), target, profiles, CORES)
 
 
 def test_tokenize_reads_the_buckets_that_it_is_given() -> None:

@@ -76,7 +76,8 @@ def padded(
     recipe, built = (joint_recipe, joint_workspace) if is_joint else (tiny_recipe, workspace)
     changed = {"candidate_buckets": [*CANDIDATE_BUCKETS], "token_buckets": [48 if is_joint else 9]}
     tensorrt = recipe.tensorrt.model_copy(update=changed | {"requests": MOST_REQUESTS})
-    serve = recipe.serve.model_copy(update={"max_candidates": CANDIDATE_BUCKETS[-1], "queue_delay_us": PATIENCE_US})
+    served = {"max_candidates": CANDIDATE_BUCKETS[-1], "queue_delay_us": PATIENCE_US, "tokenizers": 2}
+    serve = recipe.serve.model_copy(update=served)
     own = Workspace(tmp_path_factory.mktemp("padded") / "tiny")
     shutil.copytree(built.root, own.root)
     target_recipe = recipe.model_copy(update={"tensorrt": tensorrt, "serve": serve})

@@ -32,6 +32,8 @@ NO_LIMIT = 1_000_000
 INSTANCES_PER_GPU = 2
 """With ``serve.instances: auto``: one computes while the tensors of the other's requests are copied, and a large
 request keeps no small one waiting. Not measured."""
+CORES_PER_TOKENIZER = 2
+"""A tokenizer computes on one core; the server, select and what feeds the GPU want the others."""
 GRAPH_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Requests for which a CUDA graph is captured: every small number, where launching kernels takes the largest share."""
 
@@ -39,20 +41,24 @@ Shapes = Mapping[str, Shape]
 """By input name, the batch dimension first."""
 
 
-def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile]) -> dict[str, pb.ModelConfig]:
+def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile], cores: int) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
     Args:
         recipe: its serve section, and on how many GPUs a tensor-parallel plan runs.
         target: any but the CPU.
         profiles: those of the plan; for onnxruntime, which has none, those that a plan would have.
+        cores: what ``tokenizers: auto`` is divided by.
 
     Raises:
         RecipeError: no profile holds as many candidates as the recipe allows.
     """
     check_room(recipe.serve, profiles)
-    configs = model_configs(recipe.serve, list(profiles[0]), cores=1)
+    configs = model_configs(recipe.serve, list(profiles[0]), cores)
     _drop_deadline(configs["rank"], configs["tokenize"])
+    told = recipe.serve.tokenizers
+    for name in ("tokenize", "select"):
+        configs[name].instance_group[0].count = max(1, cores // CORES_PER_TOKENIZER) if told == "auto" else told
     set_parameters(configs["tokenize"], queue_requests=NO_LIMIT)
     if target is not Target.TENSORRT_TP:
         buckets = buckets_of(profiles)

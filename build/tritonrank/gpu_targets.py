@@ -23,7 +23,7 @@ from tritonrank.assemble import (
 )
 from tritonrank.compile import build_graphs, compile_recipe
 from tritonrank.compile_ranks import compile_ranks, rank_plan_file, ranks_folder
-from tritonrank.engine import JOINT_FILE
+from tritonrank.engine import JOINT_FILE, available_cores
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.gpu_config import check_room, gpu_configs
 from tritonrank.pipeline import Target, Workspace
@@ -105,12 +105,12 @@ def assemble_for_gpu(
         ArtifactError: the engine is missing, damaged, or not that of the recipe.
         RecipeError: the engine does not hold as many candidates as the recipe allows.
     """
-    engine = _verified(engine_folder, target)
+    engine = _verified(recipe, target, engine_folder)
     profiles = _profiles(recipe, target, graph_folder, engine_folder)
     files = _engine_files(engine_folder, engine, recipe, target)
     settings = assemble_settings(recipe) | {"target": str(target), "precision": precision}
     with write_artifact(folder, "assemble", settings, {"engine": engine}) as draft:
-        configs = gpu_configs(recipe, target, profiles)
+        configs = gpu_configs(recipe, target, profiles, available_cores())
         sources = [(model, source) for model, source in python_sources() if model != "score"]
         write_ensemble(configs, sources, graph_folder, draft.folder)
         for name in files:
@@ -142,15 +142,15 @@ def _first_precision(recipe: Recipe, target: Target) -> str:
     return recipe.tensorrt.precisions[0]
 
 
-def _verified(folder: Path, target: Target) -> Manifest:
+def _verified(recipe: Recipe, target: Target, folder: Path) -> Manifest:
     if target is Target.ONNXRUNTIME:
         return verify_artifact(folder)
     if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no plans are here. {_compile_again(target)}")
+        raise ArtifactError(f"{folder}: no plans are here. {_compile_again(recipe, target)}")
     try:
         return verify_artifact(folder)
     except ArtifactError as error:
-        raise ArtifactError(f"{error}. {_compile_again(target)}") from None
+        raise ArtifactError(f"{error}. {_compile_again(recipe, target)}") from None
 
 
 def _profiles(recipe: Recipe, target: Target, graph_folder: Path, engine_folder: Path) -> list[Profile]:
@@ -164,14 +164,14 @@ def _profiles(recipe: Recipe, target: Target, graph_folder: Path, engine_folder:
     if identity.graph != sha256_file(graph_folder / JOINT_FILE):
         raise ArtifactError(
             f"{engine_folder}: the plan was compiled from another graph than {graph_folder / JOINT_FILE}. "
-            f"{_compile_again(target)}"
+            f"{_compile_again(recipe, target)}"
         )
     check_room(recipe.serve, held)
     if held != (wanted := _profiles_of_recipe(recipe, graph_folder)):
         raise ArtifactError(
             f"{engine_folder}: the plan was compiled for {_described(held)}; by tensorrt.candidate_buckets, "
             f"tensorrt.token_buckets, tensorrt.requests and the text settings it is {_described(wanted)} now. "
-            f"{_compile_again(target)}"
+            f"{_compile_again(recipe, target)}"
         )
     return held
 
@@ -196,10 +196,12 @@ def _engine_files(folder: Path, engine: Manifest, recipe: Recipe, target: Target
     names = [PLAN_FILE, *map(rank_plan_file, range(ranks))]
     if any(name not in engine.files for name in names) or rank_plan_file(ranks) in engine.files:
         held = sum(name.startswith(f"{PLAN_FILE}.rank") for name in engine.files)
-        again = f"{_compile_again(target)} --set tensor_parallel={ranks}"
-        raise ArtifactError(f"{folder}: plans of {held} ranks; tensor_parallel is {ranks}. {again}")
+        raise ArtifactError(
+            f"{folder}: plans of {held} ranks; tensor_parallel is {ranks}. {_compile_again(recipe, target)}"
+        )
     return [*names, IDENTITY_FILE]
 
 
-def _compile_again(target: Target) -> str:
-    return f"Compile for {target}: {REBUILD}"
+def _compile_again(recipe: Recipe, target: Target) -> str:
+    ranks = f" --set tensor_parallel={recipe.tensor_parallel}" if target is Target.TENSORRT_TP else ""
+    return f"Compile for {target}: {REBUILD}{ranks}"

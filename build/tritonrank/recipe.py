@@ -318,8 +318,8 @@ class TensorRTSettings(Settings):
         4,
         ge=1,
         le=64,
-        description="padded requests in one run of a shared-context plan, whatever their bucket: an instance has memory "
-        "for so many of the largest",
+        description="padded requests in one run of a shared-context plan, whatever their bucket: an instance has "
+        "memory for so many of the largest",
     )
     candidate_buckets: list[int] = Field(
         [16, 128, 1_000],
@@ -399,6 +399,11 @@ class ServeSettings(Settings):
         "auto",
         description="copies of the scorer; auto: one per 4 cores, at least 2, so that a large request leaves "
         "one free. Busy ones share out the cores. With tensor_parallel one per so many cores. On GPUs two on each",
+    )
+    tokenizers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        "auto",
+        description="copies of tokenize, and of select, beside a scorer on a GPU, which takes more requests than one "
+        "copy can prepare; auto: one per two cores. Beside a scorer on the CPU there is one, which bounds its queue",
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
