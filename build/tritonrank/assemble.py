@@ -7,7 +7,7 @@ process: a server is ready when it gives the same.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonrank import admission, engine, interpreter, text
+from tritonrank import admission, engine, interpreter, network, text, torch_engine
 from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
 from tritonrank.engine import (
     CANDIDATES_FILE,
@@ -30,12 +30,13 @@ from tritonrank.engine import (
 from tritonrank.errors import ArtifactError
 from tritonrank.export import copy_text_files
 from tritonrank.prepare import Dataset, Example
+from tritonrank.pretrained import load_config
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import Request, open_scorer, requests_of
 from tritonrank.serve import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.shard_runner import SHARDS_FILE, read_shards
 from tritonrank.shard_workers import is_sharded
-from tritonrank.text import TextRules
+from tritonrank.text import SHARED_CONTEXT, TextRules
 from tritonrank.triton_config import as_text, model_configs, score_instances
 
 GOLDEN_CANDIDATES = 12
@@ -45,6 +46,11 @@ PYTHON_FILES = {
     "select": (interpreter,),
 }
 """Modules of this package that a model needs beside its model.py."""
+TORCH_MODULES = (torch_engine, network, text)
+"""What the executor torch needs beside the engine."""
+CHECKPOINT_FILES = (torch_engine.CONFIG_FILE, torch_engine.WEIGHTS_FILE)
+HALF_SHARE = 0.02
+"""Of the golden scores' spread: what FP16 may change, or TF32, which ONNX Runtime takes for FP32 products on GPUs."""
 SHARDED_FILES = ("all_reduce.py", "shard_runner.py", "shard_worker.py", "shard_workers.py")
 """What a scorer of several processes needs besides."""
 
@@ -54,7 +60,8 @@ def assemble_settings(recipe: Recipe) -> dict[str, Any]:
         "serve": recipe.serve.model_dump(mode="json"),
         "score_instances": score_instances(recipe.serve, available_cores(), recipe.tensor_parallel),
         "sources": {
-            f"{model}/{path.name}": sha256_file(path) for model, path in python_sources(recipe.tensor_parallel > 1)
+            f"{model}/{path.name}": sha256_file(path)
+            for model, path in python_sources(recipe.tensor_parallel > 1, recipe.serve.executor)
         },
     }
 
@@ -75,7 +82,8 @@ def assemble(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: P
     with write_artifact(folder, "assemble", assemble_settings(recipe), {"model": model}) as draft:
         write_models(recipe, model_folder, draft.folder, available_cores())
         identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
-        cases = write_identity_and_golden_cases(identity, dataset_folder, model_folder, draft.folder)
+        share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
+        cases = write_identity_and_golden_cases(identity, dataset_folder, model_folder, draft.folder, share)
         draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
 
 
@@ -83,7 +91,8 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
     """All models of the ensemble with the files they need."""
     ranks = int(read_shards(model_folder)["ranks"]) if is_sharded(model_folder) else 1
     configs = model_configs(recipe.serve, engine_inputs(model_folder), cores, ranks)
-    write_ensemble(configs, python_sources(is_sharded(model_folder)), model_folder, repository)
+    sources = python_sources(is_sharded(model_folder), recipe.serve.executor)
+    write_ensemble(configs, sources, model_folder, repository)
     for path in _served_files(model_folder):
         shutil.copyfile(path, repository / "score" / "1" / path.name)
     write_warmup_masks(configs["score"], repository)
@@ -126,14 +135,32 @@ def write_identity_and_golden_cases(
         share_of_spread: how far a server's scores may be from these, in standard deviations of all of them; 0 where the
             same code computes both.
     """
-    (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
     cases = golden_cases(Dataset.read(dataset_folder), model_folder)
     spread = float(np.std([score for case in cases for score in case["scores"]]))
-    tolerance = max(GOLDEN_TOLERANCE, share_of_spread * spread)
+    write_golden_cases(identity, cases, repository, max(GOLDEN_TOLERANCE, share_of_spread * spread))
+    return len(cases)
+
+
+def write_golden_cases(
+    identity: Mapping[str, str],
+    cases: Sequence[Mapping[str, Any]],
+    repository: Path,
+    tolerance: float = GOLDEN_TOLERANCE,
+) -> None:
+    """What ``select`` answers with, and golden.json.
+
+    Args:
+        identity: artifact, recipe and stage.
+        cases: query, history, items and scores each.
+        repository: where they go.
+        tolerance: how far a server's scores may be from them.
+    """
+    (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "
+", encoding="utf-8")
     golden = {"artifact": identity["artifact"], "tolerance": tolerance, "cases": cases}
     text = json.dumps(golden, indent=1, ensure_ascii=False)
-    (repository / GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")
-    return len(cases)
+    (repository / GOLDEN_FILE).write_text(text + "
+", encoding="utf-8")
 
 
 def engine_inputs(model_folder: Path) -> list[str]:
@@ -145,6 +172,10 @@ def engine_inputs(model_folder: Path) -> list[str]:
     if is_sharded(model_folder):
         graphs = read_shards(model_folder)["graphs"]
         return list(graphs[JOINT_FILE]["inputs"] if JOINT_FILE in graphs else SHARED_CONTEXT_INPUTS)
+    if is_checkpoint(model_folder):
+        config = load_config(str(model_folder))
+        is_shared = config.model_type == SHARED_CONTEXT
+        return list(SHARED_CONTEXT_INPUTS) if is_shared else torch_engine.joint_input_names(config)
     files = [path.name for path in model_files(model_folder)]
     if files == [CONTEXT_FILE, CANDIDATES_FILE]:
         return list(SHARED_CONTEXT_INPUTS)
@@ -156,8 +187,16 @@ def engine_inputs(model_folder: Path) -> list[str]:
     return [tensor.name for tensor in onnx.load(model_folder / JOINT_FILE, load_external_data=False).graph.input]
 
 
+def is_checkpoint(model_folder: Path) -> bool:
+    """Whether a folder holds what the executor torch runs."""
+    return (model_folder / torch_engine.WEIGHTS_FILE).is_file()
+
+
 def _served_files(model_folder: Path) -> list[Path]:
-    """The graphs of an artifact; of shards what ONNX Runtime executes, without the graphs for TensorRT."""
+    """The graphs of an artifact; of shards what ONNX Runtime executes, without the graphs for TensorRT; a checkpoint's
+    config and weights."""
+    if is_checkpoint(model_folder):
+        return [model_folder / name for name in CHECKPOINT_FILES]
     if not is_sharded(model_folder):
         return loaded_files(model_folder)
     return [model_folder / SHARDS_FILE, *model_folder.glob("*.bin"), *model_folder.glob("rank*.segment*.onnx")]
@@ -189,7 +228,7 @@ def _shortened(example: Example) -> Example:
     return replace(example, candidates=[example.candidates[i] for i in kept], labels=[example.labels[i] for i in kept])
 
 
-def python_sources(has_shards: bool = False) -> Iterator[tuple[str, Path]]:
+def python_sources(has_shards: bool = False, executor: str = "onnxruntime") -> Iterator[tuple[str, Path]]:
     """Each model with the Python files that go into its version folder."""
     for name, modules in PYTHON_FILES.items():
         yield name, serving_sources() / name / "1" / "model.py"
@@ -198,6 +237,9 @@ def python_sources(has_shards: bool = False) -> Iterator[tuple[str, Path]]:
     if has_shards:
         for file in SHARDED_FILES:
             yield "score", Path(__file__).with_name(file)
+    if executor == "torch":
+        for module in TORCH_MODULES:
+            yield "score", Path(str(module.__file__))
 
 
 def serving_sources() -> Path:

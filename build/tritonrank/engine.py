@@ -1,4 +1,4 @@
-"""Token ids -> logits on the CPU, by ONNX Runtime: one engine per architecture, behind one interface.
+"""Token ids -> logits by ONNX Runtime: one engine per architecture, behind one interface.
 
 Work is cut into runs of a few hundred tokens, and the runs go side by side, one thread each: a thread with a run of
 its own need not wait for others after every operation, which threads inside a run must. Nothing else that is computed
@@ -13,17 +13,20 @@ rounding can move a score by a whole step), and padding stays small:
 - ``BatchedEngine`` runs the shared-context graph that is made for TensorRT, one padded request at a time, so that what
   TensorRT will compile can be judged here.
 
+On a GPU (``device="cuda"``) nothing is cut for the sake of threads: a run costs more to start than its padding.
+
 ``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and onnxruntime.
 """
 
 import math
 import os
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -46,10 +49,13 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 )
 """What ONNX Runtime raises: a class for each of its status codes, without a common base; ValueError for feeds."""
 
+CUDA_PROVIDER = "CUDAExecutionProvider"
 SHARED_CONTEXT_INPUTS = ("context_ids", "candidate_ids")
 PADDED_MULTIPLE = 8
 ROWS_PER_BATCH = 16
 """Rows in one run of a joint ranker: a thousand tokens or so fill a matrix product and stay in the cache."""
+MOST_ROWS_ON_GPU = 256
+"""As ``ROWS_PER_BATCH``, where nothing has to stay in a cache."""
 RUN_TOKENS = 24
 """What starting a run of the candidate graph costs, in tokens: a run of two took as long as 18 in a large one."""
 FEWEST_TOKENS = 96
@@ -58,6 +64,10 @@ FEWEST_TOKENS = 96
 MOST_TOKENS = 1_024
 """Tokens in one run of the candidate graph: bounds its memory. Larger runs were not found to be much faster (7% from
 1,200 to 2,000 tokens)."""
+GPU_RUN_TOKENS = 16_384
+"""What starting a run costs on a GPU, in tokens: hundreds of kernels, however few tokens they have. Not tuned."""
+GPU_MOST_TOKENS = 65_536
+"""As ``MOST_TOKENS``, for a GPU's memory."""
 SHARES_PER_CORE = 2
 """Parts of a request per core, where they are large enough: with more than one, threads finish at nearly one time."""
 
@@ -71,6 +81,10 @@ Feed = dict[str, NDArray[Any]]
 
 class RowsError(ValueError):
     """Rows that no engine should get; the message begins with the tensor's name."""
+
+
+class ExecutorError(RuntimeError):
+    """What should compute is not on this machine; the message says what is missing and the command that brings it."""
 
 
 class EngineLostError(RuntimeError):
@@ -124,7 +138,11 @@ def loaded_files(folder: Path) -> list[Path]:
 
 
 def open_engine(
-    folder: Path, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH, context_cache_bytes: int = 0
+    folder: Path,
+    threads: int = 0,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    context_cache_bytes: int = 0,
+    device: str = "cpu",
 ) -> Engine:
     """The engine for the graphs in a folder.
 
@@ -133,10 +151,37 @@ def open_engine(
         threads: runs side by side at the most; 0 = all cores this process may use.
         rows_per_batch: rows in one run of a joint ranker at the most.
         context_cache_bytes: keys and values of contexts that a shared-context ranker keeps at the most.
+        device: cpu or cuda; cuda:1 is the second GPU.
+
+    Raises:
+        ExecutorError: ONNX Runtime has no kernels for the device.
     """
     paths = model_files(folder) or [folder / JOINT_FILE]
-    graphs = {path.name: open_session(path) for path in paths}
+    graphs = {path.name: open_session(path, device) for path in paths}
+    if device != "cpu":
+        return engine_of(graphs, 1, MOST_ROWS_ON_GPU, context_cache_bytes, shares=1, is_gpu=True)
     return engine_of(graphs, threads, rows_per_batch, context_cache_bytes)
+
+
+def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int = 0, **options: int) -> Engine:
+    """The engine that a recipe's ``serve.executor`` names; options are those of ``open_engine``.
+
+    Raises:
+        ExecutorError: what it needs is not installed, or there is no such device.
+    """
+    if executor == "onnxruntime":
+        return open_engine(folder, threads, device=device, **options)
+    try:
+        if TYPE_CHECKING or __package__:
+            from tritonrank.torch_engine import open_torch_engine
+        else:  # copied beside a model
+            from torch_engine import open_torch_engine
+    except ImportError as error:
+        raise ExecutorError(
+            f"serve.executor is {executor}, but {error.name} is not installed in {sys.prefix}: "
+            "pip install torch safetensors"
+        ) from None
+    return open_torch_engine(folder, device, **options)
 
 
 def engine_of(
@@ -145,6 +190,7 @@ def engine_of(
     rows_per_batch: int = ROWS_PER_BATCH,
     context_cache_bytes: int = 0,
     shares: int = 0,
+    is_gpu: bool = False,
 ) -> Engine:
     """The engine around graphs that are open already.
 
@@ -154,10 +200,11 @@ def engine_of(
         rows_per_batch: as for ``open_engine``.
         context_cache_bytes: as for ``open_engine``.
         shares: parts that a shared-context request is cut into for the sake of threads; 0 = by the machine's cores.
+        is_gpu: runs are costly to start, and may be large.
     """
     if CONTEXT_FILE in graphs:
         context, candidates = graphs[CONTEXT_FILE], graphs[CANDIDATES_FILE]
-        return SharedContextEngine(context, candidates, threads, context_cache_bytes, shares)
+        return SharedContextEngine(context, candidates, threads, context_cache_bytes, shares, is_gpu)
     graph = graphs[JOINT_FILE]
     if SHARED_CONTEXT_INPUTS[0] in {tensor.name for tensor in graph.get_inputs()}:
         return BatchedEngine(graph, threads, shares)
@@ -212,9 +259,11 @@ class SharedContextEngine:
         threads: int = 0,
         context_cache_bytes: int = 0,
         shares: int = 0,
+        is_gpu: bool = False,
     ) -> None:
         self.input_names = list(SHARED_CONTEXT_INPUTS)
         self.context_cache = ContextCache(context_cache_bytes)
+        self._run_tokens, self._most_tokens = candidate_run_sizes(is_gpu)
         # By cores, not by threads: how a request is cut must not depend on who else is busy.
         self._shares = shares or SHARES_PER_CORE * available_cores()
         self._context = _opened(context)
@@ -241,7 +290,8 @@ class SharedContextEngine:
         """Places of the candidates and what the graph is fed with, the largest first, so that threads end together."""
         context = self.context_cache.get(request["context_ids"], self._run_context)
         candidate_ids = request["candidate_ids"]
-        groups = cut_groups(length_groups(candidate_lengths(candidate_ids)), self._shares)
+        groups = length_groups(candidate_lengths(candidate_ids), self._run_tokens)
+        groups = cut_groups(groups, self._shares, self._most_tokens)
         feeds = []
         for tokens, rows in sorted(groups, key=lambda group: -group[0] * len(group[1])):
             group = np.ascontiguousarray(candidate_ids[rows, :tokens])
@@ -259,7 +309,8 @@ class SharedContextEngine:
         computed = needed = 0
         for request in requests:
             lengths = candidate_lengths(request["candidate_ids"])
-            computed += request["context_ids"].size + sum(tokens * len(rows) for tokens, rows in length_groups(lengths))
+            groups = length_groups(lengths, self._run_tokens)
+            computed += request["context_ids"].size + sum(tokens * len(rows) for tokens, rows in groups)
             needed += request["context_ids"].size + int(lengths.sum())
         return computed, needed
 
@@ -388,16 +439,40 @@ class _Threads:
             future.result()
 
 
-def open_session(model: Path) -> onnxruntime.InferenceSession:
-    """A session that computes in the thread that calls it."""
+def open_session(model: Path, device: str = "cpu") -> onnxruntime.InferenceSession:
+    """A session that computes in the thread that calls it, or on a GPU.
+
+    Raises:
+        ExecutorError: ONNX Runtime has no kernels for the device, or cannot use it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if device != "cpu":
+        return _gpu_session(model, options, device)
     # The fused operator is slower than the ones it replaces (6 to 10% of a request here).
     return onnxruntime.InferenceSession(
         str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
     )
+
+
+def _gpu_session(model: Path, options: onnxruntime.SessionOptions, device: str) -> onnxruntime.InferenceSession:
+    available = onnxruntime.get_available_providers()
+    if CUDA_PROVIDER not in available:
+        raise ExecutorError(
+            f"ONNX Runtime {onnxruntime.__version__} has no {CUDA_PROVIDER} (it has {', '.join(available)}); the GPU "
+            "build brings it: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
+    number = device.removeprefix("cuda").removeprefix(":") or "0"
+    providers = [(CUDA_PROVIDER, {"device_id": number}), "CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+    if CUDA_PROVIDER not in session.get_providers():  # ONNX Runtime falls back to the CPU with a warning alone
+        raise ExecutorError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot use the GPU {device}: {CUDA_PROVIDER} did not start. Its "
+            "CUDA and cuDNN libraries must be found: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return session
 
 
 def _opened(graph: Path | Graph) -> Graph:
@@ -413,11 +488,16 @@ Group = tuple[int, NDArray[np.int64]]
 """Candidates that run together: tokens to pad to, and their places in the request."""
 
 
-def length_groups(lengths: NDArray[np.int64]) -> list[Group]:
+def candidate_run_sizes(is_gpu: bool) -> tuple[int, int]:
+    """What starting a run of candidates costs, and how many it may hold, both in tokens."""
+    return (GPU_RUN_TOKENS, GPU_MOST_TOKENS) if is_gpu else (RUN_TOKENS, MOST_TOKENS)
+
+
+def length_groups(lengths: NDArray[np.int64], run_tokens: int = RUN_TOKENS) -> list[Group]:
     """Candidates of similar length, at the least total cost.
 
-    Sorted by length, rows are cut into groups so that padded tokens plus ``RUN_TOKENS`` per group are the fewest: a
-    hundred candidates fall into several groups with hardly any padding, three candidates into one.
+    Sorted by length, rows are cut into groups so that padded tokens plus ``run_tokens`` per group are the fewest: on a
+    CPU a hundred candidates fall into several groups with hardly any padding, three candidates into one.
     """
     order = np.argsort(lengths, kind="stable")
     distinct, counts = np.unique(lengths, return_counts=True)
@@ -425,7 +505,7 @@ def length_groups(lengths: NDArray[np.int64]) -> list[Group]:
     # cheapest[n] = cost of the rows of the n shortest distinct lengths; start[n] = where its last group begins
     cheapest, start = np.zeros(len(distinct) + 1), np.zeros(len(distinct) + 1, dtype=np.int64)
     for end in range(1, len(distinct) + 1):
-        costs = cheapest[:end] + (before[end] - before[:end]) * distinct[end - 1] + RUN_TOKENS
+        costs = cheapest[:end] + (before[end] - before[:end]) * distinct[end - 1] + run_tokens
         start[end] = int(np.argmin(costs))
         cheapest[end] = costs[start[end]]
     groups = []
@@ -436,10 +516,10 @@ def length_groups(lengths: NDArray[np.int64]) -> list[Group]:
     return groups
 
 
-def cut_groups(groups: Sequence[Group], shares: int) -> list[Group]:
+def cut_groups(groups: Sequence[Group], shares: int, most_tokens: int = MOST_TOKENS) -> list[Group]:
     """Groups cut into parts of about an equal share of the tokens, none larger or smaller than a run should be."""
     total = sum(tokens * len(rows) for tokens, rows in groups)
-    share = min(max(FEWEST_TOKENS, total / shares), MOST_TOKENS)
+    share = min(max(FEWEST_TOKENS, total / shares), most_tokens)
     parts = []
     for tokens, rows in groups:
         count = min(len(rows), math.ceil(tokens * len(rows) / share - 0.5) or 1)

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tritonrank.engine import Engine, model_files, open_engine
 from tritonrank.graph_view import GraphView, constant_tensors, element_types, label
-from tritonrank.modeling import MASKED_SCORE
+from tritonrank.network import MASKED_SCORE
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)

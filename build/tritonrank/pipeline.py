@@ -111,6 +111,10 @@ class Workspace:
 
     def served_model(self, recipe: Recipe) -> Path:
         """The model artifact that the repository serves."""
+        if recipe.serve.executor == "torch":
+            return self.ranker(recipe)
+        if recipe.serve.device == "cuda":
+            return self.fp16 if "fp16" in recipe.tensorrt.precisions else self.onnx
         return self.onnx if recipe.quantize.method == "none" else self.int8
 
     def batched_fp32(self, recipe: Recipe) -> Path:

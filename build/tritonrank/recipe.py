@@ -409,6 +409,16 @@ class ServeSettings(Settings):
         "auto",
         description="cores that one copy of the scorer uses at once; auto: all, divided by the copies that are busy",
     )
+    executor: Literal["onnxruntime", "torch"] = Field(
+        "onnxruntime",
+        description="what computes in the Python backend (target cpu): onnxruntime runs the graphs; torch runs the "
+        "checkpoint itself, for GPU machines that have PyTorch and nothing else: FP16 on cuda, FP32 on cpu",
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="where the executor computes. On cuda onnxruntime needs onnxruntime-gpu and serves FP16 where "
+        "tensorrt.precisions has fp16, else FP32: INT8 as CPUs take it is slow there",
+    )
 
 
 class Recipe(Settings):
@@ -438,6 +448,16 @@ class Recipe(Settings):
     def _distillation_needs_a_smaller_model(self) -> "Recipe":
         if self.distill and not self.prune:
             raise ValueError("distill needs a prune section: the student is the pruned ranker")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_are_onnxruntime_on_the_cpu(self) -> "Recipe":
+        if self.tensor_parallel > 1 and (self.serve.executor, self.serve.device) != ("onnxruntime", "cpu"):
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel}, but serve.executor is {self.serve.executor} on "
+                f"{self.serve.device}: in the Python backend ranks are processes of ONNX Runtime on the CPU. Set "
+                "tensor_parallel to 1, or assemble --target tensorrt-tp"
+            )
         return self
 
     @model_validator(mode="after")

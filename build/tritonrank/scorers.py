@@ -21,6 +21,7 @@ from tritonrank.pretrained import load_any_ranker
 from tritonrank.server_scorer import Request as Request  # part of this interface
 from tritonrank.shard_workers import ShardWorkers, is_sharded, sharded_engine
 from tritonrank.text import RequestTokenizer, TextRules, render_fields
+from tritonrank.torch_engine import joint_input_names
 
 Scores = NDArray[np.float32]
 RequestTensors = dict[str, NDArray[np.int32]]
@@ -106,12 +107,8 @@ def open_scorer(folder: Path) -> EngineScorer:
 
 
 def model_input_names(model: torch.nn.Module) -> list[str]:
-    """The tensors that this family takes: DistilBERT has no segment ids, RoBERTa and XLM-R have only one kind."""
-    names = ["input_ids", "attention_mask"]
-    config = model.config
-    if config.model_type != "distilbert" and getattr(config, "type_vocab_size", 0) > 1:  # type: ignore[union-attr]
-        names.append("token_type_ids")
-    return names
+    """The tensors that a joint ranker takes."""
+    return joint_input_names(model.config)
 
 
 def requests_of(dataset: Dataset, examples: Iterable[Example], rules: TextRules) -> list[Request]:

@@ -48,7 +48,7 @@ def is_sharded(folder: Path) -> bool:
     return (folder / SHARDS_FILE).is_file()
 
 
-def sharded_engine(workers: "ShardWorkers", **options: int) -> Engine:
+def sharded_engine(workers: "ShardWorkers", **options: Any) -> Engine:
     """The engine around the processes; options go to ``engine_of``."""
     # One run at a time, and no more runs than lengths ask for: each would add sums between the processes.
     return engine_of(workers.graphs(), threads=1, shares=1, **options)

@@ -59,6 +59,8 @@ def as_text(config: pb.ModelConfig) -> str:
 def score_instances(settings: ServeSettings, cores: int, ranks: int = 1) -> int:
     if settings.instances != "auto":
         return settings.instances
+    if settings.device == "cuda":  # per GPU: what one does on the CPU overlaps with the other's kernels
+        return FEWEST_INSTANCES
     if ranks > 1:  # an instance is so many processes of one thread each
         return max(1, cores // ranks)
     return max(FEWEST_INSTANCES, cores // CORES_PER_INSTANCE)
@@ -122,6 +124,8 @@ def _score(settings: ServeSettings, engine_inputs: Sequence[str], instances: int
         settings.requests_per_execution if is_shared else max(settings.max_candidates, settings.rows_per_batch)
     )
     config.instance_group[0].count = instances
+    if settings.device == "cuda":
+        config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU  # so many on each GPU; each is told its own
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
     if settings.preferred_batch:
         config.dynamic_batching.preferred_batch_size.append(min(settings.preferred_batch, config.max_batch_size))
@@ -138,6 +142,8 @@ def _score(settings: ServeSettings, engine_inputs: Sequence[str], instances: int
         set_parameters(config, rows_per_batch=settings.rows_per_batch)
     if settings.threads != "auto":
         set_parameters(config, threads=settings.threads)
+    if settings.executor != "onnxruntime":
+        config.parameters["executor"].string_value = settings.executor
     (_warm_up_shared_context if is_shared else _warm_up_joint)(config, engine_inputs)
     return config
 

@@ -1,4 +1,4 @@
-"""score: token ids -> logits, by ONNX Runtime on the CPU (target cpu).
+"""score: token ids -> logits in the Python backend (target cpu): by ONNX Runtime or PyTorch, on the CPU or a GPU.
 
 The dynamic batcher hands over several requests of any shape at once (ragged); ``engine.py`` beside this file groups
 what has similar length. Where shards.json lies beside it, the engine is N processes that compute each layer together
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission import EXPIRED, StartedCounter, is_expired, work_tokens
-from engine import EngineLostError, RowsError, available_cores, open_engine
+from engine import EngineLostError, RowsError, available_cores, open_executor
 from interpreter import check_interpreter
 
 
@@ -33,7 +33,9 @@ class TritonPythonModel:
             self.workers = ShardWorkers(folder)
             self.engine = sharded_engine(self.workers, **options)
         else:
-            self.engine = open_engine(folder, self.cores, **options)
+            is_gpu = args["model_instance_kind"] == "GPU"
+            device = f"cuda:{args['model_instance_device_id']}" if is_gpu else "cpu"
+            self.engine = open_executor(settings.get("executor", "onnxruntime"), folder, device, self.cores, **options)
         self.is_request_batched = config["input"][0]["name"] == "context_ids"
         self.max_candidates = int(settings.get("max_candidates", 0))
         # A family must outlive its metrics, so both are kept.
@@ -123,8 +125,9 @@ class TritonPythonModel:
         self.needed.increment(needed)
         if self.restarts:
             self.restarts.increment(self.workers.restarts - self.restarts.value())
-        for name, metric in self.cache_metrics.items():
-            metric.increment(getattr(self.engine.context_cache, name) - metric.value())
+        cache = getattr(self.engine, "context_cache", None)  # the batched graph has none
+        for name, metric in self.cache_metrics.items() if cache else ():
+            metric.increment(getattr(cache, name) - metric.value())
         return [self._answer(one) for one in logits]
 
     def _answer(self, logits):
