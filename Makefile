@@ -8,10 +8,11 @@ ARTIFACTS ?= artifacts/demo
 JOINT ?= artifacts/movielens-joint
 SHARED ?= artifacts/movielens
 WORKLOAD ?= $(SHARED)/workload.jsonl
+PACK ?=
 OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format tools perf loadtest bench-peers test-engines wheel clean
+.PHONY: help setup demo serve test lint format tools perf loadtest bench-peers gpu-check test-engines wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +61,11 @@ loadtest: setup ## steady load, a ramp and a spike, judged by loadtests/slo.yaml
 
 bench-peers: setup ## this and other ways to serve a ranker, measured in one run (OPTIONS=--short, see README)
 	@$(BIN)/python -m loadtests.peers --workload $(WORKLOAD) --joint $(JOINT) --shared $(SHARED) $(OPTIONS)
+
+gpu-check: setup ## check and measure a ranker on this machine's GPU (PACK=..., else ARTIFACTS is packed; see docs/tensorrt.md)
+	@if [ -n "$(PACK)" ]; then exec $(BIN)/tritonrank gpu-check $(PACK) $(OPTIONS); fi; \
+	$(BIN)/tritonrank pack $(ARTIFACTS) $(ARTIFACTS)/gpu-check.pack.tar.gz && \
+	exec $(BIN)/tritonrank gpu-check $(ARTIFACTS)/gpu-check.pack.tar.gz $(OPTIONS)
 
 wheel: setup ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel --outdir dist

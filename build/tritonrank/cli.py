@@ -231,6 +231,41 @@ def check_graph(
 
 
 @app.command()
+def pack(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, built to the end")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The archive to write, or a folder for it")] = Path(),
+) -> None:
+    """Put what a GPU machine needs to check a ranker into one file: FP16 weights, requests, the CPU's scores.
+
+    For example: tritonrank pack artifacts/movielens, which writes movielens.pack.tar.gz (40 MB for MiniLM-L6). Item texts
+    of your data are in it.
+    """
+    from tritonrank.pack import make_pack
+
+    make_pack(artifacts, out)
+
+
+@app.command("gpu-check")
+def gpu_check_command(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="What `tritonrank pack` made")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The record; default: docs/measurements/<gpu>-<date>.json", metavar="FILE.json"),
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Rehearse on the CPU; needs --out")] = False,
+    triton: Annotated[bool, typer.Option(help="Serve through Triton too, where a server is found")] = True,
+) -> None:
+    """Check a ranker's scores on this GPU machine and measure every executor found: PyTorch, ONNX Runtime, TensorRT.
+
+    What is not installed is named with the command that brings it. Exits with 1 when scores are not the CPU's, with 2
+    when there is no GPU. Without tritonrank's own packages: PYTHONPATH=build python3 -m tritonrank.gpu_check PACK
+    """
+    from tritonrank.gpu_check import gpu_check
+
+    gpu_check(pack, out, cpu=cpu, triton=triton)
+
+
+@app.command()
 def serve(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],
     host: Annotated[

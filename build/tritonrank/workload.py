@@ -57,15 +57,25 @@ def make_workload(artifacts: Path, out: Path | None, settings: WorkloadSettings)
         DataError: the dataset has fewer contexts, or fewer unseen items for a user, than asked for.
     """
     path = out or artifacts / WORKLOAD_FILE
+    figures = _write_whole(path, workload_lines(artifacts, settings))
+    _show(path, figures)
+    return path
+
+
+def workload_lines(artifacts: Path, settings: WorkloadSettings) -> Iterator[dict[str, Any]]:
+    """The lines of ``make_workload``, made one by one; what is wrong shows before the first.
+
+    Raises:
+        ArtifactError: the dataset or the text rules are missing or damaged.
+        DataError: as ``make_workload``.
+    """
     rules = _read_rules(artifacts)
     kept = rules.history_items if settings.history_items is None else settings.history_items
     source = _Source(artifacts / "dataset", rules.item_template, kept)
     contexts = _choose_contexts(source, settings)
     plans = _plan(contexts, settings)
     _check_catalogue(source, plans)
-    figures = _write_whole(path, _lines(source, plans, settings))
-    _show(path, figures)
-    return path
+    return _lines(source, plans, settings)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""Whether two executors rank alike: by how much their scores differ, and how many of the ten best they share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float32]
+TOP = 10
+
+
+def relative_difference(found: Scores, expected: Scores) -> float:
+    """Largest difference of a request's scores, in units of the largest score where that is above 1.
+
+    FP16 has a precision relative to the number; scores of a fine-tuned ranker lie between -10 and 10. Infinite when a
+    score is missing or not a number.
+    """
+    difference = float(np.abs(found - expected).max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0)))
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def top_10_overlap(found: Scores, expected: Scores) -> float:
+    """Share of the ten best (all, of fewer) that both have."""
+    best = [set(np.argsort(-scores, kind="stable")[:TOP].tolist()) for scores in (found, expected)]
+    return len(best[0] & best[1]) / max(1, len(best[1]))
+
+
+def mean_overlap(found: Sequence[Scores], expected: Sequence[Scores]) -> float | None:
+    """Mean of ``top_10_overlap`` over requests of more than ten candidates; None without any."""
+    overlaps = [top_10_overlap(a, b) for a, b in zip(found, expected, strict=True) if len(b) > TOP]
+    return float(np.mean(overlaps)) if overlaps else None

@@ -1,0 +1,222 @@
+"""What gpu-check found, as a record with a schema, as tables for people, and as a file.
+
+The record is plain dataclasses, so that a machine without pydantic can write it. Where pydantic is installed it checks
+what was written, and whatever reads a record checks it with ``read_report``.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tritonrank.errors import ArtifactError
+
+REPORT_FORMAT = 1
+MEASUREMENT = "measurement on a GPU"
+REHEARSAL = "rehearsal on CPU"
+MEASUREMENTS = Path("docs/measurements")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computed."""
+
+    gpu: str
+    """name; empty in a rehearsal"""
+    compute_capability: str
+    driver: str
+    gpu_memory_gb: float
+    processor: str
+    cores: int
+    versions: dict[str, str]
+    """of Python and of what is installed, CUDA's included"""
+
+
+@dataclass(frozen=True)
+class PackRecord:
+    """What was checked."""
+
+    recipe: str
+    artifact: str
+    architecture: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Scores against the CPU's in FP32, with the same weights."""
+
+    requests: int
+    largest_difference: float
+    """relative to the largest score of the request where that is above 1; 1e9: not finite"""
+    tolerance: float
+    top_10_overlap: float | None
+    """mean over requests of more than ten candidates"""
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Requests of one size, one at a time, from token ids (texts through Triton) in memory to scores in memory."""
+
+    candidates: int
+    requests: int
+    p50_ms: float
+    p99_ms: float
+    candidates_per_second: float
+    speedup: float | None
+    """median of the baseline divided by this one's; None where there is no baseline, or it took another way"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One executor."""
+
+    name: str
+    precision: str
+    through: str
+    """in process, or triton (gRPC, texts to ranking)"""
+    is_baseline: bool
+    agreement: Agreement
+    latencies: list[Latency]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What could not be measured, and why; with the command that would change it."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole record."""
+
+    format: int
+    kind: str
+    """MEASUREMENT or REHEARSAL"""
+    created: str
+    command: str
+    pack: PackRecord
+    machine: Machine
+    rows: list[Row]
+    missing: list[Missing]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every executor that was found scores as the CPU does."""
+        return all(row.agreement.passed for row in self.rows)
+
+
+def default_path(report: Report) -> Path:
+    """``docs/measurements/<gpu>-<date>.json``."""
+    slug = re.sub(r"[^a-z0-9]+", "-", report.machine.gpu.lower()).strip("-")
+    return MEASUREMENTS / f"{slug}-{report.created[:10]}.json"
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the record, and its tables as Markdown beside it; checked where pydantic is installed.
+
+    Raises:
+        ArtifactError: a file cannot be written.
+    """
+    text = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for target, content in ((path, text), (path.with_suffix(".md"), as_markdown(report))):
+            draft = target.with_name(target.name + ".tmp")
+            draft.write_text(content, encoding="utf-8")
+            draft.replace(target)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror}); choose another with --out") from None
+    try:
+        read_report(path)
+    except ModuleNotFoundError:
+        return
+
+
+def read_report(path: Path) -> Report:
+    """A record, checked against its schema.
+
+    Raises:
+        ArtifactError: it is missing, or breaks the schema; says where.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        report: Report = TypeAdapter(Report).validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ArtifactError(f"{path}: not a record of gpu-check:\n{faults}") from None
+    if report.format != REPORT_FORMAT or report.kind not in (MEASUREMENT, REHEARSAL):
+        raise ArtifactError(f"{path}: format {report.format}, kind {report.kind!r}: not a record of this gpu-check")
+    return report
+
+
+def show_report(report: Report, console: Console) -> None:
+    """The table for people."""
+    header, *rows = _cells(report)
+    table = Table(*header[:1], box=box.HORIZONTALS, title=_title(report))
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for cells in rows:
+        table.add_row(*cells)
+    console.print(table)
+    for one in report.missing:
+        console.print(f"[yellow]missing[/] {one.what}: {one.why}", highlight=False, soft_wrap=True)
+
+
+def as_markdown(report: Report) -> str:
+    """The same as Markdown."""
+    header, *rows = _cells(report)
+    lines = [f"# {_title(report)}", "", _described(report), ""]
+    lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows), ""]
+    lines += [f"- missing: {one.what}: {one.why}" for one in report.missing]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _title(report: Report) -> str:
+    where = report.machine.gpu if report.kind == MEASUREMENT else f"{REHEARSAL}: these are no figures of a GPU"
+    return f"gpu-check of {report.pack.recipe}: {where}"
+
+
+def _described(report: Report) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report.machine.versions.items())
+    gpu = f"{report.machine.gpu}, driver {report.machine.driver}; " if report.machine.gpu else ""
+    return (
+        f"{gpu}{report.machine.processor}, {report.machine.cores} cores; {versions}. {report.pack.architecture} ranker, "
+        f"{report.pack.parameters / 1e6:.1f} M parameters. One request at a time; milliseconds are p50 / p99; x is the "
+        "baseline's p50 divided by this one's; difference is the largest, to the CPU's FP32 scores with the same "
+        f"weights. {report.created}, `{report.command}`."
+    )
+
+
+def _cells(report: Report) -> Iterator[list[str]]:
+    sizes = sorted({one.candidates for row in report.rows for one in row.latencies})
+    yield ["executor", "difference", "top 10", *(f"{k:,}: {what}" for k in sizes for what in ("ms", "cand./s", "x"))]
+    for row in report.rows:
+        name = row.name + (" (baseline)" if row.is_baseline else "")
+        verdict = "" if row.agreement.passed else " FAILED"
+        overlap = row.agreement.top_10_overlap
+        cells = [name, f"{row.agreement.largest_difference:.1e}{verdict}", "" if overlap is None else f"{overlap:.3f}"]
+        by_size = {one.candidates: one for one in row.latencies}
+        for size in sizes:
+            one = by_size.get(size)
+            if one is None:
+                cells += [""] * 3
+                continue
+            speedup = "" if one.speedup is None else f"{one.speedup:.2f}"
+            cells += [f"{one.p50_ms:.2f} / {one.p99_ms:.2f}", f"{one.candidates_per_second:,.0f}", speedup]
+        yield cells
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
