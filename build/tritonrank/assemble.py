@@ -155,12 +155,10 @@ def write_golden_cases(
         repository: where they go.
         tolerance: how far a server's scores may be from them.
     """
-    (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "
-", encoding="utf-8")
+    (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
     golden = {"artifact": identity["artifact"], "tolerance": tolerance, "cases": cases}
     text = json.dumps(golden, indent=1, ensure_ascii=False)
-    (repository / GOLDEN_FILE).write_text(text + "
-", encoding="utf-8")
+    (repository / GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def engine_inputs(model_folder: Path) -> list[str]:

@@ -237,8 +237,8 @@ def pack(
 ) -> None:
     """Put what a GPU machine needs to check a ranker into one file: FP16 weights, requests, the CPU's scores.
 
-    For example: tritonrank pack artifacts/movielens, which writes movielens.pack.tar.gz (40 MB for MiniLM-L6). Item texts
-    of your data are in it.
+    For example: tritonrank pack artifacts/movielens, which writes movielens.pack.tar.gz. It holds item texts of your
+    data.
     """
     from tritonrank.pack import make_pack
 

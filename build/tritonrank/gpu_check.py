@@ -1,9 +1,9 @@
 """Check and measure a ranker on this GPU machine, with whatever is installed here: one command, one record.
 
 A pack (``tritonrank pack``) goes in; out come the scores held against the CPU's, p50, p99 and candidates per second at
-each request size, for every executor that is found, and one sentence for each that is not. ``gpu_executors`` finds them,
-``gpu_triton`` serves through Triton, ``gpu_report`` keeps the record. On a machine without a GPU ``--cpu`` rehearses the
-whole thing; its record says so.
+each request size, for every executor that is found, and one sentence for each that is not. ``gpu_executors`` finds
+them, ``gpu_triton`` serves through Triton, ``gpu_report`` keeps the record. On a machine without a GPU ``--cpu``
+rehearses the whole thing; its record says so.
 
 It runs without installing tritonrank, on a machine that has little more than PyTorch:
 
@@ -17,7 +17,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -175,7 +175,7 @@ def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], toleranc
 
 
 def take_turns(
-    calls: dict[str, Callable[[Any], object]], requests: dict[int, list[Any]], baseline: str | None
+    calls: Mapping[str, Callable[[Any], object]], requests: Mapping[int, Sequence[Any]], baseline: str | None
 ) -> dict[str, list[Latency]]:
     """Latencies of each call at each request size, the calls taking turns.
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tritonrank.compile import Builder
+    from tritonrank.gpu_graphs import Graphs
     from tritonrank.network import SharedContextNetwork
 
 EXACT_TOLERANCE = 1e-4
@@ -39,8 +41,6 @@ WARMUP_RUNS = 3
 """Before a capture: libraries allocate their workspaces in the first runs."""
 PAIRS_PER_RUN = 256
 """Of a thousand long pairs the masks alone would take much memory."""
-OPSET = 18
-BUILD_EXTRA = "pip install 'tritonrank[build]'"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ def _graph_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
     try:
         from tritonrank import gpu_graphs
     except ImportError as error:
-        yield Missing("graphs", f"{error.name} is not installed, which makes them of the checkpoint: {BUILD_EXTRA}")
+        yield Missing(
+            "graphs",
+            f"{error.name} is not installed, which makes them of the checkpoint: pip install 'tritonrank[build]'",
+        )
         return
     graphs = gpu_graphs.Graphs(pack, scratch)
     if not providers:
@@ -186,10 +189,7 @@ def _tensorrt_builder() -> tuple["Builder | None", str]:
     except TritonRankError as error:
         return None, str(error)
     if builder.name != TENSORRT:
-        return (
-            None,
-            "only TensorRT for RTX is installed, whose engines Triton does not load: pip install 'tritonrank[tensorrt]'",
-        )
+        return None, "only TensorRT for RTX is installed, which Triton does not use: pip install 'tritonrank[tensorrt]'"
     return builder, ""
 
 
@@ -208,7 +208,9 @@ class PairByPair:
 
         context, candidates = (torch.from_numpy(request[name]).to(self._device) for name in SHARED_CONTEXT_INPUTS)
         with torch.inference_mode():
-            parts = [self._network(*self._pairs(context, part))[:, 0] for part in candidates.split(PAIRS_PER_RUN)]
+            parts = [
+                self._network(*self._pairs(context, part))[:, 0] for part in torch.split(candidates, PAIRS_PER_RUN)
+            ]
             logits: Logits = torch.cat(parts).float().cpu().numpy()
         return logits
 
@@ -269,7 +271,7 @@ class CudaGraphRunner:
 
         inputs = tuple(torch.from_numpy(array).cuda() for array in arrays)
         # As PyTorch's documentation of CUDA graphs asks: first runs on a stream beside the current one.
-        beside = torch.cuda.Stream()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(beside):
             for _ in range(WARMUP_RUNS):

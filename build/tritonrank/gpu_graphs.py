@@ -1,8 +1,9 @@
 """Graphs and plans of a pack's checkpoint, made where they are run: a pack holds the weights once, and no graph.
 
 The same exporter, FP16 writer, INT8 writer and compiler as in a build, without its gates: they judge rankings on
-held-out users, and a pack has none. What the kinds in FP32 are, the pack says (the judged graph's). INT8 is calibrated on
-the pack's own requests: good for speed and a check that plans work, not for a statement about quality.
+held-out users, and a pack has none. Which kinds of operators stay in FP32 the pack says: those of the judged graph.
+INT8 is calibrated on the pack's own requests: good for speed and for a check that plans work, no statement about
+quality.
 """
 
 from functools import cached_property
@@ -16,7 +17,6 @@ from tritonrank.compile import Builder, build_plan
 from tritonrank.engine import JOINT_FILE
 from tritonrank.errors import RecipeError
 from tritonrank.export import copy_text_files, export_graphs
-from tritonrank.gpu_executors import OPSET
 from tritonrank.half import to_half
 from tritonrank.packed import Pack
 from tritonrank.plan_engine import PlanEngine
@@ -28,6 +28,7 @@ from tritonrank.recipe import Recipe, SampleData, ServeSettings
 from tritonrank.scorers import Request
 from tritonrank.text import SHARED_CONTEXT, RequestTokenizer
 
+OPSET = 18
 CALIBRATION_REQUESTS = 96
 CALIBRATION_CANDIDATES = 8
 

@@ -192,9 +192,9 @@ def _described(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.machine.versions.items())
     gpu = f"{report.machine.gpu}, driver {report.machine.driver}; " if report.machine.gpu else ""
     return (
-        f"{gpu}{report.machine.processor}, {report.machine.cores} cores; {versions}. {report.pack.architecture} ranker, "
-        f"{report.pack.parameters / 1e6:.1f} M parameters. One request at a time; milliseconds are p50 / p99; x is the "
-        "baseline's p50 divided by this one's; difference is the largest, to the CPU's FP32 scores with the same "
+        f"{gpu}{report.machine.processor}, {report.machine.cores} cores; {versions}. A {report.pack.architecture} "
+        f"ranker, {report.pack.parameters / 1e6:.1f} M parameters. One request at a time; milliseconds are p50 / p99; x "
+        "is the baseline's p50 divided by this one's; difference is the largest, to the CPU's FP32 scores with the same "
         f"weights. {report.created}, `{report.command}`."
     )
 

@@ -1,0 +1,273 @@
+"""gpu-check, rehearsed on the CPU with a tiny pack: the whole of it, the real Triton included, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_pack import SCORED, SIZES
+from tritonrank import gpu_check as checking
+from tritonrank import gpu_executors
+from tritonrank import pack as packing
+from tritonrank.engine import open_engine
+from tritonrank.errors import ArtifactError, GateError
+from tritonrank.gpu_check import agreement_with, describe_machine, gpu_check, take_turns
+from tritonrank.gpu_executors import PairByPair, find_executors, padded
+from tritonrank.gpu_report import (
+    MEASUREMENT,
+    REHEARSAL,
+    Missing,
+    Report,
+    as_markdown,
+    default_path,
+    read_report,
+    write_report,
+)
+from tritonrank.pack import make_pack
+from tritonrank.packed import open_pack
+from tritonrank.pipeline import Workspace
+from tritonrank.plans import Gpu
+from tritonrank.scorers import Request, tensors_of
+from tritonrank.text import RequestTokenizer
+from tritonrank.torch_engine import load_network
+
+ROOT = Path(__file__).parents[1]
+EXECUTORS = ["PyTorch FP32, eager", "PyTorch FP32, eager, pair by pair", "PyTorch FP32, padded", "ONNX Runtime FP32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "TIMED_REQUESTS", SIZES)
+        patch.setattr(packing, "SCORED_REQUESTS", SCORED)
+        patch.setattr(checking, "ROUNDS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pack(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pack(workspace.root, tmp_path_factory.mktemp("pack"))
+
+
+@pytest.fixture(scope="module")
+def joint_pack(workspace: Workspace, joint_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pack(joint_workspace.root, tmp_path_factory.mktemp("pack"))
+
+
+@pytest.fixture(scope="module")
+def rehearsed(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    out = tmp_path_factory.mktemp("out") / "rehearsal.json"
+    return gpu_check(pack, out, cpu=True), out
+
+
+def test_everything_that_is_here_is_checked_and_timed(rehearsed: tuple[Report, Path]) -> None:
+    report, _ = rehearsed
+    assert [row.name for row in report.rows] == [*EXECUTORS, "Triton, PyTorch FP32"]
+    assert [row.through for row in report.rows] == ["in process"] * 4 + ["triton"]
+    assert [row.is_baseline for row in report.rows] == [True, False, False, False, False]
+    for row in report.rows:
+        assert row.agreement.passed, row
+        assert row.agreement.requests == 8
+        assert row.agreement.top_10_overlap == 1.0
+        assert [one.candidates for one in row.latencies] == [5, 20]
+        for one in row.latencies:
+            assert 0 < one.p50_ms <= one.p99_ms
+            assert one.requests == SIZES[one.candidates]
+            assert one.candidates_per_second > 0
+    assert {one.speedup for one in report.rows[0].latencies} == {1.0}
+    assert {one.speedup for one in report.rows[-1].latencies} == {None}  # it has a server in its way
+
+
+def test_a_rehearsal_says_so_everywhere(rehearsed: tuple[Report, Path]) -> None:
+    report, out = rehearsed
+    assert report.kind == REHEARSAL
+    assert report.machine.gpu == ""
+    assert "rehearsal on CPU" in out.with_suffix(".md").read_text(encoding="utf-8")
+    assert {one.what for one in report.missing} == {"CUDA graphs and torch.compile", "TensorRT"}
+
+
+def test_the_record_has_a_schema(rehearsed: tuple[Report, Path], tmp_path: Path) -> None:
+    report, out = rehearsed
+    assert read_report(out) == report
+    for place, value, message in (
+        (("rows", 0, "agreement", "passed"), "yes", r"rows\.0\.agreement\.passed"),
+        (("machine", "cores"), None, r"machine\.cores"),
+        (("kind",), "a guess", "kind 'a guess'"),
+    ):
+        record = asdict(report)
+        target: Any = record
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = value
+        (tmp_path / "bad.json").write_text(json.dumps(record))
+        with pytest.raises(ArtifactError, match=message):
+            read_report(tmp_path / "bad.json")
+
+
+def test_records_in_git_keep_the_schema() -> None:
+    for path in (ROOT / "docs" / "measurements").glob("nvidia-*.json"):
+        assert read_report(path).kind == MEASUREMENT, path
+
+
+def test_a_joint_ranker_goes_through_too(joint_pack: Path, tmp_path: Path) -> None:
+    report = gpu_check(joint_pack, tmp_path / "joint.json", cpu=True, triton=False)
+    assert [row.name for row in report.rows] == ["PyTorch FP32, eager", "ONNX Runtime FP32"]
+
+
+def test_scores_that_are_not_the_cpus_close_the_gate(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is written all the same: a bad number is shown, not hidden."""
+    padded_run = gpu_executors.PaddedRunner.run
+    monkeypatch.setattr(gpu_executors.PaddedRunner, "run", lambda self, request: padded_run(self, request) + 0.01)
+    with pytest.raises(GateError, match="not the CPU's scores: PyTorch FP32, padded; see"):
+        gpu_check(pack, tmp_path / "bad.json", cpu=True, triton=False)
+    failed = [row.name for row in read_report(tmp_path / "bad.json").rows if not row.agreement.passed]
+    assert failed == ["PyTorch FP32, padded"]
+    assert "FAILED" in (tmp_path / "bad.md").read_text(encoding="utf-8")
+
+
+def test_an_executor_that_fails_does_not_take_the_others_along(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(self: object, request: object) -> None:
+        raise RuntimeError("CUDA out of memory\nand much more")
+
+    monkeypatch.setattr(PairByPair, "run", out_of_memory)
+    report = gpu_check(pack, tmp_path / "less.json", cpu=True, triton=False)
+    assert "PyTorch FP32, eager, pair by pair" not in {row.name for row in report.rows}
+    (missing,) = [one for one in report.missing if "pair" in one.what]
+    assert missing.why == "it failed: RuntimeError: CUDA out of memory"
+
+
+# Machines
+
+
+def test_without_a_gpu_it_says_so_and_exits_with_2(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checking, "find_gpu", lambda: None)
+    with pytest.raises(ArtifactError, match=r"no GPU is here.*--cpu --out rehearsal\.json") as raised:
+        gpu_check(pack)
+    assert raised.value.exit_code == 2
+
+
+def test_a_rehearsal_needs_a_file_of_its_own(pack: Path) -> None:
+    with pytest.raises(ArtifactError, match="name its file with --out"):
+        gpu_check(pack, cpu=True)
+
+
+def test_a_gpu_that_nothing_can_use(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reason is listed with its command, and no record is written."""
+    monkeypatch.setattr(checking, "find_gpu", lambda: Gpu("NVIDIA X100", "10.0", "600.1"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=r"nothing here can compute on NVIDIA X100") as raised:
+        gpu_check(pack, triton=False)
+    for part in ("PyTorch: ", "download.pytorch.org", "ONNX Runtime: ", "onnxruntime-gpu", "TensorRT: "):
+        assert part in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tritonrank.gpu_graphs", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with open_pack(pack) as opened:
+        found = list(find_executors(opened, "cpu", tmp_path))
+    (graphs,) = [one for one in found if isinstance(one, Missing) and one.what == "graphs"]
+    assert graphs.why == "onnx is not installed, which makes them of the checkpoint: pip install 'tritonrank[build]'"
+    assert sum(not isinstance(one, Missing) for one in found) == 3
+
+
+def test_a_machine_with_little_more_than_torch(pack: Path, tmp_path: Path) -> None:
+    """Neither pydantic, typer, polars, transformers nor tritonclient: as a script, PyTorch alone is measured."""
+    code = f"""
+import sys
+for name in ("pydantic", "typer", "polars", "yaml", "transformers", "tritonclient", "onnx", "optimum", "scipy"):
+    sys.modules[name] = None
+sys.argv = ["gpu_check", {str(pack)!r}, "--cpu", "--out", {str(tmp_path / "bare.json")!r}]
+from tritonrank import gpu_check
+gpu_check.ROUNDS = 1
+sys.exit(gpu_check.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    report = read_report(tmp_path / "bare.json")
+    assert [row.name for row in report.rows] == EXECUTORS[:3]
+    why = {one.what: one.why for one in report.missing}
+    assert "is not installed" in why["graphs"]
+    assert "tritonrank[build,server]" in why["Triton"]
+
+
+def test_a_measurement_is_named_after_its_gpu(rehearsed: tuple[Report, Path]) -> None:
+    report, _ = rehearsed
+    machine = replace(report.machine, gpu="NVIDIA H100 80GB HBM3")
+    measured = replace(report, kind=MEASUREMENT, created="2026-11-22T07:00:00Z", machine=machine)
+    assert default_path(measured) == Path("docs/measurements/nvidia-h100-80gb-hbm3-2026-11-22.json")
+    assert as_markdown(measured).startswith("# gpu-check of tiny: NVIDIA H100 80GB HBM3\n")
+
+
+def test_a_record_that_cannot_be_written_is_named(rehearsed: tuple[Report, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"cannot be written.*--out"):
+        write_report(rehearsed[0], tmp_path / "file" / "record.json")
+
+
+def test_the_processor_is_named() -> None:
+    machine = describe_machine(cpu=True)
+    assert machine.processor
+    assert {"python", "torch", "numpy"} <= set(machine.versions)
+
+
+# The ways through the network
+
+
+def test_pair_by_pair_and_padded_score_as_the_engine(workspace: Workspace, held_out: list[Request]) -> None:
+    tokenizer = RequestTokenizer.from_folder(workspace.teacher)
+    network = load_network(workspace.teacher)
+    pairs, rows = PairByPair(network, "cpu"), gpu_executors.PaddedRunner(network.folded().score_batch)
+    for request in held_out[:3]:
+        tensors = tensors_of(request, tokenizer)
+        (expected,) = open_engine(workspace.onnx).run([tensors])
+        np.testing.assert_allclose(pairs.run(tensors), expected, atol=1e-4)
+        np.testing.assert_allclose(rows.run(tensors), expected, atol=1e-4)
+
+
+def test_shapes_are_padded_to_round_numbers() -> None:
+    context_ids, candidate_ids = padded(
+        {"context_ids": np.arange(17, dtype=np.int32), "candidate_ids": np.ones((9, 8), dtype=np.int32)}
+    )
+    assert (context_ids.shape, candidate_ids.shape) == ((1, 32), (1, 16, 8))
+    assert (context_ids[0, 17:] == -1).all()
+    assert (candidate_ids[0, 9:] == -1).all()
+
+
+# Timing
+
+
+def test_executors_take_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "ROUNDS", 2)
+    calls: list[tuple[str, int]] = []
+    ways = {name: lambda request, name=name: calls.append((name, request)) for name in "ab"}
+    found = take_turns(ways, {10: [1, 2, 3, 4]}, "a")  # type: ignore[arg-type]
+    assert [name for name, request in calls if request == 1] == ["a", "b"] * 3
+    assert found["a"][0].requests == 8  # of twelve: the warm-up does not count
+    assert found["a"][0].speedup == 1.0
+
+
+def test_a_slow_executor_is_timed_on_fewer_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "SECONDS_PER_ROUND", 0.0)
+    found = take_turns({"slow": lambda request: None}, {10: list(range(50))}, None)
+    assert found["slow"][0].requests == checking.FEWEST_REQUESTS
+    assert found["slow"][0].speedup is None
+
+
+def test_scores_that_are_not_finite_do_not_agree() -> None:
+    expected = [np.array([1.0, 2.0], dtype=np.float32)]
+    found = agreement_with([np.array([1.0, np.nan], dtype=np.float32)], expected, 1e-2)
+    assert not found.passed
+    assert found.largest_difference == checking.NOT_FINITE

@@ -1,0 +1,198 @@
+"""Packs: whole, the same every time, small, and refused when anything about them is wrong."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tritonrank import pack as packing
+from tritonrank.agreement import mean_overlap, relative_difference, top_10_overlap
+from tritonrank.errors import ArtifactError
+from tritonrank.pack import make_pack
+from tritonrank.packed import PACK_FILE, REQUESTS_FILE, open_pack
+from tritonrank.pipeline import Workspace
+from tritonrank.scorers import EngineScorer, Request, open_scorer
+from tritonrank.text import RequestTokenizer
+from tritonrank.torch_engine import WEIGHTS_FILE, open_torch_engine
+
+SIZES = {5: 6, 20: 4, 1_000: 2}
+SCORED = {5: 2, 20: 2, 1_000: 1}
+
+
+@pytest.fixture(scope="module")
+def pack(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "TIMED_REQUESTS", SIZES)
+        patch.setattr(packing, "SCORED_REQUESTS", SCORED)
+        return make_pack(workspace.root, tmp_path_factory.mktemp("pack"))
+
+
+def test_the_name_is_the_recipes(pack: Path) -> None:
+    assert pack.name == "tiny.pack.tar.gz"
+    assert not pack.with_name(pack.name + ".tmp").exists()
+
+
+def test_weights_are_there_once_in_half_precision(pack: Path, workspace: Workspace) -> None:
+    with open_pack(pack) as opened:
+        held = {path.name for path in opened.folder.iterdir()}
+        assert held == {PACK_FILE, REQUESTS_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "text.json"}
+        weights, exact = load_file(opened.folder / WEIGHTS_FILE), load_file(workspace.teacher / WEIGHTS_FILE)
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+        assert all(torch.equal(weights[name], tensor.half()) for name, tensor in exact.items())
+        assert opened.manifest["parameters"] == sum(tensor.numel() for tensor in exact.values())
+        assert opened.manifest["artifact"] == json.loads((workspace.teacher / "manifest.json").read_text())["artifact"]
+
+
+def test_scores_are_those_of_the_packed_weights_on_the_cpu(pack: Path, workspace: Workspace) -> None:
+    exact = open_scorer(workspace.onnx)
+    with open_pack(pack) as opened:
+        packed = EngineScorer(RequestTokenizer.from_folder(opened.folder), open_torch_engine(opened.folder).run)
+        differences = []
+        for one in opened.scored:
+            request = Request(one.query, one.history, one.items)
+            np.testing.assert_allclose(packed.score(request), one.scores, atol=2e-6)
+            differences.append(np.abs(exact.score(request) - np.array(one.scores)).max())
+        assert opened.manifest["rounding"]["largest_difference"] == pytest.approx(max(differences), abs=1e-5)
+        assert max(differences) > 1e-5  # or the weights were not rounded
+        assert len(opened.scored) == 4 + 2 + 2  # the golden ones first
+
+
+def test_requests_of_every_size_that_the_catalogue_has(pack: Path) -> None:
+    with open_pack(pack) as opened:
+        assert opened.sizes == [5, 20]
+        assert [len(opened.timed(size)) for size in (5, 20)] == [6, 4]
+        assert "unseen" in opened.manifest["left_out"]["1000"]  # 150 items
+
+
+def test_nothing_of_this_machine_is_in_it(pack: Path, workspace: Workspace) -> None:
+    with tarfile.open(pack) as archive:
+        members = archive.getmembers()
+        assert members[0].name == PACK_FILE
+        assert {(one.uid, one.gid, one.uname, one.mtime) for one in members} == {(0, 0, "", 0)}
+    with open_pack(pack) as opened:
+        texts = [path.read_text(encoding="utf-8") for path in opened.folder.glob("*.json")]
+        assert not any(str(workspace.root.parent) in text or str(Path.home()) in text for text in texts)
+
+
+def test_the_same_artifacts_give_the_same_bytes(
+    pack: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "TIMED_REQUESTS", SIZES)
+    monkeypatch.setattr(packing, "SCORED_REQUESTS", SCORED)
+    assert make_pack(workspace.root, tmp_path / "again.tar.gz").read_bytes() == pack.read_bytes()
+
+
+def test_an_unfinished_build_is_not_packed(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no artifact here"):
+        make_pack(tmp_path, tmp_path / "out.tar.gz")
+    root = tmp_path / "foreign"
+    for name in ("onnx", "repository", "dataset"):
+        shutil.copytree(workspace.root / name, root / name)
+    with pytest.raises(ArtifactError, match="none of student, pruned and teacher is the checkpoint"):
+        make_pack(root, tmp_path / "out.tar.gz")
+    assert not (tmp_path / "out.tar.gz").exists()
+
+
+# What is refused
+
+Members = list[tuple[tarfile.TarInfo, bytes]]
+
+
+def read_members(path: Path) -> Members:
+    with tarfile.open(path) as archive:
+        return [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+
+
+def write_members(path: Path, members: Members) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for member, content in members:
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def added(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Callable[[Members], Members]:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, link
+    return lambda members: [*members, (member, b"" if link else b"x")]
+
+
+def changed(members: Members) -> Members:
+    return [(one, content[:-1] + b"?" if one.name == REQUESTS_FILE else content) for one, content in members]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (added("../escaped"), r"'\.\./escaped' is not a file that its pack\.json names"),
+        (added("/tmp/absolute"), r"is not a file that its pack\.json names"),
+        (added("more.json"), r"'more\.json' is not a file"),
+        (added(WEIGHTS_FILE, tarfile.SYMTYPE, "/etc/passwd"), r"'model\.safetensors' is not a file"),
+        (changed, r"requests\.jsonl: changed since it was packed"),
+        (lambda members: members[:-1], r"missing"),
+        (lambda members: members[::-1], r"pack\.json is not its first file"),
+    ],
+    ids=["outside", "absolute", "unnamed", "link", "changed", "missing", "order"],
+)
+def test_a_pack_that_is_not_as_it_was_made(
+    change: Callable[[Members], Members], message: str, pack: Path, tmp_path: Path
+) -> None:
+    bad = write_members(tmp_path / "bad.tar.gz", change(read_members(pack)))
+    with pytest.raises(ArtifactError, match=message), open_pack(bad):
+        pass
+
+
+def test_truncated_absent_or_foreign_files(pack: Path, tmp_path: Path) -> None:
+    truncated = tmp_path / "truncated.tar.gz"
+    truncated.write_bytes(pack.read_bytes()[:-2_000])
+    foreign = tmp_path / "foreign.tar.gz"
+    foreign.write_bytes(gzip.compress(b"not a tar"))
+    plain = tmp_path / "plain.tar.gz"
+    plain.write_bytes(b"PK")
+    for path, message in (
+        (truncated, "damaged"),
+        (foreign, "damaged"),
+        (plain, "damaged"),
+        (tmp_path / "none", "no such pack"),
+    ):
+        with pytest.raises(ArtifactError, match=rf"{message}.*tritonrank pack"), open_pack(path):
+            pass
+
+
+def test_another_format_is_named(pack: Path, tmp_path: Path) -> None:
+    with open_pack(pack) as opened:
+        shutil.copytree(opened.folder, tmp_path / "folder")
+    manifest = json.loads((tmp_path / "folder" / PACK_FILE).read_text())
+    (tmp_path / "folder" / PACK_FILE).write_text(json.dumps(manifest | {"format": 9}))
+    with (
+        pytest.raises(ArtifactError, match="a pack of format 9; this tritonrank reads 1"),
+        open_pack(tmp_path / "folder"),
+    ):
+        pass
+
+
+# How agreement is counted
+
+
+def test_differences_are_relative_to_large_scores() -> None:
+    small, large = np.array([0.1, 0.2], dtype=np.float32), np.array([10.0, -20.0], dtype=np.float32)
+    assert relative_difference(small + np.float32(0.01), small) == pytest.approx(0.01, abs=1e-6)
+    assert relative_difference(large + np.float32(0.2), large) == pytest.approx(0.01, abs=1e-6)
+    assert relative_difference(np.array([np.nan, 0.2], dtype=np.float32), small) == float("inf")
+
+
+def test_overlap_counts_the_ten_best() -> None:
+    scores = np.arange(20, dtype=np.float32)
+    swapped = scores.copy()
+    swapped[[0, 19]] = swapped[[19, 0]]  # the best becomes the worst
+    assert top_10_overlap(scores, scores) == 1
+    assert top_10_overlap(swapped, scores) == pytest.approx(0.9)
+    assert mean_overlap([scores[:5]], [scores[:5]]) is None
+    assert mean_overlap([swapped, scores[:5]], [scores, scores[:5]]) == pytest.approx(0.9)
