@@ -31,7 +31,9 @@ from tritonrank.gpu_report import (
 from tritonrank.pack import make_pack
 from tritonrank.packed import open_pack
 from tritonrank.pipeline import Workspace
+from tritonrank.plan_engine import fitting_profile
 from tritonrank.plans import Gpu
+from tritonrank.profiles import Profile, Range
 from tritonrank.scorers import Request, tensors_of
 from tritonrank.text import RequestTokenizer
 from tritonrank.torch_engine import load_network
@@ -244,6 +246,22 @@ def test_shapes_are_padded_to_round_numbers() -> None:
     assert (context_ids.shape, candidate_ids.shape) == ((1, 32), (1, 16, 8))
     assert (context_ids[0, 17:] == -1).all()
     assert (candidate_ids[0, 9:] == -1).all()
+
+
+def test_a_plan_takes_the_first_profile_that_holds_the_request() -> None:
+    profiles: list[Profile] = [
+        {
+            "context_ids": Range((1, 1), (1, 70), (1, 70)),
+            "candidate_ids": Range((1, low, 1), (1, high, 24), (1, high, 24)),
+        }
+        for low, high in ((1, 16), (17, 128))
+    ]
+    for candidates, number in ((1, 0), (16, 0), (17, 1), (128, 1)):
+        shapes = {"context_ids": (1, 30), "candidate_ids": (1, candidates, 12)}
+        assert fitting_profile(profiles, shapes) == number
+    for wrong in ({"context_ids": (1, 71)}, {"candidate_ids": (1, 129, 12)}, {"candidate_ids": (2, 16, 12)}):
+        with pytest.raises(ArtifactError, match=r"no optimization profile .*candidate_buckets"):
+            fitting_profile(profiles, {"context_ids": (1, 30), "candidate_ids": (1, 16, 12)} | wrong)
 
 
 # Timing

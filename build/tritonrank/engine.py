@@ -181,7 +181,7 @@ def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int
             f"serve.executor is {executor}, but {error.name} is not installed in {sys.prefix}: "
             "pip install torch safetensors"
         ) from None
-    return open_torch_engine(folder, device, **options)
+    return open_torch_engine(folder, device, threads, **options)
 
 
 def engine_of(

@@ -96,9 +96,7 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
     folded = torch_engine.load_network(pack.folder).folded()
     if device == "cpu":
         yield found("padded", PaddedRunner(folded.score_batch).run)
-        yield Missing(
-            "CUDA graphs and torch.compile", "they are left out of a rehearsal: the padded way is the same code"
-        )
+        yield Missing("CUDA graphs and torch.compile", "left out of a rehearsal; the padded way runs the same code")
         return
     half = torch_engine.as_half(folded, device)
     yield found("CUDA graphs", CudaGraphRunner(half.score_batch).run)
@@ -250,6 +248,8 @@ class CudaGraphRunner:
 
     def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]") -> None:
         self._score_batch = score_batch
+        self._memory: Any = None
+        """shared by all graphs: no two run at once, and nothing in it outlives a run but the logits"""
         self._captured: dict[tuple[int, ...], _Captured] = {}
 
     def run(self, request: Tensors) -> Logits:
@@ -278,8 +278,9 @@ class CudaGraphRunner:
                 self._score_batch(*inputs)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph):
+        with torch.no_grad(), torch.cuda.graph(graph, pool=self._memory):
             logits = self._score_batch(*inputs)
+        self._memory = self._memory or graph.pool()
         return _Captured(graph, inputs, logits)
 
 

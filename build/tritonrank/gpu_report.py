@@ -193,9 +193,9 @@ def _described(report: Report) -> str:
     gpu = f"{report.machine.gpu}, driver {report.machine.driver}; " if report.machine.gpu else ""
     return (
         f"{gpu}{report.machine.processor}, {report.machine.cores} cores; {versions}. A {report.pack.architecture} "
-        f"ranker, {report.pack.parameters / 1e6:.1f} M parameters. One request at a time; milliseconds are p50 / p99; x "
-        "is the baseline's p50 divided by this one's; difference is the largest, to the CPU's FP32 scores with the same "
-        f"weights. {report.created}, `{report.command}`."
+        f"ranker, {report.pack.parameters / 1e6:.1f} M parameters. One request at a time; milliseconds are p50 / p99; "
+        "x is the baseline's p50 divided by this one's; difference is the largest, to the CPU's FP32 scores with the "
+        f"same weights. {report.created}, `{report.command}`."
     )
 
 

@@ -4,7 +4,7 @@ Triton serves plans by a backend of its own; this is for looking at a plan witho
 optimization profile, so that requests of different sizes do not switch profiles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class PlanEngine:
             ArtifactError: no profile holds it, or TensorRT refuses to run.
         """
         feed = _feed(request, list(self._profiles[0]))
-        context = self._contexts[self._fitting({name: tensor.shape for name, tensor in feed.items()})]
+        context = self._contexts[fitting_profile(self._profiles, {name: one.shape for name, one in feed.items()})]
         with torch.cuda.stream(self._stream):
             inputs = {name: torch.from_numpy(tensor).cuda() for name, tensor in feed.items()}
             for name, tensor in inputs.items():
@@ -68,17 +68,22 @@ class PlanEngine:
         self._stream.synchronize()
         return context
 
-    def _fitting(self, shapes: dict[str, tuple[int, ...]]) -> int:
-        """The first profile that takes these shapes."""
-        for number, profile in enumerate(self._profiles):
-            fits = (
-                low <= found <= high
-                for name, shape in shapes.items()
-                for low, found, high in zip(profile[name].smallest, shape, profile[name].largest, strict=True)
-            )
-            if all(fits):
-                return number
-        raise ArtifactError(f"no optimization profile of the plan holds {shapes}; see tensorrt.candidate_buckets")
+
+def fitting_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The number of the first profile that takes these shapes.
+
+    Raises:
+        ArtifactError: none does.
+    """
+    for number, profile in enumerate(profiles):
+        fits = (
+            low <= found <= high
+            for name, shape in shapes.items()
+            for low, found, high in zip(profile[name].smallest, shape, profile[name].largest, strict=True)
+        )
+        if all(fits):
+            return number
+    raise ArtifactError(f"no optimization profile of the plan holds {dict(shapes)}; see tensorrt.candidate_buckets")
 
 
 def _feed(request: Tensors, names: Sequence[str]) -> Feed:

@@ -2,8 +2,10 @@
 
 For GPU machines that have PyTorch and neither TensorRT nor onnxruntime-gpu: FP16 there, but for the score head, which
 stays FP32. On a CPU it is FP32, and slower than ONNX Runtime: good for checks. To the engines the network looks like
-sessions of the exported graphs, except that the keys and values of a context are tensors that stay on the device. A
-shared-context ranker needs torch and safetensors alone; a joint ranker is whatever transformers loads.
+sessions of the exported graphs, except that the keys and values of a context are tensors that stay on the device. On a
+CPU runs go side by side, one thread each, as sessions do, and PyTorch's own threads are switched off in this process:
+those of two scorers would wait for each other on busy cores. A shared-context ranker needs torch and safetensors
+alone; a joint ranker is whatever transformers loads.
 
 ``assemble`` copies this file beside the server's models: it imports only the standard library, numpy, torch and what
 lies beside it.
@@ -52,13 +54,18 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def open_torch_engine(
-    folder: Path, device: str = "cpu", rows_per_batch: int = ROWS_PER_BATCH, context_cache_bytes: int = 0
+    folder: Path,
+    device: str = "cpu",
+    threads: int = 0,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    context_cache_bytes: int = 0,
 ) -> Engine:
     """The engine for a checkpoint: FP16 on a GPU, FP32 on the CPU.
 
     Args:
         folder: holds config.json and model.safetensors, of either architecture and in either precision.
         device: cpu or cuda; cuda:1 is the second GPU.
+        threads: runs side by side on the CPU at the most; 0 = all cores this process may use.
         rows_per_batch: rows in one run of a joint ranker on the CPU at the most.
         context_cache_bytes: keys and values of contexts that a shared-context ranker keeps on the device at the most.
 
@@ -67,7 +74,6 @@ def open_torch_engine(
     """
     check_device(device)
     is_gpu = device != "cpu"
-    rows = MOST_ROWS_ON_GPU if is_gpu else rows_per_batch
     graphs: dict[str, Any]
     if is_shared_context_checkpoint(folder):
         network = load_network(folder).folded()
@@ -75,8 +81,10 @@ def open_torch_engine(
         graphs = {CONTEXT_FILE: _ContextPass(network, device), CANDIDATES_FILE: _CandidatePass(network, device)}
     else:
         graphs = {JOINT_FILE: _JointPass(_load_joint(folder), device, is_half=is_gpu)}
-    # One run at a time: PyTorch brings threads of its own.
-    return engine_of(graphs, 1, rows, context_cache_bytes, shares=1, is_gpu=is_gpu)
+    if is_gpu:
+        return engine_of(graphs, 1, MOST_ROWS_ON_GPU, context_cache_bytes, shares=1, is_gpu=True)
+    torch.set_num_threads(1)
+    return engine_of(graphs, threads, rows_per_batch, context_cache_bytes)
 
 
 def check_device(device: str) -> None:
