@@ -19,6 +19,7 @@ from tritonrank.errors import ArtifactError
 REPORT_FORMAT = 1
 MEASUREMENT = "measurement on a GPU"
 REHEARSAL = "rehearsal on CPU"
+BASELINE = " (baseline)"
 MEASUREMENTS = Path("docs/measurements")
 
 
@@ -162,21 +163,32 @@ def read_report(path: Path) -> Report:
 
 
 def show_report(report: Report, console: Console) -> None:
-    """The table for people."""
-    header, *rows = _cells(report)
-    table = Table(*header[:1], box=box.HORIZONTALS, title=_title(report))
-    for name in header[1:]:
-        table.add_column(name, justify="right")
-    for cells in rows:
-        table.add_row(*cells)
+    """The table for people: narrow, one line per request size."""
+    table = Table("executor", box=box.HORIZONTALS, title=_title(report), show_lines=True)
+    for name in ("cand.", "p50 ms", "p99 ms", "cand./s", "x"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report.rows:
+        agreement = row.agreement
+        verdict = "" if agreement.passed else "[red]FAILED:[/] "
+        overlap = "" if agreement.top_10_overlap is None else f", top 10 {agreement.top_10_overlap:.3f}"
+        columns = zip(*(_timing_cells(one) for one in row.latencies), strict=True)
+        name = f"{row.name}{BASELINE if row.is_baseline else ''}"
+        described = f"[dim]{verdict}difference {agreement.largest_difference:.1e}{overlap}[/]"
+        table.add_row(f"{name}\n{described}", *("\n".join(column) for column in columns))
     console.print(table)
     for one in report.missing:
         console.print(f"[yellow]missing[/] {one.what}: {one.why}", highlight=False, soft_wrap=True)
 
 
+def _timing_cells(one: Latency) -> list[str]:
+    speedup = "" if one.speedup is None else f"{one.speedup:.2f}"
+    times = f"{one.p50_ms:.2f}", f"{one.p99_ms:.2f}"
+    return [f"{one.candidates:,}", *times, f"{one.candidates_per_second:,.0f}", speedup]
+
+
 def as_markdown(report: Report) -> str:
     """The same as Markdown."""
-    header, *rows = _cells(report)
+    header, *rows = _markdown_cells(report)
     lines = [f"# {_title(report)}", "", _described(report), ""]
     lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows), ""]
     lines += [f"- missing: {one.what}: {one.why}" for one in report.missing]
@@ -199,11 +211,11 @@ def _described(report: Report) -> str:
     )
 
 
-def _cells(report: Report) -> Iterator[list[str]]:
+def _markdown_cells(report: Report) -> Iterator[list[str]]:
     sizes = sorted({one.candidates for row in report.rows for one in row.latencies})
     yield ["executor", "difference", "top 10", *(f"{k:,}: {what}" for k in sizes for what in ("ms", "cand./s", "x"))]
     for row in report.rows:
-        name = row.name + (" (baseline)" if row.is_baseline else "")
+        name = f"{row.name}{BASELINE if row.is_baseline else ''}"
         verdict = "" if row.agreement.passed else " FAILED"
         overlap = row.agreement.top_10_overlap
         cells = [name, f"{row.agreement.largest_difference:.1e}{verdict}", "" if overlap is None else f"{overlap:.3f}"]
@@ -213,8 +225,8 @@ def _cells(report: Report) -> Iterator[list[str]]:
             if one is None:
                 cells += [""] * 3
                 continue
-            speedup = "" if one.speedup is None else f"{one.speedup:.2f}"
-            cells += [f"{one.p50_ms:.2f} / {one.p99_ms:.2f}", f"{one.candidates_per_second:,.0f}", speedup]
+            _, p50, p99, *rest = _timing_cells(one)
+            cells += [f"{p50} / {p99}", *rest]
         yield cells
 
 
