@@ -28,7 +28,7 @@ from rich.progress import Progress
 
 from tritonrank.agreement import Scores, mean_overlap, relative_difference
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
-from tritonrank.gpu_executors import Executor, find_executors
+from tritonrank.gpu_executors import Executor, find_executors, first_line
 from tritonrank.gpu_report import (
     MEASUREMENT,
     REHEARSAL,
@@ -131,10 +131,12 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
             console.print(f"  [yellow]missing[/] {found.what}", highlight=False)
             continue
         console.print(f"  {found.name}", highlight=False)
-        agreement = agreement_with(
-            [found.run(one) for one, _ in scored], [known for _, known in scored], found.tolerance
-        )
-        executors.append((found, agreement))
+        try:
+            scores = [found.run(one) for one, _ in scored]
+        except Exception as error:  # noqa: BLE001 - drivers raise anything, and it must not take the rest along
+            missing.append(Missing(found.name, f"it failed: {first_line(error)}"))
+            continue
+        executors.append((found, agreement_with(scores, [known for _, known in scored], found.tolerance)))
     calls = {executor.name: executor.run for executor, _ in executors}
     baseline = next((executor.name for executor, _ in executors if executor.is_baseline), None)
     latencies = take_turns(calls, timed, baseline)
