@@ -18,8 +18,8 @@ from tritonrank.engine import available_cores
 from tritonrank.gpu_executors import EXACT_TOLERANCE, HALF_TOLERANCE
 from tritonrank.gpu_graphs import recipe_of
 from tritonrank.packed import Pack, PackedRequest
-from tritonrank.scorers import Request, ServerScorer
 from tritonrank.server import LocalTriton
+from tritonrank.server_scorer import Request, ServerScorer
 
 REQUEST_SECONDS = 60.0
 
