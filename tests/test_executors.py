@@ -125,7 +125,7 @@ def test_sources_of_the_executor_are_part_of_the_settings(tiny_recipe: Recipe) -
     assert with_torch - plain == {"torch_engine.py", "network.py"}
 
 
-def test_a_gpu_has_its_own_configs_and_tolerance(joint_workspace: Workspace, workspace: Workspace) -> None:
+def test_a_gpu_has_its_own_configs_and_tolerance(workspace: Workspace) -> None:
     settings = ServeSettings(executor="torch", device="cuda")
     score = model_configs(settings, ["context_ids", "candidate_ids"], cores=16)["score"]
     assert [(group.kind, group.count) for group in score.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, 2)]
