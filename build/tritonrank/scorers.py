@@ -18,7 +18,8 @@ from tritonrank.half import open_rounding_engine
 from tritonrank.modeling import SharedContextRanker
 from tritonrank.prepare import Dataset, Example
 from tritonrank.pretrained import load_any_ranker
-from tritonrank.server_scorer import Request as Request  # part of this interface
+from tritonrank.server_scorer import Request as Request  # both are part of this interface
+from tritonrank.server_scorer import ServerScorer as ServerScorer
 from tritonrank.shard_workers import ShardWorkers, is_sharded, sharded_engine
 from tritonrank.text import RequestTokenizer, TextRules, render_fields
 from tritonrank.torch_engine import joint_input_names
