@@ -3,6 +3,7 @@
 import typer
 
 from loadtests.agree import agree
+from loadtests.compare import compare
 from loadtests.judge import judge
 from loadtests.loadtest import loadtest
 from loadtests.overload import overload
@@ -27,6 +28,7 @@ app.command()(overload)
 app.command()(report)
 app.command()(perf)
 app.command()(agree)
+app.command()(compare)
 app.command()(tune)
 
 if __name__ == "__main__":
