@@ -12,7 +12,7 @@ from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "assemble", "evaluate"]
-COMMANDS += ["compile", "check-graph", "serve", "demo", "workload", "report", "settings"]
+COMMANDS += ["compile", "check-graph", "pack", "gpu-check", "serve", "demo", "workload", "report", "settings"]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
 RECIPE_COMMANDS += ["assemble", "evaluate", "demo"]
 
