@@ -161,6 +161,8 @@ def _measure_through_triton(pack: Pack, device: str) -> list[Row | Missing]:
             latencies = take_turns({name: run}, timed, None)[name]
     except TritonRankError as error:
         return [Missing("Triton", str(error))]
+    except Exception as error:  # noqa: BLE001 - as in process: what fails here must not take the rest along
+        return [Missing("Triton", f"it failed: {first_line(error)}")]
     return [Row(name, precision, "triton", False, agreement, latencies)]
 
 

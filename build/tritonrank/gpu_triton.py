@@ -22,6 +22,8 @@ from tritonrank.server import LocalTriton
 from tritonrank.server_scorer import Request, ServerScorer
 
 REQUEST_SECONDS = 60.0
+START_SECONDS = 280.0
+"""Each scorer loads PyTorch, and on a GPU its kernels, for the first time."""
 
 
 @contextmanager
@@ -43,7 +45,10 @@ def served(pack: Pack, device: str) -> Iterator[tuple[str, str, float, Callable[
         write_models(recipe_of(pack, **settings), pack.folder, repository, available_cores())
         identity = {"artifact": pack.manifest["artifact"][:16], "recipe": pack.manifest["recipe"], "stage": "pack"}
         write_golden_cases(identity, [], repository)
-        with LocalTriton(repository) as server, RankClient(server.grpc_url, timeout=REQUEST_SECONDS) as client:
+        with (
+            LocalTriton(repository, ready_timeout_seconds=START_SECONDS) as server,
+            RankClient(server.grpc_url, timeout=REQUEST_SECONDS) as client,
+        ):
             scorer = ServerScorer(client)
 
             def run(request: PackedRequest) -> Scores:
