@@ -16,9 +16,10 @@ from tritonrank import gpu_check as checking
 from tritonrank import gpu_executors
 from tritonrank import pack as packing
 from tritonrank.engine import open_engine
-from tritonrank.errors import ArtifactError, GateError
+from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.gpu_check import agreement_with, describe_machine, gpu_check, take_turns
 from tritonrank.gpu_executors import PairByPair, find_executors, padded
+from tritonrank.gpu_graphs import recipe_of
 from tritonrank.gpu_report import (
     MEASUREMENT,
     REHEARSAL,
@@ -265,6 +266,16 @@ def test_a_plan_takes_the_first_profile_that_holds_the_request() -> None:
     for wrong in ({"context_ids": (1, 71)}, {"candidate_ids": (1, 129, 12)}, {"candidate_ids": (2, 16, 12)}):
         with pytest.raises(ArtifactError, match=r"no optimization profile .*candidate_buckets"):
             fitting_profile(profiles, {"context_ids": (1, 30), "candidate_ids": (1, 16, 12)} | wrong)
+
+
+def test_a_pack_of_another_version_is_served_with_what_is_known(pack: Path) -> None:
+    with open_pack(pack) as opened:
+        opened.manifest["serve"] |= {"of_the_future": 3, "max_history": 7}
+        serve = recipe_of(opened, executor="torch").serve
+        assert (serve.max_history, serve.executor) == (7, "torch")
+        opened.manifest["serve"]["max_history"] = -1
+        with pytest.raises(RecipeError, match="its serving settings are not this version's; pack it again"):
+            recipe_of(opened)
 
 
 # Timing

@@ -43,7 +43,6 @@ class Graphs:
 
     def __init__(self, pack: Pack, scratch: Path) -> None:
         self._pack, self._scratch = pack, scratch
-        self.recipe = recipe_of(pack)
 
     @cached_property
     def fp32(self) -> Path:
@@ -63,7 +62,7 @@ class Graphs:
         folder, source = self._folder("int8"), self.fp32
         timed = [one for one in self._pack.requests if one.scores is None][:CALIBRATION_REQUESTS]
         requests = [Request(one.query, one.history, one.items[:CALIBRATION_CANDIDATES]) for one in timed]
-        quantize_graph(source, folder, requests, self.recipe)
+        quantize_graph(source, folder, requests, recipe_of(self._pack))
         return self._halved(folder, "int8-fp16")
 
     def plan_engine(self, precision: str, builder: Builder) -> PlanEngine:
@@ -74,9 +73,10 @@ class Graphs:
             GateError: no layer can be quantized.
         """
         source = self.fp16 if precision == "FP16" else self.int8_fp16
+        recipe = recipe_of(self._pack)
         inputs = [tensor.name for tensor in onnx.load(source / JOINT_FILE).graph.input]
-        profiles = profiles_of(self.recipe, RequestTokenizer.from_folder(source), inputs)
-        plan = build_plan(source / JOINT_FILE, profiles, self.recipe.tensorrt, builder, self._scratch)
+        profiles = profiles_of(recipe, RequestTokenizer.from_folder(source), inputs)
+        plan = build_plan(source / JOINT_FILE, profiles, recipe.tensorrt, builder, self._scratch)
         (source / PLAN_FILE).write_bytes(plan)
         return PlanEngine(source / PLAN_FILE, profiles, builder.trt)
 
@@ -95,15 +95,18 @@ class Graphs:
 def recipe_of(pack: Pack, **serve: Any) -> Recipe:
     """A recipe with the pack's serving settings, and defaults for what a pack does not know.
 
+    A pack may come from another version: settings that this one does not have are left out.
+
     Args:
         pack: an open pack.
         serve: settings of the serve section that win over the pack's.
 
     Raises:
-        RecipeError: this version of tritonrank does not take the settings.
+        RecipeError: this version does not take a setting's value.
     """
+    known = {name: value for name, value in pack.manifest["serve"].items() if name in ServeSettings.model_fields}
     try:
-        settings = ServeSettings(**pack.manifest["serve"] | serve)
+        settings = ServeSettings(**known | serve)
     except ValueError as error:
         raise RecipeError(f"{pack.name}: its serving settings are not this version's; pack it again: {error}") from None
     return Recipe(name=pack.manifest["recipe"], data=SampleData(), serve=settings)
