@@ -130,13 +130,14 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
             missing.append(found)
             console.print(f"  [yellow]missing[/] {found.what}", highlight=False)
             continue
-        console.print(f"  {found.name}", highlight=False)
         try:
             scores = [found.run(one) for one, _ in scored]
         except Exception as error:  # noqa: BLE001 - drivers raise anything, and it must not take the rest along
             missing.append(Missing(found.name, f"it failed: {first_line(error)}"))
             continue
-        executors.append((found, agreement_with(scores, [known for _, known in scored], found.tolerance)))
+        agreement = agreement_with(scores, [known for _, known in scored], found.tolerance)
+        console.print(f"  {found.name}: difference {agreement.largest_difference:.1e}", highlight=False)
+        executors.append((found, agreement))
     calls = {executor.name: executor.run for executor, _ in executors}
     baseline = next((executor.name for executor, _ in executors if executor.is_baseline), None)
     latencies = take_turns(calls, timed, baseline)
