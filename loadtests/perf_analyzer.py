@@ -229,7 +229,8 @@ def _column(row: dict[str, float], column: str, path: Path) -> float:
 
 def _read_profile(path: Path) -> tuple[list[tuple[float, float]], int, str]:
     try:
-        (experiment,) = json.loads(path.read_text(encoding="utf-8"))["experiments"]
+        # Texts are written as they went over the wire, the bytes of their lengths among them: 128 and more is no UTF-8.
+        (experiment,) = json.loads(path.read_text(encoding="utf-8", errors="replace"))["experiments"]
         requests = [request for request in experiment["requests"] if request["response_timestamps"]]
         first = min((request["timestamp"] for request in requests), default=0)
         times = [((r["timestamp"] - first) / 1e9, (r["response_timestamps"][0] - first) / 1e9) for r in requests]

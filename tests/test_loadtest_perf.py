@@ -7,6 +7,7 @@ them where it would. The real one measures the tests' server at the end.
 import csv
 import json
 import math
+import shutil
 import statistics
 import sys
 from dataclasses import replace
@@ -206,6 +207,17 @@ def test_damaged_files_are_named(file: str, old: str, new: str, told: str, tmp_p
     with pytest.raises(PerfAnalyzerError, match=told) as error:
         measured(make_stand_in(tmp_path, "answer", saved), tmp_path / "out")
     assert file.replace("c4", "concurrency-4") in str(error.value)
+
+
+def test_texts_longer_than_127_bytes_are_read(tmp_path: Path) -> None:
+    """perf_analyzer writes texts as they went over the wire, with the bytes of their lengths."""
+    saved = tmp_path / "saved"
+    shutil.copytree(SAVED, saved)
+    profile = (saved / "c4.json").read_bytes()
+    where = profile.index(b'"query":"') + len(b'"query":"')
+    (saved / "c4.json").write_bytes(profile[:where] + b"\x96\\u0000\\u0000\\u0000" + profile[where:])
+    done = measured(make_stand_in(tmp_path, "answer", saved), tmp_path / "out")
+    assert done.level == measured(make_stand_in(tmp_path, "answer"), tmp_path / "other").level
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
