@@ -1,9 +1,9 @@
 """Do Locust and perf_analyzer see the same server? One client, the same requests in the same order, the p50 of both.
 
 Two generators that disagree about an idle server measure themselves. Each sends the same rows of the workload, one
-after the other, and their p50 are compared. The turns go perf_analyzer, Locust, Locust, perf_analyzer, so that a
-machine that becomes slower or faster meanwhile does so for both. A server that is started here starts anew for each
-turn: contexts that the first has left in the cache would make the second faster.
+after the other, and their p50 are compared. They take turns in an order that gives a machine which becomes slower or
+faster meanwhile to both alike. A turn before them does not count: it fills the server's caches, contexts among them,
+which would make the first of the others slower.
 """
 
 import json
@@ -30,7 +30,8 @@ from loadtests.workload import WorkloadError, WorkloadRequest, read_workload
 
 REQUESTS = 100
 ALLOWED = 0.10
-ORDER = ("perf_analyzer", "locust", "locust", "perf_analyzer")
+PAIR = ("perf_analyzer", "locust")
+ORDER = (*PAIR, *reversed(PAIR), *reversed(PAIR), *PAIR)
 LONGEST_ANSWER_SECONDS = 60.0
 FEWEST_SECONDS = 2.0
 SHARE = 0.95
@@ -42,13 +43,13 @@ class Agreement:
     """Milliseconds that each generator found, in the order of its turns."""
 
     protocol: Protocol
-    p50: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in ORDER})
-    requests: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in ORDER})
+    p50: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PAIR})
+    requests: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in PAIR})
 
     @property
     def ratio(self) -> float:
-        """Locust's p50 by perf_analyzer's, each the mean of its turns."""
-        return statistics.fmean(self.p50["locust"]) / statistics.fmean(self.p50["perf_analyzer"])
+        """Locust's p50 by perf_analyzer's, each the median of its turns."""
+        return statistics.median(self.p50["locust"]) / statistics.median(self.p50["perf_analyzer"])
 
     def is_within(self, allowed: float) -> bool:
         """Whichever of them is larger."""
@@ -56,7 +57,7 @@ class Agreement:
 
 
 def agree(
-    target: Annotated[str, typer.Argument(help="artifacts/<recipe>, served anew for each turn, or a server's URL")],
+    target: Annotated[str, typer.Argument(help="artifacts/<recipe>, served for this, or a server's URL")],
     workload: Annotated[
         Path | None, typer.Option(help="What `tritonrank workload` wrote; default: workload.jsonl in the folder")
     ] = None,
@@ -77,7 +78,7 @@ def agree(
     except (ValueError, TargetError, PerfAnalyzerError, GeneratorError, RunFileError) as error:
         fail(str(error))
     table = Table("generator", "requests", "p50 ms")
-    for name in dict.fromkeys(ORDER):
+    for name in PAIR:
         counts, values = found.requests[name], found.p50[name]
         table.add_row(name, " and ".join(map(str, counts)), " and ".join(f"{value:.2f}" for value in values))
     Console().print(table)
@@ -103,10 +104,8 @@ def compare(target: str, protocol: Protocol, rows: Sequence[WorkloadRequest], la
         file = Path(scratch) / "rows.jsonl"
         write_rows(rows, file)
         seconds = FEWEST_SECONDS
-        # A server that runs already has been asked by others: one turn that does not count makes it equal for both.
-        turns = [(ORDER[0], False)] if "://" in target else []
-        for name, counts in [*turns, *((name, True) for name in ORDER)]:
-            with open_target(target) as server:
+        with open_target(target) as server:
+            for name, counts in [(ORDER[0], False), *((name, True) for name in ORDER)]:
                 if name == "perf_analyzer":
                     count, p50, seconds = _by_perf_analyzer(server.url(protocol), protocol, rows, scratch, launcher)
                 else:
@@ -116,9 +115,9 @@ def compare(target: str, protocol: Protocol, rows: Sequence[WorkloadRequest], la
                     if not run.totals.answered or run.totals.failed or run.totals.service.p50 is None:
                         raise GeneratorError(f"Locust: {run.totals.failed or 'nothing'} failed: {run.failures}")
                     count, p50 = run.totals.answered, run.totals.service.p50
-            if counts:
-                found.requests[name].append(count)
-                found.p50[name].append(p50)
+                if counts:
+                    found.requests[name].append(count)
+                    found.p50[name].append(p50)
     return found
 
 
