@@ -1,8 +1,9 @@
 """Put what a GPU machine needs to check a ranker into one small file: weights once, in FP16, and requests with scores.
 
 A graph of each precision holds everything again; a checkpoint in FP16 holds it once, and graphs are made of it where
-they are needed. Rounding weights to FP16 changes scores a little. So the reference scores are computed here, on the CPU in FP32, with the weights as they are in
-the pack: what a GPU then differs by is its own doing. How far the rounding itself moved the scores is recorded.
+they are needed. Rounding weights to FP16 changes scores a little. So the reference scores are computed here, on the CPU
+in FP32, with the weights as they are in the pack: what a GPU then differs by is its own doing. How far the rounding
+itself moved the scores is recorded.
 
 The same artifacts give the same archive, byte for byte: no dates, owners or paths are in it.
 """
