@@ -19,8 +19,9 @@ from loadtests.session import (
     TargetArgument,
     WorkloadOption,
     measure,
+    send_at_saturation,
 )
-from loadtests.shapes import plan_of
+from loadtests.shapes import Plan, plan_of
 
 
 def overload(
@@ -37,9 +38,9 @@ def overload(
     """Load at saturation, then at three times that, then at half. Exits with 1 when an objective is missed."""
 
     def send(session: Session, _: Objectives) -> Run:
-        most = saturation or session.saturation_per_second()
-        plan = plan_of("overload", rate=most, seconds=seconds, warm_up_seconds=WARM_UP_SECONDS, peak=times)
-        run = session.send(plan, name="overload", verb="overload")
-        return run.model_copy(update={"saturation_per_second": most})
+        def plan(most: float) -> Plan:
+            return plan_of("overload", rate=most, seconds=seconds, warm_up_seconds=WARM_UP_SECONDS, peak=times)
+
+        return send_at_saturation(session, saturation, "overload", plan)
 
     measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)

@@ -176,6 +176,13 @@ def measure(
     finish(run, out)
 
 
+def send_at_saturation(session: Session, saturation: float | None, verb: Verb, plan: Callable[[float], Plan]) -> Run:
+    """Send a plan that is made for the server's saturation, which is found first unless it is given."""
+    most = saturation or session.saturation_per_second()
+    run = session.send(plan(most), name=verb, verb=verb)
+    return run.model_copy(update={"saturation_per_second": most})
+
+
 def objectives_or_exit(path: Path) -> Objectives:
     """The objectives, before anything is started."""
     try:

@@ -1,8 +1,10 @@
 """The verb ``soak``: well below saturation for a long time, looking for errors and for memory that grows."""
 
+import math
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from loadtests.objectives import Objectives
 from loadtests.results import Run
@@ -19,8 +21,9 @@ from loadtests.session import (
     TargetArgument,
     WorkloadOption,
     measure,
+    send_at_saturation,
 )
-from loadtests.shapes import plan_of
+from loadtests.shapes import Plan, plan_of
 
 
 def soak(
@@ -37,9 +40,22 @@ def soak(
     """Load for 20 minutes at 70% of saturation. Exits with 1 when a request failed or memory grew."""
 
     def send(session: Session, _: Objectives) -> Run:
-        most = saturation or session.saturation_per_second()
-        plan = plan_of("soak", rate=share * most, seconds=60 * minutes, warm_up_seconds=WARM_UP_SECONDS)
-        run = session.send(plan, name="soak", verb="soak")
-        return run.model_copy(update={"saturation_per_second": most})
+        def plan(most: float) -> Plan:
+            found = plan_of("soak", rate=share * most, seconds=60 * minutes, warm_up_seconds=WARM_UP_SECONDS)
+            say_what_repeats(found, len(session.settings.read_requests()))
+            return found
+
+        return send_at_saturation(session, saturation, "soak", plan)
 
     measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)
+
+
+def say_what_repeats(plan: Plan, workload_requests: int) -> None:
+    """A workload that starts over repeats its bursts: one that is too much is met in every lap."""
+    needed = math.ceil(sum(phase.requests for phase in plan.phases))
+    if needed > workload_requests:
+        Console(emoji=False, stderr=True).print(
+            f"[yellow]The workload's {workload_requests} requests will be sent {needed / workload_requests:.1f} times "
+            f"over: contexts and bursts repeat. A longer one: tritonrank workload ARTIFACTS --requests {needed}[/]",
+            highlight=False,
+        )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_plans import A100, VERSION, identify
 from tritonrank import compile as compiling
 from tritonrank import plans as plans_module
-from tritonrank.artifacts import read_manifest, sha256_file
+from tritonrank.artifacts import read_manifest
 from tritonrank.compile import compile_recipe, find_builder, layer_types, targets
 from tritonrank.engine import model_files
 from tritonrank.errors import ArtifactError, RecipeError
@@ -20,11 +21,9 @@ from tritonrank.plans import (
     IDENTITY_FILE,
     PLAN_FILE,
     Gpu,
-    PlanIdentity,
     check_plan,
     check_plans,
     find_gpu,
-    write_identity,
 )
 from tritonrank.profiles import buckets_of, profiles_from, profiles_of
 from tritonrank.qdq_rules import check_graph
@@ -32,9 +31,6 @@ from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.scorers import open_scorer
 from tritonrank.serve import serving
 from tritonrank.text import Buckets, RequestTokenizer
-
-A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.1")
-VERSION = "11.2.1.2"
 
 
 def with_tensorrt(recipe: Recipe, **settings: Any) -> Recipe:
@@ -227,20 +223,7 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path, monkeypa
 def make_plan(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLAN_FILE).write_bytes(b"a plan")
-    identity = PlanIdentity(
-        module="tensorrt",
-        version=VERSION,
-        compute_capabilities=["8.0"],
-        gpu=A100.name,
-        driver=A100.driver,
-        precision="fp16",
-        version_compatible=False,
-        hardware_compatibility="none",
-        profiles=[],
-        graph="0",
-        sha256=sha256_file(folder / PLAN_FILE),
-    )
-    write_identity(folder, dataclasses.replace(identity, **changes))
+    identify(folder, **changes)
     return folder
 
 

@@ -69,7 +69,7 @@ def test_a_returning_context_is_not_encoded_again(
     found = open_torch_engine(workspace.teacher, context_cache_bytes=1_000_000)
     request = tensors_of(held_out[0], RequestTokenizer.from_folder(workspace.teacher))
     first, again = found.run([request, request])
-    cache = found.context_cache  # type: ignore[attr-defined]
+    cache = found.context_cache
     assert (cache.hits, cache.misses) == (1, 1)
     assert cache.bytes > 0
     np.testing.assert_array_equal(first, again)

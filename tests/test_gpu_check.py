@@ -285,7 +285,7 @@ def test_executors_take_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(checking, "ROUNDS", 2)
     calls: list[tuple[str, int]] = []
     ways = {name: lambda request, name=name: calls.append((name, request)) for name in "ab"}
-    found = take_turns(ways, {10: [1, 2, 3, 4]}, "a")  # type: ignore[arg-type]
+    found = take_turns(ways, {10: [1, 2, 3, 4]}, "a")
     assert [name for name, request in calls if request == 1] == ["a", "b"] * 3
     assert found["a"][0].requests == 8  # of twelve: the warm-up does not count
     assert found["a"][0].speedup == 1.0

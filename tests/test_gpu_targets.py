@@ -1,6 +1,5 @@
 """Repositories for GPUs: they are whole, and what does not fit is refused before a server starts. No GPU is needed."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from google.protobuf import text_format
+from planted_plans import A100, VERSION, identify
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank import cli, gpu_targets
 from tritonrank import plans as plans_module
@@ -21,15 +21,13 @@ from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.export import copy_text_files
 from tritonrank.gpu_targets import GOLDEN_SHARES, assemble_for_gpu, assemble_target, build_target
 from tritonrank.pipeline import Target, Workspace
-from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, Gpu, PlanIdentity, write_identity
+from tritonrank.plans import IDENTITY_FILE, PLAN_FILE
 from tritonrank.profiles import profiles_of
 from tritonrank.recipe import Recipe
 from tritonrank.serve import golden_requests, serving
 from tritonrank.text import RequestTokenizer
 
 RANKS = 2
-A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.1")
-VERSION = "11.2.1.2"
 Plant = Callable[..., Path]
 
 
@@ -69,20 +67,8 @@ def plant(own: Workspace) -> Plant:
             copy_text_files(own.onnx, draft.folder)
             for name in (PLAN_FILE, *(map(rank_plan_file, range(ranks)) if ranks > 1 else ())):
                 (draft.folder / name).write_bytes(name.encode())
-            identity = PlanIdentity(
-                module="tensorrt",
-                version=VERSION,
-                compute_capabilities=["8.0"],
-                gpu=A100.name,
-                driver=A100.driver,
-                precision="fp32",
-                version_compatible=False,
-                hardware_compatibility="none",
-                profiles=[{name: asdict(one) for name, one in profile.items()} for profile in profiles],
-                graph=sha256_file(graph),
-                sha256=sha256_file(draft.folder / PLAN_FILE),
-            )
-            write_identity(draft.folder, dataclasses.replace(identity, **changes))
+            said = [{name: asdict(one) for name, one in profile.items()} for profile in profiles]
+            identify(draft.folder, **{"precision": "fp32", "profiles": said, "graph": sha256_file(graph)} | changes)
         return folder
 
     return make

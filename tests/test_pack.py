@@ -107,7 +107,7 @@ Members = list[tuple[tarfile.TarInfo, bytes]]
 
 def read_members(path: Path) -> Members:
     with tarfile.open(path) as archive:
-        return [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+        return [(member, archive.extractfile(member).read()) for member in archive]
 
 
 def write_members(path: Path, members: Members) -> Path:

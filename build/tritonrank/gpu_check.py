@@ -90,8 +90,11 @@ def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, tr
         console.print(f"[bold]{machine.gpu or REHEARSAL}[/]: {pack.name}", highlight=False)
         rows, missing = _measure_in_process(pack, "cpu" if cpu else "cuda", Path(scratch))
         if triton:
-            for found in _measure_through_triton(pack, "cpu" if cpu else "cuda"):
-                (missing if isinstance(found, Missing) else rows).append(found)  # type: ignore[arg-type]
+            found = _measure_through_triton(pack, "cpu" if cpu else "cuda")
+            if isinstance(found, Missing):
+                missing.append(found)
+            else:
+                rows.append(found)
         record = pack.manifest
     if not rows:
         reasons = "\n".join(f"  {one.what}: {one.why}" for one in missing)
@@ -148,11 +151,11 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
     return rows, missing
 
 
-def _measure_through_triton(pack: Pack, device: str) -> list[Row | Missing]:
+def _measure_through_triton(pack: Pack, device: str) -> Row | Missing:
     try:
         from tritonrank.gpu_triton import served
     except ImportError as error:
-        return [Missing("Triton", f"{error.name} is not installed: pip install 'tritonrank[build,server]'")]
+        return Missing("Triton", f"{error.name} is not installed: pip install 'tritonrank[build,server]'")
     try:
         with served(pack, device) as (name, precision, tolerance, run):
             found = [run(request) for request in pack.scored]
@@ -161,10 +164,10 @@ def _measure_through_triton(pack: Pack, device: str) -> list[Row | Missing]:
             timed = {size: pack.timed(size) for size in pack.sizes}
             latencies = take_turns({name: run}, timed, None)[name]
     except TritonRankError as error:
-        return [Missing("Triton", str(error))]
+        return Missing("Triton", str(error))
     except Exception as error:  # noqa: BLE001 - as in process: what fails here must not take the rest along
-        return [Missing("Triton", f"it failed: {first_line(error)}")]
-    return [Row(name, precision, "triton", False, agreement, latencies)]
+        return Missing("Triton", f"it failed: {first_line(error)}")
+    return Row(name, precision, "triton", False, agreement, latencies)
 
 
 def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], tolerance: float) -> Agreement:

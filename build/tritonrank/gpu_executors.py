@@ -271,7 +271,7 @@ class CudaGraphRunner:
 
         inputs = tuple(torch.from_numpy(array).cuda() for array in arrays)
         # As PyTorch's documentation of CUDA graphs asks: first runs on a stream beside the current one.
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(beside):
             for _ in range(WARMUP_RUNS):

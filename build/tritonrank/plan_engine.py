@@ -39,7 +39,7 @@ class PlanEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise ArtifactError(f"{plan}: TensorRT {trt.__version__} cannot load it. Rebuild it: {REBUILD}")
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()
         self._contexts = [self._context(number) for number in range(len(profiles))]
 
     def run(self, request: Tensors) -> Logits:

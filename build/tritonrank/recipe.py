@@ -362,7 +362,7 @@ class ServeSettings(Settings):
     item_cache_entries: int = Field(100_000, ge=0, description="item texts whose token ids the server remembers")
     deadline_ms: int = Field(2_000, ge=10, description="longest that a request may take; it may ask for less")
     queue_share: float = Field(
-        0.5,
+        0.75,
         ge=0,
         le=1,
         description="share of its deadline that a request may have to wait for the scorer, estimated from the tokens "

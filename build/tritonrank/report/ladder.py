@@ -127,7 +127,7 @@ class BaselineRow:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a gate found; drops are relative to the parent's NDCG@10, positive = worse."""
+    """What a manifest says of a gate: those fields of gate.Verdict that are told, of which older builds lack some."""
 
     child: str
     parent: str
