@@ -1,5 +1,6 @@
 """The judge scores every example once, refuses what is no ranking, and remembers by content."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,35 @@ def test_other_test_examples_are_judged_anew(
     pl.read_parquet(fewer / "test.parquet").head(3).write_parquet(fewer / "test.parquet")
     assert judge_artifact("onnx", model_folder, fewer, tmp_path / "judgements").table.height == 3
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize(("table", "column"), [("items", "title"), ("test", "query")])
+def test_other_texts_are_judged_anew(
+    table: str, column: str, dataset_folder: Path, model_folder: Path, tmp_path: Path, opened: list[LengthScorer]
+) -> None:
+    """Examples name their items only; what the model reads is in another file."""
+    judge_artifact("onnx", model_folder, dataset_folder, tmp_path / "judgements")
+    other = tmp_path / "other"
+    shutil.copytree(dataset_folder, other)
+    path = other / f"{table}.parquet"
+    pl.read_parquet(path).with_columns(pl.lit("corrected").alias(column)).write_parquet(path)
+    judge_artifact("onnx", model_folder, other, tmp_path / "judgements")
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("changed", ["rank1.bin", "rank0.model.onnx", "shards.json"])
+def test_shards_are_what_scores(changed: str, tmp_path: Path) -> None:
+    for name in ("shards.json", "rank0.model.onnx", "rank1.model.onnx", "rank0.bin", "rank1.bin", "replicated.bin"):
+        (tmp_path / name).write_text("before")
+    before = content_hash(tmp_path)
+    (tmp_path / changed).write_text("after")
+    assert content_hash(tmp_path) != before
+
+
+def test_a_folder_without_weights_is_nothing_to_judge(model_folder: Path) -> None:
+    (model_folder / "model.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"model: no model\.safetensors, ONNX graph or shards"):
+        content_hash(model_folder)
 
 
 def test_where_a_model_lies_does_not_matter(model_folder: Path, tmp_path: Path) -> None:

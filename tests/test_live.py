@@ -8,13 +8,16 @@ import numpy as np
 import polars as pl
 import pytest
 from tritonrank import live
-from tritonrank.errors import GateError, RecipeError
+from tritonrank.errors import GateError, RecipeError, ServerError
 from tritonrank.evaluate import Judgement, judge_artifact
-from tritonrank.live import LIVE_FILE, compare, judge_live
+from tritonrank.live import compare, judge_live
+from tritonrank.live_record import LIVE, LIVE_FILE
 from tritonrank.pipeline import Workspace
 from tritonrank.recipe import Recipe
 from tritonrank.report import make_report
 from tritonrank.report.ladder import ladder, read_build
+from tritonrank.server_scorer import Request, ServerScorer
+from tritonrank_client import RankClient
 
 
 @pytest.fixture
@@ -36,8 +39,8 @@ def test_a_checkpoint_and_an_int8_graph_answer_through_triton_as_they_were_judge
         assert rung.same_top10 >= 0.99
     assert "as judged" in capsys.readouterr().out
     rows = {row.name: row for row in ladder(read_build(copied.root))}
-    assert rows["INT8"].live_ndcg == judged[1].live_ndcg
-    assert rows["ONNX FP32"].live_ndcg is None
+    assert rows["INT8"].live == judged[1]
+    assert rows["ONNX FP32"].live is None
     page, markdown = make_report(copied.root)
     assert "the same ten best" in page.read_text(encoding="utf-8")
     served = next(line for line in markdown.read_text(encoding="utf-8").splitlines() if line.startswith("| INT8"))
@@ -52,10 +55,37 @@ def test_a_rung_that_answers_otherwise_is_told_by_name(
         return found if name != "ONNX FP32" else Judgement(name, reordered(found.table, len(found.table)))
 
     monkeypatch.setattr(live, "_judge_served", answers)
-    with pytest.raises(GateError, match=r"differ from what was judged: ONNX FP32\. .* --live --rung NAME"):
+    with pytest.raises(GateError, match=r"was judged: ONNX FP32; .*live\.json has .* --live --rung NAME"):
         judge_live(tiny_recipe, copied)
-    kept = {row["name"]: row["passed"] for row in json.loads((copied.root / "live" / LIVE_FILE).read_text())}
-    assert kept == {"fine-tuned": True, "ONNX FP32": False, "INT8": True}
+    assert passed(copied) == {"fine-tuned": True, "ONNX FP32": False, "INT8": True}
+    page, markdown = make_report(copied.root)
+    assert page.read_text(encoding="utf-8").count("not as judged") == 1
+    assert "(0.0%, not as judged)" in markdown.read_text(encoding="utf-8")
+
+    # One alone is what the message asks for; what is known of the others stays.
+    judge_live(tiny_recipe, copied, ["INT8"])
+    assert passed(copied) == {"fine-tuned": True, "ONNX FP32": False, "INT8": True}
+
+
+def passed(workspace: Workspace) -> dict[str, bool]:
+    return {row["name"]: row["passed"] for row in json.loads((workspace.root / LIVE / LIVE_FILE).read_text())}
+
+
+@pytest.mark.parametrize("serve", [{"executor": "torch"}, {"device": "cuda"}])
+def test_rungs_are_served_as_they_were_judged_whatever_the_recipe_serves_with(
+    serve: dict[str, str], copied: Workspace, tiny_recipe: Recipe
+) -> None:
+    recipe = tiny_recipe.model_copy(update={"serve": tiny_recipe.serve.model_copy(update=serve)})
+    (judged,) = judge_live(recipe, copied, ["ONNX FP32"])
+    assert judged.passed
+
+
+def test_a_request_without_an_answer_is_an_error_of_the_server() -> None:
+    with (
+        RankClient("grpc://127.0.0.1:1") as client,
+        pytest.raises(ServerError, match=r"grpc://127\.0\.0\.1:1"),
+    ):
+        ServerScorer(client).score(Request("desk", [], ["lamp"]))
 
 
 def reordered(table: pl.DataFrame, requests: int) -> pl.DataFrame:

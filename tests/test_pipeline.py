@@ -167,6 +167,41 @@ def test_pruning_and_distillation_come_before_export(makers: Makers, tiny_recipe
     assert makers.run(changed(distilled_longer, "prune", heads=1)) == both[both.index("prune") :]
 
 
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"prune_budget": 0.5}, "prune"),
+        ({"distill_budget": 0.1}, "distill"),
+        ({"quantize_budget": 0.1}, "quantize"),
+        ({"bootstrap_samples": 500}, "prune"),
+    ],
+)
+def test_a_budget_is_that_of_its_step(
+    changes: dict[str, float], first: str, makers: Makers, tiny_recipe: Recipe
+) -> None:
+    """A looser one for INT8 must not mean to train the student again."""
+    recipe = smaller(tiny_recipe, "prune", "distill")
+    both = makers.run(recipe)
+    # Stand-ins hand their settings on; real artifacts that come out as before would let the later stages stand.
+    assert makers.run(changed(recipe, "gate", **changes)) == both[both.index(first) :]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-fp16"])
+def test_graphs_for_tensorrt_are_judged_on_the_dataset_that_is_there(precision: str, tiny_recipe: Recipe) -> None:
+    workspace, recipe = Workspace(Path("tiny")), changed(tiny_recipe, "tensorrt", precisions=[precision])
+    graph = next(
+        stage for stage in stages(recipe, workspace) if stage.folder == workspace.tensorrt_graph(recipe, precision)
+    )
+    assert graph.parents["dataset"] == workspace.dataset
+
+
+@pytest.mark.parametrize("serve", [{}, {"executor": "torch"}, {"device": "cuda"}])
+def test_the_summary_depends_on_every_rung_that_it_tells_of(serve: dict[str, str], tiny_recipe: Recipe) -> None:
+    workspace, recipe = Workspace(Path("tiny")), changed(smaller(tiny_recipe, "prune", "distill"), "serve", **serve)
+    parents = stages(recipe, workspace)[-1].parents
+    assert set(summary.model_rungs(recipe, workspace).values()) | {workspace.dataset} == set(parents.values())
+
+
 def test_pruning_alone_is_exported_as_it_is(makers: Makers, tiny_recipe: Recipe) -> None:
     assert makers.run(smaller(tiny_recipe, "prune")) == [*VERBS[:2], "prune", *VERBS[2:]]
     assert read_manifest(makers.workspace.onnx).parents["checkpoint"] == read_manifest(makers.workspace.pruned).artifact

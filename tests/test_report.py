@@ -14,12 +14,12 @@ import polars as pl
 import pytest
 from onnx import TensorProto, helper
 from tritonrank import cli, summary
-from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.calibration_record import CalibrationRecord, bulk_steps
 from tritonrank.cut import Kept
 from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, open_session
 from tritonrank.errors import ArtifactError
-from tritonrank.evaluate import judge_artifact
+from tritonrank.evaluate import judge_artifact, judgement_file
 from tritonrank.gate import paired_difference
 from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.prepare import Dataset
@@ -142,7 +142,12 @@ def test_every_number_of_a_plot_is_one(pages: tuple[str, str]) -> None:
 def test_texts_are_escaped(copied: Workspace) -> None:
     """Texts of items are users' data."""
     items = pl.read_parquet(copied.dataset / "items.parquet")
+    kept = {
+        name: judgement_file(copied.root / folder, copied.dataset, copied.judgements) for name, folder in RUNGS.items()
+    }
     items.with_columns(pl.lit(NASTY).alias("title")).write_parquet(copied.dataset / "items.parquet")
+    for name, folder in RUNGS.items():  # as if they had been judged with these texts
+        kept[name].rename(judgement_file(copied.root / folder, copied.dataset, copied.judgements))
     page, markdown = (path.read_text(encoding="utf-8") for path in make_report(copied.root))
     worst = comparison(read_build(copied.root))
     assert worst
@@ -435,14 +440,26 @@ def test_precisions_of_tensorrt_join_the_ladder(copied: Workspace) -> None:
     shutil.copytree(copied.int8, copied.root / "int8-tensorrt")
     (copied.root / "int8-tensorrt" / "calibration.json").unlink()
     changed(copied.root / "int8-tensorrt", as_tensorrt)
-    shutil.copytree(copied.summary, copied.root / "plans")
-    (copied.root / "plans" / "fp16.plan").write_bytes(b"x" * 2_500_000)
-    changed(copied.root / "plans", lambda manifest: manifest.update(files={"fp16.plan": "d" * 64}))
-    rows = ladder(read_build(copied.root))
-    assert [row.name for row in rows] == [*RUNGS, "INT8 (TensorRT)", "plan fp16.plan"]
-    assert rows[-2].ndcg == rows[-3].ndcg  # the same graph, judged already
-    assert rows[-2].milliseconds is None
-    assert (rows[-1].size_bytes, rows[-1].ndcg) == (2_500_000, None)
+    graph = {"graph": read_manifest(copied.root / "int8-tensorrt")}
+    for precision, names in (
+        ("int8", ["model.plan"]),
+        ("int8-tp2", ["model.plan", "model.plan.rank0", "model.plan.rank1"]),
+    ):
+        with write_artifact(copied.plans / precision, "compile", {}, graph) as draft:
+            for name in names:
+                (draft.folder / name).write_bytes((b"1" if name.endswith("1") else b"0") * 2_500_000)
+    with write_artifact(
+        copied.root / "repository-tensorrt", "assemble", {}, {"model": read_manifest(copied.plans / "int8")}
+    ):
+        pass
+    build = read_build(copied.root)
+    rows = ladder(build)
+    assert build.warnings == []
+    assert [row.name for row in rows] == [*RUNGS, "INT8 (TensorRT)", "plan int8", "plan int8-tp2"]
+    assert rows[-3].ndcg == rows[-4].ndcg  # the same graph, judged already
+    assert rows[-3].milliseconds is None
+    assert rows[-3].parameters == rows[-4].parameters
+    assert [(row.size_bytes, row.ndcg) for row in rows[-2:]] == [(2_500_000, None), (5_000_000, None)]
     text = Outline(make_report(copied.root)[0].read_text(encoding="utf-8")).text
     assert "INT8 (TensorRT): layers and activations" in text
     assert "4 of 127 steps hold 99.9% of the values; seen -4 to 4" in text  # 1/64 of 4.0 is 1/32 of the range
@@ -464,14 +481,26 @@ def test_what_was_rebuilt_since_has_no_latency(copied: Workspace) -> None:
     assert rows["INT8"].milliseconds is None
     assert rows["INT8"].latency_ratio is None
     assert rows["INT8"].ndcg is not None
+    assert rows["INT8"].parameters == rows["ONNX FP32"].parameters
     assert rows["ONNX FP32"].milliseconds is not None
+
+
+def test_what_was_pruned_anew_has_no_counts_of_another_model(copied: Workspace) -> None:
+    """Neither those of its last summary nor those of the unpruned graph, which is left out."""
+    changed(copied.pruned, lambda manifest: manifest.update(artifact="f" * 64))
+    build = read_build(copied.root)
+    rows = {row.name: row for row in ladder(build)}
+    assert list(rows) == ["fine-tuned", "pruned"]
+    assert rows["fine-tuned"].parameters
+    assert (rows["pruned"].parameters, rows["pruned"].gflop) == (None, None)
 
 
 def test_artifacts_of_another_teacher_are_left_out(copied: Workspace) -> None:
     changed(copied.teacher, lambda manifest: manifest.update(artifact="f" * 64))
     build = read_build(copied.root)
-    assert list(build.rungs()) == ["fine-tuned", "ONNX FP32", "INT8"]
-    assert any("pruned was made from another teacher" in warning for warning in build.warnings)
+    assert list(build.rungs()) == ["fine-tuned"]
+    for name, parent in [("pruned", "teacher"), ("student", "teacher"), ("onnx", "checkpoint"), ("int8", "onnx")]:
+        assert any(f"{name} was made from another" in warning and parent in warning for warning in build.warnings)
 
 
 def test_a_build_from_before_the_records_has_a_page(copied: Workspace) -> None:

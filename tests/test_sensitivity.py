@@ -57,6 +57,11 @@ def test_a_layer_may_be_as_loud_as_its_work_is_worth() -> None:
     assert Graphs(LOUD).chosen(0.2005, {"a": 1, "b": 10_000, "c": 1, "d": 1, "e": 1}) == ["a", "b", "e"]
 
 
+def test_a_layer_that_exceeds_the_limit_alone_keeps_no_other_out() -> None:
+    """However much work it does: it would come first, and nothing would fit beside it."""
+    assert Graphs(LOUD).chosen(0.03, {"a": 1, "b": 1_000_000, "c": 1, "d": 1, "e": 1}) == ["a", "c", "e"]
+
+
 def test_layers_are_left_out_until_the_real_graphs_are_quiet() -> None:
     """Squares add up only about; what counts is what the written graphs really do."""
     graphs = Graphs(LOUD, together=2.0)

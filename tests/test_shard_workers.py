@@ -25,7 +25,7 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.assemble import write_models
 from tritonrank.cli import main
 from tritonrank.engine import Engine, EngineLostError, open_engine
-from tritonrank.errors import ArtifactError
+from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.export import copy_text_files
 from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.recipe import Recipe
@@ -35,7 +35,7 @@ from tritonrank.server_scorer import ServerScorer
 from tritonrank.shard import write_shards
 from tritonrank.shard_workers import ShardWorkers, sharded_engine
 from tritonrank.text import RequestTokenizer
-from tritonrank_client import RankClient, Retry, Unavailable
+from tritonrank_client import RankClient, Retry
 
 RANKS = 2
 TOLERANCE = 1e-4
@@ -327,7 +327,7 @@ def test_triton_serves_shards_and_survives_a_killed_worker(
         lost = pool.submit(ask, requests[0])
         time.sleep(0.5)
         os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(Unavailable, match=rf"rank 1 of {ranks} .* signal 9; the scorer starts again"):
+        with pytest.raises(ServerError, match=rf"rank 1 of {ranks} .* signal 9; the scorer starts again"):
             lost.result(SECONDS)
         np.testing.assert_allclose(ask(requests[0]), expected[0], atol=tolerance_for(expected[0]))
         again = workers_below(os.getpid())

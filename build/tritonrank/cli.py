@@ -192,7 +192,8 @@ def evaluate(
     found = verdict(child, parent, loaded.gate.budget, loaded.gate.bootstrap_samples, loaded.seed)
     found = with_worst_requests(found, child, parent, workspace.dataset, TextRules.load(workspace.teacher))
     for metric in ("ndcg@10", "mrr@10", "recall@10", "auc"):
-        typer.echo(f"{metric:<10} {child.interval(metric)}   {parent.name}: {parent.interval(metric)}")
+        own, other = (one.interval(metric, loaded.gate.bootstrap_samples) for one in (child, parent))
+        typer.echo(f"{metric:<10} {own}   {parent.name}: {other}")
     show_verdict(found)
     found.require()
 

@@ -21,9 +21,9 @@ from tritonrank.anatomy import parts_of
 from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
 from tritonrank.candidate_lists import scored_lists
 from tritonrank.cut import Kept
-from tritonrank.evaluate import content_hash
+from tritonrank.evaluate import content_hash, examples_hash
 from tritonrank.finetune import copy_tokenizer
-from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
+from tritonrank.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.importance import token_mask
 from tritonrank.prepare import Dataset
 from tritonrank.pretrained import load_any_ranker
@@ -41,7 +41,7 @@ def distill_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "seed": recipe.seed,
         "distill": recipe.distill.model_dump(mode="json") if recipe.distill else None,
-        "gate": recipe.gate.model_dump(mode="json"),
+        "gate": gate_settings(recipe, "distill"),
     }
 
 
@@ -146,5 +146,6 @@ def _lists_key(recipe: Recipe, dataset_folder: Path, teacher_folder: Path) -> st
     assert recipe.distill is not None
     settings = recipe.distill.model_dump(mode="json", include=POOL_SETTINGS)
     settings |= {"seed": recipe.seed, "popularity_exponent": recipe.examples.popularity_exponent}
-    settings |= {"teacher": content_hash(teacher_folder), "training": sha256_file(dataset_folder / "train.parquet")}
+    settings |= {"teacher": content_hash(teacher_folder), "training": examples_hash(dataset_folder, "train")}
+    settings["events"] = sha256_file(dataset_folder / "events.parquet")  # popularity, and what a user has met
     return stage_key("lists", settings, {})

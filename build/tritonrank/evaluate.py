@@ -21,6 +21,8 @@ from tritonrank.errors import ArtifactError
 from tritonrank.metrics import METRICS, Interval, all_metrics, interval
 from tritonrank.prepare import Dataset, Example
 from tritonrank.scorers import Scorer, open_scorer, requests_of
+from tritonrank.shard_runner import SHARDS_FILE
+from tritonrank.shard_workers import is_sharded
 from tritonrank.text import TextRules
 
 ExampleScorer = Callable[[Example], NDArray[np.float32]]
@@ -106,7 +108,7 @@ def judgement_file(folder: Path, dataset_folder: Path, cache: Path) -> Path:
         ArtifactError: there is no dataset in its folder.
     """
     read_manifest(dataset_folder)
-    return cache / f"{content_hash(folder)[:24]}-{sha256_file(dataset_folder / 'test.parquet')[:16]}.parquet"
+    return cache / f"{content_hash(folder)[:24]}-{examples_hash(dataset_folder, 'test')[:16]}.parquet"
 
 
 def judge_test_examples(name: str, scorer: Scorer, dataset_folder: Path, rules: TextRules) -> Judgement:
@@ -127,8 +129,25 @@ def cached(name: str, path: Path, make: Callable[[], Judgement]) -> Judgement:
 
 
 def content_hash(folder: Path) -> str:
-    """Identity of what scores: weights, graph, tokenizer and text rules, whatever else lies in the folder."""
-    others = (folder / name for name in ("model.safetensors", "config.json", "tokenizer.json", "text.json"))
-    files = [*loaded_files(folder), *(path for path in others if path.is_file())]
+    """Identity of what scores: weights, graphs or their shards, tokenizer and text rules, whatever else lies there.
+
+    Raises:
+        ArtifactError: no weights are there.
+    """
+    weights = loaded_files(folder) + [path for path in (folder / "model.safetensors",) if path.is_file()]
+    if is_sharded(folder):
+        weights += sorted(path for path in folder.iterdir() if path.suffix in {".onnx", ".bin"})
+    if not weights:
+        raise ArtifactError(f"{folder}: no model.safetensors, ONNX graph or shards in this folder")
+    others = (folder / name for name in ("config.json", SHARDS_FILE, "tokenizer.json", "text.json"))
+    return _hash_of([*weights, *(path for path in others if path.is_file())])
+
+
+def examples_hash(dataset_folder: Path, split: str) -> str:
+    """Identity of what is scored: the examples of a split, and the items whose texts are read."""
+    return _hash_of([dataset_folder / f"{split}.parquet", dataset_folder / "items.parquet"])
+
+
+def _hash_of(files: Sequence[Path]) -> str:
     hashes = [f"{path.name}:{sha256_file(path)}" for path in files]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

@@ -14,10 +14,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
-from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.artifacts import read_manifest, stage_key, write_artifact
 from tritonrank.engine import padded_length
 from tritonrank.errors import RecipeError
-from tritonrank.evaluate import cached, content_hash, judge_scorer
+from tritonrank.evaluate import cached, content_hash, examples_hash, judge_scorer
 from tritonrank.modeling import SharedContextRanker, from_encoder
 from tritonrank.prepare import Dataset
 from tritonrank.pretrained import (
@@ -144,7 +144,7 @@ def _teacher_scores(
     folder = Path(recipe.finetune.teacher)
     if not folder.is_dir():
         raise RecipeError(f"finetune.teacher: {folder}: no such folder; build the teacher first, with its own recipe")
-    key = f"training-{content_hash(folder)[:24]}-{sha256_file(dataset_folder / 'train.parquet')[:16]}"
+    key = f"training-{content_hash(folder)[:24]}-{examples_hash(dataset_folder, 'train')[:16]}"
     judgement = cached(
         "teacher",
         judgements / f"{key}.parquet",

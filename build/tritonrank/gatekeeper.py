@@ -58,6 +58,15 @@ def require_ranking(
     return metrics
 
 
+def gate_settings(recipe: Recipe, step: str) -> dict[str, Any]:
+    """What a step's verdict depends on; another step's budget does not make this one again."""
+    return {
+        "step_budget": step_budget(recipe, step),
+        "total_budget": total_budget(recipe, step),
+        "bootstrap_samples": recipe.gate.bootstrap_samples,
+    }
+
+
 def step_budget(recipe: Recipe, step: str) -> float:
     """What a step may cost against its parent."""
     own: float | None = getattr(recipe.gate, f"{step}_budget")

@@ -22,7 +22,7 @@ from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.engine import JOINT_FILE
 from tritonrank.errors import GateError
 from tritonrank.export import copy_text_files
-from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
+from tritonrank.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.graph_view import element_types
 from tritonrank.half import KINDS, kinds_of_nodes, to_half
 from tritonrank.prepare import Dataset
@@ -53,9 +53,14 @@ def halve_settings(recipe: Recipe) -> dict[str, Any]:
         "half_noise": recipe.tensorrt.half_noise,
         "calibration_examples": recipe.quantize.calibration_examples,
         "calibration_candidates": recipe.quantize.calibration_candidates,
-        "gate": recipe.gate.model_dump(mode="json"),
+        "gate": gate_settings(recipe, "quantize"),
         "seed": recipe.seed,
     }
+
+
+def halve_parents(dataset_folder: Path, source: Path, exact: Path) -> dict[str, Path]:
+    """What the artifact is made from; the dataset calibrates and judges it."""
+    return {"source": source, "exact": exact, "dataset": dataset_folder}
 
 
 def halve(
@@ -86,7 +91,7 @@ def halve(
         ArtifactError: the graph breaks one of TensorRT's rules.
         GateError: the ranking became worse than the budget allows; nothing was published.
     """
-    made_from = {"source": read_manifest(source), "exact": read_manifest(exact)}
+    made_from = {name: read_manifest(f) for name, f in halve_parents(dataset_folder, source, exact).items()}
     requests = calibration_requests(recipe, Dataset.read(dataset_folder), TextRules.load(source))
     asked = made_from["source"].metrics.get("int8_nodes", [])
     with write_artifact(folder, verb, halve_settings(recipe), made_from) as draft:

@@ -4,14 +4,14 @@ The gates judged in process. A server adds what they could not see: texts throug
 other libraries. So each rung is assembled like any repository, in a temporary folder, served, and asked all test
 requests through the client; its NDCG@10 and its ten best have to be those of the judgement that the gate had.
 
-Checkpoints are served as the graphs that they export to. FP16 graphs are served as their rounding twins, like they were
-judged, because ONNX Runtime computes FP16 in FP32 on a CPU.
+All of them run in ONNX Runtime on the CPU, whatever the recipe's executor and device are. Checkpoints are served as the
+graphs that they export to. FP16 graphs are served as their rounding twins, like they were judged, because ONNX Runtime
+computes FP16 in FP32 on a CPU.
 """
 
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
@@ -26,6 +26,7 @@ from tritonrank.errors import GateError, RecipeError
 from tritonrank.evaluate import Judgement, judge_artifact, judge_test_examples
 from tritonrank.export import copy_text_files, export_graphs
 from tritonrank.half import write_rounding_twins
+from tritonrank.live_record import LIVE, LIVE_FILE, LiveRung, read_live
 from tritonrank.metrics import ranking
 from tritonrank.pipeline import Workspace
 from tritonrank.recipe import Recipe
@@ -35,37 +36,19 @@ from tritonrank.server import LocalTriton
 from tritonrank.server_scorer import ServerScorer
 from tritonrank.text import TextRules
 
-LIVE_FILE = "live.json"
-LARGEST_DIFFERENCE = 1e-3
-"""Of NDCG@10 between the live server and the judge in process."""
-FEWEST_ALIKE = 0.99
-"""Share of the requests whose ten best have to be the same, in the same order."""
+PATIENCE_SECONDS = 60
+"""For one request: how a rung ranks is judged here, and a teacher may take longer than what is served later."""
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class LiveRung:
-    """What a served rung answered, beside what was judged in process."""
-
-    name: str
-    artifact: str
-    examples: int
-    ndcg: float
-    live_ndcg: float
-    same_top10: float
-    """share of the requests with the same ten best in the same order"""
-
-    @property
-    def passed(self) -> bool:
-        return abs(self.live_ndcg - self.ndcg) <= LARGEST_DIFFERENCE and self.same_top10 >= FEWEST_ALIKE
 
 
 def judge_live(recipe: Recipe, workspace: Workspace, only: Sequence[str] = ()) -> list[LiveRung]:
     """Serve and judge the rungs of a build one after the other; publish the outcome as ``live/live.json``.
 
+    What was found earlier about other rungs that are still there stays in it.
+
     Args:
-        recipe: its serve section says how to serve.
+        recipe: its serve section says how to serve, but for executor, device and deadline.
         workspace: built as far as the summary.
         only: names of rungs as tables call them; all by default.
 
@@ -79,21 +62,28 @@ def judge_live(recipe: Recipe, workspace: Workspace, only: Sequence[str] = ()) -
     if unknown := set(only) - set(there):
         raise RecipeError(f"{recipe.name} has no rung {', '.join(sorted(unknown))}; there are: {', '.join(there)}")
     rungs = {name: artifact for name, artifact in there.items() if not only or name in only}
-    judged = []
+    serve = recipe.serve.model_copy(
+        update={"executor": "onnxruntime", "device": "cpu", "deadline_ms": 1_000 * PATIENCE_SECONDS, "queue_share": 0}
+    )
+    recipe = recipe.model_copy(update={"serve": serve})
+    earlier, judged = read_live(workspace.root), list[LiveRung]()
     for name, artifact in rungs.items():
         console.print(f"[bold]{'serve':<10}[/] {name}", highlight=False)
         before = judge_artifact(name, artifact.folder, workspace.dataset, workspace.judgements)
         live = _judge_served(recipe, workspace, name, artifact)
         judged.append(compare(before, live, artifact.manifest.artifact))
-    parents = {name: artifact.manifest for name, artifact in rungs.items()}
-    with write_artifact(workspace.root / "live", "live", {"serve": recipe.serve.model_dump(mode="json")}, parents) as d:
-        rows = [asdict(rung) | {"passed": rung.passed} for rung in judged]
-        (d.folder / LIVE_FILE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    known = {name: earlier[made.manifest.artifact] for name, made in there.items() if made.manifest.artifact in earlier}
+    known |= {rung.name: rung for rung in judged}
+    parents = {name: there[name].manifest for name in known}
+    with write_artifact(workspace.root / LIVE, "live", {"serve": serve.model_dump(mode="json")}, parents) as draft:
+        rows = [known[name].as_row() for name in there if name in known]
+        (draft.folder / LIVE_FILE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     show(judged)
     if failed := [rung.name for rung in judged if not rung.passed]:
         raise GateError(
-            f"live answers differ from what was judged: {', '.join(failed)}. Nothing changed. A broken machine or "
-            "another ONNX Runtime may be why; judge one alone: tritonrank evaluate RECIPE --live --rung NAME"
+            f"live answers differ from what was judged: {', '.join(failed)}; {workspace.root / LIVE / LIVE_FILE} has "
+            "the figures. A broken machine or another ONNX Runtime may be why; judge one alone: tritonrank evaluate "
+            "RECIPE --live --rung NAME"
         )
     return judged
 
@@ -113,7 +103,7 @@ def _judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Art
         write_identity_and_golden_cases(identity, workspace.dataset, graphs, repository)
         with LocalTriton(repository) as server:
             check_golden_cases(repository, server.grpc_url)
-            with RankClient(server.grpc_url) as client:
+            with RankClient(server.grpc_url, timeout=PATIENCE_SECONDS) as client:
                 rules = TextRules.load(graphs)
                 return judge_test_examples(f"{name}, live", ServerScorer(client), workspace.dataset, rules)
 

@@ -241,7 +241,7 @@ def tensorrt_stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
         "fp16",
         w.fp16,
         lambda: halve.halve_settings(recipe),
-        {"source": source, "exact": source},
+        halve.halve_parents(w.dataset, source, source),
         lambda: halve.halve(recipe, "fp16", w.dataset, w.teacher, w.onnx, source, source, w.fp16, w.judgements),
     )
     quantizing = Stage(
@@ -257,7 +257,7 @@ def tensorrt_stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
         "mix",
         w.int8_fp16,
         lambda: halve.halve_settings(recipe),
-        {"source": w.int8_tensorrt, "exact": source},
+        halve.halve_parents(w.dataset, w.int8_tensorrt, source),
         lambda: halve.halve(
             recipe, "mix", w.dataset, w.teacher, w.onnx, w.int8_tensorrt, source, w.int8_fp16, w.judgements
         ),

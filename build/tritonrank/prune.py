@@ -23,7 +23,7 @@ from tritonrank.cut import Kept, cut, everything
 from tritonrank.data.negatives import stable_hash
 from tritonrank.engine import padded_length
 from tritonrank.finetune import copy_tokenizer
-from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
+from tritonrank.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.importance import Batch, choose_layers, measure_importance, most_important
 from tritonrank.metrics import ndcg
 from tritonrank.modeling import first_position
@@ -51,8 +51,7 @@ def prune_settings(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "tensor_parallel": recipe.tensor_parallel,
         "prune": recipe.prune.model_dump(mode="json") if recipe.prune else None,
-        "gate": recipe.gate.model_dump(mode="json"),
-        "is_distilled": recipe.distill is not None,
+        "gate": gate_settings(recipe, "prune"),
     }
 
 

@@ -45,7 +45,7 @@ from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.evaluate import judge_artifact
 from tritonrank.export import copy_text_files
 from tritonrank.gate import Verdict, verdict
-from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
+from tritonrank.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.lookup import shrink_word_embeddings
 from tritonrank.prepare import Dataset
 from tritonrank.quiet import quiet_libraries
@@ -67,9 +67,6 @@ NOISE_SHARE = 4
 """One calibration request in so many is kept out of the calibration, and the noise of a graph is measured on those:
 scales and weights are fitted to the others."""
 
-NOISE_REQUESTS = 12
-"""Calibration requests on which the graphs for TensorRT are compared."""
-
 LARGEST_WEIGHT = 127
 LARGEST_WEIGHT_REDUCED = 64
 """Symmetric s8 weights as ``quantize_static`` scales them, whole and with the reduced range."""
@@ -81,7 +78,7 @@ def quantize_settings(recipe: Recipe) -> dict[str, Any]:
     """What the INT8 graph depends on; the reduced range is resolved, so another CPU builds another artifact."""
     return {
         "quantize": recipe.quantize.model_dump(mode="json"),
-        "gate": recipe.gate.model_dump(mode="json"),
+        "gate": gate_settings(recipe, "quantize"),
         "reduce_range": reduced_range(recipe.quantize),
         "seed": recipe.seed,
     }
@@ -283,13 +280,17 @@ def _judge_dynamic(
         copy_text_files(onnx_folder, folder)
         with quiet_libraries():
             for source in model_files(onnx_folder):
+                chosen = [node for node in linear_nodes(source) if node in set(nodes)]
+                if not chosen:  # to ONNX Runtime no names mean all nodes
+                    onnx.save(onnx.load(source), folder / source.name)  # its weights may lie in another file
+                    continue
                 quantize_dynamic(
                     source,
                     folder / source.name,
                     weight_type=QuantType.QInt8,
                     per_channel=True,
                     reduce_range=reduced_range(recipe.quantize),
-                    nodes_to_quantize=[node for node in linear_nodes(source) if node in set(nodes)],
+                    nodes_to_quantize=chosen,
                 )
         child = judge_artifact("dynamic INT8", folder, dataset_folder, judgements)
     parent = judge_artifact("ONNX FP32", onnx_folder, dataset_folder, judgements)

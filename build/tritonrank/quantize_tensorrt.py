@@ -27,7 +27,7 @@ from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.calibrate import LEVELS, METHODS, Magnitudes, activation_magnitudes
 from tritonrank.engine import JOINT_FILE, Feed
 from tritonrank.export import copy_text_files
-from tritonrank.gatekeeper import FINE_TUNED, Rung, require_ranking
+from tritonrank.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.graph_view import constant_tensors, opset_of
 from tritonrank.half import SMALLEST_HALF
 from tritonrank.prepare import Dataset
@@ -69,7 +69,7 @@ def tensorrt_int8_settings(recipe: Recipe) -> dict[str, Any]:
         mode="json", include={"calibration_examples", "calibration_candidates", "smooth", "exclude"}
     )
     tensorrt = recipe.tensorrt.model_dump(mode="json", include={"calibration", "noise"})
-    gate = recipe.gate.model_dump(mode="json")
+    gate = gate_settings(recipe, "quantize")
     return {"quantize": quantize, "tensorrt": tensorrt, "gate": gate, "seed": recipe.seed}
 
 

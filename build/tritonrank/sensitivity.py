@@ -68,7 +68,8 @@ def quiet_enough(
         for node in track(nodes, "  measuring each layer", transient=True):
             write(Path(trial), [node])
             alone[node] = noise.of(Path(trial))
-    quietest_first = sorted(nodes, key=lambda node: alone[node] ** 2 / work[node])
+    bearable = [node for node in nodes if alone[node] <= limit]
+    quietest_first = sorted(bearable, key=lambda node: alone[node] ** 2 / work[node])
     together = np.sqrt(np.cumsum([alone[node] ** 2 for node in quietest_first]))
     # Noises do not quite add up: the sum says where to start, halving finds how many fit.
     count = int(np.searchsorted(together, limit, side="right"))

@@ -88,13 +88,7 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
 
 def summary_parents(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
     """The artifacts that the summary tells of, the dataset included."""
-    named = {
-        "dataset": workspace.dataset,
-        "checkpoint": workspace.teacher,
-        "onnx": workspace.onnx,
-        "served": workspace.served_model(recipe),
-    }
-    return named | ({"pruned": workspace.pruned} if recipe.prune else {})
+    return {"dataset": workspace.dataset, **model_rungs(recipe, workspace)}
 
 
 def checkpoint_of(rung: str, recipe: Recipe, workspace: Workspace) -> Path:

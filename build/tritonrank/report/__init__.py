@@ -96,7 +96,7 @@ def gather(build: Build) -> dict[str, Any]:
         "headline": headline(rows[0], served),
         "warnings": build.warnings,
         "rows": rows,
-        "is_live": any(row.live_ndcg is not None for row in rows),
+        "is_live": any(row.live for row in rows),
         "teacher": rows[0],
         "served": served,
         "baselines": others,

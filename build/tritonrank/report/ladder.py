@@ -17,9 +17,11 @@ from tritonrank.engine import loaded_files
 from tritonrank.errors import ArtifactError
 from tritonrank.evaluate import Judgement, judgement_file
 from tritonrank.gate import paired_difference
+from tritonrank.live_record import LIVE, LiveRung, read_live
 from tritonrank.metrics import Interval
+from tritonrank.plans import PLAN_FILE
 from tritonrank.report.plots import figure
-from tritonrank.summary import SUMMARY_FILE
+from tritonrank.summary import CHECKPOINT_RUNGS, SUMMARY_FILE
 
 TEACHER = "fine-tuned"
 EXPORTED = "ONNX FP32"
@@ -36,7 +38,6 @@ RUNGS = {
 }
 """What tables call a model artifact -> its folder below artifacts/<recipe>/, in the order of the ladder."""
 PLANS = "plans"
-LIVE = "live"
 GATE_METRIC = "gate against "
 COMPARISON_METRIC = "dynamic INT8 (comparison)"
 
@@ -55,7 +56,7 @@ class Build:
     root: Path
     summary: dict[str, Any]
     artifacts: dict[str, Artifact]
-    """by folder name, in the order in which they were made"""
+    """by folder below ``root``, in the order in which they were made"""
     warnings: list[str]
     """what does not fit together, each a sentence"""
 
@@ -112,10 +113,8 @@ class LadderRow:
     latency_ratio_range: tuple[float, float] | None = None
     """its quartiles over the timed requests"""
     is_served: bool = False
-    live_ndcg: float | None = None
+    live: LiveRung | None = None
     """judged again from the answers of a live server"""
-    live_same_top10: float | None = None
-    """share of those answers with the same ten best as in process"""
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,9 @@ def read_build(root: Path) -> Build:
             f"{root}: {missing}. Name the folder of a recipe, such as artifacts/demo, once it is built: "
             "tritonrank build RECIPE"
         )
-    folders = [path.parent for path in root.glob(f"*/{MANIFEST}") if path.parent.suffix not in {".tmp", ".old"}]
-    read = {folder.name: Artifact(folder, read_manifest(folder)) for folder in folders}
+    manifests = (*root.glob(f"*/{MANIFEST}"), *root.glob(f"{PLANS}/*/{MANIFEST}"))
+    folders = [path.parent for path in manifests if path.parent.suffix not in {".tmp", ".old"}]
+    read = {folder.relative_to(root).as_posix(): Artifact(folder, read_manifest(folder)) for folder in folders}
     if "teacher" not in read:
         raise ArtifactError(f"{root}/teacher: the fine-tuned ranker is missing. Build it: tritonrank build RECIPE")
     path = root / "summary" / SUMMARY_FILE
@@ -207,18 +207,20 @@ def read_build(root: Path) -> Build:
 
 def ladder(build: Build) -> list[LadderRow]:
     """All rungs that are there, the teacher first; plans of TensorRT last."""
-    timed, live = _timed(build), _live(build)
+    timed, live = _timed(build), read_live(build.root)
     rows: list[LadderRow] = []
+    samples = build.artifacts["summary"].manifest.settings["bootstrap_samples"]
     teacher_judgement = build.judgement(TEACHER)
     summary_rows = {row["name"]: row for row in build.summary["rows"]}
     for name, artifact in build.rungs().items():
         # Whatever the precision, a graph computes with the weights of the checkpoint that was exported.
-        known = summary_rows.get(name, summary_rows.get(EXPORTED, {}))
+        counted = EXPORTED if name not in timed and name not in CHECKPOINT_RUNGS else name
+        known = summary_rows[counted] if counted in timed else {}
         judgement = build.judgement(name)
         ndcg, difference = _from_summary(summary_rows, name) if name in timed else (None, None)
         if judgement is not None:
-            ndcg = judgement.interval()
-            difference = paired_difference(judgement, teacher_judgement) if teacher_judgement else None
+            ndcg = judgement.interval(samples=samples)
+            difference = paired_difference(judgement, teacher_judgement, samples=samples) if teacher_judgement else None
         rows.append(
             LadderRow(
                 name=name,
@@ -230,8 +232,7 @@ def ladder(build: Build) -> list[LadderRow]:
                 ndcg=ndcg,
                 difference=difference,
                 is_served=name == build.served,
-                live_ndcg=live.get(artifact.manifest.artifact, {}).get("live_ndcg"),
-                live_same_top10=live.get(artifact.manifest.artifact, {}).get("same_top10"),
+                live=live.get(artifact.manifest.artifact),
             )
         )
     return [_with_ratios(row, rows[0], summary_rows) for row in rows] + list(_plans(build))
@@ -261,45 +262,43 @@ def exact_ratio(row: Mapping[str, Any]) -> bool:
 
 
 def _of_one_build(read: Mapping[str, Artifact]) -> tuple[dict[str, Artifact], list[str]]:
-    """Those whose parents are there, and a sentence about each of the others."""
-    there = {artifact.manifest.artifact for artifact in read.values()}
-    kept: dict[str, Artifact] = {}
+    """Those whose parents are there, and theirs, and a sentence about each of the others."""
+    kept = dict(sorted(read.items(), key=lambda one: one[1].manifest.created))
     warnings: list[str] = []
-    for name, artifact in sorted(read.items(), key=lambda one: one[1].manifest.created):
-        strangers = [parent for parent, hash_ in artifact.manifest.parents.items() if hash_ not in there]
-        if strangers and name != "summary":
+    while strangers := _strangers(kept):  # what was made from one of them is one itself
+        for name, parents in strangers.items():
+            del kept[name]
             warnings.append(
-                f"{name} was made from another {' and '.join(strangers)} than the one here and is left out. "
-                "Bring it up to date: tritonrank build RECIPE"
+                f"{name} was made from another {' and '.join(parents)} than the one here and is left out. "
+                f"Bring it up to date: {_remake(name)}"
             )
-        else:
-            kept[name] = artifact
     return kept, warnings
+
+
+def _strangers(artifacts: Mapping[str, Artifact]) -> dict[str, list[str]]:
+    """Which parents are not among them, by name; records may tell of what is gone."""
+    there = {artifact.manifest.artifact for artifact in artifacts.values()}
+    found = {
+        name: [parent for parent, hash_ in artifact.manifest.parents.items() if hash_ not in there]
+        for name, artifact in artifacts.items()
+        if name not in {"summary", LIVE}
+    }
+    return {name: parents for name, parents in found.items() if parents}
+
+
+def _remake(name: str) -> str:
+    """The command that makes an artifact anew."""
+    if name.startswith(f"{PLANS}/"):
+        return "tritonrank compile RECIPE"
+    target = name.removeprefix("repository-")
+    return "tritonrank build RECIPE" if target == name else f"tritonrank assemble RECIPE --target {target}"
 
 
 def _timed(build: Build) -> set[str]:
     """Rungs that the summary's figures are really of."""
     parents = set(build.artifacts["summary"].manifest.parents.values())
     rows = {row["name"] for row in build.summary["rows"]}
-    rungs = build.rungs()
-    exported_is_current = EXPORTED in rungs and rungs[EXPORTED].manifest.artifact in parents
-    return {
-        name
-        for name, artifact in rungs.items()
-        # The student is no parent of the summary; the graph that was exported from it is.
-        if name in rows and (artifact.manifest.artifact in parents or (name == "student" and exported_is_current))
-    }
-
-
-def _live(build: Build) -> dict[str, dict[str, Any]]:
-    """What the live servers answered, by artifact."""
-    if LIVE not in build.artifacts:
-        return {}
-    path = build.artifacts[LIVE].folder / "live.json"
-    try:
-        return {row["artifact"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error!r}). Judge again: tritonrank evaluate RECIPE --live") from None
+    return {name for name, artifact in build.rungs().items() if name in rows and artifact.manifest.artifact in parents}
 
 
 def _from_summary(rows: Mapping[str, Mapping[str, Any]], name: str) -> tuple[Interval, Interval]:
@@ -332,12 +331,11 @@ def _model_bytes(folder: Path) -> int | None:
 
 def _plans(build: Build) -> Iterator[LadderRow]:
     """Plans are opaque and bound to a GPU: their size is all that can be said here."""
-    if PLANS in build.artifacts:
-        folder, manifest = build.artifacts[PLANS]
-        for name in sorted(manifest.files):
-            if ".plan" in name:
-                size = (folder / name).stat().st_size if (folder / name).is_file() else None
-                yield LadderRow(f"plan {name}", manifest.files[name], None, size, None, None, None, None)
+    for name, (folder, manifest) in sorted(build.artifacts.items()):
+        if name.startswith(f"{PLANS}/"):
+            # A group's model.plan is a name for its first rank's.
+            sizes = {manifest.files[path.name]: path.stat().st_size for path in folder.glob(f"{PLAN_FILE}*")}
+            yield LadderRow(f"plan {folder.name}", manifest.artifact, None, sum(sizes.values()), None, None, None, None)
 
 
 def _gate(verdict: Mapping[str, Any], *, is_comparison: bool = False) -> Gate:
