@@ -16,7 +16,7 @@ from tiny_models import save_ranker
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank import engine
 from tritonrank.assemble import HALF_SHARE, assemble, python_sources
-from tritonrank.engine import ExecutorError, open_engine, open_executor
+from tritonrank.engine import ExecutorError, RowsError, open_engine, open_executor
 from tritonrank.errors import RecipeError, ServerError
 from tritonrank.pipeline import Workspace
 from tritonrank.recipe import Recipe, ServeSettings, load_recipe
@@ -61,6 +61,47 @@ def test_torch_takes_the_inputs_of_the_family(family: str, tmp_path: Path) -> No
     (logits,) = found.run([{name: tensor.astype(np.int32) for name, tensor in rows.items()}])
     assert logits.shape == (2,)
     assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "token", "length", "said"),
+    [
+        ("context_ids", 30_522, 3, r"context_ids: ids from 1 to 30522; the ranker knows 0 to 30521"),
+        ("candidate_ids", 30_522, 3, r"candidate_ids: ids from 1 to 30522; the ranker knows -1 to 30521"),
+        ("context_ids", 1, 513, r"context_ids: rows of 513 tokens; the ranker has 512 positions"),
+        ("candidate_ids", 1, 512, r"candidate_ids: rows of 512 tokens; the ranker has \d+ positions"),
+    ],
+)
+def test_rows_that_no_table_has_a_row_for_never_reach_the_device(
+    tensor: str, token: int, length: int, said: str, workspace: Workspace
+) -> None:
+    """On a GPU the look-up would end CUDA for the process, and with it the scorer."""
+    context, candidate = np.ones(3, dtype=np.int32), np.ones((1, 3), dtype=np.int32)
+    row = np.ones(length, dtype=np.int32)
+    row[-1] = token
+    request = {"context_ids": context, "candidate_ids": candidate}
+    request[tensor] = row if tensor == "context_ids" else row[np.newaxis]
+    with pytest.raises(RowsError, match=said):
+        open_torch_engine(workspace.teacher).run([request])
+
+
+@pytest.mark.parametrize(
+    ("family", "longest", "tensor", "value"),
+    [("bert", 24, "input_ids", 10_000), ("bert", 24, "token_type_ids", 2), ("roberta", 22, "input_ids", -1)],
+)
+def test_rows_of_a_joint_ranker_never_reach_it_either(
+    family: str, longest: int, tensor: str, value: int, tmp_path: Path
+) -> None:
+    """RoBERTa has two rows less than its table."""
+    found = open_torch_engine(save_ranker(family, tmp_path / family, positions=24))
+    request = {name: np.ones((1, 16), dtype=np.int32) for name in found.input_names}
+    assert np.isfinite(found.run([request])[0]).all()
+    request[tensor][0, -1] = value
+    with pytest.raises(RowsError, match=rf"{tensor}: ids from .*{value}.*; the ranker knows 0 to"):
+        found.run([request])
+    request = {name: np.ones((1, 25), dtype=np.int32) for name in found.input_names}
+    with pytest.raises(RowsError, match=rf"rows of 32 tokens; the ranker has {longest} positions"):
+        found.run([request])
 
 
 def test_a_returning_context_is_not_encoded_again(

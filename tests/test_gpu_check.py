@@ -15,6 +15,8 @@ from test_pack import SCORED, SIZES
 from tritonrank import gpu_check as checking
 from tritonrank import gpu_executors
 from tritonrank import pack as packing
+from tritonrank.anatomy import sizes_of
+from tritonrank.cut import cut, everything
 from tritonrank.engine import open_engine
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.gpu_check import agreement_with, describe_machine, gpu_check, take_turns
@@ -35,10 +37,11 @@ from tritonrank.packed import open_pack
 from tritonrank.pipeline import Workspace
 from tritonrank.plan_engine import fitting_profile
 from tritonrank.plans import Gpu
+from tritonrank.pretrained import load_any_ranker
 from tritonrank.profiles import Profile, Range
 from tritonrank.scorers import Request, tensors_of
 from tritonrank.text import RequestTokenizer
-from tritonrank.torch_engine import load_network
+from tritonrank.torch_engine import load_network, longest_rows
 
 ROOT = Path(__file__).parents[1]
 EXECUTORS = ["PyTorch FP32, eager", "PyTorch FP32, eager, pair by pair", "PyTorch FP32, padded", "ONNX Runtime FP32"]
@@ -232,22 +235,36 @@ def test_the_processor_is_named() -> None:
 # The ways through the network
 
 
-def test_pair_by_pair_and_padded_score_as_the_engine(workspace: Workspace, held_out: list[Request]) -> None:
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_pair_by_pair_and_padded_score_as_the_engine(
+    is_pruned: bool, workspace: Workspace, held_out: list[Request], tmp_path: Path
+) -> None:
+    """A pruned ranker has positions for its longest texts and no more: they may not be padded any further."""
     tokenizer = RequestTokenizer.from_folder(workspace.teacher)
-    network = load_network(workspace.teacher)
-    pairs, rows = PairByPair(network, "cpu"), gpu_executors.PaddedRunner(network.folded().score_batch)
-    for request in held_out[:3]:
-        tensors = tensors_of(request, tokenizer)
+    requests = [tensors_of(request, tokenizer) for request in held_out[:3]]
+    checkpoint = workspace.teacher
+    if is_pruned:
+        teacher = load_any_ranker(checkpoint)
+        longest = max(request["candidate_ids"].shape[1] for request in requests)
+        assert longest % gpu_executors.TOKEN_MULTIPLE
+        kept = replace(everything(sizes_of(teacher.config)), positions=teacher.config.context_positions + longest)
+        checkpoint = tmp_path
+        cut(teacher, kept).save_pretrained(checkpoint)
+    network = load_network(checkpoint)
+    pairs = PairByPair(network, "cpu")
+    rows = gpu_executors.PaddedRunner(network.folded().score_batch, longest_rows(network.config))
+    for tensors in requests:
         (expected,) = open_engine(workspace.onnx).run([tensors])
         np.testing.assert_allclose(pairs.run(tensors), expected, atol=1e-4)
         np.testing.assert_allclose(rows.run(tensors), expected, atol=1e-4)
 
 
-def test_shapes_are_padded_to_round_numbers() -> None:
+@pytest.mark.parametrize(("longest", "context", "tokens"), [((512, 400), 32, 16), ((29, 12), 29, 12)])
+def test_shapes_are_padded_to_round_numbers(longest: tuple[int, int], context: int, tokens: int) -> None:
     context_ids, candidate_ids = padded(
-        {"context_ids": np.arange(17, dtype=np.int32), "candidate_ids": np.ones((9, 8), dtype=np.int32)}
+        {"context_ids": np.arange(17, dtype=np.int32), "candidate_ids": np.ones((9, 11), dtype=np.int32)}, longest
     )
-    assert (context_ids.shape, candidate_ids.shape) == ((1, 32), (1, 16, 8))
+    assert (context_ids.shape, candidate_ids.shape) == ((1, context), (1, 16, tokens))
     assert (context_ids[0, 17:] == -1).all()
     assert (candidate_ids[0, 9:] == -1).all()
 
@@ -285,15 +302,27 @@ def test_executors_take_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(checking, "ROUNDS", 2)
     calls: list[tuple[str, int]] = []
     ways = {name: lambda request, name=name: calls.append((name, request)) for name in "ab"}
-    found = take_turns(ways, {10: [1, 2, 3, 4]}, "a")
+    found, _ = take_turns(ways, {10: [1, 2, 3, 4]}, "a")
     assert [name for name, request in calls if request == 1] == ["a", "b"] * 3
     assert found["a"][0].requests == 8  # of twelve: the warm-up does not count
     assert found["a"][0].speedup == 1.0
 
 
+def test_an_executor_that_fails_while_it_is_timed_drops_out() -> None:
+    """Though it be the baseline: what is left has times, and nothing to be held against."""
+
+    def out_of_memory(request: int) -> None:
+        if request > 10:
+            raise RuntimeError("CUDA out of memory\nand much more")
+
+    found, failed = take_turns({"a": out_of_memory, "b": lambda request: None}, {10: [10], 1_000: [1_000]}, "a")
+    assert failed == [Missing("a", "it failed at 1,000 candidates: RuntimeError: CUDA out of memory")]
+    assert {name: [one.speedup for one in of_name] for name, of_name in found.items()} == {"b": [None, None]}
+
+
 def test_a_slow_executor_is_timed_on_fewer_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "SECONDS_PER_ROUND", 0.0)
-    found = take_turns({"slow": lambda request: None}, {10: list(range(50))}, None)
+    found, _ = take_turns({"slow": lambda request: None}, {10: list(range(50))}, None)
     assert found["slow"][0].requests == checking.FEWEST_REQUESTS
     assert found["slow"][0].speedup is None
 

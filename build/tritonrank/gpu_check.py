@@ -143,12 +143,13 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
         executors.append((found, agreement))
     calls = {executor.name: executor.run for executor, _ in executors}
     baseline = next((executor.name for executor, _ in executors if executor.is_baseline), None)
-    latencies = take_turns(calls, timed, baseline)
+    latencies, failed = take_turns(calls, timed, baseline)
     rows = [
         Row(one.name, one.precision, "in process", one.is_baseline, agreement, latencies[one.name])
         for one, agreement in executors
+        if one.name in latencies
     ]
-    return rows, missing
+    return rows, missing + failed
 
 
 def _measure_through_triton(pack: Pack, device: str) -> Row | Missing:
@@ -162,12 +163,12 @@ def _measure_through_triton(pack: Pack, device: str) -> Row | Missing:
             expected = [np.array(request.scores, dtype=np.float32) for request in pack.scored]
             agreement = agreement_with(found, expected, tolerance)
             timed = {size: pack.timed(size) for size in pack.sizes}
-            latencies = take_turns({name: run}, timed, None)[name]
+            latencies, failed = take_turns({name: run}, timed, None)
     except TritonRankError as error:
         return Missing("Triton", str(error))
     except Exception as error:  # noqa: BLE001 - as in process: what fails here must not take the rest along
         return Missing("Triton", f"it failed: {first_line(error)}")
-    return Row(name, precision, "triton", False, agreement, latencies)
+    return failed[0] if failed else Row(name, precision, "triton", False, agreement, latencies[name])
 
 
 def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], tolerance: float) -> Agreement:
@@ -184,27 +185,38 @@ def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], toleranc
 
 def take_turns(
     calls: Mapping[str, Callable[[Any], object]], requests: Mapping[int, Sequence[Any]], baseline: str | None
-) -> dict[str, list[Latency]]:
-    """Latencies of each call at each request size, the calls taking turns.
+) -> tuple[dict[str, list[Latency]], list[Missing]]:
+    """Latencies of each call at each request size, the calls taking turns; one that fails drops out.
 
     Args:
         calls: by name; each returns when its result is in memory.
         requests: by candidates.
         baseline: the name whose median the others' are held against.
+
+    Returns:
+        latencies by name, and what failed.
     """
-    seconds: dict[tuple[str, int], list[float]] = {(name, size): [] for name in calls for size in requests}
+    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in requests} for name in calls}
+    failed = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("  timing", total=len(requests) * (ROUNDS + 1) * len(calls))
         for size, of_size in requests.items():
             for turn in range(ROUNDS + 1):  # the first is the warm-up: shapes are seen, graphs captured
-                for name, call in calls.items():
-                    taken = _time(call, of_size)
-                    seconds[name, size] += taken if turn else []
+                for name in list(seconds):
+                    try:
+                        taken = _time(calls[name], of_size)
+                    except Exception as error:  # noqa: BLE001 - drivers raise anything, and the rest can be measured
+                        failed.append(Missing(name, f"it failed at {size:,} candidates: {first_line(error)}"))
+                        del seconds[name]
+                        continue
+                    seconds[name][size] += taken if turn else []
                     progress.advance(task)
-    return {
-        name: [_latency(size, seconds[name, size], seconds.get((str(baseline), size))) for size in requests]
-        for name in calls
+    of_baseline = seconds.get(str(baseline), {})
+    latencies = {
+        name: [_latency(size, taken, of_baseline.get(size)) for size, taken in by_size.items()]
+        for name, by_size in seconds.items()
     }
+    return latencies, failed
 
 
 def _time(call: Callable[[Any], object], requests: Sequence[Any]) -> list[float]:

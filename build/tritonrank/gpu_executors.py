@@ -8,6 +8,7 @@ pair by pair, which gives the same scores) and what launching hundreds of kernel
 captured once as CUDA graphs, and fused by torch.compile).
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -94,20 +95,23 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
     pairs = network if device == "cpu" else torch_engine.as_half(network, device)
     yield found("eager, pair by pair", PairByPair(pairs, device).run)
     folded = torch_engine.load_network(pack.folder).folded()
+    longest = torch_engine.longest_rows(folded.config)
     if device == "cpu":
-        yield found("padded", PaddedRunner(folded.score_batch).run)
+        yield found("padded", PaddedRunner(folded.score_batch, longest).run)
         yield Missing("CUDA graphs and torch.compile", "left out of a rehearsal; the padded way runs the same code")
         return
     half = torch_engine.as_half(folded, device)
-    yield found("CUDA graphs", CudaGraphRunner(half.score_batch).run)
-    yield from _compiled(half, found)
+    yield found("CUDA graphs", CudaGraphRunner(half.score_batch, longest).run)
+    yield from _compiled(half, longest, found)
 
 
-def _compiled(network: "SharedContextNetwork", found: Callable[..., Executor]) -> Iterator[Found]:
+def _compiled(
+    network: "SharedContextNetwork", longest: tuple[int, int], found: Callable[..., Executor]
+) -> Iterator[Found]:
     import torch
 
     try:
-        runner = CudaGraphRunner(torch.compile(network.score_batch, dynamic=True))
+        runner = CudaGraphRunner(torch.compile(network.score_batch, dynamic=True), longest)
         runner.run(_smallest_request())
     except Exception as error:  # noqa: BLE001 - what a compiler lacks (Triton, a C compiler) shows as anything
         yield Missing("torch.compile", f"it failed: {first_line(error)}")
@@ -228,15 +232,20 @@ class PairByPair:
 
 
 class PaddedRunner:
-    """``score_batch`` on requests that are padded to a few shapes, as captured graphs and plans need them."""
+    """``score_batch`` on requests that are padded to a few shapes, as captured graphs and plans need them.
 
-    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]") -> None:
-        self._score_batch = score_batch
+    Args:
+        score_batch: a network's.
+        longest: as ``padded`` takes it.
+    """
+
+    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]", longest: tuple[int, int]) -> None:
+        self._score_batch, self._longest = score_batch, longest
 
     def run(self, request: Tensors) -> Logits:
         import torch
 
-        context, candidates = (torch.from_numpy(tensor) for tensor in padded(request))
+        context, candidates = (torch.from_numpy(tensor) for tensor in padded(request, self._longest))
         with torch.no_grad():
             logits = self._score_batch(context, candidates)
         found: Logits = logits[0, : len(request["candidate_ids"])].float().numpy()
@@ -244,10 +253,15 @@ class PaddedRunner:
 
 
 class CudaGraphRunner:
-    """``score_batch`` captured once per padded shape, then replayed: one launch instead of hundreds."""
+    """``score_batch`` captured once per padded shape, then replayed: one launch instead of hundreds.
 
-    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]") -> None:
-        self._score_batch = score_batch
+    Args:
+        score_batch: a network's.
+        longest: as ``padded`` takes it.
+    """
+
+    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]", longest: tuple[int, int]) -> None:
+        self._score_batch, self._longest = score_batch, longest
         self._memory: Any = None
         """shared by all graphs: no two run at once, and nothing in it outlives a run but the logits"""
         self._captured: dict[tuple[int, ...], _Captured] = {}
@@ -255,7 +269,7 @@ class CudaGraphRunner:
     def run(self, request: Tensors) -> Logits:
         import torch
 
-        arrays = padded(request)
+        arrays = padded(request, self._longest)
         shape = (*arrays[0].shape, *arrays[1].shape)
         captured = self._captured.get(shape)
         if captured is None:
@@ -291,13 +305,21 @@ class _Captured:
     logits: "Tensor"
 
 
-def padded(request: Tensors) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
-    """context_ids (1, tokens) and candidate_ids (1, candidates, tokens), padded with -1 to round numbers."""
+def padded(request: Tensors, longest: tuple[int, int]) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """context_ids (1, tokens) and candidate_ids (1, candidates, tokens), padded with -1 to round numbers.
+
+    Args:
+        request: what to pad.
+        longest: tokens of a context and of a candidate that the ranker has positions for; a pruned one has as many as
+            its longest texts, which need not be a round number.
+    """
     context, candidates = (request[name] for name in SHARED_CONTEXT_INPUTS)
     shape = [
-        -(-size // multiple) * multiple
-        for size, multiple in zip(
-            (len(context), *candidates.shape), (CONTEXT_MULTIPLE, CANDIDATE_MULTIPLE, TOKEN_MULTIPLE), strict=True
+        min(-(-size // multiple) * multiple, most)
+        for size, multiple, most in (
+            (len(context), CONTEXT_MULTIPLE, longest[0]),
+            (candidates.shape[0], CANDIDATE_MULTIPLE, sys.maxsize),
+            (candidates.shape[1], TOKEN_MULTIPLE, longest[1]),
         )
     ]
     context_ids = np.full((1, shape[0]), -1, dtype=np.int32)

@@ -12,12 +12,15 @@ lies beside it.
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING or __package__:
@@ -30,10 +33,11 @@ if TYPE_CHECKING or __package__:
         SHARED_CONTEXT_INPUTS,
         Engine,
         ExecutorError,
+        RowsError,
         engine_of,
     )
     from tritonrank.network import SharedContextNetwork
-    from tritonrank.text import SHARED_CONTEXT
+    from tritonrank.text import PADDING, SHARED_CONTEXT
 else:  # copied beside a model
     from engine import (
         CANDIDATES_FILE,
@@ -44,10 +48,11 @@ else:  # copied beside a model
         SHARED_CONTEXT_INPUTS,
         Engine,
         ExecutorError,
+        RowsError,
         engine_of,
     )
     from network import SharedContextNetwork
-    from text import SHARED_CONTEXT
+    from text import PADDING, SHARED_CONTEXT
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -107,6 +112,12 @@ def is_shared_context_checkpoint(folder: Path) -> bool:
     return bool(_read_config(folder).get("model_type") == SHARED_CONTEXT)
 
 
+def longest_rows(config: Any) -> tuple[int, int]:
+    """Tokens of a context and of a candidate, at the most, for which a shared-context ranker has positions."""
+    positions = config.max_position_embeddings - config.first_position
+    return positions, positions - config.context_positions
+
+
 def load_network(folder: Path) -> SharedContextNetwork:
     """A shared-context ranker in FP32 on the CPU, ready to score; the file may hold FP16."""
     from safetensors.torch import load_file
@@ -135,10 +146,14 @@ class _ContextPass:
 
     def __init__(self, network: SharedContextNetwork, device: str) -> None:
         self._network, self._device = network, device
+        self._longest, _ = longest_rows(network.config)
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Tensor]:
-        return self._network.encode_context(_on_device(input_feed[SHARED_CONTEXT_INPUTS[0]], self._device))
+        name = SHARED_CONTEXT_INPUTS[0]
+        context_ids = input_feed[name]
+        _check_ids(name, context_ids, self._network.config.vocab_size, self._longest)
+        return self._network.encode_context(_on_device(context_ids, self._device))
 
     def get_inputs(self) -> Sequence[Any]:
         return [SimpleNamespace(name=SHARED_CONTEXT_INPUTS[0])]
@@ -149,10 +164,13 @@ class _CandidatePass:
 
     def __init__(self, network: SharedContextNetwork, device: str) -> None:
         self._network, self._device = network, device
+        _, self._longest = longest_rows(network.config)
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Any]:
-        candidate_ids = _on_device(input_feed[SHARED_CONTEXT_INPUTS[1]], self._device)
+        name = SHARED_CONTEXT_INPUTS[1]
+        _check_ids(name, input_feed[name], self._network.config.vocab_size, self._longest, least=PADDING)
+        candidate_ids = _on_device(input_feed[name], self._device)
         keys, values = input_feed["context_keys"], input_feed["context_values"]
         return [self._network.score_candidates(keys, values, candidate_ids).float().cpu().numpy()]
 
@@ -168,14 +186,41 @@ class _JointPass:
             _keep_head_exact(model.half())
         self._model, self._device = model.to(device), device
         self._inputs = [SimpleNamespace(name=name) for name in joint_input_names(model.config)]
+        self._longest = _longest_joint_row(model)
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Any]:
+        config = self._model.config
+        sizes = {"input_ids": config.vocab_size, "token_type_ids": getattr(config, "type_vocab_size", 0)}
+        for name, tensor in input_feed.items():
+            _check_ids(name, tensor, sizes.get(name, 2), self._longest)
         inputs = {name: _on_device(tensor, self._device).long() for name, tensor in input_feed.items()}
         return [self._model(**inputs).logits.float().cpu().numpy()]
 
     def get_inputs(self) -> Sequence[Any]:
         return self._inputs
+
+
+def _check_ids(name: str, ids: NDArray[np.int32], size: int, longest: int, least: int = 0) -> None:
+    """Refuse ids that a table has no row for: on a GPU looking one up would end CUDA for the whole process.
+
+    Raises:
+        RowsError: names the tensor and what is wrong.
+    """
+    if ids.shape[-1] > longest:
+        raise RowsError(f"{name}: rows of {ids.shape[-1]} tokens; the ranker has {longest} positions for them")
+    if ids.size and (ids.min() < least or ids.max() >= size):
+        raise RowsError(f"{name}: ids from {ids.min()} to {ids.max()}; the ranker knows {least} to {size - 1}")
+
+
+def _longest_joint_row(model: Any) -> int:
+    """Tokens of a row that a model of transformers has positions for; without a table of positions any number."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa's positions begin behind that of padding.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
+    return sys.maxsize
 
 
 def _keep_head_exact(model: Any) -> None:
