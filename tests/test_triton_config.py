@@ -216,7 +216,7 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
 
 def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
     """A mask of zeros leaves nothing to run: no memory is touched, and a graph may fail on it."""
-    _, tensors, configs = made
+    settings, tensors, configs = made
     samples = configs["score"].model_warmup
     assert len(samples) > 0
     assert len({sample.name for sample in samples}) == len(samples)
@@ -226,6 +226,7 @@ def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str
             assert all(tensor.zero_data for tensor in sample.inputs.values())
             assert all(size > 0 for tensor in sample.inputs.values() for size in tensor.dims)
             assert [len(sample.inputs[name].dims) for name in SHARED] == [1, 2]
+            assert sample.inputs["candidate_ids"].dims[0] <= settings.max_candidates, "more are refused"
             continue
         assert len({tuple(tensor.dims) for tensor in sample.inputs.values()}) == 1
         mask = sample.inputs["attention_mask"]

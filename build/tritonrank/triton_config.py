@@ -144,13 +144,18 @@ def _score(settings: ServeSettings, engine_inputs: Sequence[str], instances: int
         set_parameters(config, threads=settings.threads)
     if settings.executor != "onnxruntime":
         config.parameters["executor"].string_value = settings.executor
-    (_warm_up_shared_context if is_shared else _warm_up_joint)(config, engine_inputs)
+    if is_shared:
+        _warm_up_shared_context(config, settings.max_candidates)
+    else:
+        _warm_up_joint(config, engine_inputs)
     return config
 
 
-def _warm_up_shared_context(config: pb.ModelConfig, engine_inputs: Sequence[str]) -> None:
-    for context_tokens, candidates, tokens in SHARED_CONTEXT_WARMUP:
-        warmup = config.model_warmup.add(name=f"{candidates} candidates of {tokens} tokens", batch_size=1)
+def _warm_up_shared_context(config: pb.ModelConfig, max_candidates: int) -> None:
+    for context_tokens, most_candidates, tokens in SHARED_CONTEXT_WARMUP:
+        candidates = min(most_candidates, max_candidates)  # the scorer refuses more, and would not start
+        described = f"{context_tokens} context tokens, {candidates} candidates of {tokens} tokens"
+        warmup = config.model_warmup.add(name=described, batch_size=1)
         for name, dims in (("context_ids", [context_tokens]), ("candidate_ids", [candidates, tokens])):
             warmup.inputs[name].data_type = pb.TYPE_INT32
             warmup.inputs[name].dims.extend(dims)
