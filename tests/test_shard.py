@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from onnx import helper, numpy_helper
 from tensorrt_ladder import ladder_of
 from test_families import OPSET, REQUESTS, recipe_for, spread_logits
 from tiny_models import FAMILIES, save_ranker
+from tritonrank import shard as sharding
 from tritonrank.cut_graph import PARTIAL, SHARE
-from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, Feed, model_files, open_session
+from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, Feed, model_files, open_engine, open_session
 from tritonrank.errors import ArtifactError
 from tritonrank.export import export_graphs
 from tritonrank.finetune import save_checkpoint, untrained_ranker
@@ -391,3 +394,16 @@ def test_a_wrong_shard_is_noticed(cases: Cases, tmp_path: Path) -> None:
     (folder / "rank1.bin").write_bytes(damaged)
     with pytest.raises(ArtifactError, match="logits differ by"):
         compare_with_whole(case.whole, folder, requests)
+
+
+def test_scores_that_are_no_numbers_are_noticed(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though only the second request has one."""
+    case = cases["bert", SHARED_CONTEXT, "fp32"]
+    tokenizer = RequestTokenizer.from_folder(case.whole)
+    requests = [tensors_of(request, tokenizer) for request in REQUESTS[:2]]
+    scores = open_engine(case.whole).run(requests)
+    scores[1][-1] = np.nan
+    monkeypatch.setattr(sharding, "ShardWorkers", nullcontext)
+    monkeypatch.setattr(sharding, "sharded_engine", lambda _: SimpleNamespace(run=lambda _: scores))
+    with pytest.raises(ArtifactError, match="logits differ by nan"):
+        compare_with_whole(case.whole, case.shards[2], requests)
