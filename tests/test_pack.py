@@ -71,6 +71,31 @@ def test_requests_of_every_size_that_the_catalogue_has(pack: Path) -> None:
         assert "unseen" in opened.manifest["left_out"]["1000"]  # 150 items
 
 
+def test_requests_are_such_as_the_server_takes_with_any_text(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more candidates than serve.max_candidates; texts may hold what Unicode, but not JSON, calls a line's end."""
+    monkeypatch.setattr(packing, "TIMED_REQUESTS", SIZES)
+    monkeypatch.setattr(packing, "SCORED_REQUESTS", SCORED)
+    root, query = tmp_path / "root", "one\u2028two\u2029three\x85four"
+    root.mkdir()
+    for path in workspace.root.iterdir():
+        (root / path.name).symlink_to(path)
+    (root / "repository").unlink()
+    shutil.copytree(workspace.repository, root / "repository")
+    for name, change in (
+        ("manifest.json", lambda content: content["settings"]["serve"].update(max_candidates=10)),
+        ("golden.json", lambda content: content["cases"][0].update(query=query)),
+    ):
+        content = json.loads((root / "repository" / name).read_text(encoding="utf-8"))
+        change(content)
+        (root / "repository" / name).write_text(json.dumps(content), encoding="utf-8")
+    with open_pack(make_pack(root, tmp_path)) as opened:
+        assert opened.sizes == [5]
+        assert opened.manifest["left_out"] == dict.fromkeys(["20", "1000"], "serve.max_candidates is 10")
+        assert opened.requests[0].query == query
+
+
 def test_nothing_of_this_machine_is_in_it(pack: Path, workspace: Workspace) -> None:
     with tarfile.open(pack) as archive:
         members = archive.getmembers()

@@ -68,7 +68,7 @@ def make_pack(artifacts: Path, out: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="tritonrank-pack-") as scratch:
         folder = Path(scratch)
         _write_half_checkpoint(checkpoint, folder)
-        requests, left_out = _requests(artifacts)
+        requests, left_out = _requests(artifacts, repository.settings["serve"]["max_candidates"])
         scored, rounding = _scored(requests, folder, artifacts / "onnx")
         lines = (json.dumps(asdict(request), ensure_ascii=False) + "\n" for request in scored)
         (folder / REQUESTS_FILE).write_text("".join(lines), encoding="utf-8")
@@ -118,11 +118,14 @@ def _write_half_checkpoint(checkpoint: Path, folder: Path) -> None:
     copy_text_files(checkpoint, folder)
 
 
-def _requests(artifacts: Path) -> tuple[list[tuple[Request, bool]], dict[str, str]]:
-    """Requests, each with whether it is to be scored; and the sizes that the catalogue is too small for, with why."""
+def _requests(artifacts: Path, max_candidates: int) -> tuple[list[tuple[Request, bool]], dict[str, str]]:
+    """Requests, each with whether it is to be scored; and the sizes that server or catalogue do not allow, with why."""
     requests = [(request, True) for request, _ in golden_requests(artifacts / "repository")]
     left_out = {}
     for candidates, timed in TIMED_REQUESTS.items():
+        if candidates > max_candidates:
+            left_out[str(candidates)] = f"serve.max_candidates is {max_candidates}"
+            continue
         scored = SCORED_REQUESTS[candidates]
         settings = WorkloadSettings(requests=timed + scored, candidates=str(candidates), users=USERS)
         try:

@@ -131,5 +131,5 @@ def _read(folder: Path) -> Pack:
             faults.append(f"  {name}: changed since it was packed (sha256 differs)")
     if faults:
         raise ArtifactError(f"{folder}: this pack is damaged:\n" + "\n".join(faults) + f"\n{AGAIN}")
-    lines = (folder / REQUESTS_FILE).read_text(encoding="utf-8").splitlines()
-    return Pack(folder, manifest, [PackedRequest(**json.loads(line)) for line in lines])
+    with (folder / REQUESTS_FILE).open(encoding="utf-8") as lines:  # str.splitlines() would cut texts at U+2028, too
+        return Pack(folder, manifest, [PackedRequest(**json.loads(line)) for line in lines])
