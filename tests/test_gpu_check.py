@@ -13,7 +13,7 @@ import torch
 import tritonrank
 from test_pack import SCORED, SIZES
 from tritonrank import gpu_check as checking
-from tritonrank import gpu_executors
+from tritonrank import gpu_executors, gpu_graphs
 from tritonrank import pack as packing
 from tritonrank.anatomy import sizes_of
 from tritonrank.cut import cut, everything
@@ -212,11 +212,11 @@ sys.exit(gpu_check.main())
     assert "tritonrank[build,server]" in why["Triton"]
 
 
-def test_a_measurement_is_named_after_its_gpu(rehearsed: tuple[Report, Path]) -> None:
+def test_a_measurement_is_named_after_its_gpu_and_recipe(rehearsed: tuple[Report, Path]) -> None:
     report, _ = rehearsed
     machine = replace(report.machine, gpu="NVIDIA H100 80GB HBM3")
     measured = replace(report, kind=MEASUREMENT, created="2026-11-22T07:00:00Z", machine=machine)
-    assert default_path(measured) == Path("docs/measurements/nvidia-h100-80gb-hbm3-2026-11-22.json")
+    assert default_path(measured) == Path("docs/measurements/nvidia-h100-80gb-hbm3-tiny-2026-11-22.json")
     assert as_markdown(measured).startswith("# gpu-check of tiny: NVIDIA H100 80GB HBM3\n")
 
 
@@ -230,6 +230,20 @@ def test_the_processor_is_named() -> None:
     machine = describe_machine(cpu=True)
     assert machine.processor
     assert {"python", "torch", "numpy"} <= set(machine.versions)
+
+
+def test_a_failed_export_gives_its_reason_to_whoever_needs_the_graph(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(gpu_graphs, "export_batched_graph", fail)
+    with open_pack(pack) as opened:
+        graphs = gpu_graphs.Graphs(opened, tmp_path)
+        for precision in ("fp32", "fp16", "int8_fp16", "int8_fp16"):
+            with pytest.raises(RuntimeError, match="no such operator"):
+                getattr(graphs, precision)
 
 
 # The ways through the network

@@ -190,6 +190,7 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
         ("finetune.epoch=1", "did you mean epochs?"),
         ("data.source=movielens", "data.path: is required"),
         ("finetune=", "finetune: "),
+        ("serve.instances=0", "Input should be greater than or equal to 1 (found 0)"),
     ],
 )
 def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> None:

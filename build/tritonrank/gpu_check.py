@@ -67,7 +67,8 @@ def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, tr
 
     Args:
         pack_path: what ``tritonrank pack`` made.
-        out: the record, .json, with its tables beside it, .md; default: docs/measurements/<gpu>-<date>.json.
+        out: the record, .json, with its tables beside it, .md; default:
+            docs/measurements/<gpu>-<recipe>-<date>.json.
         cpu: rehearse on the CPU; ``out`` has to be named.
         triton: serve through Triton too, where a server is found.
 
@@ -294,7 +295,9 @@ def main() -> int:
         prog="python -m tritonrank.gpu_check", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("pack", type=Path, metavar="PACK", help="what `tritonrank pack` made")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: docs/measurements/<gpu>-<date>.json")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="default: docs/measurements/<gpu>-<recipe>-<date>.json"
+    )
     parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU; needs --out")
     parser.add_argument("--no-triton", action="store_true", help="start no server")
     arguments = parser.parse_args()

@@ -87,7 +87,7 @@ class Graphs:
 
     def _folder(self, name: str) -> Path:
         folder = self._scratch / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # it is, where an export failed: whoever asks again shall hear why, too
         copy_text_files(self._pack.folder, folder)
         return folder
 

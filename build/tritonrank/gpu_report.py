@@ -116,8 +116,8 @@ class Report:
 
 
 def default_path(report: Report) -> Path:
-    """``docs/measurements/<gpu>-<date>.json``."""
-    slug = re.sub(r"[^a-z0-9]+", "-", report.machine.gpu.lower()).strip("-")
+    """``docs/measurements/<gpu>-<recipe>-<date>.json``."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{report.machine.gpu} {report.pack.recipe}".lower()).strip("-")
     return MEASUREMENTS / f"{slug}-{report.created[:10]}.json"
 
 

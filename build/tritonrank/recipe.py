@@ -395,7 +395,7 @@ class ServeSettings(Settings):
         description="megabytes of keys and values of returning users' contexts that each scorer keeps, 18 kB per token "
         "with MiniLM-L6; a hit saves half of a 10-candidate request and a fifth of a 100-candidate one; 0 = none",
     )
-    instances: int | Literal["auto"] = Field(
+    instances: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="copies of the scorer; auto: one per 4 cores, at least 2, so that a large request leaves "
         "one free. Busy ones share out the cores. With tensor_parallel one per so many cores. On GPUs two on each",
