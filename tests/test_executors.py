@@ -157,7 +157,9 @@ def test_torch_is_served_by_the_real_triton(
         golden = json.loads((torch_repository / "golden.json").read_text())
         golden["cases"][0]["scores"][0] += 1e-3
         (broken / "golden.json").write_text(json.dumps(golden))
-        with pytest.raises(ServerError, match=r"golden request 0 differs by 1\.0e-03"):
+        with pytest.raises(
+            ServerError, match=r"golden request 0 differs by 1\.0e-03 .*: tritonrank assemble RECIPE --force"
+        ):
             check_golden_cases(broken, server.grpc_url)
 
 

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -24,7 +26,7 @@ from tritonrank.pipeline import Target, Workspace
 from tritonrank.plans import IDENTITY_FILE, PLAN_FILE
 from tritonrank.profiles import profiles_of
 from tritonrank.recipe import Recipe
-from tritonrank.serve import golden_requests, serving
+from tritonrank.serve import assemble_command, golden_requests, serving
 from tritonrank.text import RequestTokenizer
 
 RANKS = 2
@@ -41,11 +43,15 @@ def for_ranks(recipe: Recipe, ranks: int = RANKS) -> Recipe:
     return for_plan(recipe).model_copy(update={"tensor_parallel": ranks})
 
 
+RECIPES = {Target.TENSORRT: for_plan, Target.TENSORRT_TP: for_ranks}
+"""What makes the recipe of a target with plans."""
+
+
 @pytest.fixture
 def own(joint_workspace: Workspace, tmp_path: Path) -> Workspace:
     """A copy of the joint ranker's artifacts, to which plans may be added."""
     workspace = Workspace(tmp_path / "artifacts" / "tiny")
-    for folder in (joint_workspace.dataset, joint_workspace.onnx):
+    for folder in (joint_workspace.dataset, joint_workspace.teacher, joint_workspace.onnx):
         shutil.copytree(folder, workspace.root / folder.name)
     return workspace
 
@@ -86,14 +92,17 @@ def files_of_score(repository: Path) -> set[str]:
 # What is written
 
 
-@pytest.mark.parametrize("target", [Target.TENSORRT, Target.TENSORRT_TP])
+@pytest.mark.parametrize("target", RECIPES)
 def test_a_repository_of_plans_is_whole(target: Target, joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
-    recipe = for_plan(joint_recipe) if target is Target.TENSORRT else for_ranks(joint_recipe)
+    recipe = RECIPES[target](joint_recipe)
     plant(recipe)
     repository = assemble_target(recipe, own, target)
     assert repository == own.root / f"repository-{target}" == own.repository_for(target)
     manifest = verify_artifact(repository)
     assert (manifest.settings["target"], manifest.settings["precision"]) == (target, "fp32")
+    ranks = "" if target is Target.TENSORRT else f" --set tensor_parallel={RANKS}"
+    again = f"tritonrank assemble RECIPE --target {target} --set 'tensorrt.precisions=[fp32]'{ranks}"
+    assert assemble_command(repository) == again
     plan_files = {"1/model.plan", "1/plan.json"}
     if target is Target.TENSORRT_TP:
         plan_files |= {"1/model.plan.rank0", "1/model.plan.rank1"}
@@ -160,12 +169,14 @@ def test_a_recipe_that_does_not_fit_the_target_is_refused(joint_recipe: Recipe, 
         assemble_target(for_ranks(joint_recipe), own, Target.TENSORRT)
 
 
-@pytest.mark.parametrize("target", [Target.TENSORRT, Target.TENSORRT_TP])
+@pytest.mark.parametrize("target", RECIPES)
 def test_missing_and_damaged_plans_are_refused(
     target: Target, joint_recipe: Recipe, own: Workspace, plant: Plant
 ) -> None:
-    recipe = for_plan(joint_recipe) if target is Target.TENSORRT else for_ranks(joint_recipe)
-    with pytest.raises(ArtifactError, match=rf"no plans are here\. Compile for {target}: .*tritonrank compile RECIPE"):
+    recipe = RECIPES[target](joint_recipe)
+    ranks = "" if target is Target.TENSORRT else f" --set tensor_parallel={RANKS}"
+    again = rf"Compile for {target}: .*tritonrank compile RECIPE --set 'tensorrt\.precisions=\[fp32\]'{ranks}$"
+    with pytest.raises(ArtifactError, match=rf"no plans are here\. {again}"):
         assemble_target(recipe, own, target)
     last = PLAN_FILE if target is Target.TENSORRT else rank_plan_file(1)
     (plant(recipe) / last).write_bytes(b"truncated")
@@ -202,19 +213,53 @@ def test_a_plan_that_cannot_hold_a_request_is_refused(joint_recipe: Recipe, own:
             assemble_target(recipe, own, target)
 
 
-def test_a_plan_for_other_buckets_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (Target.TENSORRT, r"compiled for 16x\d+, 1000x\d+; by .* it is 64x\d+, 800x\d+ now\. Compile"),
+        (Target.TENSORRT_TP, r"compiled for 1000x\d+; by .* it is 800x\d+ now\. Compile"),
+    ],
+)
+def test_a_plan_for_other_buckets_is_refused(
+    target: Target, said: str, joint_recipe: Recipe, own: Workspace, plant: Plant
+) -> None:
     """Requests would be padded to shapes that no profile is tuned for."""
-    plant(for_plan(joint_recipe))
-    with pytest.raises(
-        ArtifactError, match=r"compiled for 16x\d+, 1000x\d+; by .* it is 64x\d+, 1000x\d+ now\. Compile"
-    ):
-        assemble_target(for_plan(joint_recipe, candidate_buckets=[64, 1_000]), own, Target.TENSORRT)
+    recipe = RECIPES[target](joint_recipe)
+    plant(recipe)
+    fewer = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"max_candidates": 800})})
+    with pytest.raises(ArtifactError, match=said):
+        assemble_target(for_plan(fewer, candidate_buckets=[64, 800]), own, target)
 
 
-def test_a_plan_of_another_graph_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
-    plant(for_plan(joint_recipe), graph="0" * 64)
+@pytest.mark.parametrize("target", RECIPES)
+def test_a_plan_of_another_graph_is_refused(target: Target, joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
+    recipe = RECIPES[target](joint_recipe)
+    plant(recipe, graph="0" * 64)
     with pytest.raises(ArtifactError, match=r"compiled from another graph than .*model\.onnx.*tritonrank compile"):
-        assemble_target(for_plan(joint_recipe), own, Target.TENSORRT)
+        assemble_target(recipe, own, target)
+
+
+@pytest.mark.parametrize("target", RECIPES)
+@pytest.mark.parametrize(
+    ("section", "change", "stage"),
+    [("finetune", {"epochs": 7.0}, "teacher"), ("export", {"opset": 17}, "onnx"), ("", {"seed": 3}, "dataset")],
+)
+def test_plans_that_the_recipe_would_not_make_any_more_are_refused(
+    section: str,
+    change: dict[str, Any],
+    stage: str,
+    target: Target,
+    joint_recipe: Recipe,
+    own: Workspace,
+    plant: Plant,
+) -> None:
+    """They would be served without a word: the graph on disk is still theirs."""
+    recipe = RECIPES[target](joint_recipe)
+    plant(recipe)
+    changed = {section: getattr(recipe, section).model_copy(update=change)} if section else change
+    with pytest.raises(ArtifactError, match=rf"{stage}: missing, damaged, or not what .*tritonrank compile"):
+        assemble_target(recipe.model_copy(update=changed), own, target)
+    assert not own.repository_for(target).exists()
 
 
 # What is refused when it is served
@@ -254,7 +299,7 @@ def test_foreign_plans_are_refused_before_triton_starts(
     repository = assemble_target(for_plan(joint_recipe), own, Target.TENSORRT)
     with pytest.raises(ArtifactError, match=said) as refused:
         start(repository)
-    assert "tritonrank compile RECIPE" in str(refused.value)
+    assert "tritonrank compile RECIPE --set 'tensorrt.precisions=[fp32]'" in str(refused.value)
 
 
 def test_a_truncated_plan_in_a_repository_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
@@ -283,6 +328,7 @@ def test_the_command_passes_the_target_on(
         return workspace.repository_for(wanted)
 
     monkeypatch.setattr(gpu_targets, f"{command}_target", make)
+    monkeypatch.setattr(gpu_targets, "check_target", lambda *_: None)
     monkeypatch.setattr(cli, "run_stages", lambda *_, **__: None)
     monkeypatch.setattr("tritonrank.summary.show_summary", lambda _: None)
     recipe = Path(__file__).parent / "tiny.yaml"
@@ -294,3 +340,33 @@ def test_the_command_passes_the_target_on(
     assert not exited.value.code
     assert asked == [("tiny", target)]
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "tiny" / f"repository-{target}")
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "error", "said"),
+    [
+        (Target.TENSORRT, [], RecipeError, r"target tensorrt needs one of tensorrt\.precisions"),
+        (Target.TENSORRT_TP, ["tensorrt.precisions=[fp16]"], RecipeError, "needs tensor_parallel above 1"),
+        (Target.TENSORRT, ["tensorrt.precisions=[fp16]"], ArtifactError, r"TensorRT 9\.0 is too old"),
+        (
+            Target.TENSORRT_TP,
+            ["tensorrt.precisions=[fp16]", "tensor_parallel=2"],
+            ArtifactError,
+            r"TensorRT 9\.0 is too old",
+        ),
+    ],
+)
+def test_what_is_missing_for_plans_shows_before_the_build(
+    target: Target,
+    settings: list[str],
+    error: type[Exception],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[object] = []
+    monkeypatch.setattr(cli, "run_stages", lambda *arguments, **_: ran.append(arguments))
+    monkeypatch.setitem(sys.modules, "tensorrt", cast(ModuleType, SimpleNamespace(__version__="9.0")))
+    with pytest.raises(error, match=said):
+        cli.build(Path(__file__).parent / "tiny.yaml", settings, tmp_path, target)
+    assert not ran

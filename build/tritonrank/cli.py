@@ -52,11 +52,13 @@ def build(
     loaded, workspace = _open(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
     from tritonrank.summary import show_summary
 
+    if target is not Target.CPU:
+        from tritonrank.gpu_targets import build_target, check_target
+
+        check_target(loaded, target)  # what is missing for it shows before the whole build
     run_stages(loaded, workspace)
     show_summary(workspace.summary)
     if target is not Target.CPU:
-        from tritonrank.gpu_targets import build_target
-
         typer.echo(f"{build_target(loaded, workspace, target)}")
 
 
@@ -88,7 +90,10 @@ def assemble(
     force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
     target: TargetOption = Target.CPU,
 ) -> None:
-    """Write the Triton model repository. Earlier stages run first where they are not up to date.
+    """Write the Triton model repository.
+
+    Earlier stages run first where they are not up to date. Before plans nothing runs, as it would take a compilation:
+    where the recipe would make other plans by now, the command that compiles them is named.
 
     To clients all targets are alike; they differ in what computes the scores:
 
@@ -251,7 +256,7 @@ def gpu_check_command(
     pack: Annotated[Path, typer.Argument(metavar="PACK", help="What `tritonrank pack` made")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The record; default: docs/measurements/<gpu>-<date>.json", metavar="FILE.json"),
+        typer.Option(help="The record; default: docs/measurements/<gpu>-<recipe>-<date>.json", metavar="FILE.json"),
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Rehearse on the CPU; needs --out")] = False,
     triton: Annotated[bool, typer.Option(help="Serve through Triton too, where a server is found")] = True,
@@ -283,6 +288,10 @@ def serve(
     log_file: Annotated[
         Path | None, typer.Option(help="Where the server's log goes; - shows it here, on standard error")
     ] = None,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(help="A file that is there from when golden requests rank as they should until the end"),
+    ] = None,
 ) -> None:
     """Check files and plans, start Triton, check golden requests through it, and keep it running until Ctrl-C.
 
@@ -295,7 +304,7 @@ def serve(
     shows_log = log_file == Path("-")
     options = {"host": host, "http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
     options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
-    with serving(artifacts, **options, shows_log=shows_log) as server:
+    with serving(artifacts, ready_file, **options, shows_log=shows_log) as server:
         typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}\n")
         typer.echo(f"Try it from another terminal:\n\n{example_command(artifacts, server)}\n\nCtrl-C stops the server.")
         run_until_signalled(server)

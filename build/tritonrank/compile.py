@@ -29,12 +29,12 @@ from tritonrank.pipeline import Workspace, run_stages, tensorrt_stages
 from tritonrank.plans import (
     BUILDER_IMAGE,
     PLAN_FILE,
-    REBUILD,
     TENSORRT,
     TENSORRT_RTX,
     Gpu,
     PlanIdentity,
     find_gpu,
+    rebuild_command,
     version_numbers,
     write_identity,
 )
@@ -77,24 +77,19 @@ def compile_recipe(recipe: Recipe, workspace: Workspace) -> list[Path]:
         GateError: a graph made the ranking worse than the budget allows.
         RecipeError: the recipe asks for no precision, or for shapes that cannot be.
     """
-    builder = builder_for(recipe)
+    require_precisions(recipe)
+    builder = find_builder(recipe.tensorrt.precisions[0])
     build_graphs(recipe, workspace)
     return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
 
 
-def builder_for(recipe: Recipe) -> Builder:
-    """As ``find_builder``, once it is clear that there is something to compile.
-
-    Raises:
-        ArtifactError: as ``find_builder``.
-        RecipeError: the recipe asks for no precision.
-    """
+def require_precisions(recipe: Recipe) -> None:
+    """Raise RecipeError if the recipe asks for no precision."""
     if not recipe.tensorrt.precisions:
         raise RecipeError(
             f"{recipe.name}: tensorrt.precisions is empty, so there is nothing to compile; "
             "try --set 'tensorrt.precisions=[fp16]'"
         )
-    return find_builder()
 
 
 def build_graphs(recipe: Recipe, workspace: Workspace) -> None:
@@ -182,12 +177,17 @@ def compile_settings(recipe: Recipe, precision: str, builder: Builder) -> dict[s
     }
 
 
-def find_builder() -> Builder:
+def find_builder(precision: str | None = None, ranks: int = 1) -> Builder:
     """``tensorrt`` if it is installed, else ``tensorrt_rtx``.
+
+    Args:
+        precision: of what is to be compiled, for the commands that messages name.
+        ranks: as precision.
 
     Raises:
         ArtifactError: neither is, or TensorRT is too old or has no GPU; says what to install or to run.
     """
+    again = rebuild_command(precision, ranks)
     for name in (TENSORRT, TENSORRT_RTX):
         try:
             trt = importlib.import_module(name)
@@ -196,16 +196,16 @@ def find_builder() -> Builder:
         gpu = find_gpu()
         if name == TENSORRT and version_numbers(trt.__version__) < OLDEST_TENSORRT:
             oldest = ".".join(map(str, OLDEST_TENSORRT))
-            raise ArtifactError(f"TensorRT {trt.__version__} is too old; {oldest} or later: {REBUILD}")
+            raise ArtifactError(f"TensorRT {trt.__version__} is too old; {oldest} or later: {again}")
         if name == TENSORRT and gpu is None:
             raise ArtifactError(
                 f"TensorRT {trt.__version__} builds for the GPU it runs on, and nvidia-smi finds none here. On a GPU "
-                f"machine: {REBUILD}"
+                f"machine: {again}"
             )
         return Builder(trt, gpu)
     raise ArtifactError(
         "no TensorRT is installed: pip install 'tritonrank[tensorrt]' (wheels come from NVIDIA), or in a container "
-        f"(docker build --target builder --tag {BUILDER_IMAGE} .): {REBUILD}. To see without a GPU whether a graph "
+        f"(docker build --target builder --tag {BUILDER_IMAGE} .): {again}. To see without a GPU whether a graph "
         "compiles: pip install 'tritonrank[tensorrt-rtx]'"
     )
 

@@ -19,16 +19,17 @@ from tritonrank.compile import (
     Builder,
     build_graphs,
     build_plan,
-    builder_for,
     compile_settings,
+    find_builder,
     identify,
     is_compiled,
+    require_precisions,
 )
 from tritonrank.engine import JOINT_FILE, SHARED_CONTEXT_INPUTS
 from tritonrank.errors import ArtifactError
 from tritonrank.export import copy_text_files
 from tritonrank.pipeline import Workspace
-from tritonrank.plans import PLAN_FILE, REBUILD, TENSORRT, version_numbers
+from tritonrank.plans import PLAN_FILE, TENSORRT, rebuild_command, version_numbers
 from tritonrank.profiles import Profile, Range, profiles_of
 from tritonrank.recipe import Recipe
 from tritonrank.shard import shard, shard_settings
@@ -54,12 +55,24 @@ def compile_ranks(recipe: Recipe, workspace: Workspace) -> list[Path]:
         GateError: a graph made the ranking worse than the budget allows.
         RecipeError: the recipe asks for no precision.
     """
-    builder = builder_for(recipe)
-    if builder.name == TENSORRT and version_numbers(builder.version) < OLDEST_TENSORRT:
-        oldest = ".".join(map(str, OLDEST_TENSORRT))
-        raise ArtifactError(f"TensorRT {builder.version} has no collectives; {oldest} or later: {REBUILD}")
+    require_precisions(recipe)
+    builder = find_ranks_builder(recipe.tensorrt.precisions[0], recipe.tensor_parallel)
     build_graphs(recipe, workspace)
     return [compile_precision_ranks(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
+
+
+def find_ranks_builder(precision: str, ranks: int) -> Builder:
+    """As ``find_builder``, for networks of several devices.
+
+    Raises:
+        ArtifactError: as ``find_builder``, or TensorRT has no collectives.
+    """
+    builder = find_builder(precision, ranks)
+    if builder.name == TENSORRT and version_numbers(builder.version) < OLDEST_TENSORRT:
+        oldest = ".".join(map(str, OLDEST_TENSORRT))
+        again = rebuild_command(precision, ranks)
+        raise ArtifactError(f"TensorRT {builder.version} has no collectives; {oldest} or later: {again}")
+    return builder
 
 
 def ranks_folder(recipe: Recipe, workspace: Workspace, precision: str) -> Path:
@@ -88,8 +101,8 @@ def compile_precision_ranks(recipe: Recipe, workspace: Workspace, precision: str
             plan = build_plan(graph, [profile], recipe.tensorrt, builder, workspace.plans)
             (draft.folder / rank_plan_file(rank)).write_bytes(plan)
         os.link(draft.folder / rank_plan_file(0), draft.folder / PLAN_FILE)  # the backend wants one of this name, too
-        graph = shards / shard_file(0, JOINT_FILE)
-        identity = identify(draft.folder, recipe, precision, builder, [profile], graph)
+        # Of the graph that was cut, as for a whole plan: whoever assembles compares it with the recipe's.
+        identity = identify(draft.folder, recipe, precision, builder, [profile], source / JOINT_FILE)
         sizes = [(draft.folder / rank_plan_file(rank)).stat().st_size for rank in range(recipe.tensor_parallel)]
         draft.metrics |= {"plan": asdict(identity), "ranks": recipe.tensor_parallel, "rank_bytes": sizes}
         console.print(

@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.engine import JOINT_FILE
 from tritonrank.errors import RecipeError
 from tritonrank.pipeline import Target
-from tritonrank.plans import PLAN_FILE, REBUILD
+from tritonrank.plans import PLAN_FILE, rebuild_command
 from tritonrank.profiles import Profile, Shape, buckets_of, is_shared_context
 from tritonrank.recipe import Recipe, ServeSettings
 from tritonrank.triton_config import model_configs, set_parameters, warmup_mask_file
@@ -53,7 +53,7 @@ def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile], cor
     Raises:
         RecipeError: no profile holds as many candidates as the recipe allows.
     """
-    check_room(recipe.serve, profiles)
+    check_room(recipe, profiles)
     configs = model_configs(recipe.serve, list(profiles[0]), cores)
     _drop_deadline(configs["rank"], configs["tokenize"])
     told = recipe.serve.tokenizers
@@ -69,14 +69,16 @@ def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile], cor
     return configs
 
 
-def check_room(settings: ServeSettings, profiles: Sequence[Profile]) -> None:
+def check_room(recipe: Recipe, profiles: Sequence[Profile]) -> None:
     """Raise RecipeError unless a profile holds as many candidates as a request may have."""
     largest = buckets_of(profiles).candidates[-1]
-    if largest < settings.max_candidates:
+    wanted = recipe.serve.max_candidates
+    if largest < wanted:
+        again = rebuild_command(next(iter(recipe.tensorrt.precisions), None), recipe.tensor_parallel)
         raise RecipeError(
-            f"serve.max_candidates is {settings.max_candidates}, but the largest optimization profile holds {largest}: "
-            f"end tensorrt.candidate_buckets at {settings.max_candidates} or more and compile again ({REBUILD}), or "
-            f"set serve.max_candidates={largest}"
+            f"serve.max_candidates is {wanted}, but the largest optimization profile holds {largest}: end "
+            f"tensorrt.candidate_buckets at {wanted} or more and compile again ({again}), or set "
+            f"serve.max_candidates={largest}"
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from rich.console import Console
 
-from tritonrank.artifacts import Manifest, sha256_file, verify_artifact, write_artifact
+from tritonrank.artifacts import Manifest, is_current, sha256_file, verify_artifact, write_artifact
 from tritonrank.assemble import (
     assemble_settings,
     python_sources,
@@ -21,13 +21,13 @@ from tritonrank.assemble import (
     write_identity_and_golden_cases,
     write_warmup_masks,
 )
-from tritonrank.compile import build_graphs, compile_recipe
-from tritonrank.compile_ranks import compile_ranks, rank_plan_file, ranks_folder
+from tritonrank.compile import build_graphs, compile_recipe, find_builder
+from tritonrank.compile_ranks import compile_ranks, find_ranks_builder, one_profile, rank_plan_file, ranks_folder
 from tritonrank.engine import JOINT_FILE, available_cores
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.gpu_config import check_room, gpu_configs
-from tritonrank.pipeline import Target, Workspace
-from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, REBUILD, read_identity
+from tritonrank.pipeline import Stage, Target, Workspace, stages
+from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
 from tritonrank.profiles import Profile, profiles_from, profiles_of
 from tritonrank.recipe import Recipe
 from tritonrank.text import RequestTokenizer
@@ -53,6 +53,18 @@ def build_target(recipe: Recipe, workspace: Workspace, target: Target) -> Path:
     return assemble_target(recipe, workspace, target)
 
 
+def check_target(recipe: Recipe, target: Target) -> None:
+    """Make sure that a recipe fits a target, and that its plans can be compiled here, before anything is built.
+
+    Raises:
+        ArtifactError: there is no TensorRT that can compile them, or no GPU.
+        RecipeError: the recipe does not fit the target.
+    """
+    if target in (Target.TENSORRT, Target.TENSORRT_TP):
+        find = find_ranks_builder if target is Target.TENSORRT_TP else find_builder
+        find(_first_precision(recipe, target), recipe.tensor_parallel)
+
+
 def assemble_target(recipe: Recipe, workspace: Workspace, target: Target) -> Path:
     """Assemble plans that were compiled before, or for onnxruntime a graph, which is built if it is not up to date.
 
@@ -60,7 +72,7 @@ def assemble_target(recipe: Recipe, workspace: Workspace, target: Target) -> Pat
         The folder of the repository.
 
     Raises:
-        ArtifactError: the plans are missing, damaged, or not those of the recipe.
+        ArtifactError: the plans are missing, damaged, or not those of the recipe: compile them first.
         GateError: the graph made the ranking worse than the budget allows.
         RecipeError: the recipe does not fit the target.
     """
@@ -70,6 +82,7 @@ def assemble_target(recipe: Recipe, workspace: Workspace, target: Target) -> Pat
         build_graphs(recipe.model_copy(update={"tensorrt": graph_only}), workspace)
     else:
         precision = _first_precision(recipe, target)
+        _require_current_graph(recipe, workspace, target, precision)
     graph = workspace.tensorrt_graph(recipe, precision)
     engines = {
         Target.ONNXRUNTIME: graph,
@@ -142,6 +155,27 @@ def _first_precision(recipe: Recipe, target: Target) -> str:
     return recipe.tensorrt.precisions[0]
 
 
+def _require_current_graph(recipe: Recipe, workspace: Workspace, target: Target, precision: str) -> None:
+    """Refuse plans of a graph that the recipe would not make any more.
+
+    Raises:
+        ArtifactError: a stage that leads to the graph is not up to date.
+    """
+    served_only = recipe.tensorrt.model_copy(update={"precisions": [precision]})
+    needed = {workspace.tensorrt_graph(recipe, precision)}
+    ancestors: list[Stage] = []
+    for stage in reversed(stages(recipe.model_copy(update={"tensorrt": served_only}), workspace)):
+        if stage.folder in needed:
+            needed |= set(stage.parents.values())
+            ancestors.insert(0, stage)
+    for stage in ancestors:
+        if not is_current(stage.folder, stage.key()):
+            raise ArtifactError(
+                f"{stage.folder}: missing, damaged, or not what {stage.verb} makes of the recipe now, and neither are "
+                f"the plans. {_compile_again(recipe, target)}"
+            )
+
+
 def _verified(recipe: Recipe, target: Target, folder: Path) -> Manifest:
     if target is Target.ONNXRUNTIME:
         return verify_artifact(folder)
@@ -159,15 +193,16 @@ def _profiles(recipe: Recipe, target: Target, graph_folder: Path, engine_folder:
         return _profiles_of_recipe(recipe, graph_folder)
     identity = read_identity(engine_folder)
     held = profiles_from(identity.profiles)
-    if target is Target.TENSORRT_TP:
-        return held
     if identity.graph != sha256_file(graph_folder / JOINT_FILE):
         raise ArtifactError(
             f"{engine_folder}: the plan was compiled from another graph than {graph_folder / JOINT_FILE}. "
             f"{_compile_again(recipe, target)}"
         )
-    check_room(recipe.serve, held)
-    if held != (wanted := _profiles_of_recipe(recipe, graph_folder)):
+    check_room(recipe, held)
+    wanted = _profiles_of_recipe(recipe, graph_folder)
+    if target is Target.TENSORRT_TP:
+        wanted = [one_profile(wanted)]
+    if held != wanted:
         raise ArtifactError(
             f"{engine_folder}: the plan was compiled for {_described(held)}; by tensorrt.candidate_buckets, "
             f"tensorrt.token_buckets, tensorrt.requests and the text settings it is {_described(wanted)} now. "
@@ -203,5 +238,4 @@ def _engine_files(folder: Path, engine: Manifest, recipe: Recipe, target: Target
 
 
 def _compile_again(recipe: Recipe, target: Target) -> str:
-    ranks = f" --set tensor_parallel={recipe.tensor_parallel}" if target is Target.TENSORRT_TP else ""
-    return f"Compile for {target}: {REBUILD}{ranks}"
+    return f"Compile for {target}: {rebuild_command(recipe.tensorrt.precisions[0], recipe.tensor_parallel)}"

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from tritonrank.engine import SHARED_CONTEXT_INPUTS, Feed, Logits, Tensors
 from tritonrank.errors import ArtifactError
-from tritonrank.plans import REBUILD
 from tritonrank.profiles import Profile
 
 OUTPUT = "logits"
@@ -38,7 +37,7 @@ class PlanEngine:
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
-            raise ArtifactError(f"{plan}: TensorRT {trt.__version__} cannot load it. Rebuild it: {REBUILD}")
+            raise ArtifactError(f"{plan}: TensorRT {trt.__version__} cannot load it")
         self._stream = torch.cuda.Stream()
         self._contexts = [self._context(number) for number in range(len(profiles))]
 

@@ -21,7 +21,6 @@ PLAN_FILE = "model.plan"
 IDENTITY_FILE = "plan.json"
 BUILDER_IMAGE = "tritonrank-builder"
 """Built from the Dockerfile, whose one tag is the image that serves: so plans meet the TensorRT that made them."""
-REBUILD = f"docker run --rm --gpus all -v $PWD:/work {BUILDER_IMAGE} tritonrank compile RECIPE"
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
 
 
@@ -50,9 +49,26 @@ class PlanIdentity:
     hardware_compatibility: str
     profiles: list[dict[str, Any]]
     graph: str
-    """sha256 of the ONNX file"""
+    """sha256 of the ONNX file; of plans of several ranks: of the one that was cut"""
     sha256: str
     """of the plan"""
+
+
+def rebuild_command(precision: str | None = None, ranks: int = 1) -> str:
+    """What compiles plans in the image that serves them, on the machine that serves.
+
+    Args:
+        precision: one of tensorrt.precisions; None: whoever reads the command knows it.
+        ranks: GPUs that compute each layer together.
+    """
+    run = f'docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" {BUILDER_IMAGE}'
+    return f"{run} tritonrank compile RECIPE {plan_settings(precision, ranks)}"
+
+
+def plan_settings(precision: str | None, ranks: int) -> str:
+    """The options of a command that works on such plans."""
+    devices = f" --set tensor_parallel={ranks}" if ranks > 1 else ""
+    return f"--set 'tensorrt.precisions=[{precision or 'PRECISION'}]'{devices}"
 
 
 def write_identity(folder: Path, identity: PlanIdentity) -> None:
@@ -70,10 +86,12 @@ def read_identity(folder: Path) -> PlanIdentity:
         return PlanIdentity(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ArtifactError(
-            f"{folder}: {PLAN_FILE} without {IDENTITY_FILE}: nobody knows where it may run. Rebuild it: {REBUILD}"
+            f"{folder}: {PLAN_FILE} without {IDENTITY_FILE}: nobody knows where it may run. Rebuild it: "
+            + rebuild_command(ranks=_ranks_in(folder))
         ) from None
     except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). Rebuild the plan: {REBUILD}") from None
+        again = rebuild_command(ranks=_ranks_in(folder))
+        raise ArtifactError(f"{path}: cannot be read ({error}). Rebuild the plan: {again}") from None
 
 
 def check_plans(repository: Path) -> None:
@@ -101,8 +119,9 @@ def check_plan(folder: Path, version: str | None, gpu: Gpu | None) -> None:
         ArtifactError: the plan is damaged or was made for something else; says what, and the command that rebuilds it.
     """
     identity, path = read_identity(folder), folder / PLAN_FILE
+    again = rebuild_command(identity.precision, _ranks_in(folder))
     if not path.is_file() or sha256_file(path) != identity.sha256:
-        raise ArtifactError(f"{path}: truncated or changed since it was built (sha256 differs). Rebuild it: {REBUILD}")
+        raise ArtifactError(f"{path}: truncated or changed since it was built (sha256 differs). Rebuild it: {again}")
     faults = []
     if identity.module == TENSORRT_RTX:
         faults.append("it is a TensorRT-RTX engine, which Triton's tensorrt backend does not load")
@@ -117,8 +136,12 @@ def check_plan(folder: Path, version: str | None, gpu: Gpu | None) -> None:
         faults.append(f"it was built on {built}, here is {gpu.name} ({gpu.compute_capability})")
     if faults:
         raise ArtifactError(
-            f"{path} cannot be served: {'; '.join(faults)}. Rebuild it on the machine that serves: {REBUILD}"
+            f"{path} cannot be served: {'; '.join(faults)}. Rebuild it on the machine that serves: {again}"
         )
+
+
+def _ranks_in(folder: Path) -> int:
+    return len(list(folder.glob(f"{PLAN_FILE}.rank*"))) or 1
 
 
 def runtime_version() -> str | None:

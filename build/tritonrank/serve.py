@@ -7,16 +7,16 @@ as a client's would, and must give the scores that the artifact gave in process.
 import json
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tritonrank_client import RankClient, RankError
 
-from tritonrank.artifacts import verify_artifact
-from tritonrank.errors import ServerError
-from tritonrank.plans import check_plans
+from tritonrank.artifacts import read_manifest, verify_artifact
+from tritonrank.errors import ArtifactError, ServerError
+from tritonrank.plans import PLAN_FILE, check_plans, plan_settings
 from tritonrank.server import LocalTriton
 from tritonrank.server_scorer import Request, ServerScorer
 
@@ -27,19 +27,39 @@ GOLDEN_TOLERANCE = 1e-4
 
 
 @contextmanager
-def serving(artifacts: Path, **options: Any) -> Iterator[LocalTriton]:
-    """A ready server for ``artifacts/<recipe>`` or its repository folder; options go to LocalTriton.
+def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> Iterator[LocalTriton]:
+    """A ready server for a repository.
+
+    Args:
+        artifacts: ``artifacts/<recipe>``, or its repository folder.
+        ready_file: is there as long as the server is ready, and only then: its own health says nothing of scores.
+        options: go to LocalTriton.
 
     Raises:
         ArtifactError: the repository is missing or damaged, or holds a TensorRT plan for another machine.
-        ServerError: the server does not start, or does not rank as the artifact does.
+        ServerError: the server does not start, does not rank as the artifact does, or the file cannot be written.
     """
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)  # another run's, that was killed
     repository = repository_of(artifacts)
     verify_artifact(repository)
     check_plans(repository)
     with LocalTriton(repository, **options) as server:
         check_golden_cases(repository, server.grpc_url)
-        yield server
+        with _present(ready_file) if ready_file is not None else nullcontext():
+            yield server
+
+
+@contextmanager
+def _present(file: Path) -> Iterator[None]:
+    try:
+        file.touch()
+    except OSError as error:
+        raise ServerError(f"{file}: cannot be written ({error.strerror}); choose another with --ready-file") from None
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def repository_of(artifacts: Path) -> Path:
@@ -80,8 +100,22 @@ def check_golden_cases(repository: Path, url: str) -> None:
             if not difference <= tolerance:
                 raise ServerError(
                     f"{url}: golden request {number} differs by {difference:.1e} from the artifact's own scores "
-                    f"(tolerance {tolerance:.0e}). Build the repository again on this machine: tritonrank build"
+                    f"(tolerance {tolerance:.0e}). Assemble the repository again on this machine: "
+                    + assemble_command(repository)
                 )
+
+
+def assemble_command(repository: Path) -> str:
+    """What writes a repository anew, for the target that it was assembled for."""
+    try:
+        manifest = read_manifest(repository)
+    except ArtifactError:  # it was copied from one without it
+        return "tritonrank assemble RECIPE --force"
+    target, precision = (manifest.settings.get(name) for name in ("target", "precision"))
+    if target is None:
+        return "tritonrank assemble RECIPE --force"
+    ranks = sum(f"{PLAN_FILE}.rank" in name for name in manifest.files)
+    return f"tritonrank assemble RECIPE --target {target} {plan_settings(precision, ranks)}"
 
 
 def example_command(artifacts: Path, server: LocalTriton) -> str:
