@@ -60,15 +60,16 @@ FROM triton AS server
 COPY --from=environment /opt/tritonrank /opt/tritonrank
 ENV PATH=/opt/tritonrank/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 EXPOSE 8000 8001 8002
-# Ready: every model is loaded and warmed up. /usr/bin/env finds the environment's python3; -I -S starts it in 20 ms.
+# Ready: every model is loaded and warmed up, and the golden requests ranked as in process (then `serve` makes the file).
+# /usr/bin/env finds the environment's python3; -I -S starts it in 20 ms.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python3", "-I", "-S", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); raise SystemExit(c.getresponse().status != 200)"]
+    CMD ["python3", "-I", "-S", "-c", "open('/tmp/tritonrank-ready').close(); from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); raise SystemExit(c.getresponse().status != 200)"]
 # triton-server, by number, so that Kubernetes can see that it is not root.
 USER 1000:1000
 # Every address of the container: loopback in here could not be published at all. Who reaches it is decided outside;
 # deploy/compose.yaml publishes the ports on the host's loopback only. All other options of Triton are those that
 # `tritonrank serve` starts it with everywhere (build/tritonrank/server.py).
-CMD ["tritonrank", "serve", "/models", "--host", "0.0.0.0", "--ready-timeout", "600", "--log-file", "-"]
+CMD ["tritonrank", "serve", "/models", "--host", "0.0.0.0", "--ready-timeout", "600", "--log-file", "-", "--ready-file", "/tmp/tritonrank-ready"]
 
 
 # A model for those who deploy images and not folders. Otherwise mount the repository at /models, read-only: then an

@@ -39,6 +39,7 @@ COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="
 SERVERS = {name: service for name, service in COMPOSE["services"].items() if name.startswith("server-")}
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+READY_FILE = "/tmp/tritonrank-ready"
 HOST = "127.0.0.2"
 """Stands for 0.0.0.0: not the default, so it shows that --host counts, and yet nobody else's."""
 NEEDED_ELSEWHERE = (
@@ -274,6 +275,7 @@ class Container:
     ports: dict[str, int]
     """http, grpc, metrics"""
     log: list[str]
+    ready_file: Path
 
     def address(self, protocol: str) -> str:
         return f"{HOST}:{self.ports[protocol]}"
@@ -281,7 +283,8 @@ class Container:
 
 @pytest.fixture(scope="module")
 def container(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    program = start_container(workspace.repository, tmp_path_factory.mktemp("container"))
+    root = tmp_path_factory.mktemp("container")
+    program = start_container(workspace.repository, root)
     log: list[str] = []
     try:
         assert program.stdout is not None
@@ -291,7 +294,7 @@ def container(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) ->
         found = {word.lower(): re.search(r"127\.0\.0\.2:(\d+)", rest) for word, rest in map(str.split, said)}
         assert all(found.values()), said + log
         ports = {word: int(match[1]) for word, match in found.items() if match}
-        yield Container(program, ports, log)
+        yield Container(program, ports, log, root / "ready")
     finally:
         program.kill()
         program.communicate()
@@ -313,7 +316,9 @@ cli.main()
 """
     program, *words = command_of("server", "CMD")
     assert program == "tritonrank"
-    words = [{"/models": str(repository), "0.0.0.0": HOST}.get(word, word) for word in words]
+    places = {"/models": str(repository), "0.0.0.0": HOST, READY_FILE: str(root / "ready")}
+    assert places.keys() <= set(words)
+    words = [places.get(word, word) for word in words]
     words += ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
     libraries = triton_wheel.server_environment(wheel, {}, root)["LD_LIBRARY_PATH"]
     return subprocess.Popen(
@@ -354,7 +359,8 @@ def test_admin_protocols_are_refused(container: Container) -> None:
 
 def test_the_health_check_follows_the_server(container: Container) -> None:
     command = command_of("server", "HEALTHCHECK")
-    places = {"127.0.0.1": HOST, "8000": str(container.ports["http"])}
+    places = {"127.0.0.1": HOST, "8000": str(container.ports["http"]), READY_FILE: str(container.ready_file)}
+    assert all(any(place in word for word in command) for place in places)
 
     def health(places: dict[str, str]) -> int:
         words = command
@@ -366,6 +372,7 @@ def test_the_health_check_follows_the_server(container: Container) -> None:
     assert health(places) == 0
     assert health(places | {"8000": str(container.ports["grpc"])}) == 1
     assert health(places | {"/v2/health/ready": "/v2/models/absent/ready"}) == 1
+    assert health(places | {READY_FILE: f"{container.ready_file}-not-yet"}) == 1
 
 
 def test_the_composed_client_ranks_three_requests(container: Container, workspace: Workspace) -> None:
@@ -387,13 +394,17 @@ def test_docker_stop_ends_it_in_order(container: Container) -> None:
     container.program.send_signal(signal.SIGTERM)
     grace = SERVERS["server-cpu"]["stop_grace_period"].removesuffix("s")
     assert container.program.wait(timeout=float(grace)) == 0
+    assert not container.ready_file.exists()
     assert not any(server.is_running() for server in servers)
 
 
 def test_docker_stop_while_models_load_ends_it_too(workspace: Workspace, tmp_path: Path) -> None:
+    """Nor was it ever ready, though another one left its file."""
+    (tmp_path / "ready").touch()
     program = start_container(workspace.repository, tmp_path)
     assert program.stderr is not None
     assert any("loading:" in line for line in iter(program.stderr.readline, ""))
+    assert not (tmp_path / "ready").exists()
     program.send_signal(signal.SIGTERM)
     program.communicate(timeout=40)
     assert program.returncode == 128 + signal.SIGTERM

@@ -15,8 +15,9 @@ from tritonrank.errors import ServerError
 CONTAINER_ROOT = Path("/opt/tritonserver")
 LOOPBACK = "127.0.0.1"
 HTTP_MAX_INPUT_BYTES = 64 << 20
-"""The default of Triton 2.59 and later, said aloud: holds 1,000 candidates of 65,536 bytes, the most that a recipe
-accepts by default. gRPC has no such option; a proxy has to bound it."""
+"""The default of Triton 2.59 and later, said aloud. As binary tensors it holds 1,000 candidates of 65,536 bytes, the
+most that a recipe accepts by default, but not as many history items of that length beside them. gRPC has no such
+option; a proxy has to bound it."""
 CONTAINER_OPTIONS = (f"--http-max-input-size={HTTP_MAX_INPUT_BYTES}",)
 """What the wheel's release does not know yet. From 2.68 on clients' shared memory is off without an option."""
 WHEEL_OPTIONS = ("--allow-gpu-metrics=false",)
