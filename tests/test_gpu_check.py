@@ -1,5 +1,6 @@
 """gpu-check, rehearsed on the CPU with a tiny pack: the whole of it, the real Triton included, and what it refuses."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tritonrank import gpu_executors, gpu_graphs
 from tritonrank import pack as packing
 from tritonrank.anatomy import sizes_of
 from tritonrank.cut import cut, everything
-from tritonrank.engine import open_engine
+from tritonrank.engine import Tensors, open_engine
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.gpu_check import agreement_with, describe_machine, gpu_check, take_turns
 from tritonrank.gpu_executors import PairByPair, find_executors, padded
@@ -127,12 +128,19 @@ def test_a_joint_ranker_goes_through_too(joint_pack: Path, tmp_path: Path) -> No
     assert [row.name for row in report.rows] == ["PyTorch FP32, eager", "ONNX Runtime FP32"]
 
 
+@pytest.mark.parametrize("runs", [1_000, 8])
 def test_scores_that_are_not_the_cpus_close_the_gate(
-    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: int, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record is written all the same: a bad number is shown, not hidden."""
-    padded_run = gpu_executors.PaddedRunner.run
-    monkeypatch.setattr(gpu_executors.PaddedRunner, "run", lambda self, request: padded_run(self, request) + 0.01)
+    """The record is written all the same: a bad number is shown, not hidden, though it fails when it is timed."""
+    padded_run, ran = gpu_executors.PaddedRunner.run, itertools.count(1)
+
+    def run(self: gpu_executors.PaddedRunner, request: Tensors) -> Any:
+        if next(ran) > runs:
+            raise RuntimeError("CUDA out of memory")
+        return padded_run(self, request) + 0.01
+
+    monkeypatch.setattr(gpu_executors.PaddedRunner, "run", run)
     with pytest.raises(GateError, match="not the CPU's scores: PyTorch FP32, padded; see"):
         gpu_check(pack, tmp_path / "bad.json", cpu=True, triton=False)
     failed = [row.name for row in read_report(tmp_path / "bad.json").rows if not row.agreement.passed]

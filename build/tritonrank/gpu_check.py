@@ -146,9 +146,9 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
     baseline = next((executor.name for executor, _ in executors if executor.is_baseline), None)
     latencies, failed = take_turns(calls, timed, baseline)
     rows = [
-        Row(one.name, one.precision, "in process", one.is_baseline, agreement, latencies[one.name])
+        Row(one.name, one.precision, "in process", one.is_baseline, agreement, latencies.get(one.name, []))
         for one, agreement in executors
-        if one.name in latencies
+        if one.name in latencies or not agreement.passed  # wrong scores close the gate, timed or not
     ]
     return rows, missing + failed
 
