@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+from tritonrank.assemble import longest_rows
 from tritonrank.engine import SHARED_CONTEXT_INPUTS
+from tritonrank.finetune import text_rules
+from tritonrank.pretrained import load_tokenizer
 from tritonrank.recipe import load_recipe
-from tritonrank.text import SHARED_CONTEXT
+from tritonrank.text import SHARED_CONTEXT, RequestTokenizer
 from tritonrank.triton_config import as_text, model_configs
 
 ROOT = Path(__file__).parents[1]
@@ -183,7 +186,10 @@ def generated_configs() -> dict[str, str]:
     """What the demo recipe gives on a machine with two cores."""
     recipe = load_recipe(ROOT / "build" / "recipes" / "demo.yaml")
     assert recipe.model.architecture == SHARED_CONTEXT
-    return {name: as_text(config) for name, config in model_configs(recipe.serve, SHARED_CONTEXT_INPUTS, CORES).items()}
+    tokenizer = RequestTokenizer(load_tokenizer(recipe.model.base).backend_tokenizer, text_rules(recipe))
+    longest = longest_rows(SHARED_CONTEXT_INPUTS, tokenizer)
+    configs = model_configs(recipe.serve, SHARED_CONTEXT_INPUTS, CORES, longest_rows=longest)
+    return {name: as_text(config) for name, config in configs.items()}
 
 
 @pytest.mark.parametrize("model", MODELS)

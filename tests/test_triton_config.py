@@ -234,6 +234,19 @@ def test_warm_up_uses_rows_that_have_tokens(made: tuple[ServeSettings, tuple[str
         assert mask.input_data_file.endswith(f"_{mask.dims[0]}")
 
 
+@pytest.mark.parametrize(
+    ("tensors", "longest"), [(SHARED, {"context_ids": 21, "candidate_ids": 9}), (BERT, {}), (ROBERTA, {})]
+)
+def test_warm_up_keeps_to_the_positions_that_a_pruned_ranker_has(
+    tensors: tuple[str, ...], longest: dict[str, int]
+) -> None:
+    rows = longest or dict.fromkeys(tensors, 40)
+    samples = model_configs(ServeSettings(max_candidates=5), tensors, cores=4, longest_rows=rows)["score"].model_warmup
+    assert len({sample.name for sample in samples}) == len(samples) > 1
+    for name, most in rows.items():
+        assert max(sample.inputs[name].dims[-1] for sample in samples) == most
+
+
 def test_warm_up_batches_are_batches_that_may_come(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
     *_, configs = made
     assert all(0 < sample.batch_size <= configs["score"].max_batch_size for sample in configs["score"].model_warmup)

@@ -9,6 +9,11 @@ Scores = NDArray[np.float32]
 TOP = 10
 
 
+def largest_difference(found: Sequence[Scores], expected: Sequence[Scores]) -> float:
+    """Of any score of any request; not a number where one is none, which Python's ``max`` would pass over."""
+    return float(np.max([np.abs(a - b).max(initial=0.0) for a, b in zip(found, expected, strict=True)], initial=0.0))
+
+
 def relative_difference(found: Scores, expected: Scores) -> float:
     """Largest difference of a request's scores, in units of the largest score where that is above 1.
 

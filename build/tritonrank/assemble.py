@@ -26,6 +26,7 @@ from tritonrank.engine import (
     available_cores,
     loaded_files,
     model_files,
+    padded_length,
 )
 from tritonrank.errors import ArtifactError
 from tritonrank.export import copy_text_files
@@ -36,7 +37,7 @@ from tritonrank.scorers import Request, open_scorer, requests_of
 from tritonrank.serve import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.shard_runner import SHARDS_FILE, read_shards
 from tritonrank.shard_workers import is_sharded
-from tritonrank.text import SHARED_CONTEXT, TextRules
+from tritonrank.text import SHARED_CONTEXT, RequestTokenizer, TextRules
 from tritonrank.triton_config import as_text, model_configs, score_instances
 
 GOLDEN_CANDIDATES = 12
@@ -90,12 +91,21 @@ def assemble(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: P
 def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: int) -> None:
     """All models of the ensemble with the files they need."""
     ranks = int(read_shards(model_folder)["ranks"]) if is_sharded(model_folder) else 1
-    configs = model_configs(recipe.serve, engine_inputs(model_folder), cores, ranks)
+    inputs = engine_inputs(model_folder)
+    longest = longest_rows(inputs, RequestTokenizer.from_folder(model_folder))
+    configs = model_configs(recipe.serve, inputs, cores, ranks, longest)
     sources = python_sources(is_sharded(model_folder), recipe.serve.executor)
     write_ensemble(configs, sources, model_folder, repository)
     for path in _served_files(model_folder):
         shutil.copyfile(path, repository / "score" / "1" / path.name)
     write_warmup_masks(configs["score"], repository)
+
+
+def longest_rows(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str, int]:
+    """Tokens that a row of each of the engine's inputs can have, by the text rules."""
+    if "context_ids" in inputs:
+        return {"context_ids": tokenizer.context_row_tokens, "candidate_ids": tokenizer.candidate_row_tokens}
+    return dict.fromkeys(inputs, padded_length(tokenizer.row_tokens))
 
 
 def write_ensemble(

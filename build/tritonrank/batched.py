@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from tritonrank.agreement import largest_difference
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.engine import (
     JOINT_FILE,
@@ -120,16 +121,16 @@ def compare_batched(
     batched = BatchedEngine(open_session(path))
     positions, start = longest_input(ranker), ranker.config.context_positions
     grid = [shape for shape in GRID if shape[1] <= start and start + shape[3] <= positions]
-    on_grid = max(_grid_difference(ranker.eval(), batched, shape, path) for shape in grid)
+    on_grid = float(np.max([_grid_difference(ranker.eval(), batched, shape, path) for shape in grid]))
     tokenizer = RequestTokenizer.from_folder(folder)
     tensors = [tensors_of(request, tokenizer) for request in requests]
     expected = open_engine(onnx_folder).run(tensors)
-    on_requests = 0.0
+    scored: list[NDArray[np.float32]] = []
     for first in range(0, len(tensors), REQUESTS_PER_RUN):
         run = slice(first, first + REQUESTS_PER_RUN)
         found = _run(batched, padded_requests(tensors[run]), f"requests {first} to {first + REQUESTS_PER_RUN}", path)
-        for row, scores in zip(found, expected[run], strict=True):
-            on_requests = max(on_requests, float(np.abs(row[: len(scores)] - scores).max()))
+        scored += [row[: len(scores)] for row, scores in zip(found, expected[run], strict=True)]
+    on_requests = largest_difference(scored, expected)
     for what, difference in (("PyTorch on the shape grid", on_grid), ("the engine on real requests", on_requests)):
         if not difference <= tolerance:
             raise ArtifactError(
@@ -175,13 +176,13 @@ def _grid_difference(
         sizes = (int(generator.integers(1, most + 1)) for most in (context_tokens, candidates, tokens))
         made.append(_random_request(generator, ranker.config.vocab_size, *sizes))
     found = _run(batched, padded_requests(made, more_requests=1), f"shape {shape}", path)
-    difference = 0.0
+    scored, expected = list[NDArray[np.float32]](), list[NDArray[np.float32]]()
     for row, request in zip(found, made, strict=False):  # the last row is padding alone
         with torch.inference_mode():
             keys, values = ranker.encode_context(torch.from_numpy(request["context_ids"]))
-            expected = ranker.score_candidates(keys, values, torch.from_numpy(request["candidate_ids"])).numpy()
-        difference = max(difference, float(np.abs(row[: len(expected)] - expected).max()))
-    return difference
+            expected.append(ranker.score_candidates(keys, values, torch.from_numpy(request["candidate_ids"])).numpy())
+        scored.append(row[: len(expected[-1])])
+    return largest_difference(scored, expected)
 
 
 def _random_request(

@@ -24,6 +24,7 @@ from optimum.exporters.onnx import main_export
 from rich.console import Console
 from torch import Tensor, nn
 
+from tritonrank.agreement import largest_difference
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.engine import (
     CANDIDATES_FILE,
@@ -206,9 +207,7 @@ def compare_with_torch(
     grid = _grid_difference(model, engine, onnx_folder)
     tokenizer = RequestTokenizer.from_folder(onnx_folder)
     torch_scores, onnx_scores = torch_scorer(model, tokenizer), EngineScorer(tokenizer, engine.run)
-    real = max(
-        (float(np.abs(torch_scores.score(r) - onnx_scores.score(r)).max(initial=0)) for r in requests), default=0.0
-    )
+    real = largest_difference([onnx_scores.score(r) for r in requests], [torch_scores.score(r) for r in requests])
     for what, difference in (("the shape grid", grid), ("real requests", real)):
         if not difference <= tolerance:
             raise ArtifactError(
@@ -244,10 +243,10 @@ def _grid_difference(model: Any, engine: Engine, folder: Path) -> float:
     """Largest |logit difference| over the shapes of the grid that the model can take."""
     if isinstance(engine, JointEngine):
         shapes = [shape for shape in JOINT_GRID if shape[1] <= longest_input(model)]
-        return max(_joint_difference(model, engine, rows, tokens, folder) for rows, tokens in shapes)
+        return float(np.max([_joint_difference(model, engine, rows, tokens, folder) for rows, tokens in shapes]))
     positions, start = longest_input(model), model.config.context_positions
     grid = [shape for shape in SHARED_CONTEXT_GRID if shape[0] <= start and start + shape[2] <= positions]
-    return max(_shared_context_difference(model, engine, shape, folder) for shape in grid)
+    return float(np.max([_shared_context_difference(model, engine, shape, folder) for shape in grid]))
 
 
 def _joint_difference(model: Any, engine: JointEngine, rows: int, tokens: int, folder: Path) -> float:

@@ -19,14 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 from onnx import TensorProto
 from rich.console import Console
 from rich.progress import track
 
+from tritonrank.agreement import largest_difference
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.cut_graph import SHARE, cut_graph
 from tritonrank.engine import Engine, engine_of, model_files, open_engine
@@ -136,24 +135,19 @@ def compare_with_whole(model_folder: Path, folder: Path, requests: Sequence[Requ
     whole = open_engine(model_folder).run(requests)
     with ShardWorkers(folder) as workers:
         sharded = sharded_engine(workers).run(requests)
-    difference = _largest_difference(whole, sharded)
+    difference = largest_difference(whole, sharded)
     tolerance = TOLERANCE
     if any(map(_is_rounded, model_files(model_folder))):
         tolerance = ROUNDED_TOLERANCE
         if difference > tolerance:  # steps may be so coarse that any other order of the same sums moves a score
             reordered = _unoptimized_engine(model_folder).run(requests)
-            tolerance = max(tolerance, REORDERED_TIMES * _largest_difference(whole, reordered))
+            tolerance = max(tolerance, REORDERED_TIMES * largest_difference(whole, reordered))
     if not difference <= tolerance:
         raise ArtifactError(
             f"{folder}: the shards' logits differ by {difference:.1e} from those of {model_folder} (tolerance "
             f"{tolerance:.1e}). Leave tensor_parallel at 1, and report this with the graph: it is a fault of tritonrank"
         )
     return difference
-
-
-def _largest_difference(expected: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.float32]]) -> float:
-    differences = [np.abs(one - other).max() for one, other in zip(expected, found, strict=True)]
-    return float(np.max(differences, initial=0.0))  # a NaN stays one; Python's max would pass over it
 
 
 def _unoptimized_engine(model_folder: Path) -> Engine:

@@ -13,7 +13,8 @@ in git can be compared. There is no queue policy, because any of them makes the 
 the scorer's queue and keeps deadlines.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -32,7 +33,11 @@ SHARED_CONTEXT_DIMS = {"context_ids": [-1], "candidate_ids": [-1, -1]}
 
 
 def model_configs(
-    settings: ServeSettings, engine_inputs: Sequence[str], cores: int, ranks: int = 1
+    settings: ServeSettings,
+    engine_inputs: Sequence[str],
+    cores: int,
+    ranks: int = 1,
+    longest_rows: Mapping[str, int] | None = None,
 ) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
@@ -41,11 +46,14 @@ def model_configs(
         engine_inputs: what the engine takes: context_ids and candidate_ids, or a joint ranker's input_ids and so on.
         cores: what ``instances: auto`` is divided by.
         ranks: processes of one instance of the scorer (tensor_parallel).
+        longest_rows: tokens in a row of each of ``engine_inputs`` at the most, which the warm-up must not exceed: a
+            pruned ranker has positions for no more.
     """
+    longest = longest_rows or dict.fromkeys(engine_inputs, sys.maxsize)
     return {
         "rank": _rank(engine_inputs),
         "tokenize": _tokenize(settings, engine_inputs),
-        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks)),
+        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest),
         "select": _select(engine_inputs),
     }
 
@@ -116,7 +124,9 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
     return config
 
 
-def _score(settings: ServeSettings, engine_inputs: Sequence[str], instances: int) -> pb.ModelConfig:
+def _score(
+    settings: ServeSettings, engine_inputs: Sequence[str], instances: int, longest_rows: Mapping[str, int]
+) -> pb.ModelConfig:
     config = _python_model("score")
     is_shared = _is_shared_context(engine_inputs)
     # Of a joint ranker the batch is of rows, and as large as the largest request.
@@ -145,15 +155,19 @@ def _score(settings: ServeSettings, engine_inputs: Sequence[str], instances: int
     if settings.executor != "onnxruntime":
         config.parameters["executor"].string_value = settings.executor
     if is_shared:
-        _warm_up_shared_context(config, settings.max_candidates)
+        _warm_up_shared_context(config, settings.max_candidates, longest_rows)
     else:
-        _warm_up_joint(config, engine_inputs)
+        _warm_up_joint(config, longest_rows)
     return config
 
 
-def _warm_up_shared_context(config: pb.ModelConfig, max_candidates: int) -> None:
-    for context_tokens, most_candidates, tokens in SHARED_CONTEXT_WARMUP:
-        candidates = min(most_candidates, max_candidates)  # the scorer refuses more, and would not start
+def _warm_up_shared_context(config: pb.ModelConfig, max_candidates: int, longest: Mapping[str, int]) -> None:
+    # The scorer refuses more candidates or tokens, and would not start; what is cut to the same is run once.
+    shapes = (
+        (min(context, longest["context_ids"]), min(candidates, max_candidates), min(tokens, longest["candidate_ids"]))
+        for context, candidates, tokens in SHARED_CONTEXT_WARMUP
+    )
+    for context_tokens, candidates, tokens in dict.fromkeys(shapes):
         described = f"{context_tokens} context tokens, {candidates} candidates of {tokens} tokens"
         warmup = config.model_warmup.add(name=described, batch_size=1)
         for name, dims in (("context_ids", [context_tokens]), ("candidate_ids", [candidates, tokens])):
@@ -162,11 +176,12 @@ def _warm_up_shared_context(config: pb.ModelConfig, max_candidates: int) -> None
             warmup.inputs[name].zero_data = True
 
 
-def _warm_up_joint(config: pb.ModelConfig, engine_inputs: Sequence[str]) -> None:
-    for most_rows, tokens in JOINT_WARMUP:
-        rows = min(most_rows, config.max_batch_size)  # the bundled server dies (SIGSEGV) of a larger warm-up batch
+def _warm_up_joint(config: pb.ModelConfig, longest: Mapping[str, int]) -> None:
+    # The bundled server dies (SIGSEGV) of a warm-up batch that is larger than the scorer's.
+    shapes = ((min(rows, config.max_batch_size), min(tokens, *longest.values())) for rows, tokens in JOINT_WARMUP)
+    for rows, tokens in dict.fromkeys(shapes):
         warmup = config.model_warmup.add(name=f"{rows} rows of {tokens} tokens", batch_size=rows)
-        for name in engine_inputs:
+        for name in longest:
             tensor = warmup.inputs[name]
             tensor.data_type = pb.TYPE_INT32
             tensor.dims.append(tokens)
