@@ -8,10 +8,10 @@ measure meets nothing, and one whose generator could not keep its own schedule i
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loadtests.results import Phase, Run, Verdict
 
@@ -91,6 +91,22 @@ class Objectives(_Part):
     spike: SpikePart | None = None
     soak: SoakPart | None = None
     overload: OverloadPart | None = None
+
+    @model_validator(mode="after")
+    def _limits_can_be_missed(self) -> Self:
+        """Nothing comes back after the deadline: neither an answer nor a refusal can be slower than that."""
+        limits = {
+            "steady.p50_ms": self.steady and self.steady.p50_ms,
+            "steady.p99_ms": self.steady and self.steady.p99_ms,
+            "spike.answered_p99_ms": self.spike and self.spike.answered_p99_ms,
+            "overload.rejection_ms": self.overload and self.overload.rejection_ms,
+        }
+        deadline = self.load.deadline_ms
+        if beyond := [f"{key} {limit:g}" for key, limit in limits.items() if limit and limit >= deadline]:
+            raise ValueError(
+                f"{', '.join(beyond)}: nothing is slower than load.deadline_ms {deadline:g}, so this could not be missed"
+            )
+        return self
 
 
 def read_objectives(path: Path = DEFAULT_FILE) -> Objectives:
@@ -227,8 +243,10 @@ def _overload(run: Run, phase: Phase, part: OverloadPart) -> Iterator[Verdict]:
     why = f"{after:.0f} ms, at saturation {before:.0f} ms" if before and after else "nothing was answered"
     yield from _most("p99 of accepted, of that at saturation", phase, ratio, part.p99_of_saturation, why=why)
     refused = totals.failed.get("rejected", 0)
-    found = totals.rejection.p99 if refused else 0.0
-    why = f"{refused} refused, {totals.failed.get('expired', 0)} expired, of {totals.offered}"
+    expired = totals.failed.get("expired", 0)
+    # Who refuses nobody and answers everybody in time is quick enough; who lets them wait in vain is not.
+    found = totals.rejection.p99 if refused else None if expired else 0.0
+    why = f"{refused} refused, {expired} expired, of {totals.offered}"
     yield from _most("p99 of refusals", phase, found, part.rejection_ms, "ms", why)
     # By the end of saturation everything that keeps things, such as the cache of contexts, has had its share.
     before_it = (phase.start_second - SETTLED_SECONDS, phase.start_second)

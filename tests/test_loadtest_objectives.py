@@ -131,6 +131,7 @@ SOAK = phase("soak", 0, 600)
         ([*SPIKE[:2], phase("after", 10, 14, good=0), phase("late", 14, 20)], set()),
         ([*SPIKE[:2], phase("after", 10, 16, good=0), phase("late", 16, 20)], {"spike: recovery"}),
         ([*SPIKE[:2], phase("after", 10, 20, good=80)], {"spike: recovery"}),
+        ([SPIKE[0], phase("spike", 5, 10, latency=spread(150, 1_801)), SPIKE[2]], {"spike: p99 latency"}),
         (OVERLOAD, set()),
         (
             [OVERLOAD[0], phase("overload", 10, 20, offered=300, good=84), OVERLOAD[2]],
@@ -139,11 +140,20 @@ SOAK = phase("soak", 0, 600)
         (
             [
                 OVERLOAD[0],
-                phase("overload", 10, 20, offered=300, good=95, latency=spread(9, 1_201), rejection=spread(9, 2_001)),
+                phase("overload", 10, 20, offered=300, good=95, latency=spread(9, 1_201), rejection=spread(9, 1_001)),
                 OVERLOAD[2],
             ],
             {"overload: p99 of accepted, of that at saturation", "overload: p99 of refusals"},
         ),
+        (
+            [
+                OVERLOAD[0],
+                phase("overload", 10, 20, offered=300, good=95, failed={"expired": 205}, rejection=NOTHING),
+                OVERLOAD[2],
+            ],
+            {"overload: p99 of refusals"},
+        ),
+        ([OVERLOAD[0], phase("overload", 10, 20, offered=300, good=300), OVERLOAD[2]], set()),
         ([*OVERLOAD[:2], phase("recovery", 20, 30, good=70)], {"overload: recovery"}),
         ([SOAK], set()),
         ([phase("soak", 0, 600, offered=6_000, good=5_999)], {"soak: error rate"}),
@@ -223,6 +233,10 @@ def test_what_is_left_out_is_not_judged(tmp_path: Path) -> None:
         ),
         ("load: {rate: 4, candidates: 1001, deadline_ms: x}", "2 fault(s)"),
         ("load: {rate: 4, candidates: 9, deadline_ms: 9}\nsteady: {error_rate: 1.5}", "steady.error_rate"),
+        (
+            "load: {rate: 4, candidates: 9, deadline_ms: 9}\nspike: {answered_p99_ms: 9}\noverload: {rejection_ms: 10}",
+            "spike.answered_p99_ms 9, overload.rejection_ms 10: nothing is slower than load.deadline_ms 9",
+        ),
     ],
 )
 def test_faults_of_objectives_are_named(text: str, said: str, tmp_path: Path) -> None:
