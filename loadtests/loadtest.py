@@ -42,7 +42,7 @@ def loadtest(
         plan = loadtest_plan(objectives, session.capacity_per_second(), seconds)
         return session.send(plan, name="loadtest", verb="loadtest")
 
-    measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)
+    measure(target, workload, slo, send, "steady", "ramp", "spike", protocol=protocol, processes=processes, out=out)
 
 
 def loadtest_plan(objectives: Objectives, capacity: float, seconds: float) -> Plan:

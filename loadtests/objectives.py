@@ -108,6 +108,11 @@ class Objectives(_Part):
             )
         return self
 
+    def has_any(self, *parts: str) -> bool:
+        """Whether one of these parts has a limit."""
+        found = [getattr(self, part) for part in parts]
+        return any(part is not None and any(limit is not None for _, limit in part) for part in found)
+
 
 def read_objectives(path: Path = DEFAULT_FILE) -> Objectives:
     """Read and check a file of objectives.

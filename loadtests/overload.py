@@ -43,4 +43,4 @@ def overload(
 
         return send_at_saturation(session, saturation, "overload", plan)
 
-    measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)
+    measure(target, workload, slo, send, "overload", protocol=protocol, processes=processes, out=out)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from loadtests.objectives import judged, read_objectives
 from loadtests.session import (
     NO_FILE,
     GoldenOption,
@@ -15,6 +14,7 @@ from loadtests.session import (
     TargetArgument,
     WorkloadOption,
     finish,
+    objectives_or_exit,
     open_session,
 )
 from loadtests.shapes import ShapeName, plan_of
@@ -40,6 +40,7 @@ def run(
     out: OutOption = NO_FILE,
 ) -> None:
     """Send a workload in one shape. Exits with 1 when the generator fell behind, or when an objective was missed."""
+    objectives = objectives_or_exit(slo) if slo else None
     with open_session(
         target,
         workload,
@@ -50,8 +51,6 @@ def run(
         senders=senders,
         processes=processes,
     ) as session:
-        objectives = read_objectives(slo) if slo else None
         plan = plan_of(shape, rate=rate, seconds=seconds, warm_up_seconds=warm_up, peak=peak, clients=clients)
         found = session.send(plan, name=name)
-        found = judged(found, objectives) if objectives else found
-    finish(found, out)
+    finish(found, out, objectives)

@@ -156,13 +156,26 @@ def measure(
     workload: Path | None,
     slo: Path,
     send: Callable[[Session, Objectives], Run],
-    *,
+    *parts: str,
     protocol: Protocol,
     processes: int,
     out: Path | None,
 ) -> NoReturn:
-    """Send what a verb sends, judge it by the objectives, and end the program as ``finish`` does."""
+    """Send what a verb sends, judge it by the objectives, and end the program as ``finish`` does.
+
+    Args:
+        target: artifacts/<recipe> or a URL.
+        workload: None takes the artifacts' own.
+        slo: file of objectives.
+        send: the load.
+        parts: of the objectives, of which at least one has to say something.
+        protocol: of the clients.
+        processes: of Locust.
+        out: file of the run.
+    """
     objectives = objectives_or_exit(slo)
+    if not objectives.has_any(*parts):
+        fail(f"{slo}: has no limits in {' or '.join(parts)}, by which this load is judged. Those to copy: {DEFAULT_FILE}")
     load = objectives.load
     with open_session(
         target,
@@ -172,8 +185,8 @@ def measure(
         candidates=load.candidates,
         processes=processes,
     ) as session:
-        run = judged(send(session, objectives), objectives)
-    finish(run, out)
+        run = send(session, objectives)
+    finish(run, out, objectives)
 
 
 def send_at_saturation(session: Session, saturation: float | None, verb: Verb, plan: Callable[[float], Plan]) -> Run:
@@ -191,12 +204,20 @@ def objectives_or_exit(path: Path) -> Objectives:
         fail(str(error))
 
 
-def finish(run: Run, out: Path | None) -> NoReturn:
-    """Write the file and its page, show what was found, and end the program: 0 if all objectives were met."""
+def finish(run: Run, out: Path | None, objectives: Objectives | None = None) -> NoReturn:
+    """Judge the run, write the file and its page, show what was found, and end the program: 0 if nothing was missed.
+
+    The file is written before anything else: a load of many minutes must not be lost to a fault of its judging.
+    """
     path = out or RUNS / f"{run.name}-{run.started:%Y%m%d-%H%M%S}.json"
     try:
         write_run(run, path)
+        if objectives is not None:
+            run = judged(run, objectives)
+            write_run(run, path)
         page = write_page(run, path.with_suffix(".html"))
+    except ObjectivesError as error:
+        fail(f"{error}\nThe run is kept: {path}")
     except RunFileError as error:
         fail(str(error))
     show(run)

@@ -47,7 +47,7 @@ def soak(
 
         return send_at_saturation(session, saturation, "soak", plan)
 
-    measure(target, workload, slo, send, protocol=protocol, processes=processes, out=out)
+    measure(target, workload, slo, send, "soak", protocol=protocol, processes=processes, out=out)
 
 
 def say_what_repeats(plan: Plan, workload_requests: int) -> None:

@@ -120,6 +120,17 @@ def test_a_soak_says_beforehand_that_its_workload_starts_over(
     assert (read_run(out).workload.laps > 1) == starts_over
 
 
+def test_a_run_that_cannot_be_judged_is_kept(
+    server: MisbehavingServer, objectives: Any, small_workload: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run.json"
+    arguments = ("run", server.urls["grpc"], "--workload", small_workload, "--seconds", 1, "--warm-up", 0, "--out", out)
+    result = run(*arguments, "--slo", objectives({"load": LOAD, "soak": {"error_rate": 0}}))
+    assert result.exit_code == 2
+    assert "no objective is about this run" in result.output
+    assert read_run(out).totals.answered > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -132,6 +143,9 @@ def test_a_soak_says_beforehand_that_its_workload_starts_over(
         (["run", "grpc://127.0.0.1:1", "--workload", "WORKLOAD", "--golden", "none.json"], "none.json"),
         (["run", "grpc://127.0.0.1:1", "--workload", "WORKLOAD", "--rate", "0"], "no request is due"),
         (["loadtest", "nowhere", "--slo", "none.yaml"], "none.yaml: No such file"),
+        (["run", "nowhere", "--slo", "none.yaml"], "none.yaml: No such file"),
+        (["soak", "nowhere", "--slo", "LOAD ONLY"], "has no limits in soak"),
+        (["loadtest", "nowhere", "--slo", "LOAD ONLY"], "has no limits in steady or ramp or spike"),
         (["judge", "none.json"], "none.json: No such file or directory. Make one"),
     ],
 )
@@ -139,8 +153,10 @@ def test_what_cannot_be_tested_is_told_in_one_message(
     arguments: list[str],
     said: str,
     small_workload: Path,
+    objectives: Any,
 ) -> None:
-    result = run(*(str(small_workload) if argument == "WORKLOAD" else argument for argument in arguments))
+    files = {"WORKLOAD": small_workload, "LOAD ONLY": objectives({"load": LOAD, "soak": {}})}
+    result = run(*(files.get(argument, argument) for argument in arguments))
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
     assert "Traceback" not in result.output
