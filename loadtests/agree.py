@@ -20,13 +20,12 @@ from rich.table import Table
 
 from loadtests.console import fail
 from loadtests.generator import GeneratorError, generate
-from loadtests.perf import protocol_of, workload_of
 from loadtests.perf_analyzer import LAUNCHER, Level, PerfAnalyzerError, measure, sendable
 from loadtests.results import RunFileError
 from loadtests.settings import LoadSettings
 from loadtests.shapes import plan_of
-from loadtests.target import Protocol, TargetError, open_target
-from loadtests.workload import WorkloadError, WorkloadRequest, read_workload
+from loadtests.target import Protocol, TargetError, open_target, protocol_of
+from loadtests.workload import WorkloadError, WorkloadRequest, read_workload, workload_of
 
 REQUESTS = 100
 ALLOWED = 0.10

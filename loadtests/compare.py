@@ -23,9 +23,8 @@ from tritonrank_client import RankClient, RankError
 
 from loadtests.console import fail
 from loadtests.machine import describe_machine
-from loadtests.perf import protocol_of, workload_of
-from loadtests.target import TargetError, open_target
-from loadtests.workload import WorkloadError, WorkloadRequest, read_workload
+from loadtests.target import TargetError, open_target, protocol_of
+from loadtests.workload import WorkloadError, WorkloadRequest, read_workload, workload_of
 
 REQUESTS = 100
 WARM_UP_REQUESTS = 10

@@ -104,7 +104,7 @@ class Objectives(_Part):
         deadline = self.load.deadline_ms
         if beyond := [f"{key} {limit:g}" for key, limit in limits.items() if limit and limit >= deadline]:
             raise ValueError(
-                f"{', '.join(beyond)}: nothing is slower than load.deadline_ms {deadline:g}, so this could not be missed"
+                f"{', '.join(beyond)}: nothing is slower than load.deadline_ms {deadline:g}, so it could not be missed"
             )
         return self
 

@@ -46,15 +46,14 @@ from loadtests.results import (
 )
 from loadtests.runs import sha256_file, versions
 from loadtests.server_metrics import ServerSampler, served_settings
-from loadtests.target import LiveServer, Protocol, TargetError, open_target
-from loadtests.workload import WorkloadError, WorkloadRequest, read_workload
+from loadtests.target import LiveServer, Protocol, TargetError, open_target, protocol_of
+from loadtests.workload import WorkloadError, WorkloadRequest, read_workload, workload_of
 
 CONCURRENCY = "1,2,4,8"
 AUTO_SHARES = (0.3, 0.5, 0.7, 0.9)
 """Of the best throughput of the closed loops: the arrival rates, unless others are named."""
 REQUESTS = 100
 WARM_UP_REQUESTS = 5
-WORKLOAD_FILE = "workload.jsonl"
 MOST_LEVELS = 64
 TABLE_WIDTH = 120
 """Characters; a narrower terminal scrolls rather than breaking every cell."""
@@ -236,33 +235,6 @@ def load_name(level: PerfLevel) -> str:
     if level.mode == "rate":
         return f"{level.value:g}/s"
     return f"{level.value:g} client" + ("s" if level.value != 1 else "")
-
-
-def workload_of(target: str, workload: Path | None) -> Path:
-    """The file that was named, or the one in the folder that is tested.
-
-    Raises:
-        WorkloadError: neither.
-    """
-    if workload is not None:
-        return workload
-    if "://" in target:
-        raise WorkloadError("--workload: which one? Write it: tritonrank workload artifacts/<recipe>")
-    return Path(target) / WORKLOAD_FILE
-
-
-def protocol_of(target: str, protocol: str) -> Protocol:
-    """A URL says it itself.
-
-    Raises:
-        ValueError: neither grpc nor http.
-    """
-    spoken = target.split("://")[0] if "://" in target else protocol
-    if spoken == "grpc":
-        return "grpc"
-    if spoken == "http":
-        return "http"
-    raise ValueError(f"--protocol {spoken}: expected grpc or http")
 
 
 def describe_workload(path: Path, requests: Sequence[WorkloadRequest], *, sent: int) -> WorkloadFile:

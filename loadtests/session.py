@@ -27,8 +27,8 @@ from loadtests.report import write_page
 from loadtests.results import Run, RunFileError, Verb, write_run
 from loadtests.settings import LoadSettings
 from loadtests.shapes import Plan, PlanError, plan_of
-from loadtests.target import LiveServer, Protocol, TargetError, open_target
-from loadtests.workload import WorkloadError
+from loadtests.target import LiveServer, Protocol, TargetError, open_target, protocol_of
+from loadtests.workload import WorkloadError, workload_of
 
 RUNS = Path("artifacts/loadtests")
 CAPACITY_CLIENTS = 4
@@ -49,7 +49,7 @@ OutOption = Annotated[Path | None, typer.Option(help="Where the results go; defa
 SaturationOption = Annotated[
     float | None, typer.Option(min=0.001, help="Requests per second, where known; default: a ramp finds it")
 ]
-ProtocolOption = Annotated[Protocol, typer.Option(help="grpc or http")]
+ProtocolOption = Annotated[Protocol, typer.Option(help="grpc or http; of a URL, its own")]
 ProcessesOption = Annotated[int, typer.Option(min=0, help="Locust's workers; 0: one process that does everything")]
 GoldenOption = Annotated[
     Path | None, typer.Option(help="golden.json or its folder, whose scores must be right; default: the artifacts'")
@@ -126,7 +126,7 @@ def open_session(
     Args:
         target: artifacts/<recipe> or a URL.
         workload: None takes the artifacts' own.
-        protocol: of the clients.
+        protocol: of the clients, unless a URL says it itself.
         deadline_ms: of each request.
         candidates: of each request; None: as the workload has them.
         golden: None takes the artifacts' own.
@@ -136,7 +136,7 @@ def open_session(
     folder = None if "://" in target else Path(target)
     try:
         settings = LoadSettings(
-            workload=_workload_of(folder, workload),
+            workload=workload_of(target, workload),
             plan=plan_of("closed", rate=1, seconds=1),
             deadline_seconds=deadline_ms / 1_000,
             candidates=candidates,
@@ -146,7 +146,7 @@ def open_session(
         settings.read_requests()
         settings.read_golden()
         with open_target(target) as server:
-            yield Session(server, protocol, settings, processes)
+            yield Session(server, protocol_of(target, protocol), settings, processes)
     except FAULTS as error:
         fail(str(error))
 
@@ -175,7 +175,7 @@ def measure(
     """
     objectives = objectives_or_exit(slo)
     if not objectives.has_any(*parts):
-        fail(f"{slo}: has no limits in {' or '.join(parts)}, by which this load is judged. Those to copy: {DEFAULT_FILE}")
+        fail(f"{slo}: has no limits in {' or '.join(parts)}, which judge this load. There are some in {DEFAULT_FILE}")
     load = objectives.load
     with open_session(
         target,
@@ -271,17 +271,6 @@ def show(run: Run) -> None:
 
 def _right(name: str) -> Column:
     return Column(name, justify="right")
-
-
-def _workload_of(folder: Path | None, workload: Path | None) -> Path:
-    if workload is not None:
-        return workload
-    if folder is None:
-        raise WorkloadError("--workload: a URL has no workload of its own. Write one: tritonrank workload ARTIFACTS")
-    path = folder / "workload.jsonl"
-    if not path.is_file():
-        raise WorkloadError(f"{path}: no such workload. Write it: tritonrank workload {folder}")
-    return path
 
 
 def _golden_of(folder: Path | None) -> Path | None:

@@ -80,6 +80,20 @@ def open_target(
             process.stop()
 
 
+def protocol_of(target: str, protocol: str) -> Protocol:
+    """The protocol that a URL names; of a folder, the one that was asked for.
+
+    Raises:
+        TargetError: neither grpc nor http.
+    """
+    spoken = urlsplit(target).scheme if "://" in target else protocol
+    if spoken == "grpc":
+        return "grpc"
+    if spoken == "http":
+        return "http"
+    raise TargetError(f"{target}: protocol {spoken}; expected grpc or http")
+
+
 def serve_command(artifacts: Path) -> list[str]:
     """``tritonrank serve`` on free ports."""
     ports = [argument for name in USUAL_PORTS for argument in (f"--{name}-port", "0")]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+WORKLOAD_FILE = "workload.jsonl"
 MOST_CANDIDATES = 1_000  # what one request may hold
 
 
@@ -54,6 +55,22 @@ def read_workload(path: Path) -> list[WorkloadRequest]:
     if not requests:
         raise WorkloadError(f"{path}: holds no request. Write one: tritonrank workload artifacts/<recipe>")
     return requests
+
+
+def workload_of(target: str, workload: Path | None) -> Path:
+    """The file that was named, or the one in the folder that is tested.
+
+    Raises:
+        WorkloadError: neither.
+    """
+    if workload is not None:
+        return workload
+    if "://" in target:
+        raise WorkloadError("--workload: a URL has no workload of its own. Write one: tritonrank workload ARTIFACTS")
+    path = Path(target) / WORKLOAD_FILE
+    if not path.is_file():
+        raise WorkloadError(f"{path}: no such workload. Write it: tritonrank workload {target}")
+    return path
 
 
 def cut_to(requests: Sequence[WorkloadRequest], candidates: int, path: Path) -> list[WorkloadRequest]:

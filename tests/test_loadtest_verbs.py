@@ -66,7 +66,7 @@ def test_a_slowed_server_fails_the_load_test(
     monkeypatch.setattr(session, "CAPACITY_SECONDS", 1.0)
     server.behave(Slow(0.3))
     out = tmp_path / "run.json"
-    arguments = ("loadtest", server.urls["grpc"], "--workload", small_workload, "--seconds", 5, "--out", out)
+    arguments = ("loadtest", server.urls["http"], "--workload", small_workload, "--seconds", 5, "--out", out)
     result = run(*arguments, "--slo", objectives(STRICT))
     assert result.exit_code == 1, result.output
     found = summary(result)
@@ -76,6 +76,7 @@ def test_a_slowed_server_fails_the_load_test(
     made = read_run(out)
     assert [phase.name.split()[0] for phase in made.phases][:2] == ["warm-up", "steady"]
     assert made.verb == made.shape.name == "loadtest"
+    assert {asked.protocol for asked in server.asked} == {made.target.protocol} == {"http"}, "as the URL says"
     assert Path(found["page"]).read_text(encoding="utf-8").startswith("<!")
 
     again = run("judge", out, "--slo", objectives(LENIENT))
