@@ -6,6 +6,7 @@ measure meets nothing, and one whose generator could not keep its own schedule i
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from math import isclose
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loadtests.results import Phase, Run, Verdict
+from loadtests.shapes import SPIKE, STEADY
 
 SUSTAINED = 0.95
 """Share of the offered requests answered within the deadline up to which a rate counts as sustained."""
@@ -182,9 +184,9 @@ def memory_growth(run: Run, first: tuple[float, float], last: tuple[float, float
 
 def _verdicts(run: Run, objectives: Objectives) -> Iterator[Verdict]:
     judges: Sequence[tuple[Any, Phase | None, Callable[[Run, Phase, Any], Iterator[Verdict]]]] = (
-        (objectives.steady, run.phase("steady"), _steady),
+        (objectives.steady, run.phase(STEADY), _steady),
         (objectives.ramp, next(iter(_ramp(run)), None), _ramped),
-        (objectives.spike, run.phase("spike"), _spike),
+        (objectives.spike, run.phase(SPIKE), _spike),
         (objectives.soak, run.phase("soak"), _soak),
         (objectives.overload, run.phase("overload"), _overload),
     )
@@ -194,17 +196,17 @@ def _verdicts(run: Run, objectives: Objectives) -> Iterator[Verdict]:
 
 
 def _load_is_as_agreed(run: Run, load: LoadPart) -> Verdict:
-    """Latency of shorter lists or with another deadline is no answer to the objectives."""
+    """Latency of shorter lists, with another deadline or at another rate is no answer to the objectives."""
     smallest, largest = run.workload.candidates_p50, run.workload.candidates_max
     met = smallest == largest == load.candidates and run.deadline_ms == load.deadline_ms
-    return Verdict(
-        objective="load",
-        phase="all",
-        wanted=f"{load.candidates} candidates, deadline {load.deadline_ms:g} ms",
-        found=None,
-        met=met,
-        why=f"p50 {smallest}, most {largest} candidates; deadline {run.deadline_ms:g} ms",
-    )
+    wanted = f"{load.candidates} candidates, deadline {load.deadline_ms:g} ms"
+    why = f"p50 {smallest}, most {largest} candidates; deadline {run.deadline_ms:g} ms"
+    for name, rate in ((STEADY, load.rate), (SPIKE, load.rate * load.spike)):
+        if phase := run.phase(name):
+            met = met and phase.rate is not None and isclose(phase.rate, rate)
+            wanted += f", {name} {rate:g}/s"
+            why += f"; {name} " + ("at no fixed rate" if phase.rate is None else f"{phase.rate:g}/s")
+    return Verdict(objective="load", phase="all", wanted=wanted, found=None, met=met, why=why)
 
 
 def _steady(run: Run, phase: Phase, part: SteadyPart) -> Iterator[Verdict]:

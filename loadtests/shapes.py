@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 WARM_UP = "warm-up"
 STEADY = "steady"
+SPIKE = "spike"
 ShapeName = Literal["steady", "ramp", "spike", "soak", "overload", "closed"]
 SHAPES: tuple[ShapeName, ...] = get_args(ShapeName)
 
@@ -156,7 +157,7 @@ def plan_of(
         "ramp": ramp_steps(rate),
         "spike": [
             ("before", (1 - SPIKE_SHARE) / 2, 1.0),
-            ("spike", SPIKE_SHARE, peak),
+            (SPIKE, SPIKE_SHARE, peak),
             ("after", (1 - SPIKE_SHARE) / 2, 1.0),
         ],
         "overload": [

@@ -50,7 +50,8 @@ def phase(name: str, start: float, end: float, *, offered: int = 100, good: int 
         "service": NOTHING,
         "rejection": spread(2, 20) if offered > good else NOTHING,
     }
-    return {"name": name, "start_second": start, "end_second": end, "totals": totals | changes}
+    rate = {"steady": 4, "spike": 12}.get(name)  # as our objectives have it
+    return {"name": name, "start_second": start, "end_second": end, "rate": rate, "totals": totals | changes}
 
 
 def run_of(*phases: Values, rss: Callable[[int], int] = lambda second: 10**9, **changes: Any) -> Run:
@@ -183,6 +184,9 @@ def test_another_load_is_no_answer() -> None:
     assert missed(run_of(STEADY, deadline_ms=3_000)) == {"all: load"}
     shorter = run_of(STEADY).model_dump()["workload"] | {"candidates_p50": 10, "candidates_max": 10}
     assert missed(run_of(STEADY, workload=shorter)) == {"all: load"}
+    for rate in (1, None):
+        assert missed(run_of(STEADY | {"rate": rate})) == {"all: load"}
+        assert missed(run_of(SPIKE[0], SPIKE[1] | {"rate": rate}, SPIKE[2])) == {"all: load"}
 
 
 def test_an_invalid_run_never_passes() -> None:
