@@ -134,7 +134,8 @@ class Load:
     def _send(self, arrival: Arrival) -> Done:
         is_golden = arrival.number < 0
         golden = self._golden[arrival.place % len(self._golden)] if is_golden else None
-        request = golden or self.requests[arrival.place]
+        # A load before this one has left its contexts in the server's cache, so this one begins behind its rows.
+        request = golden or self.requests[(self.settings.sent_before + arrival.place) % len(self.requests)]
         sent, ended = self.now, math.inf
         seconds_left = self.settings.deadline_seconds - (sent - arrival.due)
         error: Exception | None = None

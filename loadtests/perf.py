@@ -244,6 +244,7 @@ def describe_workload(path: Path, requests: Sequence[WorkloadRequest], *, sent: 
         path=str(path),
         sha256=sha256_file(path),
         requests=len(requests),
+        sent=sent,
         laps=round(sent / len(sendable(requests)), 3),
         candidates_p50=round(statistics.median(sizes)),
         candidates_max=max(sizes),

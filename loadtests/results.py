@@ -210,7 +210,9 @@ class WorkloadFile(Record):
     path: str
     sha256: str
     requests: int = Field(description="in the file")
-    laps: float = Field(description="how often the run went through it; above 1 contexts repeat, and caches help")
+    sent: int | None = Field(None, description="requests of it that this run went through; None: an older file")
+    sent_before: int = Field(0, description="that loads before it went through, such as one that finds saturation")
+    laps: float = Field(description="how often both went through it; above 1 contexts repeat, and caches help")
     candidates_p50: int
     candidates_max: int
 

@@ -47,6 +47,7 @@ def finished_run(
     """
     accounts = Accounts(settings.plan, due, recorder.outcomes, settings.deadline_seconds, stopped_at)
     totals = accounts.totals()
+    sent = max(len(due), recorder.answered)
     sizes = sorted(len(request.items) for request in requests)
     return Run(
         name=settings.name or settings.plan.shape,
@@ -59,7 +60,9 @@ def finished_run(
             path=str(settings.workload),
             sha256=sha256_file(settings.workload),
             requests=len(requests),
-            laps=round(max(len(due), recorder.answered) / len(requests), 3),
+            sent=sent,
+            sent_before=settings.sent_before,
+            laps=round((settings.sent_before + sent) / len(requests), 3),
             candidates_p50=median_low(sizes),
             candidates_max=sizes[-1],
         ),

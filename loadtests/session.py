@@ -61,14 +61,20 @@ FAULTS = (TargetError, WorkloadError, PlanError, ObjectivesError, RunFileError, 
 """What a verb says in one message, without a traceback."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """A server that is ready, and the load's settings but for its plan."""
+    """A server that is ready, and the load's settings but for its plan.
+
+    Its loads go through the workload one after the other, so that none meets contexts that another one has left in the
+    server's cache.
+    """
 
     server: LiveServer
     protocol: Protocol
     settings: LoadSettings
     processes: int = 0
+    sent: int = 0
+    """requests of the workload, in all loads so far"""
 
     def send(self, plan: Plan, *, name: str = "", verb: Verb = "run") -> Run:
         """Follow a plan to its end.
@@ -76,10 +82,10 @@ class Session:
         Raises:
             GeneratorError: Locust could not.
         """
-        settings = replace(self.settings, plan=plan, name=name)
-        return generate(self.server, self.protocol, settings, processes=self.processes).model_copy(
-            update={"verb": verb}
-        )
+        settings = replace(self.settings, plan=plan, name=name, sent_before=self.sent)
+        run = generate(self.server, self.protocol, settings, processes=self.processes)
+        self.sent += run.workload.sent or 0
+        return run.model_copy(update={"verb": verb})
 
     def capacity_per_second(self) -> float:
         """What a few clients that wait for their answers get: near saturation, and quickly known.

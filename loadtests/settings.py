@@ -30,6 +30,7 @@ class LoadSettings:
         senders: requests in flight at once at the most; None: as many as the deadline allows at the highest rate.
         run_file: where the results go; None: nowhere but to Locust.
         name: of the run.
+        sent_before: requests of the workload that the server was sent already; the load begins behind them.
     """
 
     workload: Path
@@ -40,6 +41,7 @@ class LoadSettings:
     senders: int | None = None
     run_file: Path | None = None
     name: str = ""
+    sent_before: int = 0
 
     def read_requests(self) -> list[WorkloadRequest]:
         """The workload, cut to the wanted candidates.
@@ -76,6 +78,7 @@ class LoadSettings:
             "senders": self.senders,
             "run-file": self.run_file,
             "run-name": self.name or None,
+            "sent-before": self.sent_before or None,
         }
         return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
 
@@ -93,6 +96,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--candidates", type=int, default=0, help="cut every request to so many; 0: as they are")
     parser.add_argument("--golden", default="", help="golden.json or its repository: their scores have to be right")
     parser.add_argument("--senders", type=int, default=0, help="requests in flight at once at the most; 0: by deadline")
+    parser.add_argument("--sent-before", type=int, default=0, help="requests of the workload to begin behind")
     parser.add_argument("--plan", default="", include_in_web_ui=False, help="JSON file of phases, instead of a shape")
     parser.add_argument("--run-file", default="", include_in_web_ui=False, help="JSON file for the results")
     parser.add_argument("--run-name", default="", include_in_web_ui=False, help="of the run in that file")
@@ -126,4 +130,5 @@ def settings_of(options: Any) -> LoadSettings:
         senders=options.senders or None,
         run_file=Path(options.run_file) if options.run_file else None,
         name=options.run_name,
+        sent_before=max(0, options.sent_before),
     )

@@ -42,7 +42,7 @@ def soak(
     def send(session: Session, _: Objectives) -> Run:
         def plan(most: float) -> Plan:
             found = plan_of("soak", rate=share * most, seconds=60 * minutes, warm_up_seconds=WARM_UP_SECONDS)
-            say_what_repeats(found, len(session.settings.read_requests()))
+            say_what_repeats(found, len(session.settings.read_requests()), session.sent)
             return found
 
         return send_at_saturation(session, saturation, "soak", plan)
@@ -50,9 +50,9 @@ def soak(
     measure(target, workload, slo, send, "soak", protocol=protocol, processes=processes, out=out)
 
 
-def say_what_repeats(plan: Plan, workload_requests: int) -> None:
+def say_what_repeats(plan: Plan, workload_requests: int, sent_before: int) -> None:
     """A workload that starts over repeats its bursts: one that is too much is met in every lap."""
-    needed = math.ceil(sum(phase.requests for phase in plan.phases))
+    needed = sent_before + math.ceil(sum(phase.requests for phase in plan.phases))
     if needed > workload_requests:
         Console(emoji=False, stderr=True).print(
             f"[yellow]The workload's {workload_requests} requests will be sent {needed / workload_requests:.1f} times "

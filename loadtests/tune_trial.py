@@ -15,9 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from loadtests.generator import generate
 from loadtests.objectives import Objectives, judged
 from loadtests.processes import child_environment
+from loadtests.session import Session
 from loadtests.settings import LoadSettings
 from loadtests.shapes import plan_of
 from loadtests.target import Protocol, open_target
@@ -97,10 +97,10 @@ class Bench:
         with open_target(str(self.work / REPOSITORY)) as server:
             steady = plan_of("steady", rate=load.rate, seconds=self.seconds, warm_up_seconds=self.seconds / 5)
             settings = LoadSettings(self.workload, steady, load.deadline_ms / 1_000, load.candidates)
-            at_rate = judged(generate(server, self.protocol, settings), self.objectives)
+            session = Session(server, self.protocol, settings)
+            at_rate = judged(session.send(steady), self.objectives)
             closed = plan_of("closed", rate=1, seconds=self.seconds, clients=self.clients)
-            settings = LoadSettings(self.workload, closed, load.deadline_ms / 1_000, load.candidates)
-            at_most = generate(server, self.protocol, settings)
+            at_most = session.send(closed)
         if not at_rate.client.valid:
             raise TrialError(f"the load generator fell behind: {at_rate.client.why}")
         phase = at_rate.phase("steady")

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from loadtests import session
 from loadtests.__main__ import app
 from loadtests.results import read_run
+from loadtests.shapes import plan_of
+from loadtests.soak import say_what_repeats
 
 LOAD = {"rate": 10, "candidates": 4, "deadline_ms": 1_000, "spike": 2}
 STRICT = {"load": LOAD, "steady": {"p50_ms": 100, "p99_ms": 900, "goodput": 0.99}, "ramp": {"saturation": 1}}
@@ -77,6 +79,10 @@ def test_a_slowed_server_fails_the_load_test(
     assert [phase.name.split()[0] for phase in made.phases][:2] == ["warm-up", "steady"]
     assert made.verb == made.shape.name == "loadtest"
     assert {asked.protocol for asked in server.asked} == {made.target.protocol} == {"http"}, "as the URL says"
+    sent = [tuple(asked.inputs["item_ids"]) for asked in server.asked]
+    assert len(set(sent)) == len(sent), "the load begins behind the requests that found the capacity"
+    assert made.workload.sent_before > 0
+    assert made.workload.laps == pytest.approx(len(sent) / 300, abs=0.02)
     assert Path(found["page"]).read_text(encoding="utf-8").startswith("<!")
 
     again = run("judge", out, "--slo", objectives(LENIENT))
@@ -119,6 +125,14 @@ def test_a_soak_says_beforehand_that_its_workload_starts_over(
     said = " ".join(result.stderr.split())
     assert (f"The workload's {requests} requests will be sent" in said) == starts_over
     assert (read_run(out).workload.laps > 1) == starts_over
+
+
+def test_what_the_search_for_saturation_has_sent_counts_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of("soak", rate=10, seconds=10)
+    say_what_repeats(plan, 150, sent_before=50)
+    assert capsys.readouterr().err == ""
+    say_what_repeats(plan, 150, sent_before=51)
+    assert "--requests 151" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_judged_is_kept(
