@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from loadtests.machine import Machine, describe_machine
 from loadtests.processes import LOOPBACK, Process, free_port
 from loadtests.results import Run, read_run
 from loadtests.server_metrics import ServerSampler, served_settings
@@ -32,7 +33,14 @@ class GeneratorError(RuntimeError):
     """Locust did not run to its end; the message has the last lines that it printed."""
 
 
-def generate(server: LiveServer, protocol: Protocol, settings: LoadSettings, *, processes: int = 0) -> Run:
+def generate(
+    server: LiveServer,
+    protocol: Protocol,
+    settings: LoadSettings,
+    *,
+    processes: int = 0,
+    machine: Machine | None = None,
+) -> Run:
     """Send a load and wait for its end.
 
     Args:
@@ -40,11 +48,13 @@ def generate(server: LiveServer, protocol: Protocol, settings: LoadSettings, *, 
         protocol: the clients'.
         settings: the load.
         processes: of Locust beside the one that collects; 0: one that does both.
+        machine: as it was before what the caller did to it; None: as it is now.
 
     Raises:
         GeneratorError: the load could not be made.
         RunFileError: Locust wrote no results.
     """
+    before = machine or describe_machine()
     with tempfile.TemporaryDirectory(prefix="loadtest-") as scratch:
         plan, results = Path(scratch) / "plan.json", Path(scratch) / "run.json"
         plan.write_text(settings.plan.model_dump_json(), encoding="utf-8")
@@ -61,7 +71,7 @@ def generate(server: LiveServer, protocol: Protocol, settings: LoadSettings, *, 
                 "settings": served_settings(server.http_url),
             }
         )
-        found = {"command": sys.argv, "target": target, "server": sampler.seconds(origin)}
+        found = {"command": sys.argv, "machine": before, "target": target, "server": sampler.seconds(origin)}
         return run.model_copy(update=found | {"failures": [*run.failures, *sampler.faults]})
 
 

@@ -18,6 +18,7 @@ from tritonrank_client import RankClient, RankResult, Retry
 
 from loadtests.accounting import Outcome, Recorder
 from loadtests.checks import GoldenRequest, check_golden, check_ranking, failure_kind
+from loadtests.machine import describe_machine
 from loadtests.results import FailureKind
 from loadtests.settings import LoadSettings
 from loadtests.shapes import Arrival, arrivals
@@ -58,6 +59,7 @@ class Load:
     def __init__(self, settings: LoadSettings, url: str) -> None:
         self.settings = settings
         self.url = url
+        self.machine = describe_machine()
         self.requests = settings.read_requests()
         self.recorder = Recorder()
         self.due: list[float] = []

@@ -182,6 +182,7 @@ def _write_run_file() -> bool:
         load.due,
         load.requests,
         url=load.url,
+        machine=load.machine,
         started=load.started_epoch,
         stopped_at=load.stopped_at,
         processes=max(1, len(_process.worker_cpu_seconds)),

@@ -11,7 +11,7 @@ from statistics import median_low
 from urllib.parse import urlsplit
 
 from loadtests.accounting import Accounts, Recorder
-from loadtests.machine import describe_machine
+from loadtests.machine import Machine
 from loadtests.results import Run, Shape, Target, WorkloadFile
 from loadtests.settings import LoadSettings
 from loadtests.workload import WorkloadRequest
@@ -27,6 +27,7 @@ def finished_run(
     requests: Sequence[WorkloadRequest],
     *,
     url: str,
+    machine: Machine,
     started: float,
     stopped_at: float | None = None,
     processes: int = 1,
@@ -40,6 +41,7 @@ def finished_run(
         due: when each request of the plan was due; empty in a closed loop.
         requests: of the workload.
         url: of the server.
+        machine: as it was before the load.
         started: seconds since the epoch, when the plan began.
         stopped_at: when it was broken off, in seconds since then.
         processes: that sent.
@@ -53,7 +55,7 @@ def finished_run(
         name=settings.name or settings.plan.shape,
         started=datetime.fromtimestamp(started, UTC),
         seconds=round(accounts.seconds, 3),
-        machine=describe_machine(),
+        machine=machine,
         versions=versions(),
         command=sys.argv,
         workload=WorkloadFile(

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from loadtests.checks import GOLDEN_FILE
 from loadtests.console import fail
 from loadtests.generator import GeneratorError, generate
+from loadtests.machine import Machine, describe_machine
 from loadtests.objectives import DEFAULT_FILE, Objectives, ObjectivesError, judged, read_objectives, saturation
 from loadtests.report import write_page
 from loadtests.results import Run, RunFileError, Verb, write_run
@@ -75,6 +76,8 @@ class Session:
     processes: int = 0
     sent: int = 0
     """requests of the workload, in all loads so far"""
+    machine: Machine = field(default_factory=describe_machine)
+    """before the first of them"""
 
     def send(self, plan: Plan, *, name: str = "", verb: Verb = "run") -> Run:
         """Follow a plan to its end.
@@ -83,7 +86,7 @@ class Session:
             GeneratorError: Locust could not.
         """
         settings = replace(self.settings, plan=plan, name=name, sent_before=self.sent)
-        run = generate(self.server, self.protocol, settings, processes=self.processes)
+        run = generate(self.server, self.protocol, settings, processes=self.processes, machine=self.machine)
         self.sent += run.workload.sent or 0
         return run.model_copy(update={"verb": verb})
 
@@ -151,8 +154,9 @@ def open_session(
         )
         settings.read_requests()
         settings.read_golden()
+        machine = describe_machine()
         with open_target(target) as server:
-            yield Session(server, protocol_of(target, protocol), settings, processes)
+            yield Session(server, protocol_of(target, protocol), settings, processes, machine=machine)
     except FAULTS as error:
         fail(str(error))
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from loadtests import session
 from loadtests.__main__ import app
+from loadtests.machine import Machine, describe_machine
 from loadtests.results import read_run
 from loadtests.shapes import plan_of
 from loadtests.soak import say_what_repeats
@@ -65,6 +66,14 @@ def test_a_slowed_server_fails_the_load_test(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    asked_before: list[int] = []
+
+    def describe_idle() -> Machine:
+        asked_before.append(len(server.asked))
+        return idle
+
+    idle = describe_machine().model_copy(update={"load_average": -1.0})
+    monkeypatch.setattr(session, "describe_machine", describe_idle)
     monkeypatch.setattr(session, "CAPACITY_SECONDS", 1.0)
     server.behave(Slow(0.3))
     out = tmp_path / "run.json"
@@ -82,6 +91,7 @@ def test_a_slowed_server_fails_the_load_test(
     sent = [tuple(asked.inputs["item_ids"]) for asked in server.asked]
     assert len(set(sent)) == len(sent), "the load begins behind the requests that found the capacity"
     assert made.workload.sent_before > 0
+    assert (made.machine, asked_before) == (idle, [0]), "its own loads are not other people's work"
     assert made.workload.laps == pytest.approx(len(sent) / 300, abs=0.02)
     assert Path(found["page"]).read_text(encoding="utf-8").startswith("<!")
 
