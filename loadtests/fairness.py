@@ -4,57 +4,66 @@
 
 Both files come from ``tritonrank workload`` (such as --candidates 10 and --candidates 1000). Small requests are sent
 one after the other; beside them one client sends large requests without a pause. Prints a table and one line of JSON.
-Exits with 1 when the small requests' p99 grows beyond --most times.
+Exits with 1 when the small requests' p99 grows beyond --most times, and with 2 when a request was not answered: small
+requests that were alone all the time say nothing.
 """
 
 import argparse
 import itertools
 import json
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from rich.console import Console
 from rich.table import Table
-from tritonrank_client import RankClient
+from tritonrank_client import RankClient, RankError
 
+from loadtests.console import fail
 from loadtests.peers.load import percentile
 from loadtests.workload import WorkloadRequest, read_workload
 
 WARM_UP_REQUESTS = 20
+LONGEST_ANSWER_SECONDS = 60.0
+LEAD_SECONDS = 0.5
+"""After which the first large request is being computed."""
 
 
 def compare(
     url: str, small: Sequence[WorkloadRequest], large: Sequence[WorkloadRequest], count: int
 ) -> dict[str, float]:
-    """Milliseconds of the small requests alone and beside large ones; large ones answered per second meanwhile."""
-    stop = threading.Event()
-    answered = 0
+    """Milliseconds of the small requests alone and beside large ones; large ones answered per second meanwhile.
 
-    def send_large() -> None:
-        nonlocal answered
-        with RankClient(url, timeout=60) as client:
-            for request in itertools.cycle(large):
-                if stop.is_set():
-                    return
-                _rank(client, request)
+    Raises:
+        RankError: a request was not answered, small or large.
+    """
+    stop = Event()
+
+    def send_large() -> int:
+        answered, requests = 0, itertools.cycle(large)
+        with RankClient(url, timeout=LONGEST_ANSWER_SECONDS) as client:
+            while not stop.is_set():
+                _rank(client, next(requests))
                 answered += 1
+        return answered
 
-    with RankClient(url, timeout=60) as client:
+    with RankClient(url, timeout=LONGEST_ANSWER_SECONDS) as client, ThreadPoolExecutor(1) as beside_us:
         requests = itertools.cycle(small)
         for _ in range(WARM_UP_REQUESTS):
             _rank(client, next(requests))
         alone = [_milliseconds(client, next(requests)) for _ in range(count)]
-        background = threading.Thread(target=send_large, daemon=True)
-        background.start()
-        time.sleep(0.5)  # the first large request is being computed now
         started = time.perf_counter()
-        beside = [_milliseconds(client, next(requests)) for _ in range(count)]
+        background = beside_us.submit(send_large)
+        try:
+            time.sleep(LEAD_SECONDS)
+            beside = [_milliseconds(client, next(requests)) for _ in range(count)]
+        finally:
+            stop.set()  # else its thread would not end, whatever ended this one
+        answered = background.result()
         seconds = time.perf_counter() - started
-        stop.set()
-        background.join()
     return {
         "alone_p50": percentile(alone, 0.5),
         "alone_p99": percentile(alone, 0.99),
@@ -83,7 +92,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300, help="small requests in each half (default 300)")
     parser.add_argument("--most", type=float, default=3.0, help="largest ratio of the p99 (default 3)")
     options = parser.parse_args()
-    found = compare(options.url, read_workload(options.small), read_workload(options.large), options.requests)
+    try:
+        found = compare(options.url, read_workload(options.small), read_workload(options.large), options.requests)
+    except (RankError, ValueError) as error:  # of the server; of a file or the URL
+        fail(str(error))
     table = Table("small requests", "p50 ms", "p99 ms")
     table.add_row("alone", f"{found['alone_p50']:.1f}", f"{found['alone_p99']:.1f}")
     table.add_row("beside large ones", f"{found['beside_large_p50']:.1f}", f"{found['beside_large_p99']:.1f}")
