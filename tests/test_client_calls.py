@@ -248,8 +248,8 @@ BREACHES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "distinct positions": lambda outputs: outputs | {"indices": ("INT32", [0, 0, 1])},
     "positions among 3 items": lambda outputs: outputs | {"indices": ("INT32", [0, 1, 3])},
     "expected distinct": lambda outputs: outputs | {"indices": ("INT32", [0, 1, -1])},
-    "expected 3 for 3 items, got 2": lambda outputs: outputs | {"indices": ("INT32", [0, 1])},
-    "expected 3 for 3 items, got 0": lambda outputs: outputs | {"indices": ("INT32", [])},
+    "expected 3 for 3 different items, got 2": lambda outputs: outputs | {"indices": ("INT32", [0, 1])},
+    "expected 3 for 3 different items, got 0": lambda outputs: outputs | {"indices": ("INT32", [])},
     "one per index (3), got 2": lambda outputs: outputs | {"scores": ("FP32", [2.0, 1.0])},
     "highest first": lambda outputs: outputs | {"scores": ("FP32", [1.0, 2.0, 3.0])},
     "expected numbers": lambda outputs: outputs | {"scores": ("FP32", [float("nan")] * 3)},
@@ -258,15 +258,21 @@ BREACHES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "expected UTF-8": lambda outputs: outputs | {"artifact": ("BYTES", [b"\xff"])},
     "one name, got 2": lambda outputs: outputs | {"artifact": ("BYTES", [b"a", b"b"])},
 }
+BREACHES_WITH_IDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "expected 2 for 2 different items, got 1": lambda outputs: (
+        outputs | {"indices": ("INT32", [0]), "scores": ("FP32", [1.0])}
+    ),
+    "each of the item_ids once": lambda outputs: outputs | {"indices": ("INT32", [0, 1])},
+}
 
 
-@pytest.mark.parametrize("phrase", BREACHES)
+@pytest.mark.parametrize("phrase", [*BREACHES, *BREACHES_WITH_IDS])
 def test_an_answer_that_breaks_the_contract_is_a_server_fault(
     server: MisbehavingServer, face: Face, phrase: str
 ) -> None:
-    server.behave(Malformed(BREACHES[phrase]))
+    server.behave(Malformed((BREACHES | BREACHES_WITH_IDS)[phrase]))
     with pytest.raises(ServerFault, match="breaks the contract") as caught:
-        face.open(server).rank(items=["a", "b", "c"])
+        face.open(server).rank(items=["a", "b", "c"], item_ids=["7", "7", "8"] if phrase in BREACHES_WITH_IDS else None)
     assert phrase in str(caught.value)
     assert caught.value.attempts == len(server.asked) == 1
 

@@ -69,8 +69,8 @@ def test_small_requests_that_are_alone_say_nothing(monkeypatch: pytest.MonkeyPat
         server.close()
 
 
-def test_what_cannot_be_measured_is_told_in_one_message(workloads: list[Path]) -> None:
-    done = run(f"grpc://{refused_address()}", *workloads)
+def test_what_cannot_be_measured_is_told_in_one_message(small_workload: Path) -> None:
+    done = run(f"grpc://{refused_address()}", small_workload, small_workload)
     assert done.returncode == 2
     assert "no connection" in done.stderr
     assert "Traceback" not in done.stderr

@@ -98,15 +98,17 @@ def read_answer(answer: Any, request: RankRequest) -> tuple[tuple[RankedItem, ..
     indices = _output(answer, "indices", "iu")
     scores = _output(answer, "scores", "f")
     artifact = _output(answer, "artifact", "O")
-    asked = min(request.top_k or len(request.items), len(request.items))
-    # Only ids let the server drop duplicates; without them every item asked for must come back.
-    fewest = asked if request.item_ids is None else 1
-    if not fewest <= len(indices) <= asked:
-        raise _broken(f"indices: expected {asked} for {len(request.items)} items, got {len(indices)}")
+    # Of items with equal ids the server keeps the best one; everything else that was asked for must come back.
+    different = len(request.items if request.item_ids is None else set(request.item_ids))
+    asked = min(request.top_k or different, different)
+    if len(indices) != asked:
+        raise _broken(f"indices: expected {asked} for {different} different items, got {len(indices)}")
     if len(scores) != len(indices):
         raise _broken(f"scores: expected one per index ({len(indices)}), got {len(scores)}")
     if indices.min() < 0 or indices.max() >= len(request.items) or len(np.unique(indices)) != len(indices):
         raise _broken(f"indices: expected distinct positions among {len(request.items)} items")
+    if request.item_ids is not None and len({request.item_ids[index] for index in indices.tolist()}) != asked:
+        raise _broken("indices: expected each of the item_ids once")
     if not np.all(scores[:-1] >= scores[1:]) or np.isnan(scores).any():
         raise _broken("scores: expected numbers, highest first")
     if len(artifact) != 1:
