@@ -4,7 +4,7 @@ Optuna proposes settings of the recipe's ``serve`` section, each trial is a repo
 its own, and the objectives judge (tune_trial.py). The first trial is the recipe as it is. At the end that and the best
 found are measured again, by turns, because the best of many noisy figures is partly luck: only a gain that exceeds what
 equal settings differ by is called one. Trials are kept in a journal, so a search that was interrupted goes on; a study
-is for one combination of recipe, machine, workload and objectives, and another combination begins its own.
+is for one combination of recipe, what was built from it, machine, workload and objectives; another begins its own.
 
 What is found goes to a file that the pipeline takes as it is: ``tritonrank assemble RECIPE --set @best.yaml``.
 """
@@ -113,7 +113,7 @@ def tune(
         bench = Bench(recipe, tuple(overrides or ()), folder, requests, objectives, trial_seconds, clients, protocol)
         space = search_space(folder, available_cores())
         place = out or folder / "tune"
-        study = open_study(place / "journal.log", _identity(bench, space))
+        study = open_study(place / "journal.log", identity_of(bench, space))
         with Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
         ) as progress:
@@ -165,6 +165,23 @@ def search_space(artifacts: Path, cores: int) -> Space:
         **batch,
     }
     return {key: [AS_IT_IS, *values] for key, values in choices.items()}
+
+
+def identity_of(bench: Bench, space: Space) -> str:
+    """Trials can be compared where all of this is the same, what was built from the recipe included."""
+    parts = {
+        "recipe": bench.recipe.read_text(encoding="utf-8"),
+        "artifacts": {path.parent.name: sha256_file(path) for path in bench.artifacts.glob("*/manifest.json")},
+        "overrides": bench.overrides,
+        "workload": sha256_file(bench.workload),
+        "objectives": bench.objectives.model_dump(),
+        "seconds": bench.seconds,
+        "clients": bench.clients,
+        "protocol": bench.protocol,
+        "machine": [describe_machine().processor, available_cores()],
+        "space": {key: list(values) for key, values in space.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def open_study(journal: Path, identity: str) -> optuna.Study:
@@ -337,22 +354,6 @@ def _key(choices: Choices) -> str:
 def _in_words(found: Measurement) -> str:
     missed = f", missed {', '.join(found.missed)}" if found.missed else ""
     return f"{found.answered_per_second:.2f} answered/s, p99 {found.p99_ms:.0f} ms at the objectives' rate{missed}"
-
-
-def _identity(bench: Bench, space: Space) -> str:
-    """Trials can be compared where all of this is the same."""
-    parts = {
-        "recipe": bench.recipe.read_text(encoding="utf-8"),
-        "overrides": bench.overrides,
-        "workload": sha256_file(bench.workload),
-        "objectives": bench.objectives.model_dump(),
-        "seconds": bench.seconds,
-        "clients": bench.clients,
-        "protocol": bench.protocol,
-        "machine": [describe_machine().processor, available_cores()],
-        "space": {key: list(values) for key, values in space.items()},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _name_of(recipe: Path) -> str:

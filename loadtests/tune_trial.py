@@ -9,6 +9,7 @@ The user's artifacts are not touched: a folder of links takes their place, in wh
 
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def assemble(bench: Bench, choices: Choices) -> None:
     """``tritonrank assemble`` into the folder of links.
 
     Raises:
-        TrialError: it failed, or wanted to train: the artifacts are not those of this recipe.
+        TrialError: it failed, took too long, or wanted to train: the artifacts are not those of this recipe.
     """
     link_artifacts(bench.artifacts, bench.work)
     command = [sys.executable, "-m", "tritonrank", "assemble", str(bench.recipe), "--artifacts", str(bench.work.parent)]
@@ -131,6 +132,15 @@ def assemble(bench: Bench, choices: Choices) -> None:
     )
     assert process.stdout is not None
     lines: list[str] = []
+    is_late = threading.Event()
+
+    def give_up() -> None:
+        is_late.set()
+        process.kill()
+
+    # Its output has no end as long as it hangs, so reading it cannot be what watches the clock.
+    timer = threading.Timer(ASSEMBLE_SECONDS, give_up)
+    timer.start()
     try:
         for line in process.stdout:
             lines.append(line.rstrip())
@@ -139,9 +149,12 @@ def assemble(bench: Bench, choices: Choices) -> None:
                     f"{bench.artifacts}: not what {bench.recipe} builds ({line.split()[0]} would run again). "
                     f"Build it first: tritonrank build {bench.recipe}"
                 )
-        if process.wait(ASSEMBLE_SECONDS):
-            raise TrialError("assemble failed:\n" + "\n".join(lines[-OUTPUT_LINES:]))
+        failed = process.wait() != 0
+        if is_late.is_set() or failed:
+            what = f"has not ended after {ASSEMBLE_SECONDS:g} s" if is_late.is_set() else "failed"
+            raise TrialError(f"assemble {what}:\n" + "\n".join(lines[-OUTPUT_LINES:]))
     finally:
+        timer.cancel()
         process.kill()
         process.wait()
         process.stdout.close()

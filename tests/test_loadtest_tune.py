@@ -12,7 +12,17 @@ from optuna.trial import TrialState
 from tritonrank.recipe import load_recipe, setting_rows
 
 from loadtests.objectives import read_objectives
-from loadtests.tune import AS_IT_IS, TURNS, Outcome, is_gain, open_study, search, search_space, write_outcome
+from loadtests.tune import (
+    AS_IT_IS,
+    TURNS,
+    Outcome,
+    identity_of,
+    is_gain,
+    open_study,
+    search,
+    search_space,
+    write_outcome,
+)
 from loadtests.tune_trial import Bench, Choices, Measurement, TrialError, assemble, set_options
 
 SPACE = {
@@ -195,6 +205,15 @@ def bench(certain: Build, tmp_path: Path) -> Bench:
     return Bench(build.recipe_path, (), build.workspace.root, tmp_path / "workload.jsonl", read_objectives())
 
 
+@pytest.mark.parametrize("stage", ["int8", "repository"])
+def test_what_was_built_anew_is_measured_anew(bench: Bench, stage: str) -> None:
+    before = identity_of(bench, SPACE)
+    assert identity_of(bench, SPACE) == before
+    manifest = bench.artifacts / stage / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    assert identity_of(bench, SPACE) != before
+
+
 def test_the_space_is_made_of_settings_that_exist(bench: Bench) -> None:
     known = {key for key, _, _ in setting_rows()}
     space = search_space(bench.artifacts, cores=4)
@@ -246,6 +265,10 @@ def test_artifacts_of_another_recipe_are_not_trained(bench: Bench, monkeypatch: 
         assemble(bench, {})
     stand_in.write_text("#!/bin/sh\necho 'no such setting'\nexit 1\n")
     with pytest.raises(TrialError, match="assemble failed:\nno such setting"):
+        assemble(bench, {})
+    monkeypatch.setattr("loadtests.tune_trial.ASSEMBLE_SECONDS", 0.3)
+    stand_in.write_text("#!/bin/sh\necho 'at work'\nexec sleep 60\n")
+    with pytest.raises(TrialError, match=r"has not ended after 0\.3 s"):
         assemble(bench, {})
 
 
