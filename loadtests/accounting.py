@@ -5,7 +5,6 @@ request was due. What is still open when the generator stops waiting is a failur
 """
 
 import math
-import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -269,8 +268,3 @@ def _in_flight(outcomes: Sequence[Outcome]) -> Callable[[float], int]:
     begins = sorted(one.sent for one in outcomes if one.is_sent)
     ends = sorted(one.ended for one in outcomes if one.is_sent)
     return lambda moment: bisect_right(begins, moment) - bisect_right(ends, moment)
-
-
-def clock_since(start_epoch_seconds: float) -> float:
-    """The monotonic clock's reading at a moment of the wall clock: processes agree on the latter."""
-    return time.perf_counter() + (start_epoch_seconds - time.time())

@@ -111,8 +111,10 @@ def compare(target: str, protocol: Protocol, rows: Sequence[WorkloadRequest], la
                     plan = plan_of("closed", rate=1, seconds=max(FEWEST_SECONDS, SHARE * seconds), clients=1)
                     settings = LoadSettings(file, plan, deadline_seconds=LONGEST_ANSWER_SECONDS)
                     run = generate(server, protocol, settings)
-                    if not run.totals.answered or run.totals.failed or run.totals.service.p50 is None:
-                        raise GeneratorError(f"Locust: {run.totals.failed or 'nothing'} failed: {run.failures}")
+                    if run.totals.failed:
+                        raise GeneratorError(f"Locust: {run.totals.failed} failed: {run.failures}")
+                    if run.totals.service.p50 is None:
+                        raise GeneratorError("Locust: no request was answered")
                     count, p50 = run.totals.answered, run.totals.service.p50
                 if counts:
                     found.requests[name].append(count)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loadtests.results import Phase, Run, Verdict
+from loadtests.results import Phase, Run, Second, Verdict
 from loadtests.shapes import SPIKE, STEADY
 
 SUSTAINED = 0.95
@@ -164,7 +164,7 @@ def recovery_seconds(run: Run, after: float) -> float | None:
 
     None: until the run's end, or nothing was offered afterwards.
     """
-    seconds = [row for row in run.per_second if row.second + 1 > after and row.offered]
+    seconds = _offered_after(run, after)
     bad = [row.second + 1 for row in seconds if row.good < RECOVERED_SHARE * row.offered]
     if not seconds or (bad and bad[-1] > seconds[-1].second):
         return None
@@ -264,8 +264,15 @@ def _overload(run: Run, phase: Phase, part: OverloadPart) -> Iterator[Verdict]:
 
 def _recovery(run: Run, phase: Phase, limit: float | None) -> Iterator[Verdict]:
     found = recovery_seconds(run, phase.end_second)
-    why = "" if found is not None else "requests went wrong until the end of the run"
+    why = ""
+    if found is None:
+        went_on = bool(_offered_after(run, phase.end_second))
+        why = "requests went wrong until the end of the run" if went_on else "nothing was offered afterwards"
     yield from _most("recovery", phase, found, limit, "s", why)
+
+
+def _offered_after(run: Run, moment: float) -> list[Second]:
+    return [row for row in run.per_second if row.second + 1 > moment and row.offered]
 
 
 def _most(

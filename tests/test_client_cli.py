@@ -82,8 +82,8 @@ def test_objects_from_standard_input_bring_their_ids(server: MisbehavingServer) 
         ("", "items: expected at least one item"),
         ('"a"\nnot json\n', "line 2: expected a JSON string or object"),
         ('"a"\n\n17\n', "line 3: expected a JSON string or object, got int"),
-        ('{"item_id": "1"}\n"b"\n', 'line 2: an "item_id"'),
-        ('"b"\n{"item_id": "1"}\n', 'line 2: an "item_id"'),
+        ('{"item_id": "1"}\n"b"\n', 'line 2: no "item_id" here and one on the lines before'),
+        ('"b"\n{"item_id": "1"}\n', 'line 2: an "item_id" here and none on the lines before'),
     ],
 )
 def test_wrong_lines_are_named(server: MisbehavingServer, lines: str, message: str) -> None:

@@ -210,6 +210,12 @@ def test_recovery_is_how_long_requests_still_went_wrong() -> None:
     assert recovery_seconds(run, 23) == 0
     assert recovery_seconds(run_of(*OVERLOAD[:2]), 10) is None
     assert recovery_seconds(run, 30) is None, "nothing was offered afterwards"
+    for phases, why in (
+        (SPIKE[:2], "nothing was offered afterwards"),
+        ([*SPIKE[:2], phase("after", 10, 20, good=0)], "went wrong"),
+    ):
+        verdicts = judged(run_of(*phases), read_objectives()).verdicts
+        assert any(why in verdict.why for verdict in verdicts if verdict.objective == "recovery")
 
 
 def test_a_run_that_no_objective_is_about_is_not_judged() -> None:

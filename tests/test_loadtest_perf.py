@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 from loadtests import agree as agreement
 from loadtests.__main__ import app
 from loadtests.agree import Agreement, compare
+from loadtests.generator import GeneratorError
 from loadtests.perf import Sweep, run_sweep
 from loadtests.perf_analyzer import Level, Measured, PerfAnalyzerError, input_data, measure, read_row, sendable
-from loadtests.results import Run, read_run
+from loadtests.results import Run, Spread, read_run
 from loadtests.target import LiveServer, TargetError, open_target
 from loadtests.workload import WorkloadRequest, read_workload
 
@@ -309,6 +310,14 @@ def test_agreement_has_two_sides() -> None:
     assert not found.is_within(0.09)
     swapped = Agreement("grpc", {"locust": [100.0], "perf_analyzer": [110.0]})
     assert not swapped.is_within(0.09)
+
+
+def test_a_generator_without_answers_is_told(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sweep(stand_in, tmp_path)
+    silent = run.model_copy(update={"totals": run.totals.model_copy(update={"answered": 0, "service": Spread()})})
+    monkeypatch.setattr(agreement, "generate", lambda *_: silent)
+    with pytest.raises(GeneratorError, match="Locust: no request was answered"):
+        compare("grpc://127.0.0.1:1", "grpc", requests(8), stand_in)
 
 
 @pytest.fixture(scope="module")

@@ -236,6 +236,7 @@ def test_every_part_is_there() -> None:
     for told in ("AMD EPYC", "locust 2.46.7", "ab" * 32, "score.instances=2", "artifacts/&lt;demo&gt;", "e597"):
         assert told in text
     assert "rejected 7" in text  # failures by kind
+    assert "seed" not in text  # there is none
     assert len(list(svgs(page))) == 7
 
 

@@ -170,11 +170,13 @@ def _read_items(source: str) -> tuple[list[Item], list[str] | None]:
     item_ids: list[str] = []
     for place, line in _lines(source):
         item = _parse_item(place, line)
-        if isinstance(item, dict) and "item_id" in item:
+        has_id = isinstance(item, dict) and "item_id" in item
+        if items and has_id != bool(item_ids):
+            told = 'an "item_id" here and none' if has_id else 'no "item_id" here and one'
+            raise InvalidRequest(f"{place}: {told} on the lines before; give it on all lines or none")
+        if isinstance(item, dict) and has_id:
             item_ids.append(str(item["item_id"]))
         items.append(item)
-        if item_ids and len(item_ids) != len(items):
-            raise InvalidRequest(f'{place}: an "item_id" here and none on another line; give it on all lines or none')
     return items, item_ids or None
 
 
