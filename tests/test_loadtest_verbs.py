@@ -1,11 +1,13 @@
 """python -m loadtests, as it is typed: verdicts, exit codes, and what is said when nothing can be tested."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from click.testing import Result
 from misbehaving_server import Limited, MisbehavingServer, Slow
@@ -190,6 +192,8 @@ def test_what_cannot_be_tested_is_told_in_one_message(
 
 def test_every_verb_says_what_it_does() -> None:
     listed = run("--help").output
-    for verb in ("run", "loadtest", "judge", "soak", "overload"):
-        assert verb in listed
-        assert run(verb, "--help").exit_code == 0
+    for verb, command in typer.main.get_command(app).commands.items():
+        assert re.search(rf"^\W*{verb} ", listed, re.MULTILINE), verb
+        shown = run(verb, "--help")
+        assert shown.exit_code == 0, verb
+        assert " ".join(command.help.split())[:40] in " ".join(shown.output.split()), verb

@@ -16,9 +16,14 @@ from tritonrank.recipe import load_recipe
 from tritonrank_client import RankClient
 from tritonrank_client import cli as client_cli
 
+from loadtests.__main__ import app as loadtests_app
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+APPS = {"tritonrank": cli.app, "tritonrank-client": client_cli.app, "python -m loadtests": loadtests_app}
+ON_GPU = "on_gpu "
+"""Runs what follows in a container."""
 
 
 def code_blocks(language: str) -> Iterator[str]:
@@ -31,12 +36,13 @@ def shell_lines() -> list[str]:
     """Commands in the README: lines of plain blocks, and `code` in the text."""
     lines = [line.split(" #")[0].strip() for block in code_blocks("") for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
-    return [line for line in lines if re.match(r"(make|tritonrank|tritonrank-client) [a-z]", line)]
+    parts = [part.strip().removeprefix(ON_GPU) for line in lines for part in line.split("&&")]
+    return [part for part in parts if re.match(rf"({'|'.join(['make', *APPS])}) [a-z]", part)]
 
 
 def test_the_readme_has_commands_to_check() -> None:
     commands = {line.split()[0] for line in shell_lines()}
-    assert commands == {"make", "tritonrank", "tritonrank-client"}
+    assert commands == {"make", *(name.split()[0] for name in APPS)}
 
 
 @pytest.mark.parametrize("line", [line for line in shell_lines() if line.startswith("make ")])
@@ -46,11 +52,11 @@ def test_every_make_target_exists(line: str) -> None:
         assert "=" in target or re.search(rf"^{target}:.*## ", makefile, flags=re.M), target
 
 
-@pytest.mark.parametrize("line", [line for line in shell_lines() if line.startswith("tritonrank")])
+@pytest.mark.parametrize("line", [line for line in shell_lines() if not line.startswith("make ")])
 def test_every_verb_and_option_exists(line: str) -> None:
-    program, verb, *words = shlex.split(line)
-    app = cli.app if program == "tritonrank" else client_cli.app
-    command = typer.main.get_command(app).commands[verb]
+    program = next(name for name in APPS if line.startswith(f"{name} "))
+    verb, *words = shlex.split(line.removeprefix(program))
+    command = typer.main.get_command(APPS[program]).commands[verb]
     options = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= options
 
