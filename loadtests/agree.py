@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,8 +20,11 @@ from rich.table import Table
 
 from loadtests.console import fail
 from loadtests.generator import GeneratorError, generate
+from loadtests.machine import describe_machine
 from loadtests.perf_analyzer import LAUNCHER, Level, PerfAnalyzerError, measure, sendable
-from loadtests.results import RunFileError
+from loadtests.results import RunFileError, write_whole
+from loadtests.runs import sha256_file, versions
+from loadtests.server_metrics import served_settings
 from loadtests.settings import LoadSettings
 from loadtests.shapes import plan_of
 from loadtests.target import Protocol, TargetError, open_target, protocol_of
@@ -44,6 +47,8 @@ class Agreement:
     protocol: Protocol
     p50: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PAIR})
     requests: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in PAIR})
+    settings: dict[str, str] = field(default_factory=dict)
+    """of the server, as far as it says"""
 
     @property
     def ratio(self) -> float:
@@ -66,14 +71,28 @@ def agree(
     ] = REQUESTS,
     allowed: Annotated[float, typer.Option(min=0, help="Difference of the two p50, as a share")] = ALLOWED,
     launcher: Annotated[Path, typer.Option("--perf-analyzer", help="What `make tools` wrote")] = LAUNCHER,
+    out: Annotated[Path | None, typer.Option(help="Write the figures, the machine and the settings as JSON")] = None,
 ) -> None:
     """Compare Locust's and perf_analyzer's p50 for one client. Exits with 1 when they differ by more than --allowed."""
+    here = describe_machine()
     try:
         path = workload_of(target, workload)
         rows = sendable(read_workload(path))[:requests]
         if not rows:
             raise WorkloadError(f"{path}: no request has a history, and perf_analyzer cannot send an empty one")
         found = compare(target, protocol_of(target, protocol), rows, launcher)
+        figures: dict[str, Any] = {
+            "protocol": found.protocol,
+            "p50": found.p50,
+            "requests": found.requests,
+            "ratio": round(found.ratio, 4),
+            "allowed": allowed,
+        }
+        if out is not None:
+            sent = {"path": str(path), "sha256": sha256_file(path), "rows": len(rows)}
+            about = {"settings": found.settings, "versions": versions(), "machine": here.model_dump()}
+            record = {"target": target, "workload": sent} | figures | about
+            write_whole(out, json.dumps(record, indent=1) + "\n")
     except (ValueError, TargetError, PerfAnalyzerError, GeneratorError, RunFileError) as error:
         fail(str(error))
     table = Table("generator", "requests", "p50 ms")
@@ -81,7 +100,7 @@ def agree(
         counts, values = found.requests[name], found.p50[name]
         table.add_row(name, " and ".join(map(str, counts)), " and ".join(f"{value:.2f}" for value in values))
     Console().print(table)
-    print(json.dumps(asdict(found) | {"ratio": round(found.ratio, 4), "allowed": allowed}))
+    print(json.dumps(figures))
     raise typer.Exit(0 if found.is_within(allowed) else 1)
 
 
@@ -104,6 +123,7 @@ def compare(target: str, protocol: Protocol, rows: Sequence[WorkloadRequest], la
         write_rows(rows, file)
         seconds = FEWEST_SECONDS
         with open_target(target) as server:
+            found.settings = served_settings(server.http_url)
             for name, counts in [(ORDER[0], False), *((name, True) for name in ORDER)]:
                 if name == "perf_analyzer":
                     count, p50, seconds = _by_perf_analyzer(server.url(protocol), protocol, rows, scratch, launcher)

@@ -23,6 +23,7 @@ from tritonrank_client import RankClient, RankError
 
 from loadtests.console import fail
 from loadtests.machine import describe_machine
+from loadtests.results import RunFileError, write_whole
 from loadtests.target import TargetError, open_target, protocol_of
 from loadtests.workload import WorkloadError, WorkloadRequest, read_workload, workload_of
 
@@ -87,7 +88,10 @@ def compare(
     if out is not None:
         record = {"first": first, "second": second, "protocol": protocol} | asdict(found)
         record |= {"machine": here.model_dump(mode="json")}
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        try:
+            write_whole(out, json.dumps(record, indent=1) + "\n")
+        except RunFileError as error:
+            fail(str(error))
     print(json.dumps(asdict(found)))
     raise typer.Exit(1 if most is not None and found.ratio > most else 0)
 

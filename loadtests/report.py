@@ -1,6 +1,5 @@
 """``python -m loadtests report``: the files of one or two runs become a page for a browser."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from loadtests.console import fail
 from loadtests.page import headline, render
-from loadtests.results import Run, RunFileError, read_run
+from loadtests.results import Run, RunFileError, read_run, write_whole
 
 
 def report(
@@ -37,14 +36,5 @@ def write_page(run: Run, path: Path, baseline: Run | None = None, perf: Run | No
     Raises:
         RunFileError: it cannot be written.
     """
-    page = render(run, baseline, perf)
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise RunFileError(f"{path}: cannot be written ({error.strerror}); choose another with --out") from error
+    write_whole(path, render(run, baseline, perf))
     return path

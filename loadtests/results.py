@@ -279,10 +279,19 @@ def write_run(run: Run, path: Path) -> None:
     Raises:
         RunFileError: it cannot be written.
     """
+    write_whole(path, run.model_dump_json(indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file of results, whole or not at all.
+
+    Raises:
+        RunFileError: it cannot be written.
+    """
     draft = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -320,6 +320,22 @@ def test_a_generator_without_answers_is_told(stand_in: Path, tmp_path: Path, mon
         compare("grpc://127.0.0.1:1", "grpc", requests(8), stand_in)
 
 
+def test_the_record_of_an_agreement_says_where_and_of_what(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = sweep(stand_in, tmp_path), tmp_path / "records" / "agree.json"
+    monkeypatch.setattr(agreement, "generate", lambda *_: run)
+    monkeypatch.setattr(agreement, "served_settings", lambda _: {"score.instances": "2"})
+    options = ["--workload", str(tmp_path / "workload.jsonl"), "--requests", "5", "--perf-analyzer", str(stand_in)]
+    done = CliRunner().invoke(app, ["agree", "http://127.0.0.1:1", *options, "--allowed", "9", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert (record["protocol"], record["settings"], record["workload"]["rows"]) == ("http", {"score.instances": "2"}, 5)
+    assert record["machine"]["processor"]
+    assert len(record["p50"]["locust"]) == 4
+    assert record.items() >= json.loads(done.stdout.splitlines()[-1]).items()
+
+
 @pytest.fixture(scope="module")
 def real() -> Path:
     return install_perf_analyzer(ROOT / ".tools")
