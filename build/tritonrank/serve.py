@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tritonrank_client import RankClient, RankError
+from tritonrank_client import RankClient
 
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.errors import ArtifactError, ServerError
@@ -95,8 +95,8 @@ def check_golden_cases(repository: Path, url: str) -> None:
         for number, (request, expected) in enumerate(golden_requests(repository)):
             try:
                 difference = float(np.abs(scorer.score(request) - np.array(expected)).max())
-            except RankError as error:
-                raise ServerError(f"{url}: golden request {number} was not answered: {error}") from error
+            except ServerError as error:
+                raise ServerError(f"golden request {number} was not answered: {error}") from error
             if not difference <= tolerance:
                 raise ServerError(
                     f"{url}: golden request {number} differs by {difference:.1e} from the artifact's own scores "
