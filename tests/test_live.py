@@ -12,7 +12,7 @@ from tritonrank.errors import GateError, RecipeError, ServerError
 from tritonrank.evaluate import Judgement, judge_artifact
 from tritonrank.live import compare, judge_live
 from tritonrank.live_record import LIVE, LIVE_FILE
-from tritonrank.pipeline import Workspace
+from tritonrank.pipeline import Workspace, run_stages
 from tritonrank.recipe import Recipe
 from tritonrank.report import make_report
 from tritonrank.report.ladder import ladder, read_build
@@ -45,6 +45,14 @@ def test_a_checkpoint_and_an_int8_graph_answer_through_triton_as_they_were_judge
     assert "the same ten best" in page.read_text(encoding="utf-8")
     served = next(line for line in markdown.read_text(encoding="utf-8").splitlines() if line.startswith("| INT8"))
     assert served.endswith(f"| {judged[1].live_ndcg:.4f} ({100 * judged[1].same_top10:.1f}%) |")
+
+
+def test_graphs_for_tensorrt_answer_through_triton_on_the_cpu(copied: Workspace, tiny_recipe: Recipe) -> None:
+    tensorrt = tiny_recipe.tensorrt.model_copy(update={"precisions": ["fp16"]})
+    recipe = tiny_recipe.model_copy(update={"tensorrt": tensorrt})
+    run_stages(recipe, copied, until="fp16")
+    judged = judge_live(recipe, copied, ["ONNX FP32, batched", "FP16"])
+    assert [rung.passed for rung in judged] == [True, True]
 
 
 def test_a_rung_that_answers_otherwise_is_told_by_name(

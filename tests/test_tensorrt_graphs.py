@@ -17,7 +17,7 @@ from tritonrank.calibrate import LEVELS, METHODS, Magnitudes
 from tritonrank.engine import BatchedEngine, open_engine
 from tritonrank.errors import ArtifactError, GateError
 from tritonrank.graph_view import GraphView, element_types, opset_of
-from tritonrank.half import open_rounding_engine, rounding_twin, to_half
+from tritonrank.half import open_rounding_engine, rounding_twin, to_half, write_rounding_twins
 from tritonrank.halve import halve_graph
 from tritonrank.pretrained import load_shared_context_ranker
 from tritonrank.qdq_rules import check_graph
@@ -359,13 +359,15 @@ def test_without_smoothing_the_residual_is_not_rounded_either(shared: TensorRTLa
     assert not any(node.name.endswith("_smooth") for node in onnx.load(tmp_path / "model.onnx").graph.node)
 
 
-def test_the_engine_for_fp16_is_its_twin(shared: TensorRTLadder) -> None:
+def test_the_engine_for_fp16_is_its_twin(shared: TensorRTLadder, tmp_path: Path) -> None:
     scorer = open_scorer(shared.onnx)
     tensors = [scorer.tensors(REQUESTS[1])]
     folder = shared.folders["fp16"]
     engines = (open_rounding_engine(folder), open_engine(folder))
     rounded, alone = (np.concatenate(engine.run(tensors)) for engine in engines)
     assert np.abs(rounded - alone).max() > 0
+    write_rounding_twins(folder, tmp_path)  # a twin has none of its own, though it casts to FP16 and back
+    np.testing.assert_array_equal(np.concatenate(open_rounding_engine(tmp_path).run(tensors)), rounded)
 
 
 def test_torch_and_the_graph_agree_on_odd_opsets(shared: TensorRTLadder, tmp_path: Path) -> None:

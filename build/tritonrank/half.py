@@ -43,6 +43,8 @@ KINDS = {
     "linear": 300.0,
 }
 """Kinds of operators, and roughly how the GPU's time is shared among them: what is FP32 should cost little."""
+TWIN = "rounding twin"
+"""Marks one in its metadata."""
 
 
 def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -113,6 +115,7 @@ def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in (*twin.graph.input, *twin.graph.output):
         if tensor.type.tensor_type.elem_type == TensorProto.FLOAT16:
             tensor.type.tensor_type.elem_type = TensorProto.FLOAT
+    twin.metadata_props.add(key=TWIN, value=f"of an FP16 graph, by {__name__}")
     return twin
 
 
@@ -259,6 +262,8 @@ def _widen_constants(node: onnx.NodeProto) -> None:
 
 
 def _has_half(model: onnx.ModelProto) -> bool:
+    if any(prop.key == TWIN for prop in model.metadata_props):
+        return False  # it rounds to FP16, and computes in FP32
     casts = (node.attribute[0].i for node in model.graph.node if node.op_type == "Cast")
     kinds = {*casts, *(tensor.data_type for _, tensor in constant_tensors(model.graph))}
     return TensorProto.FLOAT16 in kinds
