@@ -66,10 +66,9 @@ def compare(
     try:
         rows = read_workload(workload_of(first, workload))[: WARM_UP_REQUESTS + requests]
         with ExitStack() as servers:
-            urls = [
-                servers.enter_context(open_target(target)).url(protocol_of(target, protocol))
-                for target in (first, second)
-            ]
+            spoken = [protocol_of(target, protocol) for target in (first, second)]
+            opened = [servers.enter_context(open_target(target)) for target in (first, second)]
+            urls = [server.url(own) for server, own in zip(opened, spoken, strict=True)]
             found = timed(urls, rows)
     except (ValueError, TargetError, WorkloadError, RankError) as error:
         fail(str(error))
@@ -86,7 +85,7 @@ def compare(
         highlight=False,
     )
     if out is not None:
-        record = {"first": first, "second": second, "protocol": protocol} | asdict(found)
+        record = {"first": first, "second": second, "protocols": spoken} | asdict(found)
         record |= {"machine": here.model_dump(mode="json")}
         try:
             write_whole(out, json.dumps(record, indent=1) + "\n")
