@@ -141,7 +141,7 @@ SOAK = phase("soak", 0, 600)
         (
             [
                 OVERLOAD[0],
-                phase("overload", 10, 20, offered=300, good=95, latency=spread(9, 1_201), rejection=spread(9, 1_001)),
+                phase("overload", 10, 20, offered=300, good=95, latency=spread(9, 1_201), rejection=spread(9, 1_501)),
                 OVERLOAD[2],
             ],
             {"overload: p99 of accepted, of that at saturation", "overload: p99 of refusals"},
