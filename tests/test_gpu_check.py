@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import tritonrank
 from test_pack import SCORED, SIZES
 from tritonrank import gpu_check as checking
-from tritonrank import gpu_executors, gpu_graphs
+from tritonrank import gpu_executors, gpu_graphs, gpu_triton
 from tritonrank import pack as packing
 from tritonrank.anatomy import sizes_of
 from tritonrank.cut import cut, everything
@@ -28,6 +29,7 @@ from tritonrank.gpu_report import (
     REHEARSAL,
     Missing,
     Report,
+    Row,
     as_markdown,
     default_path,
     read_report,
@@ -42,7 +44,7 @@ from tritonrank.pretrained import load_any_ranker
 from tritonrank.profiles import Profile, Range
 from tritonrank.scorers import Request, tensors_of
 from tritonrank.text import RequestTokenizer
-from tritonrank.torch_engine import load_network, longest_rows
+from tritonrank.torch_engine import load_network, row_positions
 
 ROOT = Path(__file__).parents[1]
 EXECUTORS = ["PyTorch FP32, eager", "PyTorch FP32, eager, pair by pair", "PyTorch FP32, padded", "ONNX Runtime FP32"]
@@ -204,6 +206,7 @@ def test_a_machine_with_little_more_than_torch(pack: Path, tmp_path: Path) -> No
     """Neither pydantic, typer, polars, transformers nor tritonclient: as a script, PyTorch alone is measured."""
     code = f"""
 import sys
+from contextlib import nullcontext
 for name in ("pydantic", "typer", "polars", "yaml", "transformers", "tritonclient", "onnx", "optimum", "scipy"):
     sys.modules[name] = None
 sys.argv = ["gpu_check", {str(pack)!r}, "--cpu", "--out", {str(tmp_path / "bare.json")!r}]
@@ -274,7 +277,7 @@ def test_pair_by_pair_and_padded_score_as_the_engine(
         cut(teacher, kept).save_pretrained(checkpoint)
     network = load_network(checkpoint)
     pairs = PairByPair(network, "cpu")
-    rows = gpu_executors.PaddedRunner(network.folded().score_batch, longest_rows(network.config))
+    rows = gpu_executors.PaddedRunner(network.folded().score_batch, row_positions(network.config))
     for tensors in requests:
         (expected,) = open_engine(workspace.onnx).run([tensors])
         np.testing.assert_allclose(pairs.run(tensors), expected, atol=1e-4)
@@ -328,6 +331,28 @@ def test_executors_take_turns_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
     assert [name for name, request in calls if request == 1] == ["a", "b"] * 3
     assert found["a"][0].requests == 8  # of twelve: the warm-up does not count
     assert found["a"][0].speedup == 1.0
+
+
+@pytest.mark.parametrize(("error", "is_row"), [(0.0, False), (1.0, True)])
+def test_wrong_scores_through_triton_close_the_gate_though_it_then_fails(
+    error: float, is_row: bool, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_pack(pack) as opened:
+        left = iter(opened.scored)
+
+        def run(request: Any) -> Any:
+            try:
+                return np.array(next(left).scores, dtype=np.float32) + error
+            except StopIteration:
+                raise RuntimeError("the server is gone") from None
+
+        monkeypatch.setattr(gpu_triton, "served", lambda *_: nullcontext(("Triton", "FP16", 1e-2, run)))
+        found = checking._measure_through_triton(opened, "cpu")
+    assert isinstance(found, Row) == is_row
+    if isinstance(found, Row):
+        assert not found.agreement.passed
+    else:
+        assert "it failed at" in found.why
 
 
 def test_an_executor_that_fails_while_it_is_timed_drops_out() -> None:

@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +29,7 @@ from rich.progress import Progress
 
 from tritonrank.agreement import Scores, mean_overlap, relative_difference
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
-from tritonrank.gpu_executors import Executor, find_executors, first_line
+from tritonrank.gpu_executors import Executor, attempt, find_executors
 from tritonrank.gpu_report import (
     MEASUREMENT,
     REHEARSAL,
@@ -134,10 +135,9 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
             missing.append(found)
             console.print(f"  [yellow]missing[/] {found.what}", highlight=False)
             continue
-        try:
-            scores = [found.run(one) for one, _ in scored]
-        except Exception as error:  # noqa: BLE001 - drivers raise anything, and it must not take the rest along
-            missing.append(Missing(found.name, f"it failed: {first_line(error)}"))
+        scores = attempt(found.name, partial(_scores, found, [one for one, _ in scored]))
+        if isinstance(scores, Missing):
+            missing.append(scores)
             continue
         agreement = agreement_with(scores, [known for _, known in scored], found.tolerance)
         console.print(f"  {found.name}: difference {agreement.largest_difference:.1e}", highlight=False)
@@ -158,18 +158,23 @@ def _measure_through_triton(pack: Pack, device: str) -> Row | Missing:
         from tritonrank.gpu_triton import served
     except ImportError as error:
         return Missing("Triton", f"{error.name} is not installed: pip install 'tritonrank[build,server]'")
-    try:
+
+    def measure() -> Row | Missing:
         with served(pack, device) as (name, precision, tolerance, run):
             found = [run(request) for request in pack.scored]
             expected = [np.array(request.scores, dtype=np.float32) for request in pack.scored]
             agreement = agreement_with(found, expected, tolerance)
             timed = {size: pack.timed(size) for size in pack.sizes}
             latencies, failed = take_turns({name: run}, timed, None)
-    except TritonRankError as error:
-        return Missing("Triton", str(error))
-    except Exception as error:  # noqa: BLE001 - as in process: what fails here must not take the rest along
-        return Missing("Triton", f"it failed: {first_line(error)}")
-    return failed[0] if failed else Row(name, precision, "triton", False, agreement, latencies[name])
+        if failed and agreement.passed:
+            return failed[0]
+        return Row(name, precision, "triton", False, agreement, latencies.get(name, []))  # wrong scores close the gate
+
+    return attempt("Triton", measure)
+
+
+def _scores(executor: Executor, requests: Sequence[Any]) -> list[Scores]:
+    return [executor.run(one) for one in requests]
 
 
 def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], tolerance: float) -> Agreement:
@@ -204,10 +209,9 @@ def take_turns(
         for size, of_size in requests.items():
             for turn in range(ROUNDS + 1):  # the first is the warm-up: shapes are seen, graphs captured
                 for name in list(seconds):
-                    try:
-                        taken = _time(calls[name], of_size)
-                    except Exception as error:  # noqa: BLE001 - drivers raise anything, and the rest can be measured
-                        failed.append(Missing(name, f"it failed at {size:,} candidates: {first_line(error)}"))
+                    taken = attempt(name, partial(_time, calls[name], of_size), f" at {size:,} candidates")
+                    if isinstance(taken, Missing):
+                        failed.append(taken)
                         del seconds[name]
                         continue
                     seconds[name][size] += taken if turn else []

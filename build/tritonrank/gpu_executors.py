@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,23 @@ class Executor:
 
 
 Found = Executor | Missing
+Outcome = TypeVar("Outcome")
+
+
+def attempt(what: str, call: Callable[[], Outcome], where: str = "") -> Outcome | Missing:
+    """What a call gives, or why it gives nothing; whatever fails must not take the others along.
+
+    Args:
+        what: the executor that is made, asked or timed.
+        call: does so.
+        where: added to the reason, with a space before it.
+    """
+    try:
+        return call()
+    except (TritonRankError, ExecutorError) as error:
+        return Missing(what, str(error))
+    except Exception as error:  # noqa: BLE001 - exporters, drivers and compilers have no error in common
+        return Missing(what, f"it failed{where}: {first_line(error)}")
 
 
 def find_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
@@ -95,7 +112,7 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
     pairs = network if device == "cpu" else torch_engine.as_half(network, device)
     yield found("eager, pair by pair", PairByPair(pairs, device).run)
     folded = torch_engine.load_network(pack.folder).folded()
-    longest = torch_engine.longest_rows(folded.config)
+    longest = torch_engine.row_positions(folded.config)
     if device == "cpu":
         yield found("padded", PaddedRunner(folded.score_batch, longest).run)
         yield Missing("CUDA graphs and torch.compile", "left out of a rehearsal; the padded way runs the same code")
@@ -110,13 +127,12 @@ def _compiled(
 ) -> Iterator[Found]:
     import torch
 
-    try:
+    def make() -> Executor:
         runner = CudaGraphRunner(torch.compile(network.score_batch, dynamic=True), longest)
-        runner.run(_smallest_request())
-    except Exception as error:  # noqa: BLE001 - what a compiler lacks (Triton, a C compiler) shows as anything
-        yield Missing("torch.compile", f"it failed: {first_line(error)}")
-        return
-    yield found("torch.compile, CUDA graphs", runner.run)
+        runner.run(_smallest_request())  # what the compiler lacks (Triton, a C compiler) shows now
+        return found("torch.compile, CUDA graphs", runner.run)
+
+    yield attempt("torch.compile", make)
 
 
 def _graph_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
@@ -139,10 +155,10 @@ def _graph_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
         return
     graphs = gpu_graphs.Graphs(pack, scratch)
     if not providers:
-        yield _opened("ONNX Runtime", partial(_onnxruntime, graphs, device))
+        yield attempt("ONNX Runtime", partial(_onnxruntime, graphs, device))
     if builder is not None:
         for precision, tolerance in (("FP16", HALF_TOLERANCE), ("INT8 + FP16", INT8_TOLERANCE)):
-            yield _opened(f"TensorRT {precision}", partial(_tensorrt, graphs, builder, precision, tolerance))
+            yield attempt(f"TensorRT {precision}", partial(_tensorrt, graphs, builder, precision, tolerance))
 
 
 def _tensorrt(graphs: "Graphs", builder: "Builder", precision: str, tolerance: float) -> Executor:
@@ -154,16 +170,6 @@ def _onnxruntime(graphs: "Graphs", device: str) -> Executor:
         engine = open_engine(graphs.fp32)
         return Executor("ONNX Runtime FP32", "FP32", EXACT_TOLERANCE, _one_by_one(engine))
     return Executor("ONNX Runtime FP16", "FP16", HALF_TOLERANCE, _one_by_one(open_engine(graphs.fp16, device=device)))
-
-
-def _opened(what: str, make: Callable[[], Executor]) -> Found:
-    """The executor, or what kept it from being made; what fails here must not take the rest along."""
-    try:
-        return make()
-    except (TritonRankError, ExecutorError) as error:
-        return Missing(what, str(error))
-    except Exception as error:  # noqa: BLE001 - exporters, drivers and compilers raise anything
-        return Missing(what, f"it failed: {first_line(error)}")
 
 
 def _onnxruntime_faults(device: str) -> str:

@@ -7,7 +7,7 @@ as a client's would, and must give the scores that the artifact gave in process.
 import json
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,14 @@ def check_golden_cases(repository: Path, url: str) -> None:
 
 def assemble_command(repository: Path) -> str:
     """What writes a repository anew, for the target that it was assembled for."""
-    try:
+    target = None
+    with suppress(ArtifactError):  # it may have been copied without its manifest
         manifest = read_manifest(repository)
-    except ArtifactError:  # it was copied from one without it
-        return "tritonrank assemble RECIPE --force"
-    target, precision = (manifest.settings.get(name) for name in ("target", "precision"))
+        target = manifest.settings.get("target")
     if target is None:
         return "tritonrank assemble RECIPE --force"
     ranks = sum(f"{PLAN_FILE}.rank" in name for name in manifest.files)
-    return f"tritonrank assemble RECIPE --target {target} {plan_settings(precision, ranks)}"
+    return f"tritonrank assemble RECIPE --target {target} {plan_settings(manifest.settings.get('precision'), ranks)}"
 
 
 def example_command(artifacts: Path, server: LocalTriton) -> str:

@@ -112,7 +112,7 @@ def is_shared_context_checkpoint(folder: Path) -> bool:
     return bool(_read_config(folder).get("model_type") == SHARED_CONTEXT)
 
 
-def longest_rows(config: Any) -> tuple[int, int]:
+def row_positions(config: Any) -> tuple[int, int]:
     """Tokens of a context and of a candidate, at the most, for which a shared-context ranker has positions."""
     positions = config.max_position_embeddings - config.first_position
     return positions, positions - config.context_positions
@@ -146,7 +146,7 @@ class _ContextPass:
 
     def __init__(self, network: SharedContextNetwork, device: str) -> None:
         self._network, self._device = network, device
-        self._longest, _ = longest_rows(network.config)
+        self._longest, _ = row_positions(network.config)
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Tensor]:
@@ -164,7 +164,7 @@ class _CandidatePass:
 
     def __init__(self, network: SharedContextNetwork, device: str) -> None:
         self._network, self._device = network, device
-        _, self._longest = longest_rows(network.config)
+        _, self._longest = row_positions(network.config)
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Any]:
