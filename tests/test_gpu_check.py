@@ -206,7 +206,6 @@ def test_a_machine_with_little_more_than_torch(pack: Path, tmp_path: Path) -> No
     """Neither pydantic, typer, polars, transformers nor tritonclient: as a script, PyTorch alone is measured."""
     code = f"""
 import sys
-from contextlib import nullcontext
 for name in ("pydantic", "typer", "polars", "yaml", "transformers", "tritonclient", "onnx", "optimum", "scipy"):
     sys.modules[name] = None
 sys.argv = ["gpu_check", {str(pack)!r}, "--cpu", "--out", {str(tmp_path / "bare.json")!r}]
