@@ -21,21 +21,25 @@ from loadtests.__main__ import app as loadtests_app
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND_PAGES = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "log.md")
+"""The log tells what was."""
+MEASUREMENTS = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+MOST_README_WORDS = 1_300
 APPS = {"tritonrank": cli.app, "tritonrank-client": client_cli.app, "python -m loadtests": loadtests_app}
 ON_GPU = "on_gpu "
 """Runs what follows in a container."""
 
 
-def code_blocks(language: str) -> Iterator[str]:
-    for found, body in re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.M | re.S):
+def code_blocks(language: str, pages: str = README) -> Iterator[str]:
+    for found, body in re.findall(r"^```(\w*)\n(.*?)^```", pages, flags=re.M | re.S):
         if found == language:
             yield body
 
 
 def shell_lines() -> list[str]:
-    """Commands in the README: lines of plain blocks, and `code` in the text."""
-    lines = [line.split(" #")[0].strip() for block in code_blocks("") for line in block.splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
+    """Commands in the README and the docs: lines of plain blocks, and `code` in the text."""
+    lines = [line.split(" #")[0].strip() for block in code_blocks("", COMMAND_PAGES) for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", COMMAND_PAGES, flags=re.M | re.S))
     parts = [part.strip().removeprefix(ON_GPU) for line in lines for part in line.split("&&")]
     return [part for part in parts if re.match(rf"({'|'.join(['make', *APPS])}) [a-z]", part)]
 
@@ -61,7 +65,16 @@ def test_every_verb_and_option_exists(line: str) -> None:
     assert {word for word in words if word.startswith("--")} <= options
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(README.split()) <= MOST_README_WORDS
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(re.findall(r"\]\((\S+?)\)", index))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
@@ -84,15 +97,16 @@ def test_the_recipe_example_is_a_recipe(tmp_path: Path) -> None:
 def test_the_tensor_table_is_the_ensembles(tmp_path: Path) -> None:
     config = (ROOT / "model_repository" / "rank" / "config.pbtxt").read_text(encoding="utf-8")
     tensors = re.findall(r'^(?:input|output) \{\n\s+name: "(\w+)"', config, flags=re.M)
-    table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
+    page = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
     assert tensors
     assert all(f"`{name}`" in table for name in tensors)
 
 
 def test_the_quality_table_is_the_measured_one() -> None:
-    """Every NDCG@10 in the README's MovieLens table is the one in the saved summary."""
+    """Every NDCG@10 in the MovieLens table is the one in the saved summary."""
     summary = json.loads((ROOT / "docs" / "measurements" / "movielens-cpu.json").read_text(encoding="utf-8"))
     for row in summary["summary"]["rows"]:
         value = row["ndcg@10"]
         shown = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-        assert re.search(rf"^\| {re.escape(row['name'])} \| {re.escape(shown)}", README, flags=re.M), row["name"]
+        assert re.search(rf"^\| {re.escape(row['name'])} \| {re.escape(shown)}", MEASUREMENTS, flags=re.M), row["name"]
