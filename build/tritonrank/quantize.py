@@ -12,7 +12,7 @@ The gate judges the result before it is published, against the FP32 graph and ag
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,11 @@ def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], se
 
 
 class _Writer:
-    """Writes Q/DQ graphs of any choice of nodes; calibrates once."""
+    """Writes Q/DQ graphs of any choice of nodes; calibrates, scales and rounds once, for all of them.
+
+    A layer's scales and integers do not depend on which other layers are quantized. So each graph is quantized whole
+    the first time, and every choice is that one with the other layers' Q/DQ pairs taken out again.
+    """
 
     def __init__(self, source: Path, requests: list[RequestTensors], settings: QuantizeSettings, scratch: Path) -> None:
         self.feeds = graph_feeds(source, requests)
@@ -163,17 +167,27 @@ class _Writer:
         if settings.smooth:
             smooth_graphs(self.feeds, scratch)
             self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
-        self._rounder = WeightRounder(self.feeds) if settings.rounding == "compensated" else None
+        self._fp32 = {path: onnx.load(path) for path in self.feeds}
+        self._quantized: dict[Path, onnx.ModelProto] = {}
 
     def write(self, folder: Path, nodes: list[str]) -> None:
+        """Write the graphs with these nodes quantized, which must be among those of the first call."""
+        if not self._quantized:
+            self._quantize(nodes)
+        for source, fp32 in self._fp32.items():
+            quantized = self._quantized.get(source, fp32)
+            onnx.save(with_few_quantized(quantized, fp32, set(nodes)), folder / source.name)
+
+    def _quantize(self, nodes: list[str]) -> None:
+        rounder = WeightRounder(self.feeds) if self._settings.rounding == "compensated" else None
         for source, feeds in self.feeds.items():
             chosen = [node for node in linear_nodes(source) if node in set(nodes)]
             if not chosen:  # an empty list would mean all of them
-                onnx.save(onnx.load(source), folder / source.name)  # its weights may lie in another file
                 continue
+            path = self._scratch / f"{source.stem}.qdq.onnx"
             quantize_static(
                 source,
-                folder / source.name,
+                path,
                 _Calibration(feeds),
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
@@ -183,12 +197,59 @@ class _Writer:
                 op_types_to_quantize=["MatMul"],
                 nodes_to_quantize=chosen,
                 calibrate_method=CALIBRATION_METHODS[self._settings.calibration],
-                calibration_cache_path=self._scratch / f"{source.stem}.json",
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
             )
-            if self._rounder:
-                largest = LARGEST_WEIGHT_REDUCED if reduced_range(self._settings) else LARGEST_WEIGHT
-                self._rounder.apply(folder / source.name, largest)
+            if rounder:
+                rounder.apply(path, LARGEST_WEIGHT_REDUCED if reduced_range(self._settings) else LARGEST_WEIGHT)
+            self._quantized[source] = onnx.load(path)
+
+
+def with_few_quantized(quantized: onnx.ModelProto, fp32: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+    """A copy of a Q/DQ graph in which only some layers are quantized, as ``quantize_static`` writes it for these alone.
+
+    An activation is quantized when one of these layers reads it, and then for all that read it.
+
+    Args:
+        quantized: made of ``fp32``, the nodes' names kept.
+        fp32: where the other layers' weights come from.
+        nodes: names of the MatMuls that stay quantized.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(quantized)
+    exact = _values_before_rounding(result.graph)
+    stay = {node.input[0] for node in result.graph.node if node.name in nodes}
+    weights = {node.name: node.input[1] for node in fp32.graph.node if node.op_type == "MatMul"}
+    for node in result.graph.node:
+        if node.name in weights and node.name not in nodes:
+            node.input[1] = weights[node.name]
+        if node.op_type != "DequantizeLinear":
+            node.input[:] = [name if name in stay else exact.get(name, name) for name in node.input]
+    _drop_unread(result.graph)
+    present = {tensor.name for tensor in result.graph.initializer}
+    read = {name for node in result.graph.node for name in node.input}
+    result.graph.initializer.extend(tensor for tensor in fp32.graph.initializer if tensor.name in read - present)
+    return result
+
+
+def _values_before_rounding(graph: onnx.GraphProto) -> dict[str, str]:
+    """For each activation that was quantized and dequantized the one that it was before."""
+    before = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    pairs = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in before]
+    return {node.output[0]: before[node.input[0]] for node in pairs}
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove the nodes and constants that lead nowhere."""
+    outputs = {tensor.name for tensor in graph.output}
+    while True:  # of a pair first what dequantizes, then what quantizes
+        read = {name for node in graph.node for name in node.input} | outputs
+        unread = [node for node in graph.node if not read & set(node.output)]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
 
 
 def reduced_range(settings: QuantizeSettings) -> bool:
