@@ -31,6 +31,7 @@ from tritonrank.checkpoint_files import (
 )
 from tritonrank.checkpoint_source import DETERMINING_SUFFIXES, folder_of, is_hub_id
 from tritonrank.errors import ArtifactError
+from tritonrank.modeling import counts_from_padding
 from tritonrank.text import JOINT, SHARED_CONTEXT, TOKENIZER_FILE
 
 POINTERS = (b"version https://git-lfs", b"# xet version")
@@ -89,7 +90,7 @@ def refuse_code(name: str, folder: Path) -> None:
         for key, value in _pairs(read_object(folder / file)):
             if key == "auto_map" and value:
                 raise ArtifactError(
-                    f"{name}: {file} wants code of the checkpoint to run (auto_map: {', '.join(map(str, value))}), and "
+                    f"{name}: {file} wants code of the checkpoint to run (auto_map: {_in_short(value)}), and "
                     "none ever does. Choose a checkpoint whose architecture is part of transformers; if this one's is, "
                     f"take auto_map out of a copy of {file}, and name the copy's folder"
                 )
@@ -112,6 +113,10 @@ def refuse_code(name: str, folder: Path) -> None:
             f"code never runs. If {TOKENIZER_FILE} says everything, write PreTrainedTokenizerFast there in a copy, and "
             "name the copy's folder"
         )
+
+
+def _in_short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Mapping | list) else str(value)
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
@@ -186,6 +191,11 @@ def _check_config(name: str, folder: Path, purpose: Purpose, architecture: str) 
         raise ArtifactError(
             f"{name}: its weights are quantized ({method}); full precision is needed here, and quantized at the end of "
             "the build. Name the checkpoint that it was quantized from"
+        )
+    if counts_from_padding(model_type) and not isinstance(config.get("pad_token_id", 0), int):
+        raise ArtifactError(
+            f"{name}: a {model_type} counts positions from its padding token, and {CONFIG} has no pad_token_id. Write "
+            "the id there that the tokenizer gives it"
         )
     _check_architectures(name, folder, config, purpose)
     if purpose is Purpose.CHECKPOINT and architecture == SHARED_CONTEXT:

@@ -101,8 +101,11 @@ def determining_files(folder: Path) -> list[Path]:
     Links are followed, as in a snapshot folder of the hub's cache. Other folders below, such as a Trainer's
     ``checkpoint-500``, belong to other models.
     """
-    folders = [folder, *module_folders(folder)]
-    found = (path for one in folders if one.is_dir() for path in one.iterdir())
+    try:
+        folders = module_folders(folder)
+    except ArtifactError:  # a damaged modules.json is the check's to refuse
+        folders = []
+    found = (path for one in [folder, *folders] if one.is_dir() for path in one.iterdir())
     return sorted(
         {path for path in found if path.suffix in DETERMINING_SUFFIXES and path.name != MANIFEST and path.is_file()}
     )

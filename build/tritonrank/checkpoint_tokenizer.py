@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tritonrank.checkpoint_files import TOKENIZER_CONFIG, read_object
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.modeling import SharedContextConfig, first_position
+from tritonrank.modeling import SharedContextRanker, counts_from_padding, first_position
 from tritonrank.text import TOKENIZER_FILE, RequestTokenizer, TextError, TextRules
 
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
@@ -95,7 +95,7 @@ def make_ordinary(folder: Path, markers: Iterable[str]) -> None:
             (folder / file).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> None:
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
     """Compare a tokenizer with the model that reads its ids.
 
     Special tokens that no text and no row can hold need no embedding.
@@ -108,25 +108,31 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerFast, config: Pret
     special = {place for place, token in backend.get_added_tokens_decoder().items() if token.special}
     in_rows = {*backend.encode("a", "b").ids, tokenizer.pad_token_id, *map(backend.token_to_id, ("[PAD]", "<pad>"))}
     unreachable = special - in_rows
-    rows = int(config.get_text_config().vocab_size)
+    rows = embedding_rows(model)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     beyond = sorted((place, token) for token, place in vocabulary.items() if place >= rows and place not in unreachable)
     if beyond:
         named = ", ".join(f"{token!r} ({place})" for place, token in beyond[:5])
         raise ArtifactError(
-            f"{name}: {len(beyond)} tokens of {TOKENIZER_FILE} have no embedding: {named}; config.json: vocab_size "
+            f"{name}: {len(beyond)} tokens of {TOKENIZER_FILE} have no embedding: {named}; the model has "
             f"{rows}. Either it is another model's tokenizer, or tokens were added without "
             "model.resize_token_embeddings(len(tokenizer)): take the tokenizer that the model was trained with"
         )
-    if isinstance(config, SharedContextConfig) or not first_position(config):
+    if isinstance(model, SharedContextRanker) or not counts_from_padding(model.config.model_type):
         return
-    padding = first_position(config) - 1
+    padding = first_position(model.config) - 1
     if tokenizer.pad_token_id != padding:
         raise ArtifactError(
             f"{name}: the model counts positions from its padding token, {padding}; in {TOKENIZER_FILE} that is "
             f"{tokenizer.pad_token!r} ({tokenizer.pad_token_id}). It is another model's tokenizer: take the one that "
             "the model was trained with"
         )
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Tokens that a model has an embedding for."""
+    words = model.embeddings.words if isinstance(model, SharedContextRanker) else model.get_input_embeddings()
+    return int(words.weight.shape[0])
 
 
 def _unmark(added_tokens: Iterable[dict[str, Any]], names: set[str]) -> None:

@@ -149,7 +149,7 @@ def untrained_ranker(recipe: Recipe) -> tuple[PreTrainedModel, RequestTokenizer]
     else:
         model = load_ranker(name, revision, new_head=recipe.model.checkpoint is None)
         _check_length(name, padded_length(tokenizer.row_tokens), "rows", model)
-    check_vocabulary(name, fast, model.config)
+    check_vocabulary(name, fast, model)
     return model, tokenizer
 
 

@@ -156,6 +156,11 @@ def from_encoder(encoder: PreTrainedModel, name: str, context_positions: int) ->
     return ranker
 
 
+def counts_from_padding(model_type: str) -> bool:
+    """Whether a family counts the positions of a text from the id of its padding token."""
+    return model_type in _AFTER_PADDING
+
+
 def first_position(config: PretrainedConfig) -> int:
     """Rows of the position table that come before position 0 of a text."""
     own: int | None = getattr(config, "first_position", None)
@@ -163,7 +168,7 @@ def first_position(config: PretrainedConfig) -> int:
         return own
     if config.model_type == "mpnet":
         return _MPNET_PADDING + 1
-    return int(config.pad_token_id) + 1 if config.model_type in _AFTER_PADDING else 0
+    return int(config.pad_token_id) + 1 if counts_from_padding(config.model_type) else 0
 
 
 def _config_of(config: PretrainedConfig, name: str, context_positions: int) -> SharedContextConfig:

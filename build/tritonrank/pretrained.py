@@ -43,7 +43,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
     tokenizer = _quietly(
         name,
-        "tokenizer",
+        f"tokenizer ({TOKENIZER_FILE})" if (folder / TOKENIZER_FILE).is_file() else "tokenizer",
         lambda: kind.from_pretrained(str(folder), use_fast=True, trust_remote_code=False, local_files_only=True),
     )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
