@@ -16,13 +16,12 @@ FURTHER: dict[str, dict[str, object]] = {
     "xmod": {"languages": ["en"], "default_language": "en"},
     "esm": {"position_embedding_type": "absolute", "token_dropout": False, "mask_token_id": 4, "pad_token_id": 1},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
-    "lilt": {"pad_token_id": 1},
     "markuplm": {"pad_token_id": 1},
 }
 FROM_THE_START = ("bert", "electra", "distilbert", "albert", "convbert", "ernie", "deberta")
 BEHIND_THE_PADDING = (
     "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "mpnet", "longformer",
-    "data2vec-text", "ibert", "xmod", "esm", "luke", "lilt", "markuplm", "ernie_m",
+    "data2vec-text", "ibert", "xmod", "esm", "luke", "markuplm", "ernie_m",
 )  # fmt: skip
 
 
