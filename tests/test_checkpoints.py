@@ -254,6 +254,18 @@ def test_a_base_is_refused_alike(kind: str, folder: Path) -> None:
     assert re.search(f"(?s){expected}", refusal(folder, "base"))
 
 
+@pytest.mark.parametrize("kind", ["two labels", "code of the checkpoint", "truncated", "causal"])
+def test_a_teacher_is_checked_before_any_work(kind: str, folder: Path, rankers: dict[str, Path]) -> None:
+    values = values_for(rankers["roberta"], "base") | {"finetune": {"teacher": str(folder)}}
+    recipe = Recipe.model_validate(values)
+    with pytest.raises(ArtifactError, match=r"finetune\.teacher: .*text\.json"):
+        check_models(recipe, Path("nothing/teacher"))
+    spoil, expected = UNUSABLE[kind]
+    spoil(folder)
+    with pytest.raises(ArtifactError, match=f"(?s){re.escape(str(folder))}.*{expected.split('.*')[0]}"):
+        check_models(recipe, Path("nothing/teacher"))
+
+
 POINTED = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "special_tokens_map.json")
 
 
