@@ -48,7 +48,7 @@ def scored_lists(recipe: Recipe, dataset_folder: Path, teacher: Scorer, rules: T
     generator = np.random.default_rng(recipe.seed)
     wanted = min(settings.examples, len(dataset.training))
     examples = [dataset.training[i] for i in sorted(generator.choice(len(dataset.training), wanted, replace=False))]
-    maker = _ListMaker(recipe, settings, dataset, pl.read_parquet(dataset_folder / "events.parquet"), teacher, rules)
+    maker = _ListMaker(recipe, settings, dataset, pl.read_parquet(dataset_folder / "events.parquet", glob=False), teacher, rules)
     starts = range(0, len(examples), EXAMPLES_PER_FILE)
     made: list[Scored] = []
     for start in track(starts, "  the teacher scores candidates", transient=True):
@@ -115,5 +115,5 @@ def _write(path: Path, lists: Sequence[Scored]) -> None:
 
 
 def _read(path: Path) -> list[Scored]:
-    rows = pl.read_parquet(path).iter_rows(named=True)
+    rows = pl.read_parquet(path, glob=False).iter_rows(named=True)
     return [(Example(**{name: row[name] for name in EXAMPLE_SCHEMA}), row["scores"]) for row in rows]

@@ -119,7 +119,7 @@ def judge_test_examples(name: str, scorer: Scorer, dataset_folder: Path, rules: 
 def cached(name: str, path: Path, make: Callable[[], Judgement]) -> Judgement:
     """Read a judgement from its file, or make and keep it."""
     if path.is_file():
-        return Judgement(name, pl.read_parquet(path))
+        return Judgement(name, pl.read_parquet(path, glob=False))
     judgement = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp")  # under torchrun every process may be making it

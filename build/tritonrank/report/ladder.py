@@ -89,7 +89,7 @@ class Build:
         if "dataset" not in self.artifacts or rung not in self.rungs():
             return None
         path = judgement_file(self.rungs()[rung].folder, self.dataset, self.root / "judgements")
-        return Judgement(rung, pl.read_parquet(path)) if path.is_file() else None
+        return Judgement(rung, pl.read_parquet(path, glob=False)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
