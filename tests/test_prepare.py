@@ -257,7 +257,9 @@ def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path, chosen: R
 
 def test_stored_history_is_bounded(tmp_path: Path) -> None:
     items = pl.DataFrame({"item_id": [f"i{n}" for n in range(260)], "title": ["x"] * 260})
-    events = pl.DataFrame({"user_id": ["u"] * 230, "item_id": items["item_id"][:230], "timestamp": range(1_000_000_000, 1_000_000_230)})
+    events = pl.DataFrame(
+        {"user_id": ["u"] * 230, "item_id": items["item_id"][:230], "timestamp": range(10**9, 10**9 + 230)}
+    )
     items.write_csv(tmp_path / "items.csv")
     events.write_csv(tmp_path / "events.csv")
     paths = {"items": str(tmp_path / "items.csv"), "events": str(tmp_path / "events.csv")}

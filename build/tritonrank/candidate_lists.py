@@ -48,7 +48,8 @@ def scored_lists(recipe: Recipe, dataset_folder: Path, teacher: Scorer, rules: T
     generator = np.random.default_rng(recipe.seed)
     wanted = min(settings.examples, len(dataset.training))
     examples = [dataset.training[i] for i in sorted(generator.choice(len(dataset.training), wanted, replace=False))]
-    maker = _ListMaker(recipe, settings, dataset, pl.read_parquet(dataset_folder / "events.parquet", glob=False), teacher, rules)
+    events = pl.read_parquet(dataset_folder / "events.parquet", glob=False)
+    maker = _ListMaker(recipe, settings, dataset, events, teacher, rules)
     starts = range(0, len(examples), EXAMPLES_PER_FILE)
     made: list[Scored] = []
     for start in track(starts, "  the teacher scores candidates", transient=True):
