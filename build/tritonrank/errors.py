@@ -90,7 +90,7 @@ def storage_error(error: BaseException, file: Path | None = None) -> StorageErro
 
 
 def _number_and_file(error: BaseException) -> tuple[int | None, str | None]:
-    if isinstance(error, ConnectionError | ChildProcessError | TimeoutError | InterruptedError):
+    if isinstance(error, TritonRankError | ConnectionError | ChildProcessError | TimeoutError | InterruptedError):
         return None, None
     if isinstance(error, OSError) and error.errno is not None:
         written = error.filename2 if error.errno in FULL else None  # copying: the first name is what was read
