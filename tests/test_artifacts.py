@@ -18,6 +18,7 @@ from tritonrank.artifacts import (
     MANIFEST,
     Manifest,
     OtherFormatError,
+    is_aside,
     is_current,
     read_manifest,
     sha256_file,
@@ -393,7 +394,8 @@ def test_what_is_no_artifact_is_kept_aside(tmp_path: Path, capsys: pytest.Captur
         build(folder)
         kept = tmp_path / f"dataset.kept-{number}"
         assert (kept / "thesis.txt").read_text() == f"my only copy {number}"
-        assert str(kept) in capsys.readouterr().out
+        assert str(kept) in capsys.readouterr().out.replace("\n", "")
+        assert is_aside(kept)
     verify_artifact(folder)
 
 

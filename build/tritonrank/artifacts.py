@@ -29,6 +29,7 @@ from tritonrank.locks import only_writer
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Of manifests; another number means that this code does not know what is in the folder."""
+KEPT = ".kept-"
 OWN_KEYS = {"stage", "key", "artifact"}
 RECORDED_TOOLS = ("tritonrank", "torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum-onnx", "numpy")
 
@@ -252,6 +253,11 @@ def is_current(folder: Path, key: str) -> bool:
         return False
 
 
+def is_aside(folder: Path) -> bool:
+    """Whether a folder beside the artifacts is none of them: a draft, an older one, or what was no artifact."""
+    return folder.suffix in {".tmp", ".old"} or folder.suffix.startswith(KEPT)
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -333,7 +339,7 @@ def _may_be_removed(target: Path) -> bool:
 
 def _step_aside(target: Path) -> None:
     number = 1
-    while (kept := target.with_name(f"{target.name}.kept-{number}")).exists() or kept.is_symlink():
+    while (kept := target.with_name(f"{target.name}{KEPT}{number}")).exists() or kept.is_symlink():
         number += 1
     target.rename(kept)
     console.print(

@@ -596,6 +596,8 @@ def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int]) -
         message = "no such setting" + (f"; did you mean {near[0]}?" if near else "; see `tritonrank settings`")
     elif fault["type"] == "missing":
         message = "is required"
+    elif fault["type"] == "string_type" and isinstance(fault["input"], dict):
+        message += " (found a mapping, which is what braces mean in YAML: put the text into quotes)"
     else:
         message += f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
     return f"  {place}: {'.'.join(location) or 'recipe'}: {message}"
