@@ -377,7 +377,9 @@ def test_events_of_unknown_items_are_left_out_and_counted(tmp_path: Path, capsys
     tables = load_tables(settings, seed=1)
     assert tables.events["item_id"].to_list() == ["11", "10", "11", "10"]
     assert list(tables.left_out.values()) == [1]
-    assert "left out: 1 events" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "left out: 1 events" in said
+    assert "'99'" in said
     too_many = write_tables(tmp_path, "csv", events=pl.concat([EVENTS, gone]))
     assert faults_of(too_many) == ["events.csv:4: sku is '99'; expected an item id of items.csv"]
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -81,6 +82,19 @@ def test_the_second_waits_for_the_first_and_says_so(
         assert entered.wait(DEADLINE_SECONDS)
         second.join(DEADLINE_SECONDS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_can_be_interrupted(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path)]
+    with holder(tmp_path), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as second:
+        assert second.stdout is not None
+        line = second.stdout.readline()
+        second.send_signal(signal.SIGINT)
+        assert b"waiting" in line
+        _, said = second.communicate(timeout=DEADLINE_SECONDS)
+        assert second.returncode == -signal.SIGINT
+        assert b"KeyboardInterrupt" in said
+        assert take(tmp_path, wait=False) is False  # the first one still has it
 
 
 def test_a_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path: Path) -> None:

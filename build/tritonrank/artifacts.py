@@ -346,6 +346,7 @@ def _step_aside(target: Path) -> None:
         f"  {target} was no artifact of tritonrank, or damaged: kept as {kept}; delete it if you do not need it",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 

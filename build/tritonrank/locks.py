@@ -70,7 +70,9 @@ def take(folder: Path, *, wait: bool) -> bool | None:
         if not wait:
             return False
         if not was_told:
-            console.print(f"{folder}: {outcome} writes here; waiting until it ends", highlight=False, markup=False)
+            console.print(
+                f"{folder}: {outcome} writes here; waiting until it ends", highlight=False, markup=False, soft_wrap=True
+            )
             was_told = True
         time.sleep(POLL_SECONDS)
 
@@ -128,7 +130,12 @@ def _try(path: Path) -> int | str | None:
             return holder
         except OSError as error:
             os.close(descriptor)
-            console.print(f"{path}: no locks on this file system ({error.strerror})", highlight=False, markup=False)
+            console.print(
+                f"{path}: no locks on this file system ({error.strerror})",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
             return None
         if _is_there(path, descriptor):
             _sign(descriptor)

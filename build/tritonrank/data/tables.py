@@ -70,13 +70,19 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
 
     # The id column may serve as a text field too, under the name it has in the file.
     own_name = [item_ids] if settings.item_id in settings.text_fields and settings.item_id != "item_id" else []
+    unknown = event_items.filter(~is_known)
     left_out = {
-        f"events of items that {settings.items.name} does not have": int((~is_known).sum()),
-        f"repeated rows of {settings.items.name}": int(repeated.sum()),
+        f"events of items that {settings.items.name} does not have": unknown,
+        f"repeated rows of {settings.items.name}": item_ids.filter(repeated),
     }
-    left_out = {what: count for what, count in left_out.items() if count}
-    for what, count in left_out.items():
-        console.print(f"  left out: {count:,} {what}", highlight=False, markup=False)
+    counts = {what: len(ids) for what, ids in left_out.items() if len(ids)}
+    for what, count in counts.items():
+        console.print(
+            f"  left out: {count:,} {what}, such as {left_out[what][0]!r}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     return Tables(
         items=pl.DataFrame([item_ids.alias("item_id"), *own_name, *field_texts]).filter(~repeated),
         events=pl.DataFrame(
@@ -88,7 +94,7 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
                 liked.cast(pl.Int8).alias("label"),
             ]
         ).filter(is_known),
-        left_out=left_out,
+        left_out=counts,
     )
 
 
