@@ -1,25 +1,33 @@
 """An artifact is there whole, or not at all; damage is found before it is used."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
+from safetensors import SafetensorError
 from tritonrank.artifacts import (
     MANIFEST,
     Manifest,
+    OtherFormatError,
+    is_aside,
     is_current,
     read_manifest,
     sha256_file,
     stage_key,
     verify_artifact,
+    whole_file,
     write_artifact,
 )
-from tritonrank.errors import ArtifactError
+from tritonrank.errors import ArtifactError, StorageError
 
 SETTINGS = {"epochs": 1, "loss": "listwise"}
 
@@ -188,8 +196,9 @@ def test_byte_code_of_a_server_is_no_damage(tmp_path: Path) -> None:
 def test_a_damaged_manifest_says_what_to_do(tmp_path: Path, text: str) -> None:
     build(tmp_path / "teacher")
     (tmp_path / "teacher" / MANIFEST).write_text(text, encoding="latin-1")
-    with pytest.raises(ArtifactError, match=r"damaged manifest .* run tritonrank build again"):
+    with pytest.raises(ArtifactError, match=r"damaged manifest.* run tritonrank build again") as caught:
         read_manifest(tmp_path / "teacher")
+    assert "delete" not in str(caught.value).lower()
     assert not is_current(tmp_path / "teacher", key_of())
 
 
@@ -233,3 +242,239 @@ def test_an_artifact_is_current_for_its_own_key_and_while_undamaged(tmp_path: Pa
     assert recorded["parents"] == {"dataset": parent.artifact}
     (tmp_path / "teacher" / "model" / "model.bin").write_text("changed")
     assert not is_current(tmp_path / "teacher", key_of({"dataset": parent}))
+
+
+DAMAGED_VALUES = {
+    "files is a list": {"files": ["model/model.bin"]},
+    "a hash is a number": {"files": {"model/model.bin": 3}},
+    "a file outside": {"files": {"../../secret": "0" * 64}},
+    "an absolute file": {"files": {"/dev/zero": "0" * 64}},
+    "stage is a list": {"stage": []},
+    "metrics is null": {"metrics": None},
+    "unknown key": {"colour": "red"},
+    "folders are a number": {"empty_folders": 3},
+}
+
+
+@pytest.mark.parametrize("changes", DAMAGED_VALUES.values(), ids=DAMAGED_VALUES)
+def test_a_manifest_of_wrong_values_is_damaged(tmp_path: Path, changes: dict[str, object]) -> None:
+    build(tmp_path / "teacher")
+    path = tmp_path / "teacher" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ArtifactError, match="damaged manifest"):
+        verify_artifact(tmp_path / "teacher")
+    path.write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="damaged manifest"):
+        read_manifest(tmp_path / "teacher")
+
+
+def test_a_file_is_no_artifact_and_nobody_is_told_to_delete_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "shop.yaml"
+    recipe.write_text("name: shop")
+    for path in (recipe, recipe / "teacher"):
+        with pytest.raises(ArtifactError, match=f"{path}: not a folder.*tritonrank build") as caught:
+            read_manifest(path)
+        assert "delete" not in str(caught.value).lower()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_manifest(tmp_path / ("x" * 300))
+
+
+def test_the_manifest_of_another_program_is_not_ours_to_delete(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / MANIFEST).write_text('{"name": "web app", "icons": []}')
+    with pytest.raises(ArtifactError, match="another program") as caught:
+        read_manifest(tmp_path / "app")
+    assert "delete" not in str(caught.value).lower()
+
+
+def test_an_artifact_of_another_version_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    build(folder)
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2, "unheard_of": []}))
+    for read in (read_manifest, verify_artifact, lambda folder: is_current(folder, key_of())):
+        with pytest.raises(OtherFormatError, match=f"{folder}: made by another version.*--artifacts"):
+            read(folder)
+
+
+def test_an_artifact_from_before_formats_were_named_is_read(tmp_path: Path) -> None:
+    build(tmp_path / "teacher")
+    path = tmp_path / "teacher" / MANIFEST
+    recorded = json.loads(path.read_text())
+    del recorded["format"], recorded["empty_folders"]
+    path.write_text(json.dumps(recorded))
+    (tmp_path / "teacher" / "empty").mkdir()  # such an artifact may have some of its own
+    assert is_current(tmp_path / "teacher", key_of())
+
+
+def link_weights(folder: Path) -> str:
+    path = folder / "model" / "model.bin"
+    path.rename(folder.parent / "elsewhere.bin")
+    path.symlink_to(folder.parent / "elsewhere.bin")
+    return "model/model.bin: a link"
+
+
+def link_folder(folder: Path) -> str:
+    (folder / "model").rename(folder.parent / "elsewhere")
+    (folder / "model").symlink_to(folder.parent / "elsewhere")
+    return "model: a link"
+
+
+def link_to_nothing(folder: Path) -> str:
+    (folder / "model" / "broken").symlink_to("nowhere")
+    return "model/broken: a link"
+
+
+def add_empty_folder(folder: Path) -> str:
+    (folder / "rank_old" / "1").mkdir(parents=True)
+    return "rank_old/1: a folder that is not part of it"
+
+
+def lose_empty_folder(folder: Path) -> str:
+    (folder / "rank" / "1").rmdir()
+    return "rank/1: missing"
+
+
+def add_pipe(folder: Path) -> str:
+    os.mkfifo(folder / "pipe")
+    return "pipe: no plain file"
+
+
+def hide_beside_byte_code(folder: Path) -> str:
+    (folder / "model" / "__pycache__").mkdir()
+    (folder / "model" / "__pycache__" / "weights.bin").write_text("x")
+    return "model/__pycache__/weights.bin: not part of the artifact"
+
+
+def link_in_byte_code(folder: Path) -> str:
+    (folder / "model" / "__pycache__").mkdir()
+    (folder / "model" / "__pycache__" / "model.cpython-311.pyc").symlink_to("/etc/hostname")
+    return "model/__pycache__/model.cpython-311.pyc: not part of the artifact"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        link_weights,
+        link_folder,
+        link_to_nothing,
+        add_empty_folder,
+        lose_empty_folder,
+        add_pipe,
+        hide_beside_byte_code,
+        link_in_byte_code,
+    ],
+)
+def test_only_plain_files_in_known_folders_are_whole(tmp_path: Path, change: Callable[[Path], str]) -> None:
+    folder = tmp_path / "repository"
+    with write_artifact(folder, "assemble", SETTINGS, {}) as draft:
+        (draft.folder / "rank" / "1").mkdir(parents=True)
+        (draft.folder / "model").mkdir()
+        (draft.folder / "model" / "model.bin").write_text("weights")
+    assert verify_artifact(folder).empty_folders == ["rank/1"]
+    said = change(folder)
+    with pytest.raises(ArtifactError) as caught:
+        verify_artifact(folder)
+    faults = [line.strip() for line in str(caught.value).splitlines()]
+    assert any(fault.startswith(said) for fault in faults), faults
+
+
+def test_an_artifact_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    manifest = build(tmp_path / "teacher")
+    (tmp_path / "current").symlink_to(tmp_path / "teacher")
+    assert verify_artifact(tmp_path / "current") == manifest
+
+
+def test_what_is_no_artifact_is_kept_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "dataset"
+    for number in (1, 2):
+        folder.mkdir(exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        (folder / "thesis.txt").write_text(f"my only copy {number}")
+        build(folder)
+        kept = tmp_path / f"dataset.kept-{number}"
+        assert (kept / "thesis.txt").read_text() == f"my only copy {number}"
+        assert str(kept) in capsys.readouterr().out.replace("\n", "")
+        assert is_aside(kept)
+    verify_artifact(folder)
+
+
+def test_the_older_artifact_comes_back_when_it_stood_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    before = build(folder)
+    killed_while_building(
+        folder, "rename = Path.rename; Path.rename = lambda path, to: (path.suffix and die(), rename(path, to))"
+    )
+    assert not folder.exists()
+    with pytest.raises(ValueError):  # noqa: PT011
+        build_until(folder, ValueError)
+    assert verify_artifact(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large", "/x/weights.bin"),
+        PermissionError(errno.EACCES, "Permission denied", "/x/weights.bin"),
+        OSError(errno.EROFS, "Read-only file system", "/x/weights.bin"),
+        pl.exceptions.ComputeError("parquet: File out of specification: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
+    ],
+    ids=repr,
+)
+def test_a_disk_that_refuses_is_one_message_and_leaves_what_was_there(tmp_path: Path, error: Exception) -> None:
+    folder = tmp_path / "teacher"
+    before = build(folder)
+
+    def fail() -> None:
+        with write_artifact(folder, "finetune", SETTINGS, {}) as draft:
+            (draft.folder / "model.bin").write_text("half")
+            raise error
+
+    with pytest.raises(StorageError) as caught:
+        fail()
+    assert caught.value.exit_code == 2
+    assert "/x/weights.bin: " in str(caught.value) or str(folder) in str(caught.value)
+    assert caught.value.__cause__ is error
+    assert verify_artifact(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        OSError("we could not connect to the hub"),
+        OSError(errno.ENETUNREACH, "Network is unreachable"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        RuntimeError("shapes do not match [Errno 2]"),
+        KeyError("os error"),
+    ],
+    ids=repr,
+)
+def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, write_artifact(tmp_path / "teacher", "finetune", SETTINGS, {}):
+        raise error
+    assert caught.value is error
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "judgements" / "a.parquet"
+    with whole_file(path) as draft:
+        draft.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+
+    def fail() -> None:
+        with whole_file(path) as draft:
+            draft.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match=str(path)):
+        fail()
+    assert path.read_text() == "first"
+    assert [one.name for one in path.parent.iterdir()] == ["a.parquet"]

@@ -1,13 +1,16 @@
 """The sources give the two tables, whatever the files look like; every fault is found and named by its line."""
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
 import pytest
-from tritonrank.data import load_tables
+from pydantic import ValidationError
+from tritonrank.data import columns, load_tables
 from tritonrank.errors import DataError
 from tritonrank.recipe import DataSettings, MovieLensData, TablesData
+from tritonrank.text import render_fields
 
 MOVIES = """movieId,title,genres
 1,"Matrix, The (1999)",Action|Sci-Fi
@@ -16,9 +19,9 @@ MOVIES = """movieId,title,genres
 4,Untitled,Drama
 """
 RATINGS = """userId,movieId,rating,timestamp
-7,1,4.0,100
-7,2,3.5,90
-8,3,5.0,80
+7,1,4.0,1000000100
+7,2,3.5,1000000090
+8,3,5.0,1000000080
 """
 TAGS = """userId,movieId,tag,timestamp
 7,1,Neo,100
@@ -26,6 +29,16 @@ TAGS = """userId,movieId,tag,timestamp
 8,1,red pill,102
 7,1,bullet time,103
 """
+
+
+NOW = 1_800_000_000
+TIMES = "an ISO date such as 2020-09-13T12:00:00Z, 20200913, or unix seconds from 1995-01-01 to 2027-01-15"
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest time that an event may have, whenever the tests run."""
+    monkeypatch.setattr(columns, "latest_second", lambda: NOW)
 
 
 def movielens(folder: Path, movies: str = MOVIES, ratings: str = RATINGS, tags: str = TAGS) -> MovieLensData:
@@ -54,7 +67,11 @@ def test_movielens_reads_as_people_speak(tmp_path: Path) -> None:
 
 def test_movielens_events_keep_their_order(tmp_path: Path) -> None:
     events = load_tables(movielens(tmp_path), seed=1).events
-    assert events.rows() == [("7", "1", "", 100, 1), ("7", "2", "", 90, 0), ("8", "3", "", 80, 1)]
+    assert events.rows() == [
+        ("7", "1", "", 1_000_000_100, 1),
+        ("7", "2", "", 1_000_000_090, 0),
+        ("8", "3", "", 1_000_000_080, 1),
+    ]
     assert events.dtypes == [pl.String, pl.String, pl.String, pl.Int64, pl.Int8]
 
 
@@ -72,17 +89,17 @@ def test_all_faults_of_all_files_come_together(tmp_path: Path) -> None:
     movies = 'movieId,title,genres\n1,"two\nlines",Drama\n1,Again,Drama\n,Nameless,Drama\n5,short\n6,Caf\udce9,Drama\n'
     ratings = (
         "userId,movieId,rating,timestamp\n"
-        "7,1,5.5,100\n"  # 2
-        "7,1,0,100\n"
-        "7,1,NaN,100\n"
-        "7,99,4,100\n"  # 5
-        ",1,4,100\n"
+        "7,1,5.5,1000000100\n"  # 2
+        "7,1,0,1000000100\n"
+        "7,1,NaN,1000000100\n"
+        "7,99,4,1000000100\n"  # 5
+        ",1,4,1000000100\n"
         "7,1,4,-1\n"
         "7,1,4,1700000000000\n"  # 8, milliseconds
-        "7,1,4,100,extra\n"
+        "7,1,4,1000000100,extra\n"
         "\n"  # blank lines are nobody's fault
         "7,1,good,soon\n"  # 11
-        "7,5,4,100\n"  # the item's row is broken, but its id is known
+        "7,5,4,1000000100\n"  # the item's row is broken, but its id is known
     )
     tags = "userId,movieId,label\n7,98,x\n"
     assert faults_of(movielens(tmp_path, movies, ratings, tags)) == [
@@ -97,13 +114,12 @@ def test_all_faults_of_all_files_come_together(tmp_path: Path) -> None:
         "ratings.csv:3: rating is '0'; expected a number from 0.5 to 5",
         "ratings.csv:4: rating is 'NaN'; expected a number from 0.5 to 5",
         "ratings.csv:11: rating is 'good'; expected a number from 0.5 to 5",
-        "ratings.csv:7: timestamp is '-1'; expected unix seconds (not milliseconds) or an ISO date, from 1970 to 9999",
-        "ratings.csv:8: timestamp is '1700000000000'; expected unix seconds (not milliseconds) or an ISO date, "
-        "from 1970 to 9999",
-        "ratings.csv:11: timestamp is 'soon'; expected unix seconds (not milliseconds) or an ISO date, "
-        "from 1970 to 9999",
+        f"ratings.csv:7: timestamp is '-1'; expected {TIMES}",
+        f"ratings.csv:8: timestamp is '1700000000000'; expected {TIMES} "
+        "(it looks like milliseconds, 2023-11-14: divide by 1,000)",
+        f"ratings.csv:11: timestamp is 'soon'; expected {TIMES}",
         "tags.csv:2: movieId is '98'; expected an item id of movies.csv",
-        "tags.csv:1: no column 'tag'; expected it among the columns: userId, movieId, label",
+        "tags.csv:1: no column 'tag'; the columns are: userId, movieId, label",
     ]
 
 
@@ -122,13 +138,13 @@ def test_a_quote_that_never_closes_is_named_where_it_opens(tmp_path: Path) -> No
 def test_reading_goes_on_after_a_bad_quote(tmp_path: Path) -> None:
     movies = MOVIES + '5,"bad"quote,Drama\n6,fine,Drama\n6,again,Drama\n'
     # The rating of movie 5 is not blamed: its item was lost with the bad row.
-    faults = faults_of(movielens(tmp_path, movies=movies, ratings=RATINGS + "7,5,4,100\n"))
+    faults = faults_of(movielens(tmp_path, movies=movies, ratings=RATINGS + "7,5,4,1000000100\n"))
     assert faults[0].startswith("movies.csv:6: not a CSV row")
     assert faults[1:] == ["movies.csv:8: movieId is '6'; expected each id once; this one occurred before"]
 
 
 def test_many_faults_of_a_kind_are_counted_and_do_not_hide_others(tmp_path: Path) -> None:
-    ratings = RATINGS + "7,1,9,100\n" * 25 + "7,77,4,100\n"
+    ratings = RATINGS + "7,1,9,1000000100\n" * 25 + "7,77,4,1000000100\n"
     faults = faults_of(movielens(tmp_path, ratings=ratings))
     assert faults[0] == "ratings.csv:30: movieId is '77'; expected an item id of movies.csv"
     assert len(faults) == 12
@@ -154,7 +170,13 @@ def test_a_missing_folder_says_where_to_get_one(tmp_path: Path) -> None:
 
 ITEMS = pl.DataFrame({"sku": [10, 11], "name": ["Lamp", None], "watts": [5.5, 7.0]})
 EVENTS = pl.DataFrame(
-    {"who": ["a", "b"], "sku": [11, 10], "at": [100, 200], "search": [" lamp ", None], "stars": [1.0, 3.0]}
+    {
+        "who": ["a", "b"],
+        "sku": [11, 10],
+        "at": [1_000_000_100, 1_000_000_200],
+        "search": [" lamp ", None],
+        "stars": [1.0, 3.0],
+    }
 )
 
 
@@ -183,12 +205,15 @@ def test_columns_are_mapped(tmp_path: Path, suffix: str) -> None:
         {"item_id": "10", "sku": "10", "name": "Lamp", "watts": "5.5"},
         {"item_id": "11", "sku": "11", "name": "", "watts": "7.0"},
     ]
-    assert tables.events.rows() == [("a", "11", "lamp", 100, 0), ("b", "10", "", 200, 1)]
+    assert tables.events.rows() == [("a", "11", "lamp", 1_000_000_100, 0), ("b", "10", "", 1_000_000_200, 1)]
 
 
 def test_query_and_label_are_optional(tmp_path: Path) -> None:
     settings = write_tables(tmp_path, "csv").model_copy(update={"query": None, "label": None})
-    assert load_tables(settings, seed=1).events.rows() == [("a", "11", "", 100, 1), ("b", "10", "", 200, 1)]
+    assert load_tables(settings, seed=1).events.rows() == [
+        ("a", "11", "", 1_000_000_100, 1),
+        ("b", "10", "", 1_000_000_200, 1),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -209,24 +234,29 @@ def test_timestamps_are_seconds_or_dates(tmp_path: Path, suffix: str, values: li
 
 
 def test_dates_are_midnight_utc(tmp_path: Path) -> None:
-    events = EVENTS.with_columns(pl.Series("at", [date(1970, 1, 2), date(2024, 1, 1)]))
+    events = EVENTS.with_columns(pl.Series("at", [date(1971, 1, 2), date(2024, 1, 1)]))
     settings = write_tables(tmp_path, "parquet", events=events)
-    assert load_tables(settings, seed=1).events["timestamp"].to_list() == [86_400, 1704067200]
+    assert load_tables(settings, seed=1).events["timestamp"].to_list() == [31_622_400, 1704067200]
 
 
 def test_parquet_faults_name_the_row(tmp_path: Path) -> None:
     events = EVENTS.with_columns(
         sku=pl.Series([12, None]),
         stars=pl.Series([float("nan"), None]),
-        at=pl.Series([-1, 200]),
-        search=pl.Series([[1], [2]]),
+        at=pl.Series([-1, 1_000_000_200]),
+        search=pl.Series([[b"1"], [b"2"]]),
     )
-    assert faults_of(write_tables(tmp_path, "parquet", ITEMS.vstack(ITEMS[:1]), events)) == [
+    assert faults_of(
+        write_tables(
+            tmp_path, "parquet", ITEMS.vstack(pl.DataFrame({"sku": [10], "name": ["Desk"], "watts": [1.0]})), events
+        )
+    ) == [
         "items.parquet: row 3: sku is '10'; expected each id once; this one occurred before",
         "events.parquet: row 2: sku is empty; expected an id",
         "events.parquet: row 1: sku is '12'; expected an item id of items.parquet",
-        "events.parquet: row 1: at is -1; expected unix seconds (not milliseconds) or an ISO date, from 1970 to 9999",
-        "events.parquet: column 'search' holds List(Int64); expected text, numbers, booleans or dates",
+        f"events.parquet: row 1: at is -1; expected {TIMES}",
+        "events.parquet: column 'search' holds List(Binary); "
+        "expected text, numbers, booleans, dates, or lists of these",
         "events.parquet: row 1: stars is nan; expected a number",
         "events.parquet: row 2: stars is empty; expected a number",
     ]
@@ -258,3 +288,154 @@ def test_a_text_field_cannot_hide_the_id(tmp_path: Path) -> None:
     settings = write_tables(tmp_path, "csv").model_copy(update={"text_fields": ["item_id"]})
     with pytest.raises(DataError, match="would hide the id column 'sku'"):
         load_tables(settings, seed=1)
+
+
+def test_lists_are_joined_as_the_server_joins_them(tmp_path: Path) -> None:
+    items = ITEMS.with_columns(name=pl.Series([["oak", None, "lamp"], []]), watts=pl.Series([[5.5, 7.0], None]))
+    settings = write_tables(tmp_path, "parquet", items)
+    read = load_tables(settings, seed=1).items.rows(named=True)
+    sent = items.select("name", "watts", pl.col("sku").cast(pl.String)).to_dicts()
+    for name in ("name", "watts", "sku"):
+        assert [row[name] for row in read] == [render_fields(f"{{{name}}}", fields) for fields in sent]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_text_that_is_json_stays_the_text_it_is(tmp_path: Path, suffix: str) -> None:
+    texts = ['{"en": "oak lamp"}', "[1, 2]"]
+    settings = write_tables(tmp_path, suffix, ITEMS.with_columns(name=pl.Series(texts)))
+    assert load_tables(settings, seed=1).items["name"].to_list() == texts
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("named", ["sku", "price, net"])
+def test_another_separator_is_one_fault(tmp_path: Path, separator: str, named: str) -> None:
+    settings = write_tables(tmp_path, "csv")
+    lines = [[named, "name", "watts", "at"], ["10", "Lamp, small", "5,5", "x"], ["11", "Desk", "7,0", "y"]]
+    settings.items.write_text("".join(separator.join(line) + "\n" for line in lines))
+    (fault,) = faults_of(settings)
+    assert fault.startswith("items.csv:1: ")
+    assert "separator" in fault
+    assert repr(separator) in fault
+
+
+def test_a_pipe_in_a_name_is_no_other_separator(tmp_path: Path) -> None:
+    settings = write_tables(tmp_path, "csv").model_copy(update={"text_fields": ["name|long"]})
+    settings.items.write_text("sku,name|long\n10,a|b\n11,c\n")
+    assert load_tables(settings, seed=1).items["name|long"].to_list() == ["a|b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "column"),
+    [
+        ("user_id", "customer"),
+        ("user_id", "UserID"),
+        ("user_id", "usr_id"),
+        ("item_id", "product_sku"),
+        ("timestamp", "created_at"),
+        ("query", "search_term"),
+        ("label", "event_type"),
+    ],
+)
+def test_a_missing_column_names_its_setting_and_what_may_be_meant(tmp_path: Path, setting: str, column: str) -> None:
+    names = {"user_id": "who", "item_id": "sku", "timestamp": "at", "query": "search", "label": "stars"}
+    settings = write_tables(tmp_path, "csv", events=EVENTS.rename({names[setting]: column}))
+    settings = settings.model_copy(update={setting: setting})
+    (fault,) = [fault for fault in faults_of(settings) if fault.startswith("events.csv")]
+    assert f"no column {setting!r}" in fault
+    assert f"data.{setting}" in fault
+    assert f"did you mean {column!r}" in fault
+
+
+def test_labels_that_are_words_are_one_fault(tmp_path: Path) -> None:
+    events = EVENTS.with_columns(stars=pl.Series(["view", "purchase"]))
+    (fault,) = faults_of(write_tables(tmp_path, "csv", events=pl.concat([events] * 20)))
+    assert "'view' (20)" in fault
+    assert "'purchase' (20)" in fault
+    assert "data.label" in fault
+
+
+def test_a_few_wrong_labels_are_named_by_line(tmp_path: Path) -> None:
+    events = EVENTS.with_columns(stars=pl.Series(["4", "good"]))
+    assert faults_of(write_tables(tmp_path, "csv", events=events)) == [
+        "events.csv:3: stars is 'good'; expected a number"
+    ]
+
+
+def test_a_wrong_name_in_the_template_comes_with_the_other_faults(tmp_path: Path) -> None:
+    settings = write_tables(tmp_path, "csv", events=EVENTS.with_columns(stars=pl.Series(["4", "good"])))
+    with pytest.raises(DataError) as caught:
+        load_tables(settings, seed=1, template_fields=["name", "colour", "sku"])
+    message = str(caught.value)
+    assert "2 fault(s)" in message
+    assert "text.item_template uses {colour}" in message
+    assert "stars is 'good'" in message
+
+
+def test_events_of_unknown_items_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = pl.DataFrame({"who": ["a"], "sku": [99], "at": [1_000_000_300], "search": ["x"], "stars": [5.0]})
+    settings = write_tables(tmp_path, "csv", events=pl.concat([EVENTS, EVENTS, gone]))
+    tables = load_tables(settings, seed=1)
+    assert tables.events["item_id"].to_list() == ["11", "10", "11", "10"]
+    assert list(tables.left_out.values()) == [1]
+    said = capsys.readouterr().out
+    assert "left out: 1 events" in said
+    assert "'99'" in said
+    too_many = write_tables(tmp_path, "csv", events=pl.concat([EVENTS, gone]))
+    assert faults_of(too_many) == ["events.csv:4: sku is '99'; expected an item id of items.csv"]
+
+
+def test_a_repeated_item_is_left_out_where_it_says_the_same(tmp_path: Path) -> None:
+    settings = write_tables(tmp_path, "parquet", pl.concat([ITEMS, ITEMS, ITEMS[:1]]))
+    tables = load_tables(settings, seed=1)
+    assert tables.items["item_id"].to_list() == ["10", "11"]
+    assert list(tables.left_out.values()) == [3]
+    other = pl.concat([ITEMS, ITEMS[:1].with_columns(name=pl.lit("Other"))])
+    assert faults_of(write_tables(tmp_path, "parquet", other)) == [
+        "items.parquet: row 3: sku is '10'; expected each id once; this one occurred before"
+    ]
+
+
+@pytest.mark.parametrize("written", [" 10", "10 ", "\u00a010"])
+def test_an_id_with_blanks_around_it_is_named(tmp_path: Path, written: str) -> None:
+    settings = write_tables(tmp_path, "csv", events=EVENTS.with_columns(who=pl.Series([written, "b"])))
+    (fault,) = faults_of(settings)
+    assert fault.startswith(f"events.csv:2: who is {written!r}; expected an id without blanks")
+
+
+@pytest.mark.parametrize("values", [[b"a", b"b"], [Decimal(1), Decimal(2)], [True, False], [1.0, 2.0]])
+def test_ids_that_are_neither_text_nor_whole_numbers_are_named(tmp_path: Path, values: list[object]) -> None:
+    settings = write_tables(tmp_path, "parquet", events=EVENTS.with_columns(who=pl.Series(values)))
+    (fault,) = faults_of(settings)
+    assert fault.startswith("events.parquet: column 'who' holds")
+
+
+def test_ids_are_taken_letter_by_letter(tmp_path: Path) -> None:
+    ids = ["-0", "1e3", "007", "7"]
+    items = pl.DataFrame({"sku": ids, "name": ids, "watts": ids})
+    events = pl.DataFrame({"who": ids, "sku": ids, "at": [1_000_000_000] * 4, "search": ids, "stars": [1] * 4})
+    tables = load_tables(write_tables(tmp_path, "csv", items, events), seed=1)
+    assert tables.items["item_id"].to_list() == tables.events["user_id"].to_list() == ids
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tables(tmp_path, "csv")
+    monkeypatch.chdir(tmp_path)
+    settings = TablesData(source="tables", items=Path("item.csv"), events=Path("no.csv"), text_fields=["name"])
+    with pytest.raises(DataError) as caught:
+        load_tables(settings, seed=1)
+    near, far = str(caught.value).splitlines()[1:]
+    assert near.strip().startswith("item.csv: no such file")
+    for fault in (near, far):
+        assert f"Looked in {tmp_path}" in fault
+    assert near.endswith("There is items.csv")
+    assert "There is" not in far
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = {"source": "tables", "items": "~/items.csv", "events": "~/events.csv", "text_fields": ["name"]}
+    settings = TablesData.model_validate(home)
+    assert (settings.items, settings.events) == (tmp_path / "items.csv", tmp_path / "events.csv")
+    assert MovieLensData.model_validate({"source": "movielens", "path": "~/ml"}).path == tmp_path / "ml"
+    with pytest.raises(ValidationError, match="nobody-of-this-name"):
+        TablesData.model_validate(home | {"items": "~nobody-of-this-name/items.csv"})

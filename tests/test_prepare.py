@@ -46,8 +46,8 @@ def movielens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for user in range(40):
         for _ in range(int(random.integers(8, 30))):
             movie, stars = int(random.integers(10, 90)), random.integers(1, 11) / 2
-            ratings.append(f"{user},{movie},{stars},{int(random.integers(0, 40))}")
-    ratings.append("new,10,5,1")
+            ratings.append(f"{user},{movie},{stars},{1_000_000_000 + int(random.integers(0, 40))}")
+    ratings.append("new,10,5,1000000001")
     (folder / "movies.csv").write_text("movieId,title,genres\n" + "\n".join(movies) + "\n")
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(ratings) + "\n")
     (folder / "tags.csv").write_text("userId,movieId,tag,timestamp\n")
@@ -223,7 +223,7 @@ def test_the_key_follows_the_content_of_the_source(tmp_path: Path, movielens_fol
     before = stage_key("prepare", prepare_settings(chosen), {})
     assert stage_key("prepare", prepare_settings(chosen), {}) == before
     with (tmp_path / "ratings.csv").open("a") as ratings:
-        ratings.write("1,10,5,99\n")
+        ratings.write("1,10,5,1000000099\n")
     assert stage_key("prepare", prepare_settings(chosen), {}) != before
     assert stage_key("prepare", prepare_settings(recipe(SAMPLE)), {}) != before
 
@@ -257,10 +257,31 @@ def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path, chosen: R
 
 def test_stored_history_is_bounded(tmp_path: Path) -> None:
     items = pl.DataFrame({"item_id": [f"i{n}" for n in range(260)], "title": ["x"] * 260})
-    events = pl.DataFrame({"user_id": ["u"] * 230, "item_id": items["item_id"][:230], "timestamp": range(230)})
+    events = pl.DataFrame(
+        {"user_id": ["u"] * 230, "item_id": items["item_id"][:230], "timestamp": range(10**9, 10**9 + 230)}
+    )
     items.write_csv(tmp_path / "items.csv")
     events.write_csv(tmp_path / "events.csv")
     paths = {"items": str(tmp_path / "items.csv"), "events": str(tmp_path / "events.csv")}
     prepare(recipe({"source": "tables", "text_fields": ["title"], **paths}), tmp_path / "dataset")
     (test,) = Dataset.read(tmp_path / "dataset").test
     assert test.history == [f"i{n}" for n in range(29, 229)]
+
+
+def test_a_folder_whose_name_is_a_pattern_is_read_as_it_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "mine [old] *" / "dataset"
+    prepare(recipe(SAMPLE), folder)
+    assert len(Dataset.read(folder).test) == 30
+
+
+def test_what_was_left_out_is_recorded(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(60)], "title": ["x"] * 60})
+    rows = [(f"u{user}", f"i{(user * 7 + n) % 60}", 1_000_000_000 + n) for user in range(40) for n in range(6)]
+    rows[5] = ("u0", "gone", 1_000_000_005)
+    pl.concat([items, items[:2]]).write_csv(tmp_path / "items.csv")
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "events.csv")
+    paths = {"items": str(tmp_path / "items.csv"), "events": str(tmp_path / "events.csv")}
+    metrics = prepare(recipe({"source": "tables", "text_fields": ["title"], **paths}), tmp_path / "dataset").metrics
+    assert metrics["items"] == 60
+    assert metrics["events"] == len(rows) - 1
+    assert sorted(metrics["left_out"].values()) == [1, 2]

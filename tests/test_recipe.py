@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
+from tritonrank.dates import iso_seconds
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import ExampleSettings, Recipe, load_recipe, setting_rows
 
@@ -124,10 +125,25 @@ def test_a_cutoff_is_a_real_date_and_needs_its_split(tmp_path: Path, examples: s
     assert "recipe.yaml" in faults_of(write(tmp_path, SMALLEST + f"examples: {examples}\n"))
 
 
-@pytest.mark.parametrize("cutoff", ["2015-06-30", "'2015-06-30'"])
+@pytest.mark.parametrize("cutoff", ["2015-06-30", "'2015-06-30'", "20150630", "'20150630'"])
 def test_a_quoted_and_an_unquoted_date_are_the_same(tmp_path: Path, cutoff: str) -> None:
     loaded = load_recipe(write(tmp_path, SMALLEST + f"examples: {{split: date, cutoff: {cutoff}}}\n"))
-    assert loaded.examples.cutoff == "2015-06-30"
+    assert loaded.examples.cutoff is not None
+    assert iso_seconds(loaded.examples.cutoff) == 1_435_622_400
+
+
+@pytest.mark.parametrize(
+    "cutoff", ["2015", "201506", "1435622400", "20150230", "2015063012", "'20150630112:30'", "true"]
+)
+def test_a_number_that_is_no_date_is_no_cutoff(tmp_path: Path, cutoff: str) -> None:
+    message = faults_of(write(tmp_path, SMALLEST + f"examples: {{split: date, cutoff: {cutoff}}}\n"))
+    assert "examples.cutoff: " in message
+
+
+def test_braces_without_quotes_are_explained(tmp_path: Path) -> None:
+    message = faults_of(write(tmp_path, SMALLEST), "text.item_template={title}")
+    assert "text.item_template: " in message
+    assert "quotes" in message
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ learns the bottom of the ranking too. Lists and scores are kept on disk as they 
 goes on where it was, and a second training with the same teacher asks it nothing.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.progress import track
 
+from tritonrank.artifacts import whole_file
 from tritonrank.data.lists import EXAMPLE_SCHEMA, training_popularity
 from tritonrank.data.negatives import NegativeSampler, example_random
 from tritonrank.errors import RecipeError
@@ -48,7 +48,8 @@ def scored_lists(recipe: Recipe, dataset_folder: Path, teacher: Scorer, rules: T
     generator = np.random.default_rng(recipe.seed)
     wanted = min(settings.examples, len(dataset.training))
     examples = [dataset.training[i] for i in sorted(generator.choice(len(dataset.training), wanted, replace=False))]
-    maker = _ListMaker(recipe, settings, dataset, pl.read_parquet(dataset_folder / "events.parquet"), teacher, rules)
+    events = pl.read_parquet(dataset_folder / "events.parquet", glob=False)
+    maker = _ListMaker(recipe, settings, dataset, events, teacher, rules)
     starts = range(0, len(examples), EXAMPLES_PER_FILE)
     made: list[Scored] = []
     for start in track(starts, "  the teacher scores candidates", transient=True):
@@ -108,12 +109,10 @@ class _ListMaker:
 def _write(path: Path, lists: Sequence[Scored]) -> None:
     rows = [vars(example) | {"scores": scores} for example, scores in lists]
     table = pl.DataFrame(rows, schema=EXAMPLE_SCHEMA | {"scores": pl.List(pl.Float32())}, orient="row")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")  # under torchrun every process may be making it
-    table.write_parquet(partial)
-    partial.rename(path)
+    with whole_file(path) as draft:  # under torchrun every process may be making it
+        table.write_parquet(draft)
 
 
 def _read(path: Path) -> list[Scored]:
-    rows = pl.read_parquet(path).iter_rows(named=True)
+    rows = pl.read_parquet(path, glob=False).iter_rows(named=True)
     return [(Example(**{name: row[name] for name in EXAMPLE_SCHEMA}), row["scores"]) for row in rows]

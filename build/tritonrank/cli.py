@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from tritonrank.errors import TritonRankError
+from tritonrank.errors import TritonRankError, storage_error
+from tritonrank.locks import only_writer
 from tritonrank.pipeline import Target, Workspace, run_stages
 from tritonrank.quiet import quiet_transformers
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
@@ -131,7 +133,8 @@ def finetune(
     # Under torchrun every process comes through here, and only one may write the dataset: it has to exist already.
     from tritonrank.finetune import finetune as run
 
-    run(loaded, workspace.dataset, workspace.teacher)
+    with _writing(workspace):
+        run(loaded, workspace.dataset, workspace.teacher)
 
 
 @app.command()
@@ -146,7 +149,8 @@ def distill(
     # As with finetune, what it starts from has to exist already.
     from tritonrank.distill import distill as run
 
-    run(loaded, workspace.dataset, workspace.teacher, workspace.pruned, workspace.student, workspace.judgements)
+    with _writing(workspace):
+        run(loaded, workspace.dataset, workspace.teacher, workspace.pruned, workspace.student, workspace.judgements)
 
 
 @app.command()
@@ -391,14 +395,22 @@ def settings() -> None:
 
 
 def main() -> None:
-    """Entry point: errors of the user's own making are one message, without a traceback."""
+    """Entry point: errors of the user's own making, and of disks, are one message, without a traceback."""
     quiet_transformers()
     try:
         app()
-    except TritonRankError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        known = error if isinstance(error, TritonRankError) else storage_error(error)
+        if known is None:
+            raise
+        console.print(f"[bold red]{type(known).__name__}[/]: ", end="")
+        console.print(str(known), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(known.exit_code)
+
+
+def _writing(workspace: Workspace) -> AbstractContextManager[None]:
+    """The lock of a workspace for the one process of torchrun that writes; the others wait for it anyway."""
+    return only_writer(workspace.root) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def _open(recipe: Path, overrides: list[str], artifacts: Path) -> tuple[Recipe, Workspace]:

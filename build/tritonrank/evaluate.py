@@ -5,7 +5,6 @@ model artifacts are cached by content, so nothing is judged twice.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.progress import track
 
-from tritonrank.artifacts import read_manifest, sha256_file
+from tritonrank.artifacts import read_manifest, sha256_file, whole_file
 from tritonrank.engine import loaded_files
 from tritonrank.errors import ArtifactError
 from tritonrank.metrics import METRICS, Interval, all_metrics, interval
@@ -119,12 +118,10 @@ def judge_test_examples(name: str, scorer: Scorer, dataset_folder: Path, rules: 
 def cached(name: str, path: Path, make: Callable[[], Judgement]) -> Judgement:
     """Read a judgement from its file, or make and keep it."""
     if path.is_file():
-        return Judgement(name, pl.read_parquet(path))
+        return Judgement(name, pl.read_parquet(path, glob=False))
     judgement = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")  # under torchrun every process may be making it
-    judgement.table.write_parquet(partial)
-    partial.rename(path)
+    with whole_file(path) as draft:  # under torchrun every process may be making it
+        judgement.table.write_parquet(draft)
     return judgement
 
 

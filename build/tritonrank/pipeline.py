@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from tritonrank.artifacts import is_current, read_manifest, stage_key
-from tritonrank.errors import RecipeError
+from tritonrank.artifacts import is_current, read_manifest, stage_key, tidy
+from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.locks import only_writer, release, take
 from tritonrank.recipe import Recipe
 
 console = Console()
@@ -273,6 +274,8 @@ def tensorrt_stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
 def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *, force: str | None = None) -> None:
     """Run what is not up to date, one line per stage.
 
+    One process at a time builds in a workspace: a second one waits for the first, unless all is up to date.
+
     Args:
         recipe: what to build.
         workspace: where.
@@ -291,13 +294,41 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
     from tritonrank.finetune import check_models
 
     check_models(recipe, workspace.teacher)
+    if until is not None:
+        chosen = chosen[: [stage.verb for stage in chosen].index(until) + 1]
+    taken = take(workspace.root, wait=False)
+    if taken is False and force is None and _all_current(chosen):
+        for stage in chosen:
+            _say_up_to_date(stage)
+        return
+    try:
+        with only_writer(workspace.root):
+            for stage in chosen:
+                tidy(stage.folder)
+            _run_in_order(chosen, force)
+    finally:
+        if taken:
+            release(workspace.root)
+
+
+def _run_in_order(chosen: list[Stage], force: str | None) -> None:
     for stage in chosen:
         if stage.verb != force and is_current(stage.folder, stage.key()):
-            console.print(f"[bold]{stage.verb:<10}[/] up to date  [dim]{stage.folder}[/]", highlight=False)
-        else:
-            console.print(f"[bold]{stage.verb:<10}[/] -> {stage.folder}", highlight=False)
-            started = time.monotonic()
-            stage.run()
-            console.print(f"{'':<10} done in {time.monotonic() - started:.1f} s", highlight=False)
-        if stage.verb == until:
-            return
+            _say_up_to_date(stage)
+            continue
+        console.print(f"[bold]{stage.verb:<10}[/] -> {stage.folder}", highlight=False)
+        started = time.monotonic()
+        stage.run()
+        console.print(f"{'':<10} done in {time.monotonic() - started:.1f} s", highlight=False)
+
+
+def _all_current(chosen: list[Stage]) -> bool:
+    """Whether nothing is to be done, while another process may be writing."""
+    try:
+        return all(is_current(stage.folder, stage.key()) for stage in chosen)
+    except ArtifactError:
+        return False
+
+
+def _say_up_to_date(stage: Stage) -> None:
+    console.print(f"[bold]{stage.verb:<10}[/] up to date  [dim]{stage.folder}[/]", highlight=False)

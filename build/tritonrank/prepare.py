@@ -58,8 +58,8 @@ class Dataset:
             ArtifactError: there is no artifact in the folder.
         """
         read_manifest(folder)
-        fields = pl.read_parquet(folder / "items.parquet").rows_by_key("item_id", named=True, unique=True)
-        events = pl.read_parquet(folder / "events.parquet")
+        fields = pl.read_parquet(folder / "items.parquet", glob=False).rows_by_key("item_id", named=True, unique=True)
+        events = pl.read_parquet(folder / "events.parquet", glob=False)
         return cls(
             items=fields,
             training=_read_examples(folder, TRAIN),
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
     """
     settings = prepare_settings(recipe)
     with write_artifact(folder, "prepare", settings, parents={}) as draft:
-        tables = load_tables(recipe.data, recipe.seed)
+        tables = load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
         _check_template(recipe, tables)
         events = mark_splits(tables.events, recipe.examples)
         chosen, skipped = choose_positives(events, recipe.examples, recipe.seed)
@@ -100,6 +100,7 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
             "training_events": events.filter(pl.col("split") == TRAIN).height,
             "examples": {split: positives.height for split, positives in chosen.items()},
             "skipped_users": skipped,
+            "left_out": tables.left_out,
         }
     return read_manifest(folder)
 
@@ -112,7 +113,9 @@ def prepare_settings(recipe: Recipe) -> dict[str, Any]:
     """
     files = list(source_files(recipe.data))
     if not all(file.is_file() for file in files):
-        load_tables(recipe.data, recipe.seed)  # raises with everything that is wrong, not only the first missing file
+        load_tables(
+            recipe.data, recipe.seed, recipe.text.template_fields
+        )  # raises with everything that is wrong, not only the first missing file
     return {
         "data": recipe.data.model_dump(mode="json"),
         "template_fields": sorted(set(recipe.text.template_fields)),
@@ -132,4 +135,4 @@ def _check_template(recipe: Recipe, tables: Tables) -> None:
 
 
 def _read_examples(folder: Path, split: str) -> list[Example]:
-    return [Example(**row) for row in pl.read_parquet(folder / f"{split}.parquet").iter_rows(named=True)]
+    return [Example(**row) for row in pl.read_parquet(folder / f"{split}.parquet", glob=False).iter_rows(named=True)]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tritonrank.dates import iso_seconds
 from tritonrank.errors import RecipeError
 
 PACKAGED_MINILM = "packaged:minilm-l6"
@@ -21,6 +22,17 @@ PACKAGED_MINILM = "packaged:minilm-l6"
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _expand_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise ValueError(f"{path}: {error}") from None
+
+
+SourcePath = Annotated[Path, AfterValidator(_expand_home)]
+"""A file or folder of the user's; ``~`` is the home folder."""
 
 
 class SampleData(Settings):
@@ -35,20 +47,24 @@ class MovieLensData(Settings):
     """A folder with movies.csv, ratings.csv and tags.csv (ml-latest-small and its relatives)."""
 
     source: Literal["movielens"]
-    path: Path = Field(description="the folder; a relative path is relative to the working directory")
+    path: SourcePath = Field(description="the folder; a relative path is relative to the working directory")
     positive_rating: float = Field(4.0, ge=0.5, le=5, description="stars from which a rating is a positive")
 
 
 class TablesData(Settings):
-    """The user's own Parquet or CSV tables."""
+    """The user's own Parquet or CSV tables. Relative paths begin at the working directory."""
 
     source: Literal["tables"]
-    items: Path = Field(description="items table, .parquet or .csv")
-    events: Path = Field(description="events table, .parquet or .csv")
+    items: SourcePath = Field(
+        description="items table: a .parquet or .csv file, a folder of them, or a pattern such as items-*.parquet"
+    )
+    events: SourcePath = Field(
+        description="events table, in one file or many as items; folders called day=2020-01-01 add a column day"
+    )
     item_id: str = Field("item_id", description="column of both tables that identifies an item")
     text_fields: list[str] = Field(min_length=1, description="columns of the items table that the template may use")
     user_id: str = Field("user_id", description="column of the events table")
-    timestamp: str = Field("timestamp", description="column of the events table; a number or an ISO date")
+    timestamp: str = Field("timestamp", description="column of the events table: ISO dates, 20200913, or unix seconds")
     query: str | None = Field(None, description="column of the events table with the search query, if there is one")
     label: str | None = Field(
         None, description="numeric column of the events table; without it all events are positive"
@@ -99,11 +115,10 @@ class ExampleSettings(Settings):
     def _cutoff_is_a_date(cls, value: object) -> object:
         if isinstance(value, datetime.date):  # YAML reads an unquoted 2015-06-30 as a date
             return value.isoformat()
-        if isinstance(value, str):
-            try:
-                datetime.datetime.fromisoformat(value)
-            except ValueError:
-                raise ValueError("expected an ISO date such as 2015-06-30") from None
+        if isinstance(value, int) and not isinstance(value, bool):  # and 20150630 as a number
+            value = str(value)
+        if isinstance(value, str) and iso_seconds(value) is None:
+            raise ValueError("expected an ISO date such as 2015-06-30")
         return value
 
     @model_validator(mode="after")
@@ -604,6 +619,8 @@ def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int]) -
         message = "no such setting" + (f"; did you mean {near[0]}?" if near else "; see `tritonrank settings`")
     elif fault["type"] == "missing":
         message = "is required"
+    elif fault["type"] == "string_type" and isinstance(fault["input"], dict):
+        message += " (found a mapping, which is what braces mean in YAML: put the text into quotes)"
     else:
         message += f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
     return f"  {place}: {'.'.join(location) or 'recipe'}: {message}"

@@ -119,7 +119,7 @@ class _Source:
 
     def __init__(self, folder: Path, template: str, history_items: int) -> None:
         exponent = verify_artifact(folder).settings["examples"]["popularity_exponent"]
-        dataset, events = Dataset.read(folder), pl.read_parquet(folder / "events.parquet")
+        dataset, events = Dataset.read(folder), pl.read_parquet(folder / "events.parquet", glob=False)
         self.texts = {item: render_fields(template, fields) for item, fields in dataset.items.items()}
         self._test = dataset.test
         self._history_items = history_items

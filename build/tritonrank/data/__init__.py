@@ -6,7 +6,7 @@ so that mending the data is one round and not twenty.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -23,14 +23,18 @@ class Tables:
     events: pl.DataFrame
     """user_id: String, item_id: String, query: String ("" when there is none), timestamp: Int64 (unix seconds),
     label: Int8 (1 positive, 0 seen but not liked). Rows keep the order of the source."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """what was left out -> rows; nothing that was left out is in the two tables"""
 
 
-def load_tables(settings: DataSettings, seed: int) -> Tables:
+def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str] = ()) -> Tables:
     """Read or generate the two tables.
 
     Args:
         settings: the recipe's ``data`` section.
         seed: fixes the generated sample; the other sources do not use it.
+        template_fields: what text.item_template names: tables report those that they do not have with all the other
+            faults.
 
     Raises:
         DataError: files are missing or have faults; the message lists the faults of all files.
@@ -44,12 +48,13 @@ def load_tables(settings: DataSettings, seed: int) -> Tables:
         case MovieLensData():
             return movielens.load(settings)
         case TablesData():
-            return tables.load(settings)
+            return tables.load(settings, template_fields)
 
 
 def source_files(settings: DataSettings) -> Sequence[Path]:
     """The files that the tables are read from; none for the generated sample."""
     from tritonrank.data import movielens
+    from tritonrank.data.parts import source_files_of
 
     match settings:
         case SampleData():
@@ -57,4 +62,4 @@ def source_files(settings: DataSettings) -> Sequence[Path]:
         case MovieLensData():
             return [settings.path / name for name in movielens.FILES]
         case TablesData():
-            return [settings.items, settings.events]
+            return [*source_files_of(settings.items), *source_files_of(settings.events)]

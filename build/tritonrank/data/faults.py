@@ -18,18 +18,19 @@ class Faults:
         self._found: dict[tuple[Path, str], list[str]] = {}
         self._hidden: dict[tuple[Path, str], int] = {}
 
-    def add(self, path: Path, kind: str, message: str, place: str = "") -> None:
+    def add(self, path: Path, kind: str, message: str, place: str = "", file: Path | None = None) -> None:
         """Note one fault.
 
         Args:
-            path: the file.
+            path: the file, or the folder of a table in many files.
             kind: faults of one file and kind are listed together.
             message: what is wrong and what was expected.
             place: ``":12"`` for line 12, ``": row 12"`` where a file has no lines, empty for the whole file.
+            file: which one, in a table of many files.
         """
         shown = self._found.setdefault((path, kind), [])
         if len(shown) < SHOWN_PER_KIND:
-            shown.append(f"{path}{place}: {message}")
+            shown.append(f"{file or path}{place}: {message}")
         else:
             self.hide(path, kind, 1)
 

@@ -27,6 +27,7 @@ def load(settings: MovieLensData) -> Tables:
     if absent := [name for name in FILES if not (settings.path / name).is_file()]:
         raise DataError(
             f"{settings.path}: {', '.join(absent)} not found; expected a MovieLens folder with {', '.join(FILES)}. "
+            f"Looked in {settings.path.absolute()}. "
             "Download and unpack https://files.grouplens.org/datasets/movielens/ml-latest-small.zip, "
             "then set data.path to the folder"
         )

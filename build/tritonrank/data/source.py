@@ -6,60 +6,90 @@ broken keeps its place (its id may still be the target of other rows) but is not
 """
 
 import csv
+import difflib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 from polars import selectors
 
 from tritonrank.data.faults import Faults
+from tritonrank.data.parts import Part, find_parts, foreign_table, has_wildcard
 
 ROWS_PER_CHUNK = 100_000  # rows held as Python objects at a time
+SEPARATORS = {";": "semicolon", "\t": "tab", "|": "pipe"}
+FORMATS = "expected .parquet or .csv"
 
 
 @dataclass(frozen=True)
 class SourceTable:
-    """The rows of one file."""
+    """The rows of one file, or of all parts of a folder one after the other."""
 
     path: Path
     frame: pl.DataFrame
-    """the file's columns; all String when the file is CSV"""
+    """the columns asked for that are there; all String when the file is CSV"""
     lines: pl.Series
-    """Int64; per row the line it starts on (CSV, the header is line 1) or its number from 1 (Parquet)"""
+    """Int64; per row the line it starts on (CSV, the header is line 1) or its number from 1 (Parquet), in its file"""
     sound: pl.Series
     """Boolean; False where the row itself is broken and has been reported"""
     place: str
     """how a line is named, with one ``{}``"""
     complete: bool = True
     """False where rows are missing because they were no CSV; ids that are not here may then exist all the same"""
+    header: list[str] = field(default_factory=list)
+    """the names of all columns, also of those that were not asked for"""
+    files: tuple[Path, ...] = ()
+    """the parts in the order of their rows; empty for a single file"""
+    first_rows: tuple[int, ...] = ()
+    """per part the number of its first row"""
 
     @property
     def readable(self) -> bool:
         """Whether the file gave any column at all; if not, that is reported already."""
-        return self.frame.width > 0
+        return bool(self.header)
+
+    @property
+    def header_place(self) -> str:
+        """Where the column names are: line 1 of a CSV file."""
+        return ":1" if self.place == ":{}" and not self.files else ""
+
+    def place_of(self, position: int) -> tuple[Path, str]:
+        """The file and the place in it of a row."""
+        place = self.place.format(self.lines[position])
+        return (self.files[bisect_right(self.first_rows, position) - 1] if self.files else self.path), place
 
 
-def read_source(path: Path, faults: Faults) -> SourceTable:
-    """Read a ``.csv`` or ``.parquet`` file; what is wrong with it goes to ``faults``.
+def read_source(path: Path, faults: Faults, columns: Collection[str] | None = None) -> SourceTable:
+    """Read a table; what is wrong with it goes to ``faults``.
 
-    A file that cannot be read gives a table without columns.
+    Args:
+        path: a ``.csv`` or ``.parquet`` file, a folder of such files, or a pattern such as ``events-*.parquet``. Parts
+            come in the order of their names. Folders called ``day=2020-01-01`` add a column ``day``.
+        faults: takes what is wrong.
+        columns: those that are needed; default: all. Parts may differ in the others.
+
+    Returns:
+        The rows; without columns where nothing could be read.
     """
-    if not path.is_file():
-        faults.add(path, "missing", "no such file; expected a table here, as the recipe's data section says")
-        return _nothing(path)
     try:
-        match path.suffix.lower():
-            case ".csv":
-                return _read_csv(path, faults)
-            case ".parquet":
-                return _read_parquet(path, faults)
-            case suffix:
-                faults.add(path, "format", f"unknown file type {suffix or '(none)'!r}; expected .parquet or .csv")
+        parts = find_parts(path)
     except OSError as error:
-        faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file")
-    return _nothing(path)
+        faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file or folder")
+        return _nothing(path)
+    if path.is_dir() and (writer := foreign_table(path)):
+        message = f"is {writer}, whose files alone do not say which rows hold; write the table as plain Parquet"
+        faults.add(path, "format", message)
+        return _nothing(path)
+    if not parts:
+        faults.add(path, "missing", _why_missing(path))
+        return _nothing(path)
+    if len(parts) == 1 and parts[0].file == path:
+        return _read_part(path, parts[0], faults, columns)
+    tables = [_read_part(path, part, faults, columns) for part in parts]
+    return _joined(path, [part.file for part in parts], tables, faults, columns)
 
 
 def check_rows(table: SourceTable, faults: Faults) -> None:
@@ -68,27 +98,161 @@ def check_rows(table: SourceTable, faults: Faults) -> None:
         faults.add(table.path, "empty", "has columns but no rows; expected at least one row")
 
 
-def _read_parquet(path: Path, faults: Faults) -> SourceTable:
+def _why_missing(path: Path) -> str:
+    if has_wildcard(path):
+        return f"no file matches; looked in {Path.cwd()}" if not path.is_absolute() else "no file matches"
+    if path.is_dir():
+        return "no table in this folder; expected parts that end in .parquet or .csv"
+    message = "no such file or folder; expected a table here, as the recipe's data section says"
+    if not path.is_absolute():
+        message += f". Looked in {Path.cwd()}: relative paths begin where the command is run"
+    siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.75)
+    return message + (f". There is {path.with_name(near[0])}" if near else "")
+
+
+def _read_part(path: Path, part: Part, faults: Faults, columns: Collection[str] | None) -> SourceTable:
+    file = part.file
     try:
-        frame = pl.read_parquet(path)
+        if not file.stat().st_size and file != path:
+            faults.add(path, "empty", "is empty (0 bytes): it was not written to its end; write it again", file=file)
+            return _nothing(path)
+        match _format_of(file):
+            case "csv":
+                table = _read_csv(path, file, faults)
+            case "parquet":
+                table = _read_parquet(path, part, faults, columns)
+            case _ if file == path:
+                faults.add(path, "format", f"unknown file type {file.suffix or '(none)'!r}; {FORMATS}")
+                return _nothing(path)
+            case _:
+                message = f"is neither Parquet nor CSV; {FORMATS} parts alone. Name them with a pattern: "
+                faults.add(path, "format", f"{message}{path / '*.parquet'}", file=file)
+                return _nothing(path)
+    except OSError as error:
+        faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file", file=file)
+        return _nothing(path)
+    return _with_partition(table, part) if table.readable else table
+
+
+def _format_of(file: Path) -> str:
+    """``csv``, ``parquet`` or nothing; Athena and Hive write Parquet without an ending."""
+    suffix = file.suffix.lower()
+    if suffix in {".csv", ".parquet"}:
+        return suffix[1:]
+    with file.open("rb") as opened:
+        return "parquet" if not suffix and opened.read(4) == b"PAR1" else ""
+
+
+def _with_partition(table: SourceTable, part: Part) -> SourceTable:
+    added = {name: value for name, value in part.partition.items() if name not in table.header}
+    if not added:
+        return table
+    values = [pl.lit(value, dtype=pl.String).alias(name) for name, value in added.items()]
+    return replace(table, frame=table.frame.with_columns(values), header=[*table.header, *added])
+
+
+def _joined(
+    path: Path, files: Sequence[Path], tables: Sequence[SourceTable], faults: Faults, columns: Collection[str] | None
+) -> SourceTable:
+    """The parts as one table; a part that does not fit the others is a fault."""
+    read = [(file, table) for file, table in zip(files, tables, strict=True) if table.readable]
+    complete = len(read) == len(files) and all(table.complete for table in tables)
+    if len({table.place for _, table in read}) > 1:
+        faults.add(path, "format", "holds both CSV and Parquet; expected one of them")
+        return _nothing(path)
+    if not read:
+        return _nothing(path)
+    header = list(dict.fromkeys(name for _, table in read for name in table.header))
+    needed = [name for name in header if columns is None or name in columns]
+    found_types = {name: _common_type([table.frame.schema.get(name) for _, table in read]) for name in needed}
+    types = {name: dtype for name, dtype in found_types.items() if dtype is not None}
+    first_types = {
+        name: (file.name, dtype)
+        for file, table in reversed(read)
+        for name, dtype in table.frame.schema.items()
+        if dtype != pl.Null
+    }
+    frames = []
+    for file, table in read:
+        fits = True
+        for name in needed:
+            found = table.frame.schema.get(name)
+            if found is None:
+                faults.add(path, "parts", f"no column {name!r}, which other parts have", table.header_place, file)
+            elif name not in types and found not in (pl.Null, first_types[name][1]):
+                expected = "expected {1} as in {0}".format(*first_types[name])
+                faults.add(path, "parts", f"column {name!r} holds {found}; {expected}", file=file)
+            fits &= found is not None
+        if fits:
+            frames.append((file, table))
+        complete &= fits
+    if not frames or len(types) < len(needed):
+        return replace(_nothing(path), complete=False)
+    rows = [table.frame.select(pl.col(name).cast(dtype) for name, dtype in types.items()) for _, table in frames]
+    heights = [frame.height for frame in rows]
+    return SourceTable(
+        path,
+        pl.concat(rows),
+        pl.concat([table.lines for _, table in frames]),
+        pl.concat([table.sound for _, table in frames]),
+        frames[0][1].place,
+        complete,
+        header,
+        tuple(file for file, _ in frames),
+        tuple(sum(heights[:number]) for number in range(len(heights))),
+    )
+
+
+def _common_type(types: Sequence[pl.DataType | None]) -> pl.DataType | None:
+    """The type that all parts of a column fit into, or None."""
+    distinct = {dtype for dtype in types if dtype is not None and dtype != pl.Null}
+    if not distinct:
+        return pl.Null()
+    if len(distinct) == 1:
+        return distinct.pop()
+    if all(dtype.is_integer() for dtype in distinct):
+        return pl.Int128() if distinct & {pl.UInt64(), pl.Int128()} else pl.Int64()
+    if all(dtype.is_float() for dtype in distinct):
+        return pl.Float64()
+    zones = {dtype.time_zone for dtype in distinct if isinstance(dtype, pl.Datetime)}
+    if all(isinstance(dtype, pl.Datetime) for dtype in distinct) and len(zones) == 1:
+        return pl.Datetime("us", zones.pop())
+    return None
+
+
+def _read_parquet(path: Path, part: Part, faults: Faults, columns: Collection[str] | None) -> SourceTable:
+    try:
+        with part.file.open("rb") as opened:  # polars takes [ in a file's name for a pattern
+            header = list(pl.read_parquet_schema(opened))
+        chosen = [name for name in header if columns is None or name in columns]
+        # Without partitions of its own: the folders above are read by _with_partition, for all kinds of parts alike.
+        frame = pl.read_parquet(part.file, columns=chosen or header[:1], glob=False, hive_partitioning=False)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
-        faults.add(path, "format", f"cannot be read as Parquet ({reason}); expected an undamaged Parquet file")
+        message = f"cannot be read as Parquet ({reason}); expected an undamaged Parquet file"
+        faults.add(path, "format", message, file=part.file)
         return _nothing(path)
-    frame = frame.cast({selectors.categorical() | selectors.enum(): pl.String})
+    frame = frame.cast({selectors.categorical() | selectors.enum(): pl.String}).select(chosen or header[:1])
     lines = pl.Series("line", range(1, frame.height + 1), dtype=pl.Int64)
-    return SourceTable(path, frame, lines, pl.repeat(True, frame.height, eager=True), ": row {}")
+    sound = pl.repeat(True, frame.height, dtype=pl.Boolean, eager=True)
+    return SourceTable(path, frame, lines, sound, ": row {}", header=header)
 
 
-def _read_csv(path: Path, faults: Faults) -> SourceTable:
-    text, broken_lines = _decode(path, faults)
-    rows = _rows(path, text, faults)
+def _read_csv(path: Path, file: Path, faults: Faults) -> SourceTable:
+    text, broken_lines = _decode(path, file, faults)
+    rows = _rows(path, file, text, faults)
     _, _, header = next(rows, (1, 1, []))
     if not header:
-        faults.add(path, "empty", "has no header line; expected one with the column names")
+        faults.add(path, "empty", "has no header line; expected one with the column names", file=file)
+        return _nothing(path)
+    if separator := _other_separator(header, text):
+        message = f"the separator seems to be {SEPARATORS[separator]} ({separator!r}); expected commas"
+        faults.add(path, "separator", f"{message}. Write the file again with commas, or as Parquet", ":1", file)
         return _nothing(path)
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        faults.add(path, "header", f"column {', '.join(twice)} occurs twice; expected each name once", ":1")
+        message = f"column {', '.join(twice)} occurs twice; expected each name once"
+        faults.add(path, "header", message, ":1", file)
         return _nothing(path)
 
     chunks, lines, sound, chunk = [], [], [], []
@@ -100,7 +264,7 @@ def _read_csv(path: Path, faults: Faults) -> SourceTable:
         whole = len(row) == len(header)
         if not whole:
             expected = f"expected {len(header)} ({', '.join(header)})"
-            faults.add(path, "fields", f"{len(row)} field(s); {expected}", f":{first_line}")
+            faults.add(path, "fields", f"{len(row)} field(s); {expected}", f":{first_line}", file)
             row = (row + [""] * len(header))[: len(header)]
         sound.append(whole and not (broken_lines and broken_lines.intersection(range(first_line, last_line + 1))))
         lines.append(first_line)
@@ -110,10 +274,18 @@ def _read_csv(path: Path, faults: Faults) -> SourceTable:
             chunk = []
     frame = pl.concat([*chunks, _frame(chunk, header)])
     line_numbers, soundness = pl.Series(lines, dtype=pl.Int64), pl.Series(sound, dtype=pl.Boolean)
-    return SourceTable(path, frame, line_numbers, soundness, ":{}", complete)
+    return SourceTable(path, frame, line_numbers, soundness, ":{}", complete, header)
 
 
-def _rows(path: Path, text: str, faults: Faults) -> Iterator[tuple[int, int, list[str]]]:
+def _other_separator(header: list[str], text: str) -> str | None:
+    """What the header line is cut by if not by commas, which then gives fewer columns."""
+    line = text.lstrip("\ufeff").split("\n", 1)[0]
+    counts = {separator: len(next(csv.reader([line], delimiter=separator), [])) for separator in SEPARATORS}
+    likely = max(counts, key=lambda separator: counts[separator])
+    return likely if counts[likely] > len(header) else None
+
+
+def _rows(path: Path, file: Path, text: str, faults: Faults) -> Iterator[tuple[int, int, list[str]]]:
     """(first line, last line, cells) of every row that is not blank; a row that is no CSV has no cells."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
@@ -124,16 +296,16 @@ def _rows(path: Path, text: str, faults: Faults) -> Iterator[tuple[int, int, lis
             return
         except csv.Error as error:
             expected = "every quote closed, and doubled within a cell"
-            faults.add(path, "csv", f"not a CSV row ({error}); expected {expected}", f":{first_line}")
+            faults.add(path, "csv", f"not a CSV row ({error}); expected {expected}", f":{first_line}", file)
             yield first_line, reader.line_num, []
             continue
         if row:
             yield first_line, reader.line_num, row
 
 
-def _decode(path: Path, faults: Faults) -> tuple[str, set[int]]:
+def _decode(path: Path, file: Path, faults: Faults) -> tuple[str, set[int]]:
     """The text of a file and the lines whose UTF-8 is broken; their broken bytes become U+FFFD."""
-    content = path.read_bytes()
+    content = file.read_bytes()
     try:
         return content.decode("utf-8-sig"), set()
     except UnicodeDecodeError:
@@ -146,7 +318,7 @@ def _decode(path: Path, faults: Faults) -> tuple[str, set[int]]:
         except UnicodeDecodeError as error:
             broken.add(number)
             what = f"broken UTF-8 at byte offset {offset + error.start} (0x{line[error.start]:02X})"
-            faults.add(path, "utf-8", f"{what}; expected UTF-8 throughout", f":{number}")
+            faults.add(path, "utf-8", f"{what}; expected UTF-8 throughout", f":{number}", file)
         offset += len(line) + 1
     return content.decode("utf-8-sig", errors="replace"), broken
 

@@ -6,10 +6,10 @@ date the test is the first positive from that date on, and the validation is the
 nothing that happened at or after a user's validation positive is ever learnt from for that user.
 """
 
-from datetime import UTC, datetime
-
 import polars as pl
 
+from tritonrank.dates import iso_seconds
+from tritonrank.errors import RecipeError
 from tritonrank.recipe import ExampleSettings
 
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", ""
@@ -41,7 +41,7 @@ def mark_splits(events: pl.DataFrame, settings: ExampleSettings) -> pl.DataFrame
         (label.cum_sum().over("user_id") - label).alias("positives_before"),
         (label.cum_sum().over("user_id", "item_id") - label).alias("same_before"),
     )
-    split = _by_user() if settings.cutoff is None else _by_date(_unix_seconds(settings.cutoff))
+    split = _by_user() if settings.cutoff is None else _by_date(_seconds_of(settings.cutoff))
     return ordered.with_columns(
         split.alias("split"), (pl.col("positives_before") - pl.col("same_before")).alias("others_before")
     ).drop("same_before")
@@ -84,6 +84,8 @@ def _by_date(cutoff: int) -> pl.Expr:
     )
 
 
-def _unix_seconds(cutoff: str) -> int:
-    moment = datetime.fromisoformat(cutoff)
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+def _seconds_of(cutoff: str) -> int:
+    seconds = iso_seconds(cutoff)
+    if seconds is None:
+        raise RecipeError(f"examples.cutoff: {cutoff!r} is no ISO date such as 2015-06-30")
+    return seconds

@@ -1,24 +1,35 @@
-"""The user's own tables, Parquet or CSV, under whatever column names they have.
+"""The user's own tables, Parquet or CSV, in one file or many, under whatever column names they have.
 
-Timestamps are unix seconds, ISO dates or a date type; milliseconds are refused rather than guessed. An event without
-a label is a positive, because most logs hold clicks or purchases only.
+Timestamps are dates, or numbers that can only be unix seconds or dates; what could be anything else is refused rather
+than guessed. An event without a label is a positive, because most logs hold clicks or purchases only.
 """
 
+from collections.abc import Sequence
+
 import polars as pl
+from rich.console import Console
 
 from tritonrank.data import Tables, columns
 from tritonrank.data.faults import Faults
-from tritonrank.data.source import check_rows, read_source
+from tritonrank.data.source import SourceTable, check_rows, read_source
 from tritonrank.errors import DataError
 from tritonrank.recipe import TablesData
 
+UNKNOWN_SHARE = 0.2
+"""Of the events, that may be of items which are not in the catalogue (any more); more means that ids do not match."""
 
-def load(settings: TablesData) -> Tables:
+console = Console()
+
+
+def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     """Read both tables.
 
+    Events of items that the catalogue does not have are left out and counted, up to UNKNOWN_SHARE; so are rows of the
+    items table that repeat an earlier one word for word.
+
     Raises:
-        DataError: all faults of both files: missing or mistyped columns, ids that are empty, repeated or unknown,
-            values out of range, malformed rows, broken UTF-8.
+        DataError: all faults of both tables: missing or mistyped columns, ids that are empty, repeated or unknown,
+            values out of range, malformed rows, broken UTF-8, fields of the template that are no text fields.
     """
     fields = [field for field in dict.fromkeys(settings.text_fields) if field != settings.item_id]
     if "item_id" in fields:
@@ -27,28 +38,53 @@ def load(settings: TablesData) -> Tables:
             "rename it in the file and in data.text_fields"
         )
     faults = Faults()
-    items, events = read_source(settings.items, faults), read_source(settings.events, faults)
+    _check_template(settings, template_fields, faults)
+    items = read_source(settings.items, faults, {settings.item_id, *fields})
+    optional = {name for name in (settings.query, settings.label) if name}
+    events = read_source(settings.events, faults, {settings.user_id, settings.item_id, settings.timestamp, *optional})
     check_rows(items, faults)
     check_rows(events, faults)
 
-    item_ids = columns.identifiers(items, settings.item_id, faults)
-    columns.check_unique(items, item_ids, faults)
-    field_texts = [columns.texts(items, field, faults).alias(field) for field in fields]
+    item_ids = columns.identifiers(items, settings.item_id, faults, "data.item_id")
+    field_texts = [columns.texts(items, field, faults, "data.text_fields").alias(field) for field in fields]
+    repeated = _repeated(items, item_ids, field_texts)
+    columns.check_unique(items, item_ids.set(repeated, None), faults)
 
-    user_ids = columns.identifiers(events, settings.user_id, faults)
-    event_items = columns.identifiers(events, settings.item_id, faults)
-    columns.check_known(events, event_items, item_ids, items, faults)
-    seconds = columns.timestamps(events, settings.timestamp, faults)
+    user_ids = columns.identifiers(events, settings.user_id, faults, "data.user_id")
+    event_items = columns.identifiers(events, settings.item_id, faults, "data.item_id")
+    is_known = columns.known(events, event_items, item_ids, items)
+    if (~is_known).sum() > UNKNOWN_SHARE * len(is_known):
+        columns.check_known(events, event_items, item_ids, items, faults)
+    seconds = columns.timestamps(events, settings.timestamp, faults, "data.timestamp")
     nothing = pl.repeat("", len(user_ids), dtype=pl.String, eager=True)
-    queries = columns.texts(events, settings.query, faults).str.strip_chars() if settings.query else nothing
+    queries = (
+        columns.texts(events, settings.query, faults, "data.query").str.strip_chars() if settings.query else nothing
+    )
     everything = pl.repeat(True, len(user_ids), dtype=pl.Boolean, eager=True)
-    liked = columns.numbers(events, settings.label, faults) >= settings.positive_label if settings.label else everything
+    liked = (
+        columns.numbers(events, settings.label, faults, "data.label") >= settings.positive_label
+        if settings.label
+        else everything
+    )
     faults.raise_any()
 
     # The id column may serve as a text field too, under the name it has in the file.
     own_name = [item_ids] if settings.item_id in settings.text_fields and settings.item_id != "item_id" else []
+    unknown = event_items.filter(~is_known)
+    left_out = {
+        f"events of items that {settings.items.name} does not have": unknown,
+        f"repeated rows of {settings.items.name}": item_ids.filter(repeated),
+    }
+    counts = {what: len(ids) for what, ids in left_out.items() if len(ids)}
+    for what, count in counts.items():
+        console.print(
+            f"  left out: {count:,} {what}, such as {left_out[what][0]!r}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     return Tables(
-        items=pl.DataFrame([item_ids.alias("item_id"), *own_name, *field_texts]),
+        items=pl.DataFrame([item_ids.alias("item_id"), *own_name, *field_texts]).filter(~repeated),
         events=pl.DataFrame(
             [
                 user_ids.alias("user_id"),
@@ -57,5 +93,21 @@ def load(settings: TablesData) -> Tables:
                 seconds.alias("timestamp"),
                 liked.cast(pl.Int8).alias("label"),
             ]
-        ),
+        ).filter(is_known),
+        left_out=counts,
     )
+
+
+def _check_template(settings: TablesData, template_fields: Sequence[str], faults: Faults) -> None:
+    unknown = [name for name in dict.fromkeys(template_fields) if name not in settings.text_fields]
+    if unknown:
+        named = ", ".join(f"{{{name}}}" for name in unknown)
+        message = f"text.item_template uses {named}, which data.text_fields does not list"
+        faults.add(settings.items, "template", f"{message}; it lists: {', '.join(settings.text_fields)}")
+
+
+def _repeated(items: SourceTable, item_ids: pl.Series, field_texts: Sequence[pl.Series]) -> pl.Series:
+    """[rows] True where a whole and sound row says what an earlier one said already."""
+    rows = pl.DataFrame([item_ids.alias("item_id"), *field_texts])
+    first = pl.Series(rows.select(pl.struct(pl.all()).is_first_distinct()).to_series())
+    return ~first & items.sound & item_ids.is_not_null() & (item_ids != "")

