@@ -138,8 +138,12 @@ def _send_big_rows(served: Served, model: str, candidates: int) -> None:
 
 def requests_started(served: Served, scorer: str) -> int:
     """How many requests a scorer has begun so far, those in work included, which Triton does not tell."""
-    (counter,) = Path(tempfile.gettempdir()).glob(f"*/tritonrank-queue-{served.triton.pid}/*/{scorer}_[0-9]*")
-    return int.from_bytes(counter.read_bytes()[:8], "little")
+    return sum(int.from_bytes(counter.read_bytes()[:8], "little") for counter in counter_files(served, scorer))
+
+
+def counter_files(served: Served, scorer: str) -> list[Path]:
+    """What each instance of a scorer tells the gate (``admission.py``)."""
+    return [*Path(tempfile.gettempdir()).glob(f"*/tritonrank-queue-{served.triton.pid}/*/{scorer}_[0-9]*")]
 
 
 def ask(client: RankClient, request: Request) -> Scores:

@@ -21,7 +21,8 @@ last one some time ago, the request is let through and measured, so that a wrong
 Not everything that passes the gate reaches a scorer: a client may give up between the steps, and anyone may call
 ``tokenize`` alone. So each admitted request carries a ticket, and the scorers say which was the newest that they took.
 The queue is in order: what newer tickets have overtaken waits no more, nor does what an idle scorer has left lying for
-longer than a request is ever on its way. What comes straight to a scorer has no ticket.
+longer than a request is ever on its way. One whose deadline has passed is no work either. What comes straight to a
+scorer has no ticket.
 
 ``score`` starts nothing whose deadline has passed, and stops what it works on when it passes. The words of all refusals
 are Triton's.
@@ -39,8 +40,9 @@ import struct
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from heapq import heapify, heapreplace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +123,7 @@ _STATE = struct.Struct(f"<qqqd?d{2 * (len(LARGER_CLASSES) + 1)}d")
 class _Waiting(NamedTuple):
     ticket: int
     admitted_at: float
+    expires_at: float
     tokens: int
 
 
@@ -161,20 +164,20 @@ class Admission:
         """
         scorers = _states(self._folder)
         self._forget_what_does_not_wait(scorers)
-        if len(self._waiting) >= self._most_waiting:
+        now = time.monotonic()
+        waiting = [request.tokens for request in self._waiting if request.expires_at > now]
+        if len(waiting) >= self._most_waiting:
             raise QueueFullError(QUEUE_FULL)
         if not self._queue_share:
             return
         self._check_own_work(scorers, seconds_left, tokens)
         rates = [scorer.tokens_per_second for scorer in scorers if scorer.tokens_per_second > 0]
-        waiting = sum(request.tokens for request in self._waiting)
-        # The scorer that is free first takes the next request: a large one in another keeps nobody waiting.
-        first_free = len(scorers) * min((scorer.running_tokens for scorer in scorers), default=0)
-        if not rates or not waiting + first_free:
+        before = _tokens_before(waiting, [scorer.running_tokens for scorer in scorers])
+        if not rates or not before:
             return
         rate = sum(rates) / len(rates)
-        wait_seconds = (waiting + first_free) / rate
-        # Alone it would get all cores, but where it has to wait the others are busy, and it gets one instance's share.
+        wait_seconds = before * len(scorers) / rate
+        # Alone an instance gets all cores, but where a request has to wait all are busy, and each has its share.
         own_seconds = tokens * len(scorers) / rate
         if wait_seconds > self._queue_share * seconds_left or wait_seconds + own_seconds > seconds_left:
             raise QueueFullError(
@@ -182,14 +185,19 @@ class Admission:
                 f"{1_000 * seconds_left:.0f} ms left"
             )
 
-    def admitted(self, tokens: int = 0) -> int:
+    def admitted(self, tokens: int = 0, seconds_left: float = math.inf) -> int:
         """One more is on its way to the scorer; its ticket, which no other request has.
 
         Tickets are times: those of a gate that starts again are newer than those before, and one that somebody makes up
         cannot be newer than now (``StartedCounter``).
+
+        Args:
+            tokens: as for ``check_room``.
+            seconds_left: as for ``check_room``; behind its deadline nothing is computed.
         """
+        now = time.monotonic()
         self._ticket = max(self._ticket + 1, time.monotonic_ns())
-        self._waiting.append(_Waiting(self._ticket, time.monotonic(), tokens))
+        self._waiting.append(_Waiting(self._ticket, now, now + seconds_left, tokens))
         return self._ticket
 
     def _check_own_work(self, scorers: list[ScorerState], seconds_left: float, tokens: int) -> None:
@@ -219,6 +227,21 @@ class Admission:
             if not (first.ticket <= newest or was_lost or was_left_lying):
                 break
             self._waiting.popleft()
+
+
+def _tokens_before(waiting: Iterable[int], running: Iterable[int]) -> int:
+    """Tokens that the scorer which is free first has to do before a request that comes now.
+
+    Args:
+        waiting: tokens of the requests that wait, in their order; each goes to the scorer that is free first then, so
+            that a large one in one scorer keeps nobody from the other.
+        running: what each scorer works on.
+    """
+    loads = [*running] or [0]
+    heapify(loads)
+    for tokens in waiting:
+        heapreplace(loads, loads[0] + tokens)
+    return loads[0]
 
 
 class StartedCounter:

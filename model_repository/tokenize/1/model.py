@@ -95,7 +95,7 @@ class TritonPythonModel:
         answer = {name: tensors[name] for name in self.engine_inputs} | {"row_of_candidate": row_of_candidate}
         self._count_texts(int((row_of_candidate == NO_ROW).sum()))
         rows = len(tensors[self.engine_inputs[0]])
-        ticket = self.admission.admitted(tokens)
+        ticket = self.admission.admitted(tokens, seconds_left(deadline))
         for name, value in (("deadline", deadline), ("ticket", ticket)):
             if name in self.outputs:
                 answer[name] = self._for_the_scorer(value, rows)
