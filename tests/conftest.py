@@ -105,8 +105,9 @@ class Served:
     """The one running server.
 
     Its ensembles: ``rank`` is the shared-context INT8 repository as built, ``rank_joint`` the joint one;
-    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs. The scorer of ``rank`` takes longer rows
-    than those of the others, and for longer, so that it can be kept busy.
+    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs. The scorers of the first two let
+    through ids that their engines refuse, and take their time, the one of ``rank`` for longer rows than ``tokenize``
+    makes, so that it can be kept busy.
     """
 
     triton: LocalTriton
@@ -125,10 +126,12 @@ def served(
     """The one real Triton of the test suite."""
     repository = tmp_path_factory.mktemp("served") / "repository"
     shutil.copytree(workspace.repository, repository)
-    set_parameters(repository / "score", context_row_tokens="200", candidate_row_tokens="200", deadline_us="60000000")
+    patient = {"deadline_us": "60000000", "vocabulary_size": "1000000"}
+    set_parameters(repository / "score", context_row_tokens="200", candidate_row_tokens="200", **patient)
     add_ensemble(repository, workspace, {"rank": "rank_fp32", "score": "score_fp32"}, fp32=True)
     joint = {name: f"{name}_joint" for name in ("rank", "tokenize", "score", "select")}
     add_ensemble(repository, joint_workspace, joint)
+    set_parameters(repository / "score_joint", **patient)
     twin = {"rank": "rank_joint_fp32", "score": "score_joint_fp32"}
     add_ensemble(repository, joint_workspace, joint | twin, fp32=True)
     with LocalTriton(repository) as triton:

@@ -94,7 +94,7 @@ def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, 
     rank = configs["rank"]
     wires = {tensor.name: signature(tensor, False) for tensor in rank.input}
     optional = {tensor.name for tensor in rank.input if tensor.optional}
-    assert optional == {"query", "history", "item_ids", "top_k"}
+    assert optional == {"query", "history", "items", "item_ids", "top_k"}
     for step in rank.ensemble_scheduling.step:
         model = configs[step.model_name]
         # A joint ranker's rows are the batch. A shared-context request is a batch of one, whose dimension Triton's

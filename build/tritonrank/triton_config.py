@@ -230,10 +230,12 @@ def _python_model(name: str) -> pb.ModelConfig:
 
 
 def _request_inputs() -> list[pb.ModelInput]:
+    """What a request may hold. It has to hold items; to Triton they are optional too, because ``tokenize`` says what is
+    missing, and an ensemble whose first step never runs speaks of a deadlock."""
     return [
         pb.ModelInput(name="query", data_type=pb.TYPE_STRING, dims=[1], optional=True),
         pb.ModelInput(name="history", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
-        pb.ModelInput(name="items", data_type=pb.TYPE_STRING, dims=[-1]),
+        pb.ModelInput(name="items", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
         pb.ModelInput(name="item_ids", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
         pb.ModelInput(name="top_k", data_type=pb.TYPE_INT32, dims=[1], optional=True),
     ]

@@ -104,7 +104,7 @@ class TritonPythonModel:
     def _tokenize(self, request):
         items = self._texts(request, "items", self.max_candidates)
         if not items:
-            raise TextError("items: at least one candidate is needed")
+            raise TextError(f"items: {'missing' if items is None else 'empty'}; at least one candidate is needed")
         self._check_item_ids(request, len(items))
         _check_top_k(request)
         query = self._texts(request, "query", 1)
