@@ -105,9 +105,9 @@ class Served:
     """The one running server.
 
     Its ensembles: ``rank`` is the shared-context INT8 repository as built, ``rank_joint`` the joint one;
-    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs. The scorers of the first two let
-    through ids that their engines refuse, and take their time, the one of ``rank`` for longer rows than ``tokenize``
-    makes, so that it can be kept busy.
+    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs. The INT8 scorers let
+    ids through that their engines refuse; those of the shared-context ranker take longer rows than ``tokenize`` makes,
+    and their time for them, so that they can be kept busy.
     """
 
     triton: LocalTriton
@@ -126,12 +126,15 @@ def served(
     """The one real Triton of the test suite."""
     repository = tmp_path_factory.mktemp("served") / "repository"
     shutil.copytree(workspace.repository, repository)
-    patient = {"deadline_us": "60000000", "vocabulary_size": "1000000"}
-    set_parameters(repository / "score", context_row_tokens="200", candidate_row_tokens="200", **patient)
     add_ensemble(repository, workspace, {"rank": "rank_fp32", "score": "score_fp32"}, fp32=True)
     joint = {name: f"{name}_joint" for name in ("rank", "tokenize", "score", "select")}
     add_ensemble(repository, joint_workspace, joint)
-    set_parameters(repository / "score_joint", **patient)
+    for scorer in ("score", "score_fp32"):
+        set_parameters(repository / scorer, context_row_tokens="200", candidate_row_tokens="200")
+    for scorer in ("score", "score_fp32", "score_joint"):
+        set_parameters(repository / scorer, deadline_us="60000000")
+    for scorer in ("score", "score_joint"):
+        set_parameters(repository / scorer, vocabulary_size="1000000")
     twin = {"rank": "rank_joint_fp32", "score": "score_joint_fp32"}
     add_ensemble(repository, joint_workspace, joint | twin, fp32=True)
     with LocalTriton(repository) as triton:

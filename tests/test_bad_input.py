@@ -315,16 +315,6 @@ MALFORMED = {
         shared([2**31 - 1], [[1]]),
         "context_ids: ids from 2147483647 to 2147483647; expected 0 to 30521",
     ),
-    "score_fp32: long context": (
-        "score_fp32",
-        shared([1] * 80, [[1]]),
-        "context_ids: rows of 80 tokens; the limit is 79",
-    ),
-    "score_fp32: long candidate": (
-        "score_fp32",
-        shared([1], [[1] * 26]),
-        "candidate_ids: rows of 26 tokens; the limit is 25",
-    ),
     "score: context longer than the model": (
         "score",
         shared([1] * 600, [[1]]),

@@ -131,7 +131,9 @@ def test_long_rows_straight_to_the_scorer_are_refused_and_hold_nobody_up(slow: S
         attacks = [pool.submit(outcome, slow, protocol, "score", tensors) for protocol in PROTOCOLS]
         ends = small_requests(slow, 2)
     for attack in attacks:
-        assert attack.result().startswith("candidate_ids: rows of 250 tokens; the limit is ")
+        assert attack.result() == "candidate_ids: rows of 250 tokens; the limit is 25"
+    long_context = {"context_ids": rows[:, 0, :80], "candidate_ids": rows[..., :25]}
+    assert outcome(slow, "grpc", "score", long_context).startswith("context_ids: rows of 80 tokens; the limit is ")
     assert set(ends) == {"ok"}
 
 
