@@ -175,7 +175,7 @@ def evaluate(
     from tritonrank.server_scorer import ServerScorer
     from tritonrank.summary import show_summary
     from tritonrank.text import TextRules
-    from tritonrank.worst import with_worst_requests
+    from tritonrank.worst import require_passed, with_worst_requests
 
     if live:
         from tritonrank.live import judge_live
@@ -200,7 +200,7 @@ def evaluate(
         own, other = (one.interval(metric, loaded.gate.bootstrap_samples) for one in (child, parent))
         typer.echo(f"{metric:<10} {own}   {parent.name}: {other}")
     show_verdict(found)
-    found.require()
+    require_passed(found, workspace.root / "closed-gate-evaluate.txt", "Judge another: --artifact or --server.")
 
 
 @app.command("compile")

@@ -31,6 +31,7 @@ from tritonrank.pretrained import (
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import open_scorer
 from tritonrank.text import SHARED_CONTEXT, RequestTokenizer, TextRules
+from tritonrank.text_budgets import text_rules, text_settings
 from tritonrank.training import is_main_process, train_ranker, wait_for_all
 
 
@@ -38,7 +39,7 @@ def finetune_settings(recipe: Recipe) -> dict[str, Any]:
     """What the fine-tuned checkpoint depends on, beside the dataset."""
     return {
         "seed": recipe.seed,
-        "text": recipe.text.model_dump(mode="json"),
+        "text": text_settings(recipe),
         "model": recipe.model.model_dump(mode="json"),
         "model_identity": identity(recipe.model.checkpoint or recipe.model.base),
         "finetune": recipe.finetune.model_dump(mode="json"),
@@ -62,10 +63,11 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
     """
     settings, parents = finetune_settings(recipe), {"dataset": read_manifest(dataset_folder)}
     set_seed(recipe.seed)
-    model, tokenizer = untrained_ranker(recipe)
+    rules = text_rules(recipe, dataset_folder)
+    model, tokenizer = untrained_ranker(recipe, rules)
     if recipe.model.checkpoint:
         with write_artifact(folder, "finetune", settings, parents) as draft:
-            save_checkpoint(recipe, model, draft.folder)
+            save_checkpoint(recipe, model, draft.folder, rules)
             draft.metrics |= {"trained": False}
         return
     work = folder.with_name(f"{folder.name}.work")
@@ -77,16 +79,23 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
     )
     if is_main_process():
         with write_artifact(folder, "finetune", settings, parents) as draft:
-            save_checkpoint(recipe, model, draft.folder)
+            save_checkpoint(recipe, model, draft.folder, rules)
             draft.metrics |= {"trained": True} | metrics
         shutil.rmtree(work, ignore_errors=True)
     wait_for_all()
 
 
-def untrained_ranker(recipe: Recipe) -> tuple[PreTrainedModel, RequestTokenizer]:
-    """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules."""
+def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[PreTrainedModel, RequestTokenizer]:
+    """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules.
+
+    Args:
+        recipe: its model section.
+        rules: as ``text_rules`` gave them; needed where the data decide the budgets.
+    """
     name = recipe.model.checkpoint or recipe.model.base
-    tokenizer = RequestTokenizer(load_tokenizer(name).backend_tokenizer, text_rules(recipe), cache_entries=100_000)
+    tokenizer = RequestTokenizer(
+        load_tokenizer(name).backend_tokenizer, rules or text_rules(recipe), cache_entries=100_000
+    )
     if recipe.model.architecture == SHARED_CONTEXT:
         return _shared_context_ranker(recipe, tokenizer), tokenizer
     model = load_ranker(name, new_head=recipe.model.checkpoint is None)
@@ -119,15 +128,11 @@ def _check_length(name: str, tokens: int, what: str, model: PreTrainedModel) -> 
         )
 
 
-def text_rules(recipe: Recipe) -> TextRules:
-    return TextRules(**recipe.text.model_dump(), architecture=recipe.model.architecture)
-
-
-def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
+def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules: TextRules | None = None) -> None:
     """Weights, config, tokenizer and text rules: everything that later stages need."""
     model.save_pretrained(folder, safe_serialization=True)
     copy_tokenizer(recipe.model.checkpoint or recipe.model.base, folder)
-    text_rules(recipe).save(folder)
+    (rules or text_rules(recipe)).save(folder)
 
 
 def copy_tokenizer(name: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from tritonrank.cost import gflop_per_request
 from tritonrank.cpu import has_int8_dot_product, processor_name
 from tritonrank.engine import available_cores, loaded_files
 from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
-from tritonrank.finetune import finetune_settings
 from tritonrank.gate import paired_difference
 from tritonrank.gatekeeper import FINE_TUNED
 from tritonrank.metrics import METRICS
@@ -38,6 +38,7 @@ from tritonrank.pretrained import load_any_ranker
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import EngineScorer, Request, open_scorer, requests_of
 from tritonrank.text import TextRules
+from tritonrank.text_budgets import text_rules
 
 SUMMARY_FILE = "summary.json"
 TIMED_REQUESTS = 15
@@ -108,11 +109,13 @@ def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
 def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, Judgement]:
     """Every baseline on the test examples, cached by what it depends on."""
     model = {"base": recipe.model.base, "architecture": recipe.model.architecture}
-    settings = {"seed": recipe.seed, "text": finetune_settings(recipe)["text"], **model}
+    rules = text_rules(recipe, workspace.dataset)
+    text = {name: value for name, value in asdict(rules).items() if name in type(recipe.text).model_fields}
+    settings = {"seed": recipe.seed, "text": text, **model}
     key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
     test = sha256_file(workspace.dataset / "test.parquet")
     judged = {}
-    for name, make in all_baselines(recipe, dataset).items():
+    for name, make in all_baselines(recipe, dataset, rules).items():
         path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
         judged[name] = cached(name, path, lambda name=name, make=make: judge(name, make(), dataset.test))  # type: ignore[misc]
     return judged

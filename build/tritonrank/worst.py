@@ -1,4 +1,8 @@
-"""The requests that a step hurt most, in words: who asked, what they liked, and what either model put on top."""
+"""The requests that a step hurt most, in words: who asked, what they liked, and what either model put on top.
+
+These are people's ids, queries and histories. They go into files that the owner of the data reads, never to a terminal
+and never into an error's message, which both end up in logs.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,3 +43,42 @@ def with_worst_requests(
         }
         described.append(words)
     return replace(found, worst_requests=described)
+
+
+def require_passed(found: Verdict, record: Path, advice: str) -> None:
+    """Raise unless the gate passed; the worst requests of a closed one go into a file.
+
+    Args:
+        found: with the worst requests in words.
+        record: the file.
+        advice: what can be done, for the message.
+
+    Raises:
+        GateError: the gate closed; the message names the file.
+    """
+    if found.passed:
+        return
+    lines = [f"{found.child} against {found.parent} on {found.examples} requests: {found.reason}.", ""]
+    words = {request["example_id"]: in_words(request) for request in found.worst_requests}
+    lines += [
+        f"{name}: NDCG@10 {before:.3f} -> {after:.3f}{words.get(name, '')}" for name, before, after in found.worst
+    ]
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found.require(f"{advice} Whose requests those are: {record}")
+
+
+def forget_closed_gate(record: Path) -> None:
+    """What an earlier attempt left, once the step has passed."""
+    record.unlink(missing_ok=True)
+
+
+def in_words(request: dict[str, Any]) -> str:
+    """A worst request on indented lines of its own."""
+    asked = f" asked for {request['query']!r}" if request["query"] else ""
+    return (
+        f"\n    user {request['user']}{asked}, lately: {'; '.join(request['history']) or 'nothing'}"
+        f"\n    went on to like: {'; '.join(request['liked'])}"
+        f"\n    top before: {'; '.join(request['parent_top'])}"
+        f"\n    top after:  {'; '.join(request['child_top'])}"
+    )
