@@ -11,6 +11,7 @@ change, write them anew and read the difference:
 import functools
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from tritonrank.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
 from tritonrank.text import (
     JOINT,
+    NO_ROW,
+    NO_TEXT_SCORE,
     PADDING,
     RULES_FILE,
     SHARED_CONTEXT,
@@ -40,6 +43,7 @@ from tritonrank.text import (
     SharedContextRows,
     TextError,
     TextRules,
+    candidate_scores,
     decode_texts,
     render_fields,
     unique_rows,
@@ -531,7 +535,9 @@ def test_no_candidates_make_no_rows() -> None:
 # Long texts
 
 
-@pytest.mark.parametrize("text", ["a" * 20_000, "👟" * 20_000, " " * 20_000, "a " * 10_000, "電" * 20_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 20_000, "👟" * 20_000, " " * 20_000, "a " * 10_000, "電" * 20_000, "\u0300" * 20_000]
+)
 @pytest.mark.parametrize("family", ["minilm", "roberta"])
 def test_a_huge_text_costs_no_more_than_a_long_one(family: str, text: str) -> None:
     counter = CountingTokenizer(rust(family))
@@ -541,6 +547,63 @@ def test_a_huge_text_costs_no_more_than_a_long_one(family: str, text: str) -> No
     assert rows.input_ids.shape[1] <= tokenizer.row_tokens
     budget_of_query = tokenizer.context(text, [])
     assert len(budget_of_query) <= RULES.query_tokens
+
+
+FILLED = {
+    "blanks before": " " * 9_000 + "trail shoes for women",
+    "blanks between": ("trail" + " " * 3_000 + "shoes" + "\n\t" * 3_000 + "for women") * 3,
+    "accents": "tra" + "\u0301" * 9_000 + "il shoes for women",
+    "NULs": "trail\x00" + "\x00" * 9_000 + " shoes",
+    "zero width": "\u200b" * 9_000 + "trail shoes",
+}
+
+
+@pytest.mark.parametrize("text", FILLED.values(), ids=FILLED)
+def test_filling_that_makes_no_token_hides_no_word(text: str) -> None:
+    (ids,) = ours().items([text])
+    assert list(ids) == plain_ids("minilm", text)[: RULES.candidate_tokens]
+    assert ours().context(text, []) == plain_ids("minilm", text)[: RULES.query_tokens]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(["red", "shoes", "a", "  ", "\u0301"]), st.integers(1, 90)), max_size=8)
+)
+def test_a_long_text_has_the_ids_of_its_beginning(family: str, parts: list[tuple[str, int]]) -> None:
+    text = " ".join(part * times for part, times in parts)
+    (ids,) = ours(family).items([text])
+    whole = plain_ids(family, text)
+    assert list(ids) == whole[: RULES.candidate_tokens] or len(text) > 32 * RULES.candidate_tokens
+
+
+def test_texts_that_are_cut_are_counted_by_field() -> None:
+    tokenizer = ours(cache_entries=10)
+    long, longer = "shoes " * RULES.candidate_tokens, "shoes " * (RULES.candidate_tokens + 1)
+    for _ in range(2):  # remembered or not
+        tokenizer.items([long, longer, "", longer + " " * 9_000, long + " " * 9_000])
+    assert vars(tokenizer.counts["items"]) == {"total": 10, "cut": 4}
+    tokenizer.context("", [])
+    tokenizer.context("one two", [])
+    tokenizer.context("one two " * RULES.query_tokens, [])
+    assert vars(tokenizer.counts["query"]) == {"total": 2, "cut": 1}
+    assert vars(tokenizer.counts["history"]) == {"total": 0, "cut": 0}
+
+
+@pytest.mark.parametrize(
+    ("history", "cut"),
+    [
+        (["red", "blue"], 0),
+        (["red", ""], 0),
+        (["red"] * (RULES.history_items + 3), 3),
+        (["shoes " * 12] * 3, 2),  # 24 tokens hold one and its separator, and not the next
+        (["red", "shoes " * 30], 1),
+    ],
+)
+def test_history_that_a_budget_leaves_out_is_cut(history: list[str], cut: int) -> None:
+    tokenizer = ours()
+    tokenizer.context("", history)
+    assert vars(tokenizer.counts["history"]) == {"total": len(history), "cut": cut}
 
 
 # Items as JSON objects
@@ -557,7 +620,12 @@ def test_a_huge_text_costs_no_more_than_a_long_one(family: str, text: str) -> No
         ('{"title": "\\ud83d\\udc5f", "year": 1}', "👟 (1)"),
         ('{"other": {"deep": []}}', ""),  # what the template does not name may be anything, and is no text
         ("{}", ""),
+        ('{"title": " ", "genres": [null, ""]}', ""),
         ('{"year": 0}', "(0)"),
+        ('{"": "the text", "title": "Heat"}', "Heat ()"),
+        ('{"": 7}', ""),
+        ('{"title": "one", "title": "two"}', "two ()"),
+        ('{"title": 1e999, "other": -1e999}', "1e999 ()"),
     ],
 )
 def test_a_json_object_goes_through_the_template(text: str, rendered: str) -> None:
@@ -572,6 +640,40 @@ def test_anything_else_is_the_text_itself(text: str) -> None:
     assert ours().render(text) == text
 
 
+@pytest.mark.parametrize("text", ['\ufeff{"title": "Heat"}', '[{"title": "Heat"}]', '"{}"', "[1, [2]]", "-1e5", "true"])
+def test_only_an_object_is_fields(text: str) -> None:
+    assert ours().render(text) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text() | st.sampled_from(['{"title": "Heat"}', '{"": "x"}', " {", '{"title":', "", "  two  blanks "]))
+def test_a_field_without_a_name_is_the_text_itself(text: str) -> None:
+    assert ours().render(json.dumps({"": text})) == text
+    assert ours().render(" " + json.dumps({"": text}, ensure_ascii=False)) == text
+
+
+def test_an_integer_that_python_will_not_read_stays_text() -> None:
+    digits = "9" * 60_000
+    assert ours().render(f'{{"title": {digits}, "other": {digits}}}') == f"{digits} ()"
+    assert ours().render('{"title": -12}') == "-12 ()"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["title", "year", "", "x"]), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(json_values, st.integers(0, 40), st.text(max_size=3))
+def test_whatever_comes_is_a_text_or_a_text_error(value: Any, place: int, noise: str) -> None:
+    sent = json.dumps(value)
+    for text in (sent, sent[:place] + noise + sent[place:], json.dumps({"title": value})):
+        with suppress(TextError):
+            ours().items([ours().render(text)])
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -580,10 +682,17 @@ def test_anything_else_is_the_text_itself(text: str) -> None:
         '{"title": ["Heat", {}]}',
         '{"title": "\\ud83d alone"}',
         '{"title": ["fine", "\\udc5f"]}',
+        '{"title": {}}',
     ],
 )
 def test_a_field_that_is_no_text_is_named(text: str) -> None:
     with pytest.raises(TextError, match=r"^items\[3\]: field 'title' "):
+        ours().render(text, "items[3]")
+
+
+@pytest.mark.parametrize("text", ['{"title": NaN}', '{"other": [-Infinity]}', '{"": "\\ud83d"}'])
+def test_what_json_does_not_have_is_refused_by_name(text: str) -> None:
+    with pytest.raises(TextError, match=r"^items\[3\]: .*(NaN|Infinity|field '')"):
         ours().render(text, "items[3]")
 
 
@@ -699,9 +808,29 @@ def test_history_and_items_share_the_memory() -> None:
 @given(st.lists(st.lists(st.integers(0, 2), max_size=2).map(tuple), max_size=12))
 def test_unique_rows_give_every_row_back(rows: list[tuple[int, ...]]) -> None:
     unique, places = unique_rows(rows)
-    assert [unique[place] for place in places] == rows
-    assert unique == sorted(set(rows), key=rows.index)
+    assert [() if place == NO_ROW else unique[place] for place in places] == rows
+    with_tokens = [row for row in rows if row]
+    assert unique == (sorted(set(with_tokens), key=rows.index) or [()][: len(rows)])
     assert places.dtype == np.int32
+
+
+@given(st.lists(st.sampled_from([(), (1,), (2,), (3,)]), min_size=1, max_size=12))
+def test_rows_without_tokens_leave_the_others_as_they_are(rows: list[tuple[int, ...]]) -> None:
+    with_tokens = [row for row in rows if row]
+    unique, places = unique_rows(rows)
+    alone, places_alone = unique_rows(with_tokens)
+    if with_tokens:
+        assert unique == alone
+    assert places[places != NO_ROW].tolist() == places_alone.tolist()
+    scores = candidate_scores(np.arange(len(unique), dtype=np.float32), places)
+    assert scores.dtype == np.float32
+    assert scores[[bool(row) for row in rows]].tolist() == places_alone.tolist()
+    assert {*scores[[not row for row in rows]].tolist()} <= {NO_TEXT_SCORE}
+
+
+def test_no_score_is_below_that_of_an_item_without_text() -> None:
+    assert NO_TEXT_SCORE == float(np.finfo(np.float32).min) == float(np.float32(NO_TEXT_SCORE))
+    assert np.isfinite(np.float32(NO_TEXT_SCORE))
 
 
 # Files

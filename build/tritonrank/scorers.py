@@ -21,7 +21,7 @@ from tritonrank.pretrained import load_any_ranker
 from tritonrank.server_scorer import Request as Request  # both are part of this interface
 from tritonrank.server_scorer import ServerScorer as ServerScorer
 from tritonrank.shard_workers import ShardWorkers, is_sharded, sharded_engine
-from tritonrank.text import RequestTokenizer, TextRules, render_fields
+from tritonrank.text import NO_ROW, RequestTokenizer, TextRules, candidate_scores, render_fields
 from tritonrank.torch_engine import joint_input_names
 
 Scores = NDArray[np.float32]
@@ -51,7 +51,12 @@ class EngineScorer:
         return tensors_of(request, self.tokenizer)
 
     def score(self, request: Request) -> Scores:
-        return self._run([self.tensors(request)])[0]
+        """As the server: an item without text is not scored, and gets NO_TEXT_SCORE."""
+        candidates = self.tokenizer.items(request.items)
+        has_text = np.array([bool(ids) for ids in candidates], dtype=bool)
+        context = self.tokenizer.context(request.query, request.history)
+        logits = self._run([self.tokenizer.tensors(context, [ids for ids in candidates if ids] or [()])])[0]
+        return candidate_scores(logits, np.where(has_text, np.cumsum(has_text) - 1, NO_ROW).astype(np.int32))
 
 
 def torch_scorer(model: torch.nn.Module, tokenizer: RequestTokenizer, rows_per_batch: int = 64) -> EngineScorer:

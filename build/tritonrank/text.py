@@ -13,13 +13,14 @@ twelve and say nothing.
 """
 
 import json
+import math
 import re
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +30,27 @@ RULES_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 # A text is cut to this many characters per budgeted token before it is tokenized, so that a 64 kB text costs no more
-# than a short one. English word pieces have 4 to 5 characters; 32 leaves room for long words and runs of blanks.
+# than a short one. English word pieces have 4 to 5 characters; 32 leaves room for long words.
 CHARACTERS_PER_TOKEN = 32
+FEWEST_DIGITS_AS_TEXT = 4_000
+"""Python refuses to read an integer of more than 4,300 digits; one of so many stays the text that it is."""
 
 JOINT = "joint"
 SHARED_CONTEXT = "shared-context"
 PADDING = -1
 """Ends a shorter row of ``candidate_ids``: no vocabulary has a negative id."""
+NO_ROW = -1
+"""The place of an item without text among the rows: it has none."""
+NO_TEXT_SCORE = float(np.finfo(np.float32).min)
+"""The score of an item without text, below that of any other: such items come last, in the order of the request."""
+
+# What fills a long text without making a token, in nearly every tokenizer: blanks, controls, accents and marks that go
+# on top of a letter, zero-width and direction marks. A few say as much as thousands.
+_FILLING = "\\s\x00-\x1f\x7f-\x9f\xad\u0300-\u036f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufffd"
+_FILLING_RUN = re.compile(f"([{_FILLING}]{{3}})[{_FILLING}]+")
+
+Field = Literal["query", "history", "items"]
+"""Of a request's texts."""
 
 
 class TextError(ValueError):
@@ -112,8 +127,26 @@ class Buckets:
         )
 
 
+@dataclass
+class TextCounts:
+    """Texts of one field since the tokenizer was made."""
+
+    total: int = 0
+    cut: int = 0
+    """those that the ranker reads in part or not at all, because a budget ends before they do"""
+
+
+class _Tokens(tuple[int, ...]):
+    """Token ids of one text within its budget."""
+
+    is_cut = False
+    """whether the text goes on behind them"""
+
+
 class RequestTokenizer:
     """Tokenizes the parts of a request; item texts come from a bounded memory when they were seen before.
+
+    ``counts`` says how many texts were cut.
 
     Args:
         tokenizer: a Rust tokenizer; its own truncation and padding are switched off.
@@ -132,7 +165,8 @@ class RequestTokenizer:
         self.rules = rules
         self._tokenizer = tokenizer
         self._layout = _pair_layout(tokenizer)
-        self._cache: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self.counts: dict[Field, TextCounts] = {"query": TextCounts(), "history": TextCounts(), "items": TextCounts()}
+        self._cache: OrderedDict[str, _Tokens] = OrderedDict()
         self._cache_entries = cache_entries
         self._cacheable_characters = rules.candidate_tokens * CHARACTERS_PER_TOKEN
 
@@ -160,42 +194,51 @@ class RequestTokenizer:
     def render(self, text: str, field: str = "item") -> str:
         """The text of an item: a JSON object goes through the template, anything else is the text itself.
 
-        An object without a value for any field of the template has no text: "", not the template's punctuation.
+        ``{"": "text"}``, one field without a name, is that text as it is, whatever it looks like. An object without a
+        value for any field of the template has no text: "", not the template's punctuation.
 
         Raises:
             TextError: a field that the template names holds something that is not text, number or list of these, or
-                text that is not valid Unicode.
+                text that is not valid Unicode; the object holds NaN or Infinity, which JSON does not have.
         """
         if not text.lstrip().startswith("{"):
             return text
         try:
-            value = json.loads(text)
+            value = json.loads(
+                text, parse_int=_json_integer, parse_float=_json_fraction, parse_constant=_refuse_json_constant
+            )
+        except TextError as error:
+            raise TextError(f"{field}: {error}") from None
         except ValueError:
             return text
         except RecursionError:
             raise TextError(f"{field}: JSON nested too deeply; fields hold text, numbers or lists of these") from None
         if not isinstance(value, dict):
             return text
-        template = self.rules.item_template
-        named = re.findall(r"\{(\w+)\}", template)
-        is_empty = all(value.get(name) in (None, "", []) for name in named)
-        return "" if is_empty else render_fields(template, value, field)
+        if list(value) == [""] and isinstance(value[""], str):
+            return _whole_characters(value[""], f"{field}: field ''")
+        return render_fields(self.rules.item_template, value, field)
 
     def context(self, query: str, history: Sequence[str]) -> list[int]:
         """Token ids of query and history, without the special tokens of the row's ends.
 
         History items that tokenize to nothing are left out: they say nothing about the user.
         """
-        query_ids = self._encode([query], self.rules.query_tokens)[0] if query else ()
+        query_ids = self._encode([query], self.rules.query_tokens)[0] if query else _Tokens()
+        self._count("query", 1 if query else 0, query_ids.is_cut)
         newest = history[-self.rules.history_items :] if self.rules.history_items else []
+        said = [ids for ids in self._known(newest) if ids]
         kept: list[tuple[int, ...]] = []
+        whole = 0
         budget = self.rules.history_tokens
-        for ids in reversed([ids for ids in self.items(newest) if ids]):
+        for ids in reversed(said):
             cost = len(ids) + (1 if kept else 0)
             if kept and cost > budget:
                 break
             kept.append(ids[:budget])
+            whole += not ids.is_cut and len(ids) <= budget
             budget -= cost
+        self._count("history", len(history), len(history) - len(newest) + len(said) - whole)
         parts = [part for part in (query_ids, *reversed(kept)) if part]
         separated: list[int] = []
         for number, part in enumerate(parts):
@@ -204,7 +247,12 @@ class RequestTokenizer:
 
     def items(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of each item text, cut to the candidate budget; () for a text that tokenizes to nothing."""
-        known: dict[str, tuple[int, ...]] = {}
+        found = self._known(texts)
+        self._count("items", len(found), sum(ids.is_cut for ids in found))
+        return [*found]
+
+    def _known(self, texts: Sequence[str]) -> list[_Tokens]:
+        known: dict[str, _Tokens] = {}
         unknown: dict[str, None] = {}
         for text in texts:
             ids = self._recall(text)
@@ -216,6 +264,11 @@ class RequestTokenizer:
             known[text] = ids
             self._remember(text, ids)
         return [known[text] for text in texts]
+
+    def _count(self, field: Field, total: int, cut: int) -> None:
+        counts = self.counts[field]
+        counts.total += total
+        counts.cut += cut
 
     def tensors(self, context: Sequence[int], candidates: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int32]]:
         """What the engine takes for one request, by input name."""
@@ -280,21 +333,36 @@ class RequestTokenizer:
         attention_mask = (np.arange(shape[1])[None, :] < np.array(lengths, dtype=np.int64)[:, None]).astype(np.int32)
         return JointRows(input_ids, attention_mask, token_type_ids)
 
-    def _encode(self, texts: Sequence[str], tokens: int) -> list[tuple[int, ...]]:
+    def _encode(self, texts: Sequence[str], tokens: int) -> list[_Tokens]:
+        most = tokens * CHARACTERS_PER_TOKEN
+        found = self._encode_whole([text[:most] for text in texts])
+        rest = {place: text[most:] for place, text in enumerate(texts) if len(text) > most}
+        # Thousands of blanks or accents are cut to too little: without their runs more of the text comes into sight.
+        squeezed = {
+            place: shorter
+            for place in rest
+            if len(found[place]) < tokens and (shorter := _squeezed(texts[place])) != texts[place]
+        }
+        again = self._encode_whole([text[:most] for text in squeezed.values()])
+        whole_words = self._encode_whole([_whole_words(texts[place][:most]) for place in squeezed])
+        for (place, text), ids, known in zip(squeezed.items(), again, whole_words, strict=True):
+            if ids[: len(known)] == known:
+                found[place], rest[place] = ids, text[most:]
+        return [_cut(ids, tokens, bool(rest.get(place, "").strip())) for place, ids in enumerate(found)]
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        cut = [text[: tokens * CHARACTERS_PER_TOKEN] for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
-        plain = ([token for token in encoding.ids if token not in self._reserved] for encoding in encodings)
-        return [tuple(ids[:tokens]) for ids in plain]
+        encodings = self._tokenizer.encode_batch_fast([*texts], add_special_tokens=False)
+        return [[token for token in encoding.ids if token not in self._reserved] for encoding in encodings]
 
-    def _recall(self, text: str) -> tuple[int, ...] | None:
+    def _recall(self, text: str) -> _Tokens | None:
         ids = self._cache.get(text)
         if ids is not None:
             self._cache.move_to_end(text)
         return ids
 
-    def _remember(self, text: str, ids: tuple[int, ...]) -> None:
+    def _remember(self, text: str, ids: _Tokens) -> None:
         if not self._cache_entries or len(text) > self._cacheable_characters:
             return
         self._cache[text] = ids
@@ -305,21 +373,62 @@ class RequestTokenizer:
 def render_fields(template: str, fields: Mapping[str, Any], field: str = "item") -> str:
     """Fill ``{name}`` from the fields; absent and null ones become nothing, lists are joined with commas.
 
+    Where no field that the template names says anything, the item has no text: "", not the template's punctuation.
+
     Raises:
         TextError: a value is an object, or a list that holds something else than text and numbers.
     """
+    is_empty = True
 
     def fill(match: re.Match[str]) -> str:
+        nonlocal is_empty
         value = fields.get(match[1])
         values = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, str | int | float) for part in values):
             raise TextError(f"{field}: field {match[1]!r} must be text, a number or a list of these")
-        filled = ", ".join(str(part) for part in values if part is not None)
-        if half := re.search("[\ud800-\udfff]", filled):  # JSON can escape one half of a surrogate pair
-            raise TextError(f"{field}: field {match[1]!r} holds \\u{ord(half[0]):04x}, half a character")
-        return filled
+        parts = [str(part) for part in values if part is not None]
+        is_empty = is_empty and not any(part.strip() for part in parts)
+        return _whole_characters(", ".join(parts), f"{field}: field {match[1]!r}")
 
-    return " ".join(re.sub(r"\{(\w+)\}", fill, template).split())
+    filled, places = re.subn(r"\{(\w+)\}", fill, template)
+    return "" if places and is_empty else " ".join(filled.split())
+
+
+def _whole_characters(text: str, what: str) -> str:
+    if half := re.search("[\ud800-\udfff]", text):  # JSON can escape one half of a surrogate pair
+        raise TextError(f"{what} holds \\u{ord(half[0]):04x}, half a character")
+    return text
+
+
+def _json_integer(digits: str) -> int | str:
+    return int(digits) if len(digits) < FEWEST_DIGITS_AS_TEXT else digits
+
+
+def _json_fraction(digits: str) -> float | str:
+    value = float(digits)
+    return value if math.isfinite(value) else digits  # 1e999 is a number of JSON, and infinity is none
+
+
+def _refuse_json_constant(name: str) -> None:
+    raise TextError(f"{name} is not JSON; send null, or leave the field out")
+
+
+def _squeezed(text: str) -> str:
+    """A text whose runs of filling are short; one that holds a blank still parts two words."""
+    return _FILLING_RUN.sub(lambda run: run[1] + (" " if re.search(r"\s", run[0]) else ""), text)
+
+
+def _whole_words(cut_text: str) -> str:
+    """A text without the word at its end, which a cut may have left in part."""
+    if not cut_text or cut_text[-1].isspace():
+        return cut_text
+    return cut_text[: len(cut_text) - len(cut_text.split()[-1])]
+
+
+def _cut(ids: Sequence[int], tokens: int, is_cut: bool) -> _Tokens:
+    kept = _Tokens(ids[:tokens])
+    kept.is_cut = is_cut or len(ids) > tokens
+    return kept
 
 
 def decode_texts(raw: Iterable[bytes], field: str, max_bytes: int) -> list[str]:
@@ -349,10 +458,27 @@ def _filled(tensor: NDArray[np.int32], shape: tuple[int, ...], filling: int) -> 
 
 
 def unique_rows(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], NDArray[np.int32]]:
-    """Equal rows once, in order of first appearance, and for each given row its place among them."""
+    """Equal rows once, in order of first appearance, and for each given row its place among them.
+
+    A row without tokens has no place but NO_ROW. Where no row has any, one of them stays, so that there is something to
+    score; nothing refers to it.
+    """
     places: dict[tuple[int, ...], int] = {}
-    place_of_row = [places.setdefault(row, len(places)) for row in rows]
-    return list(places), np.array(place_of_row, dtype=np.int32)
+    place_of_row = [places.setdefault(row, len(places)) if row else NO_ROW for row in rows]
+    return list(places) or [()][: len(rows)], np.array(place_of_row, dtype=np.int32)
+
+
+def candidate_scores(logits: NDArray[np.float32], row_of_candidate: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The score of each candidate: the logit of its row, or NO_TEXT_SCORE for one that has none.
+
+    Args:
+        logits: (rows,); those that no candidate refers to do not matter.
+        row_of_candidate: (candidates,), as ``unique_rows`` gives it.
+    """
+    scores = np.full(len(row_of_candidate), NO_TEXT_SCORE, dtype=np.float32)
+    has_row = row_of_candidate != NO_ROW
+    scores[has_row] = logits[row_of_candidate[has_row]]
+    return scores
 
 
 @dataclass(frozen=True)
