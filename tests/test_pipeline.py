@@ -81,8 +81,8 @@ def test_all_stages_run_once_in_order(makers: Makers, tiny_recipe: Recipe) -> No
     [
         ("data", {"users": 151}, "prepare"),
         ("examples", {"test_users": 60}, "prepare"),
-        ("text", {"history_tokens": 60}, "finetune"),
-        ("model", {"checkpoint": "somewhere/else"}, "finetune"),
+        ("text", {"history_tokens": 60}, "prepare"),
+        ("model", {"checkpoint": "somewhere/else"}, "prepare"),
         ("finetune", {"learning_rate": 0.002}, "finetune"),
         ("export", {"tolerance": 1e-5}, "export"),
         ("quantize", {"exclude": ["layer.0"]}, "quantize"),
@@ -318,7 +318,7 @@ def test_baselines_are_judged_anew_for_another_architecture(
     """The untrained ranker is one, and a recipe's artifacts folder may have held the other."""
     made: list[str] = []
 
-    def untrained(recipe: Recipe, _: Dataset) -> dict[str, Callable[[], ExampleScorer]]:
+    def untrained(recipe: Recipe, *_: object) -> dict[str, Callable[[], ExampleScorer]]:
         def make() -> ExampleScorer:
             made.append(recipe.model.architecture)
             return lambda example: np.arange(len(example.candidates), dtype=np.float32)

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from tritonrank.artifacts import read_manifest, stage_key, write_artifact
@@ -33,6 +34,8 @@ from tritonrank.scorers import open_scorer
 from tritonrank.text import SHARED_CONTEXT, RequestTokenizer, TextRules
 from tritonrank.text_budgets import text_rules, text_settings
 from tritonrank.training import is_main_process, train_ranker, wait_for_all
+
+console = Console()
 
 
 def finetune_settings(recipe: Recipe) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
     rules = text_rules(recipe, dataset_folder)
     model, tokenizer = untrained_ranker(recipe, rules)
     if recipe.model.checkpoint:
+        console.print("  model.checkpoint is taken as it is: nothing is trained", highlight=False)
         with write_artifact(folder, "finetune", settings, parents) as draft:
             save_checkpoint(recipe, model, draft.folder, rules)
             draft.metrics |= {"trained": False}

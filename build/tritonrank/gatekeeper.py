@@ -40,8 +40,8 @@ UNCUT_FROM = 0.03
 WAYS_OUT = {
     "pruned": "Cut less (prune.gflop, or the sizes in the prune section), or allow more: --set gate.prune_budget=0.8",
     "student": "Train the student longer (distill.epochs), or on more (distill.examples)",
-    "INT8": "The FP32 graph passed; serve it: tritonrank build RECIPE --set quantize.method=none, then: tritonrank serve "
-    "{root}. Or keep more layers out of INT8: --set quantize.noise=0.01",
+    "INT8": "The FP32 graph passed; serve it: tritonrank build RECIPE --set quantize.method=none, then: tritonrank "
+    "serve {root}. Or keep more layers out of INT8: --set quantize.noise=0.01",
 }
 """What can be done when the gate closes on a rung; ``{root}`` is the folder of the recipe's artifacts."""
 OTHER_WAY_OUT = "What was built before passed and can be served: leave this precision out of tensorrt.precisions"

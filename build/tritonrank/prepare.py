@@ -108,7 +108,7 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
         source = load_tables(recipe.data, recipe.seed)
         _check_template(recipe, source)
         lengths = TextLengths(request_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
-        item_lengths = lengths.of_items(source.items, recipe.text.template_fields)
+        item_lengths = lengths.of_items(source.items)
         tables, without_text = _with_text(recipe, source, item_lengths)
         queries = sorted(set(tables.events["query"]) - {""})
         query_lengths = lengths.of_texts(queries)

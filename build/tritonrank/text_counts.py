@@ -4,7 +4,6 @@ Counted once, by ``prepare``, with the tokenizer and the budgets that everything
 summary's footnote and the report read the counts from the dataset's manifest.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +14,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from tritonrank.text import RequestTokenizer, TextRules
+from tritonrank.text import RequestTokenizer, TextRules, render_fields
 
 TEXTS_AT_ONCE = 1_000
 CUT_WARNING = 0.05
@@ -44,15 +43,10 @@ class TextLengths:
             for ids in self._tokenizer.items(texts[start : start + TEXTS_AT_ONCE])
         ]
 
-    def of_items(self, items: pl.DataFrame, fields: Sequence[str]) -> dict[str, int]:
-        """Tokens of each item by id, rendered as the server renders an item's fields.
-
-        Args:
-            items: item_id and text fields.
-            fields: those that the template names.
-        """
-        rows = items.select(list(dict.fromkeys(fields))).iter_rows(named=True)
-        texts = [self._tokenizer.render(json.dumps(row)) for row in rows]
+    def of_items(self, items: pl.DataFrame) -> dict[str, int]:
+        """Tokens of each item by id, rendered as the server renders an item's fields: item_id and text fields."""
+        template = self._tokenizer.rules.item_template
+        texts = [render_fields(template, row) for row in items.iter_rows(named=True)]
         return dict(zip(items["item_id"].to_list(), self.of_texts(texts), strict=True))
 
 
