@@ -21,7 +21,7 @@ from tritonrank.prepare import Dataset
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import requests_of
 from tritonrank.summary import SUMMARY_FILE, baseline_judgements
-from tritonrank.text import TextRules
+from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
 
 VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
 
@@ -422,6 +422,21 @@ def test_evaluate_without_a_build_says_what_to_do(
     assert "ArtifactError" in error
     assert "tritonrank build" in error
     assert "Traceback" not in error
+
+
+def test_one_golden_request_has_items_without_text_and_texts_that_are_json(workspace: Workspace) -> None:
+    """So that a server proves that it takes both as the judge did; read as fields, such a text would be another one."""
+    case = golden_cases(Dataset.read(workspace.dataset), workspace.int8)[-1]
+    tokenizer = RequestTokenizer.from_folder(workspace.int8)
+    blank = [place for place, item in enumerate(case["items"]) if not tokenizer.items([item])[0]]
+    assert len(blank) == 2
+    for place, score in enumerate(case["scores"]):
+        assert (score == NO_TEXT_SCORE) == (place in blank)
+        assert abs(score) < 1e3 or place in blank
+    (as_json,) = [item for item in case["items"] if item.startswith("{")]
+    assert tokenizer.render(as_json) not in ("", as_json)
+    assert as_json in case["history"]
+    assert "" in case["history"]
 
 
 def test_golden_requests_hold_what_the_user_went_on_to_like(workspace: Workspace) -> None:
