@@ -28,11 +28,12 @@ def test_only_free_baselines_that_are_better_beyond_doubt_count() -> None:
         "item kNN": served + 0.1,
         "zero-shot cosine": served + 0.2 + 0.1 * noise,
         "untrained": served + 0.5,
+        "checkpoint, uncut": served + 0.3,
     }
     judged = {name: judgement(name, values.tolist()) for name, values in baselines.items()}
     found = beaten_by(judgement("INT8", served.tolist()), judged, SAMPLES)
-    assert [one["name"] for one in found] == ["zero-shot cosine", "item kNN"]
-    assert found[1]["difference"] == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
+    assert [one["name"] for one in found] == ["checkpoint, uncut", "zero-shot cosine", "item kNN"]
+    assert found[2]["difference"] == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
     worse = {name: judgement(name, (served - 0.1).tolist()) for name in baselines}
     assert beaten_by(judgement("INT8", served.tolist()), worse, SAMPLES) == []
 
@@ -79,6 +80,13 @@ def test_a_ranker_that_loses_to_a_free_baseline_is_said_so_at_the_end(
 
     show_summary(summary_of(tmp_path / "won", trained=trained, beaten=False))
     assert "ranks better" not in capsys.readouterr().out
+
+
+def test_a_ranker_that_loses_to_itself_uncut_is_told_to_read_more() -> None:
+    beaten = [{"name": "checkpoint, uncut", "difference": interval(0.2)}]
+    said = defeat_in_words({"served": "ONNX FP32", "trained": False, "beaten_by": beaten})
+    assert "--set text.candidate_tokens=auto" in said
+    assert "model.base" not in said
 
 
 def test_a_summary_from_before_this_was_looked_at_says_nothing_of_it() -> None:

@@ -220,6 +220,13 @@ def test_a_history_that_hardly_fits_is_told(tmp_path: Path) -> None:
     assert 100 < enough < 250
 
 
+def test_a_ranking_that_is_the_same_for_everybody_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    data = write_tables(tmp_path, [f"lamp {n}" for n in range(80)])
+    for text, told in (({}, True), ({"history_items": 2}, False)):
+        metrics = prepare(recipe_of(data, {"checkpoint": str(checkpoint)}, **text), tmp_path / "dataset").metrics
+        assert any("--set text.history_items=8" in said for said in text_warnings(metrics["text"])) == told
+
+
 # Budgets from the model
 
 

@@ -35,6 +35,8 @@ from tritonrank.worst import forget_closed_gate, require_passed, with_worst_requ
 
 FINE_TUNED = "fine-tuned"
 CHECKPOINT = "checkpoint"
+UNCUT = ", uncut"
+"""Ends what tables call a teacher that reads whole texts."""
 UNCUT_FROM = 0.03
 """Share of judged candidates whose texts are cut, from which a ready checkpoint is judged with whole texts too."""
 WAYS_OUT = {
@@ -141,7 +143,7 @@ def judge_uncut(recipe: Recipe, folder: Path, dataset_folder: Path, judgements: 
 
 def uncut_name(recipe: Recipe) -> str:
     """What tables call the teacher with whole texts."""
-    return f"{teacher_name(recipe)}, uncut"
+    return f"{teacher_name(recipe)}{UNCUT}"
 
 
 def uncut_rules(recipe: Recipe, folder: Path, dataset_folder: Path) -> TextRules | None:

@@ -24,8 +24,10 @@ from tritonrank.data.lists import ListMaker
 from tritonrank.data.splits import LIKED, TEST, TRAIN, VALIDATION, mark_splits
 from tritonrank.errors import DataError
 from tritonrank.recipe import Recipe
+from tritonrank.text import render_fields
 from tritonrank.text_counts import (
     IDS_SHOWN,
+    TEXTS_SHOWN,
     TextLengths,
     count_texts,
     show_counts,
@@ -123,6 +125,8 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
         examples = {split: lists.make(split, positives) for split, positives in chosen.items()}
         for split, made in examples.items():
             made.write_parquet(draft.folder / f"{split}.parquet")
+        template = recipe.text.item_template
+        shown = [render_fields(template, row) for row in tables.items.head(TEXTS_SHOWN).iter_rows(named=True)]
         kept_lengths = {item: item_lengths[item] for item in tables.items["item_id"]}
         draft.metrics |= {
             "items": tables.items.height,
@@ -133,7 +137,7 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
             "training_events": events.filter(pl.col("split") == TRAIN).height,
             "examples": {split: made.height for split, made in examples.items()},
             "skipped_users": skipped,
-            TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST]),
+            TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST], shown),
         }
     manifest = read_manifest(folder)
     show_counts(manifest.metrics, console)

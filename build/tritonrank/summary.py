@@ -31,7 +31,7 @@ from tritonrank.cpu import has_int8_dot_product, processor_name
 from tritonrank.engine import available_cores, loaded_files
 from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
 from tritonrank.gate import paired_difference
-from tritonrank.gatekeeper import CHECKPOINT, FINE_TUNED, judge_uncut, teacher_name
+from tritonrank.gatekeeper import CHECKPOINT, FINE_TUNED, UNCUT, UNCUT_WAY_OUT, judge_uncut, teacher_name
 from tritonrank.metrics import METRICS
 from tritonrank.pipeline import Workspace
 from tritonrank.prepare import Dataset
@@ -88,7 +88,7 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
             "recipe": recipe.name,
             "teacher": name_of_teacher,
             "served": served,
-            "beaten_by": beaten_by(judged[served], baselines, samples),
+            "beaten_by": beaten_by(judged[served], baselines | references, samples),
             "trained": recipe.model.checkpoint is None,
             "text": read_manifest(workspace.dataset).metrics.get(TEXT_METRICS),
             "items_without_text": read_manifest(workspace.dataset).metrics.get("items_without_text"),
@@ -126,16 +126,21 @@ def served_rung(recipe: Recipe, workspace: Workspace) -> str:
     return next((name for name in rungs if rungs[name] == folder), list(rungs)[-1])
 
 
-def beaten_by(served: Judgement, baselines: Mapping[str, Judgement], samples: int) -> list[dict[str, Any]]:
-    """The free baselines that rank better than what is served, beyond doubt: the paired interval excludes 0.
+def beaten_by(served: Judgement, others: Mapping[str, Judgement], samples: int) -> list[dict[str, Any]]:
+    """Who ranks better than what is served, beyond doubt: the paired interval excludes 0.
+
+    Args:
+        served: the judgement of what is served.
+        others: baselines, of which those that are free count, and the teacher with whole texts where there is one.
+        samples: bootstrap resamples.
 
     Returns:
-        name and difference (mean, low, high of NDCG@10: the baseline's minus the served ranker's), largest first.
+        name and difference (mean, low, high of NDCG@10: theirs minus the served ranker's), largest first.
     """
     differences = {
-        name: paired_difference(baselines[name], served, samples=samples)
-        for name in FREE_BASELINES
-        if name in baselines
+        name: paired_difference(other, served, samples=samples)
+        for name, other in others.items()
+        if name in FREE_BASELINES or name.endswith(UNCUT)
     }
     better = {name: found for name, found in differences.items() if found.low > 0}
     return [
@@ -156,7 +161,9 @@ def defeat_in_words(result: Mapping[str, Any]) -> str:
         f"{one['name']} ranks better than {result['served']} by {_with_interval(one['difference'], '+')} NDCG@10"
         for one in result["beaten_by"]
     )
-    if result["trained"]:
+    if any(one["name"].endswith(UNCUT) for one in result["beaten_by"]):
+        todo = UNCUT_WAY_OUT
+    elif result["trained"]:
         todo = "train longer or on more: --set examples.training_examples=... --set finetune.epochs=..."
     else:
         todo = "this checkpoint does not fit the data as it is; train on them: name it as model.base"

@@ -22,6 +22,9 @@ CUT_WARNING = 0.05
 HISTORY_WARNING = 0.5
 """Share of the wanted history items below which people are warned: some of the oldest always give way to long texts."""
 IDS_SHOWN = 5
+TEXTS_SHOWN = 2
+SHOWN = 80
+"""Characters of an item's text."""
 SETTINGS = {"items": "candidate_tokens", "queries": "query_tokens", "history": "history_items"}
 
 
@@ -56,6 +59,7 @@ def count_texts(
     item_lengths: Mapping[str, int],
     query_lengths: Sequence[int],
     judged: pl.DataFrame,
+    examples: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the budgets mean for the data, JSON-able.
 
@@ -65,10 +69,11 @@ def count_texts(
         item_lengths: tokens of every item that is ranked, by id.
         query_lengths: tokens of every different query.
         judged: the test examples.
+        examples: rendered items to show.
 
     Returns:
-        rules; named; for items, queries and the judged candidates how many there are and which share is cut; for
-        histories how many items are read of those wanted.
+        rules; named; examples, without the ends of long ones; for items, queries and the judged candidates how many
+        there are and which share is cut; for histories how many items are read of those wanted.
     """
     lengths = list(item_lengths.values())
     candidates = [item_lengths[item] for row in judged["candidates"] for item in row]
@@ -76,6 +81,7 @@ def count_texts(
     return {
         "rules": asdict(rules),
         "named": dict(named),
+        "examples": [text if len(text) <= SHOWN else f"{text[:SHOWN]}..." for text in examples],
         "items": _cut_texts(lengths, rules.candidate_tokens),
         "queries": _cut_texts(query_lengths, rules.query_tokens),
         "judged_candidates": _cut_texts(candidates, rules.candidate_tokens),
@@ -107,6 +113,8 @@ def show_counts(metrics: Mapping[str, Any], console: Console) -> None:
             say(f"  users, {split}: {', '.join(counted)}")
     if said := without_text_in_words(metrics["items_without_text"]):
         say(f"  {said}", style="yellow")
+    for text in metrics["text"]["examples"]:
+        say(f"  an item as it is read: {text!r}")
     console.print(_table(metrics["text"]))
     for warning in text_warnings(metrics["text"]):
         say(f"  {warning}", style="yellow")
@@ -142,6 +150,11 @@ def text_warnings(text: Mapping[str, Any]) -> list[str]:
         warnings.append(
             f"{history['read']:.1f} of {history['wanted']:.1f} history items fit into {history['tokens']} tokens: "
             f"--set text.history_tokens={enough} would hold about all, or lower text.history_items"
+        )
+    if not history["budget"] and not text["queries"]["count"]:
+        warnings.append(
+            "nothing of the user is read: the data have no query and text.history_items is 0, so that everybody gets "
+            "the same ranking. Name data.query, or let the ranker read a history: --set text.history_items=8"
         )
     return warnings
 

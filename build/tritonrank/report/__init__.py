@@ -145,7 +145,8 @@ def texts_read(build: Build) -> dict[str, Any] | None:
         f"{metrics['items']:,} items, {metrics['users']:,} users, {metrics['events']:,} events, "
         f"{metrics['positive_events']:,} of them positive."
     )
-    sentences = [counted, without_text and f"{without_text}.", cost_in_words(metrics["text"])]
+    shown = [f"An item as it is read: {text}" for text in metrics["text"]["examples"]]
+    sentences = [counted, *shown, without_text and f"{without_text}.", cost_in_words(metrics["text"])]
     return {
         "rows": text_rows(metrics["text"]),
         "sentences": [sentence for sentence in sentences if sentence],
