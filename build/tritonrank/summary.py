@@ -162,12 +162,12 @@ def defeat_in_words(result: Mapping[str, Any]) -> str:
         for one in result["beaten_by"]
     )
     if any(one["name"].endswith(UNCUT) for one in result["beaten_by"]):
-        todo = UNCUT_WAY_OUT
+        todo = f"let it read whole texts. {UNCUT_WAY_OUT}"
     elif result["trained"]:
         todo = "train longer or on more: --set examples.training_examples=... --set finetune.epochs=..."
     else:
-        todo = "this checkpoint does not fit the data as it is; train on them: name it as model.base"
-    said = f"{names}, beyond doubt. Do not serve this ranker: {todo}"
+        todo = "train the checkpoint on these data, which it does not fit as it is: name it as model.base"
+    said = f"This ranker loses beyond doubt: {names}. Before it is served, {todo}"
     cut = text_warnings(result["text"]) if result.get("text") else []
     return said + (f", and let it read more: {cut[0]}" if cut else "")
 
