@@ -309,17 +309,11 @@ def test_a_ready_shared_context_checkpoint_is_taken_as_it_is(run: Run, tmp_path:
     np.testing.assert_array_equal(open_scorer(folder).score(request), expected)
 
 
-MEANT_AS_A_RANKER = {
-    "joint": r"one label.*with 2 labels.*model\.base",
-    "shared-context": r"not a shared-context ranker.*model\.architecture: joint.*model\.base",
-}
-
-
 def test_a_classifier_is_no_ranker(run: Run, tmp_path: Path) -> None:
     classifier = save_ranker("bert", tmp_path / "classifier", labels=2)
     architecture = run.recipe.model.architecture
     settings = [f"model.checkpoint={classifier}", f"model.architecture={architecture}"]
-    with pytest.raises(ArtifactError, match=MEANT_AS_A_RANKER[architecture]):
+    with pytest.raises(ArtifactError, match=r"classifier: .*one label, this one 2.*model\.base"):
         run.again(tmp_path / "teacher", *settings)
     assert not (tmp_path / "teacher").exists()
 
@@ -367,7 +361,7 @@ def test_damaged_weights_are_named(run: Run, tmp_path: Path) -> None:
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5_000])
     for key in ("base", "checkpoint"):
-        with pytest.raises(ArtifactError, match=f"{damaged.name}: no model can be loaded"):
+        with pytest.raises(ArtifactError, match=f"{damaged.name}: model.safetensors .*damaged"):
             untrained_ranker(load_recipe(run.recipe_path, [f"model.{key}={damaged}"]))
 
 

@@ -383,10 +383,10 @@ def test_an_encoder_with_other_weights_is_refused() -> None:
     ("model", "message"),
     [
         ({"checkpoint": "joint", "architecture": "shared-context"}, r"joint: not a shared-context ranker.*model\.base"),
-        ({"checkpoint": "encoder", "architecture": "shared-context"}, "encoder: not a shared-context ranker"),
-        ({"checkpoint": "shared-context"}, "shared-context: a ranker is a sequence-classification checkpoint"),
-        ({"base": "shared-context"}, "shared-context: no model can be loaded"),
-        ({"base": "shared-context", "architecture": "joint"}, "shared-context: no model can be loaded"),
+        ({"checkpoint": "encoder", "architecture": "shared-context"}, r"encoder: .*BertModel.*model\.base"),
+        ({"checkpoint": "shared-context"}, r"shared-context: .*model\.architecture: shared-context"),
+        ({"base": "shared-context"}, r"shared-context: .*model\.checkpoint"),
+        ({"base": "shared-context", "architecture": "joint"}, r"shared-context: .*model\.checkpoint"),
     ],
 )
 def test_a_checkpoint_of_the_other_architecture_is_refused(

@@ -153,8 +153,10 @@ def test_a_bad_cut_closes_the_gate_and_what_is_served_stays(
     assert raised.value.code == GateError.exit_code == 1
     message = capsys.readouterr().err
     assert "GateError: gate closed: pruned against fine-tuned: NDCG@10 fell by" in message
+    record = (workspace.root / "closed-gate-prune.txt").read_text(encoding="utf-8")
     for words in ("    user ", "went on to like: ", "top before: ", "top after:  "):
-        assert message.count(words) == 10
+        assert record.count(words) == 10
+        assert words not in message
     assert not workspace.pruned.exists()
     assert not workspace.pruned.with_name("pruned.tmp").exists()
     assert {folder: verify_artifact(folder).artifact for folder in published} == before

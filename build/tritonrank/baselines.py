@@ -96,13 +96,14 @@ def cosine_baseline(recipe: Recipe, dataset: Dataset, rules: TextRules) -> Examp
 def untrained_baseline(recipe: Recipe, dataset: Dataset) -> ExampleScorer:
     """The base model with the random head that fine-tuning starts from."""
     torch.manual_seed(recipe.seed)
-    model, tokenizer = untrained_ranker(recipe)
+    model, tokenizer = untrained_ranker(recipe.model_copy(update={"model": recipe.model.untrained}))
     scorer = torch_scorer(model.eval(), tokenizer)
     return lambda example: scorer.score(requests_of(dataset, [example], tokenizer.rules)[0])
 
 
 def _embedder(recipe: Recipe) -> Callable[[list[str]], NDArray[np.float32]]:
-    encoder, tokenizer = load_encoder(recipe.model.base), load_tokenizer(recipe.model.base)
+    base = recipe.model.untrained
+    encoder, tokenizer = load_encoder(base.source, base.revision), load_tokenizer(base.source, base.revision)
 
     @torch.inference_mode()
     def embed(texts: list[str]) -> NDArray[np.float32]:

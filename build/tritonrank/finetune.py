@@ -8,6 +8,7 @@ on CPUs, nccl on GPUs):
 An interrupted run resumes from its last evaluation when it is started again with the same settings.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from tritonrank.artifacts import read_manifest, stage_key, write_artifact
-from tritonrank.engine import padded_length
-from tritonrank.errors import RecipeError
+from tritonrank.checkpoint_check import Purpose, check_checkpoint, mention_prompts
+from tritonrank.checkpoint_source import identity
+from tritonrank.checkpoint_tokenizer import check_vocabulary, make_ordinary, markers_of, request_tokenizer
+from tritonrank.engine import model_files, padded_length
+from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.evaluate import cached, content_hash, examples_hash, judge_scorer
 from tritonrank.modeling import SharedContextRanker, from_encoder
 from tritonrank.prepare import Dataset
 from tritonrank.pretrained import (
-    identity,
     load_encoder,
     load_ranker,
     load_shared_context_ranker,
@@ -31,8 +34,9 @@ from tritonrank.pretrained import (
 )
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import open_scorer
-from tritonrank.text import SHARED_CONTEXT, RequestTokenizer, TextRules
-from tritonrank.text_budgets import text_rules, text_settings
+from tritonrank.shard_workers import is_sharded
+from tritonrank.text import RULES_FILE, SHARED_CONTEXT, RequestTokenizer, TextRules
+from tritonrank.text_budgets import rules_to_try, text_rules, text_settings
 from tritonrank.training import is_main_process, train_ranker, wait_for_all
 
 console = Console()
@@ -40,14 +44,60 @@ console = Console()
 
 def finetune_settings(recipe: Recipe) -> dict[str, Any]:
     """What the fine-tuned checkpoint depends on, beside the dataset."""
+    teacher = None if recipe.model.checkpoint else recipe.finetune.teacher
     return {
         "seed": recipe.seed,
         "text": text_settings(recipe),
         "model": recipe.model.model_dump(mode="json"),
-        "model_identity": identity(recipe.model.checkpoint or recipe.model.base),
+        "model_identity": identity(recipe.model.source, recipe.model.revision),
         "finetune": recipe.finetune.model_dump(mode="json"),
-        "teacher_identity": identity(recipe.finetune.teacher) if recipe.finetune.teacher else None,
+        "teacher_identity": content_hash(_teacher_folder(teacher)) if teacher else None,
     }
+
+
+def check_models(recipe: Recipe, folder: Path) -> None:
+    """Load what the recipe names and let go of it again, so that what cannot be used shows before any work.
+
+    Args:
+        recipe: its model and finetune sections.
+        folder: where the checkpoint goes; nothing is loaded if it was made from the same models.
+
+    Raises:
+        ArtifactError: a model or its tokenizer cannot be used.
+        RecipeError: the token budgets exceed what the model can take, or the template holds a token that it may not.
+    """
+    if recipe.finetune.teacher and not recipe.model.checkpoint:
+        _check_teacher(_teacher_folder(recipe.finetune.teacher))
+    if _is_made_from(folder, finetune_settings(recipe)):
+        return
+    untrained_ranker(recipe)
+    mention_prompts(recipe.model.source, recipe.model.revision)
+
+
+def _is_made_from(folder: Path, settings: dict[str, Any]) -> bool:
+    try:
+        made_from = read_manifest(folder).settings
+    except ArtifactError:
+        return False
+    return bool(made_from == json.loads(json.dumps(settings)))
+
+
+def _teacher_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise RecipeError(f"finetune.teacher: {folder}: no such folder; build the teacher first, with its own recipe")
+    return folder
+
+
+def _check_teacher(folder: Path) -> None:
+    """A checkpoint, graphs or shards, with the rules by which it reads requests."""
+    if not (is_sharded(folder) or model_files(folder)):
+        check_checkpoint(str(folder), Purpose.TEACHER)
+    if not (folder / RULES_FILE).is_file():
+        raise ArtifactError(
+            f"finetune.teacher: {folder}: no {RULES_FILE}, which says how the teacher reads a request. Take a teacher "
+            "that a recipe built, such as artifacts/OTHER/teacher; one with model.checkpoint makes it of any ranker"
+        )
 
 
 def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
@@ -61,7 +111,7 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
         folder: where the checkpoint goes; written by rank 0 alone.
 
     Raises:
-        ArtifactError: the base model cannot be loaded.
+        ArtifactError: the base model cannot be used.
         RecipeError: the token budgets exceed what the model can take.
     """
     settings, parents = finetune_settings(recipe), {"dataset": read_manifest(dataset_folder)}
@@ -69,10 +119,10 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
     rules = text_rules(recipe, dataset_folder)
     model, tokenizer = untrained_ranker(recipe, rules)
     if recipe.model.checkpoint:
-        console.print("  model.checkpoint is taken as it is: nothing is trained", highlight=False)
         with write_artifact(folder, "finetune", settings, parents) as draft:
             save_checkpoint(recipe, model, draft.folder, rules)
             draft.metrics |= {"trained": False}
+        console.print(f"  took the checkpoint as it is: {recipe.model.checkpoint}", markup=False, highlight=False)
         return
     work = folder.with_name(f"{folder.name}.work")
     key = stage_key("finetune", settings, parents)
@@ -93,17 +143,20 @@ def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[Pr
     """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules.
 
     Args:
-        recipe: its model section.
-        rules: as ``text_rules`` gave them; needed where the data decide the budgets.
+        recipe: its model and text sections.
+        rules: as ``text_rules`` gives them; by default those that are known before the data are.
     """
-    name = recipe.model.checkpoint or recipe.model.base
-    tokenizer = RequestTokenizer(
-        load_tokenizer(name).backend_tokenizer, rules or text_rules(recipe), cache_entries=100_000
-    )
-    if recipe.model.architecture == SHARED_CONTEXT:
-        return _shared_context_ranker(recipe, tokenizer), tokenizer
-    model = load_ranker(name, new_head=recipe.model.checkpoint is None)
-    _check_length(name, padded_length(tokenizer.row_tokens), "rows", model)
+    name, revision, architecture = recipe.model.source, recipe.model.revision, recipe.model.architecture
+    purpose = Purpose.BASE if recipe.model.checkpoint is None else Purpose.CHECKPOINT
+    check_checkpoint(name, purpose, architecture, revision)
+    fast = load_tokenizer(name, revision)
+    tokenizer = request_tokenizer(name, fast, rules or rules_to_try(recipe))
+    if architecture == SHARED_CONTEXT:
+        model: PreTrainedModel = _shared_context_ranker(recipe, tokenizer)
+    else:
+        model = load_ranker(name, revision, new_head=recipe.model.checkpoint is None)
+        _check_length(name, padded_length(tokenizer.row_tokens), "rows", model)
+    check_vocabulary(name, fast, model)
     return model, tokenizer
 
 
@@ -111,10 +164,10 @@ def _shared_context_ranker(recipe: Recipe, tokenizer: RequestTokenizer) -> Share
     context, candidate = tokenizer.context_row_tokens, tokenizer.candidate_row_tokens
     if recipe.model.checkpoint is None:
         name = recipe.model.base
-        model = from_encoder(load_encoder(name), name, context_positions=context)
+        model = from_encoder(load_encoder(name, recipe.model.revision), name, context_positions=context)
     else:
         name = recipe.model.checkpoint
-        model = load_shared_context_ranker(name)
+        model = load_shared_context_ranker(name, recipe.model.revision)
         if context > model.config.context_positions:
             raise RecipeError(
                 f"text: query_tokens + history_tokens make contexts of up to {context} tokens; {name} was trained for "
@@ -134,13 +187,16 @@ def _check_length(name: str, tokens: int, what: str, model: PreTrainedModel) -> 
 
 def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules: TextRules | None = None) -> None:
     """Weights, config, tokenizer and text rules: everything that later stages need."""
+    name, rules = recipe.model.source, rules or text_rules(recipe)
     model.save_pretrained(folder, safe_serialization=True)
-    copy_tokenizer(recipe.model.checkpoint or recipe.model.base, folder)
-    (rules or text_rules(recipe)).save(folder)
+    tokenizer = load_tokenizer(name, recipe.model.revision)
+    tokenizer.save_pretrained(folder)
+    make_ordinary(folder, markers_of(name, tokenizer, rules.item_template))
+    rules.save(folder)
 
 
 def copy_tokenizer(name: str, folder: Path) -> None:
-    """The tokenizer of a checkpoint (folder, hub id or the packaged MiniLM) into a folder."""
+    """The tokenizer of an artifact's checkpoint into another one's folder."""
     load_tokenizer(name).save_pretrained(folder)
 
 
@@ -150,9 +206,7 @@ def _teacher_scores(
     """What the teacher gives each training candidate, computed once and kept; None without a teacher."""
     if recipe.finetune.teacher is None:
         return None
-    folder = Path(recipe.finetune.teacher)
-    if not folder.is_dir():
-        raise RecipeError(f"finetune.teacher: {folder}: no such folder; build the teacher first, with its own recipe")
+    folder = _teacher_folder(recipe.finetune.teacher)
     key = f"training-{content_hash(folder)[:24]}-{examples_hash(dataset_folder, 'train')[:16]}"
     judgement = cached(
         "teacher",

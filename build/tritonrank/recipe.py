@@ -142,10 +142,20 @@ class ModelSettings(Settings):
         "context and one candidate in one sequence, the default with model.checkpoint: others are trained that way",
     )
     base: str = Field(
-        PACKAGED_MINILM, description="pretrained encoder to fine-tune: a hub id, a folder, or the packaged MiniLM-L6"
+        PACKAGED_MINILM,
+        min_length=1,
+        description="pretrained encoder to fine-tune: a hub id, a folder, or the packaged MiniLM-L6",
     )
     checkpoint: str | None = Field(
-        None, description="an already fine-tuned ranker (hub id or folder, one label); skips fine-tuning"
+        None,
+        min_length=1,
+        description="an already fine-tuned ranker (hub id or folder, one label); skips fine-tuning",
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="branch, tag or commit of the hub's checkpoint or base; a commit pins it. Without it the main "
+        "branch: a build starts anew when that has moved",
     )
 
     @model_validator(mode="before")
@@ -154,6 +164,17 @@ class ModelSettings(Settings):
         if isinstance(values, dict) and values.get("checkpoint") and "architecture" not in values:
             return values | {"architecture": "joint"}
         return values
+
+    @property
+    def source(self) -> str:
+        """What the ranker is made of, and what ``revision`` is a revision of."""
+        return self.checkpoint or self.base
+
+    @property
+    def untrained(self) -> "ModelSettings":
+        """The same with the base alone, as if there were no checkpoint."""
+        revision = None if self.checkpoint else self.revision
+        return self.model_copy(update={"checkpoint": None, "revision": revision})
 
 
 class TrainingSettings(Settings):
@@ -179,7 +200,9 @@ class TrainingSettings(Settings):
 
 class FinetuneSettings(TrainingSettings):
     teacher: str | None = Field(
-        None, description="folder of a fine-tuned ranker whose scores are learnt beside the labels: distillation"
+        None,
+        min_length=1,
+        description="folder of a fine-tuned ranker whose scores are learnt beside the labels: distillation",
     )
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tritonrank.artifacts import read_manifest, sha256_file
+from tritonrank.checkpoint_source import determining_files, folder_of, identity, is_hub_id
+from tritonrank.checkpoint_tokenizer import request_tokenizer
 from tritonrank.engine import padded_length
 from tritonrank.errors import RecipeError
 from tritonrank.modeling import first_position
 from tritonrank.pretrained import load_config, load_tokenizer
-from tritonrank.recipe import DEFAULT_BUDGETS, Recipe, TextSettings
-from tritonrank.text import JOINT, RULES_FILE, TOKENIZER_FILE, RequestTokenizer, TextRules
+from tritonrank.recipe import DEFAULT_BUDGETS, PACKAGED_MINILM, ModelSettings, Recipe, TextSettings
+from tritonrank.text import JOINT, RULES_FILE, RequestTokenizer, TextRules
 
 TEXT_METRICS = "text"
 """Entry of the dataset's metrics that holds what ``prepare`` found out about texts."""
@@ -53,6 +55,11 @@ def text_rules(recipe: Recipe, dataset_folder: Path | None = None) -> TextRules:
     return TextRules(**metrics["rules"])
 
 
+def rules_to_try(recipe: Recipe) -> TextRules:
+    """Rules to load a model with before the data are known: budgets that wait for those are as small as they can be."""
+    return resolve_rules(recipe, Needs(0, 0))
+
+
 def resolve_rules(recipe: Recipe, needs: Needs) -> TextRules:
     """The rules, given what the data need.
 
@@ -61,22 +68,22 @@ def resolve_rules(recipe: Recipe, needs: Needs) -> TextRules:
     """
     if not _depends_on_data(recipe):
         return _rules(recipe, budgets_without_data(recipe))
-    return rules_of_checkpoint(str(recipe.model.checkpoint), recipe.text, needs)
+    return rules_of_checkpoint(recipe.model, recipe.text, needs)
 
 
-def rules_of_checkpoint(name: str, text: TextSettings, needs: Needs) -> TextRules:
+def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) -> TextRules:
     """The rules of a joint checkpoint: what is named stands, the rest shares its positions by what the data need.
 
     Args:
-        name: the checkpoint, a folder or a hub id.
+        model: the checkpoint.
         text: the template, and budgets or ``auto``.
         needs: of the data.
 
     Raises:
         ArtifactError: the checkpoint cannot be found.
     """
-    limit = longest_row(name)
-    specials = _special_tokens(name)
+    limit = longest_row(model)
+    specials = _special_tokens(model)
     longest = max(tokens for tokens in range(max(1, limit - 64), limit + 1) if padded_length(tokens) <= limit)
     room = (
         longest - specials - 1
@@ -122,49 +129,52 @@ def measuring_rules(item_template: str) -> TextRules:
     return TextRules(item_template, 0, 0, 0, MEASURED_TOKENS)
 
 
-def tokenizer_name(recipe: Recipe) -> str:
-    return recipe.model.checkpoint or recipe.model.base
-
-
-def request_tokenizer(recipe: Recipe, rules: TextRules) -> RequestTokenizer:
-    """A tokenizer of the recipe's model.
+def open_tokenizer(recipe: Recipe, rules: TextRules) -> RequestTokenizer:
+    """A tokenizer of the recipe's model, as the artifacts will have it.
 
     Raises:
         ArtifactError: the model has none that can be used.
+        RecipeError: the template holds a token that frames texts.
     """
-    return RequestTokenizer(load_tokenizer(tokenizer_name(recipe)).backend_tokenizer, rules)
+    return _open_tokenizer(recipe.model, rules)
 
 
 def tokenizer_identity(recipe: Recipe) -> str:
-    """What decides how texts become tokens, cheap to find out: the hash of a local tokenizer, or the model's name."""
-    folder = Path(tokenizer_name(recipe))
-    if (folder / TOKENIZER_FILE).is_file():
-        return sha256_file(folder / TOKENIZER_FILE)
-    files = sorted(path for path in folder.iterdir() if path.suffix in {".txt", ".model"}) if folder.is_dir() else []
-    return " ".join([tokenizer_name(recipe), *(f"{path.name}:{sha256_file(path)}" for path in files)])
+    """What decides how many tokens a text has and how many are read: everything of a model but its weights.
+
+    Raises:
+        ArtifactError, RecipeError: the model cannot be found.
+    """
+    name, revision = recipe.model.source, recipe.model.revision
+    if name == PACKAGED_MINILM or is_hub_id(name):
+        return identity(name, revision)
+    files = [path for path in determining_files(folder_of(name, revision)) if path.suffix != ".safetensors"]
+    return " ".join(f"{path.name}:{sha256_file(path)}" for path in files)
 
 
-def longest_row(name: str) -> int:
+def longest_row(model: ModelSettings) -> int:
     """Tokens that a joint row of a checkpoint may have, special tokens included.
 
     Raises:
         ArtifactError: the checkpoint cannot be found.
     """
-    config, tokenizer = load_config(name), load_tokenizer(name)
+    config, tokenizer = load_config(model.source, model.revision), load_tokenizer(model.source, model.revision)
     positions = int(config.max_position_embeddings) - first_position(config)
     return min(positions, int(tokenizer.model_max_length))  # without a limit of its own it says 1e30
 
 
 def _depends_on_data(recipe: Recipe) -> bool:
     """Whether budgets are left to a joint checkpoint that does not say what it was trained with."""
-    name = recipe.model.checkpoint
+    if recipe.model.checkpoint is None or recipe.model.architecture != JOINT:
+        return False
     is_named = all(getattr(recipe.text, setting) != "auto" for setting in DEFAULT_BUDGETS)
-    return bool(name) and not is_named and recipe.model.architecture == JOINT and _own_rules(str(name)) is None
+    return not is_named and _own_rules(recipe.model.checkpoint) is None
 
 
 def _own_rules(name: str) -> TextRules | None:
     """The text.json of a checkpoint that was written here."""
-    return TextRules.load(Path(name)) if (Path(name) / RULES_FILE).is_file() else None
+    folder = Path(name).expanduser()
+    return TextRules.load(folder) if (folder / RULES_FILE).is_file() else None
 
 
 def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
@@ -172,9 +182,13 @@ def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
     return TextRules(recipe.text.item_template, **sizes, architecture=recipe.model.architecture)
 
 
-def _special_tokens(name: str) -> int:
+def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
+    return request_tokenizer(model.source, load_tokenizer(model.source, model.revision), rules)
+
+
+def _special_tokens(model: ModelSettings) -> int:
     rules = measuring_rules("{text}")
-    tokenizer = RequestTokenizer(load_tokenizer(name).backend_tokenizer, rules)
+    tokenizer = _open_tokenizer(model, rules)
     return tokenizer.row_tokens - rules.context_tokens - rules.candidate_tokens
 
 
