@@ -166,8 +166,8 @@ def cost_in_words(text: Mapping[str, Any]) -> str:
     row = text["rules"]["candidate_tokens"] + text["rules"]["query_tokens"]
     median = text["items"]["tokens_50"]
     return (
-        f"budgets from the model: rows of up to about {row} tokens, {median:.0f} of them the median item's. What a "
-        "request takes grows with the tokens of its texts; a lower text.candidate_tokens is faster and ranks by less"
+        f"Budgets from the model: rows of up to about {row} tokens, {median:.0f} of them the median item's. What a "
+        "request takes grows with the tokens of its texts; a lower text.candidate_tokens is faster and ranks by less."
     )
 
 

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 from tritonrank.errors import ArtifactError
+from tritonrank.gatekeeper import FINE_TUNED
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
 from tritonrank.report.ladder import (
@@ -129,9 +130,9 @@ def headline(teacher: LadderRow, served: LadderRow) -> str:
             parts.append(f"{ratio:.2f} of its {name}")
     costs = f", at {', '.join(parts)}" if parts else ""
     if served.ndcg is None or teacher.ndcg is None:
-        return f"{served.name} is served; beside the {teacher.name} ranker{costs}."
+        return f"{served.name} is served; beside {called(teacher.name)}{costs}."
     change = served.ndcg.mean / teacher.ndcg.mean - 1 if teacher.ndcg.mean else 0.0
-    compared = f"NDCG@10 {served.ndcg.mean:.3f}, the {teacher.name} ranker has {teacher.ndcg.mean:.3f} ({change:+.1%})"
+    compared = f"NDCG@10 {served.ndcg.mean:.3f}, {called(teacher.name)} has {teacher.ndcg.mean:.3f} ({change:+.1%})"
     return f"{served.name} is served: {compared}{costs}."
 
 
@@ -152,6 +153,11 @@ def texts_read(build: Build) -> dict[str, Any] | None:
         "sentences": [sentence for sentence in sentences if sentence],
         "warnings": text_warnings(metrics["text"]),
     }
+
+
+def called(teacher: str) -> str:
+    """The first rung in a sentence."""
+    return "the fine-tuned ranker" if teacher == FINE_TUNED else f"the {teacher}"
 
 
 def quality_plot(rows: list[LadderRow], others: list[BaselineRow]) -> Markup:
@@ -227,7 +233,7 @@ def render(template: str, contents: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "md": escape_markdown}
+    environment.filters |= {"figure": figure, "md": escape_markdown, "called": called}
     environment.globals["zip"] = zip
     return environment.get_template(template).render(contents)
 
