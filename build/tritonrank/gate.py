@@ -134,12 +134,12 @@ def _decide(examples: int, drop: float, bound: float, budget: float) -> tuple[bo
         return False, f"{examples} examples are too few to decide; at least {FEWEST_EXAMPLES} (examples.test_users)"
     if drop > budget:
         return False, f"NDCG@10 fell by {drop:.2%}, the budget is {budget:.2%}"
+    change = f"fell by {drop:.2%}" if drop > 0 else f"did not fall ({-drop:+.2%})"
     if bound > 3 * budget:
         return False, (
-            f"NDCG@10 fell by {drop:.2%}, but with {examples} examples it may be up to {bound:.2%} (95% bound), more "
+            f"NDCG@10 {change}, but with {examples} examples the fall may be up to {bound:.2%} (95% bound), more "
             f"than three times the budget of {budget:.2%}: too few examples to decide, or too rough a step"
         )
-    change = f"fell by {drop:.2%}" if drop > 0 else f"did not fall ({-drop:+.2%})"
     return True, f"NDCG@10 {change} (95% bound of the fall {bound:.2%}), the budget is {budget:.2%}"
 
 

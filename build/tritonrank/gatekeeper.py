@@ -97,9 +97,10 @@ def require_ranking(
         found = verdict(judged, other, budget, recipe.gate.bootstrap_samples, recipe.seed)
         found = with_worst_requests(found, judged, other, dataset_folder, TextRules.load(child.folder))
         show_verdict(found)
-        ways_out = [UNCUT_WAY_OUT] if other.name == uncut_name(recipe) else []
-        ways_out.append(WAYS_OUT.get(child.name, OTHER_WAY_OUT).format(root=root))
-        require_passed(found, record, f"{child.name} was not published. {'. '.join(ways_out)}.")
+        way_out = WAYS_OUT.get(child.name, OTHER_WAY_OUT).format(root=root)
+        if other.name == uncut_name(recipe):  # what this step started from reads as little
+            way_out = UNCUT_WAY_OUT
+        require_passed(found, record, f"{child.name} was not published. {way_out}.")
         metrics[f"gate against {other.name}"] = found.as_metrics()
     forget_closed_gate(record)
     return metrics

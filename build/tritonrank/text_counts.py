@@ -161,7 +161,7 @@ def text_warnings(text: Mapping[str, Any]) -> list[str]:
 
 def cost_in_words(text: Mapping[str, Any]) -> str:
     """What long rows cost, where the budgets came from the model: nobody chose them."""
-    if "model" not in text["named"].values() or not text["items"]["count"]:
+    if text["named"]["candidate_tokens"] != "model" or not text["items"]["count"]:
         return ""
     row = text["rules"]["candidate_tokens"] + text["rules"]["query_tokens"]
     median = text["items"]["tokens_50"]

@@ -4,8 +4,10 @@ These are people's ids, queries and histories. They go into files that the owner
 and never into an error's message, which both end up in logs.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from tritonrank.evaluate import Judgement
@@ -17,6 +19,8 @@ from tritonrank.text import TextRules
 
 HISTORY_SHOWN = 3
 TOP_SHOWN = 3
+SHOWN = 160
+"""Characters of a text."""
 
 
 def with_worst_requests(
@@ -75,10 +79,14 @@ def forget_closed_gate(record: Path) -> None:
 
 def in_words(request: dict[str, Any]) -> str:
     """A worst request on indented lines of its own."""
-    asked = f" asked for {request['query']!r}" if request["query"] else ""
+    asked = f" asked for {shorten(request['query'], SHOWN)!r}" if request["query"] else ""
     return (
-        f"\n    user {request['user']}{asked}, lately: {'; '.join(request['history']) or 'nothing'}"
-        f"\n    went on to like: {'; '.join(request['liked'])}"
-        f"\n    top before: {'; '.join(request['parent_top'])}"
-        f"\n    top after:  {'; '.join(request['child_top'])}"
+        f"\n    user {request['user']}{asked}, lately: {_listed(request['history']) or 'nothing'}"
+        f"\n    went on to like: {_listed(request['liked'])}"
+        f"\n    top before: {_listed(request['parent_top'])}"
+        f"\n    top after:  {_listed(request['child_top'])}"
     )
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return "; ".join(shorten(text, SHOWN, placeholder=" ...") for text in texts)
