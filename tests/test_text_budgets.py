@@ -14,7 +14,7 @@ import yaml
 from conftest import TESTS
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
-from tiny_models import WORDS, save_ranker
+from tiny_models import FAMILIES, WORDS, save_ranker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.errors import DataError, GateError, RecipeError
@@ -289,33 +289,56 @@ def passages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return write_tables(tmp_path_factory.mktemp("passages"), texts, lambda random: words(random, 3))
 
 
-def scores_of_the_model_alone(checkpoint: Path, request: Request) -> NDArray[np.float32]:
-    """What the checkpoint's users know: pairs through its own tokenizer and model."""
+def scores_of_the_model_alone(checkpoint: Path, request: Request, longest: int) -> NDArray[np.float32]:
+    """What the checkpoint's users know: pairs through its own tokenizer and model, cut at so many tokens."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
     pairs = [(request.query, item) for item in request.items]
-    inputs = tokenizer(pairs, padding=True, truncation="longest_first", max_length=POSITIONS, return_tensors="pt")
+    inputs = tokenizer(pairs, padding=True, truncation="longest_first", max_length=longest, return_tensors="pt")
     with torch.inference_mode():
         return np.asarray(model(**inputs).logits[:, 0].numpy())
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "roberta"])  # makes too many tokens of these
 def test_a_checkpoint_ranks_long_texts_as_it_does_alone(
-    passages: dict[str, Any], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str, passages: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    checkpoint = save_ranker(family, tmp_path / "hub", positions=POSITIONS)
     recipe = recipe_of(passages, {"checkpoint": str(checkpoint)})
     workspace = Workspace(tmp_path / "texts")
     run_stages(recipe, workspace, until="finetune")
     rules = TextRules.load(workspace.teacher)
-    assert (rules.history_items, rules.candidate_tokens) == (0, 88)
+    assert (rules.history_items, rules.candidate_tokens) == (0, 88)  # 85 are the longest
     assert rules == text_rules(recipe, workspace.dataset)
     dataset, scorer = Dataset.read(workspace.dataset), open_scorer(workspace.teacher)
     for request in requests_of(dataset, dataset.test[:5], rules):
-        alone = scores_of_the_model_alone(checkpoint, Request(request.query, [], request.items))
+        alone = scores_of_the_model_alone(checkpoint, Request(request.query, [], request.items), 120)
         np.testing.assert_allclose(scorer.score(request), alone, atol=1e-5)
         assert kendalltau(scorer.score(request), alone).statistic == pytest.approx(1)
     said = capsys.readouterr().out
     assert re.search(r"88 tokens\s+model", said)
     assert "as it is" in said
+
+
+def test_texts_beyond_the_positions_are_cut_where_the_positions_end(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(8)
+    texts = [words(random, 200) for _ in range(80)]
+    recipe = recipe_of(write_tables(tmp_path, texts), {"checkpoint": str(checkpoint)})
+    workspace = Workspace(tmp_path / "texts")
+    run_stages(recipe, workspace, until="finetune")
+    rules, dataset = TextRules.load(workspace.teacher), Dataset.read(workspace.dataset)
+    row = RequestTokenizer.from_folder(workspace.teacher).row_tokens
+    assert row == POSITIONS
+    assert uncut_rules(recipe, workspace.teacher, workspace.dataset) is None
+    said = capsys.readouterr().out
+    assert "100% of the item texts are cut at 100 tokens" in said
+    assert "--set" not in said.split("item texts are cut")[1].splitlines()[0]  # no setting would hold more
+    (request,) = requests_of(dataset, dataset.test[:1], rules)
+    longest = POSITIONS - rules.query_tokens - 1  # the query and its separator have their places, and are not there
+    alone = scores_of_the_model_alone(checkpoint, Request("", [], request.items), longest)
+    np.testing.assert_allclose(open_scorer(workspace.teacher).score(request), alone, atol=1e-5)
 
 
 # The gate against the uncut teacher

@@ -172,6 +172,7 @@ def evaluate(
 
     from tritonrank import evaluate as judging
     from tritonrank.gate import show_verdict, verdict
+    from tritonrank.gatekeeper import judge_uncut
     from tritonrank.server_scorer import ServerScorer
     from tritonrank.summary import show_summary
     from tritonrank.text import TextRules
@@ -187,7 +188,8 @@ def evaluate(
         show_summary(workspace.summary)
         return
     parent_folder = against or workspace.teacher
-    parent = judging.judge_artifact(parent_folder.name, parent_folder, workspace.dataset, workspace.judgements)
+    uncut = None if against else judge_uncut(loaded, parent_folder, workspace.dataset, workspace.judgements)
+    parent = uncut or judging.judge_artifact(parent_folder.name, parent_folder, workspace.dataset, workspace.judgements)
     if artifact is not None:
         child = judging.judge_artifact(artifact.name, artifact, workspace.dataset, workspace.judgements)
     else:

@@ -239,6 +239,8 @@ def show_summary(folder: Path) -> None:
             f"{row['milliseconds_per_100']:.0f}" if "milliseconds_per_100" in row else "",
         )
     table.caption = f"{_cost(result['rows'], teacher)}; ms/100: one request with 100 candidates, in process"
+    if read := (result.get("text") or {}).get("items"):
+        table.caption += f"; {read['cut_share']:.1%} of the item texts are cut at {read['budget']} tokens"
     console.print(table)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     notes = text_warnings(result["text"]) if result.get("text") else []

@@ -140,10 +140,14 @@ def text_warnings(text: Mapping[str, Any]) -> list[str]:
     for kind, what in (("items", "item texts"), ("queries", "queries")):
         found, setting = text[kind], SETTINGS[kind]
         if found["count"] and found["cut_share"] > CUT_WARNING:
-            warnings.append(
+            said = (
                 f"{found['cut_share']:.0%} of the {what} are cut at {found['budget']} tokens and lose "
-                f"{found['lost']:.0f} (median): --set text.{setting}={found['tokens_95']} would hold 95% of them whole"
+                f"{found['lost']:.0f} (median)"
             )
+            if text["named"][setting] == "model":  # which takes no more
+                warnings.append(f"{said}: the model reads no more")
+            else:
+                warnings.append(f"{said}: --set text.{setting}={found['tokens_95']} would hold 95% of them whole")
     history = text["history"]
     if history["read"] < HISTORY_WARNING * history["wanted"]:
         enough = round(history["tokens"] * history["wanted"] / max(history["read"], 0.5))
