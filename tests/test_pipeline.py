@@ -10,6 +10,7 @@ import onnx
 import pytest
 from conftest import TESTS, Build
 from onnx import numpy_helper
+from tiny_models import save_ranker
 from tritonrank import assemble, cli, distill, export, finetune, prepare, prune, quantize, summary
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.assemble import GOLDEN_CANDIDATES, golden_cases
@@ -82,7 +83,6 @@ def test_all_stages_run_once_in_order(makers: Makers, tiny_recipe: Recipe) -> No
         ("data", {"users": 151}, "prepare"),
         ("examples", {"test_users": 60}, "prepare"),
         ("text", {"history_tokens": 60}, "prepare"),
-        ("model", {"checkpoint": "somewhere/else"}, "prepare"),
         ("finetune", {"learning_rate": 0.002}, "finetune"),
         ("export", {"tolerance": 1e-5}, "export"),
         ("quantize", {"exclude": ["layer.0"]}, "quantize"),
@@ -100,6 +100,14 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(
     if first == "assemble":
         expected = ["assemble"]  # the summary is about the model, which is the same
     assert makers.run(other) == expected
+    assert makers.run(other) == []
+
+
+def test_another_checkpoint_reruns_from_the_data_on(makers: Makers, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Its tokenizer says which items have a text, and how much of it is read."""
+    makers.run(tiny_recipe)
+    other = changed(tiny_recipe, "model", checkpoint=str(save_ranker("bert", tmp_path / "other")), architecture="joint")
+    assert makers.run(other) == VERBS
     assert makers.run(other) == []
 
 

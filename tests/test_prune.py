@@ -152,7 +152,7 @@ def test_a_bad_cut_closes_the_gate_and_what_is_served_stays(
             cli.main()
     assert raised.value.code == GateError.exit_code == 1
     message = capsys.readouterr().err
-    assert "GateError: gate closed: pruned against fine-tuned: NDCG@10 fell by" in message
+    assert "GateError: gate closed: pruned against checkpoint: NDCG@10 fell by" in message
     record = (workspace.root / "closed-gate-prune.txt").read_text(encoding="utf-8")
     for words in ("    user ", "went on to like: ", "top before: ", "top after:  "):
         assert record.count(words) == 10
