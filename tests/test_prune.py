@@ -162,7 +162,8 @@ def test_a_bad_cut_closes_the_gate_and_what_is_served_stays(
     assert {folder: verify_artifact(folder).artifact for folder in published} == before
 
     run_stages(load_recipe(recipe_path), workspace, until="prune")
-    found = read_manifest(workspace.pruned).metrics["gate against fine-tuned"]
+    assert not (workspace.root / "closed-gate-prune.txt").exists()
+    found = read_manifest(workspace.pruned).metrics["gate against checkpoint"]
     assert (found["drop"], found["budget"]) == (0, 0.3)
     assert found["kendall_tau"] == pytest.approx(1, abs=1e-3)
 
