@@ -105,7 +105,9 @@ class Served:
     """The one running server.
 
     Its ensembles: ``rank`` is the shared-context INT8 repository as built, ``rank_joint`` the joint one;
-    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs.
+    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs. The scorers of the first two let
+    through ids that their engines refuse, and take their time, the one of ``rank`` for longer rows than ``tokenize``
+    makes, so that it can be kept busy.
     """
 
     triton: LocalTriton
@@ -124,9 +126,12 @@ def served(
     """The one real Triton of the test suite."""
     repository = tmp_path_factory.mktemp("served") / "repository"
     shutil.copytree(workspace.repository, repository)
+    patient = {"deadline_us": "60000000", "vocabulary_size": "1000000"}
+    set_parameters(repository / "score", context_row_tokens="200", candidate_row_tokens="200", **patient)
     add_ensemble(repository, workspace, {"rank": "rank_fp32", "score": "score_fp32"}, fp32=True)
     joint = {name: f"{name}_joint" for name in ("rank", "tokenize", "score", "select")}
     add_ensemble(repository, joint_workspace, joint)
+    set_parameters(repository / "score_joint", **patient)
     twin = {"rank": "rank_joint_fp32", "score": "score_joint_fp32"}
     add_ensemble(repository, joint_workspace, joint | twin, fp32=True)
     with LocalTriton(repository) as triton:
@@ -151,10 +156,21 @@ def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str
         config.name = new_name
         for step in config.ensemble_scheduling.step:
             step.model_name = names.get(step.model_name, step.model_name)
+        if "queue" in config.parameters:
+            config.parameters["queue"].string_value = names["rank"]
         (target / "config.pbtxt").write_text(text_format.MessageToString(config))
         if name == "score" and fp32:
             for path in loaded_files(workspace.onnx):
                 shutil.copyfile(path, target / "1" / path.name)
+
+
+def set_parameters(model: Path, **values: str) -> None:
+    """Change parameters of a model in a repository."""
+    config = text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    for name, value in values.items():
+        assert name in config.parameters, f"{model.name} has no {name}"
+        config.parameters[name].string_value = value
+    (model / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
 @pytest.fixture(scope="session")

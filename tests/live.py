@@ -1,6 +1,7 @@
 """For the tests of a live server: its statistics, a scorer that is kept busy, and requests without our client."""
 
 import random
+import re
 import tempfile
 import time
 import urllib.request
@@ -30,8 +31,11 @@ BIG_TEXT_WORDS = 40  # more than the tokens of a candidate
 BIG_ROW_TOKENS = 100  # of a candidate that comes straight to the scorer, as no client's can
 PATIENCE_SECONDS = 30.0
 
-# The batcher keeps requests with a deadline and without one apart; those of an ensemble have one.
-NO_DEADLINE = {"deadline": np.full((1, 1), 2**62, dtype=np.int64)}
+# The batcher keeps requests with deadline and ticket and those without apart; those of an ensemble have both.
+NO_DEADLINE = {"deadline": np.full((1, 1), 2**62, dtype=np.int64), "ticket": np.zeros((1, 1), dtype=np.int64)}
+
+LEAK = re.compile(r"Traceback|File \"|\w/\w+/|\w\.py\b|\.onnx|\.cc:\d|node:", re.IGNORECASE)
+"""What no answer may hold: Python's frames, paths, names inside a graph."""
 
 Scores = NDArray[np.float32]
 
@@ -138,8 +142,12 @@ def _send_big_rows(served: Served, model: str, candidates: int) -> None:
 
 def requests_started(served: Served, scorer: str) -> int:
     """How many requests a scorer has begun so far, those in work included, which Triton does not tell."""
-    (counter,) = Path(tempfile.gettempdir()).glob(f"*/tritonrank-queue-{served.triton.pid}/{scorer}_[0-9]*")
-    return int.from_bytes(counter.read_bytes()[:8], "little")
+    return sum(int.from_bytes(counter.read_bytes()[:8], "little") for counter in counter_files(served, scorer))
+
+
+def counter_files(served: Served, scorer: str) -> list[Path]:
+    """What each instance of a scorer tells the gate (``admission.py``)."""
+    return [*Path(tempfile.gettempdir()).glob(f"*/tritonrank-queue-{served.triton.pid}/*/{scorer}_[0-9]*")]
 
 
 def ask(client: RankClient, request: Request) -> Scores:

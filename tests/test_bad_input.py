@@ -11,6 +11,7 @@ import pytest
 from conftest import Served
 from live import (
     INT8_ENSEMBLES,
+    LEAK,
     NO_DEADLINE,
     PROTOCOLS,
     Scores,
@@ -101,7 +102,7 @@ def in_order(answer: Mapping[str, np.ndarray]) -> Scores:
 
 NESTED = json.dumps({"title": {"en": "Desk"}}).encode()
 REFUSED = {
-    "no candidates": (request_of(items=[]), "items: at least one candidate"),
+    "no candidates": (request_of(items=[]), "items: empty; at least one candidate"),
     "too many candidates": (request_of(items=[b"a"] * (MAX_CANDIDATES + 1)), "items: 1001 elements; the limit is 1000"),
     "too much history": (request_of(history=[b"a"] * (MAX_HISTORY + 1)), "history: 1001 elements; the limit is 1000"),
     "huge history": (request_of(history=[b"a"] * 100_000), "history: 100000 elements; the limit is 1000"),
@@ -112,10 +113,6 @@ REFUSED = {
     "history not UTF-8": (request_of(history=[b"ok", b"\xff"]), "history[1]: not valid UTF-8"),
     "item not UTF-8": (request_of(items=[b"ok", b"\xed\xa0\x80"]), "items[1]: not valid UTF-8"),
     "id not UTF-8": (request_of(item_ids=[b"1", b"\x80"]), "item_ids[1]: not valid UTF-8"),
-    "empty item": (request_of(items=[b"ok", b""]), "items[1]: no token is left"),
-    "blank item": (request_of(items=[b" \n\t", b"ok"]), "items[0]: no token is left"),
-    "item of NULs": (request_of(items=[b"ok", b"\x00\x00"]), "items[1]: no token is left"),
-    "item of format characters": (request_of(items=["\u200b\u200e".encode()]), "items[0]: no token is left"),
     "too few ids": (request_of(item_ids=[b"1"]), "item_ids: 1 elements for 2 items"),
     "too many ids": (request_of(item_ids=[b"1", b"2", b"3"]), "item_ids: 3 elements for 2 items"),
     "no ids": (request_of(item_ids=[]), "item_ids: 0 elements for 2 items"),
@@ -124,6 +121,8 @@ REFUSED = {
     "nested field in history": (request_of(history=[NESTED]), "history[0]: field 'title' must be text"),
     "deeply nested JSON": (request_of(items=[b'{"title":' * 7_000]), "items[0]: JSON nested too deeply"),
     "half a character": (request_of(items=[b'{"title": "\\ud83d"}']), "items[0]: field 'title' holds \\ud83d"),
+    "half a character as it is": (request_of(history=[b'{"": "\\ud83d"}']), "history[0]: field '' holds \\ud83d"),
+    "NaN": (request_of(items=[b"ok", b'{"title": NaN}']), "items[1]: NaN is not JSON"),
     # Triton's own checks
     "items as numbers": (request_of(items=int32([1, 2])), "'items' data-type is 'INT32'"),
     "top_k as a float": (request_of(top_k=np.array([1], dtype=np.float32)), "'top_k' data-type is 'FP32'"),
@@ -132,9 +131,7 @@ REFUSED = {
     "no query": (request_of(query=[]), "shape for input 'query'"),
     "items in a matrix": (request_of(items=np.array([[b"a", b"b"]], dtype=np.object_)), "shape for input 'items'"),
     "no top_k inside": (request_of(top_k=int32([])), "shape for input 'top_k'"),
-    "query missing": (request_of(query=None), "missing required input(s) ['query']"),
-    "history missing": (request_of(history=None), "missing required input(s) ['history']"),
-    "items missing": (request_of(items=None), "missing required input(s) ['items']"),
+    "items missing": (request_of(items=None), "items: missing; at least one candidate"),
     "an input too many": (request_of(prices=int32([1, 2])), "unexpected inference input 'prices'"),
     # BYTES tensors whose lengths lie
     "length beyond the end": (request_of(items=b"\xff\xff\xff\x7fabc"), "incomplete string data"),
@@ -157,7 +154,7 @@ def test_a_bad_request_is_refused_by_name_and_hurts_no_other(
 
 
 def test_no_row_of_a_bad_request_reaches_a_joint_engine(served: Served, good: Good) -> None:
-    tensors, message = REFUSED["empty item"]
+    tensors, message = REFUSED["nested field"]
     scored_before = statistics(served, "score_joint").inferences
     for error in among_good_ones(served, good, "rank_joint", tensors).values():
         assert message in error.message()
@@ -247,9 +244,10 @@ def logits(rows: int, row_of_candidate: Any, **others: Any) -> dict[str, Any]:
 
 
 OUTSIDE_VOCABULARY = {"rank": shared([101, 102], [[101, 99_999]]), "rank_joint": rows([[101, 99_999, 102]])}
-REFUSED_BY_THE_ENGINE = "the engine refused these token ids"
+REFUSED_BY_THE_ENGINE = "score: the engine refused these token ids: InvalidArgument; the server's log has"
 CONTEXT = "context_ids: expected at least one token id, none of them negative"
 CANDIDATES = "candidate_ids: expected rows of token ids, at least one each, then padding of -1"
+ROW_OF_CANDIDATE = "row_of_candidate: expected at least one, each the place of one of"
 MASK = "attention_mask: expected ones for the tokens of a row"
 MALFORMED = {
     "score_joint: no rows": ("score_joint", rows(np.zeros((0, 8))), "byte size mismatch"),
@@ -266,8 +264,27 @@ MALFORMED = {
         "batch size does not match",
     ),
     "score_joint: id outside the vocabulary": ("score_joint", OUTSIDE_VOCABULARY["rank_joint"], REFUSED_BY_THE_ENGINE),
-    "score_joint: unknown segment": ("score_joint", rows([[1, 2]], None, [[0, 7]]), REFUSED_BY_THE_ENGINE),
-    "score_joint: longer than the model": ("score_joint", rows(np.ones((1, 3_000))), REFUSED_BY_THE_ENGINE),
+    "score_joint_fp32: id outside the vocabulary": (
+        "score_joint_fp32",
+        OUTSIDE_VOCABULARY["rank_joint"],
+        "input_ids: ids from 101 to 99999; expected 0 to 30521",
+    ),
+    "score_joint: negative id": ("score_joint", rows([[1, -1]]), "input_ids: ids from -1 to 1; expected 0 to"),
+    "score_joint: unknown segment": (
+        "score_joint",
+        rows([[1, 2]], None, [[0, 7]]),
+        "token_type_ids: ids from 0 to 7; expected 0 to 1",
+    ),
+    "score_joint: longer than a row can be": (
+        "score_joint",
+        rows(np.ones((1, 3_000))),
+        "input_ids: rows of 3000 tokens; the limit is",
+    ),
+    "score_joint: a mask for nothing": (
+        "score_joint",
+        {name: tensor for name, tensor in rows([[1]]).items() if name != "input_ids"} | NO_DEADLINE,
+        "input_ids: missing",
+    ),
     "score_joint: too many rows": ("score_joint", rows(np.ones((1_001, 2))), "batch-size must be <= 1000"),
     "score_joint: one dimension": ("score_joint", rows([1, 2]), "unexpected shape"),
     "score_joint: another type": (
@@ -288,9 +305,34 @@ MALFORMED = {
     "score: a candidate with a hole": ("score", shared([1], [[1, -1, 2]]), CANDIDATES),
     "score: another padding": ("score", shared([1], [[1, -2]]), CANDIDATES),
     "score: id outside the vocabulary": ("score", OUTSIDE_VOCABULARY["rank"], REFUSED_BY_THE_ENGINE),
-    "score: context outside the vocabulary": ("score", shared([99_999], [[1]]), REFUSED_BY_THE_ENGINE),
-    "score: context longer than the model": ("score", shared([1] * 600, [[1]]), REFUSED_BY_THE_ENGINE),
-    "score: candidate longer than the model": ("score", shared([1], [[1] * 600]), REFUSED_BY_THE_ENGINE),
+    "score_fp32: id outside the vocabulary": (
+        "score_fp32",
+        OUTSIDE_VOCABULARY["rank"],
+        "candidate_ids: ids from 101 to 99999; expected -1 to 30521",
+    ),
+    "score_fp32: context outside the vocabulary": (
+        "score_fp32",
+        shared([2**31 - 1], [[1]]),
+        "context_ids: ids from 2147483647 to 2147483647; expected 0 to 30521",
+    ),
+    "score_fp32: long context": (
+        "score_fp32",
+        shared([1] * 80, [[1]]),
+        "context_ids: rows of 80 tokens; the limit is 79",
+    ),
+    "score_fp32: long candidate": (
+        "score_fp32",
+        shared([1], [[1] * 26]),
+        "candidate_ids: rows of 26 tokens; the limit is 25",
+    ),
+    "score: context longer than the model": (
+        "score",
+        shared([1] * 600, [[1]]),
+        "context_ids: rows of 600 tokens; the limit",
+    ),
+    "score: candidate longer than the model": ("score", shared([1], [[1] * 600]), "candidate_ids: rows of 600 tokens"),
+    "score: candidates missing": ("score", {"context_ids": int32([[1]])} | NO_DEADLINE, "candidate_ids: missing"),
+    "score: context missing": ("score", {"candidate_ids": int32([[[1]]])} | NO_DEADLINE, "context_ids: missing"),
     "score: two requests in one": (
         "score",
         {"context_ids": int32([[1], [2]]), "candidate_ids": int32([[[1]], [[2]]])},
@@ -318,10 +360,22 @@ MALFORMED = {
         "'candidate_ids' data-type",
     ),
     "score: a joint ranker's rows": ("score", rows([[1, 2]]), "unexpected inference input"),
-    "select: row out of range": ("select", logits(2, [0, 2]), "row_of_candidate: expected at least one"),
-    "select: negative row": ("select", logits(2, [0, -1]), "row_of_candidate: expected at least one"),
-    "select: no candidates": ("select", logits(2, []), "row_of_candidate: expected at least one"),
-    "select: no logits": ("select", logits(0, [0]), "row_of_candidate: expected at least one"),
+    "select: row out of range": ("select", logits(2, [0, 2]), ROW_OF_CANDIDATE),
+    "select: negative row": ("select", logits(2, [0, -2]), ROW_OF_CANDIDATE),
+    "select: not a number": (
+        "select",
+        logits(2, [0, 1]) | {"logits": np.array([1, np.nan], np.float32)},
+        "logits: expected finite numbers",
+    ),
+    "select: infinite": (
+        "select",
+        logits(2, [1, -1]) | {"logits": np.array([1, -np.inf], np.float32)},
+        "logits: expected finite numbers",
+    ),
+    "select: no rows": ("select", {"logits": np.ones(2, np.float32), "item_ids": [b"a"]}, "row_of_candidate: missing"),
+    "select: ids for logits": ("select", {"row_of_candidate": int32([0]), "top_k": int32([1])}, "logits: missing"),
+    "select: no candidates": ("select", logits(2, []), ROW_OF_CANDIDATE),
+    "select: no logits": ("select", logits(0, [0]), ROW_OF_CANDIDATE),
     "select: too few ids": ("select", logits(2, [0, 1], item_ids=[b"a"]), "item_ids: 1 elements for 2 candidates"),
     "select: too many ids": ("select", logits(1, [0], item_ids=[b"a", b"b"]), "item_ids: 2 elements for 1 candidates"),
     "select: negative top_k": ("select", logits(1, [0], top_k=int32([-1])), "top_k: -1"),
@@ -334,9 +388,14 @@ MALFORMED = {
     "select_joint: row out of range": (
         "select_joint",
         logits(2, [0, 2]) | {"logits": np.ones((2, 1), np.float32)},
-        "row_of_candidate: expected at least one",
+        ROW_OF_CANDIDATE,
     ),
-    "tokenize: no candidates": ("tokenize", request_of(items=[]), "items: at least one candidate"),
+    "tokenize: no candidates": ("tokenize", request_of(items=[]), "items: empty; at least one candidate"),
+    "tokenize: items missing": (
+        "tokenize",
+        request_of(items=None, item_ids=[b"a"]),
+        "items: missing; at least one candidate",
+    ),
     "tokenize: not UTF-8": ("tokenize", request_of(query=[b"\xff"]), "query[0]: not valid UTF-8"),
 }
 
@@ -350,6 +409,7 @@ def test_malformed_tensors_for_an_inner_model_are_refused(
         assert isinstance(error, InferenceServerException), error
         assert message in error.message()
         assert error.status() == INVALID[protocol] or "engine" in message
+        assert not LEAK.search(error.message())
 
 
 @pytest.mark.parametrize("model", INT8_ENSEMBLES)

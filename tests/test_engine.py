@@ -21,8 +21,10 @@ from tritonrank.engine import (
     RUN_TOKENS,
     ContextCache,
     JointEngine,
+    RowLimits,
     RowsError,
     SharedContextEngine,
+    Watch,
     available_cores,
     candidate_lengths,
     cut_groups,
@@ -611,6 +613,90 @@ def test_a_context_too_large_for_the_cache_drops_no_other() -> None:
     cache.get(large, entry_of(100_000))
     cache.get(small, entry_of(100))
     assert (cache.hits, cache.bytes) == (1, ENTRY_BYTES)
+
+
+# Work that nobody wants any more
+
+
+class Impatient:
+    """Wants the first few parts of a request, or all of it."""
+
+    def __init__(self, parts: dict[int, int]) -> None:
+        self._parts = dict(parts)
+
+    def __call__(self, request: int) -> bool:
+        left = self._parts.get(request)
+        if left is None:
+            return True
+        self._parts[request] = left - 1
+        return left > 0
+
+
+def test_a_watch_that_wants_all_changes_no_bit(sharing: SharedContextEngine, running: JointEngine) -> None:
+    shared = [shared_request([1, 2], [[3], [4, 5]]), shared_request([6], [[7, 8]])]
+    joint = [request_of([[1, 2], [3]]), request_of([[4, 5, 6]])]
+    for engine_of_both, requests in ((sharing, shared), (running, joint)):
+        watch = Watch()
+        found = engine_of_both.run(requests, watch=watch)
+        for one, other in zip(found, engine_of_both.run(requests), strict=True):
+            assert one.tobytes() == other.tobytes()
+        assert watch.tokens == engine_of_both.token_counts(requests)[1]
+
+
+@pytest.mark.parametrize("wanted_parts", [0, 1, 2])
+def test_a_shared_context_request_stops_between_its_parts_and_the_next_goes_on(
+    watched: tuple[SharedContextEngine, Watched, Watched], wanted_parts: int
+) -> None:
+    sharing, _, candidates = watched
+    large = shared_request([1, 2], [[place % VOCABULARY] * 9 for place in range(600)])
+    small = shared_request([3], [[4], [5, 6]])
+    (alone,) = sharing.run([small])
+    candidates.feeds.clear()
+    watch = Watch(Impatient({0: wanted_parts}))
+    stopped, found = sharing.run([large, small], threads=1, watch=watch)
+    assert len(stopped) == 0
+    assert found.tobytes() == alone.tobytes()
+    ran = max(0, wanted_parts - 1)  # it is asked once before the context
+    assert len(candidates.feeds) == ran + 1
+    assert watch.tokens < sharing.token_counts([large, small])[1]
+
+
+def test_joint_rows_of_a_request_that_is_not_wanted_are_left_out_of_the_batches() -> None:
+    recorder = Recorder()
+    requests = [request_of([[1, 2]] * 5), request_of([[3, 4]] * 5), request_of([[5, 6]] * 5)]
+    names = ["input_ids", "attention_mask"]
+    expected = run_in_batches(Recorder(), requests, names, 4)
+    watch = Watch(Impatient({1: 1}))  # batches: 0000 0111 1122 222
+    first, stopped, last = run_in_batches(recorder, requests, names, 4, watch=watch)
+    assert len(stopped) == 0
+    assert (first.tobytes(), last.tobytes()) == (expected[0].tobytes(), expected[2].tobytes())
+    assert watch.tokens == 2 * (4 + 4 + 2 + 3)
+
+
+# Limits of rows
+
+
+def test_rows_within_the_limits_are_accepted() -> None:
+    limits = RowLimits({"context_ids": 3, "candidate_ids": 2}, {"context_ids": 50, "candidate_ids": 50})
+    limits.check(shared_request([1, 2, 49], [[0, 49], [1]]))
+    RowLimits().check(shared_request([1] * 900, [[10**6]]))
+    RowLimits({"input_ids": 2}, {"input_ids": 50}).check(request_of([[0, 49], [1]]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (shared_request([1] * 4, [[1]]), "context_ids: rows of 4 tokens; the limit is 3"),
+        (shared_request([1], [[1] * 3]), "candidate_ids: rows of 3 tokens; the limit is 2"),
+        (shared_request([50], [[1]]), "context_ids: ids from 50 to 50; expected 0 to 49"),
+        (shared_request([1], [[1], [2, 50]]), "candidate_ids: ids from -1 to 50; expected -1 to 49"),
+    ],
+)
+def test_rows_beyond_the_limits_are_refused_by_name(request_: Request, message: str) -> None:
+    limits = RowLimits({"context_ids": 3, "candidate_ids": 2}, {"context_ids": 50, "candidate_ids": 50})
+    with pytest.raises(RowsError) as caught:
+        limits.check(request_)
+    assert str(caught.value) == message
 
 
 def test_no_requests_share_nothing(sharing: SharedContextEngine) -> None:

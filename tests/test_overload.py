@@ -40,9 +40,9 @@ def initialize(self, args):
     at_once(self, args)
     run = self.engine.run
 
-    def after_a_pause(tensors, threads):
+    def after_a_pause(tensors, **options):
         time.sleep(PAUSE_SECONDS * len(tensors))
-        return run(tensors, threads)
+        return run(tensors, **options)
 
     self.engine.run = after_a_pause
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
-from tritonrank.assemble import longest_rows
+from tritonrank.assemble import known_ids, longest_rows
 from tritonrank.engine import SHARED_CONTEXT_INPUTS
 from tritonrank.finetune import text_rules
 from tritonrank.pretrained import load_tokenizer
@@ -188,7 +188,8 @@ def generated_configs() -> dict[str, str]:
     assert recipe.model.architecture == SHARED_CONTEXT
     tokenizer = RequestTokenizer(load_tokenizer(recipe.model.base).backend_tokenizer, text_rules(recipe))
     longest = longest_rows(SHARED_CONTEXT_INPUTS, tokenizer)
-    configs = model_configs(recipe.serve, SHARED_CONTEXT_INPUTS, CORES, longest_rows=longest)
+    ids = known_ids(SHARED_CONTEXT_INPUTS, tokenizer)
+    configs = model_configs(recipe.serve, SHARED_CONTEXT_INPUTS, CORES, longest_rows=longest, ids=ids)
     return {name: as_text(config) for name, config in configs.items()}
 
 

@@ -7,7 +7,7 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.scorers import EngineScorer, Request, open_scorer
 from tritonrank.serve import check_golden_cases
 from tritonrank.server import LocalTriton
-from tritonrank.text import JOINT
+from tritonrank.text import JOINT, NO_TEXT_SCORE
 from tritonrank.triton_config import as_text
 from tritonrank_client import InvalidRequest, RankClient
 
@@ -132,6 +132,15 @@ def test_scores_are_those_of_the_cpu_target(padded: Padded, held_out: list[Reque
     assert largest_difference(found, expected) < 1e-4
     assert float(np.std(np.concatenate(expected))) > 0.01  # scores differ by far more than the tolerance
     check_golden_cases(padded.repository, padded.triton.grpc_url)
+
+
+def test_items_without_text_come_last_beside_padding(padded: Padded, held_out: list[Request]) -> None:
+    (request,) = requests_of_sizes(held_out, [5])
+    mixed = replace(request, items=["", *request.items[:3], " ", *request.items[3:]])
+    alone, found, nothing = ask_all(padded, [request, mixed, replace(request, items=["", " "])], at_once=1)
+    assert found[[1, 2, 3, 5, 6]].tolist() == alone.tolist()
+    assert found[[0, 4]].tolist() == nothing.tolist() == [NO_TEXT_SCORE] * 2
+    assert largest_difference([found], [padded.in_process.score(mixed)]) < 1e-4
 
 
 def test_every_request_has_the_shape_of_a_bucket(padded: Padded, held_out: list[Request]) -> None:

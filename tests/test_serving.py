@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -49,7 +51,7 @@ from tritonrank.pipeline import Workspace
 from tritonrank.scorers import EngineScorer, Request, open_scorer
 from tritonrank.serve import GOLDEN_FILE, check_golden_cases, golden_requests, serving
 from tritonrank.server import LocalTriton
-from tritonrank.text import TextRules, render_fields
+from tritonrank.text import NO_TEXT_SCORE, TextRules, render_fields
 from tritonrank_client import (
     AsyncRankClient,
     DeadlineExceeded,
@@ -312,6 +314,78 @@ def test_a_user_who_returns_is_not_encoded_again(served: Served, requests: list[
     assert counted()[1:] == after_first[1:]
     assert again.tolist() == first.tolist()
     assert others[::-1] == pytest.approx(first, abs=BATCH_TOLERANCE)
+
+
+NO_TEXT = ["", " \n\t", "\0\0", "\u200b\u200e", '{"name": "A"}', "{}", '{"title": null}', '{"title": " "}', '{"": " "}']
+
+
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("seed", range(3))
+def test_items_without_text_come_last_and_change_nothing(
+    served: Served, requests: list[Request], in_process: dict[str, EngineScorer], protocol: str, model: str, seed: int
+) -> None:
+    draw = random.Random(seed)
+    texts = [*requests[seed].items]
+    mixed = [*texts]
+    for text in draw.sample(NO_TEXT, 5):
+        mixed.insert(draw.randrange(len(mixed) + 1), text)
+    with_text = [place for place, text in enumerate(mixed) if text not in NO_TEXT]
+    without = [place for place, text in enumerate(mixed) if text in NO_TEXT]
+    tensors = {"query": [b"oak"], "history": [text.encode() for text in requests[seed].history]}
+
+    def counted() -> float:
+        return metric(served, "tritonrank_items_without_text_total", model=tokenizer_of(model))
+
+    def ask_for(items: list[str], **others: Any) -> tuple[list[int], list[float]]:
+        answer = infer(served, protocol, model, tensors | {"items": [item.encode() for item in items]} | others)
+        return answer["indices"].tolist(), answer["scores"].tolist()
+
+    before = counted()
+    alone, alone_scores = ask_for(texts)
+    indices, scores = ask_for(mixed)
+    assert indices == [with_text[place] for place in alone] + without
+    assert scores == alone_scores + [NO_TEXT_SCORE] * 5
+    wait_until(lambda: counted() == before + 5, "they are counted")
+    for top_k in (1, len(texts), len(texts) + 2):
+        assert ask_for(mixed, top_k=np.array([top_k], np.int32)) == (indices[:top_k], scores[:top_k])
+    same = [b"same"] * len(mixed)
+    assert ask_for(mixed, item_ids=same) == (indices[:1], scores[:1])
+    assert ask_for([mixed[place] for place in without], item_ids=same[:5]) == ([0], [NO_TEXT_SCORE])
+    assert ask_for(NO_TEXT) == ([*range(len(NO_TEXT))], [NO_TEXT_SCORE] * len(NO_TEXT))
+    rendered = [in_process[model].tokenizer.render(text) for text in mixed]
+    expected = in_process[model].score(Request("oak", requests[seed].history, rendered))
+    assert largest_difference([np.array(scores)[np.argsort(indices)].astype(np.float32)], [expected]) <= LIVE_TOLERANCE
+
+
+@pytest.mark.parametrize("model", INT8_ENSEMBLES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_query_and_history_may_be_left_out(served: Served, requests: list[Request], protocol: str, model: str) -> None:
+    items = {"items": [item.encode() for item in requests[0].items]}
+    query, history = {"query": [b"oak"]}, {"history": [b"lamp", b"desk"]}
+    for left_out, empty in (
+        (items, {"query": [b""], "history": []} | items),
+        (query | items, query | {"history": []} | items),
+        (history | items, {"query": [b""]} | history | items),
+    ):
+        found, expected = (infer(served, protocol, model, tensors) for tensors in (left_out, empty))
+        assert found["indices"].tolist() == expected["indices"].tolist()
+        assert found["scores"].tolist() == expected["scores"].tolist()
+
+
+def test_texts_that_are_cut_are_counted(served: Served) -> None:
+    def counted() -> list[float]:
+        return [
+            metric(served, f"tritonrank_{name}_total", model="tokenize", field=field)
+            for field in ("query", "history", "items")
+            for name in ("texts", "texts_cut")
+        ]
+
+    before = counted()
+    long = b"shoes " * 25  # a query has 12 tokens, an item 24
+    infer(served, "http", "rank", {"query": [long], "history": [b"lamp", long], "items": [b"desk", long, long]})
+    wait_until(lambda: sum(counted()) == sum(before) + 10, "they are counted")
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 2, 1, 3, 2]
 
 
 @pytest.mark.parametrize("model", INT8_ENSEMBLES)

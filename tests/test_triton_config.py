@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank.engine import ID_LIMITS, ROW_LIMITS, RowLimits
 from tritonrank.recipe import ServeSettings
-from tritonrank.triton_config import as_text, model_configs, score_instances
+from tritonrank.triton_config import ADMISSION_TENSORS, as_text, model_configs, score_instances
 
 ROOT = Path(__file__).parents[1]
 BERT = ("input_ids", "attention_mask", "token_type_ids")
@@ -93,7 +94,7 @@ def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, 
     rank = configs["rank"]
     wires = {tensor.name: signature(tensor, False) for tensor in rank.input}
     optional = {tensor.name for tensor in rank.input if tensor.optional}
-    assert optional == {"item_ids", "top_k"}
+    assert optional == {"query", "history", "items", "item_ids", "top_k"}
     for step in rank.ensemble_scheduling.step:
         model = configs[step.model_name]
         # A joint ranker's rows are the batch. A shared-context request is a batch of one, whose dimension Triton's
@@ -101,8 +102,8 @@ def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, 
         batched = model.max_batch_size > 0 and tensors != SHARED
         for tensor in model.input:
             assert signature(tensor, batched) == wires[step.input_map[tensor.name]], (step.model_name, tensor.name)
-            # The deadline comes with every request of the ensemble; warm-up does without.
-            assert tensor.optional == (step.input_map[tensor.name] in optional | {"deadline"})
+            # Deadline and ticket come with every request of the ensemble; warm-up does without.
+            assert tensor.optional == (step.input_map[tensor.name] in optional | {*ADMISSION_TENSORS})
         wires |= {step.output_map[tensor.name]: signature(tensor, batched) for tensor in model.output}
     for tensor in rank.output:
         assert signature(tensor, False) == wires[tensor.name]
@@ -127,7 +128,8 @@ def test_a_shared_context_ranker_has_the_same_face_and_other_tensors_inside() ->
     assert shared["tokenize"].input == joint["tokenize"].input
     assert shared["tokenize"].parameters == joint["tokenize"].parameters
     dims = {tensor.name: list(tensor.dims) for tensor in shared["tokenize"].output}
-    assert dims == {"context_ids": [-1], "candidate_ids": [-1, -1], "row_of_candidate": [-1], "deadline": [1]}
+    ours = {"row_of_candidate": [-1], "deadline": [1], "ticket": [1]}
+    assert dims == {"context_ids": [-1], "candidate_ids": [-1, -1]} | ours
     assert {tensor.name: list(tensor.dims) for tensor in shared["score"].output} == {"logits": [-1]}
     assert {tensor.name: list(tensor.dims) for tensor in joint["score"].output} == {"logits": [1]}
     for config in shared.values():
@@ -151,14 +153,47 @@ def test_the_limits_of_the_queue_reach_the_gate(made: tuple[ServeSettings, tuple
     parameters = configs["tokenize"].parameters
     assert parameters["queue_requests"].string_value == str(settings.queue_requests)
     assert parameters["deadline_us"].string_value == str(settings.deadline_ms * 1_000)
+    assert parameters["queue_delay_us"].string_value == str(settings.queue_delay_us)
+    scorer = configs["score"].parameters
+    for shared in ("queue", "deadline_us"):  # or the gate would not see the scorer, and direct calls could last longer
+        assert scorer[shared] == parameters[shared]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "longest", "ids", "told"),
+    [
+        (
+            SHARED,
+            {"context_ids": 79, "candidate_ids": 25},
+            dict.fromkeys(SHARED, 300),
+            {"context_row_tokens": "79", "candidate_row_tokens": "25", "vocabulary_size": "300"},
+        ),
+        (
+            BERT,
+            dict.fromkeys(BERT, 96),
+            {"input_ids": 300, "token_type_ids": 2},
+            {"row_tokens": "96", "vocabulary_size": "300", "segments": "2"},
+        ),
+        (ROBERTA, dict.fromkeys(ROBERTA, 96), {"input_ids": 300}, {"row_tokens": "96", "vocabulary_size": "300"}),
+    ],
+)
+def test_the_scorer_is_told_what_rows_it_may_get(
+    tensors: tuple[str, ...], longest: dict[str, int], ids: dict[str, int], told: dict[str, str]
+) -> None:
+    score = model_configs(ServeSettings(), tensors, cores=4, longest_rows=longest, ids=ids)["score"]
+    limits = {*ROW_LIMITS.values(), *ID_LIMITS.values()}
+    assert {name: score.parameters[name].string_value for name in limits if name in score.parameters} == told
+    found = RowLimits.of(tensors, {name: parameter.string_value for name, parameter in score.parameters.items()})
+    assert found.tokens == {name: limit for name, limit in longest.items() if name in ROW_LIMITS}
+    assert set(found.values) == set(tensors) - {"attention_mask"}
 
 
 def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
     settings, tensors, configs = made
     score = configs["score"]
     assert score.WhichOneof("scheduling_choice") == "dynamic_batching"
-    assert [tensor.name for tensor in score.input] == [*tensors, "deadline"]
-    assert all(tensor.allow_ragged_batch for tensor in score.input if tensor.name != "deadline")
+    assert [tensor.name for tensor in score.input] == [*tensors, *ADMISSION_TENSORS]
+    assert all(tensor.allow_ragged_batch for tensor in score.input if tensor.name not in ADMISSION_TENSORS)
     if tensors == SHARED:  # the requests that may wait fit one execution
         assert score.max_batch_size == settings.requests_per_execution
     else:
@@ -206,6 +241,7 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
         written
     )  # nor is a default all there ever is
     derived = {
+        "queue": "rank",
         "deadline_us": SETTINGS["small"].deadline_ms * 1_000,
         "context_cache_bytes": SETTINGS["small"].context_cache_mb * 1_000_000,
     }

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonrank import admission, engine, interpreter, network, text, torch_engine
+from tritonrank import admission, backend, engine, interpreter, network, text, torch_engine
 from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
 from tritonrank.engine import (
     CANDIDATES_FILE,
@@ -44,9 +44,9 @@ from tritonrank.triton_config import as_text, model_configs, score_instances
 GOLDEN_CANDIDATES = 12
 AWKWARD_CANDIDATES = 4
 PYTHON_FILES = {
-    "tokenize": (text, admission, interpreter),
-    "score": (engine, admission, interpreter),
-    "select": (interpreter,),
+    "tokenize": (text, admission, backend, interpreter),
+    "score": (engine, admission, backend, interpreter),
+    "select": (text, backend, interpreter),
 }
 """Modules of this package that a model needs beside its model.py."""
 TORCH_MODULES = (torch_engine, network, text)
@@ -94,8 +94,9 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
     """All models of the ensemble with the files they need."""
     ranks = int(read_shards(model_folder)["ranks"]) if is_sharded(model_folder) else 1
     inputs = engine_inputs(model_folder)
-    longest = longest_rows(inputs, RequestTokenizer.from_folder(model_folder))
-    configs = model_configs(recipe.serve, inputs, cores, ranks, longest)
+    tokenizer = RequestTokenizer.from_folder(model_folder)
+    longest = longest_rows(inputs, tokenizer)
+    configs = model_configs(recipe.serve, inputs, cores, ranks, longest, known_ids(inputs, tokenizer))
     sources = python_sources(is_sharded(model_folder), recipe.serve.executor)
     write_ensemble(configs, sources, model_folder, repository)
     for path in _served_files(model_folder):
@@ -108,6 +109,12 @@ def longest_rows(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str
     if "context_ids" in inputs:
         return {"context_ids": tokenizer.context_row_tokens, "candidate_ids": tokenizer.candidate_row_tokens}
     return dict.fromkeys(inputs, padded_length(tokenizer.row_tokens))
+
+
+def known_ids(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str, int]:
+    """How many different ids the tokenizer has for each of the engine's inputs, from 0 on."""
+    ids = dict.fromkeys(("context_ids", "candidate_ids", "input_ids"), tokenizer.vocabulary_size)
+    return {name: limit for name, limit in (ids | {"token_type_ids": tokenizer.segments}).items() if name in inputs}
 
 
 def write_ensemble(

@@ -13,6 +13,9 @@ rounding can move a score by a whole step), and padding stays small:
 - ``BatchedEngine`` runs the shared-context graph that is made for TensorRT, one padded request at a time, so that what
   TensorRT will compile can be judged here.
 
+Between two runs an engine looks whether anybody still wants them (``Watch``): a request that is late costs no more than
+the run that it is in.
+
 On a GPU (``device="cuda"``) nothing is cut for the sake of threads: a run costs more to start than its padding.
 
 ``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and onnxruntime.
@@ -22,8 +25,9 @@ import math
 import os
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,6 +55,8 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 SHARED_CONTEXT_INPUTS = ("context_ids", "candidate_ids")
+PADDING = -1
+"""Of ``candidate_ids``, as text.py has it."""
 PADDED_MULTIPLE = 8
 ROWS_PER_BATCH = 16
 """Rows in one run of a joint ranker: a thousand tokens or so fill a matrix product and stay in the cache."""
@@ -91,6 +97,72 @@ class EngineLostError(RuntimeError):
     """What computes is gone for the moment, a process of it, say; the run is lost, and the next may go well."""
 
 
+ROW_LIMITS = {"context_ids": "context_row_tokens", "candidate_ids": "candidate_row_tokens", "input_ids": "row_tokens"}
+"""The scorer's parameter for the longest row of a tensor; a joint ranker's other tensors are as long as input_ids."""
+ID_LIMITS = {
+    "context_ids": "vocabulary_size",
+    "candidate_ids": "vocabulary_size",
+    "input_ids": "vocabulary_size",
+    "token_type_ids": "segments",
+}
+"""The scorer's parameter for the number of different ids of a tensor."""
+
+
+@dataclass(frozen=True)
+class RowLimits:
+    """What the rows of a request may be; ``tokenize`` makes no others."""
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """in a row at the most, by tensor"""
+    values: Mapping[str, int] = field(default_factory=dict)
+    """how many different ids there are, from 0 on, by tensor"""
+
+    @classmethod
+    def of(cls, input_names: Sequence[str], settings: Mapping[str, str]) -> "RowLimits":
+        """The limits that the scorer's parameters name."""
+        tokens, values = (
+            {name: int(settings[limits[name]]) for name in input_names if limits.get(name) in settings}
+            for limits in (ROW_LIMITS, ID_LIMITS)
+        )
+        return cls(tokens, values)
+
+    def check(self, request: Tensors) -> None:
+        """Refuse rows beyond the limits.
+
+        Raises:
+            RowsError: names the tensor, what was found, and the limit.
+        """
+        for name, limit in self.tokens.items():
+            if (found := request[name].shape[-1]) > limit:
+                raise RowsError(f"{name}: rows of {found} tokens; the limit is {limit}")
+        for name, limit in self.values.items():
+            ids = request[name]
+            least = PADDING if name == SHARED_CONTEXT_INPUTS[1] else 0
+            if ids.size and (ids.min() < least or ids.max() >= limit):
+                raise RowsError(f"{name}: ids from {ids.min()} to {ids.max()}; expected {least} to {limit - 1}")
+
+
+class Watch:
+    """Looked at between the parts of a run: who still wants it, and how far it has come.
+
+    Args:
+        is_wanted: says for a request, by its place, whether the work for it goes on; called from several threads.
+    """
+
+    def __init__(self, is_wanted: Callable[[int], bool] = lambda _: True) -> None:
+        self.is_wanted = is_wanted
+        self._done: list[int] = []  # several threads add to it; adding to a list is atomic
+
+    @property
+    def tokens(self) -> int:
+        """That were computed, without padding."""
+        return sum(self._done)
+
+    def did(self, tokens: int) -> None:
+        """So many more were computed."""
+        self._done.append(tokens)
+
+
 class Graph(Protocol):
     """What an engine runs: an onnxruntime.InferenceSession, or something that looks like one."""
 
@@ -105,12 +177,13 @@ class Engine(Protocol):
     input_names: list[str]
     """The tensors that a request needs."""
 
-    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
-        """Logits of each request, one per candidate.
+    def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
+        """Logits of each request, one per candidate; none of a request that was not wanted any more.
 
         Args:
             requests: what to score.
             threads: how many to use now, at most those of the engine; 0 = all.
+            watch: looked at between the parts of the work; default: everything is wanted.
         """
         ...
 
@@ -211,6 +284,48 @@ def engine_of(
     return JointEngine(graph, threads, rows_per_batch)
 
 
+_Part = tuple[NDArray[np.int64], NDArray[np.int32], Callable[[], Logits]]
+"""Of one request: places of some candidates, their ids, and what gives their logits."""
+
+
+def _run_parts(
+    parts: Iterable[_Part], candidates: int, run_all: Callable[..., None], is_wanted: Callable[[], bool], watch: Watch
+) -> Logits:
+    """Logits of one request from its parts, side by side; none when it is not wanted any more before the last."""
+    logits = np.empty(candidates, dtype=np.float32)
+    left_out: list[NDArray[np.int64]] = []
+
+    def run_part(rows: NDArray[np.int64], ids: NDArray[np.int32], run: Callable[[], Logits]) -> None:
+        if left_out or not is_wanted():
+            left_out.append(rows)
+            return
+        logits[rows] = run()
+        watch.did(int((ids >= 0).sum()))
+
+    run_all([partial(run_part, *part) for part in parts])
+    return logits[:0] if left_out else logits
+
+
+def _run_one_by_one(
+    parts_of: Callable[[Tensors], Iterable[_Part]],
+    requests: Sequence[Tensors],
+    run_all: Callable[..., None],
+    watch: Watch | None,
+) -> list[Logits]:
+    """One request after the other, as long as it is wanted."""
+    watch = watch or Watch()
+    found = []
+    for number, request in enumerate(requests):
+        is_wanted = partial(watch.is_wanted, number)
+        if is_wanted():
+            parts = [*parts_of(request)]  # which runs the context
+            watch.did(request["context_ids"].size)
+            found.append(_run_parts(parts, len(request["candidate_ids"]), run_all, is_wanted, watch))
+        else:
+            found.append(np.empty(0, dtype=np.float32))
+    return found
+
+
 class JointEngine:
     """A joint ranker, given its file or an open session; the other arguments are those of ``open_engine``."""
 
@@ -220,13 +335,14 @@ class JointEngine:
         self.input_names = [tensor.name for tensor in self._session.get_inputs()]
         self.rows_per_batch = rows_per_batch
 
-    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
+    def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
         return run_in_batches(
             self.run_padded,
             requests,
             self.input_names,
             self.rows_per_batch,
             lambda runs: self._threads.run(runs, threads),
+            watch,
         )
 
     def run_padded(self, tensors: dict[str, NDArray[np.int32]]) -> Logits:
@@ -270,17 +386,15 @@ class SharedContextEngine:
         self._candidates = _opened(candidates)
         self._threads = _Threads(threads or available_cores())
 
-    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
-        return [self._run(request, threads) for request in requests]
+    def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
+        return _run_one_by_one(self._parts, requests, lambda runs: self._threads.run(runs, threads), watch)
 
-    def _run(self, request: Tensors, threads: int) -> Logits:
-        logits = np.empty(len(request["candidate_ids"]), dtype=np.float32)
+    def _parts(self, request: Tensors) -> Iterator[_Part]:
+        for rows, feed in self._groups(request):
+            yield rows, feed["candidate_ids"], partial(self._score_group, feed)
 
-        def score_group(rows: NDArray[np.int64], feed: Feed) -> None:
-            logits[rows] = self._candidates.run(["logits"], feed)[0]
-
-        self._threads.run([partial(score_group, rows, feed) for rows, feed in self._groups(request)], threads)
-        return logits
+    def _score_group(self, feed: Feed) -> Logits:
+        return np.asarray(self._candidates.run(["logits"], feed)[0])
 
     def candidate_feeds(self, request: Tensors) -> list[Feed]:
         """What the candidate graph gets for a request, run by run: calibration sees what serving will."""
@@ -328,22 +442,20 @@ class BatchedEngine:
         self._shares = shares or available_cores()
         self._threads = _Threads(threads or available_cores())
 
-    def run(self, requests: Sequence[Tensors], threads: int = 0) -> list[Logits]:
-        return [self._run(request, threads) for request in requests]
+    def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
+        return _run_one_by_one(self._runs, requests, lambda runs: self._threads.run(runs, threads), watch)
 
     def run_padded(self, tensors: Feed) -> Logits:
         """One run as it is: padded tensors by input name -> logits (requests, candidates)."""
         (logits,) = self._session.run(["logits"], tensors)
         return np.asarray(logits, dtype=np.float32)
 
-    def _run(self, request: Tensors, threads: int) -> Logits:
-        logits = np.empty(len(request["candidate_ids"]), dtype=np.float32)
+    def _runs(self, request: Tensors) -> Iterator[_Part]:
+        for rows, feed in self._parts(request):
+            yield rows, feed["candidate_ids"], partial(self._score_part, feed)
 
-        def score_part(rows: NDArray[np.int64], feed: Feed) -> None:
-            logits[rows] = self.run_padded(feed)[0]
-
-        self._threads.run([partial(score_part, rows, feed) for rows, feed in self._parts(request)], threads)
-        return logits
+    def _score_part(self, feed: Feed) -> Logits:
+        return np.asarray(self.run_padded(feed)[0])
 
     def feeds(self, request: Tensors) -> list[Feed]:
         """What the graph gets for a request, run by run."""
@@ -538,6 +650,7 @@ def run_in_batches(
     input_names: Sequence[str],
     rows_per_batch: int,
     run_all: Callable[[Sequence[Callable[[], None]]], None] = _one_after_the_other,
+    watch: Watch | None = None,
 ) -> list[Logits]:
     """Regroup the joint rows of all requests by padded length, run them, and hand the logits back per request.
 
@@ -547,10 +660,16 @@ def run_in_batches(
         input_names: the tensors that ``run_batch`` wants.
         rows_per_batch: rows of one run at the most.
         run_all: makes the runs, in any order; by default one after the other.
+        watch: looked at before each run; rows of requests that are not wanted any more are left out.
     """
     logits = [np.empty(len(request["attention_mask"]), dtype=np.float32) for request in requests]
+    watch = watch or Watch()
+    stopped: set[int] = set()
 
     def run_one(tokens: int, places: list[tuple[int, int]]) -> None:
+        stopped.update(number for number in {number for number, _ in places} if not watch.is_wanted(number))
+        if not (places := [place for place in places if place[0] not in stopped]):
+            return
         tensors = {name: np.zeros((len(places), tokens), dtype=np.int32) for name in input_names}
         for name, tensor in tensors.items():
             for target, (request, row) in enumerate(places):
@@ -558,9 +677,10 @@ def run_in_batches(
                 tensor[target, : len(source)] = source
         for (request, row), logit in zip(places, run_batch(tensors)[:, 0], strict=True):
             logits[request][row] = logit
+        watch.did(sum(int(requests[request]["attention_mask"][row].sum()) for request, row in places))
 
     run_all([partial(run_one, tokens, places) for tokens, places in _batches(requests, rows_per_batch)])
-    return logits
+    return [one[:0] if number in stopped else one for number, one in enumerate(logits)]
 
 
 def padded_length(tokens: int) -> int:

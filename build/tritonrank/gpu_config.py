@@ -25,7 +25,7 @@ from tritonrank.pipeline import Target
 from tritonrank.plans import PLAN_FILE, rebuild_command
 from tritonrank.profiles import Profile, Shape, buckets_of, is_shared_context
 from tritonrank.recipe import Recipe, ServeSettings
-from tritonrank.triton_config import model_configs, set_parameters, warmup_mask_file
+from tritonrank.triton_config import ADMISSION_TENSORS, model_configs, set_parameters, warmup_mask_file
 
 NO_LIMIT = 1_000_000
 """Requests that ``tokenize`` may let through: the scorer's own queue refuses what is too much."""
@@ -189,12 +189,13 @@ def _instances(settings: ServeSettings) -> int:
 
 
 def _drop_deadline(rank: pb.ModelConfig, tokenize: pb.ModelConfig) -> None:
-    """The queue policy keeps deadlines, and no backend of Triton's would take such a tensor."""
+    """The queue policy keeps deadlines, and no backend of Triton's would take such tensors."""
     for step in rank.ensemble_scheduling.step:
         for tensors in (step.input_map, step.output_map):
-            if "deadline" in tensors:
-                del tensors["deadline"]
-    kept = [tensor for tensor in tokenize.output if tensor.name != "deadline"]
+            for name in ADMISSION_TENSORS:
+                if name in tensors:
+                    del tensors[name]
+    kept = [tensor for tensor in tokenize.output if tensor.name not in ADMISSION_TENSORS]
     del tokenize.output[:]
     tokenize.output.extend(kept)
 

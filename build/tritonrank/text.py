@@ -191,6 +191,18 @@ class RequestTokenizer:
         """Longest possible candidate row of a shared-context ranker."""
         return len(self._layout.prefix) + self.rules.candidate_tokens
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids that the tokenizer has, from 0 on; there may be gaps."""
+        return int(1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values()))
+
+    @property
+    def segments(self) -> int:
+        """Different values of ``token_type_ids``."""
+        layout = self._layout
+        types = (*layout.prefix_types, *layout.middle_types, *layout.suffix_types)
+        return 1 + max(*types, layout.context_type, layout.candidate_type)
+
     def render(self, text: str, field: str = "item") -> str:
         """The text of an item: a JSON object goes through the template, anything else is the text itself.
 
@@ -465,7 +477,8 @@ def unique_rows(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]],
     """
     places: dict[tuple[int, ...], int] = {}
     place_of_row = [places.setdefault(row, len(places)) if row else NO_ROW for row in rows]
-    return list(places) or [()][: len(rows)], np.array(place_of_row, dtype=np.int32)
+    nothing: tuple[int, ...] = ()
+    return list(places) or [nothing][: len(rows)], np.array(place_of_row, dtype=np.int32)
 
 
 def candidate_scores(logits: NDArray[np.float32], row_of_candidate: NDArray[np.int32]) -> NDArray[np.float32]:

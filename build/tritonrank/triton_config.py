@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonrank.engine import ID_LIMITS, ROW_LIMITS
 from tritonrank.recipe import ServeSettings
 
 CORES_PER_INSTANCE = 4
@@ -29,6 +30,9 @@ JOINT_WARMUP = ((1, 16), (16, 64), (64, 96))
 """(rows, tokens) that each scorer runs before it reports ready, so that memory is allocated and pages are touched."""
 SHARED_CONTEXT_WARMUP = ((16, 1, 8), (64, 10, 16), (96, 100, 16))
 """(context tokens, candidates, tokens), for the same reason"""
+ENSEMBLE = "rank"
+ADMISSION_TENSORS = ("deadline", "ticket")
+"""What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
 SHARED_CONTEXT_DIMS = {"context_ids": [-1], "candidate_ids": [-1, -1]}
 
 
@@ -38,6 +42,7 @@ def model_configs(
     cores: int,
     ranks: int = 1,
     longest_rows: Mapping[str, int] | None = None,
+    ids: Mapping[str, int] | None = None,
 ) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
@@ -47,13 +52,14 @@ def model_configs(
         cores: what ``instances: auto`` is divided by.
         ranks: processes of one instance of the scorer (tensor_parallel).
         longest_rows: tokens in a row of each of ``engine_inputs`` at the most, which the warm-up must not exceed: a
-            pruned ranker has positions for no more.
+            pruned ranker has positions for no more, and the scorer refuses them.
+        ids: how many different ids the tokenizer has for each of ``engine_inputs``; the scorer refuses others.
     """
     longest = longest_rows or dict.fromkeys(engine_inputs, sys.maxsize)
     return {
         "rank": _rank(engine_inputs),
         "tokenize": _tokenize(settings, engine_inputs),
-        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest),
+        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest, ids or {}),
         "select": _select(engine_inputs),
     }
 
@@ -80,7 +86,7 @@ def warmup_mask_file(tokens: int) -> str:
 
 
 def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
-    config = pb.ModelConfig(name="rank", platform="ensemble", max_batch_size=0, input=_request_inputs())
+    config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=0, input=_request_inputs())
     config.output.extend(_outputs())
     steps = config.ensemble_scheduling.step
     request = {tensor.name: tensor.name for tensor in _request_inputs()}
@@ -90,9 +96,9 @@ def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
         model_name="tokenize",
         model_version=-1,
         input_map=request,
-        output_map=rows | {"row_of_candidate": "row_of_candidate", "deadline": "deadline"},
+        output_map=rows | {"row_of_candidate": "row_of_candidate"} | {name: name for name in ADMISSION_TENSORS},
     )
-    score_inputs = rows | {"deadline": "deadline"}
+    score_inputs = rows | {name: name for name in ADMISSION_TENSORS}
     steps.add(model_name="score", model_version=-1, input_map=score_inputs, output_map={"logits": "logits"})
     steps.add(
         model_name="select",
@@ -109,23 +115,30 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
     for name in engine_inputs:
         config.output.add(name=name, data_type=pb.TYPE_INT32, dims=SHARED_CONTEXT_DIMS.get(name, [-1, -1]))
     config.output.append(pb.ModelOutput(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1]))
-    deadline_dims = [1] if _is_shared_context(engine_inputs) else [-1, 1]
-    config.output.append(pb.ModelOutput(name="deadline", data_type=pb.TYPE_INT64, dims=deadline_dims))
+    per_row_dims = [1] if _is_shared_context(engine_inputs) else [-1, 1]
+    for name in ADMISSION_TENSORS:
+        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_INT64, dims=per_row_dims))
     set_parameters(
         config,
         max_candidates=settings.max_candidates,
         max_history=settings.max_history,
         max_text_bytes=settings.max_text_bytes,
         item_cache_entries=settings.item_cache_entries,
+        queue=ENSEMBLE,
         queue_requests=settings.queue_requests,
         queue_share=settings.queue_share,
+        queue_delay_us=settings.queue_delay_us,
         deadline_us=settings.deadline_ms * 1_000,
     )
     return config
 
 
 def _score(
-    settings: ServeSettings, engine_inputs: Sequence[str], instances: int, longest_rows: Mapping[str, int]
+    settings: ServeSettings,
+    engine_inputs: Sequence[str],
+    instances: int,
+    longest_rows: Mapping[str, int],
+    ids: Mapping[str, int],
 ) -> pb.ModelConfig:
     config = _python_model("score")
     is_shared = _is_shared_context(engine_inputs)
@@ -142,7 +155,8 @@ def _score(
     for name in engine_inputs:
         dims = SHARED_CONTEXT_DIMS.get(name, [-1])
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=dims, allow_ragged_batch=True)
-    config.input.add(name="deadline", data_type=pb.TYPE_INT64, dims=[1], optional=True)
+    for name in ADMISSION_TENSORS:
+        config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[1], optional=True)
     config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1] if is_shared else [1])
     if is_shared:
         # Of a joint ranker max_batch_size bounds the candidates.
@@ -150,6 +164,10 @@ def _score(
         set_parameters(config, context_cache_bytes=cache_bytes, max_candidates=settings.max_candidates)
     else:
         set_parameters(config, rows_per_batch=settings.rows_per_batch)
+    set_parameters(config, queue=ENSEMBLE, deadline_us=settings.deadline_ms * 1_000)
+    for limits, parameters in ((longest_rows, ROW_LIMITS), (ids, ID_LIMITS)):
+        told = {parameters[name]: limit for name, limit in limits.items() if name in parameters}
+        set_parameters(config, **{name: limit for name, limit in told.items() if limit < sys.maxsize})
     if settings.threads != "auto":
         set_parameters(config, threads=settings.threads)
     if settings.executor != "onnxruntime":
@@ -212,10 +230,12 @@ def _python_model(name: str) -> pb.ModelConfig:
 
 
 def _request_inputs() -> list[pb.ModelInput]:
+    """What a request may hold. It has to hold items; to Triton they are optional too, because ``tokenize`` says what is
+    missing, and an ensemble whose first step never runs speaks of a deadlock."""
     return [
-        pb.ModelInput(name="query", data_type=pb.TYPE_STRING, dims=[1]),
-        pb.ModelInput(name="history", data_type=pb.TYPE_STRING, dims=[-1]),
-        pb.ModelInput(name="items", data_type=pb.TYPE_STRING, dims=[-1]),
+        pb.ModelInput(name="query", data_type=pb.TYPE_STRING, dims=[1], optional=True),
+        pb.ModelInput(name="history", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
+        pb.ModelInput(name="items", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
         pb.ModelInput(name="item_ids", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
         pb.ModelInput(name="top_k", data_type=pb.TYPE_INT32, dims=[1], optional=True),
     ]

@@ -4,6 +4,9 @@ The dynamic batcher hands over several requests of any shape at once (ragged); `
 what has similar length. Where shards.json lies beside it, the engine is N processes that compute each layer together
 (``shard_workers.py``). Its metrics say how many tokens padding costs. The batch dimension is the row of a joint ranker
 (context and candidate), and the request of a shared-context one.
+
+Anyone who reaches the server may send rows straight to this model: they have to keep to the limits of those that
+``tokenize`` makes, and to the server's deadline. Work for a request stops when its deadline passes.
 """
 
 import json
@@ -11,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import EXPIRED, StartedCounter, is_expired, work_tokens
-from engine import EngineLostError, RowsError, available_cores, open_executor
+from admission import EXPIRED, StartedCounter, counter_folder, deadline_after, is_expired, work_tokens
+from backend import array, cancelled, failure, family, invalid, raise_by, unavailable, unexpected
+from engine import EngineLostError, RowLimits, RowsError, Watch, available_cores, open_executor
 from interpreter import check_interpreter
 
 
@@ -38,33 +42,39 @@ class TritonPythonModel:
             self.engine = open_executor(settings.get("executor", "onnxruntime"), folder, device, self.cores, **options)
         self.is_request_batched = config["input"][0]["name"] == "context_ids"
         self.max_candidates = int(settings.get("max_candidates", 0))
+        self.limits = RowLimits.of(self.engine.input_names, settings)
+        self.deadline_us = int(settings["deadline_us"])
+        self._open_metrics(args)
+        self.started = StartedCounter(args["model_instance_name"], counter_folder(settings["queue"]))
+
+    def _open_metrics(self, args):
         # A family must outlive its metrics, so both are kept.
         self.families = [
-            _family(
+            family(
                 "tritonrank_tokens_computed_total", "Tokens of the requests with their padding, kept contexts included"
             ),
-            _family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
-            _family("tritonrank_requests_expired_total", "Requests whose deadline passed while they waited"),
+            family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
+            family("tritonrank_requests_expired_total", "Requests whose deadline passed while they waited"),
+            family("tritonrank_requests_stopped_total", "Requests whose deadline passed while they were computed"),
         ]
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.computed, self.needed, self.expired = (family.Metric(labels=labels) for family in self.families)
+        self.computed, self.needed, self.expired, self.stopped = (one.Metric(labels=labels) for one in self.families)
         self.cache_metrics = {}
+        instance = labels | {"instance": args["model_instance_name"]}
         if self.is_request_batched:
-            instance = labels | {"instance": args["model_instance_name"]}
             cache_families = {
-                "hits": _family("tritonrank_context_cache_hits_total", "Contexts whose keys and values were kept"),
-                "misses": _family("tritonrank_context_cache_misses_total", "Contexts that had to be computed"),
-                "bytes": _family("tritonrank_context_cache_bytes", "Bytes kept", "GAUGE"),
+                "hits": family("tritonrank_context_cache_hits_total", "Contexts whose keys and values were kept"),
+                "misses": family("tritonrank_context_cache_misses_total", "Contexts that had to be computed"),
+                "bytes": family("tritonrank_context_cache_bytes", "Bytes kept", "GAUGE"),
             }
             self.families += cache_families.values()
-            self.cache_metrics = {name: family.Metric(labels=instance) for name, family in cache_families.items()}
+            self.cache_metrics = {name: one.Metric(labels=instance) for name, one in cache_families.items()}
         self.restarts = None
         if self.workers:
             self.families.append(
-                _family("tritonrank_worker_restarts_total", "How often a scorer's processes were started again")
+                family("tritonrank_worker_restarts_total", "How often a scorer's processes were started again")
             )
-            self.restarts = self.families[-1].Metric(labels=labels | {"instance": args["model_instance_name"]})
-        self.started = StartedCounter(args["model_instance_name"])
+            self.restarts = self.families[-1].Metric(labels=instance)
 
     def finalize(self):
         self.started.close()
@@ -72,32 +82,47 @@ class TritonPythonModel:
             self.workers.close()
 
     def execute(self, requests):
-        answers, tensors = {}, {}
-        for number, request in enumerate(requests):
-            if request.is_cancelled():
-                answers[number] = _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
-                continue
-            try:
-                tensors[number] = self._tensors(request)
-            except RowsError as error:
-                answers[number] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
-        tokens = {number: work_tokens(values) for number, values in tensors.items()}
-        self.started.add(len(requests), sum(tokens.values()))
-        # A shared-context ranker computes its requests one after the other, and a deadline may pass meanwhile.
-        turns = [[number] for number in tensors] if self.is_request_batched else [list(tensors)]
-        for turn in turns:
-            expired = [number for number in turn if _has_expired(requests[number])]
-            for number in expired:
-                answers[number] = _failure(EXPIRED, pb_utils.TritonError.UNAVAILABLE)
-                self.started.skip(tokens[number])
-            self.expired.increment(len(expired))
-            if left := [number for number in turn if number not in expired]:
-                answers |= zip(left, self._run([tensors[number] for number in left]), strict=True)
+        answers = {}
+        try:
+            self._execute(requests, answers)
+        except Exception as error:  # noqa: BLE001 - whatever it is, each client gets an answer without a traceback
+            for number in set(range(len(requests))) - set(answers):
+                answers[number] = unexpected(error, "score")
+        finally:
+            self.started.rest()
         return [answers[number] for number in range(len(requests))]
 
+    def _execute(self, requests, answers):
+        read, newest_ticket = {}, 0
+        for number, request in enumerate(requests):
+            try:
+                newest_ticket = max(newest_ticket, _number(request, "ticket", 0))
+                if request.is_cancelled():
+                    answers[number] = cancelled()
+                else:
+                    read[number] = self._tensors(request), self._deadline(request)
+            except RowsError as error:
+                answers[number] = invalid(str(error))
+            except Exception as error:  # noqa: BLE001 - as above
+                answers[number] = unexpected(error, "score")
+        tokens = {number: work_tokens(tensors) for number, (tensors, _) in read.items()}
+        self.started.add(len(requests), sum(tokens.values()), newest_ticket)
+        # A shared-context ranker computes its requests one after the other, and a deadline may pass meanwhile.
+        turns = [[number] for number in read] if self.is_request_batched else [list(read)]
+        for turn in turns:
+            expired = [number for number in turn if is_expired(read[number][1])]
+            for number in expired:
+                answers[number] = unavailable(EXPIRED)
+                self.started.skip(tokens[number])
+            raise_by(self.expired, len(expired))
+            if left := [number for number in turn if number not in expired]:
+                answers |= zip(left, self._run([read[number] for number in left]), strict=True)
+
     def _tensors(self, request):
-        names = self.engine.input_names
-        tensors = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+        tensors = {name: array(request, name) for name in self.engine.input_names}
+        for name, tensor in tensors.items():
+            if tensor is None:
+                raise RowsError(f"{name}: missing")
         if self.is_request_batched:
             for name, tensor in tensors.items():
                 if len(tensor) != 1:
@@ -106,43 +131,62 @@ class TritonPythonModel:
             if (found := len(tensors["candidate_ids"])) > self.max_candidates:
                 raise RowsError(f"candidate_ids: {found} candidates; the limit is {self.max_candidates}")
         self.engine.check(tensors)
+        self.limits.check(tensors)
         return tensors
 
-    def _run(self, tensors):
-        """The answer to each request; one that the engine refuses must not take its batch mates along."""
+    def _deadline(self, request):
+        longest = deadline_after(0, self.deadline_us)
+        return min(longest, _number(request, "deadline", longest))
+
+    def _run(self, read):
+        """The answer to each request; one that the engine refuses must not take its batch mates along.
+
+        Args:
+            read: tensors and deadline of each.
+        """
+        tensors = [one for one, _ in read]
+        watch = Watch(lambda place: not is_expired(read[place][1]))
         try:
-            with self.started.busy(sum(map(work_tokens, tensors))) as busy_instances:
-                logits = self.engine.run(tensors, threads=self.threads or max(1, self.cores // busy_instances))
+            with self.started.busy(sum(map(work_tokens, tensors)), lambda: watch.tokens) as busy_instances:
+                threads = self.threads or max(1, self.cores // busy_instances)
+                logits = self.engine.run(tensors, threads=threads, watch=watch)
         except EngineLostError as error:
             message = f"{error}; the scorer starts again: send the request once more"
-            return [_failure(message, pb_utils.TritonError.UNAVAILABLE) for _ in tensors]
+            return [unavailable(message) for _ in tensors]
+        except RowsError as error:
+            return [invalid(str(error))] if len(read) == 1 else self._run_alone(read)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has a class for each of its status codes
-            if len(tensors) > 1:
-                return [self._run([one])[0] for one in tensors]
-            return [_failure(f"the engine refused these token ids: {error}", pb_utils.TritonError.INTERNAL)]
-        computed, needed = self.engine.token_counts(tensors)
-        self.computed.increment(computed)
-        self.needed.increment(needed)
-        if self.restarts:
-            self.restarts.increment(self.workers.restarts - self.restarts.value())
-        cache = getattr(self.engine, "context_cache", None)  # the batched graph has none
-        for name, metric in self.cache_metrics.items() if cache else ():
-            metric.increment(getattr(cache, name) - metric.value())
+            if len(read) > 1:
+                return self._run_alone(read)
+            return [unexpected(error, "score: the engine refused these token ids")]
+        self._count([one for one, found in zip(tensors, logits, strict=True) if len(found)])
+        raise_by(self.stopped, sum(not len(found) for found in logits))
         return [self._answer(one) for one in logits]
 
+    def _run_alone(self, read):
+        return [self._run([one])[0] for one in read]
+
+    def _count(self, tensors):
+        if tensors:
+            computed, needed = self.engine.token_counts(tensors)
+            self.computed.increment(computed)
+            self.needed.increment(needed)
+        if self.restarts:
+            raise_by(self.restarts, self.workers.restarts - self.restarts.value())
+        cache = getattr(self.engine, "context_cache", None)  # the batched graph has none
+        for name, metric in self.cache_metrics.items() if cache else ():
+            raise_by(metric, getattr(cache, name) - metric.value())
+
     def _answer(self, logits):
+        if not len(logits):
+            return unavailable(f"{EXPIRED}: the work for it was stopped")
+        if not np.isfinite(logits).all():
+            return failure("score: the engine's logits are not finite numbers", pb_utils.TritonError.INTERNAL)
         shaped = logits[np.newaxis] if self.is_request_batched else logits[:, np.newaxis]
         return pb_utils.InferenceResponse([pb_utils.Tensor("logits", shaped.astype(np.float32))])
 
 
-def _has_expired(request):
-    deadline = pb_utils.get_input_tensor_by_name(request, "deadline")
-    return deadline is not None and is_expired(int(deadline.as_numpy()[0, 0]))
-
-
-def _failure(message, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-
-
-def _family(name, description, kind="COUNTER"):
-    return pb_utils.MetricFamily(name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind))
+def _number(request, name, default):
+    """What ``tokenize`` says of an admitted request; rows of a joint ranker say it once each."""
+    tensor = array(request, name)
+    return default if tensor is None or not tensor.size else int(tensor.flat[0])

@@ -1,8 +1,9 @@
 """select: logits -> the ranking, best first.
 
 Ties keep the order of the request. Candidates are merged only when the request says that they are the same item
-(equal ``item_ids``): then the best-scored one stays. Equal texts were scored once and are all returned. Logits of
-padding, which a scorer on a GPU gets, come behind those of the candidates, and no candidate refers to them.
+(equal ``item_ids``): then the best-scored one stays. Equal texts were scored once and are all returned. Candidates
+without text have no logit (``row_of_candidate`` is -1): they come last. Logits of padding, which a scorer on a GPU
+gets, come behind those of the candidates, and no candidate refers to them.
 """
 
 import json
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from backend import array, invalid, unexpected
 from interpreter import check_interpreter
+from text import NO_ROW, candidate_scores
 
 
 class TritonPythonModel:
@@ -23,13 +26,19 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request):
-        logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy().ravel()
-        rows = pb_utils.get_input_tensor_by_name(request, "row_of_candidate").as_numpy()
-        item_ids, top_k = _optional(request, "item_ids"), _optional(request, "top_k")
-        limit = 0 if top_k is None else int(top_k[0])
-        if fault := _fault(rows, len(logits), item_ids, limit):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(fault, pb_utils.TritonError.INVALID_ARG))
-        scores = logits[rows]
+        try:
+            logits, rows, item_ids, top_k = (
+                array(request, name) for name in ("logits", "row_of_candidate", "item_ids", "top_k")
+            )
+            if fault := _fault(logits, rows, item_ids, top_k):
+                return invalid(fault)
+            return self._ranking(
+                candidate_scores(logits.ravel(), rows), item_ids, 0 if top_k is None else int(top_k[0])
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer without a traceback
+            return unexpected(error, "select")
+
+    def _ranking(self, scores, item_ids, limit):
         order = np.argsort(-scores, kind="stable")
         if item_ids is not None:
             firsts = {item: place for place, item in reversed(list(enumerate(item_ids[order])))}
@@ -45,17 +54,17 @@ class TritonPythonModel:
         )
 
 
-def _optional(request, name):
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
-
-
-def _fault(rows, logits, item_ids, top_k):
+def _fault(logits, rows, item_ids, top_k):
     """What is wrong with a request that did not come through ``tokenize``; None if nothing is."""
-    if not len(rows) or rows.min() < 0 or rows.max() >= logits:
-        return f"row_of_candidate: expected at least one, each the place of one of {logits} logits"
+    for name, tensor in (("logits", logits), ("row_of_candidate", rows)):
+        if tensor is None:
+            return f"{name}: missing"
+    if not rows.size or rows.min() < NO_ROW or rows.max() >= logits.size:
+        return f"row_of_candidate: expected at least one, each the place of one of {logits.size} logits or {NO_ROW}"
+    if not np.isfinite(logits.ravel()[rows[rows != NO_ROW]]).all():
+        return "logits: expected finite numbers where row_of_candidate refers to them"
     if item_ids is not None and len(item_ids) != len(rows):
         return f"item_ids: {len(item_ids)} elements for {len(rows)} candidates"
-    if top_k < 0:
-        return f"top_k: {top_k}; expected 0 (all) or a positive number"
+    if top_k is not None and top_k[0] < 0:
+        return f"top_k: {top_k[0]}; expected 0 (all) or a positive number"
     return None

@@ -1,11 +1,11 @@
-"""tokenize: texts of a request -> token ids, equal candidates once.
+"""tokenize: texts of a request -> token ids, equal candidates once, those without text not at all.
 
 Every input is checked here, so that a bad request is answered with INVALID_ARG and never reaches the engine, while
 its neighbours go on. A request that cannot be done in time is refused at once (``admission.py``).
 ``text.py`` beside this file is the definition that the model was trained with.
 
 For a scorer on a GPU (``candidate_buckets`` in the config) requests are padded to a few shapes, because Triton batches
-equal shapes only. There Triton's own queue bounds the wait, and no deadline is handed on.
+equal shapes only. There Triton's own queue bounds the wait, and neither deadline nor ticket is handed on.
 """
 
 import json
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import Admission, QueueFullError, deadline_after, seconds_left, work_tokens
+from admission import Admission, RefusedError, counter_folder, deadline_after, seconds_left, work_tokens
+from backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
 from interpreter import check_interpreter
-from text import JOINT, Buckets, RequestTokenizer, TextError, decode_texts, unique_rows
+from text import JOINT, NO_ROW, Buckets, RequestTokenizer, TextError, decode_texts, unique_rows
 
 
 class TritonPythonModel:
@@ -28,25 +29,43 @@ class TritonPythonModel:
         self.max_text_bytes = int(settings["max_text_bytes"])
         self.deadline_us = int(settings["deadline_us"])
         self.admission = Admission(
-            int(settings["queue_requests"]), self.deadline_us / 1e6, float(settings["queue_share"])
+            int(settings["queue_requests"]),
+            self.deadline_us / 1e6,
+            float(settings["queue_share"]),
+            counter_folder(settings["queue"]),
+            int(settings["queue_delay_us"]) / 1e6,
         )
-        self.families = [
-            _counter("tritonrank_requests_rejected_total", "Requests refused because they could not be done in time")
+        self.outputs = {output["name"] for output in config["output"]}
+        self.engine_inputs = [
+            output["name"]
+            for output in config["output"]
+            if output["name"] not in {"row_of_candidate", "deadline", "ticket"}
         ]
-        outputs = [output["name"] for output in config["output"]]
-        self.hands_deadline_on = "deadline" in outputs
-        self.engine_inputs = [name for name in outputs if name not in {"row_of_candidate", "deadline"}]
+        self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
         self.buckets = None
         if buckets := settings.get("candidate_buckets"):
             self.buckets = Buckets(*(tuple(map(int, one.split(","))) for one in (buckets, settings["token_buckets"])))
-            self.families += [
-                _counter("tritonrank_tokens_computed_total", "Tokens of the requests with their padding"),
-                _counter("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
-            ]
-        labels = {"model": args["model_name"], "version": args["model_version"]}
-        # A family must outlive its metrics, so both are kept.
-        self.rejected, *self.token_metrics = (family.Metric(labels=labels) for family in self.families)
-        self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
+        self._open_metrics({"model": args["model_name"], "version": args["model_version"]})
+
+    def _open_metrics(self, labels):
+        texts = family("tritonrank_texts_total", "Texts of the requests")
+        cut = family("tritonrank_texts_cut_total", "Texts that the ranker read in part or not at all: a budget ended")
+        rejected = family(
+            "tritonrank_requests_rejected_total", "Requests refused because they could not be done in time"
+        )
+        without = family("tritonrank_items_without_text_total", "Candidates ranked last because they have no text")
+        self.families = [texts, cut, rejected, without]  # a family must outlive its metrics
+        self.rejected, self.without_text = rejected.Metric(labels=labels), without.Metric(labels=labels)
+        self.text_metrics = {
+            name: tuple(one.Metric(labels=labels | {"field": name}) for one in (texts, cut))
+            for name in self.tokenizer.counts
+        }
+        self.token_metrics = []
+        if self.buckets:
+            computed = family("tritonrank_tokens_computed_total", "Tokens of the requests with their padding")
+            needed = family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding")
+            self.families += [computed, needed]
+            self.token_metrics = [one.Metric(labels=labels) for one in (computed, needed)]
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -54,51 +73,61 @@ class TritonPythonModel:
     def _answer(self, request):
         try:
             if request.is_cancelled():
-                return _failure("the client cancelled the request", pb_utils.TritonError.CANCELLED)
-            deadline = deadline_after(request.timeout(), self.deadline_us)
-            self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance
-            tensors, tokens = self._tokenize(request, deadline)
-            self.admission.check_room(seconds_left(deadline), tokens)
+                return cancelled()
+            return self._admit(request)
         except TextError as error:
-            return _failure(str(error), pb_utils.TritonError.INVALID_ARG)
-        except QueueFullError as error:
+            return invalid(str(error))
+        except RefusedError as error:
             self.rejected.increment(1)
-            return _failure(str(error), pb_utils.TritonError.UNAVAILABLE)
-        self.admission.admitted(tokens)
-        return pb_utils.InferenceResponse(tensors)
+            return unavailable(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer without a traceback
+            return unexpected(error, "tokenize")
 
-    def _tokenize(self, request, deadline):
-        items = self._texts(request, "items", self.max_candidates)
-        if not items:
-            raise TextError("items: at least one candidate is needed")
-        self._check_item_ids(request, len(items))
-        _check_top_k(request)
-        query = self._texts(request, "query", 1)[0]
-        history = self._texts(request, "history", self.max_history)
-        render = self.tokenizer.render
-        candidates = self.tokenizer.items([render(item, f"items[{i}]") for i, item in enumerate(items)])
-        for position, ids in enumerate(candidates):
-            if not ids:
-                raise TextError(f"items[{position}]: no token is left of this text; leave the candidate out")
-        context = self.tokenizer.context(query, [render(item, f"history[{i}]") for i, item in enumerate(history)])
-        rows, row_of_candidate = unique_rows(candidates)
-        tensors = self.tokenizer.tensors(context, rows)
+    def _admit(self, request):
+        deadline = deadline_after(request.timeout(), self.deadline_us)
+        self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance
+        tensors, row_of_candidate = self._tokenize(request)
         tokens = work_tokens(tensors)
+        self.admission.check_room(seconds_left(deadline), tokens)
         if self.buckets:
             tensors = self.tokenizer.padded(tensors, self.buckets)
             self._count_tokens(tensors, tokens)
-        answer = [
-            *(pb_utils.Tensor(name, tensors[name]) for name in self.engine_inputs),
-            pb_utils.Tensor("row_of_candidate", row_of_candidate),
-        ]
-        if self.hands_deadline_on:
-            answer.append(pb_utils.Tensor("deadline", self._deadline_tensor(deadline, len(rows))))
-        return answer, tokens
+        answer = {name: tensors[name] for name in self.engine_inputs} | {"row_of_candidate": row_of_candidate}
+        self._count_texts(int((row_of_candidate == NO_ROW).sum()))
+        rows = len(tensors[self.engine_inputs[0]])
+        ticket = self.admission.admitted(tokens, seconds_left(deadline))
+        for name, value in (("deadline", deadline), ("ticket", ticket)):
+            if name in self.outputs:
+                answer[name] = self._for_the_scorer(value, rows)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensor) for name, tensor in answer.items()])
 
-    def _deadline_tensor(self, deadline, rows):
+    def _tokenize(self, request):
+        items = self._texts(request, "items", self.max_candidates)
+        if not items:
+            raise TextError(f"items: {'missing' if items is None else 'empty'}; at least one candidate is needed")
+        self._check_item_ids(request, len(items))
+        _check_top_k(request)
+        query = self._texts(request, "query", 1)
+        history = self._texts(request, "history", self.max_history)
+        render = self.tokenizer.render
+        candidates = self.tokenizer.items([render(item, f"items[{i}]") for i, item in enumerate(items)])
+        context = self.tokenizer.context(
+            query[0] if query else "", [render(item, f"history[{i}]") for i, item in enumerate(history or ())]
+        )
+        rows, row_of_candidate = unique_rows(candidates)
+        return self.tokenizer.tensors(context, rows), row_of_candidate
+
+    def _for_the_scorer(self, value, rows):
         # The scorer's batch dimension is the row for a joint ranker, the request for a shared-context one.
         shape = (rows, 1) if self.tokenizer.rules.architecture == JOINT else (1,)
-        return np.full(shape, deadline, dtype=np.int64)
+        return np.full(shape, value, dtype=np.int64)
+
+    def _count_texts(self, without_text):
+        raise_by(self.without_text, without_text)
+        for name, counts in self.tokenizer.counts.items():
+            for metric, count in zip(self.text_metrics[name], (counts.total, counts.cut), strict=True):
+                raise_by(metric, count)
+            counts.total = counts.cut = 0
 
     def _count_tokens(self, padded, needed):
         kinds = ["input_ids"] if self.tokenizer.rules.architecture == JOINT else self.engine_inputs
@@ -107,28 +136,23 @@ class TritonPythonModel:
         necessary.increment(needed)
 
     def _texts(self, request, name, limit):
-        values = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-        if len(values) > limit:
-            raise TextError(f"{name}: {len(values)} elements; the limit is {limit}")
-        return decode_texts(values, name, self.max_text_bytes)
+        """The texts of a tensor; None where the request does not have it."""
+        values = array(request, name)
+        if values is None:
+            return None
+        if values.size > limit:
+            raise TextError(f"{name}: {values.size} elements; the limit is {limit}")
+        return decode_texts(values.ravel(), name, self.max_text_bytes)
 
     def _check_item_ids(self, request, candidates):
-        if pb_utils.get_input_tensor_by_name(request, "item_ids") is None:
-            return
-        found = len(self._texts(request, "item_ids", self.max_candidates))
-        if found != candidates:
-            raise TextError(f"item_ids: {found} elements for {candidates} items; give one id per item or none at all")
+        item_ids = self._texts(request, "item_ids", self.max_candidates)
+        if item_ids is not None and len(item_ids) != candidates:
+            raise TextError(
+                f"item_ids: {len(item_ids)} elements for {candidates} items; give one id per item or none at all"
+            )
 
 
 def _check_top_k(request):
-    tensor = pb_utils.get_input_tensor_by_name(request, "top_k")
-    if tensor is not None and (top_k := int(tensor.as_numpy()[0])) < 0:
+    tensor = array(request, "top_k")
+    if tensor is not None and (top_k := int(tensor.ravel()[0])) < 0:
         raise TextError(f"top_k: {top_k}; expected 0 (all) or a positive number")
-
-
-def _counter(name, description):
-    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
-
-
-def _failure(message, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,73 @@
+"""What the three models of Triton's Python backend share: reading tensors, metrics, and an answer to every request.
+
+Whatever goes wrong in one request is answered to that request alone. Triton would put a traceback with file paths into
+the answers of a whole batch; here the caller gets the kind of the error, and the server's log the rest.
+
+``assemble`` copies this file beside the server's models: it imports only the standard library and, inside Triton, its
+own module.
+"""
+
+import traceback
+from typing import Any
+
+LONGEST_LOGGED = 300
+"""Characters of an error's own words that are logged, escaped: they may quote what a client sent."""
+
+
+def array(request: Any, name: str) -> Any:
+    """A tensor of a request as NumPy has it; None where the request does not have it."""
+    tensor = _pb_utils().get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def invalid(message: str) -> Any:
+    """The answer to a request that is wrong; the message begins with the tensor's name."""
+    return failure(message, _pb_utils().TritonError.INVALID_ARG)
+
+
+def unavailable(message: str) -> Any:
+    """The answer to a request that cannot be done now, or not in time."""
+    return failure(message, _pb_utils().TritonError.UNAVAILABLE)
+
+
+def cancelled() -> Any:
+    """The answer that nobody waits for."""
+    return failure("the client cancelled the request", _pb_utils().TritonError.CANCELLED)
+
+
+def unexpected(error: BaseException, what: str) -> Any:
+    """The answer when something failed that should not: its kind; frames and words go to the server's log.
+
+    Args:
+        error: what was raised.
+        what: failed, such as ``tokenize``.
+    """
+    frames = " <- ".join(
+        f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(traceback.extract_tb(error.__traceback__))
+    )
+    kind = type(error).__name__
+    _pb_utils().Logger.log_error(f"{what}: {kind} {str(error)[:LONGEST_LOGGED]!r} at {frames}")
+    return failure(f"{what}: {kind}; the server's log has the details", _pb_utils().TritonError.INTERNAL)
+
+
+def failure(message: str, code: int) -> Any:
+    pb_utils = _pb_utils()
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def family(name: str, description: str, kind: str = "COUNTER") -> Any:
+    """A family of metrics; it must outlive its metrics, so keep both."""
+    families = _pb_utils().MetricFamily
+    return families(name=name, description=description, kind=getattr(families, kind))
+
+
+def raise_by(metric: Any, amount: float) -> None:
+    """Count; nothing is told to the server, which takes a while, where nothing is to be counted."""
+    if amount:
+        metric.increment(amount)
+
+
+def _pb_utils() -> Any:
+    import triton_python_backend_utils  # only inside Triton
+
+    return triton_python_backend_utils

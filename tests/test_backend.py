@@ -1,0 +1,66 @@
+"""What goes wrong in a model of the server: the caller gets its kind, the log the rest."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from live import LEAK
+from tritonrank import backend
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of the server's log, of a stand-in for what there is inside Triton alone."""
+    lines: list[str] = []
+    errors = SimpleNamespace(INTERNAL=1, INVALID_ARG=2, UNAVAILABLE=3, CANCELLED=4)
+    errors_of = type(
+        "TritonError",
+        (),
+        vars(errors) | {"__init__": lambda self, message, code: vars(self).update(message=message, code=code)},
+    )
+    module = SimpleNamespace(
+        TritonError=errors_of,
+        InferenceResponse=lambda error: error,
+        Logger=SimpleNamespace(log_error=lines.append),
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
+    return lines
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:  # noqa: BLE001 - to have frames
+        return caught
+
+
+def test_the_caller_gets_the_kind_and_the_log_frames_and_words(logged: list[str]) -> None:
+    answer = backend.unexpected(raised(KeyError("/srv/secret.py\nE1126 a made up line")), "tokenize")
+    assert answer.code == 1
+    assert answer.message.startswith("tokenize: KeyError; the server's log")
+    assert not LEAK.search(answer.message)
+    (line,) = logged
+    assert "test_backend.py:" in line
+    assert "made up line" in line
+    assert "\n" not in line, "a client writes no lines into the log"
+
+
+def test_what_clients_sent_is_not_logged_at_length(logged: list[str]) -> None:
+    backend.unexpected(raised(ValueError("a" * 100_000)), "score")
+    assert len(logged[0]) < 5_000
+
+
+def test_codes_are_those_of_what_happened(logged: list[str]) -> None:
+    answers: list[Any] = [backend.invalid("a"), backend.unavailable("b"), backend.cancelled()]
+    assert [answer.code for answer in answers] == [2, 3, 4]
+    assert [answer.message for answer in answers[:2]] == ["a", "b"]
+    assert not logged
+
+
+def test_nothing_is_told_where_nothing_is_counted() -> None:
+    told: list[float] = []
+    metric = SimpleNamespace(increment=told.append)
+    for amount in (0, 2, 0.0, -1):
+        backend.raise_by(metric, amount)
+    assert told == [2, -1]
