@@ -341,6 +341,15 @@ def test_texts_beyond_the_positions_are_cut_where_the_positions_end(
     np.testing.assert_allclose(open_scorer(workspace.teacher).score(request), alone, atol=1e-5)
 
 
+def test_long_budgets_remember_fewer_items(checkpoint: Path) -> None:
+    """So that the memory of a server stays what it is with short ones: 3.2 million tokens."""
+    backend = AutoTokenizer.from_pretrained(checkpoint).backend_tokenizer
+    for budget, remembered in ((32, 40), (80_000, 40), (320_000, 10)):
+        tokenizer = RequestTokenizer(backend, TextRules("{title}", 0, 0, 0, budget), cache_entries=40)
+        tokenizer.items([f"lamp {n}" for n in range(50)])
+        assert len(tokenizer._cache) == remembered
+
+
 # The gate against the uncut teacher
 
 
