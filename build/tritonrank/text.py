@@ -154,8 +154,7 @@ class RequestTokenizer:
         tokenizer: a Rust tokenizer; its own truncation and padding are switched off.
         rules: template and token budgets.
         cache_entries: item texts whose token ids are remembered, least recently used dropped first; fewer where the
-            budget of one is long. Long texts
-            are never remembered, so entries x (text + ids) stays bounded.
+            budget of one is long. Long texts are never remembered, so entries x (text + ids) stays bounded.
     """
 
     def __init__(self, tokenizer: Tokenizer, rules: TextRules, cache_entries: int = 0) -> None:
