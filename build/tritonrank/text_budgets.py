@@ -159,8 +159,10 @@ def longest_row(model: ModelSettings) -> int:
         ArtifactError: the checkpoint cannot be found.
     """
     config, tokenizer = load_config(model.source, model.revision), load_tokenizer(model.source, model.revision)
-    positions = int(config.max_position_embeddings) - first_position(config)
-    return min(positions, int(tokenizer.model_max_length))  # without a limit of its own it says 1e30
+    rows = getattr(config, "max_position_embeddings", None)
+    # XLNet says -1, and a tokenizer without a limit of its own 1e30.
+    positions = rows - first_position(config) if isinstance(rows, int) and rows > 0 else MEASURED_TOKENS
+    return min(positions, int(tokenizer.model_max_length), MEASURED_TOKENS)
 
 
 def _depends_on_data(recipe: Recipe) -> bool:
