@@ -269,6 +269,14 @@ def test_budgets_share_the_positions_by_what_the_data_need(
     assert row <= POSITIONS
 
 
+def test_a_model_for_long_texts_reads_them(tmp_path: Path) -> None:
+    folder = save_ranker("bert", tmp_path / "long", positions=2_048)
+    recipe = recipe_of({"source": "sample"}, {"checkpoint": str(folder)})
+    assert rules_of_checkpoint(recipe.model, recipe.text, Needs(10, 1_500)).candidate_tokens == 1_504
+    named = recipe_of({"source": "sample"}, {"checkpoint": str(folder)}, candidate_tokens=1_024)
+    assert rules_of_checkpoint(named.model, named.text, Needs(10, 1_500)).candidate_tokens == 1_024
+
+
 def test_budgets_that_wait_for_the_data_say_so(checkpoint: Path) -> None:
     with pytest.raises(RecipeError, match="tritonrank prepare"):
         text_rules(recipe_of({"source": "sample"}, {"checkpoint": str(checkpoint)}))
