@@ -19,7 +19,7 @@ from tritonrank.evaluate import ExampleScorer, judge_artifact
 from tritonrank.gate import paired_difference
 from tritonrank.pipeline import Workspace, run_stages, stages
 from tritonrank.prepare import Dataset
-from tritonrank.recipe import Recipe
+from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.scorers import requests_of
 from tritonrank.summary import SUMMARY_FILE, baseline_judgements
 from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
@@ -83,6 +83,7 @@ def test_all_stages_run_once_in_order(makers: Makers, tiny_recipe: Recipe) -> No
         ("data", {"users": 151}, "prepare"),
         ("examples", {"test_users": 60}, "prepare"),
         ("text", {"history_tokens": 60}, "prepare"),
+        ("model", {"base": PACKAGED_MINILM}, "prepare"),
         ("finetune", {"learning_rate": 0.002}, "finetune"),
         ("export", {"tolerance": 1e-5}, "export"),
         ("quantize", {"exclude": ["layer.0"]}, "quantize"),

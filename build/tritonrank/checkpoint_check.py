@@ -409,10 +409,10 @@ def _other_weights(name: str, folder: Path, purpose: Purpose) -> str:
         f"M.from_pretrained({json.dumps(_spelled(name))}).save_pretrained({json.dumps(local)}); "
         f"T.from_pretrained({json.dumps(_spelled(name))}).save_pretrained({json.dumps(local)})"
     )
-    found = f"{' and '.join(kinds)} weights can hold code, and are not read" if kinds == ["pickle"] else (
-        f"{' and '.join(kinds) or 'other'} weights are not read"
+    others = " pickle, which can hold code, is not." if kinds in ([], ["pickle"]) else (
+        f" {' and '.join(kinds)} weights are not."
     )  # fmt: skip
-    return f"Only safetensors are read: {found}. If you trust them, convert them, and name {local}:\n" + (
+    return f"Only safetensors are read;{others} If you trust the weights, convert them, and name {local}:\n" + (
         f"  python -c {shlex.quote(line)}"
     )
 

@@ -14,8 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import requests
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -29,6 +30,7 @@ from rich.console import Console
 from tritonrank.artifacts import MANIFEST, sha256_file
 from tritonrank.checkpoint_files import WEIGHTS, WEIGHTS_INDEX, module_folders, shards_of
 from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.quiet import quiet_libraries
 from tritonrank.recipe import PACKAGED_MINILM
 
 # The hub's sentence-transformers/all-MiniLM-L6-v2 at revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
@@ -246,15 +248,15 @@ def _hub_folder(name: str, revision: str | None, weights: bool) -> Path:
     commit = _commit_of(name, revision)
     try:
         if not commit.reachable:
-            return Path(snapshot_download(name, revision=commit.sha, local_files_only=True))
+            return Path(_snapshot(name, revision=commit.sha, local_files_only=True))
         texts = [f"*{suffix}" for suffix in sorted(DETERMINING_SUFFIXES - {".safetensors"})]
         # By the revision's name, so that the cache remembers what it stood for.
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=texts, ignore_patterns=["onnx/*"]))
+        folder = Path(_snapshot(name, revision=revision, allow_patterns=texts, ignore_patterns=["onnx/*"]))
         if folder.name != commit.sha:  # it has moved on since
-            folder = Path(snapshot_download(name, revision=commit.sha, allow_patterns=texts))
+            folder = Path(_snapshot(name, revision=commit.sha, allow_patterns=texts))
         if weights:
             files = [WEIGHTS] if not (folder / WEIGHTS_INDEX).is_file() else sorted(shards_of(folder))
-            snapshot_download(name, revision=commit.sha, allow_patterns=files)
+            _snapshot(name, revision=commit.sha, allow_patterns=files)
         return folder
     except GatedRepoError as error:
         raise ArtifactError(_refusal_by_the_hub(name, revision, error)) from None
@@ -265,9 +267,15 @@ def _hub_folder(name: str, revision: str | None, weights: bool) -> Path:
         ) from None
 
 
+def _snapshot(name: str, **options: Any) -> str:
+    """As huggingface_hub has it, without its warnings: what matters of them is in our errors."""
+    with quiet_libraries():
+        return str(huggingface_hub.snapshot_download(name, **options))
+
+
 def _cached_commit(name: str, revision: str | None) -> str | None:
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
+        return Path(_snapshot(name, revision=revision, local_files_only=True)).name
     except (OSError, ValueError):
         snapshots = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
         found = list(snapshots.glob(f"{revision}*")) if _SHORT_COMMIT.fullmatch(revision or "") else []

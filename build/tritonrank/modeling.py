@@ -130,8 +130,8 @@ _AFTER_PADDING = {
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 """Families of transformers that count positions from the padding token's id + 1."""
-_MPNET_PADDING = 1
-"""Whatever its config says: the model has it as a constant."""
+_FIXED_FIRST = {"mpnet": 2, "ernie_m": 2}
+"""Families that begin at a constant, whatever their config says."""
 
 
 def from_encoder(encoder: PreTrainedModel, name: str, context_positions: int) -> SharedContextRanker:
@@ -166,8 +166,8 @@ def first_position(config: PretrainedConfig) -> int:
     own: int | None = getattr(config, "first_position", None)
     if own is not None:
         return own
-    if config.model_type == "mpnet":
-        return _MPNET_PADDING + 1
+    if config.model_type in _FIXED_FIRST:
+        return _FIXED_FIRST[config.model_type]
     return int(config.pad_token_id) + 1 if counts_from_padding(config.model_type) else 0
 
 

@@ -81,7 +81,9 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
         for row in rows:
             if row["name"] in rungs:
                 checkpoint = checkpoint_of(row["name"], recipe, workspace)
-                gflop = gflop_per_request(AutoConfig.from_pretrained(checkpoint), scorers[row["name"]], counted)
+                gflop = gflop_per_request(
+                    AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], counted
+                )
                 row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
         served = served_rung(recipe, workspace)
         result = {

@@ -243,7 +243,7 @@ def _load_joint(folder: Path) -> Any:
             "pip install 'transformers>=4.57,<4.58'"
         ) from None
     return AutoModelForSequenceClassification.from_pretrained(
-        str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True
+        str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
     ).eval()
 
 

@@ -80,7 +80,8 @@ def shrunk(tokenizer_json: Mapping[str, Any], kept: Sequence[int]) -> dict[str, 
     made: dict[str, Any] = json.loads(json.dumps(tokenizer_json))
     model = made["model"]
     if model["type"] == "Unigram":
-        model["vocab"] = [model["vocab"][token] for token in kept]
+        # Added tokens come behind the pieces, and are not among them.
+        model["vocab"] = [model["vocab"][token] for token in kept if token < len(model["vocab"])]
         model["unk_id"] = places.get(model["unk_id"]) if model["unk_id"] is not None else None
     else:
         model["vocab"] = {piece: places[token] for piece, token in model["vocab"].items() if token in places}
