@@ -228,7 +228,7 @@ def test_a_graph_without_the_qdq_asked_for_is_refused(certain: Build) -> None:
 
 def test_int8_stays_close_and_within_its_budget(certain: Build) -> None:
     metrics = read_manifest(certain.workspace.int8).metrics
-    for parent in ("ONNX FP32", "fine-tuned"):
+    for parent in ("ONNX FP32", "checkpoint"):
         found = metrics[f"gate against {parent}"]
         assert found["parent_ndcg"] == pytest.approx(1)  # by definition of this build
         assert found["passed"]
@@ -310,13 +310,20 @@ def test_a_bad_step_closes_the_gate(
         with pytest.raises(SystemExit) as raised:
             cli.main()
     assert raised.value.code == GateError.exit_code == 1
-    message = capsys.readouterr().err
+    captured = capsys.readouterr()
+    message = captured.err
     assert "GateError: gate closed: INT8 against ONNX FP32: NDCG@10 fell by" in message
     assert "Traceback" not in message
-    worst = [line for line in message.splitlines() if "NDCG@10 1.000 ->" in line]
+    assert "--set quantize.method=none" in message
+    assert f"tritonrank serve {build.workspace.root}" in message
+    record = build.workspace.root / "closed-gate-quantize.txt"
+    assert str(record) in message.replace("\n", "")
+    worst = [line for line in record.read_text(encoding="utf-8").splitlines() if "NDCG@10 1.000 ->" in line]
     assert len(worst) == 10
-    test_ids = {example.example_id for example in Dataset.read(build.workspace.dataset).test}
-    assert {line.strip().partition(": ")[0] for line in worst} <= test_ids
+    examples = Dataset.read(build.workspace.dataset).test
+    assert {line.partition(": ")[0] for line in worst} <= {example.example_id for example in examples}
+    told = message + captured.out
+    assert not any(example.user_id in told for example in examples)
 
     assert read_manifest(build.workspace.int8) == before  # what was published before is still there, whole and current
     stage = next(stage for stage in stages(build.recipe, build.workspace) if stage.verb == "quantize")
@@ -331,7 +338,7 @@ def test_the_gate_closes_when_the_first_build_is_bad(
 ) -> None:
     w = certain.workspace
     weights_zeroed(monkeypatch)
-    with pytest.raises(GateError, match="Nothing was published"):
+    with pytest.raises(GateError, match="INT8 was not published"):
         quantize.quantize(certain.recipe, w.dataset, w.teacher, w.onnx, tmp_path / "int8", tmp_path / "judgements")
     assert not (tmp_path / "int8").exists()
 

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from tritonrank.errors import GateError
 from tritonrank.evaluate import Judgement
-from tritonrank.gate import FEWEST_EXAMPLES, Verdict, paired_difference, verdict
+from tritonrank.gate import FEWEST_EXAMPLES, Verdict, paired_difference, show_verdict, verdict
+from tritonrank.worst import forget_closed_gate, require_passed
 
 BUDGET = 0.01
 
@@ -155,8 +158,42 @@ def test_a_closed_gate_says_by_how_much_and_where() -> None:
         of(child, parent).require()
     assert caught.value.exit_code == 1
     message = str(caught.value)
-    for said in ("int8 against fp32", "fell by 2.50%", "budget is 1.00%", "user-5:3: NDCG@10 0.500 -> 0.000"):
+    for said in ("int8 against fp32", "fell by 2.50%", "budget is 1.00%", "1 of 40 requests", "0.500 -> 0.000"):
         assert said in message
+    assert "user-5" not in message  # messages end up in logs
+
+
+def test_whom_a_closed_gate_hurt_is_in_a_file_and_nowhere_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = np.full(40, 0.5)
+    child = parent.copy()
+    child[5] = 0
+    words = {
+        "example_id": "user-5:3",
+        "user": "user-5",
+        "query": "a private query",
+        "history": ["what she read"],
+        "liked": ["what she bought"],
+        "parent_top": ["one"],
+        "child_top": ["another"],
+    }
+    found = replace(of(child, parent), worst_requests=[words])
+    record = tmp_path / "artifacts" / "closed-gate.txt"
+    show_verdict(found)
+    with pytest.raises(GateError) as caught:
+        require_passed(found, record, "Do this: tritonrank build RECIPE.")
+    said = str(caught.value) + capsys.readouterr().out
+    for private in ("user-5", "a private query", "what she read", "what she bought"):
+        assert private not in said
+        assert private in record.read_text(encoding="utf-8")
+    assert "tritonrank build RECIPE" in said
+    assert str(record) in said
+    assert said.count(found.reason) == 1
+    forget_closed_gate(record)
+    assert not record.exists()
+    require_passed(of(parent, parent), record, "")
+    assert not record.exists()
 
 
 def other_ids(judged: Judgement, ids: list[str]) -> Judgement:

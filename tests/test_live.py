@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from tiny_models import WORDS, save_ranker
 from tritonrank import live
 from tritonrank.errors import GateError, RecipeError, ServerError
 from tritonrank.evaluate import Judgement, judge_artifact
 from tritonrank.live import compare, judge_live
 from tritonrank.live_record import LIVE, LIVE_FILE
 from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.prepare import Dataset
 from tritonrank.recipe import Recipe
 from tritonrank.report import make_report
 from tritonrank.report.ladder import ladder, read_build
 from tritonrank.server_scorer import Request, ServerScorer
+from tritonrank.summary import SUMMARY_FILE
 from tritonrank_client import RankClient
 
 
@@ -45,6 +48,54 @@ def test_a_checkpoint_and_an_int8_graph_answer_through_triton_as_they_were_judge
     assert "the same ten best" in page.read_text(encoding="utf-8")
     served = next(line for line in markdown.read_text(encoding="utf-8").splitlines() if line.startswith("| INT8"))
     assert served.endswith(f"| {judged[1].live_ndcg:.4f} ({100 * judged[1].same_top10:.1f}%) |")
+
+
+@pytest.fixture(scope="module")
+def odd_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workspace]:
+    """A ready checkpoint on a shop where every seventh item has no title, and half of the others are JSON."""
+    root, random = tmp_path_factory.mktemp("odd"), np.random.default_rng(1)
+    titles = [" ".join(random.choice(WORDS, 4)) for _ in range(80)]
+    titles = [json.dumps({"title": title, "en": title}) if n % 2 else title for n, title in enumerate(titles)]
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(80)], "title": titles})
+    items = items.with_columns(pl.when(pl.int_range(80) % 7 == 0).then(pl.lit("")).otherwise("title").alias("title"))
+    rows = [(f"u{user}", f"i{random.integers(80)}", 1_600_000_000 + 99 * n) for user in range(40) for n in range(6)]
+    items.write_csv(root / "items.csv")
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(root / "events.csv")
+    tables = {"items": str(root / "items.csv"), "events": str(root / "events.csv"), "text_fields": ["title"]}
+    values = {
+        "name": "odd",
+        "data": {"source": "tables", **tables},
+        "text": {"history_items": 3},
+        "examples": {"judged_negatives": 9, "training_negatives": 3, "validation_users": 10, "test_users": 40},
+        "model": {"checkpoint": str(save_ranker("bert", root / "checkpoint"))},
+        "gate": {"bootstrap_samples": 200},
+        "quantize": {"method": "none"},
+    }
+    recipe, workspace = Recipe.model_validate(values), Workspace(root / "artifacts")
+    run_stages(recipe, workspace)
+    return recipe, workspace
+
+
+def test_texts_that_are_json_and_items_without_text_are_served_as_they_were_judged(
+    odd_texts: tuple[Recipe, Workspace],
+) -> None:
+    recipe, workspace = odd_texts
+    (judged,) = judge_live(recipe, workspace, ["ONNX FP32"])
+    assert (judged.passed, judged.same_top10) == (True, 1.0)
+    titles = [fields["title"] for fields in Dataset.read(workspace.dataset).items.values()]
+    assert any(title.startswith("{") for title in titles)
+    assert "" not in titles
+
+
+def test_a_ready_checkpoint_is_called_one_and_has_no_untrained_state(odd_texts: tuple[Recipe, Workspace]) -> None:
+    _, workspace = odd_texts
+    rows = [row["name"] for row in json.loads((workspace.summary / SUMMARY_FILE).read_text())["rows"]]
+    assert rows == ["random", "popularity", "item kNN", "zero-shot cosine", "checkpoint", "ONNX FP32"]
+    page, markdown = make_report(workspace.root)
+    for text in (page.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")):
+        assert "fine-tuned" not in text
+        assert "What the model reads" in text
+        assert "12 of 80 items have no text" in text.replace("\\", "")
 
 
 def test_graphs_for_tensorrt_answer_through_triton_on_the_cpu(copied: Workspace, tiny_recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from tritonrank.pack import make_pack
 from tritonrank.packed import PACK_FILE, REQUESTS_FILE, open_pack
 from tritonrank.pipeline import Workspace
 from tritonrank.scorers import EngineScorer, Request, open_scorer
-from tritonrank.text import RequestTokenizer
+from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer
 from tritonrank.torch_engine import WEIGHTS_FILE, open_torch_engine
 
 SIZES = {5: 6, 20: 4, 1_000: 2}
@@ -211,6 +211,11 @@ def test_differences_are_relative_to_large_scores() -> None:
     assert relative_difference(small + np.float32(0.01), small) == pytest.approx(0.01, abs=1e-6)
     assert relative_difference(large + np.float32(0.2), large) == pytest.approx(0.01, abs=1e-6)
     assert relative_difference(np.array([np.nan, 0.2], dtype=np.float32), small) == float("inf")
+    # What an item without text gets is no measure of how large scores are, and has to be the same on both sides.
+    without_text = np.append(small, np.float32(NO_TEXT_SCORE))
+    moved = np.append(small + np.float32(0.01), np.float32(NO_TEXT_SCORE))
+    assert relative_difference(moved, without_text) == pytest.approx(0.01, abs=1e-6)
+    assert relative_difference(np.append(small, np.float32(0)), without_text) > 1e30
 
 
 def test_overlap_counts_the_ten_best() -> None:

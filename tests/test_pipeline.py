@@ -10,6 +10,7 @@ import onnx
 import pytest
 from conftest import TESTS, Build
 from onnx import numpy_helper
+from tiny_models import save_ranker
 from tritonrank import assemble, cli, distill, export, finetune, prepare, prune, quantize, summary
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.assemble import GOLDEN_CANDIDATES, golden_cases
@@ -21,7 +22,7 @@ from tritonrank.prepare import Dataset
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.scorers import requests_of
 from tritonrank.summary import SUMMARY_FILE, baseline_judgements
-from tritonrank.text import TextRules
+from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
 
 VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
 
@@ -81,8 +82,8 @@ def test_all_stages_run_once_in_order(makers: Makers, tiny_recipe: Recipe) -> No
     [
         ("data", {"users": 151}, "prepare"),
         ("examples", {"test_users": 60}, "prepare"),
-        ("text", {"history_tokens": 60}, "finetune"),
-        ("model", {"base": PACKAGED_MINILM}, "finetune"),
+        ("text", {"history_tokens": 60}, "prepare"),
+        ("model", {"base": PACKAGED_MINILM}, "prepare"),
         ("finetune", {"learning_rate": 0.002}, "finetune"),
         ("export", {"tolerance": 1e-5}, "export"),
         ("quantize", {"exclude": ["layer.0"]}, "quantize"),
@@ -100,6 +101,14 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(
     if first == "assemble":
         expected = ["assemble"]  # the summary is about the model, which is the same
     assert makers.run(other) == expected
+    assert makers.run(other) == []
+
+
+def test_another_checkpoint_reruns_from_the_data_on(makers: Makers, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Its tokenizer says which items have a text, and how much of it is read."""
+    makers.run(tiny_recipe)
+    other = changed(tiny_recipe, "model", checkpoint=str(save_ranker("bert", tmp_path / "other")), architecture="joint")
+    assert makers.run(other) == VERBS
     assert makers.run(other) == []
 
 
@@ -318,7 +327,7 @@ def test_baselines_are_judged_anew_for_another_architecture(
     """The untrained ranker is one, and a recipe's artifacts folder may have held the other."""
     made: list[str] = []
 
-    def untrained(recipe: Recipe, _: Dataset) -> dict[str, Callable[[], ExampleScorer]]:
+    def untrained(recipe: Recipe, *_: object) -> dict[str, Callable[[], ExampleScorer]]:
         def make() -> ExampleScorer:
             made.append(recipe.model.architecture)
             return lambda example: np.arange(len(example.candidates), dtype=np.float32)
@@ -422,6 +431,21 @@ def test_evaluate_without_a_build_says_what_to_do(
     assert "ArtifactError" in error
     assert "tritonrank build" in error
     assert "Traceback" not in error
+
+
+def test_one_golden_request_has_items_without_text_and_texts_that_are_json(workspace: Workspace) -> None:
+    """So that a server proves that it takes both as the judge did; read as fields, such a text would be another one."""
+    case = golden_cases(Dataset.read(workspace.dataset), workspace.int8)[-1]
+    tokenizer = RequestTokenizer.from_folder(workspace.int8)
+    blank = [place for place, item in enumerate(case["items"]) if not tokenizer.items([item])[0]]
+    assert len(blank) == 2
+    for place, score in enumerate(case["scores"]):
+        assert (score == NO_TEXT_SCORE) == (place in blank)
+        assert abs(score) < 1e3 or place in blank
+    (as_json,) = [item for item in case["items"] if item.startswith("{")]
+    assert tokenizer.render(as_json) not in ("", as_json)
+    assert as_json in case["history"]
+    assert "" in case["history"]
 
 
 def test_golden_requests_hold_what_the_user_went_on_to_like(workspace: Workspace) -> None:

@@ -152,15 +152,18 @@ def test_a_bad_cut_closes_the_gate_and_what_is_served_stays(
             cli.main()
     assert raised.value.code == GateError.exit_code == 1
     message = capsys.readouterr().err
-    assert "GateError: gate closed: pruned against fine-tuned: NDCG@10 fell by" in message
+    assert "GateError: gate closed: pruned against checkpoint: NDCG@10 fell by" in message
+    record = (workspace.root / "closed-gate-prune.txt").read_text(encoding="utf-8")
     for words in ("    user ", "went on to like: ", "top before: ", "top after:  "):
-        assert message.count(words) == 10
+        assert record.count(words) == 10
+        assert words not in message
     assert not workspace.pruned.exists()
     assert not workspace.pruned.with_name("pruned.tmp").exists()
     assert {folder: verify_artifact(folder).artifact for folder in published} == before
 
     run_stages(load_recipe(recipe_path), workspace, until="prune")
-    found = read_manifest(workspace.pruned).metrics["gate against fine-tuned"]
+    assert not (workspace.root / "closed-gate-prune.txt").exists()
+    found = read_manifest(workspace.pruned).metrics["gate against checkpoint"]
     assert (found["drop"], found["budget"]) == (0, 0.3)
     assert found["kendall_tau"] == pytest.approx(1, abs=1e-3)
 

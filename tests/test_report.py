@@ -418,6 +418,34 @@ def test_a_page_that_cannot_be_written_is_an_error(copied: Workspace, tmp_path: 
         make_report(copied.root, tmp_path / "file" / "page.html")
 
 
+def test_a_ranker_that_loses_to_a_free_baseline_is_no_success_story(copied: Workspace) -> None:
+    told = json.loads((copied.summary / SUMMARY_FILE).read_text())
+    told["beaten_by"] = [{"name": "zero-shot cosine", "difference": {"mean": 0.093, "low": 0.008, "high": 0.182}}]
+    (copied.summary / SUMMARY_FILE).write_text(json.dumps(told))
+    page, markdown = make_report(copied.root)
+    html = page.read_text(encoding="utf-8")
+    (defeat,) = re.findall(r'<p class="defeat">(.*?)</p>', html, re.DOTALL)
+    for said in (defeat, markdown.read_text(encoding="utf-8").replace("\\", "")):
+        assert "zero-shot cosine ranks better than INT8 by +0.093 [+0.008 +0.182]" in said
+        assert "--set examples.training_examples=" in said
+    told["beaten_by"] = []
+    (copied.summary / SUMMARY_FILE).write_text(json.dumps(told))
+    assert '<p class="defeat">' not in make_report(copied.root)[0].read_text(encoding="utf-8")
+
+
+def test_what_the_model_reads_is_told_with_figures_of_prepare(workspace: Workspace, tmp_path: Path) -> None:
+    counts = read_manifest(workspace.dataset).metrics["text"]
+    page, markdown = make_report(workspace.root, tmp_path / "page.html")
+    text = Outline(page.read_text(encoding="utf-8")).text
+    for said in (text, markdown.read_text(encoding="utf-8").replace("\\", "")):
+        assert "What the model reads" in said
+        assert f"{counts['items']['cut_share']:.1%} cut" in said
+        assert f"{counts['history']['read']:.1f} of {counts['history']['wanted']:.1f} items fit" in said
+    table = page.read_text(encoding="utf-8").partition("<h2>What the model reads")[0]
+    for baseline in ("popularity", "item kNN", "zero-shot cosine"):
+        assert baseline in table  # with its figures, beside the rungs
+
+
 def test_stages_that_are_missing_are_left_out(copied: Workspace) -> None:
     for folder in (copied.int8, copied.repository):
         shutil.rmtree(folder)

@@ -20,7 +20,9 @@ def relative_difference(found: Scores, expected: Scores) -> float:
     FP16 has a precision relative to the number; scores of a fine-tuned ranker lie between -10 and 10. Infinite when a
     score is missing or not a number.
     """
-    difference = float(np.abs(found - expected).max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0)))
+    scored = expected > np.finfo(np.float32).min  # text.NO_TEXT_SCORE says nothing of how large scores are
+    difference = float(np.abs(found - expected).max(initial=0.0))
+    difference /= max(1.0, float(np.abs(expected[scored]).max(initial=0.0)))
     return difference if np.isfinite(difference) else float("inf")
 
 

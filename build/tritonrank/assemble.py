@@ -6,6 +6,7 @@ process: a server is ready when it gives the same.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,10 +38,11 @@ from tritonrank.scorers import Request, open_scorer, requests_of
 from tritonrank.serve import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.shard_runner import SHARDS_FILE, read_shards
 from tritonrank.shard_workers import is_sharded
-from tritonrank.text import SHARED_CONTEXT, RequestTokenizer, TextRules
+from tritonrank.text import NO_TEXT_SCORE, SHARED_CONTEXT, RequestTokenizer, TextRules
 from tritonrank.triton_config import as_text, model_configs, score_instances
 
 GOLDEN_CANDIDATES = 12
+AWKWARD_CANDIDATES = 4
 PYTHON_FILES = {
     "tokenize": (text, admission, backend, interpreter),
     "score": (engine, admission, backend, interpreter),
@@ -153,7 +155,7 @@ def write_identity_and_golden_cases(
             same code computes both.
     """
     cases = golden_cases(Dataset.read(dataset_folder), model_folder)
-    spread = float(np.std([score for case in cases for score in case["scores"]]))
+    spread = float(np.std([score for case in cases for score in case["scores"] if score != NO_TEXT_SCORE]))
     write_golden_cases(identity, cases, repository, max(GOLDEN_TOLERANCE, share_of_spread * spread))
     return len(cases)
 
@@ -228,12 +230,20 @@ def write_warmup_masks(score: pb.ModelConfig, repository: Path) -> None:
 
 
 def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:
-    """Requests with the scores of this artifact in process: real ones, and one that knows nothing of the user."""
-    scorer = open_scorer(model_folder)
+    """Requests with the scores of this artifact in process: real ones, one that knows nothing of the user, and one of
+    awkward texts, which a server and the judge could take for different things."""
+    scorer, rules = open_scorer(model_folder), TextRules.load(model_folder)
     examples = [_shortened(example) for example in dataset.validation[:3]]
-    requests = requests_of(dataset, examples, TextRules.load(model_folder))
-    requests.append(Request("", [], requests[0].items))
+    requests = requests_of(dataset, examples, rules)
+    requests += [Request("", [], requests[0].items), _awkward(requests[0], rules)]
     return [vars(request) | {"scores": scorer.score(request).tolist()} for request in requests]
+
+
+def _awkward(request: Request, rules: TextRules) -> Request:
+    """With items that have no text, and texts that are themselves the JSON of an item's fields."""
+    as_json = json.dumps(dict.fromkeys(re.findall(r"\{(\w+)\}", rules.item_template), request.items[0]))
+    items = [request.items[0], "", as_json, *request.items[1:AWKWARD_CANDIDATES], " \t"]
+    return Request(request.query, [*request.history, as_json, ""], items)
 
 
 def _shortened(example: Example) -> Example:

@@ -17,21 +17,27 @@ from tritonrank.prepare import Dataset, Example
 from tritonrank.pretrained import load_encoder, load_tokenizer
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import requests_of, torch_scorer
-from tritonrank.text import render_fields
+from tritonrank.text import TextRules, render_fields
 
 NEIGHBOUR_HISTORY = 8
 """History items that kNN looks at: the newest 8 did better than all of them on MovieLens."""
 
 
-def all_baselines(recipe: Recipe, dataset: Dataset) -> dict[str, Callable[[], ExampleScorer]]:
-    """The maker of every baseline by name, cheapest first."""
-    return {
+def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[str, Callable[[], ExampleScorer]]:
+    """The maker of every baseline by name, cheapest first; a ready checkpoint has no untrained state.
+
+    Args:
+        recipe: its seed and model.
+        dataset: what may be counted.
+        rules: the ranker's.
+    """
+    makers: dict[str, Callable[[], ExampleScorer]] = {
         "random": lambda: random_baseline(recipe.seed),
         "popularity": lambda: popularity_baseline(dataset.training_events),
         "item kNN": lambda: neighbour_baseline(dataset.training_events),
-        "zero-shot cosine": lambda: cosine_baseline(recipe, dataset),
-        "untrained": lambda: untrained_baseline(recipe, dataset),
+        "zero-shot cosine": lambda: cosine_baseline(recipe, dataset, rules),
     }
+    return makers if recipe.model.checkpoint else makers | {"untrained": lambda: untrained_baseline(recipe, dataset)}
 
 
 def random_baseline(seed: int) -> ExampleScorer:
@@ -64,17 +70,21 @@ def neighbour_baseline(training_events: pl.DataFrame) -> ExampleScorer:
     return score
 
 
-def cosine_baseline(recipe: Recipe, dataset: Dataset) -> ExampleScorer:
-    """Zero-shot: cosine of the encoder's mean-pooled item text and the mean of query and history texts."""
+def cosine_baseline(recipe: Recipe, dataset: Dataset, rules: TextRules) -> ExampleScorer:
+    """Zero-shot: cosine of the encoder's mean-pooled item text and the mean of query and history texts.
+
+    Of the history it takes as many items as the ranker; beside a ranker that reads none, as many as kNN.
+    """
     embed = _embedder(recipe)
-    items = {item: render_fields(recipe.text.item_template, fields) for item, fields in dataset.items.items()}
-    wanted = sorted({item for e in dataset.test for item in [*e.candidates, *e.history[-recipe.text.history_items :]]})
+    newest = rules.history_items or NEIGHBOUR_HISTORY
+    items = {item: render_fields(rules.item_template, fields) for item, fields in dataset.items.items()}
+    wanted = sorted({item for e in dataset.test for item in [*e.candidates, *e.history[-newest:]]})
     vectors = dict(zip(wanted, embed([items[item] for item in wanted]), strict=True))
     queries = sorted({example.query for example in dataset.test} - {""})
     query_vectors = dict(zip(queries, embed(queries), strict=True))
 
     def score(example: Example) -> NDArray[np.float32]:
-        parts = [vectors[item] for item in example.history[-recipe.text.history_items :]]
+        parts = [vectors[item] for item in example.history[-newest:]]
         parts += [query_vectors[example.query]] if example.query else []
         candidates = np.stack([vectors[item] for item in example.candidates])
         context = np.mean(parts, axis=0) if parts else np.zeros(candidates.shape[1])

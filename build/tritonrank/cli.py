@@ -176,10 +176,11 @@ def evaluate(
 
     from tritonrank import evaluate as judging
     from tritonrank.gate import show_verdict, verdict
+    from tritonrank.gatekeeper import judge_uncut
     from tritonrank.server_scorer import ServerScorer
     from tritonrank.summary import show_summary
     from tritonrank.text import TextRules
-    from tritonrank.worst import with_worst_requests
+    from tritonrank.worst import require_passed, with_worst_requests
 
     if live:
         from tritonrank.live import judge_live
@@ -191,7 +192,8 @@ def evaluate(
         show_summary(workspace.summary)
         return
     parent_folder = against or workspace.teacher
-    parent = judging.judge_artifact(parent_folder.name, parent_folder, workspace.dataset, workspace.judgements)
+    uncut = None if against else judge_uncut(loaded, parent_folder, workspace.dataset, workspace.judgements)
+    parent = uncut or judging.judge_artifact(parent_folder.name, parent_folder, workspace.dataset, workspace.judgements)
     if artifact is not None:
         child = judging.judge_artifact(artifact.name, artifact, workspace.dataset, workspace.judgements)
     else:
@@ -204,7 +206,7 @@ def evaluate(
         own, other = (one.interval(metric, loaded.gate.bootstrap_samples) for one in (child, parent))
         typer.echo(f"{metric:<10} {own}   {parent.name}: {other}")
     show_verdict(found)
-    found.require()
+    require_passed(found, workspace.root / "closed-gate-evaluate.txt", "Judge another: --artifact or --server.")
 
 
 @app.command("compile")

@@ -56,11 +56,11 @@ def judge(name: str, score: ExampleScorer, examples: Sequence[Example]) -> Judge
         ArtifactError: a score is not a finite number (a broken conversion must not look like a ranking).
     """
     rows = []
-    for example in track(examples, f"  judging {name}", transient=True):
+    for number, example in enumerate(track(examples, f"  judging {name}", transient=True), start=1):
         scores = np.asarray(score(example), dtype=np.float32)
         if scores.shape != (len(example.candidates),) or not np.isfinite(scores).all():
             raise ArtifactError(
-                f"{name}: example {example.example_id} got scores of shape {scores.shape}, "
+                f"{name}: example {number} of {len(examples)} got scores of shape {scores.shape}, "
                 f"{int((~np.isfinite(scores)).sum())} of them not finite; expected {len(example.candidates)} numbers"
             )
         rows.append(

@@ -36,6 +36,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.scorers import open_scorer
 from tritonrank.shard_workers import is_sharded
 from tritonrank.text import RULES_FILE, SHARED_CONTEXT, RequestTokenizer, TextRules
+from tritonrank.text_budgets import rules_to_try, text_rules, text_settings
 from tritonrank.training import is_main_process, train_ranker, wait_for_all
 
 console = Console()
@@ -46,7 +47,7 @@ def finetune_settings(recipe: Recipe) -> dict[str, Any]:
     teacher = None if recipe.model.checkpoint else recipe.finetune.teacher
     return {
         "seed": recipe.seed,
-        "text": recipe.text.model_dump(mode="json"),
+        "text": text_settings(recipe),
         "model": recipe.model.model_dump(mode="json"),
         "model_identity": identity(recipe.model.source, recipe.model.revision),
         "finetune": recipe.finetune.model_dump(mode="json"),
@@ -115,10 +116,11 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
     """
     settings, parents = finetune_settings(recipe), {"dataset": read_manifest(dataset_folder)}
     set_seed(recipe.seed)
-    model, tokenizer = untrained_ranker(recipe)
+    rules = text_rules(recipe, dataset_folder)
+    model, tokenizer = untrained_ranker(recipe, rules)
     if recipe.model.checkpoint:
         with write_artifact(folder, "finetune", settings, parents) as draft:
-            save_checkpoint(recipe, model, draft.folder)
+            save_checkpoint(recipe, model, draft.folder, rules)
             draft.metrics |= {"trained": False}
         console.print(f"  took the checkpoint as it is: {recipe.model.checkpoint}", markup=False, highlight=False)
         return
@@ -131,19 +133,24 @@ def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
     )
     if is_main_process():
         with write_artifact(folder, "finetune", settings, parents) as draft:
-            save_checkpoint(recipe, model, draft.folder)
+            save_checkpoint(recipe, model, draft.folder, rules)
             draft.metrics |= {"trained": True} | metrics
         shutil.rmtree(work, ignore_errors=True)
     wait_for_all()
 
 
-def untrained_ranker(recipe: Recipe) -> tuple[PreTrainedModel, RequestTokenizer]:
-    """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules."""
+def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[PreTrainedModel, RequestTokenizer]:
+    """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules.
+
+    Args:
+        recipe: its model and text sections.
+        rules: as ``text_rules`` gives them; by default those that are known before the data are.
+    """
     name, revision, architecture = recipe.model.source, recipe.model.revision, recipe.model.architecture
     purpose = Purpose.BASE if recipe.model.checkpoint is None else Purpose.CHECKPOINT
     check_checkpoint(name, purpose, architecture, revision)
     fast = load_tokenizer(name, revision)
-    tokenizer = request_tokenizer(name, fast, text_rules(recipe))
+    tokenizer = request_tokenizer(name, fast, rules or rules_to_try(recipe))
     if architecture == SHARED_CONTEXT:
         model: PreTrainedModel = _shared_context_ranker(recipe, tokenizer)
     else:
@@ -178,13 +185,9 @@ def _check_length(name: str, tokens: int, what: str, model: PreTrainedModel) -> 
         )
 
 
-def text_rules(recipe: Recipe) -> TextRules:
-    return TextRules(**recipe.text.model_dump(), architecture=recipe.model.architecture)
-
-
-def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
+def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules: TextRules | None = None) -> None:
     """Weights, config, tokenizer and text rules: everything that later stages need."""
-    name, rules = recipe.model.source, text_rules(recipe)
+    name, rules = recipe.model.source, rules or text_rules(recipe)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer = load_tokenizer(name, recipe.model.revision)
     tokenizer.save_pretrained(folder)

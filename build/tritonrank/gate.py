@@ -46,25 +46,31 @@ class Verdict:
     reason: str
     worst_requests: list[dict[str, Any]] = field(default_factory=list)
     """the same requests in words, where the judge knows them: see worst.py"""
+    worse: int = 0
+    """requests that rank worse than before"""
 
     def as_metrics(self) -> dict[str, Any]:
         return asdict(self)
 
-    def require(self) -> None:
+    def require(self, advice: str = "") -> None:
         """Raise unless the gate passed.
 
+        Args:
+            advice: what can be done, for the message.
+
         Raises:
-            GateError: names the drop, the budget and the worst requests.
+            GateError: names the drop, the budget and how many requests became worse; never whose requests or which
+                texts, because messages end up in logs.
         """
         if self.passed:
             return
-        words = {request["example_id"]: in_words(request) for request in self.worst_requests}
-        worst = "\n".join(
-            f"  {name}: NDCG@10 {before:.3f} -> {after:.3f}{words.get(name, '')}" for name, before, after in self.worst
-        )
+        hurt = f"{self.worse} of {self.examples} requests rank worse than before"
+        if self.worst:
+            name = self.worst[0]
+            hurt += f", the worst with NDCG@10 {name[1]:.3f} -> {name[2]:.3f}"
         raise GateError(
-            f"gate closed: {self.child} against {self.parent}: {self.reason}. Nothing was published; what was built "
-            f"before stays.\nWorst requests:\n{worst}"
+            f"gate closed: {self.child} against {self.parent}: {self.reason}; {hurt}."
+            + (f" {advice}" if advice else "")
         )
 
 
@@ -108,27 +114,18 @@ def verdict(child: Judgement, parent: Judgement, budget: float, samples: int = 2
         worst=[(child.example_ids[i], float(before[i]), float(after[i])) for i in losses if after[i] < before[i]],
         passed=passed,
         reason=reason,
+        worse=int((after < before).sum()),
     )
 
 
 def show_verdict(found: Verdict) -> None:
-    """One line: did it pass, and by how much."""
+    """One line: did it pass, and by how much. Why a gate closed is said by the error that follows."""
     mark = "[green]passed[/]" if found.passed else "[red]closed[/]"
+    reason = f"{found.reason}; " if found.passed else ""
     console.print(
-        f"  gate {mark} on {found.examples} requests, {found.child} against {found.parent}: {found.reason}; "
+        f"  gate {mark} on {found.examples} requests, {found.child} against {found.parent}: {reason}"
         f"top-10 overlap {found.top10_overlap:.1%}, Kendall tau {found.kendall_tau:.3f}",
         highlight=False,
-    )
-
-
-def in_words(request: dict[str, Any]) -> str:
-    """A worst request on indented lines of its own."""
-    asked = f" asked for {request['query']!r}" if request["query"] else ""
-    return (
-        f"\n    user {request['user']}{asked}, lately: {'; '.join(request['history']) or 'nothing'}"
-        f"\n    went on to like: {'; '.join(request['liked'])}"
-        f"\n    top before: {'; '.join(request['parent_top'])}"
-        f"\n    top after:  {'; '.join(request['child_top'])}"
     )
 
 
@@ -137,12 +134,12 @@ def _decide(examples: int, drop: float, bound: float, budget: float) -> tuple[bo
         return False, f"{examples} examples are too few to decide; at least {FEWEST_EXAMPLES} (examples.test_users)"
     if drop > budget:
         return False, f"NDCG@10 fell by {drop:.2%}, the budget is {budget:.2%}"
+    change = f"fell by {drop:.2%}" if drop > 0 else f"did not fall ({-drop:+.2%})"
     if bound > 3 * budget:
         return False, (
-            f"NDCG@10 fell by {drop:.2%}, but with {examples} examples it may be up to {bound:.2%} (95% bound), more "
+            f"NDCG@10 {change}, but with {examples} examples the fall may be up to {bound:.2%} (95% bound), more "
             f"than three times the budget of {budget:.2%}: too few examples to decide, or too rough a step"
         )
-    change = f"fell by {drop:.2%}" if drop > 0 else f"did not fall ({-drop:+.2%})"
     return True, f"NDCG@10 {change} (95% bound of the fall {bound:.2%}), the budget is {budget:.2%}"
 
 

@@ -30,7 +30,7 @@ from tritonrank.export import copy_text_files
 from tritonrank.packed import PACK_FILE, PACK_FORMAT, REQUESTS_FILE, PackedRequest
 from tritonrank.scorers import EngineScorer, Request, Scores, open_scorer
 from tritonrank.serve import golden_requests
-from tritonrank.text import RequestTokenizer, TextRules
+from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
 from tritonrank.torch_engine import CONFIG_FILE, WEIGHTS_FILE, open_torch_engine
 from tritonrank.workload import workload_lines
 from tritonrank.workload_settings import WorkloadSettings
@@ -120,7 +120,9 @@ def _write_half_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 def _requests(artifacts: Path, max_candidates: int) -> tuple[list[tuple[Request, bool]], dict[str, str]]:
     """Requests, each with whether it is to be scored; and the sizes that server or catalogue do not allow, with why."""
-    requests = [(request, True) for request, _ in golden_requests(artifacts / "repository")]
+    golden = golden_requests(artifacts / "repository")
+    # Executors are asked for rows, and an item without text has none.
+    requests = [(request, True) for request, scores in golden if NO_TEXT_SCORE not in scores]
     left_out = {}
     for candidates, timed in TIMED_REQUESTS.items():
         if candidates > max_candidates:

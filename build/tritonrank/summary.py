@@ -12,7 +12,9 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,8 @@ from tritonrank.cost import gflop_per_request
 from tritonrank.cpu import has_int8_dot_product, processor_name
 from tritonrank.engine import available_cores, loaded_files
 from tritonrank.evaluate import Judgement, cached, judge, judge_artifact
-from tritonrank.finetune import finetune_settings
 from tritonrank.gate import paired_difference
-from tritonrank.gatekeeper import FINE_TUNED
+from tritonrank.gatekeeper import CHECKPOINT, FINE_TUNED, UNCUT, UNCUT_WAY_OUT, judge_uncut, teacher_name
 from tritonrank.metrics import METRICS
 from tritonrank.pipeline import Workspace
 from tritonrank.prepare import Dataset
@@ -38,18 +39,22 @@ from tritonrank.pretrained import load_any_ranker
 from tritonrank.recipe import Recipe
 from tritonrank.scorers import EngineScorer, Request, open_scorer, requests_of
 from tritonrank.text import TextRules
+from tritonrank.text_budgets import TEXT_METRICS, text_rules
+from tritonrank.text_counts import text_warnings, without_text_in_words
 
 SUMMARY_FILE = "summary.json"
 TIMED_REQUESTS = 15
 TIMED_CANDIDATES = 100
 COUNTED_REQUESTS = 50
-CHECKPOINT_RUNGS = {FINE_TUNED, "pruned", "student"}
+CHECKPOINT_RUNGS = {FINE_TUNED, CHECKPOINT, "pruned", "student"}
+FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
+"""What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
 
 console = Console()
 
 
 def summary_settings(recipe: Recipe) -> dict[str, Any]:
-    return {"seed": recipe.seed, "bootstrap_samples": recipe.gate.bootstrap_samples}
+    return {"seed": recipe.seed, "bootstrap_samples": recipe.gate.bootstrap_samples, "revision": 2}
 
 
 def summarize(recipe: Recipe, workspace: Workspace) -> None:
@@ -60,14 +65,17 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
     with write_artifact(workspace.summary, "summarize", summary_settings(recipe), parents) as draft:
         baselines = baseline_judgements(recipe, dataset, workspace)
         judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
-        teacher = judged[FINE_TUNED]
+        name_of_teacher = teacher_name(recipe)
+        teacher = judged[name_of_teacher]
         samples = recipe.gate.bootstrap_samples
-        rows = [_quality(judgement, teacher, samples) for judgement in (baselines | judged).values()]
+        uncut = judge_uncut(recipe, workspace.teacher, workspace.dataset, workspace.judgements)
+        references = {uncut.name: uncut} if uncut else {}
+        rows = [_quality(judgement, teacher, samples) for judgement in (baselines | references | judged).values()]
         for row in rows:
             row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
         requests = _timed_requests(dataset, workspace)
         scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
-        for name, latency in latencies(scorers, requests, FINE_TUNED).items():
+        for name, latency in latencies(scorers, requests, name_of_teacher).items():
             next(row for row in rows if row["name"] == name).update(latency)
         counted = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
         for row in rows:
@@ -77,8 +85,15 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
                     AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], counted
                 )
                 row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
+        served = served_rung(recipe, workspace)
         result = {
             "recipe": recipe.name,
+            "teacher": name_of_teacher,
+            "served": served,
+            "beaten_by": beaten_by(judged[served], baselines | references, samples),
+            "trained": recipe.model.checkpoint is None,
+            "text": read_manifest(workspace.dataset).metrics.get(TEXT_METRICS),
+            "items_without_text": read_manifest(workspace.dataset).metrics.get("items_without_text"),
             "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]]),
             "machine": machine(),
             "examples": len(dataset.test),
@@ -100,21 +115,75 @@ def checkpoint_of(rung: str, recipe: Recipe, workspace: Workspace) -> Path:
 
 def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
     """Model artifacts by the name that tables use, from the teacher to what is served."""
-    rungs = {FINE_TUNED: workspace.teacher}
+    rungs = {teacher_name(recipe): workspace.teacher}
     rungs |= {"pruned": workspace.pruned} if recipe.prune else {}
     rungs |= {"student": workspace.student} if recipe.distill else {}
     rungs |= {"ONNX FP32": workspace.onnx}
     return rungs if recipe.quantize.method == "none" else rungs | {"INT8": workspace.int8}
 
 
+def served_rung(recipe: Recipe, workspace: Workspace) -> str:
+    """What tables call the ranker that the repository serves; the last rung where it is a graph for a GPU."""
+    folder, rungs = workspace.served_model(recipe), model_rungs(recipe, workspace)
+    return next((name for name in rungs if rungs[name] == folder), list(rungs)[-1])
+
+
+def beaten_by(served: Judgement, others: Mapping[str, Judgement], samples: int) -> list[dict[str, Any]]:
+    """Who ranks better than what is served, beyond doubt: the paired interval excludes 0.
+
+    Args:
+        served: the judgement of what is served.
+        others: baselines, of which those that are free count, and the teacher with whole texts where there is one.
+        samples: bootstrap resamples.
+
+    Returns:
+        name and difference (mean, low, high of NDCG@10: theirs minus the served ranker's), largest first.
+    """
+    differences = {
+        name: paired_difference(other, served, samples=samples)
+        for name, other in others.items()
+        if name in FREE_BASELINES or name.endswith(UNCUT)
+    }
+    better = {name: found for name, found in differences.items() if found.low > 0}
+    return [
+        {"name": name, "difference": vars(found)}
+        for name, found in sorted(better.items(), key=lambda one: -one[1].mean)
+    ]
+
+
+def defeat_in_words(result: Mapping[str, Any]) -> str:
+    """That a free baseline ranks better, and what to do; nothing where none does.
+
+    Args:
+        result: of summary.json.
+    """
+    if not result.get("beaten_by"):
+        return ""
+    names = ", ".join(
+        f"{one['name']} ranks better than {result['served']} by {_with_interval(one['difference'], '+')} NDCG@10"
+        for one in result["beaten_by"]
+    )
+    if any(one["name"].endswith(UNCUT) for one in result["beaten_by"]):
+        todo = f"let it read whole texts. {UNCUT_WAY_OUT}"
+    elif result["trained"]:
+        todo = "train longer or on more: --set examples.training_examples=... --set finetune.epochs=..."
+    else:
+        todo = "train the checkpoint on these data, which it does not fit as it is: name it as model.base"
+    said = f"This ranker loses beyond doubt: {names}. Before it is served, {todo}"
+    cut = text_warnings(result["text"]) if result.get("text") else []
+    return said + (f", and let it read more: {cut[0]}" if cut else "")
+
+
 def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, Judgement]:
     """Every baseline on the test examples, cached by what it depends on."""
     model = {"base": recipe.model.base, "architecture": recipe.model.architecture}
-    settings = {"seed": recipe.seed, "text": finetune_settings(recipe)["text"], **model}
+    rules = text_rules(recipe, workspace.dataset)
+    text = {name: value for name, value in asdict(rules).items() if name in type(recipe.text).model_fields}
+    settings = {"seed": recipe.seed, "text": text, **model}
     key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
     test = sha256_file(workspace.dataset / "test.parquet")
     judged = {}
-    for name, make in all_baselines(recipe, dataset).items():
+    for name, make in all_baselines(recipe, dataset, rules).items():
         path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
         judged[name] = cached(name, path, lambda name=name, make=make: judge(name, make(), dataset.test))  # type: ignore[misc]
     return judged
@@ -160,18 +229,30 @@ def show_summary(folder: Path) -> None:
     # Narrow enough for 80 columns, which is what a pipe or a CI log gets: rich would cut the intervals off.
     title = f"{result['recipe']}: {result['examples']} test requests"
     table = Table(title=title, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("", "NDCG@10 [95%]", "vs fine-tuned [95%]", "size", "ms/100"):
+    teacher = result.get("teacher", FINE_TUNED)
+    for column in ("", "NDCG@10 [95%]", f"vs {teacher} [95%]\n+ better, - worse", "size", "ms/100"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in result["rows"]:
         table.add_row(
             row["name"],
             _with_interval(row["ndcg@10"]),
-            _with_interval(row["difference"], sign="+") if row["name"] != "fine-tuned" else "",
+            _with_interval(row["difference"], sign="+") if row["name"] != teacher else "reference",
             f"{row['megabytes']:.0f} MB" if "megabytes" in row else "",
             f"{row['milliseconds_per_100']:.0f}" if "milliseconds_per_100" in row else "",
         )
-    table.caption = f"{_cost(result['rows'])}; ms/100: one request with 100 candidates, in process"
+    table.caption = f"{_cost(result['rows'], teacher)}; ms/100: one request with 100 candidates, in process"
+    if read := (result.get("text") or {}).get("items"):
+        table.caption += f"; {read['cut_share']:.1%} of the item texts are cut at {read['budget']} tokens"
     console.print(table)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    notes = text_warnings(result["text"]) if result.get("text") else []
+    without_text = without_text_in_words(result["items_without_text"]) if result.get("items_without_text") else ""
+    for note in [*notes, *([without_text] if without_text else [])]:
+        say(note, style="yellow")
+    if "served" in result:
+        say(f"served: {result['served']}")
+    if defeat := defeat_in_words(result):
+        say(defeat, style="bold red")
     print(
         json.dumps({"recipe": result["recipe"], "ndcg@10": {r["name"]: r["ndcg@10"]["mean"] for r in result["rows"]}})
     )
@@ -200,14 +281,14 @@ def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:
     return [Request(r.query, r.history, (r.items * TIMED_CANDIDATES)[:TIMED_CANDIDATES]) for r in requests]
 
 
-def _cost(rows: Sequence[dict[str, Any]]) -> str:
-    """Parameters and GFLOP of what is served; of a smaller model also as shares of the fine-tuned one's."""
-    teacher, served = next(row for row in rows if row["name"] == FINE_TUNED), rows[-1]
+def _cost(rows: Sequence[dict[str, Any]], name_of_teacher: str) -> str:
+    """Parameters and GFLOP of what is served; of a smaller model also as shares of the teacher's."""
+    teacher, served = next(row for row in rows if row["name"] == name_of_teacher), rows[-1]
     texts = []
     for key, unit, scale in (("parameters", "M parameters", 1e6), ("gflop_per_request", "GFLOP per request", 1.0)):
         share = served[key] / teacher[key]
         digits = 1 if scale > 1 or served[key] < 20 else 0
-        smaller = f" ({share:.2f} of the fine-tuned ranker's)" if share < 1 else ""
+        smaller = f" ({share:.2f} of the {name_of_teacher} ranker's)" if share < 1 else ""
         texts.append(f"{served[key] / scale:.{digits}f} {unit}{smaller}")
     return ", ".join(texts)
 

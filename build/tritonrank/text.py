@@ -32,6 +32,8 @@ TOKENIZER_FILE = "tokenizer.json"
 # A text is cut to this many characters per budgeted token before it is tokenized, so that a 64 kB text costs no more
 # than a short one. English word pieces have 4 to 5 characters; 32 leaves room for long words.
 CHARACTERS_PER_TOKEN = 32
+CACHED_TOKENS = 3_200_000
+"""Of all remembered items together, were they as long as the budget allows: about 100 MB."""
 FEWEST_DIGITS_AS_TEXT = 4_000
 """Python refuses to read an integer of more than 4,300 digits; one of so many stays the text that it is."""
 
@@ -151,8 +153,8 @@ class RequestTokenizer:
     Args:
         tokenizer: a Rust tokenizer; its own truncation and padding are switched off.
         rules: template and token budgets.
-        cache_entries: item texts whose token ids are remembered, least recently used dropped first. Long texts
-            are never remembered, so entries x (text + ids) stays bounded.
+        cache_entries: item texts whose token ids are remembered, least recently used dropped first; fewer where the
+            budget of one is long. Long texts are never remembered, so entries x (text + ids) stays bounded.
     """
 
     def __init__(self, tokenizer: Tokenizer, rules: TextRules, cache_entries: int = 0) -> None:
@@ -167,7 +169,7 @@ class RequestTokenizer:
         self._layout = _pair_layout(tokenizer)
         self.counts: dict[Field, TextCounts] = {"query": TextCounts(), "history": TextCounts(), "items": TextCounts()}
         self._cache: OrderedDict[str, _Tokens] = OrderedDict()
-        self._cache_entries = cache_entries
+        self._cache_entries = min(cache_entries, CACHED_TOKENS // rules.candidate_tokens)
         self._cacheable_characters = rules.candidate_tokens * CHARACTERS_PER_TOKEN
 
     @classmethod

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 from tritonrank.errors import ArtifactError
+from tritonrank.gatekeeper import FINE_TUNED
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
 from tritonrank.report.ladder import (
@@ -44,6 +45,8 @@ from tritonrank.report.plots import (
     kept_matrix,
 )
 from tritonrank.report.provenance import provenance
+from tritonrank.summary import defeat_in_words
+from tritonrank.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
 
 REPORT_FILE = "report.html"
 HISTOGRAMS_SHOWN = 6
@@ -94,6 +97,8 @@ def gather(build: Build) -> dict[str, Any]:
         "exact_ratios": any(exact_ratio(row) for row in build.summary["rows"]),
         "is_timed": any(row.milliseconds is not None for row in rows),
         "headline": headline(rows[0], served),
+        "defeat": defeat_in_words(build.summary) if build.summary_is_current else "",
+        "texts": texts_read(build),
         "warnings": build.warnings,
         "rows": rows,
         "is_live": any(row.live for row in rows),
@@ -125,10 +130,34 @@ def headline(teacher: LadderRow, served: LadderRow) -> str:
             parts.append(f"{ratio:.2f} of its {name}")
     costs = f", at {', '.join(parts)}" if parts else ""
     if served.ndcg is None or teacher.ndcg is None:
-        return f"{served.name} is served; beside the fine-tuned ranker{costs}."
+        return f"{served.name} is served; beside {called(teacher.name)}{costs}."
     change = served.ndcg.mean / teacher.ndcg.mean - 1 if teacher.ndcg.mean else 0.0
-    compared = f"NDCG@10 {served.ndcg.mean:.3f}, the fine-tuned ranker has {teacher.ndcg.mean:.3f} ({change:+.1%})"
+    compared = f"NDCG@10 {served.ndcg.mean:.3f}, {called(teacher.name)} has {teacher.ndcg.mean:.3f} ({change:+.1%})"
     return f"{served.name} is served: {compared}{costs}."
+
+
+def texts_read(build: Build) -> dict[str, Any] | None:
+    """What ``prepare`` counted of the texts; None in builds from before it did."""
+    metrics = build.artifacts["dataset"].manifest.metrics if "dataset" in build.artifacts else {}
+    if "text" not in metrics:
+        return None
+    without_text = without_text_in_words(metrics["items_without_text"])
+    counted = (
+        f"{metrics['items']:,} items, {metrics['users']:,} users, {metrics['events']:,} events, "
+        f"{metrics['positive_events']:,} of them positive."
+    )
+    shown = [f"An item as it is read: {text}" for text in metrics["text"]["examples"]]
+    sentences = [counted, *shown, without_text and f"{without_text}.", cost_in_words(metrics["text"])]
+    return {
+        "rows": text_rows(metrics["text"]),
+        "sentences": [sentence for sentence in sentences if sentence],
+        "warnings": text_warnings(metrics["text"]),
+    }
+
+
+def called(teacher: str) -> str:
+    """The first rung in a sentence."""
+    return "the fine-tuned ranker" if teacher == FINE_TUNED else f"the {teacher}"
 
 
 def quality_plot(rows: list[LadderRow], others: list[BaselineRow]) -> Markup:
@@ -204,7 +233,7 @@ def render(template: str, contents: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "md": escape_markdown}
+    environment.filters |= {"figure": figure, "md": escape_markdown, "called": called}
     environment.globals["zip"] = zip
     return environment.get_template(template).render(contents)
 

@@ -7,7 +7,7 @@ import numpy as np
 from tritonrank.evaluate import Judgement
 from tritonrank.metrics import ranking
 from tritonrank.prepare import Dataset
-from tritonrank.report.ladder import TEACHER, Build
+from tritonrank.report.ladder import Build
 from tritonrank.scorers import Request, requests_of
 from tritonrank.text import TextRules
 
@@ -49,6 +49,7 @@ class WorstRequest:
 class Comparison:
     """The teacher and what became of it, request by request."""
 
+    teacher: str
     child: str
     better: int
     same: int
@@ -64,8 +65,8 @@ class Comparison:
 
 def comparison(build: Build) -> Comparison | None:
     """The served ranker beside the teacher; None where the judgements of one of them are not there any more."""
-    teacher, child = build.judgement(TEACHER), build.judgement(build.served)
-    if teacher is None or child is None or build.served == TEACHER or teacher.example_ids != child.example_ids:
+    teacher, child = build.judgement(build.teacher), build.judgement(build.served)
+    if teacher is None or child is None or build.served == build.teacher or teacher.example_ids != child.example_ids:
         return None
     change = child.values() - teacher.values()
     losses = [int(place) for place in np.argsort(change, kind="stable")[:WORST_SHOWN] if change[place] < -ALIKE]
@@ -75,6 +76,7 @@ def comparison(build: Build) -> Comparison | None:
     requests = requests_of(dataset, chosen, TextRules.load(build.rungs()[build.served].folder))
     users = [example.user_id for example in chosen]
     return Comparison(
+        teacher=build.teacher,
         child=build.served,
         better=int((change > ALIKE).sum()),
         same=int((np.abs(change) <= ALIKE).sum()),

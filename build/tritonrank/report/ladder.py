@@ -17,16 +17,18 @@ from tritonrank.engine import loaded_files
 from tritonrank.errors import ArtifactError
 from tritonrank.evaluate import Judgement, judgement_file
 from tritonrank.gate import paired_difference
+from tritonrank.gatekeeper import CHECKPOINT, FINE_TUNED
 from tritonrank.live_record import LIVE, LiveRung, read_live
 from tritonrank.metrics import Interval
 from tritonrank.plans import PLAN_FILE
 from tritonrank.report.plots import figure
 from tritonrank.summary import CHECKPOINT_RUNGS, SUMMARY_FILE
 
-TEACHER = "fine-tuned"
+TEACHERS = (FINE_TUNED, CHECKPOINT)
+"""What the first rung is called: a ranker that was trained here, or a checkpoint that was taken as it is."""
 EXPORTED = "ONNX FP32"
 RUNGS = {
-    TEACHER: "teacher",
+    FINE_TUNED: "teacher",
     "pruned": "pruned",
     "student": "student",
     EXPORTED: "onnx",
@@ -78,11 +80,21 @@ class Build:
             for parent in self.artifacts["repository"].manifest.parents.values():
                 if parent in by_hash:
                     return by_hash[parent]
-        return next(name for name in ("INT8", EXPORTED, TEACHER) if name in self.rungs())
+        return next(name for name in ("INT8", EXPORTED, self.teacher) if name in self.rungs())
+
+    @property
+    def teacher(self) -> str:
+        """What tables call the first rung."""
+        made = self.artifacts.get(RUNGS[FINE_TUNED])
+        return CHECKPOINT if made and made.manifest.metrics.get("trained") is False else FINE_TUNED
 
     def rungs(self) -> dict[str, Artifact]:
         """Model artifacts by what tables call them."""
-        return {name: self.artifacts[folder] for name, folder in RUNGS.items() if folder in self.artifacts}
+        return {
+            self.teacher if name == FINE_TUNED else name: self.artifacts[folder]
+            for name, folder in RUNGS.items()
+            if folder in self.artifacts
+        }
 
     def judgement(self, rung: str) -> Judgement | None:
         """What the judge found on the test examples, if it was kept."""
@@ -181,7 +193,9 @@ def read_build(root: Path) -> Build:
     folders = [path.parent for path in manifests if not is_aside(path.parent)]
     read = {folder.relative_to(root).as_posix(): Artifact(folder, read_manifest(folder)) for folder in folders}
     if "teacher" not in read:
-        raise ArtifactError(f"{root}/teacher: the fine-tuned ranker is missing. Build it: tritonrank build RECIPE")
+        raise ArtifactError(
+            f"{root}/teacher: the ranker that all others are held against is missing. Build it: tritonrank build RECIPE"
+        )
     path = root / "summary" / SUMMARY_FILE
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -210,7 +224,7 @@ def ladder(build: Build) -> list[LadderRow]:
     timed, live = _timed(build), read_live(build.root)
     rows: list[LadderRow] = []
     samples = build.artifacts["summary"].manifest.settings["bootstrap_samples"]
-    teacher_judgement = build.judgement(TEACHER)
+    teacher_judgement = build.judgement(build.teacher)
     summary_rows = {row["name"]: row for row in build.summary["rows"]}
     for name, artifact in build.rungs().items():
         # Whatever the precision, a graph computes with the weights of the checkpoint that was exported.
@@ -240,7 +254,7 @@ def ladder(build: Build) -> list[LadderRow]:
 
 def baselines(build: Build) -> list[BaselineRow]:
     """What the summary says of everything that is not a rung."""
-    rows = [row for row in build.summary["rows"] if row["name"] not in RUNGS]
+    rows = [row for row in build.summary["rows"] if row["name"] not in {*RUNGS, *TEACHERS}]
     return [BaselineRow(row["name"], Interval(**row["ndcg@10"]), Interval(**row["difference"])) for row in rows]
 
 
