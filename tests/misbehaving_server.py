@@ -10,6 +10,7 @@ import json
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -91,6 +92,13 @@ class Slow(Behaviour):
     def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
         time.sleep(self.delay_seconds)
         return asked.rank()
+
+
+class Echo(Behaviour):
+    """Answers right, and names the first item as the artifact: whoever gets the answer sees whose it is."""
+
+    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
+        return asked.rank() | {"artifact": ("BYTES", [asked.inputs["items"][0]])}
 
 
 class Stall(Behaviour):
@@ -189,6 +197,7 @@ class MisbehavingServer:
     def __init__(self, tls: tuple[Path, Path] | None = None, ports: tuple[int, int] = (0, 0)) -> None:
         self.script: list[Behaviour] = [RIGHT]
         self.asked: list[Asked] = []
+        self.keeps_asked = True
         self.probe_headers: list[dict[str, str]] = []
         self.live = self.ready = self.model_ready = True
         self.reads_bodies = True
@@ -213,7 +222,8 @@ class MisbehavingServer:
 
     def next_behaviour(self, asked: Asked) -> Behaviour:
         with self._lock:
-            self.asked.append(asked)
+            if self.keeps_asked:
+                self.asked.append(asked)
             return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
     def close(self) -> None:
@@ -421,7 +431,8 @@ def _write_http(asked: Asked, outputs: dict[str, tuple[str, list[Any]]]) -> tupl
         parameters = {"binary_data_size": len(buffer)}
         described.append({"name": name, "datatype": datatype, "shape": [len(values)], "parameters": parameters})
         buffers.append(buffer)
-    return json.dumps({"model_name": asked.model, "outputs": described}).encode(), b"".join(buffers)
+    header = {"id": asked.request_id, "model_name": asked.model, "outputs": described}
+    return json.dumps(header).encode(), b"".join(buffers)
 
 
 def _read_grpc(request: Any, headers: dict[str, str]) -> Asked:
@@ -436,7 +447,7 @@ def _read_grpc(request: Any, headers: dict[str, str]) -> Asked:
 
 
 def _write_grpc(asked: Asked, outputs: dict[str, tuple[str, list[Any]]]) -> Any:
-    response = service_pb2.ModelInferResponse(model_name=asked.model, model_version="1")
+    response = service_pb2.ModelInferResponse(model_name=asked.model, model_version="1", id=asked.request_id)
     for name, (datatype, values) in outputs.items():
         response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
         response.raw_output_contents.append(_buffer(datatype, values))
@@ -458,3 +469,17 @@ def _buffer(datatype: str, values: Sequence[Any]) -> bytes:
     if datatype != "BYTES":
         return np.array(values, dtype=DATATYPES[datatype]).tobytes()
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def main() -> None:
+    """Serve on two free ports, which are printed, until standard input ends: for callers that fork."""
+    server = MisbehavingServer()
+    server.behave(Echo())
+    server.keeps_asked = False
+    print(json.dumps(server.urls), flush=True)
+    sys.stdin.read()
+    server.close()
+
+
+if __name__ == "__main__":
+    main()
