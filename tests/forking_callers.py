@@ -105,7 +105,8 @@ def prefork(url: str, tally: Tally, calls: int) -> None:
     share = calls // (CHILDREN + 1)
 
     def work(own: Tally) -> None:
-        call_in_threads(client, own, share)
+        call(client, own, share // 2)  # the thread that forked, with all that it left in the client
+        call_in_threads(client, own, share // 2)
         client.close()
 
     in_children(work, tally, lambda own: call(client, own, share))

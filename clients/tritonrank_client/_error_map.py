@@ -80,7 +80,9 @@ ANSWER_TOO_LARGE = Verdict(
     ServerFault, "the answer is larger than allowed", "Check the server, or allow more: largest_answer_bytes=."
 )
 PACKED = Verdict(
-    ServerFault, "the answer is compressed, which was not asked for", "Check the server, or the proxy before it."
+    ServerFault,
+    "the answer is damaged, or compressed, which was not asked for",
+    "Check the server, or the proxy before it.",
 )
 FAULT = Verdict(ServerFault, "the server failed", "Check the server's log.")
 CANCELLED = Verdict(
@@ -124,6 +126,8 @@ HTTP_STATUS: dict[int, Verdict] = {
 
 # A phrase counts only with these statuses: an INVALID_ARGUMENT may quote the caller's own text.
 BUSY = ("UNAVAILABLE", "503")
+# A process of the server, or the folder it works in, is gone; each until the server is started again.
+FAILED = ("INTERNAL", "500")
 PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("Exceeds maximum queue size", BUSY, QUEUE_FULL),
     ("Request timeout expired", BUSY, EXPIRED),
@@ -131,6 +135,10 @@ PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("has no available versions", (*BUSY, "NOT_FOUND", "404", "INVALID_ARGUMENT", "400"), NOT_READY),
     ("Request for unknown model", (*BUSY, "NOT_FOUND", "404", "INVALID_ARGUMENT", "400"), NOT_SERVED),
     ("stopped accepting new inference requests", BUSY, REFUSING),
+    ("Stub process", FAILED, DEAD_PART),  # ... 'score_0_0' is not healthy; ... is unhealthy and will be restarted
+    ("tritonrank-queue", FAILED, DEAD_PART),
+    ("lock_exception", FAILED, DEAD_PART),
+    ("shared memory", FAILED, DEAD_PART),  # Failed to open/initialize/find the ... region
     ("CERTIFICATE_VERIFY_FAILED", ("UNAVAILABLE",), UNTRUSTED),
     ("handshake failed", ("UNAVAILABLE",), UNTRUSTED),
     ("Failed parsing HTTP/2", ("UNAVAILABLE",), GARBLED),
@@ -140,6 +148,7 @@ PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("DNS resolution failed", ("UNAVAILABLE",), UNREACHABLE),
     ("CLIENT: Received message larger than max", ("RESOURCE_EXHAUSTED",), ANSWER_TOO_LARGE),
     ("larger than max", ("RESOURCE_EXHAUSTED",), TOO_LARGE),
+    ("Exception deserializing response", ("INTERNAL",), PACKED),
     ("Received http2 header with status: 3", ("UNKNOWN", "UNAVAILABLE"), REDIRECTED),
 )
 

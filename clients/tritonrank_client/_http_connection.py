@@ -78,7 +78,7 @@ class Connection:
     def close(self) -> None:
         """Close the connection, if there is one; the next exchange makes another."""
         if self._socket is not None:
-            self._socket.close()
+            self._socket.hang_up()
             self._socket = None
 
     def forget(self) -> None:
@@ -182,6 +182,9 @@ class _BoundedSocket:
         return io.BufferedReader(_Incoming(self), PIECE_BYTES)
 
     def close(self) -> None:
+        """Nothing: http.client lets go of a connection that ends with its answer before it has read that answer."""
+
+    def hang_up(self) -> None:
         self._wrapped.close()
 
     def forget(self) -> None:
