@@ -146,8 +146,8 @@ def fork_amid_calls(url: str, tally: Tally, calls: int) -> None:
     for caller in callers:
         caller.start()
     rounds = 5
+    share = calls // CHILDREN // rounds
     for _ in range(rounds):
-        share = calls // CHILDREN // rounds
         in_children(lambda own: call(client, own, share), tally, lambda own: call(client, own, 3))
     is_over.set()
     for caller in callers:
@@ -167,7 +167,7 @@ def workers(url: str, tally: Tally, calls: int) -> None:
     processes = [context.Process(target=_process, args=(client, results, calls // CHILDREN)) for _ in range(CHILDREN)]
     for process in processes:
         process.start()
-    for process in processes:
+    for _ in processes:
         tally.counts.update(results.get(timeout=60))
     for process in processes:
         process.join()
@@ -187,9 +187,21 @@ def loops(url: str, tally: Tally, calls: int) -> None:
         runner.run(client.close())
 
 
+def exits(url: str, tally: Tally, calls: int) -> None:
+    """Children that end as programs do, with all destructors, and never use what they inherited."""
+    client = RankClient(url)
+    for _ in range(CHILDREN):
+        call(client, tally, calls // CHILDREN // 2)
+        if (child := os.fork()) == 0:
+            sys.exit(0)
+        call(client, tally, calls // CHILDREN // 2)
+        os.waitpid(child, 0)
+    call(client, tally, 20)
+
+
 SETTINGS = {
     setting.__name__: setting
-    for setting in (threads, prefork, closed_parent, forks_of_forks, fork_amid_calls, workers, loops)
+    for setting in (threads, prefork, closed_parent, forks_of_forks, fork_amid_calls, workers, loops, exits)
 }
 
 

@@ -76,12 +76,26 @@ def test_objects_from_standard_input_bring_their_ids(server: MisbehavingServer) 
     assert server.asked[0].inputs["item_ids"] == [b"7", b"8"]
 
 
+def test_plain_text_lines_are_items(server: MisbehavingServer) -> None:
+    lines = '  Oak lamp \n\n17\n[4 pieces]\n"Weird Al" Yankovic\n"a JSON string"\ntrue\n'
+    code, _, err = run("rank", "--url", server.urls["grpc"], "--items", "-", "--json", stdin=lines)
+    assert (code, err) == (0, "")
+    expected = [b"Oak lamp", b"17", b"[4 pieces]", b'"Weird Al" Yankovic', b"a JSON string", b"true"]
+    assert server.asked[0].inputs["items"] == expected
+
+
+def test_no_lines_make_an_empty_ranking(server: MisbehavingServer) -> None:
+    code, out, _ = run("rank", "--url", server.urls["grpc"], "--items", "-", "--json", stdin="\n")
+    assert code == 0
+    assert (json.loads(out)["ranking"], server.asked) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("", "items: expected at least one item"),
-        ('"a"\nnot json\n', "line 2: expected a JSON string or object"),
-        ('"a"\n\n17\n', "line 3: expected a JSON string or object, got int"),
+        ('"a"\n\n{"title": oak}\n', "line 3: expected a JSON object"),
+        ('{"item_id": null}\n', 'line 1: "item_id": expected a text or a whole number, got null'),
+        ('{"item_id": true}\n', 'line 1: "item_id": expected a text or a whole number, got true'),
         ('{"item_id": "1"}\n"b"\n', 'line 2: no "item_id" here and one on the lines before'),
         ('"b"\n{"item_id": "1"}\n', 'line 2: an "item_id" here and none on the lines before'),
     ],

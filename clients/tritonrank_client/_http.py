@@ -21,7 +21,7 @@ import tritonclient.http
 from tritonclient.http import InferenceServerClient, InferResult
 from tritonclient.utils import InferenceServerException
 
-from ._fork import keep_inherited, watch_forks
+from ._fork import watch_forks
 from ._http_connection import Answer, AnswerTooLargeError, Connection
 from ._options import TLS, Settings
 from ._wire import RankRequest, check_answer_id, encode, microseconds
@@ -90,7 +90,6 @@ class HttpTransport:
     def after_fork_in_child(self) -> None:
         for lane in list(self._lanes):
             lane.forget()
-        keep_inherited(self._own)
         self._start_afresh()
 
     def _get(self, path: str, seconds: float) -> Answer:

@@ -102,8 +102,8 @@ class Connection:
         try:
             response = talk.getresponse()
         except (http.client.HTTPException, ValueError) as error:
-            is_http = not isinstance(error, http.client.BadStatusLine) or error.line.startswith(("HTTP/", "''"))
-            if self._socket.is_at_end and is_http:
+            line = getattr(error, "line", "HTTP/")  # that of a BadStatusLine; '' where there was none
+            if self._socket.is_at_end and line.startswith(("HTTP/", "''")):
                 raise ConnectionResetError("the server hung up within the headers") from error
             raise
         if self._socket.is_at_end:  # http.client takes the end of the data for that of the headers

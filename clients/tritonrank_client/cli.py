@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ._client import RankClient
 from ._errors import InvalidRequest, RankError
-from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS
+from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, OVERLOAD_ATTEMPTS, TLS, Retry
 from ._results import Item, ModelInfo, RankResult
 
 app = typer.Typer(
@@ -145,7 +145,11 @@ def _client(
 ) -> Iterator[RankClient]:
     try:
         tls = TLS(root_certificates=root_certificates) if root_certificates is not None else None
-        client = RankClient(url, model=model, timeout=timeout, headers=_parse_headers(headers or []), tls=tls)
+        # Whoever sits at a terminal wants to hear at once that no server is there.
+        retry = Retry(attempts=OVERLOAD_ATTEMPTS)
+        client = RankClient(
+            url, model=model, timeout=timeout, headers=_parse_headers(headers or []), retry=retry, tls=tls
+        )
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     with client:
