@@ -232,6 +232,10 @@ class MisbehavingServer:
         self.reads_bodies = True
         self.page: bytes | None = None
         """sent in place of every HTTP page that is asked for with GET"""
+        self.page_seconds = 0.0
+        """how long gRPC's health and metadata take"""
+        self.answered = 0
+        """gRPC calls that were answered, or would have been"""
         self.gave_up = 0
         """gRPC calls that had been cancelled, or had passed their own deadline, when they were to be answered"""
         self.connections = 0
@@ -409,9 +413,20 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
 
 
 def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> tuple[grpc.Server, int]:
+    def _end(context: Any) -> None:
+        with server._lock:
+            server.gave_up += not context.is_active()
+            server.answered += 1
+
+    def _page(context: Any) -> None:
+        if server.page_seconds:
+            time.sleep(server.page_seconds)
+            _end(context)
+
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802 - names of the protocol
             server.probe_headers.append(_metadata(context))
+            _page(context)
             return service_pb2.ServerLiveResponse(live=server.live)
 
         def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -423,6 +438,7 @@ def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
 
         def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
             _check_model(request.name, context)
+            _page(context)
             return json_format.ParseDict(METADATA, service_pb2.ModelMetadataResponse())
 
         def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -434,7 +450,7 @@ def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
             asked = _read_grpc(request, context)
             behaviour = server.next_behaviour(asked)
             answer = behaviour if isinstance(behaviour, Fail) else behaviour.outputs(asked)
-            server.gave_up += not context.is_active()
+            _end(context)
             if isinstance(answer, Fail):
                 context.abort(grpc.StatusCode[answer.grpc], answer.message)
             if isinstance(behaviour, Compressed):

@@ -74,7 +74,8 @@ def thief() -> Iterator[tuple[str, list[str]]]:
             seen.append(self.path)
             self.send_error(500)
 
-        do_GET = do_POST
+        def do_GET(self) -> None:
+            self.do_POST()
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Say nothing."""
@@ -108,6 +109,15 @@ def test_no_redirection_is_followed(
         assert "key=private" not in str(caught.value)
     assert host in client.health().reason
     assert seen == []
+
+
+@HTTP_FACES
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+def test_health_tells_refused_credentials(server: MisbehavingServer, http_face: Face, status: str) -> None:  # noqa: F811
+    server.page = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+    health = http_face.open(server).health()
+    assert not health
+    assert "credentials" in health.reason
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

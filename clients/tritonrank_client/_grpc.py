@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from ._errors import Overloaded
 from ._fork import keep_inherited, watch_forks
 from ._options import LARGEST_MESSAGE_BYTES, TLS, Settings
-from ._wire import RankRequest, check_answer_id, microseconds
+from ._wire import ForeignAnswerError, RankRequest, check_answer_id, microseconds
 
 GRACE_SECONDS = 15.0
 """How much later than its caller's a call's deadline on the wire is. A server that lives has answered long before."""
@@ -104,6 +104,11 @@ class Wire:
         """Take no new calls. The channel closes when those on the wire have been answered, in the background."""
         with self._starting:
             self._closed = True
+        self.drop_channel()
+
+    def drop_channel(self) -> None:
+        """Send the calls from here on over a new channel; the old one closes as by `close`."""
+        with self._starting:
             channel, self._channel = self._channel, None
         if channel is None:
             return
@@ -154,8 +159,7 @@ class GrpcTransport:
 
     def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
         answer = self._ask("ModelInfer", self._messages.infer(inputs, request_id, seconds), seconds)
-        check_answer_id(answer.id, request_id)
-        return tritonclient.grpc.InferResult(answer)
+        return _own(answer, request_id, self._wire)
 
     def server_live(self, seconds: float) -> bool:
         return bool(self._ask("ServerLive", service_pb2.ServerLiveRequest(), seconds).live)
@@ -202,8 +206,7 @@ class AsyncGrpcTransport:
 
     async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
         answer = await self._ask("ModelInfer", self._messages.infer(inputs, request_id, seconds), seconds)
-        check_answer_id(answer.id, request_id)
-        return tritonclient.grpc.InferResult(answer)
+        return _own(answer, request_id, self._wire)
 
     async def server_live(self, seconds: float) -> bool:
         return bool((await self._ask("ServerLive", service_pb2.ServerLiveRequest(), seconds)).live)
@@ -283,6 +286,16 @@ def _encode(request: RankRequest) -> list[tuple[Any, bytes]]:
             content = serialize_byte_tensor(values).item() if values.size else b""
         encoded.append((described, content))
     return encoded
+
+
+def _own(answer: Any, request_id: str, wire: Wire) -> Any:
+    """The InferResult in an answer, if it belongs to the request; else the channel that brought it is dropped."""
+    try:
+        check_answer_id(answer.id, request_id)
+    except ForeignAnswerError:
+        wire.drop_channel()
+        raise
+    return tritonclient.grpc.InferResult(answer)
 
 
 def _told_by_the_server(error: Any) -> InferenceServerException:

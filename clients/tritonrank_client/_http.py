@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 from ._fork import watch_forks
 from ._http_connection import Answer, AnswerTooLargeError, Connection
 from ._options import TLS, Settings
-from ._wire import RankRequest, check_answer_id, encode, microseconds
+from ._wire import ForeignAnswerError, RankRequest, check_answer_id, encode, microseconds
 
 # Calls beyond it wait for a free connection, within their deadline; a burst should not open a thousand sockets.
 LARGEST_CONNECTIONS = 100
@@ -57,7 +57,11 @@ class HttpTransport:
         headers, body = self._pages.inference(inputs, request_id, seconds)
         lane = self._lane()
         answer = lane.exchange("POST", self._pages.infer, headers, body, seconds)
-        return _read_inference(answer, request_id, lane.drop)
+        try:
+            return _read_inference(answer, request_id)
+        except ForeignAnswerError:
+            lane.drop()
+            raise
 
     def server_live(self, seconds: float) -> bool:
         return _is_yes(self._get(self._pages.live, seconds))
@@ -156,10 +160,13 @@ class AsyncHttpTransport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._pages = _Pages(settings)
-        context = _Trust(settings).context() if settings.is_secure else True
-        self._session = aiohttp.ClientSession(
-            base_url=f"{'https' if settings.is_secure else 'http'}://{settings.target}",
-            connector=aiohttp.TCPConnector(limit=LARGEST_CONNECTIONS, ssl=context),
+        self._context = _Trust(settings).context() if settings.is_secure else True
+        self._session = self._open_session()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            base_url=f"{'https' if self._settings.is_secure else 'http'}://{self._settings.target}",
+            connector=aiohttp.TCPConnector(limit=LARGEST_CONNECTIONS, ssl=self._context),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # each call has its own deadline
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -171,7 +178,16 @@ class AsyncHttpTransport:
 
     async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
         headers, body = self._pages.inference(inputs, request_id, seconds)
-        return await self._exchange("POST", self._pages.infer, headers, body, seconds, request_id)
+        session = self._session
+        answer = await self._exchange("POST", self._pages.infer, headers, body, seconds)
+        try:
+            return _read_inference(answer, request_id)
+        except ForeignAnswerError:
+            # aiohttp has the connection back and does not say which it was, so all go; calls on them are sent again.
+            if session is self._session and not session.closed:
+                self._session = self._open_session()
+            await session.close()
+            raise
 
     async def server_live(self, seconds: float) -> bool:
         return _is_yes(await self._get(self._pages.live, seconds))
@@ -191,27 +207,19 @@ class AsyncHttpTransport:
     async def close(self) -> None:
         await self._session.close()
 
-    async def _get(self, path: str, seconds: float) -> Any:
+    async def _get(self, path: str, seconds: float) -> Answer:
         return await self._exchange("GET", path, self._pages.headers, None, seconds)
 
     async def _exchange(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        seconds: float,
-        request_id: str | None = None,
-    ) -> Any:
-        """The answer; for a `request_id` the inference that it holds."""
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, seconds: float
+    ) -> Answer:
         # A timeout of the caller's own arrives here as a cancellation, so this TimeoutError is ours.
         try:
             async with (
                 asyncio.timeout(seconds),
                 self._session.request(method, path, headers=headers, data=body, allow_redirects=False) as response,
             ):
-                answer = await self._read(response)
-                return answer if request_id is None else _read_inference(answer, request_id, response.close)
+                return await self._read(response)
         except TimeoutError as error:
             raise TimeoutError(f"no answer within {seconds:.3f} s") from error
 
@@ -275,16 +283,12 @@ class _Trust:
         return self._context
 
 
-def _read_inference(answer: Answer, request_id: str, drop_connection: Any) -> Any:
-    """The InferResult in an answer; a connection that brought somebody else's is dropped."""
+def _read_inference(answer: Answer, request_id: str) -> Any:
+    """The InferResult in an answer, if it belongs to the request."""
     body = _checked_body(answer)
     length = answer.headers.get(HEADER_LENGTH.lower())
     result = InferResult.from_response_body(body, header_length=None if length is None else int(length))
-    try:
-        check_answer_id(result.get_response().get("id", ""), request_id)
-    except BaseException:
-        drop_connection()
-        raise
+    check_answer_id(result.get_response().get("id", ""), request_id)
     return result
 
 

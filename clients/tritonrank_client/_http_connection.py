@@ -53,7 +53,8 @@ class Connection:
     ) -> Answer:
         """Send a request and read its answer within `seconds`.
 
-        The connection is kept for the next one only if this answer was read to its end.
+        The connection is kept for the next one only if this answer was read to its end. A server may hang up on a
+        kept connection just when it is used again; then the request is sent once more on a new one.
 
         Raises:
             AnswerTooLargeError: more than the settings' `largest_answer_bytes` came.
@@ -61,8 +62,15 @@ class Connection:
             OSError, http.client.HTTPException: the connection cannot be made, broke, or does not speak HTTP.
         """
         deadline = time.monotonic() + seconds
+        was_kept = self._socket is not None
         try:
-            answer, is_kept = self._exchange(method, path, headers, body, deadline)
+            try:
+                answer, is_kept = self._exchange(method, path, headers, body, deadline)
+            except ConnectionError:
+                if not was_kept or self._socket is None or self._socket.is_answering:
+                    raise
+                self.close()
+                answer, is_kept = self._exchange(method, path, headers, body, deadline)
         except TimeoutError as error:
             self.close()
             if time.monotonic() < deadline:  # the system's own: it gave the connection up
@@ -152,10 +160,11 @@ class _BoundedSocket:
         self._wrapped = wrapped
         self._deadline = 0.0
         self._bytes_left = 0
+        self.is_answering = False
         self.is_at_end = False
 
     def begin(self, deadline: float, largest_bytes: int) -> None:
-        self._deadline, self._bytes_left = deadline, largest_bytes
+        self._deadline, self._bytes_left, self.is_answering = deadline, largest_bytes, False
 
     def has_news(self) -> bool:
         """Whether there is something to read already, be it the end."""
@@ -175,6 +184,7 @@ class _BoundedSocket:
         self._bytes_left -= count
         if self._bytes_left < 0:
             raise AnswerTooLargeError("more headers or frames came than there is room for")
+        self.is_answering |= count > 0
         self.is_at_end = count == 0
         return count
 
