@@ -6,10 +6,12 @@ look at the tensors, the parameters and the headers that really crossed the wire
 """
 
 import contextlib
+import gzip
 import json
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +60,8 @@ class Asked:
     parameters: dict[str, Any]
     headers: dict[str, str]
     seconds: float = field(default_factory=time.monotonic)
+    wire_seconds: float | None = None
+    """gRPC only: what is left of the deadline that the call itself carries"""
 
     def rank(self) -> dict[str, tuple[str, list[Any]]]:
         """The right answer of this server: longest item first, ties in the order given."""
@@ -81,6 +85,9 @@ class Behaviour:
     def outputs(self, asked: Asked) -> "dict[str, tuple[str, list[Any]]] | Fail":
         return asked.rank()
 
+    def answer_id(self, asked: Asked) -> str:
+        return asked.request_id
+
 
 @dataclass(frozen=True)
 class Slow(Behaviour):
@@ -91,6 +98,35 @@ class Slow(Behaviour):
     def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
         time.sleep(self.delay_seconds)
         return asked.rank()
+
+
+@dataclass(frozen=True)
+class Foreign(Behaviour):
+    """Answers right, under the id of another request."""
+
+    other_id: str
+
+    def answer_id(self, asked: Asked) -> str:
+        return self.other_id
+
+
+class Compressed(Behaviour):
+    """Answers right, and packs the answer though nobody asked for it."""
+
+
+@dataclass(frozen=True)
+class Endless(Behaviour):
+    """HTTP only: sends `head`, and then `piece` again and again until the client hangs up."""
+
+    head: bytes
+    piece: bytes
+
+
+class Echo(Behaviour):
+    """Answers right, and names the first item as the artifact: whoever gets the answer sees whose it is."""
+
+    def outputs(self, asked: Asked) -> dict[str, tuple[str, list[Any]]]:
+        return asked.rank() | {"artifact": ("BYTES", [asked.inputs["items"][0]])}
 
 
 class Stall(Behaviour):
@@ -174,6 +210,7 @@ EXPIRED = Fail(503, "UNAVAILABLE", "in ensemble 'rank', [request id: <id_unknown
 INVALID = Fail(400, "INVALID_ARGUMENT", "items[3]: not a JSON object")
 BROKEN = Fail(500, "INTERNAL", "CUDA error: an illegal memory access")
 UNKNOWN_MODEL = Fail(404, "NOT_FOUND", "Request for unknown model: 'rank' is not found")
+DEAD_STUB = Fail(500, "INTERNAL", "in ensemble 'rank', Stub process 'score_0_1' is not healthy.")
 UNLOADED_MODEL = Fail(503, "UNAVAILABLE", "Request for unknown model: 'rank' version 1 is not at ready state")
 STOPPING = Fail(
     503, "UNAVAILABLE", "Server is stopping, scheduler for model 'rank' has stopped accepting new inference requests"
@@ -189,9 +226,18 @@ class MisbehavingServer:
     def __init__(self, tls: tuple[Path, Path] | None = None, ports: tuple[int, int] = (0, 0)) -> None:
         self.script: list[Behaviour] = [RIGHT]
         self.asked: list[Asked] = []
+        self.keeps_asked = True
         self.probe_headers: list[dict[str, str]] = []
         self.live = self.ready = self.model_ready = True
         self.reads_bodies = True
+        self.page: bytes | None = None
+        """sent in place of every HTTP page that is asked for with GET"""
+        self.page_seconds = 0.0
+        """how long gRPC's health and metadata take"""
+        self.answered = 0
+        """gRPC calls that were answered, or would have been"""
+        self.gave_up = 0
+        """gRPC calls that had been cancelled, or had passed their own deadline, when they were to be answered"""
         self.connections = 0
         self.open_sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -213,7 +259,8 @@ class MisbehavingServer:
 
     def next_behaviour(self, asked: Asked) -> Behaviour:
         with self._lock:
-            self.asked.append(asked)
+            if self.keeps_asked:
+                self.asked.append(asked)
             return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
     def close(self) -> None:
@@ -284,6 +331,10 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
 
         def do_GET(self) -> None:
             server.probe_headers.append(dict(self.headers))
+            if server.page is not None:
+                self.wfile.write(server.page)
+                self.close_connection = True
+                return
             answers: dict[str, tuple[bool, Any]] = {
                 "/v2/health/live": (server.live, None),
                 "/v2/health/ready": (server.ready, None),
@@ -309,11 +360,16 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
                 self._send(behaviour.http, json.dumps({"error": behaviour.message}).encode())
             elif isinstance(behaviour, Drip):
                 self._drip(behaviour.pause_seconds)
+            elif isinstance(behaviour, Endless):
+                self._flood(behaviour)
             elif isinstance(outputs := behaviour.outputs(asked), Fail):
                 self._send(outputs.http, json.dumps({"error": outputs.message}).encode())
             else:
-                header, data = _write_http(asked, outputs)
-                self._send(200, header + data, {"Inference-Header-Content-Length": str(len(header))})
+                header, data = _write_http(asked, outputs, behaviour.answer_id(asked))
+                body, headers = header + data, {"Inference-Header-Content-Length": str(len(header))}
+                if isinstance(behaviour, Compressed):
+                    body, headers = gzip.compress(body), headers | {"Content-Encoding": "gzip"}
+                self._send(200, body, headers)
 
         def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
@@ -328,6 +384,13 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
                 for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000:
                     self.wfile.write(bytes([byte]))
                     time.sleep(pause_seconds)
+
+        def _flood(self, behaviour: Endless) -> None:
+            self.close_connection = True
+            with contextlib.suppress(OSError):  # the client hangs up, as it should
+                self.wfile.write(behaviour.head)
+                while True:
+                    self.wfile.write(behaviour.piece)
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Say nothing: a test that fails shows what the client saw."""
@@ -350,9 +413,20 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
 
 
 def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> tuple[grpc.Server, int]:
+    def _end(context: Any) -> None:
+        with server._lock:
+            server.gave_up += not context.is_active()
+            server.answered += 1
+
+    def _page(context: Any) -> None:
+        if server.page_seconds:
+            time.sleep(server.page_seconds)
+            _end(context)
+
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802 - names of the protocol
             server.probe_headers.append(_metadata(context))
+            _page(context)
             return service_pb2.ServerLiveResponse(live=server.live)
 
         def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -364,6 +438,7 @@ def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
 
         def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
             _check_model(request.name, context)
+            _page(context)
             return json_format.ParseDict(METADATA, service_pb2.ModelMetadataResponse())
 
         def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -372,12 +447,15 @@ def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
             return service_pb2.ModelConfigResponse(config=config)
 
         def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-            asked = _read_grpc(request, _metadata(context))
+            asked = _read_grpc(request, context)
             behaviour = server.next_behaviour(asked)
             answer = behaviour if isinstance(behaviour, Fail) else behaviour.outputs(asked)
+            _end(context)
             if isinstance(answer, Fail):
                 context.abort(grpc.StatusCode[answer.grpc], answer.message)
-            return _write_grpc(asked, answer)
+            if isinstance(behaviour, Compressed):
+                context.set_compression(grpc.Compression.Gzip)
+            return _write_grpc(asked, answer, behaviour.answer_id(asked))
 
     def _check_model(name: str, context: Any) -> None:
         if name != "rank":
@@ -414,17 +492,18 @@ def _read_http(path: str, headers: dict[str, str], body: bytes) -> Asked:
     return Asked("http", parts[3], version, header.get("id", ""), inputs, shapes, parameters, headers)
 
 
-def _write_http(asked: Asked, outputs: dict[str, tuple[str, list[Any]]]) -> tuple[bytes, bytes]:
+def _write_http(asked: Asked, outputs: dict[str, tuple[str, list[Any]]], answer_id: str) -> tuple[bytes, bytes]:
     described, buffers = [], []
     for name, (datatype, values) in outputs.items():
         buffer = _buffer(datatype, values)
         parameters = {"binary_data_size": len(buffer)}
         described.append({"name": name, "datatype": datatype, "shape": [len(values)], "parameters": parameters})
         buffers.append(buffer)
-    return json.dumps({"model_name": asked.model, "outputs": described}).encode(), b"".join(buffers)
+    header = {"id": answer_id, "model_name": asked.model, "outputs": described}
+    return json.dumps(header).encode(), b"".join(buffers)
 
 
-def _read_grpc(request: Any, headers: dict[str, str]) -> Asked:
+def _read_grpc(request: Any, context: Any) -> Asked:
     inputs, shapes = {}, {}
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         inputs[tensor.name] = _values(tensor.datatype, raw)
@@ -432,11 +511,21 @@ def _read_grpc(request: Any, headers: dict[str, str]) -> Asked:
     parameters = {
         name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()
     }
-    return Asked("grpc", request.model_name, request.model_version, request.id, inputs, shapes, parameters, headers)
+    return Asked(
+        "grpc",
+        request.model_name,
+        request.model_version,
+        request.id,
+        inputs,
+        shapes,
+        parameters,
+        _metadata(context),
+        wire_seconds=context.time_remaining(),
+    )
 
 
-def _write_grpc(asked: Asked, outputs: dict[str, tuple[str, list[Any]]]) -> Any:
-    response = service_pb2.ModelInferResponse(model_name=asked.model, model_version="1")
+def _write_grpc(asked: Asked, outputs: dict[str, tuple[str, list[Any]]], answer_id: str) -> Any:
+    response = service_pb2.ModelInferResponse(model_name=asked.model, model_version="1", id=answer_id)
     for name, (datatype, values) in outputs.items():
         response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
         response.raw_output_contents.append(_buffer(datatype, values))
@@ -458,3 +547,17 @@ def _buffer(datatype: str, values: Sequence[Any]) -> bytes:
     if datatype != "BYTES":
         return np.array(values, dtype=DATATYPES[datatype]).tobytes()
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def main() -> None:
+    """Serve on two free ports, which are printed, until standard input ends: for callers that fork."""
+    server = MisbehavingServer()
+    server.behave(Echo())
+    server.keeps_asked = False
+    print(json.dumps(server.urls), flush=True)
+    sys.stdin.read()
+    server.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from misbehaving_server import (
     BROKEN,
+    DEAD_STUB,
     EXPIRED,
     INVALID,
     QUEUE_FULL,
@@ -31,6 +33,7 @@ from misbehaving_server import (
     refused_address,
 )
 from tritonrank_client import (
+    NO_TEXT_SCORE,
     TLS,
     AsyncRankClient,
     DeadlineExceeded,
@@ -218,7 +221,8 @@ def test_model_info_is_the_same_over_both_protocols(server: MisbehavingServer, f
         (INVALID, InvalidRequest, "items[3]: not a JSON object", 1),
         (BROKEN, ServerFault, "illegal memory access", 1),
         (UNKNOWN_MODEL, Unavailable, "does not serve this model", 1),
-        (UNLOADED_MODEL, Unavailable, "model is not ready", 1),
+        (UNLOADED_MODEL, Unavailable, "model is not ready", 3),
+        (DEAD_STUB, Unavailable, "a process of the server has died", 3),
         (STOPPING, Unavailable, "takes no requests now", 3),
         # What a caller wrote must not be taken for the server's state.
         (Fail(400, "INVALID_ARGUMENT", "items[0]: Exceeds maximum queue size"), InvalidRequest, "refused", 1),
@@ -472,11 +476,37 @@ def test_a_restarted_server_is_found_again(face: Face) -> None:
 
 def test_a_wrong_request_is_refused_before_it_is_sent(server: MisbehavingServer, face: Face) -> None:
     client = face.open(server)
-    for arguments in ({"items": []}, {"items": ["a"], "timeout": 0}, {"items": ["a"], "top_k": -1}):
+    for arguments in ({"items": "a"}, {"items": ["a"], "timeout": 0}, {"items": [], "top_k": -1}):
         with pytest.raises(InvalidRequest) as caught:
             client.rank(**arguments)
         assert caught.value.attempts == 0
     assert server.asked == []
+
+
+def test_no_items_make_an_empty_ranking_without_a_call(face: Face) -> None:
+    client = face.open(refused_address())
+    for item_ids in (None, []):
+        result = client.rank(items=[], item_ids=item_ids, query="a search without hits", top_k=5)
+        assert (result.ranking, result.indices, result.scores, result.artifact, result.attempts) == ((), (), (), "", 0)
+    client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.rank(items=[])
+
+
+def test_ids_come_back_as_they_were_given(server: MisbehavingServer, face: Face) -> None:
+    items, item_ids = ["a", "bb", "ccc", "dddd"], [7, "7", np.int64(9), 2**70]
+    result = face.open(server).rank(items=items, item_ids=item_ids)
+    assert server.asked[0].inputs["item_ids"] == [b"7", b"7", b"9", b"1180591620717411303424"]
+    assert [place.item_id for place in result.ranking] == [2**70, 9, "7"], "7 and '7' are one item"
+    assert [type(place.item_id) for place in result.ranking] == [int, np.int64, str]
+
+
+def test_items_without_text_come_last_and_say_so(server: MisbehavingServer, face: Face) -> None:
+    scores = [2.5, NO_TEXT_SCORE, NO_TEXT_SCORE]
+    server.behave(Malformed(lambda outputs: outputs | {"scores": ("FP32", scores)}))
+    result = face.open(server).rank(items=["lamp", "", {"title": ""}])
+    assert [place.has_text for place in result.ranking] == [True, False, False]
+    assert result.scores == tuple(scores)
 
 
 def test_headers_reach_the_server_with_every_request(server: MisbehavingServer, face: Face) -> None:

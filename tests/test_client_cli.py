@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from misbehaving_server import BROKEN, EXPIRED, INVALID, QUEUE_FULL, MisbehavingServer, refused_address
+from misbehaving_server import BROKEN, EXPIRED, INVALID, QUEUE_FULL, Malformed, MisbehavingServer, refused_address
+from tritonrank_client import NO_TEXT_SCORE
 from tritonrank_client.cli import app
 from typer.testing import CliRunner
 
@@ -76,12 +78,43 @@ def test_objects_from_standard_input_bring_their_ids(server: MisbehavingServer) 
     assert server.asked[0].inputs["item_ids"] == [b"7", b"8"]
 
 
+def test_plain_text_lines_are_items(server: MisbehavingServer) -> None:
+    lines = '  Oak lamp \n\n17\n[4 pieces]\n"Weird Al" Yankovic\n"a JSON string"\ntrue\n'
+    code, _, err = run("rank", "--url", server.urls["grpc"], "--items", "-", "--json", stdin=lines)
+    assert (code, err) == (0, "")
+    expected = [b"Oak lamp", b"17", b"[4 pieces]", b'"Weird Al" Yankovic', b"a JSON string", b"true"]
+    assert server.asked[0].inputs["items"] == expected
+
+
+def test_an_item_without_text_is_marked_in_the_table(server: MisbehavingServer) -> None:
+    scores = [2.5, NO_TEXT_SCORE]
+    server.behave(Malformed(lambda outputs: outputs | {"scores": ("FP32", scores)}))
+    code, out, _ = run("rank", "--url", server.urls["http"], "--items", "-", stdin='"lamp"\n{"title": ""}\n')
+    assert code == 0
+    assert "no text" in out
+    assert "e+38" not in out
+
+
+def test_a_server_that_is_not_there_is_told_at_once() -> None:
+    started = time.monotonic()
+    code, _, err = run("rank", "--url", f"http://{refused_address()}", "--items", "-", stdin="lamp\n")
+    assert code == 3
+    assert "no connection" in err
+    assert time.monotonic() - started < 4
+
+
+def test_no_lines_make_an_empty_ranking(server: MisbehavingServer) -> None:
+    code, out, _ = run("rank", "--url", server.urls["grpc"], "--items", "-", "--json", stdin="\n")
+    assert code == 0
+    assert (json.loads(out)["ranking"], server.asked) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("", "items: expected at least one item"),
-        ('"a"\nnot json\n', "line 2: expected a JSON string or object"),
-        ('"a"\n\n17\n', "line 3: expected a JSON string or object, got int"),
+        ('"a"\n\n{"title": oak}\n', "line 3: expected a JSON object"),
+        ('{"item_id": null}\n', 'line 1: "item_id": expected a text or a whole number, got null'),
+        ('{"item_id": true}\n', 'line 1: "item_id": expected a text or a whole number, got true'),
         ('{"item_id": "1"}\n"b"\n', 'line 2: no "item_id" here and one on the lines before'),
         ('"b"\n{"item_id": "1"}\n', 'line 2: an "item_id" here and none on the lines before'),
     ],

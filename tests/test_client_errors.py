@@ -1,13 +1,14 @@
 """The table of errors knows all that its libraries can raise, and the retry policy stays within its bounds."""
 
+import http.client
 import importlib
 import pickle
 import socket
 import ssl
+from contextlib import suppress
 
 import aiohttp
 import aiohttp.client_exceptions
-import geventhttpclient.response
 import grpc
 import pytest
 import tritonrank_client
@@ -21,7 +22,9 @@ from tritonrank_client import (
     ServerFault,
     Unavailable,
     _error_map,
+    _http_connection,
     _retry,
+    _wire,
 )
 from tritonrank_client._retry import Call, RetryBudget
 
@@ -66,6 +69,15 @@ def test_every_listed_exception_exists_under_that_name(name: str) -> None:
         ("StatusCode.UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", Unavailable, False),
         ("StatusCode.RESOURCE_EXHAUSTED", "too many", Overloaded, True),
         ("StatusCode.RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 4)", InvalidRequest, False),
+        ("StatusCode.RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (9 vs. 4)", ServerFault, False),
+        ("StatusCode.INTERNAL", "Stub process 'tokenize_0_0' is not healthy.", Unavailable, True),
+        ("500", "in ensemble 'rank', Stub process 'select_0_0' is not healthy.", Unavailable, True),
+        ("500", "FileNotFoundError: No such file or directory: '/x/tritonrank-queue-7'", Unavailable, True),
+        ("StatusCode.INTERNAL", "boost::interprocess::lock_exception", Unavailable, True),
+        ("StatusCode.INTERNAL", "Failed to open the shared memory region", Unavailable, True),
+        ("StatusCode.INVALID_ARGUMENT", "items[0]: Stub process 'a' is not healthy", InvalidRequest, False),
+        ("StatusCode.UNAVAILABLE", "Stream removed (Socket closed)", Unavailable, True),
+        ("StatusCode.NOT_FOUND", "Request for unknown model: 'rank' has no available versions", Unavailable, True),
         ("StatusCode.UNAUTHENTICATED", "who are you", InvalidRequest, False),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded, False),
         ("StatusCode.INVALID_ARGUMENT", "Request timeout expired", InvalidRequest, False),
@@ -97,9 +109,12 @@ def test_statuses(status: str, message: str, error: type[RankError], retryable: 
         (OSError(113, "No route to host"), Unavailable, True),
         (TimeoutError("timed out"), DeadlineExceeded, False),
         (ssl.SSLCertVerificationError(1, "self-signed certificate"), Unavailable, False),
-        (geventhttpclient.response.HTTPConnectionClosed("connection closed."), Unavailable, True),
-        (geventhttpclient.response.HTTPParseError("Incomplete response."), Unavailable, True),
-        (geventhttpclient.response.HTTPParseError("Expected HTTP/"), ServerFault, False),
+        (http.client.RemoteDisconnected("hung up"), Unavailable, True),
+        (http.client.IncompleteRead(b"{"), Unavailable, True),
+        (http.client.BadStatusLine("SSH-2.0"), ServerFault, False),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), Unavailable, True),
+        (_wire.ForeignAnswerError("sent 'a', got 'b'"), ServerFault, True),
+        (_http_connection.AnswerTooLargeError("more than 5 bytes came"), ServerFault, False),
         (aiohttp.ServerDisconnectedError(), Unavailable, True),
         (aiohttp.ServerTimeoutError("slow"), DeadlineExceeded, False),
         (aiohttp.ClientPayloadError("cut"), Unavailable, True),
@@ -179,6 +194,44 @@ def test_full_jitter_fills_the_whole_range(clock: Clock) -> None:
     assert all(0 <= pause <= 1 for pause in pauses)
     assert min(pauses) < 0.1
     assert max(pauses) > 0.9
+
+
+def test_an_outage_is_ridden_out_until_the_deadline_and_costs_no_budget(clock: Clock) -> None:
+    budget = RetryBudget(ratio=0, burst=1)
+    call, started = Call(Retry(), budget, timeout=10), clock.now
+    failure, pauses = Unavailable("gone.", retryable=True), []
+    while "Gave up" not in str(failure):
+        call.begin_attempt()
+        with suppress(Unavailable):
+            pauses.append(call.pause_after(failure))
+            clock.now += pauses[-1]
+    assert "no time left" in str(failure)
+    assert all(0.01 <= pause <= 1 for pause in pauses), "a pause of nothing would ask as fast as it can"
+    assert 9 <= clock.now - started < 10
+    assert failure.attempts == len(pauses) + 1 >= 10
+    assert budget.withdraw(), "an outage must leave the budget to overloads"
+
+
+def test_an_overload_after_an_outage_is_given_its_own_attempts(clock: Clock) -> None:
+    call = Call(Retry(), RetryBudget(0, 10), timeout=100)
+    for _ in range(8):
+        call.begin_attempt()
+        clock.now += call.pause_after(Unavailable("gone.", retryable=True))
+    for _ in range(2):
+        call.begin_attempt()
+        clock.now += call.pause_after(Overloaded("full.", retryable=True))
+    call.begin_attempt()
+    with pytest.raises(Overloaded, match="no attempts left"):
+        call.pause_after(Overloaded("full.", retryable=True))
+
+
+def test_attempts_that_are_named_hold_for_every_failure(clock: Clock) -> None:
+    call = Call(Retry(attempts=2), RetryBudget(0, 10), timeout=100)
+    call.begin_attempt()
+    call.pause_after(Unavailable("gone.", retryable=True))
+    call.begin_attempt()
+    with pytest.raises(Unavailable, match="no attempts left"):
+        call.pause_after(Unavailable("gone.", retryable=True))
 
 
 def test_pauses_never_pass_the_deadline(clock: Clock) -> None:

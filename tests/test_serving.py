@@ -639,7 +639,7 @@ def test_a_model_that_did_not_load_is_not_ready(tmp_path: Path) -> None:
     with LocalTriton(tmp_path, extra_arguments=["--exit-on-error=false", "--strict-readiness=false"]) as triton:
         for url in (triton.http_url, triton.grpc_url):
             for model_version, words in (("", "has no available versions"), ("1", "is not at ready state")):
-                with RankClient(url, model="broken", model_version=model_version) as client:
+                with RankClient(url, model="broken", model_version=model_version, retry=ONCE) as client:
                     with pytest.raises(Unavailable, match=f"'broken': the model is not ready .*{words}"):
                         client.rank(items=["a"])
                     health = client.health()

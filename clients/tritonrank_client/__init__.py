@@ -18,9 +18,11 @@ from ._async_client import AsyncRankClient
 from ._client import RankClient
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
 from ._options import TLS, KeepAlive, Retry
-from ._results import Health, ModelInfo, RankedItem, RankResult, TensorInfo
+from ._results import NO_TEXT_SCORE, Health, ModelInfo, RankedItem, RankResult, TensorInfo
+from ._wire import encode_item
 
 __all__ = [
+    "NO_TEXT_SCORE",
     "TLS",
     "AsyncRankClient",
     "DeadlineExceeded",
@@ -38,11 +40,12 @@ __all__ = [
     "TensorInfo",
     "Unavailable",
     "__version__",
+    "encode_item",
 ]
 
 __version__ = version("tritonrank")
 
 # A traceback should name the public place, `tritonrank_client.Overloaded`, not the module that defines it.
 for _name in __all__:
-    if not _name.startswith("_"):
+    if not _name.startswith("_") and _name != "NO_TEXT_SCORE":
         globals()[_name].__module__ = __name__

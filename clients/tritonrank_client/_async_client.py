@@ -1,12 +1,14 @@
 """The asyncio client: `RankClient` with `await`."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ._base import ClientBase
-from ._results import Health, Item, ModelInfo, RankResult
+from ._base import ClientBase, new_request_id
+from ._fork import keep_inherited
+from ._results import Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import AsyncTransport, open_async_transport
 from ._wire import build_request, read_model_info
@@ -18,7 +20,8 @@ class AsyncRankClient(ClientBase):
     """Asks one server for rankings, from one event loop; an async context manager.
 
     Takes the arguments of `RankClient`, and its methods do the same. May be made outside a loop; it belongs to
-    the loop of its first call. Cancelling the task cancels the call.
+    the loop of its first call, and in a forked child to the loop of the first call there. Cancelling the task ends
+    the waiting; over gRPC the server works on until the call's deadline.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
@@ -26,6 +29,7 @@ class AsyncRankClient(ClientBase):
 
     _transport: AsyncTransport | None = None
     _loop: asyncio.AbstractEventLoop | None = None
+    _process = 0
 
     async def rank(
         self,
@@ -33,7 +37,7 @@ class AsyncRankClient(ClientBase):
         items: Iterable[Item],
         query: str = "",
         history: Iterable[Item] = (),
-        item_ids: Iterable[str] | None = None,
+        item_ids: Iterable[ItemId] | None = None,
         top_k: int = 0,
         timeout: float | None = None,
         request_id: str = "",
@@ -43,9 +47,13 @@ class AsyncRankClient(ClientBase):
         request = build_request(
             query=query, history=history, items=items, item_ids=item_ids, top_k=top_k, request_id=request_id
         )
+        if not request.items:
+            return self._empty_result(call)
         transport = self._open()
         inputs = transport.encode(request)
-        answer = await self._attempt(call, lambda seconds: transport.infer(inputs, request_id, seconds))
+        answer = await self._attempt(
+            call, lambda seconds: transport.infer(inputs, request_id or new_request_id(), seconds)
+        )
         return self._result(call, answer, request)
 
     async def health(self, *, timeout: float | None = None) -> Health:
@@ -77,7 +85,7 @@ class AsyncRankClient(ClientBase):
         """Close the connections. May be called again."""
         if not self._closed:
             self._closed = True
-            if self._transport is not None:
+            if self._transport is not None and self._process == os.getpid():
                 await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -92,9 +100,18 @@ class AsyncRankClient(ClientBase):
         await self.close()
 
     def _open(self) -> AsyncTransport:
-        loop = asyncio.get_running_loop()
+        loop, process = asyncio.get_running_loop(), os.getpid()
+        if self._loop is not None and self._process != process:
+            if self._loop is loop:
+                raise RuntimeError("this event loop was made before a fork; run a new one in the child: asyncio.run()")
+            keep_inherited(self._transport, self._loop)
+            self._transport = None
         if self._transport is None:
-            self._transport, self._loop = open_async_transport(self._settings), loop
+            try:
+                self._transport = open_async_transport(self._settings)
+            except Exception as error:
+                raise self._failure(error) from error
+            self._loop, self._process = loop, process
         elif self._loop is not loop:
             raise RuntimeError("an AsyncRankClient belongs to the event loop of its first call; make one per loop")
         return self._transport

@@ -1,11 +1,20 @@
 """What the blocking and the asyncio client have in common: everything but the waiting."""
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from ._error_map import translate
 from ._errors import RankError
-from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry, Settings
+from ._options import (
+    DEFAULT_LARGEST_ANSWER_BYTES,
+    DEFAULT_MODEL,
+    DEFAULT_TIMEOUT_SECONDS,
+    TLS,
+    KeepAlive,
+    Retry,
+    Settings,
+)
 from ._results import Health, RankResult
 from ._retry import Call, RetryBudget
 from ._wire import RankRequest, check_timeout, read_answer
@@ -13,6 +22,11 @@ from ._wire import RankRequest, check_timeout, read_answer
 Answer = TypeVar("Answer")
 
 CLOSED = "the client is closed"
+
+
+def new_request_id() -> str:
+    """An id for one attempt whose caller gave none: no other request in any process has it."""
+    return secrets.token_hex(8)
 
 
 class ClientBase:
@@ -29,6 +43,7 @@ class ClientBase:
         retry: Retry | None = None,
         tls: TLS | None = None,
         keep_alive: KeepAlive | None = None,
+        largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES,
     ) -> None:
         self._settings = Settings(
             url=url,
@@ -39,14 +54,25 @@ class ClientBase:
             retry=retry or Retry(),
             tls=tls,
             keep_alive=keep_alive or KeepAlive(),
+            largest_answer_bytes=largest_answer_bytes,
         )
         self._budget = RetryBudget(self._settings.retry.budget_ratio, self._settings.retry.budget_burst)
         self._closed = False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} holds connections and cannot be pickled or copied; "
+            "pass its URL on and make a client there"
+        )
 
     def _begin(self, timeout: float | None) -> Call:
         if self._closed:
             raise RuntimeError(CLOSED)
         return Call(self._settings.retry, self._budget, check_timeout(timeout, self._settings.timeout))
+
+    def _empty_result(self, call: Call) -> RankResult:
+        """The ranking of no items, which needs no server."""
+        return RankResult((), "", call.seconds, call.attempts)
 
     def _result(self, call: Call, answer: object, request: RankRequest) -> RankResult:
         ranking, artifact = self._read(call, lambda: read_answer(answer, request))

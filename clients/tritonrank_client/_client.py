@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
-from ._base import ClientBase
-from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry
-from ._results import Health, Item, ModelInfo, RankResult
+from ._base import ClientBase, new_request_id
+from ._options import DEFAULT_LARGEST_ANSWER_BYTES, DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry
+from ._results import Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import open_transport
 from ._wire import build_request, read_model_info
@@ -16,14 +16,15 @@ Answer = TypeVar("Answer")
 
 
 class RankClient(ClientBase):
-    """Asks one server for rankings. Safe for threads; a context manager.
+    """Asks one server for rankings. Safe for threads and for processes that fork; a context manager.
 
     Nothing is sent before the first call. Over gRPC all threads share one connection; over HTTP each thread has
-    its own, kept alive between calls.
+    its own, kept alive between calls. A forked child opens connections of its own. Redirections are not followed,
+    and the environment's proxies (`http_proxy` and the like) not used, over either protocol.
 
     Args:
         url: grpc://, grpcs://, http:// or https://, host and port: the scheme decides protocol and encryption.
-            An HTTP URL may have a base path.
+            Without a port, http is 80, https and grpcs are 443. An HTTP URL may have a base path.
         model: the ensemble to ask.
         model_version: a version number as text; empty lets the server choose.
         timeout: seconds a call may take, retries included, unless the call says otherwise.
@@ -31,6 +32,7 @@ class RankClient(ClientBase):
         retry: when to send a request again.
         tls: certificates; None on an encrypted URL trusts the system's authorities.
         keep_alive: how dead gRPC connections are found.
+        largest_answer_bytes: an answer of more bytes is a ServerFault.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
@@ -47,6 +49,7 @@ class RankClient(ClientBase):
         retry: Retry | None = None,
         tls: TLS | None = None,
         keep_alive: KeepAlive | None = None,
+        largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES,
     ) -> None:
         super().__init__(
             url,
@@ -57,6 +60,7 @@ class RankClient(ClientBase):
             retry=retry,
             tls=tls,
             keep_alive=keep_alive,
+            largest_answer_bytes=largest_answer_bytes,
         )
         self._transport = open_transport(self._settings)
 
@@ -66,7 +70,7 @@ class RankClient(ClientBase):
         items: Iterable[Item],
         query: str = "",
         history: Iterable[Item] = (),
-        item_ids: Iterable[str] | None = None,
+        item_ids: Iterable[ItemId] | None = None,
         top_k: int = 0,
         timeout: float | None = None,
         request_id: str = "",
@@ -74,21 +78,24 @@ class RankClient(ClientBase):
         """Rank items for a context.
 
         Args:
-            items: what to rank, at least one. A str is the text itself; a mapping is sent as a JSON object, which
-                the server renders by its template.
+            items: what to rank. A str is the text itself; a mapping is sent as a JSON object, which the server
+                renders by its template. No items make an empty ranking, without asking the server.
             query: what the user searched for; may be empty.
             history: what the user saw before, newest last; as `items`.
-            item_ids: one per item; the server keeps only the best of items with the same id.
+            item_ids: one per item, text or whole numbers; the server keeps only the best of items with the same id.
             top_k: how many to return; 0 is all.
             timeout: seconds this call may take, retries included; None is the client's. The server is told, too:
                 a request still in its queue when the time has run out is dropped there.
-            request_id: shows up in the server's trace and log.
+            request_id: printable text that shows up in the server's trace and log; by default one is made up. The
+                answer must bear it.
 
         Raises:
             InvalidRequest: an argument is wrong, or the server refused it.
-            Overloaded: the server's queue is full, and stayed so for all attempts.
+            Overloaded: the server's queue is full, and stayed so for all attempts; or too many calls of this client
+                whose time ran out are still unanswered.
             DeadlineExceeded: no answer in time.
-            Unavailable: no connection, or the server does not serve the model.
+            Unavailable: no connection, or the server does not serve the model. What may pass was tried again until
+                the deadline.
             ServerFault: the server failed, or its answer breaks the contract.
             RuntimeError: the client is closed.
         """
@@ -96,8 +103,12 @@ class RankClient(ClientBase):
         request = build_request(
             query=query, history=history, items=items, item_ids=item_ids, top_k=top_k, request_id=request_id
         )
+        if not request.items:
+            return self._empty_result(call)
         inputs = self._transport.encode(request)
-        answer = self._attempt(call, lambda seconds: self._transport.infer(inputs, request_id, seconds))
+        answer = self._attempt(
+            call, lambda seconds: self._transport.infer(inputs, request_id or new_request_id(), seconds)
+        )
         return self._result(call, answer, request)
 
     def health(self, *, timeout: float | None = None) -> Health:
@@ -135,7 +146,7 @@ class RankClient(ClientBase):
         return self._read(call, lambda: read_model_info(metadata, config))
 
     def close(self) -> None:
-        """Close the connections. May be called again. A call still running in another thread ends or fails."""
+        """Close the connections. May be called again. A call still running in another thread ends first."""
         if not self._closed:
             self._closed = True
             self._transport.close()

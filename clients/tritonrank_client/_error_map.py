@@ -1,19 +1,23 @@
 """One table from the errors of lower libraries to ours.
 
-tritonclient reports a server's error as InferenceServerException with a gRPC status name or an HTTP status code,
-and lets everything else through: OSError from sockets, geventhttpclient's parser errors, aiohttp's family. The
+A server's error comes as tritonclient's InferenceServerException with a gRPC status name or an HTTP status code, and
+everything else as it was raised: OSError from sockets, http.client's errors, aiohttp's family. The
 table reads top down: a phrase that Triton is known to use (Triton says "queue full", "expired in the queue" and
 "model not ready" all with one status, UNAVAILABLE or 503), then the status, then the type of the exception.
 
-Exceptions are listed by name so that the gRPC client need not import aiohttp and gevent. A test resolves every
+Exceptions are listed by name so that the gRPC client need not import aiohttp. A test resolves every
 name and fails when gRPC or aiohttp grows an entry that the table lacks.
 """
 
+import os
 from dataclasses import dataclass
 
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
 
 LONGEST_DETAIL = 400  # characters quoted from a lower library; gRPC's connection reports run to kilobytes
+
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,37 @@ REFUSING = Verdict(
 UNTRUSTED = Verdict(
     Unavailable, "the TLS handshake failed", "Check tls=TLS(root_certificates=...) and the host name in the URL."
 )
-NOT_READY = Verdict(Unavailable, "the model is not ready", "Wait until it is loaded, or check the server's log.")
+NOT_READY = Verdict(Unavailable, "the model is not ready", "Wait until it is loaded, or check the server's log.", True)
+DEAD_PART = Verdict(
+    Unavailable,
+    "a process of the server has died",
+    "tritonrank serve starts it again within seconds; another server has to be restarted.",
+    True,
+)
 NOT_SERVED = Verdict(
     Unavailable, "the server does not serve this model or method", "Check model=, model_version= and the URL."
 )
 GARBLED = Verdict(
     ServerFault, "the answer cannot be read", "Check that this port speaks the protocol that the URL names."
+)
+REDIRECTED = Verdict(
+    ServerFault,
+    "the server sends callers to another address, which is not followed",
+    "Put that address into the URL if texts and keys may go there.",
+)
+MISMATCHED = Verdict(
+    ServerFault,
+    "the answer belongs to another request",
+    "The connection was dropped. Check what stands between client and server, such as a proxy.",
+    True,
+)
+ANSWER_TOO_LARGE = Verdict(
+    ServerFault, "the answer is larger than allowed", "Check the server, or allow more: largest_answer_bytes=."
+)
+PACKED = Verdict(
+    ServerFault,
+    "the answer is damaged, or compressed, which was not asked for",
+    "Check the server, or the proxy before it.",
 )
 FAULT = Verdict(ServerFault, "the server failed", "Check the server's log.")
 CANCELLED = Verdict(
@@ -97,6 +126,8 @@ HTTP_STATUS: dict[int, Verdict] = {
 
 # A phrase counts only with these statuses: an INVALID_ARGUMENT may quote the caller's own text.
 BUSY = ("UNAVAILABLE", "503")
+# A process of the server, or the folder it works in, is gone; each until the server is started again.
+FAILED = ("INTERNAL", "500")
 PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("Exceeds maximum queue size", BUSY, QUEUE_FULL),
     ("Request timeout expired", BUSY, EXPIRED),
@@ -104,6 +135,10 @@ PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("has no available versions", (*BUSY, "NOT_FOUND", "404", "INVALID_ARGUMENT", "400"), NOT_READY),
     ("Request for unknown model", (*BUSY, "NOT_FOUND", "404", "INVALID_ARGUMENT", "400"), NOT_SERVED),
     ("stopped accepting new inference requests", BUSY, REFUSING),
+    ("Stub process", FAILED, DEAD_PART),  # ... 'score_0_0' is not healthy; ... is unhealthy and will be restarted
+    ("tritonrank-queue", FAILED, DEAD_PART),
+    ("lock_exception", FAILED, DEAD_PART),
+    ("shared memory", FAILED, DEAD_PART),  # Failed to open/initialize/find the ... region
     ("CERTIFICATE_VERIFY_FAILED", ("UNAVAILABLE",), UNTRUSTED),
     ("handshake failed", ("UNAVAILABLE",), UNTRUSTED),
     ("Failed parsing HTTP/2", ("UNAVAILABLE",), GARBLED),
@@ -111,11 +146,11 @@ PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("connections to all backends failing", ("UNAVAILABLE",), UNREACHABLE),
     ("errors resolving", ("UNAVAILABLE",), UNREACHABLE),
     ("DNS resolution failed", ("UNAVAILABLE",), UNREACHABLE),
+    ("CLIENT: Received message larger than max", ("RESOURCE_EXHAUSTED",), ANSWER_TOO_LARGE),
     ("larger than max", ("RESOURCE_EXHAUSTED",), TOO_LARGE),
+    ("Exception deserializing response", ("INTERNAL",), PACKED),
+    ("Received http2 header with status: 3", ("UNKNOWN", "UNAVAILABLE"), REDIRECTED),
 )
-
-# geventhttpclient tells an answer that was cut short from one that is not HTTP only by the text.
-CUT_SHORT = ("connection closed", "Incomplete response", "Invalid EOF state")
 
 # Looked up along the exception's method resolution order, so the nearest listed ancestor decides.
 EXCEPTIONS: dict[str, Verdict] = {
@@ -128,15 +163,19 @@ EXCEPTIONS: dict[str, Verdict] = {
     "aiohttp.client_exceptions.ClientConnectionError": LOST,  # also ServerDisconnectedError, ClientOSError
     "aiohttp.client_exceptions.ClientPayloadError": LOST,
     "aiohttp.client_exceptions.ClientError": GARBLED,  # ClientResponseError, InvalidURL, TooManyRedirects ...
-    "tritonrank_client._grpc.CallCancelledError": CANCELLED,
+    "tritonrank_client._http.PackedAnswerError": PACKED,
+    "tritonrank_client._http_connection.AnswerTooLargeError": ANSWER_TOO_LARGE,
+    "tritonrank_client._wire.ForeignAnswerError": MISMATCHED,
     "builtins.ConnectionRefusedError": UNREACHABLE,
     "builtins.ConnectionError": LOST,  # reset, aborted, broken pipe
     "builtins.TimeoutError": DEADLINE,  # also socket.timeout and asyncio.TimeoutError
     "builtins.OSError": UNREACHABLE,  # no route to host, network unreachable
-    "geventhttpclient.response.HTTPConnectionClosed": LOST,
-    "http.client.HTTPException": GARBLED,  # base of geventhttpclient's HTTPParseError
+    "http.client.HTTPException": GARBLED,
+    "http.client.IncompleteRead": LOST,
     "socket.gaierror": UNREACHABLE,
+    "ssl.SSLEOFError": LOST,  # the other side hung up
     "ssl.SSLError": UNTRUSTED,
+    "ssl.SSLZeroReturnError": LOST,
 }
 
 
@@ -153,8 +192,16 @@ def translate(error: BaseException, *, url: str, model: str) -> RankError:
     if len(detail) > LONGEST_DETAIL:
         detail = detail[:LONGEST_DETAIL] + " ..."
     quoted = f" ({detail})" if detail else ""
-    message = f"{url}, model {model!r}: {verdict.happened}{quoted}. {verdict.advice}"
+    message = f"{url}, model {model!r}: {verdict.happened}{quoted}. {verdict.advice}{_proxy_note(verdict)}"
     return verdict.error(message, retryable=verdict.retryable)
+
+
+def _proxy_note(verdict: Verdict) -> str:
+    """A word about the proxy in the environment, for a connection that would perhaps need it."""
+    names = [name for name in os.environ if name.lower() in PROXY_VARIABLES and os.environ[name]]
+    if verdict is not UNREACHABLE or not names:
+        return ""
+    return f" The proxy in {', '.join(sorted(names))} is not used: clients connect directly."
 
 
 def _judge(error: BaseException) -> tuple[Verdict, str]:
@@ -166,8 +213,6 @@ def _judge(error: BaseException) -> tuple[Verdict, str]:
     detail = str(error)
     for ancestor in type(error).__mro__:
         verdict = EXCEPTIONS.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
-        if verdict is GARBLED and any(phrase in detail for phrase in CUT_SHORT):
-            verdict = LOST
         if verdict is not None:
             return verdict, detail
     return GARBLED, f"{type(error).__name__}: {error}"
@@ -182,4 +227,6 @@ def _judge_status(status: str, detail: str) -> Verdict:
     code = int(status)
     if code in HTTP_STATUS:
         return HTTP_STATUS[code]
+    if 300 <= code < 400:
+        return REDIRECTED
     return INVALID if 400 <= code < 500 else FAULT if code >= 500 else GARBLED

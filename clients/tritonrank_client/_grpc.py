@@ -1,148 +1,357 @@
-"""gRPC, blocking and asyncio. One channel per client: gRPC's unary calls are safe for threads and share it."""
+"""gRPC, blocking and asyncio. One channel per client: gRPC's unary calls are safe for threads and share it.
+
+Both clients stand on one `Wire` of gRPC futures, which blocking callers and tasks wait for in their own ways. A caller
+who runs out of time stops waiting, and that is all: the call itself is never cancelled on the wire and carries a
+deadline that is seconds later than the caller's. tritonserver 2.51 can end with a segmentation fault when short calls
+are cancelled while it answers them (https://github.com/triton-inference-server/server/issues/7368). The server still
+learns the real deadline, as the request parameter `timeout`; an answer that comes too late is thrown away.
+"""
 
 import asyncio
-from collections.abc import Awaitable
+import atexit
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import grpc
 import tritonclient.grpc
-import tritonclient.grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-from ._options import Settings
-from ._transports import microseconds
-from ._wire import RankRequest, encode
+from ._errors import Overloaded
+from ._fork import keep_inherited, watch_forks
+from ._options import LARGEST_MESSAGE_BYTES, TLS, Settings
+from ._wire import ForeignAnswerError, RankRequest, check_answer_id, microseconds
 
-LARGEST_MESSAGE_BYTES = 2**31 - 1  # as tritonclient's default; gRPC's own is 4 MB
+GRACE_SECONDS = 15.0
+"""How much later than its caller's a call's deadline on the wire is. A server that lives has answered long before."""
+
+MOST_ABANDONED = 100
+"""Calls of one client that nobody waits for and that the server has not answered. As many as HTTP's connections."""
+
+EXIT_SECONDS = 2.0
+"""How long the end of the program waits for abandoned calls: breaking the connection cancels them, too."""
+
+
+class Wire:
+    """One process's channel to the server, and the calls on it. Safe for threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._closed = False
+        self._start_afresh()
+        _wires.add(self)
+        watch_forks(self)
+
+    def _start_afresh(self) -> None:
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+        self._starting = threading.Lock()  # held while a call is handed to gRPC, and by a fork
+        self._is_held_by_fork = False
+        self._changed = threading.Condition()
+        self._running: set[Any] = set()
+        self._abandoned: set[Any] = set()
+
+    def start(self, method: str, message: Any, headers: tuple[tuple[str, str], ...], seconds: float) -> Any:
+        """Send `message`; the future of the answer. Whoever stops waiting for it must `abandon` it.
+
+        Raises:
+            Overloaded: too many abandoned calls are unanswered.
+            RuntimeError: the client is closed.
+        """
+        with self._starting:
+            if self._closed:
+                raise RuntimeError("the client is closed")
+            if len(self._abandoned) >= MOST_ABANDONED:
+                raise Overloaded(
+                    f"{self._settings.url}: {MOST_ABANDONED} calls whose callers ran out of time are still unanswered. "
+                    "Wait until the server has worked them off, or allow a longer timeout=.",
+                    retryable=True,
+                )
+            if self._channel is None:
+                self._channel = _open_channel(self._settings)
+                self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            future = getattr(self._stub, method).future(message, timeout=seconds + GRACE_SECONDS, metadata=headers)
+            with self._changed:
+                self._running.add(future)
+        future.add_done_callback(self._forget)
+        return future
+
+    def abandon(self, future: Any) -> None:
+        """Nobody waits for this call any more. It goes on; a reference is kept, because gRPC cancels a lost call."""
+        with self._changed:
+            if future in self._running:
+                self._abandoned.add(future)
+
+    def _forget(self, future: Any) -> None:
+        with self._changed:
+            self._running.discard(future)
+            self._abandoned.discard(future)
+            if not self._running:
+                self._changed.notify_all()
+
+    def wait_until_idle(self, deadline: float) -> None:
+        """Wait for the calls on the wire until `deadline` (time.monotonic()) at the latest."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, timeout=max(0.0, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """Take no new calls. The channel closes when those on the wire have been answered, in the background."""
+        with self._starting:
+            self._closed = True
+        self.drop_channel()
+
+    def drop_channel(self) -> None:
+        """Send the calls from here on over a new channel; the old one closes as by `close`."""
+        with self._starting:
+            channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        with self._changed:
+            is_idle = not self._running
+        if is_idle:
+            channel.close()
+            return
+        threading.Thread(target=self._close_when_idle, args=(channel,), name="tritonrank-drain", daemon=True).start()
+
+    def _close_when_idle(self, channel: grpc.Channel) -> None:
+        self.wait_until_idle(time.monotonic() + GRACE_SECONDS)
+        channel.close()
+
+    def before_fork(self, deadline: float) -> None:
+        self._is_held_by_fork = self._starting.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        self.wait_until_idle(deadline)
+
+    def after_fork_in_parent(self) -> None:
+        if self._is_held_by_fork:
+            self._is_held_by_fork = False
+            self._starting.release()
+
+    def after_fork_in_child(self) -> None:
+        keep_inherited(self._channel, self._stub, self._running, self._abandoned)
+        self._start_afresh()
+
+
+_wires: "weakref.WeakSet[Wire]" = weakref.WeakSet()
+
+
+@atexit.register
+def _wait_for_abandoned_calls() -> None:
+    deadline = time.monotonic() + EXIT_SECONDS
+    for wire in list(_wires):
+        wire.wait_until_idle(deadline)
 
 
 class GrpcTransport:
     """See `Transport`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._arguments = _Arguments(settings)
-        self._client = tritonclient.grpc.InferenceServerClient(**_connection(settings))
+        self._messages = _Messages(settings)
+        self._wire = Wire(settings)
 
     def encode(self, request: RankRequest) -> list[Any]:
-        return encode(request, tritonclient.grpc.InferInput)
+        return _encode(request)
 
     def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        return self._client.infer(**self._arguments.infer(inputs, request_id, seconds))
+        answer = self._ask("ModelInfer", self._messages.infer(inputs, request_id, seconds), seconds)
+        return _own(answer, request_id, self._wire)
 
     def server_live(self, seconds: float) -> bool:
-        return bool(self._client.is_server_live(**self._arguments.server(seconds)))
+        return bool(self._ask("ServerLive", service_pb2.ServerLiveRequest(), seconds).live)
 
     def server_ready(self, seconds: float) -> bool:
-        return bool(self._client.is_server_ready(**self._arguments.server(seconds)))
+        return bool(self._ask("ServerReady", service_pb2.ServerReadyRequest(), seconds).ready)
 
     def model_ready(self, seconds: float) -> bool:
-        return bool(self._client.is_model_ready(**self._arguments.model(seconds)))
+        return bool(self._ask("ModelReady", self._messages.model(service_pb2.ModelReadyRequest), seconds).ready)
 
     def metadata(self, seconds: float) -> Any:
-        return _plain(self._client.get_model_metadata(**self._arguments.model(seconds)))
+        return _plain(self._ask("ModelMetadata", self._messages.model(service_pb2.ModelMetadataRequest), seconds))
 
     def config(self, seconds: float) -> Any:
-        return _plain(self._client.get_model_config(**self._arguments.model(seconds)).config)
+        answer = self._ask("ModelConfig", self._messages.model(service_pb2.ModelConfigRequest), seconds)
+        return _plain(answer.config)
 
     def close(self) -> None:
-        self._client.close()
+        self._wire.close()
+
+    def _ask(self, method: str, message: Any, seconds: float) -> Any:
+        deadline = time.monotonic() + seconds
+        future = self._wire.start(method, message, self._messages.headers, seconds)
+        try:
+            # What the sending took counts, too.
+            return future.result(timeout=max(0.0, deadline - time.monotonic()))
+        except grpc.FutureTimeoutError:
+            raise TimeoutError(f"no answer within {seconds:.3f} s") from None
+        except grpc.RpcError as error:
+            raise _told_by_the_server(error) from None
+        finally:  # also where a signal or the caller's own timer ended the waiting
+            self._wire.abandon(future)
 
 
 class AsyncGrpcTransport:
     """See `AsyncTransport`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._arguments = _Arguments(settings)
-        self._client = tritonclient.grpc.aio.InferenceServerClient(**_connection(settings))
+        self._messages = _Messages(settings)
+        self._wire = Wire(settings)
 
     def encode(self, request: RankRequest) -> list[Any]:
-        return encode(request, tritonclient.grpc.InferInput)
+        return _encode(request)
 
     async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        return await _answer(self._client.infer(**self._arguments.infer(inputs, request_id, seconds)))
+        answer = await self._ask("ModelInfer", self._messages.infer(inputs, request_id, seconds), seconds)
+        return _own(answer, request_id, self._wire)
 
     async def server_live(self, seconds: float) -> bool:
-        return bool(await _answer(self._client.is_server_live(**self._arguments.server(seconds))))
+        return bool((await self._ask("ServerLive", service_pb2.ServerLiveRequest(), seconds)).live)
 
     async def server_ready(self, seconds: float) -> bool:
-        return bool(await _answer(self._client.is_server_ready(**self._arguments.server(seconds))))
+        return bool((await self._ask("ServerReady", service_pb2.ServerReadyRequest(), seconds)).ready)
 
     async def model_ready(self, seconds: float) -> bool:
-        return bool(await _answer(self._client.is_model_ready(**self._arguments.model(seconds))))
+        return bool((await self._ask("ModelReady", self._messages.model(service_pb2.ModelReadyRequest), seconds)).ready)
 
     async def metadata(self, seconds: float) -> Any:
-        return _plain(await _answer(self._client.get_model_metadata(**self._arguments.model(seconds))))
+        return _plain(await self._ask("ModelMetadata", self._messages.model(service_pb2.ModelMetadataRequest), seconds))
 
     async def config(self, seconds: float) -> Any:
-        return _plain((await _answer(self._client.get_model_config(**self._arguments.model(seconds)))).config)
+        answer = await self._ask("ModelConfig", self._messages.model(service_pb2.ModelConfigRequest), seconds)
+        return _plain(answer.config)
 
     async def close(self) -> None:
-        await self._client.close()
+        self._wire.close()
+
+    async def _ask(self, method: str, message: Any, seconds: float) -> Any:
+        loop = asyncio.get_running_loop()
+        answered = asyncio.Event()
+
+        def wake(_: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and its caller with it
+                loop.call_soon_threadsafe(answered.set)
+
+        deadline = loop.time() + seconds
+        future = self._wire.start(method, message, self._messages.headers, seconds)
+        try:
+            future.add_done_callback(wake)
+            # A timeout of the caller's own arrives here as a cancellation, so this TimeoutError is ours.
+            async with asyncio.timeout_at(deadline):
+                await answered.wait()
+            return future.result(timeout=0)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {seconds:.3f} s") from None
+        except grpc.RpcError as error:
+            raise _told_by_the_server(error) from None
+        finally:
+            self._wire.abandon(future)
 
 
-class CallCancelledError(Exception):
-    """A gRPC call ended with CANCELLED although nobody here cancelled it."""
-
-
-async def _answer(call: Awaitable[Any]) -> Any:
-    try:
-        return await call
-    except asyncio.CancelledError as error:
-        # grpc.aio raises this, too, for the calls of a channel that is closed. Passed on, it would look as if the
-        # caller's own task had been cancelled.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise CallCancelledError(str(error)) from error
-
-
-class _Arguments:
-    """The keyword arguments that both tritonclient clients take."""
+class _Messages:
+    """The protocol's messages for one client's settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._model = settings.model
         self._version = settings.model_version
-        self._headers = {name.lower(): value for name, value in settings.headers.items()}  # gRPC takes lower case only
+        # gRPC takes lower case only.
+        self.headers = tuple((name.lower(), value) for name, value in settings.headers.items())
 
-    def server(self, seconds: float) -> dict[str, Any]:
-        return {"headers": dict(self._headers), "client_timeout": seconds}
+    def model(self, kind: Callable[..., Any]) -> Any:
+        return kind(name=self._model, version=self._version)
 
-    def model(self, seconds: float) -> dict[str, Any]:
-        return {"model_name": self._model, "model_version": self._version, **self.server(seconds)}
-
-    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> dict[str, Any]:
-        return {
-            "inputs": inputs,
-            "request_id": request_id,
-            "timeout": microseconds(seconds),
-            **self.model(seconds),
-        }
+    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
+        message = service_pb2.ModelInferRequest(model_name=self._model, model_version=self._version, id=request_id)
+        message.parameters["timeout"].int64_param = microseconds(seconds)
+        for described, content in inputs:
+            message.inputs.append(described)
+            message.raw_input_contents.append(content)
+        return message
 
 
-def _connection(settings: Settings) -> dict[str, Any]:
+def _encode(request: RankRequest) -> list[tuple[Any, bytes]]:
+    """Each tensor as its description and its bytes."""
+    encoded = []
+    for tensor in request.tensors:
+        values, shape = tensor.values, list(tensor.values.shape)
+        described = service_pb2.ModelInferRequest.InferInputTensor(
+            name=tensor.name, datatype=tensor.datatype, shape=shape
+        )
+        if tensor.datatype != "BYTES":
+            content = values.tobytes()
+        else:
+            content = serialize_byte_tensor(values).item() if values.size else b""
+        encoded.append((described, content))
+    return encoded
+
+
+def _own(answer: Any, request_id: str, wire: Wire) -> Any:
+    """The InferResult in an answer, if it belongs to the request; else the channel that brought it is dropped."""
+    try:
+        check_answer_id(answer.id, request_id)
+    except ForeignAnswerError:
+        wire.drop_channel()
+        raise
+    return tritonclient.grpc.InferResult(answer)
+
+
+def _told_by_the_server(error: Any) -> InferenceServerException:
+    return InferenceServerException(msg=error.details(), status=str(error.code()))
+
+
+def _open_channel(settings: Settings) -> grpc.Channel:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        # Without it, gRPC's own thread is a greenlet that stops all others, deadlines included.
+        from grpc.experimental import gevent as grpc_gevent
+
+        grpc_gevent.init_gevent()
+    options = _channel_options(settings)
+    if not settings.is_secure:
+        return grpc.insecure_channel(settings.target, options=options)
+    tls = settings.tls or TLS()
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(tls.root_certificates),
+        private_key=_read(tls.private_key),
+        certificate_chain=_read(tls.certificate_chain),
+    )
+    return grpc.secure_channel(settings.target, credentials, options=options)
+
+
+def _read(path: str | Path | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()
+
+
+def _channel_options(settings: Settings) -> list[tuple[str, int | str]]:
     keep_alive = settings.keep_alive
-    # `channel_args` replaces all of tritonclient's defaults, so the message sizes are restated.
-    options: list[tuple[str, int | str]] = [
+    return [
         ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", settings.largest_answer_bytes),
+        # That limit is for the bytes on the wire, and a thousandth of it can be unpacked to all of it. So nothing is
+        # unpacked: no compression is asked for, and a compressed answer cannot be read.
+        ("grpc.per_message_decompression", 0),
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         ("grpc.keepalive_time_ms", round(keep_alive.time_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", round(keep_alive.timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", int(keep_alive.without_calls)),
         ("grpc.http2.max_pings_without_data", 2),
-        # After a refused connection gRPC fails calls for a second, and up to two minutes, without trying again.
-        # Our own retries are sooner than that, and a restarted server should be found quickly. (Not to be
-        # completed with min_reconnect_backoff_ms: that one also limits how long connecting may take.)
+        # After a refused connection gRPC fails calls for a second, and up to two minutes, without trying again. A
+        # server that is back should be found at once, and a connection to nobody costs little. (Not to be completed
+        # with min_reconnect_backoff_ms: that one also limits how long connecting may take.)
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.max_reconnect_backoff_ms", 250),
+        # The same for a name whose addresses changed; gRPC asks again every 30 s by itself.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
         # Spread calls over all addresses of the name: a headless Kubernetes service has one per pod.
         ("grpc.lb_policy_name", "round_robin"),
+        # As over HTTP: gRPC would use the environment's proxy even for 127.0.0.1.
+        ("grpc.enable_http_proxy", 0),
+        # gRPC shares connections among the channels of a process, and a forked child finds those of its parent.
+        ("grpc.use_local_subchannel_pool", 1),
     ]
-    arguments: dict[str, Any] = {"url": settings.target, "channel_args": options, "ssl": settings.is_secure}
-    if settings.tls is not None:
-        arguments |= {
-            "root_certificates": settings.tls.root_certificates,
-            "private_key": settings.tls.private_key,
-            "certificate_chain": settings.tls.certificate_chain,
-        }
-    return arguments
 
 
 def _plain(message: Any) -> dict[str, Any]:

@@ -1,32 +1,36 @@
 """HTTP, blocking and asyncio, with Triton's binary tensor extension.
 
-tritonclient's blocking client is made of gevent sockets, which belong to the thread that opened them. So every
-thread gets a client of its own, its *lane*, with one connection that is kept alive between calls; it ends with the
-thread. The asyncio client is one aiohttp session.
+tritonclient writes the bodies and reads them; the exchange itself is ours, because it has bounds that tritonclient
+does not: one deadline over all of a call, a largest answer, no redirection followed, nothing unpacked, and answers
+that are tied to their request. A blocking client has one connection per thread and process, its *lane*, kept alive
+between calls. The asyncio client is one aiohttp session.
 """
 
 import asyncio
+import json
+import os
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote, urlsplit
 
-import gevent
-import gevent.hub
-import gevent.monkey
-import gevent.ssl
+import aiohttp
 import tritonclient.http
-import tritonclient.http.aio
+from tritonclient.http import InferenceServerClient, InferResult
 from tritonclient.utils import InferenceServerException
 
+from ._fork import watch_forks
+from ._http_connection import Answer, AnswerTooLargeError, Connection
 from ._options import TLS, Settings
-from ._transports import microseconds
-from ._wire import RankRequest, encode
+from ._wire import ForeignAnswerError, RankRequest, check_answer_id, encode, microseconds
 
 # Calls beyond it wait for a free connection, within their deadline; a burst should not open a thousand sockets.
 LARGEST_CONNECTIONS = 100
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+IDENTITY = "identity"
 
 
 class HttpTransport:
@@ -34,33 +38,45 @@ class HttpTransport:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._arguments = _Arguments(settings)
+        self._pages = _Pages(settings)
+        self._trust = _Trust(settings)
+        self._closed = False
+        self._start_afresh()
+        watch_forks(self)
+
+    def _start_afresh(self) -> None:
+        self._own = threading.local()
         # Weak, because a lane goes when its thread does.
         self._lanes: weakref.WeakSet[_Lane] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._closed = False
 
     def encode(self, request: RankRequest) -> list[Any]:
         return encode(request, tritonclient.http.InferInput)
 
     def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        arguments = self._arguments.infer(inputs, request_id, seconds)
-        return self._lane().call(lambda client: client.infer(**arguments), seconds)
+        headers, body = self._pages.inference(inputs, request_id, seconds)
+        lane = self._lane()
+        answer = lane.exchange("POST", self._pages.infer, headers, body, seconds)
+        try:
+            return _read_inference(answer, request_id)
+        except ForeignAnswerError:
+            lane.drop()
+            raise
 
     def server_live(self, seconds: float) -> bool:
-        return bool(self._lane().call(lambda client: client.is_server_live(**self._arguments.server()), seconds))
+        return _is_yes(self._get(self._pages.live, seconds))
 
     def server_ready(self, seconds: float) -> bool:
-        return bool(self._lane().call(lambda client: client.is_server_ready(**self._arguments.server()), seconds))
+        return _is_yes(self._get(self._pages.ready, seconds))
 
     def model_ready(self, seconds: float) -> bool:
-        return bool(self._lane().call(lambda client: client.is_model_ready(**self._arguments.model()), seconds))
+        return _is_yes(self._get(self._pages.model_ready, seconds))
 
     def metadata(self, seconds: float) -> Any:
-        return self._lane().call(lambda client: client.get_model_metadata(**self._arguments.model()), seconds)
+        return _read_json(self._get(self._pages.metadata, seconds))
 
     def config(self, seconds: float) -> Any:
-        return self._lane().call(lambda client: client.get_model_config(**self._arguments.model()), seconds)
+        return _read_json(self._get(self._pages.config, seconds))
 
     def close(self) -> None:
         with self._lock:
@@ -69,197 +85,257 @@ class HttpTransport:
         for lane in lanes:
             lane.close()
 
+    def before_fork(self, deadline: float) -> None:
+        """Nothing: a thread in the middle of a call keeps its lane, and the child does not see it."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing was changed."""
+
+    def after_fork_in_child(self) -> None:
+        for lane in list(self._lanes):
+            lane.forget()
+        self._start_afresh()
+
+    def _get(self, path: str, seconds: float) -> Answer:
+        return self._lane().exchange("GET", path, self._pages.headers, None, seconds)
+
     def _lane(self) -> "_Lane":
-        own: _Lanes | None = getattr(_this_thread, "lanes", None)
-        if own is None:
-            own = _this_thread.lanes = _Lanes()
-        lane = own.by_transport.get(self)
+        lane: _Lane | None = getattr(self._own, "lane", None)
         if lane is None:
-            lane = _Lane(self._settings)
+            lane = _Lane(Connection(self._settings, self._trust.context if self._settings.is_secure else None))
             with self._lock:
                 if self._closed:
                     raise RuntimeError("the client is closed")
                 self._lanes.add(lane)
-            own.by_transport[self] = lane
+            self._own.lane = lane
         return lane
-
-
-class _Lanes:
-    """The lanes of one thread, and the gevent hub under them.
-
-    gevent gives every thread that waits a hub, an event loop with two open files, and never takes it back: a
-    program that starts a thread per job would run out of files. So the hub is destroyed when the thread ends,
-    which is when thread-local objects are dropped.
-    """
-
-    def __init__(self) -> None:
-        self.by_transport: weakref.WeakKeyDictionary[HttpTransport, _Lane] = weakref.WeakKeyDictionary()
-        self._hub = gevent.get_hub()
-        self._thread = threading.current_thread()
-
-    def __del__(self) -> None:
-        # The main thread's hub goes with the process. Where gevent has patched threading, a "thread" is a
-        # greenlet, and shares its hub with all others.
-        if self._thread is threading.main_thread() or gevent.monkey.is_module_patched("threading"):
-            return
-        if self._hub.loop is None or threading.get_ident() != self._thread.ident:
-            return
-        # gevent's own thread-local may be gone by now, and closing a client would make a second hub.
-        gevent.hub.set_hub(self._hub)
-        self._close_lanes()  # apart, because gevent keeps the frame that destroys a hub, and all that it names
-        self._hub.destroy(destroy_loop=True)
-
-    def _close_lanes(self) -> None:
-        while self.by_transport:
-            _, lane = self.by_transport.popitem()
-            lane.close()
-
-
-_this_thread = threading.local()
 
 
 class _Lane:
     """One thread's connection."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._client: Any = None
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._process = os.getpid()
         self._busy = threading.Lock()
         self._closing = threading.Event()
 
-    def call(self, method: Callable[[Any], Any], seconds: float) -> Any:
-        """Call a method of this thread's client, for `seconds` at most.
-
-        tritonclient's own timeouts hold for one read or write each, and a server that sends a byte now and then
-        outlasts them; gevent's timer ends the whole call.
-        """
+    def exchange(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, seconds: float
+    ) -> Answer:
         with self._busy:
             if self._closing.is_set():
                 raise RuntimeError("the client is closed")
-            if self._client is None:
-                self._client = _blocking_client(self._settings)
-            timer = gevent.Timeout.start_new(seconds)
             try:
-                return method(self._client)
-            except InferenceServerException:
-                raise  # the server's own answer: the connection is sound
-            except BaseException as error:
-                # Half an answer may be waiting in the socket, and geventhttpclient's pool of one loses its only
-                # place when a timer fires during a send. Start afresh.
-                self._drop_client()
-                if error is timer:
-                    raise TimeoutError(f"no answer within {seconds:.3f} s") from None
-                raise
+                return self._connection.exchange(method, path, headers, body, seconds)
             finally:
-                timer.close()
                 if self._closing.is_set():  # close() came during the call and left the rest to us
-                    self._drop_client()
+                    self._connection.close()
+
+    def drop(self) -> None:
+        """Close the connection after an answer that makes it suspect; the next exchange makes another."""
+        with self._busy:
+            self._connection.close()
 
     def close(self) -> None:
         self._closing.set()
         if self._busy.acquire(blocking=False):
             try:
-                self._drop_client()
+                self._connection.close()
             finally:
                 self._busy.release()
 
-    def _drop_client(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+    def forget(self) -> None:
+        """Leave the connection to the parent process, in a forked child."""
+        self._connection.forget()
+
+    def __del__(self) -> None:  # its thread has ended
+        if self._process == os.getpid():
+            self._connection.close()
 
 
 class AsyncHttpTransport:
     """See `AsyncTransport`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._arguments = _Arguments(settings)
-        context = _ssl_context(ssl, settings.tls or TLS()) if settings.is_secure else None
-        self._client = tritonclient.http.aio.InferenceServerClient(
-            settings.target,
-            conn_limit=LARGEST_CONNECTIONS,
-            conn_timeout=None,  # each call has its own deadline
-            ssl=settings.is_secure,
-            ssl_context=context,
+        self._settings = settings
+        self._pages = _Pages(settings)
+        self._context = _Trust(settings).context() if settings.is_secure else True
+        self._session = self._open_session()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            base_url=f"{'https' if self._settings.is_secure else 'http'}://{self._settings.target}",
+            connector=aiohttp.TCPConnector(limit=LARGEST_CONNECTIONS, ssl=self._context),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # each call has its own deadline
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
         )
 
     def encode(self, request: RankRequest) -> list[Any]:
         return encode(request, tritonclient.http.InferInput)
 
     async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        async with _deadline(seconds):
-            return await self._client.infer(**self._arguments.infer(inputs, request_id, seconds))
+        headers, body = self._pages.inference(inputs, request_id, seconds)
+        session = self._session
+        answer = await self._exchange("POST", self._pages.infer, headers, body, seconds)
+        try:
+            return _read_inference(answer, request_id)
+        except ForeignAnswerError:
+            # aiohttp has the connection back and does not say which it was, so all go; calls on them are sent again.
+            if session is self._session and not session.closed:
+                self._session = self._open_session()
+            await session.close()
+            raise
 
     async def server_live(self, seconds: float) -> bool:
-        async with _deadline(seconds):
-            return bool(await self._client.is_server_live(**self._arguments.server()))
+        return _is_yes(await self._get(self._pages.live, seconds))
 
     async def server_ready(self, seconds: float) -> bool:
-        async with _deadline(seconds):
-            return bool(await self._client.is_server_ready(**self._arguments.server()))
+        return _is_yes(await self._get(self._pages.ready, seconds))
 
     async def model_ready(self, seconds: float) -> bool:
-        async with _deadline(seconds):
-            return bool(await self._client.is_model_ready(**self._arguments.model()))
+        return _is_yes(await self._get(self._pages.model_ready, seconds))
 
     async def metadata(self, seconds: float) -> Any:
-        async with _deadline(seconds):
-            return await self._client.get_model_metadata(**self._arguments.model())
+        return _read_json(await self._get(self._pages.metadata, seconds))
 
     async def config(self, seconds: float) -> Any:
-        async with _deadline(seconds):
-            return await self._client.get_model_config(**self._arguments.model())
+        return _read_json(await self._get(self._pages.config, seconds))
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._session.close()
+
+    async def _get(self, path: str, seconds: float) -> Answer:
+        return await self._exchange("GET", path, self._pages.headers, None, seconds)
+
+    async def _exchange(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, seconds: float
+    ) -> Answer:
+        # A timeout of the caller's own arrives here as a cancellation, so this TimeoutError is ours.
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._session.request(method, path, headers=headers, data=body, allow_redirects=False) as response,
+            ):
+                return await self._read(response)
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer within {seconds:.3f} s") from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> Answer:
+        largest = self._settings.largest_answer_bytes
+        pieces, count = [], 0
+        try:
+            if (response.content_length or 0) > largest:
+                raise AnswerTooLargeError(f"{response.content_length} bytes announced, {largest} allowed")
+            async for piece in response.content.iter_any():
+                pieces.append(piece)
+                count += len(piece)
+                if count > largest:
+                    raise AnswerTooLargeError(f"more than {largest} bytes came")
+        except BaseException:  # what else comes on this connection belongs to no other call
+            response.close()
+            raise
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, headers, b"".join(pieces))
 
 
-class _Arguments:
-    """The keyword arguments that both tritonclient clients take."""
+class _Pages:
+    """Paths, headers and bodies for one client's settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self._model = settings.model
-        self._version = settings.model_version
-        self._headers = dict(settings.headers)
+        model = f"{settings.path}/v2/models/{quote(settings.model, safe='')}"
+        if settings.model_version:
+            model += f"/versions/{settings.model_version}"
+        self.live = f"{settings.path}/v2/health/live"
+        self.ready = f"{settings.path}/v2/health/ready"
+        self.model_ready = f"{model}/ready"
+        self.metadata = model
+        self.config = f"{model}/config"
+        self.infer = f"{model}/infer"
+        self.headers = {**settings.headers, "Accept-Encoding": IDENTITY}
 
-    def server(self) -> dict[str, Any]:
-        return {"headers": dict(self._headers)}  # a copy each time: tritonclient writes into it
-
-    def model(self) -> dict[str, Any]:
-        return {"model_name": self._model, "model_version": self._version, **self.server()}
-
-    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> dict[str, Any]:
-        return {"inputs": inputs, "request_id": request_id, "timeout": microseconds(seconds), **self.model()}
+    def inference(self, inputs: list[Any], request_id: str, seconds: float) -> tuple[dict[str, str], bytes]:
+        """Headers and body of one attempt."""
+        body, header_length = InferenceServerClient.generate_request_body(
+            inputs, request_id=request_id, timeout=microseconds(seconds)
+        )
+        return self.headers if header_length is None else {**self.headers, HEADER_LENGTH: str(header_length)}, body
 
 
-@asynccontextmanager
-async def _deadline(seconds: float) -> AsyncIterator[None]:
-    # A timeout of the caller's own arrives here as a cancellation, so this TimeoutError is ours.
+class _Trust:
+    """The TLS context of a client, made when it is first needed: a wrong file is then an error of that call."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._tls = settings.tls or TLS()
+        self._context: ssl.SSLContext | None = None
+
+    def context(self) -> ssl.SSLContext:
+        if self._context is None:
+            context = ssl.create_default_context(cafile=self._tls.root_certificates)
+            if not self._tls.verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            if self._tls.certificate_chain is not None:
+                context.load_cert_chain(self._tls.certificate_chain, self._tls.private_key)
+            self._context = context
+        return self._context
+
+
+def _read_inference(answer: Answer, request_id: str) -> Any:
+    """The InferResult in an answer, if it belongs to the request."""
+    body = _checked_body(answer)
+    length = answer.headers.get(HEADER_LENGTH.lower())
+    result = InferResult.from_response_body(body, header_length=None if length is None else int(length))
+    check_answer_id(result.get_response().get("id", ""), request_id)
+    return result
+
+
+def _read_json(answer: Answer) -> Any:
+    return json.loads(_checked_body(answer))
+
+
+def _is_yes(answer: Answer) -> bool:
+    """Whether a health page says yes. Triton says no with 400; what others say in its place is raised."""
+    if 300 <= answer.status < 400 or answer.status in (401, 403, 407):
+        _checked_body(answer)
+    return answer.status == 200
+
+
+def _checked_body(answer: Answer) -> bytes:
+    """The body of an answer that is one.
+
+    Raises:
+        InferenceServerException: an error of the server's, or an answer that is none of Triton's.
+    """
+    if 300 <= answer.status < 400:
+        raise InferenceServerException(_redirection(answer), status=str(answer.status))
+    packing = answer.headers.get("content-encoding", IDENTITY).strip().lower()
+    if packing not in ("", IDENTITY):
+        raise PackedAnswerError(f"Content-Encoding: {packing[:40]}, though none was asked for")
+    if answer.status != 200:
+        raise InferenceServerException(_error_of(answer.body), status=str(answer.status))
+    return answer.body
+
+
+class PackedAnswerError(Exception):
+    """A compressed answer: a kilobyte of it may unpack to a gigabyte, so it is not read."""
+
+
+def _redirection(answer: Answer) -> str:
+    """Where a redirection points to, without the path, which may hold what is nobody's business."""
+    location = answer.headers.get("location", "")
     try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise TimeoutError(f"no answer within {seconds:.3f} s") from error
+        host = urlsplit(location).netloc.rpartition("@")[2]
+    except ValueError:
+        host = ""
+    return f"redirected to {host or 'another path of the same host'}" if location else "redirected to nowhere"
 
 
-def _blocking_client(settings: Settings) -> Any:
-    arguments: dict[str, Any] = {"connection_timeout": None, "network_timeout": None}  # the lane's timer rules
-    if settings.is_secure:
-        tls = settings.tls or TLS()
-        arguments |= {
-            "ssl": True,
-            "insecure": not tls.verify,
-            "ssl_context_factory": lambda cafile=None: _ssl_context(gevent.ssl, tls),
-        }
-    return tritonclient.http.InferenceServerClient(settings.target, **arguments)
-
-
-def _ssl_context(library: Any, tls: TLS) -> Any:
-    # `library` is ssl, or gevent's twin of it for gevent's sockets.
-    context = library.create_default_context(cafile=tls.root_certificates)
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = library.CERT_NONE
-    if tls.certificate_chain is not None:
-        context.load_cert_chain(tls.certificate_chain, tls.private_key)
-    return context
+def _error_of(body: bytes) -> str:
+    """The message in an error of Triton's, or the beginning of what came instead."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return body[:1000].decode("utf-8", errors="replace")

@@ -5,34 +5,75 @@ Each is checked when it is made, so that a mistake shows at the line that holds 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_MODEL = "rank"
-DEFAULT_TIMEOUT_SECONDS = 5.0  # generous for a real-time ranker, yet short enough that a caller notices
+
+DEFAULT_TIMEOUT_SECONDS = 10.0
+"""Twice the 5 s within which `tritonrank serve` brings back a server, or a part of it, that died: whoever called just
+before is still answered, after the slowest start and a crowd of others that waited, too."""
+
+DEFAULT_LARGEST_ANSWER_BYTES = 16 * 2**20
+"""A place in a ranking takes 8 bytes, and below 64 written as JSON: the rankings of 260,000 items at least."""
+
+OVERLOAD_ATTEMPTS = 3
+"""More would not help: an overloaded server needs fewer requests."""
+
+LARGEST_MESSAGE_BYTES = 2**31 - 1
+"""gRPC's own limit, that of a signed 32-bit length."""
 
 SCHEMES = {"grpc": False, "grpcs": True, "http": False, "https": True}
+
+# As everybody writes the address behind an ingress. Plain gRPC has no port of its own, so it must be named.
+DEFAULT_PORTS = {"http": 80, "https": 443, "grpcs": 443}
+
+HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+# They say how a body is framed and packed, which is not the caller's to choose.
+OWN_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "content-encoding",
+        "content-length",
+        "inference-header-content-length",
+        "te",
+        "transfer-encoding",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """When to send a request again: only if the server is overloaded or cannot be reached, never past the deadline.
+    """When to send a request again. Ranking changes nothing on the server, so sending it twice is safe.
+
+    - While the server cannot be reached, breaks the connection, starts, or has lost a part of itself (`Unavailable`),
+      the request is sent again until the call's deadline.
+    - A server that is overloaded (`Overloaded`), or sent the answer to another request (`ServerFault`), is asked three
+      times, and only as the budget allows.
+    - Nothing else is retried, and nothing after the deadline.
 
     The pause before attempt n + 1 is drawn from `initial_seconds` * 2**(n - 1), at most `max_seconds`, where
     `jitter` is the share that is random: 1 is the "full jitter" of
-    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, 0 a fixed pause.
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, 0 a fixed pause. So callers that waited
+    for one server come back spread over `max_seconds`, each about twice in it.
 
     The budget keeps retries from amplifying an overload. It starts with `budget_burst` tokens; every call adds
-    `budget_ratio` of one, every retry takes one, and without one there is no retry. So over time at most
-    `budget_ratio` of the calls are retried. All threads of a client share it.
+    `budget_ratio` of one, every retry of an overloaded server takes one, and without one there is no retry. So over
+    time at most `budget_ratio` of the calls are retried. All threads of a client share it. An outage costs none: its
+    requests did no work.
+
+    Attributes:
+        attempts: requests sent at most for one call, whatever the failure; 1 never retries. None is the rule above.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    attempts: int = 3
+    attempts: int | None = None
     initial_seconds: float = 0.05
     max_seconds: float = 1.0
     jitter: float = 1.0
@@ -40,7 +81,8 @@ class Retry:
     budget_burst: float = 10.0
 
     def __post_init__(self) -> None:
-        _require(self.attempts >= 1, "Retry.attempts", self.attempts, "at least 1 (1 never retries)")
+        fits = self.attempts is None or self.attempts >= 1
+        _require(fits, "Retry.attempts", self.attempts, "at least 1 (1 never retries), or None")
         _require(0 <= self.initial_seconds < math.inf, "Retry.initial_seconds", self.initial_seconds, "0 or more")
         _require(
             self.initial_seconds <= self.max_seconds < math.inf,
@@ -119,6 +161,7 @@ class Settings:
     retry: Retry = field(default_factory=Retry)
     tls: TLS | None = None
     keep_alive: KeepAlive = field(default_factory=KeepAlive)
+    largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES
 
     def __post_init__(self) -> None:
         self._check_url()
@@ -127,8 +170,13 @@ class Settings:
         _require(version_fits, "model_version", self.model_version, "a number as text, or an empty one")
         _require(0 < self.timeout < math.inf, "timeout", self.timeout, "a number of seconds above 0")
         for name, value in self.headers.items():
-            fits = isinstance(name, str) and isinstance(value, str) and (name + value).isprintable() and bool(name)
-            _require(fits, "headers", {name: value}, "printable text for names and values")
+            is_text = isinstance(name, str) and isinstance(value, str) and HEADER_NAME.fullmatch(name) is not None
+            fits = is_text and value.isascii() and value.isprintable()
+            _require(fits, "headers", {name: value}, "a header's name and printable ASCII text")
+            is_own = name.lower() in OWN_HEADERS
+            _require(not is_own, "headers", {name: value}, "none that says how a body is packed; the client does that")
+        is_size = isinstance(self.largest_answer_bytes, int) and 0 < self.largest_answer_bytes <= LARGEST_MESSAGE_BYTES
+        _require(is_size, "largest_answer_bytes", self.largest_answer_bytes, f"1 to {LARGEST_MESSAGE_BYTES} bytes")
         if self.tls is not None and not self.is_secure:
             raise ValueError(f"tls: {self.url} is not encrypted; use grpcs:// or https://")
         if self.tls is not None and not self.tls.verify and self.is_grpc:
@@ -147,25 +195,45 @@ class Settings:
         return SCHEMES[self._parts.scheme]
 
     @property
+    def host(self) -> str:
+        """Name or address of the server, without brackets."""
+        return self._parts.hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The URL's port, or that of its scheme."""
+        return self._parts.port or DEFAULT_PORTS[self._parts.scheme]
+
+    @property
+    def path(self) -> str:
+        """The base path before Triton's own, without a slash at its end."""
+        return self._parts.path.rstrip("/")
+
+    @property
     def target(self) -> str:
-        """host:port and the base path, if any: what tritonclient takes as its url."""
-        return self._parts.netloc + self._parts.path.rstrip("/")
+        """host:port, as gRPC and the header `Host` want it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def _parts(self) -> SplitResult:
         return urlsplit(self.url)
 
     def _check_url(self) -> None:
-        wanted = "expected SCHEME://HOST:PORT with scheme grpc, grpcs, http or https, such as grpc://127.0.0.1:8001"
+        wanted = (
+            "expected SCHEME://HOST:PORT with scheme grpc, grpcs, http or https, such as grpc://127.0.0.1:8001; "
+            "without a port, http is 80, https and grpcs are 443"
+        )
         if not isinstance(self.url, str):
             raise TypeError(f"url: {wanted}; got {self.url!r}")
         try:
             parts = self._parts
-            has_address = bool(parts.hostname) and parts.port is not None
+            has_port = parts.port != 0 and (parts.port is not None or parts.scheme in DEFAULT_PORTS)
+            has_address = bool(parts.hostname) and has_port and not parts.netloc.endswith(":")
         except ValueError as error:  # a port that is no number, a bracket left open
             raise ValueError(f"url: {wanted}; got {self.url!r} ({error})") from None
         extras = parts.query or parts.fragment or parts.username is not None
-        if parts.scheme not in SCHEMES or not has_address or extras:
+        is_clean = parts.path.isascii() and self.url.isprintable() and " " not in self.url
+        if parts.scheme not in SCHEMES or not has_address or extras or not is_clean:
             raise ValueError(f"url: {wanted}; got {self.url!r}")
         if self.is_grpc and parts.path.strip("/"):
             raise ValueError(f"url: gRPC has no path, got {self.url!r}; drop {parts.path!r}")

@@ -7,6 +7,12 @@ from typing import Any
 Item = str | Mapping[str, Any]
 """An item or a history entry: the text itself, or fields that the server renders by its template."""
 
+ItemId = str | int
+"""An item's id. The server compares ids as text: 7 and "7" are one."""
+
+NO_TEXT_SCORE = -3.4028234663852886e38
+"""What the server gives to an item without text: the lowest finite 32-bit float. Such items come last."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankedItem:
@@ -14,15 +20,18 @@ class RankedItem:
 
     Attributes:
         index: position of the item in the request, from 0.
-        score: raw logit; comparable within one artifact, not a probability.
+        score: raw logit; comparable within one artifact, not a probability. NO_TEXT_SCORE says nothing of the item.
         item: the item as the caller gave it.
-        item_id: its id, where the request gave ids.
+        item_id: its id as the caller gave it, where the request gave ids.
+        has_text: False where the server found no text to score: an empty one, fields that its template does not
+            name, or characters that its tokenizer does not know. Such items come last, in the order given.
     """
 
     index: int
     score: float
     item: Item
-    item_id: str | None = None
+    item_id: ItemId | None = None
+    has_text: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +40,9 @@ class RankResult:
 
     Attributes:
         ranking: best first. At most `top_k` long; shorter when the server dropped items with a repeated id.
-        artifact: the name of the model artifact that scored.
+        artifact: the name of the model artifact that scored; empty when there was no item to score.
         seconds: wall-clock time of the whole call, retries and pauses included.
-        attempts: requests sent, 1 when the first one succeeded.
+        attempts: requests sent: 1 when the first one succeeded, 0 when there was no item to score.
     """
 
     ranking: tuple[RankedItem, ...]

@@ -8,11 +8,17 @@ import random
 import threading
 import time
 
-from ._errors import RankError
-from ._options import Retry
+from ._errors import RankError, Unavailable
+from ._fork import watch_forks
+from ._options import OVERLOAD_ATTEMPTS, Retry
 
 # An attempt is never given less: the server takes a timeout of 0 microseconds as "none".
 LEAST_SECONDS = 0.001
+
+# The pauses of an outage end at the deadline and not after some attempts, so none may be nothing.
+LEAST_PAUSE_SECONDS = 0.01
+
+MOST_DOUBLINGS = 30  # of a pause; also what a float can take
 
 
 class RetryBudget:
@@ -23,6 +29,7 @@ class RetryBudget:
         self._burst = burst
         self._tokens = burst
         self._lock = threading.Lock()
+        watch_forks(self)
 
     def deposit(self) -> None:
         """Credit one call."""
@@ -37,12 +44,22 @@ class RetryBudget:
             self._tokens -= 1
             return True
 
+    def before_fork(self, deadline: float) -> None:
+        """Nothing: the lock is held for a moment only."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing was changed."""
+
+    def after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+
 
 class Call:
     """One call: its attempts, its deadline, its retries."""
 
     def __init__(self, retry: Retry, budget: RetryBudget, timeout: float) -> None:
         self.attempts = 0
+        self._refusals = 0
         self._retry = retry
         self._budget = budget
         self._started = time.monotonic()
@@ -73,12 +90,14 @@ class Call:
         failure.attempts = self.attempts
         if not failure.retryable:
             raise failure
-        pause = self._draw_pause()
-        if self.attempts >= self._retry.attempts:
+        is_outage = isinstance(failure, Unavailable)
+        self._refusals += not is_outage
+        pause = max(LEAST_PAUSE_SECONDS, self._draw_pause()) if is_outage else self._draw_pause()
+        if self._is_last(is_outage):
             why = "no attempts left"
         elif pause >= self.seconds_left:
             why = "no time left"
-        elif not self._budget.withdraw():
+        elif not is_outage and not self._budget.withdraw():
             why = "the client's retry budget is spent"
         else:
             return pause
@@ -86,6 +105,12 @@ class Call:
         failure.args = (f"{failure} Gave up after {self.attempts} attempt{plural} in {self.seconds:.2f} s: {why}.",)
         raise failure
 
+    def _is_last(self, is_outage: bool) -> bool:
+        if self._retry.attempts is not None:
+            return self.attempts >= self._retry.attempts
+        return not is_outage and self._refusals >= OVERLOAD_ATTEMPTS
+
     def _draw_pause(self) -> float:
-        longest = min(self._retry.max_seconds, self._retry.initial_seconds * 2.0 ** (self.attempts - 1))
+        doublings = min(self.attempts - 1, MOST_DOUBLINGS)
+        longest = min(self._retry.max_seconds, self._retry.initial_seconds * 2.0**doublings)
         return longest * (1 - self._retry.jitter * random.random())

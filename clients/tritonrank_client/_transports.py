@@ -1,7 +1,7 @@
 """What a client needs from a protocol, and the choice of one.
 
 A transport sends one request once. It knows neither retries nor our errors: what the library raises goes up as it
-is. The protocol's module is imported when it is chosen, so a gRPC client never loads gevent and aiohttp.
+is. The protocol's module is imported when it is chosen, so a gRPC client never loads aiohttp.
 """
 
 from typing import Any, Protocol
@@ -11,13 +11,13 @@ from ._wire import RankRequest
 
 
 class Transport(Protocol):
-    """Blocking calls, safe for threads. `seconds` is the time the call may take."""
+    """Blocking calls, safe for threads and forks. `seconds` is the time the call may take."""
 
-    def encode(self, request: RankRequest) -> list[Any]:
+    def encode(self, request: RankRequest) -> Any:
         """The request as this protocol's inputs; they may be sent several times."""
 
-    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        """Send the inputs; an InferResult."""
+    def infer(self, inputs: Any, request_id: str, seconds: float) -> Any:
+        """Send the inputs; an InferResult that bears `request_id`."""
 
     def server_live(self, seconds: float) -> bool:
         """Whether the server says that it is live."""
@@ -39,13 +39,13 @@ class Transport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """The same for asyncio; made and used in one event loop."""
+    """The same for asyncio; made and used in one event loop of one process."""
 
-    def encode(self, request: RankRequest) -> list[Any]:
+    def encode(self, request: RankRequest) -> Any:
         """The request as this protocol's inputs; they may be sent several times."""
 
-    async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        """Send the inputs; an InferResult."""
+    async def infer(self, inputs: Any, request_id: str, seconds: float) -> Any:
+        """Send the inputs; an InferResult that bears `request_id`."""
 
     async def server_live(self, seconds: float) -> bool:
         """Whether the server says that it is live."""
@@ -86,8 +86,3 @@ def open_async_transport(settings: Settings) -> AsyncTransport:
     from ._http import AsyncHttpTransport
 
     return AsyncHttpTransport(settings)
-
-
-def microseconds(seconds: float) -> int:
-    """Triton's unit for the request parameter `timeout`, on both protocols; 0 would mean "none"."""
-    return max(1, int(seconds * 1_000_000))

@@ -6,6 +6,8 @@ reported as such and never as an IndexError in the caller's code.
 
     inputs   query BYTES[1], history BYTES[-1], items BYTES[-1], item_ids BYTES[-1] (optional), top_k INT32[1]
     outputs  indices INT32[-1], scores FP32[-1], artifact BYTES[1]      best first
+
+Every request bears an id, and its answer must bear the same one.
 """
 
 import json
@@ -19,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import InvalidRequest, ServerFault
-from ._results import Item, ModelInfo, RankedItem, TensorInfo
+from ._results import NO_TEXT_SCORE, Item, ItemId, ModelInfo, RankedItem, TensorInfo
 
 LARGEST_TOP_K = 2**31 - 1  # INT32
+VERBATIM = ""  # the name of the one field whose value is the text itself
+LONGEST_QUOTED_ID = 80  # characters of a wrong id in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class RankRequest:
     """A checked request: what the caller gave, and the tensors it is sent as."""
 
     items: tuple[Item, ...]
-    item_ids: tuple[str, ...] | None
+    item_ids: tuple[ItemId, ...] | None
     top_k: int
     request_id: str
     tensors: tuple[Tensor, ...]
@@ -49,33 +53,32 @@ def build_request(
     query: str,
     history: Iterable[Item],
     items: Iterable[Item],
-    item_ids: Iterable[str] | None,
+    item_ids: Iterable[ItemId] | None,
     top_k: int,
     request_id: str,
 ) -> RankRequest:
-    """Check the caller's arguments and encode them.
+    """Check the caller's arguments and encode them. A request without items is one to which the answer is known.
 
     Raises:
         InvalidRequest: an argument is wrong; the message begins with its name.
     """
     kept_items = _sequence("items", items)
-    if not kept_items:
-        raise InvalidRequest("items: expected at least one item, got none")
     tensors = [
         Tensor("query", "BYTES", _bytes_array([_encode_text("query", query)])),
         Tensor("history", "BYTES", _encode_items("history", _sequence("history", history))),
         Tensor("items", "BYTES", _encode_items("items", kept_items)),
     ]
-    kept_ids: tuple[str, ...] | None = None
+    kept_ids: tuple[ItemId, ...] | None = None
     if item_ids is not None:
         kept_ids = _sequence("item_ids", item_ids)
         if len(kept_ids) != len(kept_items):
             raise InvalidRequest(f"item_ids: expected one per item ({len(kept_items)}), got {len(kept_ids)}")
-        encoded = [_encode_text(f"item_ids[{row}]", item_id) for row, item_id in enumerate(kept_ids)]
+        encoded = [_encode_id(f"item_ids[{row}]", item_id) for row, item_id in enumerate(kept_ids)]
         tensors.append(Tensor("item_ids", "BYTES", _bytes_array(encoded)))
     limit = _check_top_k(top_k)
     tensors.append(Tensor("top_k", "INT32", np.array([limit], dtype=np.int32)))
-    _encode_text("request_id", request_id)
+    if not _encode_text("request_id", request_id).decode().isprintable():  # Triton cuts it at a zero byte
+        raise InvalidRequest(f"request_id: expected printable text, got {request_id!r}")
     return RankRequest(kept_items, kept_ids, limit, request_id, tuple(tensors))
 
 
@@ -99,7 +102,8 @@ def read_answer(answer: Any, request: RankRequest) -> tuple[tuple[RankedItem, ..
     scores = _output(answer, "scores", "f")
     artifact = _output(answer, "artifact", "O")
     # Of items with equal ids the server keeps the best one; everything else that was asked for must come back.
-    different = len(request.items if request.item_ids is None else set(request.item_ids))
+    sent_ids = [str(item_id) for item_id in request.item_ids or ()]
+    different = len(request.items if request.item_ids is None else set(sent_ids))
     asked = min(request.top_k or different, different)
     if len(indices) != asked:
         raise _broken(f"indices: expected {asked} for {different} different items, got {len(indices)}")
@@ -107,14 +111,20 @@ def read_answer(answer: Any, request: RankRequest) -> tuple[tuple[RankedItem, ..
         raise _broken(f"scores: expected one per index ({len(indices)}), got {len(scores)}")
     if indices.min() < 0 or indices.max() >= len(request.items) or len(np.unique(indices)) != len(indices):
         raise _broken(f"indices: expected distinct positions among {len(request.items)} items")
-    if request.item_ids is not None and len({request.item_ids[index] for index in indices.tolist()}) != asked:
+    if request.item_ids is not None and len({sent_ids[index] for index in indices.tolist()}) != asked:
         raise _broken("indices: expected each of the item_ids once")
     if not np.all(scores[:-1] >= scores[1:]) or np.isnan(scores).any():
         raise _broken("scores: expected numbers, highest first")
     if len(artifact) != 1:
         raise _broken(f"artifact: expected one name, got {len(artifact)}")
     ranking = tuple(
-        RankedItem(index, score, request.items[index], request.item_ids[index] if request.item_ids else None)
+        RankedItem(
+            index,
+            score,
+            request.items[index],
+            request.item_ids[index] if request.item_ids else None,
+            has_text=score > NO_TEXT_SCORE,
+        )
         for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
     )
     return ranking, _artifact_name(artifact[0])
@@ -139,6 +149,28 @@ def read_model_info(metadata: Any, config: Any) -> ModelInfo:
         raise _broken(f"model metadata: {type(error).__name__} {error}") from error
 
 
+def check_answer_id(answered: object, sent: str) -> None:
+    """Tie an answer to its request.
+
+    Raises:
+        ForeignAnswerError: the answer bears another id than was sent.
+        ServerFault: it bears none.
+    """
+    if not answered:
+        raise _broken("id: missing")
+    if answered != sent:
+        raise ForeignAnswerError(f"sent {sent!r}, got {str(answered)[:LONGEST_QUOTED_ID]!r}")
+
+
+class ForeignAnswerError(Exception):
+    """An answer to another request came on this connection."""
+
+
+def microseconds(seconds: float) -> int:
+    """Triton's unit for the request parameter `timeout`, on both protocols; 0 would mean "none"."""
+    return max(1, int(seconds * 1_000_000))
+
+
 def check_timeout(timeout: float | None, default: float) -> float:
     """The seconds a call may take.
 
@@ -159,26 +191,67 @@ def _sequence(field: str, values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _encode_items(field: str, items: tuple[Item, ...]) -> npt.NDArray[np.object_]:
-    return _bytes_array([_encode_item(f"{field}[{row}]", item) for row, item in enumerate(items)])
+def encode_item(item: Item, field: str = "item") -> bytes:
+    """An element of `items` or `history` as the bytes that cross the wire: whoever writes requests uses this.
 
+    The server reads an element that is a JSON object as fields for its template. So a mapping is sent as one, and a
+    text that could be taken for one is sent as the object `{"": text}`, which means the text itself, verbatim.
 
-def _encode_item(field: str, item: Item) -> bytes:
+    Raises:
+        InvalidRequest: it cannot be written; the message begins with `field`.
+    """
     if isinstance(item, Mapping):
-        try:
-            return _encode_text(field, json.dumps(dict(item), ensure_ascii=False, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{field}: its fields cannot be written as JSON ({error})") from error
-    return _encode_text(field, item, "a str or a mapping of fields")
+        return _encode_fields(field, item)
+    encoded = _encode_text(field, item, "a str or a mapping of fields")
+    if item.lstrip().startswith("{"):
+        return json.dumps({VERBATIM: item}, ensure_ascii=False).encode("utf-8")
+    return encoded
 
 
-def _encode_text(field: str, text: str, expected: str = "a str") -> bytes:
+def _encode_items(field: str, items: tuple[Item, ...]) -> npt.NDArray[np.object_]:
+    return _bytes_array([encode_item(item, f"{field}[{row}]") for row, item in enumerate(items)])
+
+
+def _encode_fields(field: str, fields: Mapping[str, Any]) -> bytes:
+    try:
+        return _json(dict(fields)).encode("utf-8")
+    except (TypeError, ValueError, RecursionError):
+        for name, value in fields.items():  # which one it was
+            try:
+                _json({name: value}).encode("utf-8")
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InvalidRequest(f"{field}[{name!r}]: {_reason(error)}") from error
+        raise
+
+
+def _json(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_plain_number)
+
+
+def _plain_number(value: Any) -> int:
+    if isinstance(value, np.integer):  # numpy's float64 is a float already, and its bool is nobody's text
+        return int(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"not valid Unicode text ({error.reason} at {error.start})"
+    return f"cannot be written as JSON ({error}); fields hold text, numbers or lists of these"
+
+
+def _encode_id(field: str, item_id: ItemId) -> bytes:
+    is_whole = isinstance(item_id, int | np.integer) and not isinstance(item_id, bool)
+    return _encode_text(field, str(item_id) if is_whole else item_id, "a str or an int")
+
+
+def _encode_text(field: str, text: Any, expected: str = "a str") -> bytes:
     if not isinstance(text, str):
         raise InvalidRequest(f"{field}: expected {expected}, got {type(text).__name__}")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"{field}: not valid Unicode text ({error.reason} at {error.start})") from error
+        raise InvalidRequest(f"{field}: {_reason(error)}") from error
 
 
 def _bytes_array(values: list[bytes]) -> npt.NDArray[np.object_]:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ._client import RankClient
 from ._errors import InvalidRequest, RankError
-from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS
+from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, OVERLOAD_ATTEMPTS, TLS, Retry
 from ._results import Item, ModelInfo, RankResult
 
 app = typer.Typer(
@@ -36,7 +36,9 @@ app = typer.Typer(
 Url = Annotated[
     str,
     typer.Option(
-        envvar="TRITONRANK_URL", help="grpc://, grpcs://, http:// or https://, with host and port.", show_default=True
+        envvar="TRITONRANK_URL",
+        help="grpc://, grpcs://, http:// or https://, host and port; https and grpcs are 443 without one.",
+        show_default=True,
     ),
 ]
 ModelName = Annotated[str, typer.Option("--model", help="The ensemble to ask.")]
@@ -57,7 +59,7 @@ def rank(
     items: Annotated[
         str,
         typer.Option(
-            help='File with one item per line, a JSON string or object; "-" is standard input. '
+            help='File with one item per line: plain text, or a JSON string or object; "-" is standard input. '
             'An object\'s "item_id" is used as its id.'
         ),
     ],
@@ -143,7 +145,11 @@ def _client(
 ) -> Iterator[RankClient]:
     try:
         tls = TLS(root_certificates=root_certificates) if root_certificates is not None else None
-        client = RankClient(url, model=model, timeout=timeout, headers=_parse_headers(headers or []), tls=tls)
+        # Whoever sits at a terminal wants to hear at once that no server is there.
+        retry = Retry(attempts=OVERLOAD_ATTEMPTS)
+        client = RankClient(
+            url, model=model, timeout=timeout, headers=_parse_headers(headers or []), retry=retry, tls=tls
+        )
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     with client:
@@ -175,7 +181,7 @@ def _read_items(source: str) -> tuple[list[Item], list[str] | None]:
             told = 'an "item_id" here and none' if has_id else 'no "item_id" here and one'
             raise InvalidRequest(f"{place}: {told} on the lines before; give it on all lines or none")
         if isinstance(item, dict) and has_id:
-            item_ids.append(str(item["item_id"]))
+            item_ids.append(_parse_id(place, item["item_id"]))
         items.append(item)
     return items, item_ids or None
 
@@ -192,17 +198,32 @@ def _lines(source: str) -> Iterator[tuple[str, str]]:
 
 
 def _parse_item(place: str, line: str) -> Item:
+    """A JSON string or object, or the line as it stands.
+
+    Raises:
+        InvalidRequest: the line begins as an object and is none; ranked as text it would rank braces and quotes.
+    """
     try:
         item = json.loads(line)
-    except ValueError as error:
-        raise InvalidRequest(f"{place}: expected a JSON string or object ({error})") from error
-    if isinstance(item, str | dict):
-        return item
-    raise InvalidRequest(f"{place}: expected a JSON string or object, got {type(item).__name__}")
+    except (ValueError, RecursionError) as error:
+        if not line.lstrip().startswith("{"):
+            return line.strip()
+        text = json.dumps(line.strip()[:20], ensure_ascii=False)[:-1]
+        raise InvalidRequest(
+            f'{place}: expected a JSON object ({error}); a text that begins with a brace is written as {text}..."'
+        ) from error
+    return item if isinstance(item, str | dict) else line.strip()
+
+
+def _parse_id(place: str, item_id: Any) -> str:
+    if isinstance(item_id, str | int) and not isinstance(item_id, bool):
+        return str(item_id)
+    raise InvalidRequest(f'{place}: "item_id": expected a text or a whole number, got {json.dumps(item_id)}')
 
 
 def _print_ranking(result: RankResult) -> None:
-    table = Table(title=f"{len(result.ranking)} items ranked by {result.artifact} in {result.seconds * 1000:.1f} ms")
+    ranked_by = f" by {result.artifact}" if result.artifact else ""
+    table = Table(title=f"{len(result.ranking)} items ranked{ranked_by} in {result.seconds * 1000:.1f} ms")
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
     table.add_column("id")
@@ -210,7 +231,8 @@ def _print_ranking(result: RankResult) -> None:
     for position, place in enumerate(result.ranking, start=1):
         text = place.item if isinstance(place.item, str) else json.dumps(place.item, ensure_ascii=False)
         # Text, because rich would take brackets in a title for markup.
-        table.add_row(str(position), f"{place.score:.4f}", Text(place.item_id or ""), Text(text))
+        score = f"{place.score:.4f}" if place.has_text else "no text"
+        table.add_row(str(position), score, Text("" if place.item_id is None else str(place.item_id)), Text(text))
     Console().print(table)
 
 
