@@ -9,6 +9,7 @@ equal shapes only. There Triton's own queue bounds the wait, and no deadline is 
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,12 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         # A family must outlive its metrics, so both are kept.
         self.rejected, *self.token_metrics = (family.Metric(labels=labels) for family in self.families)
+        restarts = "Times the server was brought back after a part of it was lost"
+        self.restarts_family = pb_utils.MetricFamily(
+            name="tritonrank_server_restarts", description=restarts, kind=pb_utils.MetricFamily.GAUGE
+        )
+        self.restarts = self.restarts_family.Metric(labels=labels)
+        self.restarts.set(float(os.environ.get("TRITONRANK_RESTARTS", "0")))
         self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
 
     def execute(self, requests):
