@@ -51,8 +51,14 @@ def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> 
         ArtifactError: the repository is missing or damaged, or holds a TensorRT plan for another machine.
         ServerError: the server does not start, does not rank as the artifact does, or the file cannot be written.
     """
-    checked = CheckedRepository(repository_of(artifacts))
-    checked.check()
+    try:
+        checked = CheckedRepository(repository_of(artifacts))
+        checked.check()
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename}: cannot be read ({error.strerror}). Let this user read it: "
+            f"chmod -R a+rX {shlex.quote(str(artifacts))}"
+        ) from None
     with SupervisedTriton(checked.make, checked, ready_file=ready_file, options=options) as server:
         yield server
 

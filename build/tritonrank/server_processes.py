@@ -35,10 +35,10 @@ def process_state(pid: int) -> ProcessState | None:
     return ProcessState(words[0], int(words[1]), int(words[19]))
 
 
-def worked_seconds(pid: int) -> float:
-    """How long the threads of a process have used a core, or waited for one that others used."""
+def worked_seconds(pid: int, thread: int | None = None) -> float:
+    """How long the threads of a process, or one of them, have used a core, or waited for one that others used."""
     nanoseconds = 0
-    for schedule in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+    for schedule in Path(f"/proc/{pid}/task").glob(f"{thread or '*'}/schedstat"):
         with suppress(OSError):  # the thread has ended
             used, waited, _ = map(int, schedule.read_text().split())
             nanoseconds += used + waited

@@ -336,8 +336,9 @@ class _Watch:
                 return
 
     def _worked_seconds(self) -> float:
-        """Of all who have a part in an answer, ourselves included: on a crowded machine each of them has to wait."""
-        return sum(worked_seconds(pid) for pid in (os.getpid(), *(part.pid for part in self._server.parts)))
+        """Of all who have a part in an answer, this thread included: on a crowded machine each of them has to wait."""
+        own = worked_seconds(os.getpid(), threading.get_native_id())
+        return own + sum(worked_seconds(part.pid) for part in self._server.parts)
 
 
 def _refuses(http_url: str) -> bool:
