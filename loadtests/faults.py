@@ -1,9 +1,8 @@
 """The verb ``faults``: kill, stop and remove each part of a local server in turn while clients ask it.
 
 A fault has three answers: when health told of it, when the server was back by itself, and what became of the requests
-that
-were due meanwhile. Requests are sent when they are due, by a client that knows nothing of it: the product's own, with
-its own deadline and retries. Each answer is compared with the artifact's golden ranking.
+that were due meanwhile. Requests are sent when they are due, by a client that knows nothing of the fault: the product's
+own, with its own deadline and retries. Each answer is compared with the artifact's golden ranking.
 """
 
 import json
@@ -70,7 +69,9 @@ class Outcome:
     @property
     def passed(self) -> bool:
         told = self.back_after == 0 or (self.health_untrue_after or 0) <= TRUTH_SECONDS
-        return told and self.back_after <= BACK_SECONDS and not self.failed and not self.wrong
+        return (
+            told and self.back_after <= BACK_SECONDS and self.answered == self.sent and not (self.failed or self.wrong)
+        )
 
 
 @dataclass
