@@ -23,7 +23,7 @@ from tritonrank.plans import PLAN_FILE, check_plans, plan_settings
 from tritonrank.servable import check_contents, repository_of
 from tritonrank.server import LocalTriton, RunningServer
 from tritonrank.server_scorer import Request
-from tritonrank.supervisor import SupervisedTriton, WrongScoreError
+from tritonrank.supervisor import SupervisedTriton, WrongScoreError, remove_ready_file
 
 GOLDEN_FILE = "golden.json"
 """Requests with their scores in process; ``assemble`` writes it."""
@@ -51,6 +51,7 @@ def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> 
         ArtifactError: the repository is missing or damaged, or holds a TensorRT plan for another machine.
         ServerError: the server does not start, does not rank as the artifact does, or the file cannot be written.
     """
+    remove_ready_file(ready_file)  # another run's, that was killed
     try:
         checked = CheckedRepository(repository_of(artifacts))
         checked.check()

@@ -146,7 +146,7 @@ class SupervisedTriton:
         Raises:
             ServerError: it does not start, or does not answer as it should; this first start is tried once.
         """
-        _remove(self._ready_file)
+        remove_ready_file(self._ready_file)
         try:
             self._start_server()
         except BaseException:
@@ -164,7 +164,7 @@ class SupervisedTriton:
             self._thread.join(STOP_SECONDS)
         if self._server is not None:
             with suppress(ServerError):
-                _remove(self._ready_file)
+                remove_ready_file(self._ready_file)
             self._server.stop()
         atexit.unregister(self.stop)
 
@@ -224,7 +224,7 @@ class SupervisedTriton:
                 continue
             watch.close()
             with suppress(ServerError):  # its folder may be gone, too
-                _remove(self._ready_file)
+                remove_ready_file(self._ready_file)
             self.server.kill()
             if lost.startswith(TRITON_PROCESS):
                 lost += f" with exit code {self.server.wait()}"
@@ -374,7 +374,12 @@ def _write_ready_file(file: Path | None, server: LocalTriton, restarts: int) -> 
         raise ServerError(f"{file}: cannot be written ({error.strerror}); choose another with --ready-file") from None
 
 
-def _remove(ready_file: Path | None) -> None:
+def remove_ready_file(ready_file: Path | None) -> None:
+    """Nothing is ready, or not yet.
+
+    Raises:
+        ServerError: the file cannot be removed.
+    """
     if ready_file is not None:
         try:
             ready_file.unlink(missing_ok=True)
