@@ -6,6 +6,7 @@ server with one toy model and a golden check that says what the test wants.
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import shutil
@@ -48,6 +49,7 @@ class ServeCommand:
     temporary: Path
     repository: Path
     errors: Path
+    urls: dict[str, str]
 
     @property
     def said(self) -> dict[str, Any]:
@@ -88,9 +90,11 @@ def serve_command(repository: Path, root: Path, *options: str) -> Iterator[Serve
             text=True,
             env=os.environ | {"TMPDIR": str(temporary)},
         )
-    served = ServeCommand(program, ready_file, temporary, repository, errors)
+    served = ServeCommand(program, ready_file, temporary, repository, errors, {})
     try:
         served.wait_until_ready(0, START_SECONDS)
+        assert program.stdout is not None
+        served.urls.update(program.stdout.readline().split() for _ in range(3))
         yield served
     finally:
         program.kill()
@@ -106,15 +110,23 @@ def command(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> I
         yield served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def urls(command: ServeCommand) -> dict[str, str]:
-    assert command.program.stdout is not None
-    return dict(command.program.stdout.readline().split() for _ in range(3))
+    return command.urls
 
 
 def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         process.kill()
+
+
+def end_by_request(url: str) -> None:
+    """Divides by zero in there: an output that is no row of class scores."""
+    texts = {"query": ["desk"], "history": ["lamp"], "items": ["shelf", "chair"]}
+    inputs = [{"name": name, "datatype": "BYTES", "shape": [len(data)], "data": data} for name, data in texts.items()]
+    asked = {"inputs": inputs, "outputs": [{"name": "artifact", "parameters": {"classification": 1}}]}
+    with pytest.raises((OSError, http.client.HTTPException)):
+        urllib.request.urlopen(f"{url}/v2/models/rank/infer", data=json.dumps(asked).encode(), timeout=10)
 
 
 FAULTS: dict[str, Callable[[ServeCommand], None]] = {
@@ -126,6 +138,7 @@ FAULTS: dict[str, Callable[[ServeCommand], None]] = {
     "tritonserver, asked to end": lambda served: served.triton.terminate(),
     "keeper": lambda served: kill([served.keeper]),
     "keeper and tritonserver": lambda served: kill([served.keeper, served.triton]),
+    "a request that Triton 2.51 does not survive": lambda served: end_by_request(served.urls["HTTP"]),
     "run folder": lambda served: shutil.rmtree(run_folder(served)),
     "queue folder": lambda served: shutil.rmtree(next(run_folder(served).glob("tritonrank-queue-*"))),
 }
