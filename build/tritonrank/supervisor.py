@@ -15,7 +15,8 @@ holds is left alone, and so is the server's silence in the meantime.
 
 What is lost is taken away first, the ready file before everything else, so that health tells the truth. Then a new
 server starts at the same ports, and is ready once all golden requests rank as in process. A start that fails is tried
-again after a pause, a few times in a row; a server that was ready in between begins the count anew.
+again after a pause, a few times in a row. One that came up and was lost again before it was ready is another loss, not
+a failed start: whoever sends what ends it may be quicker than the golden requests.
 """
 
 import atexit
@@ -59,12 +60,17 @@ BUSY_SECONDS = 60.0
 FAILED_STARTS = 5
 """In a row; then the server is given up."""
 FIRST_PAUSE_SECONDS = 0.5
+LONGEST_LINE = 1_000
 STOP_SECONDS = 10.0
 """For a start that is under way to notice that it is cancelled."""
 
 
 class WrongScoreError(ServerError):
     """A golden request was answered with other scores than in process."""
+
+
+class LostAgainError(ServerError):
+    """All models were loaded, and a part was lost before the golden requests were answered."""
 
 
 class GoldenCheck(Protocol):
@@ -204,8 +210,11 @@ class SupervisedTriton:
             if self._stopping.is_set():
                 raise ServerError("the server was told to stop while it started")
             _write_ready_file(self._ready_file, server, self.restarts + again)
-        except BaseException:
+        except BaseException as error:
+            lost = next((part for part in server.parts if part.state() is None), None)
             server.kill()
+            if lost is not None and isinstance(error, ServerError):
+                raise LostAgainError(f"{lost} ended before the golden requests were answered: {error}") from None
             raise
         self._server = server
 
@@ -237,23 +246,26 @@ class SupervisedTriton:
 
     def _bring_back(self, lost: str) -> bool:
         """Start until it is ready; False when that is given up, or nobody wants it any more."""
-        for attempt in range(1, FAILED_STARTS + 1):
+        failures = 0
+        while not self._stopping.is_set():
             try:
                 self._start_server()
+            except LostAgainError as error:
+                failures = 0
+                self.restarts += 1
+                _tell(f"{lost}; lost again, {error} (restart {self.restarts})")
             except Exception as error:  # noqa: BLE001 - each reason not to start is told, and tried again
-                if self._stopping.is_set():
-                    return False
-                if attempt == FAILED_STARTS:
+                failures += 1
+                if failures == FAILED_STARTS:
                     reason = f"{lost}, and {FAILED_STARTS} starts in a row failed; the last: {error}"
                     self._given_up = ServerError(reason)
                     return False
-                pause = FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)
-                _tell(f"{lost}; start {attempt} of {FAILED_STARTS} failed, the next in {pause:g} s: {error}")
-                if self._stopping.wait(pause):
-                    return False
+                if not self._stopping.is_set():
+                    _tell(f"{lost}; start {failures} of {FAILED_STARTS} failed: {error}")
+                self._stopping.wait(FIRST_PAUSE_SECONDS * 2 ** (failures - 1))
             else:
                 return True
-        raise AssertionError("the last attempt returns")
+        return False
 
 
 class _Watch:
@@ -395,4 +407,4 @@ def _now() -> str:
 
 def _tell(what: str) -> None:
     with suppress(OSError, ValueError):  # nobody reads it any more
-        print(f"{_now()} {' '.join(what.split())}", file=sys.stderr, flush=True)
+        print(f"{_now()} {' '.join(what.split())[:LONGEST_LINE]}", file=sys.stderr, flush=True)
