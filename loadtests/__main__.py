@@ -4,6 +4,7 @@ import typer
 
 from loadtests.agree import agree
 from loadtests.compare import compare
+from loadtests.faults import faults
 from loadtests.judge import judge
 from loadtests.loadtest import loadtest
 from loadtests.overload import overload
@@ -25,6 +26,7 @@ app.command()(loadtest)
 app.command()(judge)
 app.command()(soak)
 app.command()(overload)
+app.command()(faults)
 app.command()(report)
 app.command()(perf)
 app.command()(agree)

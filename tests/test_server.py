@@ -284,7 +284,7 @@ def test_the_folder_of_a_killed_backend_is_removed_where_it_can_only_be_ours(
         server_keeper._servers = lambda: next(servers)
         server_keeper._execution_environments = lambda: set(Path({str(tmp_path)!r}).glob("python_env_*"))
         command = ["sh", "-c", "mkdir {ours}; kill -KILL $$"]
-        sys.exit(server_keeper.main(os.getppid(), Path({str(run_folder)!r}), 1, command))
+        sys.exit(server_keeper.main(os.getppid(), Path({str(run_folder)!r}), 1, None, command))
     """
     read_end, write_end = os.pipe()  # stays open: the keeper is not told to stop
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stdin=read_end, timeout=20)
@@ -400,12 +400,17 @@ def make_repository(folder: Path, *models: str) -> Path:
 def serving_program(repository: Path) -> subprocess.Popen[str]:
     """A program as ``tritonrank serve`` is one; given back once its server is ready."""
     code = f"""
+        import signal, threading, time
         from pathlib import Path
         from tritonrank import server as server_module
         from tritonrank.server import LocalTriton, run_until_signalled
         server_module.RUN_FOLDER_PREFIX = {RUN_FOLDER_PREFIX!r}
-        with LocalTriton(Path({str(repository)!r})) as server:
+        def tell_once_signals_are_handled():
+            while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # it is the last that gets a handler
+                time.sleep(0.01)
             print(server.pid, flush=True)
+        with LocalTriton(Path({str(repository)!r})) as server:
+            threading.Thread(target=tell_once_signals_are_handled).start()
             run_until_signalled(server)
         print("stopped", flush=True)
     """

@@ -296,10 +296,16 @@ def serve(
     ] = None,
     ready_file: Annotated[
         Path | None,
-        typer.Option(help="A file that is there from when golden requests rank as they should until the end"),
+        typer.Option(
+            help="A file that is there while golden requests rank as they should, and only then; it holds as JSON how "
+            "often the server was brought back, and since when it is ready"
+        ),
     ] = None,
 ) -> None:
     """Check files and plans, start Triton, check golden requests through it, and keep it running until Ctrl-C.
+
+    A server that loses a part, or does not answer any more, is brought back at the same ports within seconds; each time
+    is one line on standard error. Exits with 2 when it cannot be started any more. docs/security.md says what is open.
 
     The server is the container's own where there is one (/opt/tritonserver), else the one that pip installs.
     """

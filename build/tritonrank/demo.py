@@ -8,7 +8,7 @@ from rich.table import Table
 from tritonrank_client import RankClient, RankResult
 
 from tritonrank.serve import golden_requests, serving
-from tritonrank.server import LocalTriton
+from tritonrank.server import RunningServer
 from tritonrank.server_scorer import Request
 
 SHOWN_REQUESTS = 3
@@ -29,7 +29,7 @@ def run_demo(repository: Path) -> None:
     console.print("\nserver stopped. Keep one running with: [bold]make serve[/]")
 
 
-def _rank_and_show(server: LocalTriton, number: int, request: Request) -> None:
+def _rank_and_show(server: RunningServer, number: int, request: Request) -> None:
     results: dict[str, RankResult] = {}
     steps: dict[str, dict[str, float]] = {}
     for protocol, url in (("gRPC", server.grpc_url), ("HTTP", server.http_url)):
@@ -53,7 +53,7 @@ def _rank_and_show(server: LocalTriton, number: int, request: Request) -> None:
         console.print(f"  {protocol}: {total} ({parts} ms in the server)", highlight=False)
 
 
-def _step_nanoseconds(server: LocalTriton) -> dict[str, int]:
+def _step_nanoseconds(server: RunningServer) -> dict[str, int]:
     """Total time of each model so far, queue included, from Triton's own statistics."""
     client = tritonclient.http.InferenceServerClient(server.http_url.removeprefix("http://"))
     try:

@@ -1,24 +1,29 @@
 """Serve an assembled repository on this machine, and call it ready only when it ranks as it should.
 
 Before the start every file is compared with the manifest; after it the golden requests go through the whole ensemble,
-as a client's would, and must give the scores that the artifact gave in process.
+as a client's would, and must give the scores that the artifact gave in process. From then on the server is watched, and
+brought back when it is lost (``supervisor.py``).
 """
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tritonrank_client import RankClient
+from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, RankError, Retry
 
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.plans import PLAN_FILE, check_plans, plan_settings
-from tritonrank.server import LocalTriton
-from tritonrank.server_scorer import Request, ServerScorer
+from tritonrank.servable import check_contents, repository_of
+from tritonrank.server import LocalTriton, RunningServer
+from tritonrank.server_scorer import Request
+from tritonrank.supervisor import SupervisedTriton, WrongScoreError, remove_ready_file
 
 GOLDEN_FILE = "golden.json"
 """Requests with their scores in process; ``assemble`` writes it."""
@@ -26,9 +31,16 @@ GOLDEN_TOLERANCE = 1e-4
 """Largest difference of a golden score from the one in process, where both are computed by the same code."""
 
 
+SMALL_REQUEST_ITEMS = 2
+"""Of the golden request that is asked now and then: two scores tell that everything on the way works."""
+PATIENCE_SECONDS = 20.0
+"""For one golden request of the check at the start, as clients who waited for the server come first."""
+PAUSE_SECONDS = 0.1
+
+
 @contextmanager
-def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> Iterator[LocalTriton]:
-    """A ready server for a repository.
+def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> Iterator[SupervisedTriton]:
+    """A ready server for a repository, brought back by itself when it is lost.
 
     Args:
         artifacts: ``artifacts/<recipe>``, or its repository folder.
@@ -39,32 +51,84 @@ def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> 
         ArtifactError: the repository is missing or damaged, or holds a TensorRT plan for another machine.
         ServerError: the server does not start, does not rank as the artifact does, or the file cannot be written.
     """
-    if ready_file is not None:
-        ready_file.unlink(missing_ok=True)  # another run's, that was killed
-    repository = repository_of(artifacts)
-    verify_artifact(repository)
-    check_plans(repository)
-    with LocalTriton(repository, **options) as server:
-        check_golden_cases(repository, server.grpc_url)
-        with _present(ready_file) if ready_file is not None else nullcontext():
-            yield server
-
-
-@contextmanager
-def _present(file: Path) -> Iterator[None]:
+    remove_ready_file(ready_file)  # another run's, that was killed
     try:
-        file.touch()
+        checked = CheckedRepository(repository_of(artifacts))
+        checked.check()
     except OSError as error:
-        raise ServerError(f"{file}: cannot be written ({error.strerror}); choose another with --ready-file") from None
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
+        raise ArtifactError(
+            f"{error.filename}: cannot be read ({error.strerror}). Let this user read it: "
+            f"chmod -R a+rX {shlex.quote(str(artifacts))}"
+        ) from None
+    with SupervisedTriton(checked.make, checked, ready_file=ready_file, options=options) as server:
+        yield server
 
 
-def repository_of(artifacts: Path) -> Path:
-    """The repository folder, given it or the recipe's artifact folder."""
-    return artifacts / "repository" if (artifacts / "repository").is_dir() else artifacts
+class CheckedRepository:
+    """A repository, what was seen of its files when they were last compared with their hashes, and what a server that
+    loaded them has to answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._seen: dict[str, tuple[int, ...]] = {}
+        self._small: tuple[Request, Sequence[float]] | None = None
+        self._tolerance = 0.0
+
+    def check(self) -> None:
+        """Compare every file with its hash.
+
+        Once that was done it is not done again unless a file was written, replaced or renamed: its inode, size and
+        times then differ. What a restart repairs are processes; hashing gigabytes would only keep everybody waiting.
+
+        Raises:
+            ArtifactError: a file is missing or damaged, or there is one too many.
+        """
+        if self._seen and self._seen == _seen_of(self.folder):
+            return
+        seen = _seen_of(self.folder)  # before, so that what changes meanwhile is looked at the next time
+        manifest = verify_artifact(self.folder)
+        check_contents(self.folder, manifest)
+        check_plans(self.folder)
+        self._tolerance = golden_tolerance(self.folder)
+        request, scores = min(golden_requests(self.folder), key=lambda case: sum(map(len, case[0].items)))
+        items = request.items[:SMALL_REQUEST_ITEMS]
+        self._small = Request(request.query, request.history, items), scores[: len(items)]
+        self._seen = seen
+
+    def make(self, **options: Any) -> LocalTriton:
+        """A server, not yet started, for files that are as they should be."""
+        self.check()
+        return LocalTriton(self.folder, **options)
+
+    def prove(self, server: LocalTriton, cancelled: threading.Event) -> None:
+        """See GoldenCheck."""
+        check_golden_cases(self.folder, server.grpc_url, cancelled)
+
+    def ask(self, server: LocalTriton, seconds: float) -> None:
+        """See GoldenCheck. Over HTTP: Triton 2.51 may end when a gRPC call gives up."""
+        assert self._small is not None
+        request, expected = self._small
+        with RankClient(server.http_url, timeout=seconds, retry=Retry(attempts=1)) as client:
+            try:
+                difference = _difference(client, request, expected)
+            except Overloaded:
+                return  # it looks after its queue, so it lives
+            except DeadlineExceeded as error:
+                raise TimeoutError(str(error)) from None
+            except RankError as error:
+                raise ServerError(str(error)) from None
+        if not difference <= self._tolerance:
+            raise WrongScoreError(f"a golden request differs by {difference:.1e} from the artifact's own scores")
+
+
+def _seen_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when a file is written or replaced, by name."""
+    seen: dict[str, tuple[int, ...]] = {}
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            status = path.lstat()
+            seen[str(path)] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return seen
 
 
 def golden_requests(repository: Path) -> list[tuple[Request, list[float]]]:
@@ -83,26 +147,45 @@ def _golden(repository: Path) -> dict[str, Any]:
     return loaded
 
 
-def check_golden_cases(repository: Path, url: str) -> None:
+def check_golden_cases(repository: Path, url: str, cancelled: threading.Event | None = None) -> None:
     """Send every golden request through the live ensemble.
+
+    A server that is too busy for one is asked again for PATIENCE_SECONDS.
+
+    Args:
+        cancelled: once it is set, the rest is not asked.
 
     Raises:
         ServerError: an answer is missing or differs from the artifact's own scores.
     """
     tolerance = golden_tolerance(repository)
     with RankClient(url) as client:
-        scorer = ServerScorer(client)
         for number, (request, expected) in enumerate(golden_requests(repository)):
-            try:
-                difference = float(np.abs(scorer.score(request) - np.array(expected)).max())
-            except ServerError as error:
-                raise ServerError(f"golden request {number} was not answered: {error}") from error
-            if not difference <= tolerance:
-                raise ServerError(
-                    f"{url}: golden request {number} differs by {difference:.1e} from the artifact's own scores "
-                    f"(tolerance {tolerance:.0e}). Assemble the repository again on this machine: "
-                    + assemble_command(repository)
-                )
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while not (cancelled and cancelled.is_set()):
+                try:
+                    difference = _difference(client, request, expected)
+                except RankError as error:
+                    if isinstance(error, Overloaded | DeadlineExceeded) and time.monotonic() < deadline:
+                        time.sleep(PAUSE_SECONDS)
+                        continue
+                    raise ServerError(f"golden request {number} was not answered: {error}") from error
+                if not difference <= tolerance:
+                    raise WrongScoreError(
+                        f"{url}: golden request {number} differs by {difference:.1e} from the artifact's own scores "
+                        f"(tolerance {tolerance:.0e}). Assemble the repository again on this machine: "
+                        + assemble_command(repository)
+                    )
+                break
+
+
+def _difference(client: RankClient, request: Request, expected: Sequence[float]) -> float:
+    """The largest one between the live scores and those expected; NaN where a score is missing."""
+    result = client.rank(query=request.query, history=request.history, items=request.items)
+    scores = np.full(len(request.items), np.nan)  # what is not answered must not look scored
+    for ranked in result.ranking:
+        scores[ranked.index] = ranked.score
+    return float(np.abs(scores - np.array(expected)).max())
 
 
 def assemble_command(repository: Path) -> str:
@@ -117,7 +200,7 @@ def assemble_command(repository: Path) -> str:
     return f"tritonrank assemble RECIPE --target {target} {plan_settings(manifest.settings.get('precision'), ranks)}"
 
 
-def example_command(artifacts: Path, server: LocalTriton) -> str:
+def example_command(artifacts: Path, server: RunningServer) -> str:
     """A request to copy and paste: the first golden one through the client's command line."""
     request, _ = golden_requests(repository_of(artifacts))[0]
     items = "\n".join(json.dumps(item, ensure_ascii=False) for item in request.items[:4])

@@ -42,19 +42,24 @@ class ServerLog(Protocol):
 
 
 class FileLog:
-    """The log in a file, overwritten.
+    """The log in a file.
+
+    Args:
+        path: the file, overwritten.
+        keeps: go on after what it holds already, which counts as no part of this log.
 
     Raises:
         ServerError: it cannot be written there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keeps: bool = False) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w+b")
+            self._file = path.open("a+b" if keeps else "w+b")
         except OSError as error:
             raise ServerError(f"{path}: the server's log cannot be written there ({error.strerror})") from None
         self._last = b""
+        self._start = os.fstat(self.descriptor).st_size
 
     @property
     def descriptor(self) -> int:
@@ -65,7 +70,7 @@ class FileLog:
             return self._last
         # pread: the server writes through the same file description, so a seek here would move its position.
         size = os.fstat(self.descriptor).st_size
-        return os.pread(self.descriptor, KEPT_BYTES, max(0, size - KEPT_BYTES))
+        return os.pread(self.descriptor, KEPT_BYTES, max(self._start, size - KEPT_BYTES))
 
     def close(self) -> None:
         self._last = self.tail()

@@ -35,17 +35,42 @@ class TritonInstall:
     """tritonserver arguments for this release"""
 
 
-def prepare_triton(run_folder: Path, host: str) -> TritonInstall:
+def is_container() -> bool:
+    """Whether this is a container with a tritonserver of its own."""
+    return (CONTAINER_ROOT / "bin" / "tritonserver").is_file()
+
+
+def check_host(host: str) -> None:
+    """Whether the server that is here may listen at an address.
+
+    Raises:
+        ServerError: it may not, or there is no server.
+    """
+    if not is_container():
+        wheel = triton_wheel.find_triton_wheel()
+        if host != LOOPBACK:
+            raise ServerError(
+                f"{triton_wheel.DISTRIBUTION} {wheel.version} holds a tritonserver with published security "
+                f"advisories, so it listens on {LOOPBACK} only, not on {host}. To serve others, run a current release: "
+                "docker compose -f deploy/compose.yaml --profile cpu up (README, On a GPU)"
+            )
+    elif ":" in host:
+        raise ServerError(
+            f"--host {host}: Triton is started on IPv4 addresses only here. Choose {LOOPBACK}, or 0.0.0.0 for every "
+            "IPv4 address"
+        )
+
+
+def prepare_triton(run_folder: Path) -> TritonInstall:
     """Find a tritonserver and lay out in ``run_folder`` what it lacks.
 
     Args:
         run_folder: exists as long as the server runs.
-        host: the address that it will listen on.
 
     Raises:
-        ServerError: there is none, it is incomplete, or it must not listen there.
+        ServerError: there is none, or it is incomplete.
     """
-    if (CONTAINER_ROOT / "bin" / "tritonserver").is_file():
+    if is_container():
         return TritonInstall(
             executable=CONTAINER_ROOT / "bin" / "tritonserver",
             backends=CONTAINER_ROOT / "backends",
@@ -54,12 +79,6 @@ def prepare_triton(run_folder: Path, host: str) -> TritonInstall:
             options=CONTAINER_OPTIONS,
         )
     wheel = triton_wheel.find_triton_wheel()
-    if host != LOOPBACK:
-        raise ServerError(
-            f"{triton_wheel.DISTRIBUTION} {wheel.version} holds a tritonserver with published security advisories, so "
-            f"it listens on {LOOPBACK} only, not on {host}. To serve others, run a current release: "
-            "docker compose -f deploy/compose.yaml --profile cpu up (README, On a GPU)"
-        )
     backends = run_folder / "backends"
     triton_wheel.make_backend_folder(wheel, backends)
     return TritonInstall(

@@ -10,6 +10,7 @@ own, whatever started the server (PYTHONPATH and the other PYTHON variables have
 import ctypes.util
 import importlib.metadata
 import os
+import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from tritonrank.errors import ServerError
 DISTRIBUTION = "nvidia-pytriton"
 PREFIX_VARIABLE = "TRITONRANK_PREFIX"
 """Environment variable naming the Python environment that models must run in; they compare it with sys.prefix."""
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""onnxruntime 1.29 and later call Microsoft from every process that loads them, unless told not to."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,17 @@ def find_triton_wheel() -> TritonWheel:
 
 
 def make_backend_folder(wheel: TritonWheel, folder: Path) -> None:
-    """Fill ``folder`` with links that complete the wheel's Python backend; pass it as ``--backend-directory``."""
+    """Fill ``folder`` with what completes the wheel's Python backend; pass it as ``--backend-directory``.
+
+    The stub is a copy: Triton makes it executable, which only its owner may do, and the wheel may be another's.
+    """
     python_backend = folder / "python"
     python_backend.mkdir(parents=True)
-    for source in (*wheel.python_backend.glob("*.*"), wheel.stub):
+    for source in wheel.python_backend.glob("*.*"):
         (python_backend / source.name).symlink_to(source)
+    stub = python_backend / wheel.stub.name
+    shutil.copyfile(wheel.stub, stub)
+    stub.chmod(0o755)
 
 
 def server_environment(wheel: TritonWheel, inherited: Mapping[str, str], temporary_folder: Path) -> dict[str, str]:
@@ -109,7 +118,7 @@ def interpreter_environment(inherited: Mapping[str, str], temporary_folder: Path
             f"{python_folder} has no python3, which the Python backend starts models with. "
             "Run tritonrank from a virtual environment: python -m venv .venv"
         )
-    environment = dict(inherited)
+    environment = {**inherited, **NO_TELEMETRY}
     environment["PATH"] = _path_list(str(python_folder), inherited.get("PATH"))
     environment[PREFIX_VARIABLE] = sys.prefix
     environment["TMPDIR"] = str(temporary_folder)

@@ -9,6 +9,7 @@ equal shapes only. There Triton's own queue bounds the wait, and neither deadlin
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,10 @@ class TritonPythonModel:
             "tritonrank_requests_rejected_total", "Requests refused because they could not be done in time"
         )
         without = family("tritonrank_items_without_text_total", "Candidates ranked last because they have no text")
-        self.families = [texts, cut, rejected, without]  # a family must outlive its metrics
+        restarts = family("tritonrank_server_restarts", "Times that a part was lost and the server came back", "GAUGE")
+        self.restarts = restarts.Metric(labels=labels)
+        self.restarts.set(float(os.environ.get("TRITONRANK_RESTARTS", "0")))
+        self.families = [texts, cut, rejected, without, restarts]  # a family must outlive its metrics
         self.rejected, self.without_text = rejected.Metric(labels=labels), without.Metric(labels=labels)
         self.text_metrics = {
             name: tuple(one.Metric(labels=labels | {"field": name}) for one in (texts, cut))

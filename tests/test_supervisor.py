@@ -1,0 +1,441 @@
+"""A server that loses a part comes back by itself, and until then nothing says that it is ready.
+
+The command is tried as users run it, on the tiny ranker; what is rare (silence, wrong scores, starts that fail) on a
+server with one toy model and a golden check that says what the test wants.
+"""
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_server import make_repository, wait_until
+from tritonrank import supervisor as supervisor_module
+from tritonrank.errors import ArtifactError, ServerError
+from tritonrank.pipeline import Workspace
+from tritonrank.serve import CheckedRepository, check_golden_cases
+from tritonrank.server import LocalTriton
+from tritonrank.supervisor import SupervisedTriton, WrongScoreError
+
+BACK_SECONDS = 5.0
+TRUTH_SECONDS = 2.0
+START_SECONDS = 60.0
+HEALED_SECONDS = 1.5
+QUIET_SECONDS = 4.0  # longer than it takes to notice that a golden request is not answered
+PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+
+
+@dataclass
+class ServeCommand:
+    """``tritonrank serve`` as a process of its own."""
+
+    program: "subprocess.Popen[str]"
+    ready_file: Path
+    temporary: Path
+    repository: Path
+    errors: Path
+    urls: dict[str, str]
+
+    @property
+    def said(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ready_file.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def keeper(self) -> psutil.Process:
+        (keeper,) = psutil.Process(self.program.pid).children()
+        return keeper
+
+    @property
+    def triton(self) -> psutil.Process:
+        return psutil.Process(self.said["server_process"])
+
+    def stubs(self, model: str) -> list[psutil.Process]:
+        return [one for one in self.triton.children() if any(f"/{model}/" in word for word in one.cmdline())]
+
+    def wait_until_ready(self, restarts: int, seconds: float) -> None:
+        def is_ready() -> bool:
+            assert self.program.poll() is None, self.errors.read_text()
+            return self.ready_file.exists() and self.said["restarts"] == restarts
+
+        wait_until(is_ready, seconds, lambda: f"not ready for the {restarts}. time: {self.errors.read_text()}")
+
+
+@contextmanager
+def serve_command(repository: Path, root: Path, *options: str) -> Iterator[ServeCommand]:
+    ready_file, temporary, errors = root / "ready", root / "tmp", root / "errors"
+    temporary.mkdir()
+    ports = [argument for name in ("http", "grpc", "metrics") for argument in (f"--{name}-port", "0")]
+    command = [sys.executable, "-m", "tritonrank", "serve", str(repository), *ports, "--ready-file", str(ready_file)]
+    with errors.open("w") as standard_error:
+        program = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=standard_error,
+            text=True,
+            env=os.environ | {"TMPDIR": str(temporary)},
+        )
+    served = ServeCommand(program, ready_file, temporary, repository, errors, {})
+    try:
+        served.wait_until_ready(0, START_SECONDS)
+        assert program.stdout is not None
+        served.urls.update(program.stdout.readline().split() for _ in range(3))
+        yield served
+    finally:
+        program.kill()
+        program.communicate()
+        wait_until(lambda: not list(temporary.iterdir()), 20, lambda: f"left: {list(temporary.iterdir())}")
+
+
+@pytest.fixture(scope="module")
+def command(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeCommand]:
+    root = tmp_path_factory.mktemp("supervised")
+    shutil.copytree(workspace.repository, root / "repository")
+    with serve_command(root / "repository", root, "--log-file", str(root / "server.log")) as served:
+        yield served
+
+
+@pytest.fixture
+def urls(command: ServeCommand) -> dict[str, str]:
+    return command.urls
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def end_by_request(url: str) -> None:
+    """Divides by zero in there: an output that is no row of class scores."""
+    texts = {"query": ["desk"], "history": ["lamp"], "items": ["shelf", "chair"]}
+    inputs = [{"name": name, "datatype": "BYTES", "shape": [len(data)], "data": data} for name, data in texts.items()]
+    asked = {"inputs": inputs, "outputs": [{"name": "artifact", "parameters": {"classification": 1}}]}
+    with pytest.raises((OSError, http.client.HTTPException)):
+        urllib.request.urlopen(f"{url}/v2/models/rank/infer", data=json.dumps(asked).encode(), timeout=10)
+
+
+FAULTS: dict[str, Callable[[ServeCommand], None]] = {
+    "a scorer": lambda served: kill(served.stubs("score")[:1]),
+    "tokenize": lambda served: kill(served.stubs("tokenize")),
+    "select": lambda served: kill(served.stubs("select")),
+    "all stubs": lambda served: kill(served.triton.children()),
+    "tritonserver": lambda served: kill([served.triton]),
+    "tritonserver, asked to end": lambda served: served.triton.terminate(),
+    "keeper": lambda served: kill([served.keeper]),
+    "keeper and tritonserver": lambda served: kill([served.keeper, served.triton]),
+    "a request that Triton 2.51 does not survive": lambda served: end_by_request(served.urls["HTTP"]),
+    "run folder": lambda served: shutil.rmtree(run_folder(served)),
+    "queue folder": lambda served: shutil.rmtree(next(run_folder(served).glob("tritonrank-queue-*"))),
+}
+
+
+def run_folder(served: ServeCommand) -> Path:
+    (folder,) = served.temporary.iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_what_is_lost_is_back_at_the_same_ports(
+    command: ServeCommand, urls: dict[str, str], fault: Callable[[ServeCommand], None]
+) -> None:
+    restarts, folder = command.said["restarts"], run_folder(command)
+    processes = [command.keeper, command.triton, *command.triton.children()]
+    fault(command)
+    wait_until(lambda: not command.ready_file.exists(), TRUTH_SECONDS, lambda: "still called ready")
+    command.wait_until_ready(restarts + 1, BACK_SECONDS)
+    check_golden_cases(command.repository, urls["gRPC"])
+    check_golden_cases(command.repository, urls["HTTP"])
+    assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not folder.exists()
+    assert not list(Path("/dev/shm").glob(folder.name + "*"))
+    assert f"(restart {restarts + 1})" in command.errors.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("fault", ["tritonserver", "a scorer"])
+def test_triton_itself_says_no_when_it_is_lost(command: ServeCommand, urls: dict[str, str], fault: str) -> None:
+    """Not only the ready file: whoever asks Triton for its health is told, too."""
+    restarts = command.said["restarts"]
+    refused = threading.Event()
+
+    def ask() -> None:
+        while not refused.is_set() and command.program.poll() is None:
+            try:
+                urllib.request.urlopen(f"{urls['HTTP']}/v2/health/ready", timeout=1).close()
+            except OSError:
+                refused.set()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    FAULTS[fault](command)
+    assert refused.wait(TRUTH_SECONDS), "health went on to say 200"
+    command.wait_until_ready(restarts + 1, BACK_SECONDS)
+    asking.join()
+
+
+def test_the_metrics_page_and_the_ready_file_tell_the_restarts(command: ServeCommand, urls: dict[str, str]) -> None:
+    restarts = command.said["restarts"]
+    assert restarts > 0
+    with urllib.request.urlopen(urls["metrics"]) as page:
+        lines = [line for line in page.read().decode().splitlines() if line.startswith("tritonrank_server_restarts{")]
+    assert [float(line.split()[-1]) for line in lines] == [restarts]
+    assert time.strptime(command.said["since"], "%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_the_log_of_earlier_servers_is_kept(command: ServeCommand) -> None:
+    log = (command.errors.parent / "server.log").read_text(errors="replace")
+    assert log.count("successfully loaded 'rank'") == command.said["restarts"] + 1
+
+
+@pytest.mark.parametrize("part", ["score", "tokenize", "select", "tritonserver", "keeper"])
+def test_a_part_that_is_stopped_goes_on(command: ServeCommand, urls: dict[str, str], part: str) -> None:
+    said = command.said
+    process = {"tritonserver": command.triton, "keeper": command.keeper}.get(part) or command.stubs(part)[0]
+    process.suspend()
+    wait_until(lambda: process.status() != psutil.STATUS_STOPPED, HEALED_SECONDS, lambda: f"{part} was left stopped")
+    check_golden_cases(command.repository, urls["gRPC"])
+    time.sleep(1)  # Triton aborts a moment after a pause that was too long
+    assert command.said == said
+
+
+def test_a_part_that_does_not_stay_awake_is_replaced(command: ServeCommand) -> None:
+    restarts = command.said["restarts"]
+    victim = command.stubs("tokenize")[0]
+    ends = time.monotonic() + START_SECONDS
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while time.monotonic() < ends:
+            victim.suspend()
+            time.sleep(0.02)
+    command.wait_until_ready(restarts + 1, BACK_SECONDS)
+
+
+def test_a_part_that_a_debugger_holds_is_left_alone(command: ServeCommand) -> None:
+    said = command.said
+    libc = ctypes.CDLL(None, use_errno=True)
+    victim = command.stubs("select")[0].pid
+    assert libc.ptrace(PTRACE_ATTACH, victim, None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(victim, 0x40000000)  # __WALL
+    try:
+        time.sleep(QUIET_SECONDS)
+        assert psutil.Process(victim).status() == psutil.STATUS_TRACING_STOP
+        assert command.said == said
+    finally:
+        libc.ptrace(PTRACE_DETACH, victim, None, None)
+    time.sleep(1)
+    assert command.said["restarts"] == said["restarts"]
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 0.9])
+def test_sigterm_during_a_restart_ends_everything(workspace: Workspace, tmp_path: Path, seconds: float) -> None:
+    with serve_command(workspace.repository, tmp_path) as served:
+        folder = run_folder(served)
+        served.triton.kill()
+        time.sleep(seconds)
+        served.program.terminate()
+        assert served.program.wait(30) in (0, 128 + signal.SIGTERM)  # the latter before it waits for signals
+        assert not served.ready_file.exists()
+        assert not list(served.temporary.iterdir())
+        assert not list(Path("/dev/shm").glob(folder.name + "*"))
+
+
+def test_nothing_is_called_ready_when_the_command_is_killed(workspace: Workspace, tmp_path: Path) -> None:
+    with serve_command(workspace.repository, tmp_path) as served:
+        served.program.kill()
+        wait_until(lambda: not served.ready_file.exists(), TRUTH_SECONDS, lambda: "the ready file is still there")
+
+
+def test_the_ready_file_of_another_run_stays(workspace: Workspace, tmp_path: Path) -> None:
+    """The keeper of a killed run may tidy up when the next one is ready."""
+    with serve_command(workspace.repository, tmp_path) as served:
+        others = served.said | {"server_process": 1}
+        served.ready_file.write_text(json.dumps(others))
+        served.program.kill()
+        wait_until(lambda: not list(served.temporary.iterdir()), 20, lambda: "the keeper lives on")
+        assert served.said == others
+
+
+def test_files_that_changed_are_checked_before_a_restart(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    shutil.copytree(workspace.repository, folder)
+    checked = CheckedRepository(folder)
+    checked.check()
+    weights = next((folder / "score" / "1").glob("*.bin"))
+    content, times = weights.read_bytes(), weights.stat()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="changed since it was built"):
+        checked.make()
+    weights.write_bytes(content)
+    checked.make()
+
+
+# With one toy model
+
+
+class Golden:
+    """Says what the test wants: for each proof and each question the next thing to raise, then none."""
+
+    def __init__(self, proofs: tuple[Exception | None, ...] = (), answers: tuple[Exception, ...] = ()) -> None:
+        self.proofs, self.answers = list(proofs), list(answers)
+        self.asked = 0
+
+    def prove(self, server: LocalTriton, cancelled: threading.Event) -> None:
+        server.check()
+        if self.proofs and (fault := self.proofs.pop(0)):
+            raise fault
+
+    def ask(self, server: LocalTriton, seconds: float) -> None:
+        self.asked += 1
+        if self.answers:
+            if isinstance(self.answers[0], TimeoutError):
+                time.sleep(seconds)
+            raise self.answers.pop(0)
+
+
+class BusyGolden(Golden):
+    """Never answers, while the machine works on it."""
+
+    def ask(self, server: LocalTriton, seconds: float) -> None:
+        self.asked += 1
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            pass
+        raise TimeoutError("no answer")
+
+
+class DeadlyGolden(Golden):
+    """The server ends as often as there are proofs, before they are done."""
+
+    def prove(self, server: LocalTriton, cancelled: threading.Event) -> None:
+        if self.proofs and (fault := self.proofs.pop(0)):
+            os.kill(server.pid, signal.SIGKILL)
+            raise fault
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_repository(tmp_path_factory.mktemp("echo"), "echo")
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden requests and further starts come soon."""
+    monkeypatch.setattr(supervisor_module, "GOLDEN_SECONDS", 0.3)
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_SECONDS", 0.01)
+
+
+def supervised(repository: Path, golden: Golden, **options: Any) -> SupervisedTriton:
+    return SupervisedTriton(lambda **made: LocalTriton(repository, **made), golden, options=options)
+
+
+LOST: dict[str, tuple[Exception, ...]] = {
+    "another score": (WrongScoreError("a golden request differs"),),
+    "two failures": (ServerError("the stub is not healthy"), ServerError("the stub is not healthy")),
+    "two silences": (TimeoutError("no answer"), TimeoutError("no answer")),
+}
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("answers", LOST.values(), ids=LOST.keys())
+def test_answers_that_say_that_it_is_lost(
+    echo: Path, answers: tuple[Exception, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = Golden(answers=answers)
+    with supervised(echo, golden) as server:
+        first = server.pid
+        wait_until(lambda: server.restarts == 1, START_SECONDS, lambda: "it was not brought back")
+        assert server.pid != first
+        asked = golden.asked
+        wait_until(lambda: golden.asked > asked + 1, START_SECONDS, lambda: "nobody asks any more")
+        assert server.restarts == 1
+        server.check()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "(restart 1)" in line]
+    assert str(answers[0]) in line
+
+
+@pytest.mark.usefixtures("soon")
+def test_one_failure_is_no_loss(echo: Path) -> None:
+    golden = Golden(answers=(ServerError("once"),))
+    with supervised(echo, golden) as server:
+        wait_until(lambda: golden.asked > 4, START_SECONDS, lambda: "nobody asks")
+        assert server.restarts == 0
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_busy_server_is_left_to_its_work_but_not_for_ever(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = BusyGolden()
+    monkeypatch.setattr(supervisor_module, "GOLDEN_DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr(supervisor_module, "BUSY_SECONDS", 6.0)
+    with supervised(echo, golden) as server:
+        wait_until(lambda: golden.asked > 3, START_SECONDS, lambda: "nobody asks")
+        assert server.restarts == 0
+        wait_until(lambda: server.restarts == 1, START_SECONDS, lambda: "it was left to it for ever")
+
+
+@pytest.mark.usefixtures("soon")
+def test_starts_that_fail_are_tried_again_and_counted_anew_after_each_success(echo: Path) -> None:
+    failing = [ServerError("no memory")] * (supervisor_module.FAILED_STARTS - 1)
+    with supervised(echo, Golden(proofs=(None, *failing, None, *failing, None))) as server:
+        for restarts in (1, 2):
+            os.kill(server.pid, signal.SIGKILL)
+            wait_until(lambda n=restarts: server.restarts == n, START_SECONDS, lambda: "it was given up")
+        server.check()
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_server_that_is_lost_as_soon_as_it_is_up_is_not_given_up(echo: Path) -> None:
+    """A request that ends it, sent again and again, may come before the golden ones."""
+    ends = supervisor_module.FAILED_STARTS + 1
+    with supervised(echo, DeadlyGolden(proofs=(None, *[ServerError("no answer")] * ends))) as server:
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: server.restarts == ends + 1, START_SECONDS, lambda: f"{server.restarts} restarts")
+        server.check()
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_server_that_does_not_start_any_more_is_given_up_with_the_reason(echo: Path) -> None:
+    failing = [ServerError("no memory for the models")] * supervisor_module.FAILED_STARTS
+    with supervised(echo, Golden(proofs=(None, *failing))) as server:
+        port = server.http_url
+        os.kill(server.pid, signal.SIGKILL)
+
+        def is_given_up() -> bool:
+            try:
+                server.check()
+            except ServerError as error:
+                return "no memory for the models" in str(error)
+            return False
+
+        wait_until(is_given_up, START_SECONDS, lambda: "nobody says that it is gone")
+        with pytest.raises(OSError, match=r"refused|reset"):
+            urllib.request.urlopen(f"{port}/v2/health/live", timeout=2)
+
+
+def test_a_first_start_that_fails_is_told_at_once(echo: Path) -> None:
+    golden = Golden(proofs=(ServerError("other scores"), None))
+    with pytest.raises(ServerError, match="other scores"):
+        supervised(echo, golden).start()
+    assert golden.proofs == [None]
+
+
+def test_restarts_leave_no_descriptor_open(echo: Path) -> None:
+    with supervised(echo, Golden()) as server:
+        before = psutil.Process().num_fds()
+        for restarts in range(1, 4):
+            os.kill(server.pid, signal.SIGKILL)
+            wait_until(lambda n=restarts: server.restarts == n, START_SECONDS, lambda: "it was not brought back")
+        wait_until(lambda: psutil.Process().num_fds() <= before, 5, lambda: "descriptors stay open")
