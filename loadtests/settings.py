@@ -97,7 +97,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--deadline-ms", type=float, default=2_000.0, help="of each request; later answers are no good")
     parser.add_argument("--candidates", type=int, default=0, help="cut every request to so many; 0: as they are")
     parser.add_argument("--golden", default="", help="golden.json or its repository: their scores have to be right")
-    parser.add_argument("--senders", type=int, default=0, help="requests in flight at once at the most; 0: --users, or by deadline")
+    parser.add_argument(
+        "--senders", type=int, default=0, help="requests in flight at once at the most; 0: --users, or by deadline"
+    )
     parser.add_argument("--sent-before", type=int, default=0, help="requests of the workload to begin behind")
     parser.add_argument("--plan", default="", include_in_web_ui=False, help="JSON file of phases, instead of a shape")
     parser.add_argument("--run-file", default="", include_in_web_ui=False, help="JSON file for the results")
