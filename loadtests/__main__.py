@@ -1,6 +1,7 @@
 """python -m loadtests <verb>: put load on a ranking server, and decide by what comes back."""
 
 import typer
+from tritonrank.literal_help import LiteralGroup
 
 from loadtests.agree import agree
 from loadtests.compare import compare
@@ -14,6 +15,7 @@ from loadtests.soak import soak
 from loadtests.tune import tune
 
 app = typer.Typer(
+    cls=LiteralGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Load tests that a decision can rest on. Arrivals do not wait for answers, latency counts from the moment a "
