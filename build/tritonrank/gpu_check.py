@@ -12,7 +12,6 @@ It runs without installing tritonrank, on a machine that has little more than Py
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import shlex
 import sys
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tritonrank.agreement import Scores, mean_overlap, relative_difference
+from tritonrank.cpu import available_cores
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
 from tritonrank.gpu_executors import Executor, attempt, find_executors
 from tritonrank.gpu_report import (
@@ -283,7 +283,7 @@ def describe_machine(*, cpu: bool) -> Machine:
         driver="" if cpu or gpu is None else gpu.driver,
         gpu_memory_gb=0.0 if cpu else memory,
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=available_cores(),
         versions=versions,
     )
 
