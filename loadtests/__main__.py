@@ -5,6 +5,7 @@ from tritonrank.literal_help import LiteralGroup
 
 from loadtests.agree import agree
 from loadtests.compare import compare
+from loadtests.fuzz.verb import fuzz
 from loadtests.judge import judge
 from loadtests.loadtest import loadtest
 from loadtests.overload import overload
@@ -32,6 +33,7 @@ app.command()(perf)
 app.command()(agree)
 app.command()(compare)
 app.command()(tune)
+app.command()(fuzz)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")
