@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from loadtests.fuzz.mutations import mutate
-from loadtests.fuzz.record import Answer
+from loadtests.fuzz.record import NO_ANSWER, Answer
 from loadtests.fuzz.values import TEXTS, JsonObject, hostile_data, right_request
 
 ANSWER_SECONDS = 12.0
@@ -133,6 +133,8 @@ class HttpFuzz:
             connection.send(body)
             answer = connection.getresponse()
             return Answer(str(answer.status), answer.read(KEPT_BYTES).decode("utf-8", "replace"), shown)
+        except (OSError, http.client.HTTPException) as error:
+            return Answer(NO_ANSWER, f"{type(error).__name__}: {error}", shown)
         finally:
             connection.close()
 

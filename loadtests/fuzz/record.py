@@ -10,6 +10,8 @@ LEAK = re.compile(
     r"|\b[\w-]+\.pyc?\b|\.onnx\b|\.cc:\d+"
 )
 """A traceback, a path, or a file of the server: nothing that an answer should hold."""
+NO_ANSWER = "no answer"
+"""Instead of a status: the connection ended first."""
 REPAIRED_SECONDS = 5.0
 SLOW_SECONDS = 5.0
 KEPT_CHARACTERS = 400

@@ -27,7 +27,7 @@ from loadtests.console import fail
 from loadtests.fuzz.clients import ClientFuzz
 from loadtests.fuzz.grpc_requests import GrpcFuzz
 from loadtests.fuzz.http_requests import HttpFuzz
-from loadtests.fuzz.record import KEPT_CHARACTERS, Answer, End, Record
+from loadtests.fuzz.record import KEPT_CHARACTERS, NO_ANSWER, Answer, End, Record
 from loadtests.fuzz.served import SERVER, FuzzedServer, Ranking
 from loadtests.machine import describe_machine
 from loadtests.processes import SystemFaultError
@@ -36,7 +36,6 @@ from loadtests.runs import versions
 
 BLOCK_REQUESTS = 250
 RUNS = Path("artifacts/loadtests")
-NO_ANSWER = "no answer"
 SETTLE_SECONDS = 0.1
 """After a request that met no answer: a process that it ended is gone by then."""
 
@@ -199,7 +198,7 @@ def _send(kind: Family, random: Random) -> tuple[Answer, float]:
     started = time.monotonic()
     try:
         answer = kind.send(random)
-    except (OSError, ValueError) as error:  # http.client's own are OSErrors, or ValueErrors for what is no answer
+    except OSError as error:  # of a plain socket
         answer = Answer(NO_ANSWER, str(error), f"{type(error).__name__}")
     return answer, time.monotonic() - started
 
