@@ -8,6 +8,9 @@
 #   docker build --target with-model --build-arg REPOSITORY=artifacts/demo/repository .    server and model in one image
 #   docker build --target client --tag tritonrank-client .                                 the thin client, no Triton
 
+# Bases are named by tag: their digests stand in registries, and no digest is written here that was not looked up there.
+# Whoever needs the very same base appends @sha256:... to the two FROM lines.
+#
 # 26.08: Triton 2.72, TensorRT 11.2.1, Python 3.12. Another tag may bring another TensorRT: then change its pin in
 # constraints.txt too (the builder's last step compares both), and build the plans again.
 ARG TRITON_TAG=26.08
@@ -30,7 +33,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     python -m pip install --no-cache-dir --only-binary :all: --constraint /constraints.txt /wheels/*.whl
 COPY deploy/rank_three.py /opt/rank_three.py
-ENV PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONDONTWRITEBYTECODE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 USER 1000:1000
 CMD ["python", "/opt/rank_three.py", "/models/golden.json"]
 
@@ -58,7 +61,9 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
 # /dev/shm. NVIDIA's entry point stays: it picks CUDA's compatibility libraries where the driver is older.
 FROM triton AS server
 COPY --from=environment /opt/tritonrank /opt/tritonrank
-ENV PATH=/opt/tritonrank/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Nothing calls out: ONNX Runtime would (tritonrank's own list is TELEMETRY_OFF).
+ENV PATH=/opt/tritonrank/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 EXPOSE 8000 8001 8002
 # Ready: every model is loaded and warmed up, and the golden requests ranked as in process (then `serve` makes the file).
 # /usr/bin/env finds the environment's python3; -I -S starts it in 20 ms.

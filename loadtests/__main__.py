@@ -1,10 +1,12 @@
 """python -m loadtests <verb>: put load on a ranking server, and decide by what comes back."""
 
 import typer
+from tritonrank.literal_help import LiteralGroup
 
 from loadtests.agree import agree
 from loadtests.compare import compare
 from loadtests.faults import faults
+from loadtests.fuzz.verb import fuzz
 from loadtests.judge import judge
 from loadtests.loadtest import loadtest
 from loadtests.overload import overload
@@ -15,6 +17,7 @@ from loadtests.soak import soak
 from loadtests.tune import tune
 
 app = typer.Typer(
+    cls=LiteralGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Load tests that a decision can rest on. Arrivals do not wait for answers, latency counts from the moment a "
@@ -32,6 +35,7 @@ app.command()(perf)
 app.command()(agree)
 app.command()(compare)
 app.command()(tune)
+app.command()(fuzz)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

@@ -60,6 +60,11 @@ class Recorder:
     answered: int = 0
     """requests of the load that are done with, rightly or not"""
 
+    @property
+    def has_right_answers(self) -> bool:
+        """Whether a request of the load was answered rightly."""
+        return any(outcome.kind is None and outcome.number >= 0 for outcome in self.outcomes)
+
     def add(self, outcome: Outcome, message: str = "") -> None:
         self.outcomes.append(outcome)
         self.answered += outcome.number >= 0

@@ -1,5 +1,6 @@
 """What verbs say when they cannot do their work: one message, no traceback, and an exit code of its own."""
 
+import json
 import sys
 from typing import NoReturn
 
@@ -11,7 +12,18 @@ CANNOT_RUN = 2
 console = Console(stderr=True, emoji=False)
 
 
-def fail(message: str) -> NoReturn:
-    """Say what is wrong and end the program."""
+def fail(message: str, *, valid: bool = False) -> NoReturn:
+    """Say what is wrong and end a verb that gives a verdict: whoever reads its last line finds that nothing passed.
+
+    Args:
+        message: for people.
+        valid: whether a load was sent that says something about the server.
+    """
+    print(json.dumps({"passed": False, "valid": valid, "why": [message]}))
+    fail_plainly(message)
+
+
+def fail_plainly(message: str) -> NoReturn:
+    """Say what is wrong and end a verb without a verdict."""
     console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(CANNOT_RUN)

@@ -39,7 +39,10 @@ def compare(
 
     Raises:
         RankError: a request was not answered, small or large.
+        ValueError: nothing was to be sent, or no large request was answered meanwhile.
     """
+    if count < 1 or not small or not large:
+        raise ValueError(f"{count} of {len(small)} small requests beside {len(large)} large ones compare nothing")
     stop = Event()
 
     def send_large() -> int:
@@ -64,6 +67,8 @@ def compare(
             stop.set()  # else its thread would not end, whatever ended this one
         answered = background.result()
         seconds = time.perf_counter() - started
+    if not answered:
+        raise ValueError("no large request was answered while the small ones were sent; send more with --requests")
     return {
         "alone_p50": percentile(alone, 0.5),
         "alone_p99": percentile(alone, 0.99),
@@ -101,7 +106,7 @@ def main() -> None:
     table.add_row("beside large ones", f"{found['beside_large_p50']:.1f}", f"{found['beside_large_p99']:.1f}")
     Console().print(table)
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
-    sys.exit(found["p99_ratio"] > options.most)
+    sys.exit(0 if found["p99_ratio"] <= options.most else 1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     locust -f loadtests/locustfile.py --host grpc://127.0.0.1:8001 --workload workload.jsonl --rate 5 --seconds 60
     ... --headless --run-file run.json      without the web page, and everything kept in one file
-    ... --processes 2, or --master and --worker on other machines       the workload is divided, nothing is sent twice
+    ... --processes 2, or --master and --worker        the workload is divided, nothing is sent twice
+    ... --web-host ADDRESS, --master-bind-host ADDRESS  else the page and the master listen on loopback only
+    ... --users N       so many requests in flight at the most; of the shape closed, so many clients
 
 Locust's own user waits for its answer before it sends again, so a slow server slows its load down and hides what it
 does to everybody else. Here a user is a sender of ``load.py``: many of them serve one schedule, whatever the server
@@ -25,6 +27,7 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtests.load import Done, Load
+from loadtests.processes import LOOPBACK
 from loadtests.results import RunFileError, write_run
 from loadtests.runs import finished_run
 from loadtests.settings import add_arguments, settings_of
@@ -41,6 +44,8 @@ BEGIN_SECONDS = 1.0
 """From that message to the first request: long enough for every worker to hear of it."""
 FASTEST_SPAWN = 100.0
 """Senders per second and process; Locust advises against more."""
+NOTHING_ANSWERED = 1
+"""Exit code when no request was answered: Locust itself counts only failures, and a load of nothing has none."""
 CANNOT_RUN = 2
 """Exit code when the load cannot be made; 1 is for requests that failed."""
 
@@ -91,25 +96,39 @@ class Sender(User):
 class Schedule(LoadTestShape):
     """As many senders as the plan needs, and the end when all has come back."""
 
+    # Locust's own --users is heard (settings.py); without this it would say that it is not.
+    use_common_options = True
+
     def tick(self) -> tuple[int, float] | None:
         """Locust asks every second."""
         assert self.runner is not None
         load = _process.load
         if load is not None and not load.is_stopped and load.is_over:
             return None
-        senders = settings_of(self.runner.environment.parsed_options).sender_count()
-        return senders, min(float(senders), FASTEST_SPAWN * max(1, getattr(_process.runner, "worker_count", 1)))
+        options = self.runner.environment.parsed_options
+        assert options is not None, "Locust's command line brings them"
+        senders = settings_of(options).sender_count()
+        fastest = FASTEST_SPAWN * max(1, getattr(_process.runner, "worker_count", 1))
+        return senders, min(float(senders), options.spawn_rate or fastest, fastest)
 
 
 @events.init_command_line_parser.add_listener
 def _on_parser(parser: Any) -> None:
     add_arguments(parser)
+    # Locust would listen on every address: a page without a password that starts loads.
+    parser.set_defaults(web_host=LOOPBACK, master_bind_host=LOOPBACK)
 
 
 @events.init.add_listener
 def _on_init(environment: Environment, **_: Any) -> None:
     """Refuse what cannot work before anything is sent, and listen to the other processes."""
     _process.environment = environment
+    # The page shows our own fields for this, senders and clients; Locust's would begin at one user.
+    Schedule.use_common_options = False
+    options = environment.parsed_options
+    assert options is not None, "Locust's command line brings them"
+    # Where none are told Locust takes one user, who could not be told from one that was.
+    options.num_users, options.spawn_rate = options.num_users or 0, options.spawn_rate or 0.0
     if environment.host:  # else the web page asks for it
         _open_load(environment)
     if not isinstance(_process.runner, MasterRunner):
@@ -167,8 +186,12 @@ def _on_test_stop(**_: Any) -> None:
 @events.quitting.add_listener
 def _on_quitting(environment: Environment, **_: Any) -> None:
     """Only now the last reports of the workers are in."""
-    if _process.is_headless and not _write_run_file():
+    if not _process.is_headless or isinstance(_process.runner, WorkerRunner):
+        return
+    if not _write_run_file():
         environment.process_exit_code = CANNOT_RUN
+    elif _process.load is None or not _process.load.recorder.has_right_answers:
+        environment.process_exit_code = NOTHING_ANSWERED
 
 
 def _write_run_file() -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
+from tritonrank.cpu import available_cores
 
 FLAGS_THAT_MATTER = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
@@ -18,7 +19,7 @@ class Machine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     processor: str
-    cores: int = Field(description="that this process may run on")
+    cores: int = Field(description="that this process may use: its affinity, and a container's quota of CPU time")
     flags: list[str] = Field(description="instruction sets that decide speed here")
     memory_gb: float
     system: str
@@ -38,8 +39,3 @@ def describe_machine() -> Machine:
         system=platform.system(),
         load_average=round(os.getloadavg()[0], 2),
     )
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loadtests.results import Phase, Run, Second, Verdict
+from loadtests.results import ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION, Phase, Run, Second, Verdict
 from loadtests.shapes import SPIKE, STEADY
 
 SUSTAINED = 0.95
@@ -213,23 +213,23 @@ def _steady(run: Run, phase: Phase, part: SteadyPart) -> Iterator[Verdict]:
     totals = phase.totals
     yield from _most("p50 latency", phase, totals.latency.p50, part.p50_ms, "ms")
     yield from _most("p99 latency", phase, totals.latency.p99, part.p99_ms, "ms")
-    yield from _most("error rate", phase, totals.error_rate if totals.offered else None, part.error_rate)
-    yield from _least("goodput", phase, _good_share(phase), part.goodput)
+    yield from _most(ERROR_RATE, phase, totals.error_rate if totals.offered else None, part.error_rate)
+    yield from _least(GOODPUT, phase, _good_share(phase), part.goodput)
 
 
 def _ramped(run: Run, phase: Phase, part: RampPart) -> Iterator[Verdict]:
     why = "" if run.saturation_per_second else "not even the first step was sustained"
-    yield from _least("saturation", phase, run.saturation_per_second, part.saturation, "/s", why, where="ramp")
+    yield from _least(SATURATION, phase, run.saturation_per_second, part.saturation, "/s", why, where="ramp")
 
 
 def _spike(run: Run, phase: Phase, part: SpikePart) -> Iterator[Verdict]:
     yield from _most("p99 latency", phase, phase.totals.latency.p99, part.answered_p99_ms, "ms")
-    yield from _least("goodput", phase, _good_share(phase), part.goodput)
+    yield from _least(GOODPUT, phase, _good_share(phase), part.goodput)
     yield from _recovery(run, phase, part.recovery_seconds)
 
 
 def _soak(run: Run, phase: Phase, part: SoakPart) -> Iterator[Verdict]:
-    yield from _most("error rate", phase, phase.totals.error_rate if phase.totals.offered else None, part.error_rate)
+    yield from _most(ERROR_RATE, phase, phase.totals.error_rate if phase.totals.offered else None, part.error_rate)
     seconds = phase.end_second - phase.start_second
     # A minute at the beginning settles caches and allocators; of a shorter soak a fifth.
     settled, span = min(FIRST_MINUTE_SECONDS, seconds / 5), min(FIRST_MINUTE_SECONDS, seconds / 5)
@@ -243,7 +243,7 @@ def _overload(run: Run, phase: Phase, part: OverloadPart) -> Iterator[Verdict]:
     peak = max(one.totals.goodput_per_second for one in run.phases)
     share = totals.goodput_per_second / peak if peak else None
     why = f"{totals.goodput_per_second:.3g} of {peak:.3g} requests/s"
-    yield from _least("goodput, of its peak", phase, share, part.goodput_of_peak, why=why)
+    yield from _least(GOODPUT_OF_PEAK, phase, share, part.goodput_of_peak, why=why)
     before = at_saturation.totals.latency.p99 if at_saturation else None
     after = totals.latency.p99
     ratio = after / before if before and after else None

@@ -99,12 +99,15 @@ def render(run: Run, baseline: Run | None = None, perf: Run | None = None) -> st
 
 def headline(run: Run) -> tuple[str, str]:
     """(style, sentence): good, bad or plain, and the whole run in one sentence."""
-    missed = sum(not verdict.met for verdict in run.verdicts)
+    missed = len(run.missed)
     objectives = f"{len(run.verdicts)} objective{'s' if len(run.verdicts) != 1 else ''}"
     if not run.client.valid:
         return "bad", f"This run does not count: {run.client.why or 'the generator did not keep its schedule'}."
+    reasons = "; ".join(run.shortcomings)
     if missed:
-        return "bad", f"{missed} of {objectives} missed."
+        return "bad", f"{missed} of {objectives} missed." + (f" Also: {reasons}." if reasons else "")
+    if reasons:
+        return "bad", f"Not passed: {reasons}."
     if run.verdicts:
         return "good", f"All {objectives} met."
     return "plain", "Measured without objectives: nothing was judged."

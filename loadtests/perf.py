@@ -103,7 +103,10 @@ def perf(
     ),
     launcher: Annotated[Path, typer.Option("--perf-analyzer", help="What `make tools` wrote")] = LAUNCHER,
 ) -> None:
-    """Sweep a server with NVIDIA's perf_analyzer; figures per level and per composing model."""
+    """Sweep a server with NVIDIA's perf_analyzer; figures per level and per composing model.
+
+    Exits with 1 when a level has no figures.
+    """
     try:
         sweep = Sweep.parse(concurrency, rates, requests)
         path = workload_of(target, workload)
@@ -118,8 +121,9 @@ def perf(
         if level.failed:
             console.print(f"{load_name(level)}: {level.failed}", markup=False, highlight=False)
     found = [level for level in run.perf if not level.failed]
-    print(json.dumps({"run": str(out / "perf.json"), "levels": len(found), "failed": len(run.perf) - len(found)}))
-    raise typer.Exit(0 if found else 1)
+    summary = {"run": str(out / "perf.json"), "passed": run.passed, "valid": run.client.valid, "why": run.shortcomings}
+    print(json.dumps(summary | {"levels": len(found), "failed": len(run.perf) - len(found)}))
+    raise typer.Exit(0 if run.passed else 1)
 
 
 def run_sweep(

@@ -13,9 +13,12 @@ Columns: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide
 import csv
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,13 +114,7 @@ def measure(
     command = _command(level, launcher.resolve(), len(requests), url, protocol, model)
     try:
         # In the folder, because composing models go to files whose names begin with theirs: a path would not do.
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=longest_seconds, check=False
-        )
-        output, code = done.stdout + done.stderr, done.returncode
-    except subprocess.TimeoutExpired as error:
-        output = "".join(part.decode(errors="replace") for part in (error.stdout, error.stderr) if part)
-        output, code = f"{output}\nno end after {longest_seconds:g} s\n", None
+        output, code = _run(command, folder, longest_seconds)
     except OSError as error:
         raise PerfAnalyzerError(f"{launcher}: does not run: {error.strerror}. Fetch it again: make tools") from None
     (folder / f"{level.name}.txt").write_text(output, encoding="utf-8")
@@ -131,6 +128,42 @@ def measure(
         profile.unlink(missing_ok=True)  # it repeats every text that was sent
 
 
+def _run(command: Sequence[str], folder: Path, longest_seconds: float) -> tuple[str, int | None]:
+    """Output and exit code; None where it did not end, and was killed with all that it had started.
+
+    Raises:
+        OSError: it cannot be executed.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=longest_seconds)
+        except BaseException as error:  # Ctrl-C too: its session is its own
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return f"{output}\nno end after {longest_seconds:g} s: killed\n", None
+        return output, process.returncode
+
+
+def wire_text(text: str) -> str:
+    """A text as an element of items or history: one that could be taken for an object is sent as ``{"": text}``.
+
+    The client's encoder does the same for every ``str``.
+    """
+    return json.dumps({"": text}, ensure_ascii=False) if text.lstrip().startswith("{") else text
+
+
 def input_data(requests: Sequence[WorkloadRequest]) -> dict[str, Any]:
     """perf_analyzer's JSON: one entry per request, each tensor with its shape; the tensors that our client sends."""
 
@@ -141,8 +174,8 @@ def input_data(requests: Sequence[WorkloadRequest]) -> dict[str, Any]:
         "data": [
             {
                 "query": tensor([request.query]),
-                "history": tensor(request.history),
-                "items": tensor(request.items),
+                "history": tensor([wire_text(text) for text in request.history]),
+                "items": tensor([wire_text(text) for text in request.items]),
                 "item_ids": tensor(request.item_ids),
                 "top_k": tensor([0]),
             }

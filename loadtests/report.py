@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loadtests.console import fail
+from loadtests.console import fail_plainly
 from loadtests.page import headline, render
 from loadtests.results import Run, RunFileError, read_run, write_whole
 
@@ -26,7 +26,7 @@ def report(
             read_run(perf) if perf else None,
         )
     except RunFileError as error:
-        fail(str(error))
+        fail_plainly(str(error))
     typer.echo(f"{headline(measured)[1]}\n{page}")
 
 

@@ -7,7 +7,8 @@ everybody behind the stalled request waits for (coordinated omission: Gil Tene, 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,10 @@ fault        the server failed (ServerFault that is not a wrong answer)
 invalid      the server refused the request itself (InvalidRequest)
 unanswered   due within the run, and neither answered nor failed when the generator stopped waiting
 """
+
+ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION = "error rate", "goodput", "goodput, of its peak", "saturation"
+LIMITS_OF_FAILURES = (ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION)
+"""Objectives that say how many requests may fail."""
 
 Verb = Literal["run", "loadtest", "soak", "overload", "perf", "tune"]
 
@@ -191,6 +196,11 @@ class Verdict(Record):
     met: bool
     why: str = Field("", description="what decided, where the two numbers do not say it all")
 
+    @property
+    def limits_failures(self) -> bool:
+        """Whether it says how many requests may fail."""
+        return self.objective in LIMITS_OF_FAILURES
+
 
 class ClientHealth(Record):
     """Whether the generator kept its own schedule; where it did not, the run says nothing about the server."""
@@ -260,9 +270,45 @@ class Run(Record):
     perf: list[PerfLevel] = Field(default_factory=list, description="what perf_analyzer found, level by level")
 
     @property
+    def missed(self) -> list[Verdict]:
+        """The objectives that were not met."""
+        return [verdict for verdict in self.verdicts if not verdict.met]
+
+    @property
+    def shortcomings(self) -> list[str]:
+        """Why this is no success, whatever the objectives say; for people, one sentence each.
+
+        No answer at all is never a success. Failed requests are one only where an objective says how many may fail.
+        """
+        if not self.client.valid:
+            return [f"this run says nothing about the server: {self.client.why or 'its generator was too slow'}"]
+        if not self.totals.answered:
+            return [f"nothing was answered: {self.totals.offered} requests were due"]
+        found = [f"{name}: none of {offered} requests was answered" for name, offered in self._silent_phases()]
+        if lost := [level for level in self.perf if level.failed]:
+            found.append(f"{len(lost)} of {len(self.perf)} levels have no figures")
+        failed = sum(self.totals.failed.values())
+        if failed and not any(verdict.limits_failures for verdict in self.verdicts):
+            found.append(
+                f"{failed} of {self.totals.offered} requests failed, and no objective says how many may: give --slo a "
+                "file with an error_rate or a goodput"
+            )
+        return found
+
+    @property
     def passed(self) -> bool:
-        """Every objective met by a run that counts."""
-        return self.client.valid and all(verdict.met for verdict in self.verdicts)
+        """Every objective was met by a run that counts, and in which nothing was lost that no objective allows."""
+        return not self.missed and not self.shortcomings
+
+    def _silent_phases(self) -> Iterator[tuple[str, int]]:
+        """(name, requests that were due) of counted phases without any answer; the steps of a ramp are one phase."""
+        offered: Counter[str] = Counter()
+        answered: Counter[str] = Counter()
+        for phase in self.phases:
+            name = "ramp" if phase.name.startswith("ramp ") else phase.name
+            offered[name] += phase.totals.offered if phase.counts else 0
+            answered[name] += phase.totals.answered
+        return ((name, due) for name, due in offered.items() if due and not answered[name])
 
     def phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)

@@ -227,7 +227,7 @@ def finish(run: Run, out: Path | None, objectives: Objectives | None = None) -> 
             write_run(run, path)
         page = write_page(run, path.with_suffix(".html"))
     except ObjectivesError as error:
-        fail(f"{error}\nThe run is kept: {path}")
+        fail(f"{error}\nThe run is kept: {path}", valid=run.client.valid)
     except RunFileError as error:
         fail(str(error))
     show(run)
@@ -236,7 +236,8 @@ def finish(run: Run, out: Path | None, objectives: Objectives | None = None) -> 
         "page": str(page),
         "passed": run.passed,
         "valid": run.client.valid,
-        "missed": [f"{verdict.phase}: {verdict.objective}" for verdict in run.verdicts if not verdict.met],
+        "why": run.shortcomings,
+        "missed": [f"{verdict.phase}: {verdict.objective}" for verdict in run.missed],
         "saturation_per_second": run.saturation_per_second,
         "error_rate": run.totals.error_rate,
         "latency_ms": run.totals.latency.model_dump(),
@@ -275,8 +276,8 @@ def show(run: Run) -> None:
         if kind not in shown:
             out.print(text, style="yellow", markup=False, highlight=False)
         shown.add(kind)
-    if not run.client.valid:
-        out.print(f"This run says nothing about the server: {run.client.why}", style="bold red", markup=False)
+    for reason in run.shortcomings:
+        out.print(f"Not passed: {reason}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _right(name: str) -> Column:

@@ -91,11 +91,15 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of all phases that count")
     parser.add_argument("--warm-up", type=float, default=5.0, help="seconds before, which do not count")
     parser.add_argument("--peak", type=float, default=3.0, help="times the rate, of spike and overload")
-    parser.add_argument("--clients", type=int, default=1, help="of the shape closed, each waiting for its answers")
+    parser.add_argument(
+        "--clients", type=int, default=0, help="of the shape closed, each waiting for its answers; 0: --users, or one"
+    )
     parser.add_argument("--deadline-ms", type=float, default=2_000.0, help="of each request; later answers are no good")
     parser.add_argument("--candidates", type=int, default=0, help="cut every request to so many; 0: as they are")
     parser.add_argument("--golden", default="", help="golden.json or its repository: their scores have to be right")
-    parser.add_argument("--senders", type=int, default=0, help="requests in flight at once at the most; 0: by deadline")
+    parser.add_argument(
+        "--senders", type=int, default=0, help="requests in flight at once at the most; 0: --users, or by deadline"
+    )
     parser.add_argument("--sent-before", type=int, default=0, help="requests of the workload to begin behind")
     parser.add_argument("--plan", default="", include_in_web_ui=False, help="JSON file of phases, instead of a shape")
     parser.add_argument("--run-file", default="", include_in_web_ui=False, help="JSON file for the results")
@@ -106,8 +110,17 @@ def settings_of(options: Any) -> LoadSettings:
     """The settings behind Locust's options.
 
     Raises:
-        PlanError: the shape or a number is wrong.
+        PlanError: the shape or a number is wrong, or two options contradict each other.
     """
+    if options.run_time:
+        raise PlanError(f"--run-time {options.run_time}: the plan says when it ends; use --seconds and --warm-up")
+    is_closed = options.shape == "closed" and not options.plan
+    clients = options.clients or options.num_users or 1
+    senders = options.senders or (0 if is_closed else options.num_users) or None
+    told = clients if is_closed else senders
+    if options.num_users and options.num_users != told:
+        other = "--clients" if is_closed else "--senders"
+        raise PlanError(f"--users {options.num_users} and {other} {told} are the same thing; give one of them")
     if options.plan:
         plan = read_plan(Path(options.plan))
     else:
@@ -117,7 +130,7 @@ def settings_of(options: Any) -> LoadSettings:
             seconds=options.seconds,
             warm_up_seconds=options.warm_up,
             peak=options.peak,
-            clients=options.clients,
+            clients=clients,
         )
     if not options.deadline_ms > 0:
         raise PlanError(f"--deadline-ms {options.deadline_ms}: expected milliseconds above 0")
@@ -127,7 +140,7 @@ def settings_of(options: Any) -> LoadSettings:
         deadline_seconds=options.deadline_ms / 1_000,
         candidates=options.candidates or None,
         golden=Path(options.golden) if options.golden else None,
-        senders=options.senders or None,
+        senders=senders,
         run_file=Path(options.run_file) if options.run_file else None,
         name=options.run_name,
         sent_before=max(0, options.sent_before),

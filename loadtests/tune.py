@@ -29,10 +29,11 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from tritonrank.cpu import available_cores
 
 from loadtests.console import fail
 from loadtests.generator import GeneratorError
-from loadtests.machine import available_cores, describe_machine
+from loadtests.machine import describe_machine
 from loadtests.objectives import ObjectivesError
 from loadtests.results import RunFileError
 from loadtests.runs import sha256_file

@@ -1,5 +1,9 @@
 """What many tests share: a tiny build of the whole pipeline per architecture, and one real Triton that serves both."""
 
+import tritonrank  # noqa: F401 - its first act is to turn telemetry off, which libraries look for when imported
+
+# isort: split
+
 import json
 import shutil
 import subprocess

@@ -158,10 +158,13 @@ def test_stage_commands_stop_after_their_stage_and_pass_force_on(
 def test_settings_lists_every_setting_whole(columns: str) -> None:
     result = CliRunner().invoke(cli.app, ["settings"], env={"COLUMNS": columns})
     assert result.exit_code == 0
-    listed = {line.split("│")[1].strip() for line in result.output.splitlines() if "│" in line}
-    expected = {key for key, _, _ in setting_rows()}
-    assert len(expected) > 50
-    assert expected <= listed
+    rows = list(setting_rows())
+    assert len(rows) > 50
+    lines = result.output.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [f"{key} = {default}" for key, default, _ in rows]
+    words = set(result.output.split())
+    assert {word for _, _, meaning in rows for word in meaning.split()} <= words, "values and file names are whole"
+    assert max(len(line) for line in lines if line.startswith(" ")) <= int(columns)
 
 
 def test_every_setting_says_what_it_means() -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 import pytest
 import tritonclient.grpc
+import tritonrank
 import typer
 import yaml
 from conftest import TESTS
@@ -355,6 +356,24 @@ def test_admin_protocols_are_refused(container: Container) -> None:
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"http://{container.address('http')}/v2/{path}", data=b"{}")
         assert caught.value.code == 403
+
+
+def test_nothing_in_the_images_calls_out() -> None:
+    """Nor writes byte code beside what is hashed. The server's own stubs get their variables from the server."""
+    stages = [
+        text for text in re.split(r"(?m)^(?=FROM )", DOCKERFILE) if re.match(r"FROM \S+ AS (server|client)\b", text)
+    ]
+    assert len(stages) == 2
+    for text in stages:
+        found = dict(re.findall(r"(\w+)=(\S+)", " ".join(re.findall(r"(?m)^ENV ((?:.*\\\n)*.*)", text))))
+        wanted = dict(tritonrank.TELEMETRY_OFF) | {"PYTHONDONTWRITEBYTECODE": "1"}
+        if "AS client" in text:
+            del wanted["ORT_DISABLE_TELEMETRY"]  # no ONNX Runtime in there
+        assert wanted.items() <= found.items()
+
+
+def test_a_server_that_is_killed_comes_back_however_often() -> None:
+    assert {service["restart"] for service in SERVERS.values()} == {"unless-stopped"}
 
 
 def test_the_health_check_follows_the_server(container: Container) -> None:

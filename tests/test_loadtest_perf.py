@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Served
 from tritonrank.tools import install_perf_analyzer
@@ -382,3 +383,31 @@ def test_both_generators_measure_the_same_rows(live: LiveServer, workload: Path,
     assert all(count > 0 for count in found.requests["locust"])
     assert statistics.fmean(found.p50["locust"]) > 0
     assert found.ratio > 0
+
+
+def test_what_a_hanging_perf_analyzer_started_is_killed_with_it(tmp_path: Path) -> None:
+    """Its pipe would keep us waiting, and its load would go on."""
+    launcher, note = tmp_path / "launcher", tmp_path / "child"
+    launcher.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {note}\nwait\n")
+    launcher.chmod(0o755)
+    done = measured(launcher, tmp_path / "out", longest_seconds=1)
+    assert "killed" in done.level.failed
+    child = int(note.read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("tent", "tent"),
+        ('{"title": "tent"}', '{"": "{\\"title\\": \\"tent\\"}"}'),
+        ('  {"title": "ü"}', '{"": "  {\\"title\\": \\"ü\\"}"}'),
+        ("{not json", '{"": "{not json"}'),
+        ("[1]", "[1]"),
+    ],
+)
+def test_a_text_that_is_json_is_sent_as_the_text_itself(text: str, sent: str) -> None:
+    row = WorkloadRequest(0, 0.0, "u", text, [text], [text, "b"], ["0", "1"], None)
+    (entry,) = input_data([row])["data"]
+    assert (entry["history"]["content"], entry["items"]["content"]) == ([sent], [sent, "b"])
+    assert entry["query"]["content"] == [text], "a query is never fields"

@@ -198,18 +198,26 @@ def test_texts_are_not_markup() -> None:
     assert all(svg.tag == "svg" for svg in svgs(page))
 
 
+ENOUGH_ANSWERED = verdict(True).model_copy(update={"objective": "error rate"})
+
+
 @pytest.mark.parametrize(
     ("changes", "style", "words"),
     [
-        ({"verdicts": [verdict(True), verdict(True)]}, "good", "All 2 objectives met."),
+        ({"verdicts": [verdict(True), ENOUGH_ANSWERED]}, "good", "All 2 objectives met."),
         ({"verdicts": [verdict(True), verdict(False)]}, "bad", "1 of 2 objectives missed."),
-        ({}, "plain", "Measured without objectives: nothing was judged."),
+        ({"verdicts": [verdict(True)]}, "bad", "7 of 67 requests failed"),
+        ({}, "bad", "7 of 67 requests failed"),
+        ({"totals": totals(6.0, 100.0, 0, seconds=10)}, "plain", "Measured without objectives: nothing was judged."),
+        ({"totals": totals(0.0, 100.0, 60, seconds=10), "verdicts": [ENOUGH_ANSWERED]}, "bad", "nothing was answered"),
     ],
 )
 def test_the_headline_is_the_verdict(changes: dict[str, Any], style: str, words: str) -> None:
     run = made_run(**changes)
-    assert headline(run) == (style, words)
+    found_style, sentence = headline(run)
+    assert (found_style, words in sentence) == (style, True), sentence
     assert words in text_of(render(run))
+    assert run.passed == (style != "bad")
 
 
 def test_a_run_that_does_not_count_says_so_first() -> None:

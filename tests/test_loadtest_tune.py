@@ -4,14 +4,18 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from conftest import Build
+from misbehaving_server import QUEUE_FULL, MisbehavingServer
 from optuna.trial import TrialState
 from tritonrank.recipe import load_recipe, setting_rows
 
-from loadtests.objectives import read_objectives
+from loadtests import tune_trial
+from loadtests.objectives import Objectives, read_objectives
+from loadtests.target import LiveServer
 from loadtests.tune import (
     AS_IT_IS,
     TURNS,
@@ -276,3 +280,24 @@ def test_without_a_build_there_is_nothing_to_tune(bench: Bench) -> None:
     shutil.rmtree(bench.artifacts / "repository")
     with pytest.raises(TrialError, match="Build it first"):
         assemble(bench, {})
+
+
+def test_settings_with_which_nothing_is_answered_are_no_measurement(
+    small_workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a very slow trial either: the recipe as it is would look like a gain beside it."""
+    server = MisbehavingServer()
+    server.behave(QUEUE_FULL)
+    urls = server.urls
+    live = LiveServer(urls["grpc"], urls["http"], "", None)
+    monkeypatch.setattr(tune_trial, "assemble", lambda *_: None)
+    monkeypatch.setattr(tune_trial, "open_target", lambda *_: nullcontext(live))
+    objectives = Objectives.model_validate(
+        {"load": {"rate": 5, "candidates": 4, "deadline_ms": 500}, "steady": {"p99_ms": 400}}
+    )
+    bench = tune_trial.Bench(tmp_path / "r.yaml", (), tmp_path, small_workload, objectives, seconds=1.0, clients=1)
+    try:
+        with pytest.raises(tune_trial.TrialError, match="nothing was answered"):
+            bench.measure({})
+    finally:
+        server.close()

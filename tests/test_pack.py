@@ -3,8 +3,11 @@
 import gzip
 import io
 import json
+import re
 import shutil
 import tarfile
+import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tritonrank import pack as packing
 from tritonrank.agreement import mean_overlap, relative_difference, top_10_overlap
+from tritonrank.artifacts import sha256_file
 from tritonrank.errors import ArtifactError
 from tritonrank.pack import make_pack
 from tritonrank.packed import PACK_FILE, REQUESTS_FILE, open_pack
@@ -226,3 +230,159 @@ def test_overlap_counts_the_ten_best() -> None:
     assert top_10_overlap(swapped, scores) == pytest.approx(0.9)
     assert mean_overlap([scores[:5]], [scores[:5]]) is None
     assert mean_overlap([swapped, scores[:5]], [scores, scores[:5]]) == pytest.approx(0.9)
+
+
+# What means harm
+
+
+def write_stream(path: Path, *parts: bytes) -> Path:
+    with gzip.open(path, "wb", 9) as file:
+        for part in parts:
+            file.write(part)
+    return path
+
+
+def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, claimed: int | None = None) -> bytes:
+    """A header and what follows it; ``claimed`` is the size in the header."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content) if claimed is None else claimed
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def manifest_of(opened: Path, **changes: object) -> bytes:
+    return json.dumps(json.loads((opened / PACK_FILE).read_text(encoding="utf-8")) | changes).encode()
+
+
+def a_file(size: int) -> dict[str, object]:
+    return {"bytes": size, "sha256": "0" * 64}
+
+
+LARGE = 60_000_000
+HARMFUL: dict[str, Callable[[Path], list[bytes]]] = {
+    "a manifest that claims a bomb": lambda opened: [
+        member(PACK_FILE, manifest_of(opened, files={REQUESTS_FILE: a_file(10**13)})),
+    ],
+    "a bomb": lambda opened: [
+        member(PACK_FILE, manifest_of(opened, files={REQUESTS_FILE: a_file(LARGE)})),
+        member(REQUESTS_FILE, b"", claimed=LARGE),
+        *[bytes(1_000_000)] * (LARGE // 1_000_000),
+    ],
+    "a header of a header's size": lambda opened: [
+        member("././@PaxHeader", b"", tarfile.XHDTYPE, claimed=LARGE),
+        *[b"9" * 1_000_000] * (LARGE // 1_000_000),
+    ],
+    "a long name": lambda opened: [
+        member(PACK_FILE, manifest_of(opened)),
+        member("././@LongLink", b"", tarfile.GNUTYPE_LONGNAME, claimed=LARGE),
+        *[b"n" * 1_000_000] * (LARGE // 1_000_000),
+    ],
+    "a pax header that is none": lambda opened: [member("pax", b"99999999 path=" + b"x" * 498, tarfile.XHDTYPE)],
+    "a sparse file": lambda opened: [
+        member(PACK_FILE, manifest_of(opened)), member(REQUESTS_FILE, b"", tarfile.GNUTYPE_SPARSE)
+    ],
+    "a file twice": lambda opened: [
+        member(PACK_FILE, manifest_of(opened, files={REQUESTS_FILE: a_file(1)})),
+        member(REQUESTS_FILE, b"x"),
+        member(REQUESTS_FILE, b"x"),
+    ],
+    "a device": lambda opened: [
+        member(PACK_FILE, manifest_of(opened)), member(REQUESTS_FILE, b"", tarfile.CHRTYPE)
+    ],
+    "a folder for a manifest": lambda opened: [member(PACK_FILE, b"", tarfile.DIRTYPE)],
+    "deep JSON": lambda opened: [member(PACK_FILE, b"[" * 200_000)],
+    "a name outside": lambda opened: [
+        member(PACK_FILE, manifest_of(opened, files={"../" + REQUESTS_FILE: a_file(1), REQUESTS_FILE: a_file(1)}))
+    ],
+    **{
+        f"a manifest with {key} {value!r}": (
+            lambda opened, key=key, value=value: [member(PACK_FILE, manifest_of(opened, **{key: value}))]
+        )
+        for key, value in (
+            ("format", "1"), ("format", [9]), ("recipe", 5), ("artifact", None), ("architecture", []),
+            ("parameters", 1.5), ("parameters", True), ("serve", []), ("fp32_kinds", "x"), ("files", []),
+            ("files", {}), ("files", {REQUESTS_FILE: 5}), ("files", {REQUESTS_FILE: {"bytes": -1, "sha256": ""}}),
+            ("files", {REQUESTS_FILE: {"bytes": "1", "sha256": ""}}), ("files", {REQUESTS_FILE: {"bytes": 1}}),
+            ("files", {f"{n}": a_file(0) for n in range(999)} | {REQUESTS_FILE: a_file(0)}),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_a_pack_that_means_harm_is_refused_by_name(
+    harm: str, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an ArtifactError that names the file, with little unpacked and nothing left behind."""
+    with open_pack(pack) as opened:
+        parts = HARMFUL[harm](opened.folder)
+    hostile = write_stream(tmp_path / "hostile.pack.tar.gz", *parts, bytes(2 * tarfile.BLOCKSIZE))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtifactError, match=re.escape(str(hostile))) as raised, open_pack(hostile):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert "tritonrank pack" in str(raised.value)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what its manifest claims for an archive of this size: no second member is even looked at."""
+    extracted: list[str] = []
+    extract = tarfile.TarFile.extract
+
+    def noted(archive: tarfile.TarFile, one: tarfile.TarInfo, *arguments: object, **options: object) -> None:
+        extracted.append(one.name)
+        extract(archive, one, *arguments, **options)
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", noted)
+    with open_pack(pack) as opened:
+        parts = HARMFUL["a bomb"](opened.folder)
+    extracted.clear()
+    with (
+        pytest.raises(ArtifactError, match=f"claims {LARGE:,} bytes"),
+        open_pack(write_stream(tmp_path / "b", *parts)),
+    ):
+        pass
+    assert extracted == [PACK_FILE]
+
+
+GOOD = {"query": "q", "history": [], "items": ["a", "b"], "scores": [1.0, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{", "not a line of JSON"),
+        (b"\xff\xfe", "not a line of JSON"),
+        (b"[" * 100_000, "not a line of JSON"),
+        (b"[]", "expected an object"),
+        (json.dumps(GOOD | {"more": 1}).encode(), "expected an object"),
+        (json.dumps({"query": "q"}).encode(), "expected an object"),
+        (json.dumps(GOOD | {"query": 5}).encode(), "query: expected text"),
+        (json.dumps(GOOD | {"items": []}).encode(), "items: expected"),
+        (json.dumps(GOOD | {"items": ["a", None]}).encode(), "items: expected"),
+        (json.dumps(GOOD | {"history": "x"}).encode(), "history: expected"),
+        (json.dumps(GOOD | {"scores": [1.0, float("nan")]}).encode(), "scores: expected"),
+        (json.dumps(GOOD | {"scores": [1.0]}).encode(), "scores: 1 of them for 2 items"),
+        (json.dumps(GOOD | {"scores": None}).encode(), "no request has scores"),
+    ],
+)
+def test_requests_that_are_none_are_named_by_line(line: bytes, said: str, pack: Path, tmp_path: Path) -> None:
+    """Hashes hold: whoever wrote the requests wrote the manifest, too."""
+    folder = tmp_path / "unpacked"
+    with open_pack(pack) as opened:
+        shutil.copytree(opened.folder, folder)
+    lines = [line] if said.startswith("no request") else [json.dumps(GOOD).encode(), line]
+    (folder / REQUESTS_FILE).write_bytes(b"\n".join(lines) + b"\n")
+    files = json.loads((folder / PACK_FILE).read_text(encoding="utf-8"))["files"]
+    files[REQUESTS_FILE]["sha256"] = sha256_file(folder / REQUESTS_FILE)
+    (folder / PACK_FILE).write_bytes(manifest_of(folder, files=files))
+    with pytest.raises(ArtifactError, match=said) as raised, open_pack(folder):
+        pass
+    place = "" if said.startswith("no request") else f"{REQUESTS_FILE}:2"
+    assert f"{folder}: {place}" in str(raised.value)
+    assert "tritonrank pack" in str(raised.value)

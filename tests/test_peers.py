@@ -32,9 +32,9 @@ from loadtests.peers import catalogue, report
 from loadtests.peers.cases import Case, Fresh, PairTexts, read_cases, zipf_cases
 from loadtests.peers.environments import REQUIREMENTS
 from loadtests.peers.libraries import LibrarySystem, Worker
-from loadtests.peers.load import closed_loop, latency_summary, open_loop, percentile, poisson_arrivals
+from loadtests.peers.load import Answer, Load, closed_loop, latency_summary, open_loop, percentile, poisson_arrivals
 from loadtests.peers.machine import needed_gflop
-from loadtests.peers.measure import FULL, SHORT, Effort, measure_turn
+from loadtests.peers.measure import FULL, SHORT, Effort, _answered, measure_turn
 from loadtests.peers.quality import ndcg, paired_difference
 from loadtests.processes import Process, SystemFaultError, resident_bytes
 from loadtests.workload import WorkloadError
@@ -591,3 +591,11 @@ def test_the_identity_covers_every_graph_of_a_folder_and_its_weights(tmp_path: P
         seen.add(catalogue.identity(tmp_path))
     assert len(seen) == 4
     assert "" not in seen
+
+
+def test_a_load_of_which_nothing_was_answered_is_no_figure() -> None:
+    with pytest.raises(SystemFaultError, match="Zipf: no request was answered"):
+        _answered("Zipf", Load())
+    refused = Load(answers=[Answer(Case(0, "", [], ["a"], "", ["a"], None), 0.0, 0.1, None, "refused")])
+    with pytest.raises(SystemFaultError, match="refused"):
+        _answered("open loop", refused)

@@ -71,7 +71,9 @@ def test_the_readme_is_read_in_one_sitting() -> None:
 
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(re.findall(r"\]\((\S+?)\)", index))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(
+        re.findall(r"\]\((\S+?)\)", index)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

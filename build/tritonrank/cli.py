@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
+from tritonrank import __version__
 from tritonrank.errors import TritonRankError, storage_error
+from tritonrank.literal_help import LiteralGroup
 from tritonrank.locks import only_writer
 from tritonrank.pipeline import Target, Workspace, run_stages
 from tritonrank.quiet import quiet_transformers
@@ -19,6 +22,7 @@ from tritonrank.recipe import Recipe, load_recipe, setting_rows
 from tritonrank.workload_settings import WorkloadSettings, workload_settings
 
 app = typer.Typer(
+    cls=LiteralGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Turn a fine-tuned Transformer ranker into a real-time Triton deployment.\n\n"
@@ -38,6 +42,21 @@ TargetOption = Annotated[Target, typer.Option("--target", help="What the reposit
 DEFAULT_ARTIFACTS = Path("artifacts")
 NO_OVERRIDES: list[str] = []  # Typer reads it as the default and never changes it
 WORKLOAD_DEFAULTS = WorkloadSettings()
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"tritonrank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit")
+    ] = False,
+) -> None:
+    """What stands before the command."""
 
 
 @app.command()
@@ -396,10 +415,19 @@ def report(
 @app.command()
 def settings() -> None:
     """List every setting of a recipe with its default and the reason for it."""
-    table = Table(Column("setting", no_wrap=True), "default", "meaning", title="Settings of a recipe")
-    for key, default, description in setting_rows():
-        table.add_row(key, default, description)
-    Console().print(table)
+    # Not a table: in 80 columns that cuts values and file names, or breaks every sentence after three words.
+    indent = 4 * " "
+    meanings = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for key, default, meaning in setting_rows():
+        typer.echo(typer.style(key, bold=True) + f" = {default}")
+        for line in meanings.wrap(meaning):
+            typer.echo(line)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ It runs without installing tritonrank, on a machine that has little more than Py
 
 import argparse
 import importlib.metadata
-import os
 import platform
 import shlex
 import sys
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tritonrank.agreement import Scores, mean_overlap, relative_difference
+from tritonrank.cpu import available_cores
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
 from tritonrank.gpu_executors import Executor, attempt, find_executors
 from tritonrank.gpu_report import (
@@ -45,9 +45,9 @@ from tritonrank.gpu_report import (
     show_report,
     write_report,
 )
-from tritonrank.packed import Pack, PackedRequest, open_pack
+from tritonrank.packed import AGAIN, Pack, PackedRequest, open_pack
 from tritonrank.plans import find_gpu
-from tritonrank.text import RequestTokenizer
+from tritonrank.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
 
 ROUNDS = 3
 """Executors take turns, so that a GPU that slows down slows all of them."""
@@ -121,7 +121,7 @@ def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, tr
 
 
 def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Row], list[Missing]]:
-    tokenizer = RequestTokenizer.from_folder(pack.folder, 100_000)
+    tokenizer = _tokenizer(pack)
 
     def tensors(request: PackedRequest) -> Any:
         return tokenizer.tensors(tokenizer.context(request.query, request.history), tokenizer.items(request.items))
@@ -151,6 +151,20 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
         if one.name in latencies or not agreement.passed  # wrong scores close the gate, timed or not
     ]
     return rows, missing + failed
+
+
+def _tokenizer(pack: Pack) -> RequestTokenizer:
+    """The pack's own.
+
+    Raises:
+        ArtifactError: its tokenizer or its text rules cannot be read, though they are as they were packed.
+    """
+    try:
+        return RequestTokenizer.from_folder(pack.folder, 100_000)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ArtifactError(
+            f"{pack.name}: {TOKENIZER_FILE}, {RULES_FILE}: no tokenizer can be made of them ({error}). {AGAIN}"
+        ) from error
 
 
 def _measure_through_triton(pack: Pack, device: str) -> Row | Missing:
@@ -269,7 +283,7 @@ def describe_machine(*, cpu: bool) -> Machine:
         driver="" if cpu or gpu is None else gpu.driver,
         gpu_memory_gb=0.0 if cpu else memory,
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=available_cores(),
         versions=versions,
     )
 

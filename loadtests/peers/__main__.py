@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -67,14 +67,16 @@ def run(
         cases = read_cases(workload, joint / "teacher", candidates)
         servers, libraries = _ours(joint, shared, serve or [], library or [])
     except (WorkloadError, OSError, typer.BadParameter) as error:
-        console.print(f"[bold red]{error}[/]", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        _fail(str(error))
     ceilings = _ceilings(joint, cases, effort)
     with tempfile.TemporaryDirectory(prefix="peers-") as scratch:
         work = Path(scratch)
         peers = catalogue.Peers(joint / "teacher", environments.resolve(), work)
         systems = [*peers.systems(), *catalogue.our_systems(servers, libraries, work)]
         chosen = [s for s in systems if not only or any(part in s.name for part in only)]
+        if not chosen:
+            names = ", ".join(system.name for system in systems)
+            _fail(f"--only {' '.join(only or [])}: no system has such a name; there are {names}")
         results = measure_all(chosen, cases, effort, seed)
         results["settings"] |= {"workload": workload.name, "seed": seed, "short": short}
         results |= ceilings | {"environments_mb": environment_sizes(environments)}
@@ -89,7 +91,13 @@ def run(
     for system in missing:
         stdout.print(f"{system['name']} failed: {system['failed']}", markup=False, highlight=False)
     print(json.dumps({"results": str(output / "results.json"), "failed": [system["name"] for system in missing]}))
-    sys.exit(1 if missing and not allow_missing else 0)
+    measured = len(results["systems"]) - len(missing)
+    sys.exit(0 if measured and (allow_missing or not missing) else 1)
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def measure_all(systems: Sequence[System], cases: Sequence[Case], effort: Effort, seed: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from loadtests.machine import available_cores
+from tritonrank.cpu import available_cores
+
 from loadtests.peers.environments import (
     Environment,
     EnvironmentFaultError,

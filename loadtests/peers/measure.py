@@ -132,9 +132,7 @@ def _full_turn(
     single = kept(
         closed_loop(system.rank, fresh, clients=1, seconds=effort.single_seconds, requests=effort.single_requests)
     )
-    if not single.good:
-        raise SystemFaultError(f"no request was answered: {single.answers[0].error}")
-    figures["single"] = single.summary()
+    figures["single"] = _answered("one client", single).summary()
     figures["closed"], clients, saturation = _saturation(system, fresh, single, effort, kept, tell)
     figures["saturation"] = {"clients": clients, "candidates_per_second": saturation}
 
@@ -142,13 +140,15 @@ def _full_turn(
     seconds = min(effort.open_most_seconds, max(effort.open_seconds, effort.open_requests / per_second))
     arrivals = poisson_arrivals(per_second, max(FEWEST_ARRIVALS, round(per_second * seconds)), seed)
     tell(f"open loop: {len(arrivals)} requests in {arrivals[-1]:.0f} s")
-    figures["half_load"] = {"per_second": per_second} | kept(open_loop(system.rank, fresh, arrivals)).summary()
+    half_load = _answered("open loop", kept(open_loop(system.rank, fresh, arrivals)))
+    figures["half_load"] = {"per_second": per_second} | half_load.summary()
 
     tell("Zipf")
     repeating = zipf_cases(cases, seed)
-    figures["zipf"] = closed_loop(
+    zipf = closed_loop(
         system.rank, repeating, clients=clients, seconds=effort.zipf_seconds, requests=effort.warm_up_requests
-    ).summary()
+    )
+    figures["zipf"] = _answered("Zipf", zipf).summary()
     figures["memory_mb"] = system.memory_bytes() / 1e6
 
     tell("judged requests")
@@ -156,6 +156,18 @@ def _full_turn(
     figures["contexts_repeated"] = fresh.repeated
     if isinstance(system, LibrarySystem):
         figures["pipe_ms"] = _pipe_milliseconds(system, cases)
+
+
+def _answered(name: str, load: Load) -> Load:
+    """The load, of which something was answered.
+
+    Raises:
+        SystemFaultError: nothing was; with the first reason.
+    """
+    if not load.good:
+        reason = load.answers[0].error if load.answers else "none was sent"
+        raise SystemFaultError(f"{name}: no request was answered: {reason}")
+    return load
 
 
 def _warm_up(system: System, fresh: Iterator[Case], effort: Effort) -> None:
