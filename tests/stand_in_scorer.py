@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        folder = Path(__file__).parent
+        folder = Path(__file__).resolve().parent  # the server sees the repository as links
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)

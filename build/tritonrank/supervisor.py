@@ -211,7 +211,7 @@ class SupervisedTriton:
                 raise ServerError("the server was told to stop while it started")
             _write_ready_file(self._ready_file, server, self.restarts + again)
         except BaseException as error:
-            lost = next((part for part in server.parts if part.state() is None), None)
+            lost = _lost_part(server)
             server.kill()
             if lost is not None and isinstance(error, ServerError):
                 raise LostAgainError(f"{lost} ended before the golden requests were answered: {error}") from None
@@ -351,6 +351,16 @@ class _Watch:
         """Of all who have a part in an answer, this thread included: on a crowded machine each of them has to wait."""
         own = worked_seconds(os.getpid(), threading.get_native_id())
         return own + sum(worked_seconds(part.pid) for part in self._server.parts)
+
+
+def _lost_part(server: LocalTriton) -> Part | None:
+    """A part that has ended; its connections break a moment before it does."""
+    ends = time.monotonic() + LOOK_SECONDS
+    while True:
+        lost = next((part for part in server.parts if part.state() is None), None)
+        if lost is not None or time.monotonic() > ends:
+            return lost
+        time.sleep(0.01)
 
 
 def _refuses(http_url: str) -> bool:
