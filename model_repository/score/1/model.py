@@ -19,6 +19,8 @@ from backend import array, cancelled, failure, family, invalid, raise_by, unavai
 from engine import EngineLostError, RowLimits, RowsError, Watch, available_cores, open_executor
 from interpreter import check_interpreter
 
+NEVER = 2**62
+
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -44,6 +46,9 @@ class TritonPythonModel:
         self.max_candidates = int(settings.get("max_candidates", 0))
         self.limits = RowLimits.of(self.engine.input_names, settings)
         self.deadline_us = int(settings["deadline_us"])
+        # Triton runs these first, each row of a batch a request, and loads no model whose warm-up fails: they may take
+        # longer than requests, on a slow machine or with a short deadline.
+        self.warm_ups_left = sum(int(sample["batch_size"]) for sample in config.get("model_warmup", ()))
         self._open_metrics(args)
         self.started = StartedCounter(args["model_instance_name"], counter_folder(settings["queue"]))
 
@@ -105,6 +110,7 @@ class TritonPythonModel:
                 answers[number] = invalid(str(error))
             except Exception as error:  # noqa: BLE001 - as above
                 answers[number] = unexpected(error, "score")
+        self.warm_ups_left = 0 if newest_ticket else max(0, self.warm_ups_left - len(requests))
         tokens = {number: work_tokens(tensors) for number, (tensors, _) in read.items()}
         self.started.add(len(requests), sum(tokens.values()), newest_ticket)
         # A shared-context ranker computes its requests one after the other, and a deadline may pass meanwhile.
@@ -135,6 +141,8 @@ class TritonPythonModel:
         return tensors
 
     def _deadline(self, request):
+        if self.warm_ups_left:
+            return NEVER
         longest = deadline_after(0, self.deadline_us)
         return min(longest, _number(request, "deadline", longest))
 
