@@ -73,7 +73,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
 USER 1000:1000
 # Every address of the container: loopback in here could not be published at all. Who reaches it is decided outside;
 # deploy/compose.yaml publishes the ports on the host's loopback only. All other options of Triton are those that
-# `tritonrank serve` starts it with everywhere (build/tritonrank/server.py).
+# `tritonrank serve` starts it with everywhere (build/tritonrank/serve/server.py).
 CMD ["tritonrank", "serve", "/models", "--host", "0.0.0.0", "--ready-timeout", "600", "--log-file", "-", "--ready-file", "/tmp/tritonrank-ready"]
 
 

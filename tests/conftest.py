@@ -21,14 +21,14 @@ from tiny_models import save_ranker
 from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.artifacts import write_artifact
-from tritonrank.engine import loaded_files
+from tritonrank.data.prepare import Dataset, prepare_settings
 from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.prepare import Dataset, prepare_settings
-from tritonrank.pretrained import load_tokenizer
+from tritonrank.rankers.pretrained import load_tokenizer
+from tritonrank.rankers.scorers import Request, open_scorer, requests_of
 from tritonrank.recipe import PACKAGED_MINILM, Recipe, load_recipe
-from tritonrank.scorers import Request, open_scorer, requests_of
-from tritonrank.server import LocalTriton
-from tritonrank.text import TextRules
+from tritonrank.serve.server import LocalTriton
+from tritonrank_runtime.engine import loaded_files
+from tritonrank_runtime.text import TextRules
 
 TESTS = Path(__file__).parent
 

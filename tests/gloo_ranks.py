@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from numpy.typing import NDArray
-from tritonrank.engine import open_session
-from tritonrank.shard_runner import ShardRunner
+from tritonrank_runtime.engine import open_session
+from tritonrank_runtime.shard_runner import ShardRunner
 
 RANKS = 4
 

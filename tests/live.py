@@ -20,7 +20,7 @@ import tritonclient.http
 import tritonclient.utils
 from conftest import Served
 from numpy.typing import NDArray
-from tritonrank.scorers import Request
+from tritonrank.rankers.scorers import Request
 from tritonrank_client import AsyncRankClient, RankClient, RankResult
 
 PROTOCOLS = ("http", "grpc")

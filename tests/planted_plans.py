@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonrank.artifacts import sha256_file
-from tritonrank.plans import PLAN_FILE, Gpu, PlanIdentity, write_identity
+from tritonrank.tensorrt.plans import PLAN_FILE, Gpu, PlanIdentity, write_identity
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.1")
 VERSION = "11.2.1.2"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tritonrank import admission
-from tritonrank.admission import (
+from tritonrank_runtime import admission
+from tritonrank_runtime.admission import (
     EXPIRED,
     FAR_BEYOND,
     LARGER_CLASSES,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from live import LEAK
-from tritonrank import backend
+from tritonrank_runtime import backend
 
 
 @pytest.fixture

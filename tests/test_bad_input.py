@@ -25,7 +25,7 @@ from live import (
 )
 from tritonclient.utils import InferenceServerException
 from tritonrank.pipeline import Workspace
-from tritonrank.scorers import EngineScorer, Request, open_scorer
+from tritonrank.rankers.scorers import EngineScorer, Request, open_scorer
 from tritonrank_client import InvalidRequest, RankClient
 from tritonrank_client._error_map import translate
 

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from planted_plans import A100, VERSION, identify
-from tritonrank import compile as compiling
-from tritonrank import plans as plans_module
 from tritonrank.artifacts import read_manifest
-from tritonrank.compile import compile_recipe, find_builder, layer_types, targets
-from tritonrank.engine import model_files
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.plans import (
+from tritonrank.quantize.qdq_rules import check_graph
+from tritonrank.rankers.scorers import open_scorer
+from tritonrank.recipe import Recipe, load_recipe
+from tritonrank.serve.serving import serving
+from tritonrank.tensorrt import compile as compiling
+from tritonrank.tensorrt import plans as plans_module
+from tritonrank.tensorrt.compile import compile_recipe, find_builder, layer_types, targets
+from tritonrank.tensorrt.plans import (
     IDENTITY_FILE,
     PLAN_FILE,
     Gpu,
@@ -25,12 +28,9 @@ from tritonrank.plans import (
     check_plans,
     find_gpu,
 )
-from tritonrank.profiles import buckets_of, profiles_from, profiles_of
-from tritonrank.qdq_rules import check_graph
-from tritonrank.recipe import Recipe, load_recipe
-from tritonrank.scorers import open_scorer
-from tritonrank.serve import serving
-from tritonrank.text import Buckets, RequestTokenizer
+from tritonrank.tensorrt.profiles import buckets_of, profiles_from, profiles_of
+from tritonrank_runtime.engine import model_files
+from tritonrank_runtime.text import Buckets, RequestTokenizer
 
 
 def with_tensorrt(recipe: Recipe, **settings: Any) -> Recipe:
@@ -316,8 +316,8 @@ def test_serve_refuses_a_foreign_plan_before_triton_starts(
     repository = tmp_path / "repository"
     shutil.copytree(workspace.repository, repository)
     make_plan(repository / "score" / "1", version="10.13.0")
-    monkeypatch.setattr("tritonrank.serve.verify_artifact", lambda _: None)
-    monkeypatch.setattr("tritonrank.serve.LocalTriton", lambda *_, **__: pytest.fail("Triton was started"))
+    monkeypatch.setattr("tritonrank.serve.serving.verify_artifact", lambda _: None)
+    monkeypatch.setattr("tritonrank.serve.serving.LocalTriton", lambda *_, **__: pytest.fail("Triton was started"))
     with pytest.raises(ArtifactError, match=r"model\.plan cannot be served"), serving(repository):
         pass
 

@@ -28,11 +28,12 @@ import tritonrank
 import typer
 import yaml
 from conftest import TESTS
-from tritonrank import cli, triton_wheel
+from tritonrank import cli
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline import Workspace
-from tritonrank.server import STOP_MARGIN_SECONDS, LocalTriton
-from tritonrank.triton_install import CONTAINER_OPTIONS
+from tritonrank.serve import triton_wheel
+from tritonrank.serve.server import STOP_MARGIN_SECONDS, LocalTriton
+from tritonrank.serve.triton_install import CONTAINER_OPTIONS
 
 ROOT = TESTS.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -310,7 +311,8 @@ def start_container(repository: Path, root: Path) -> subprocess.Popen[str]:
     # The image's own options are those of a later release.
     code = f"""
 from pathlib import Path
-from tritonrank import cli, triton_install
+from tritonrank import cli
+from tritonrank.serve import triton_install
 triton_install.CONTAINER_ROOT = Path({str(root)!r})
 triton_install.CONTAINER_OPTIONS = ()
 cli.main()

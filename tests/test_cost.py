@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, DistilBertConfig
-from tritonrank.cost import gflop_per_request
-from tritonrank.modeling import SharedContextConfig, SharedContextRanker
-from tritonrank.scorers import EngineScorer, Request, RequestTensors
+from tritonrank.rankers.cost import gflop_per_request
+from tritonrank.rankers.modeling import SharedContextConfig, SharedContextRanker
+from tritonrank.rankers.scorers import EngineScorer, Request, RequestTensors
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS = 32, 80, 3, 4
 SIZES = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS}

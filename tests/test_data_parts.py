@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from tritonrank.artifacts import stage_key
 from tritonrank.data import load_tables, source_files
+from tritonrank.data.prepare import prepare_settings
 from tritonrank.errors import DataError
-from tritonrank.prepare import prepare_settings
 from tritonrank.recipe import Recipe, TablesData
 
 START = 1_600_000_000

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tritonrank.data import columns, load_tables
 from tritonrank.errors import DataError
 from tritonrank.recipe import DataSettings, MovieLensData, TablesData
-from tritonrank.text import render_fields
+from tritonrank_runtime.text import render_fields
 
 MOVIES = """movieId,title,genres
 1,"Matrix, The (1999)",Action|Sci-Fi

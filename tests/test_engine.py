@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tritonrank import engine
-from tritonrank.engine import (
+from tritonrank_runtime import engine
+from tritonrank_runtime.engine import (
     FEWEST_TOKENS,
     MOST_TOKENS,
     RUN_TOKENS,

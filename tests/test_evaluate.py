@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
-from tritonrank import evaluate
+from tritonrank.data.prepare import Dataset, Example, prepare
 from tritonrank.errors import ArtifactError
-from tritonrank.evaluate import (
+from tritonrank.judge import evaluate
+from tritonrank.judge.evaluate import (
     Judgement,
     cached,
     content_hash,
@@ -20,11 +21,10 @@ from tritonrank.evaluate import (
     judge_scorer,
     judge_test_examples,
 )
-from tritonrank.metrics import METRICS
-from tritonrank.prepare import Dataset, Example, prepare
+from tritonrank.judge.metrics import METRICS
+from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
-from tritonrank.scorers import Request
-from tritonrank.text import RULES_FILE, TextRules
+from tritonrank_runtime.text import RULES_FILE, TextRules
 
 RULES = TextRules("{title} by {brand}", query_tokens=8, history_items=4, history_tokens=24, candidate_tokens=12)
 

@@ -14,18 +14,18 @@ from google.protobuf import text_format
 from safetensors.torch import load_file, save_file
 from tiny_models import save_ranker
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank import engine
-from tritonrank.assemble import HALF_SHARE, assemble, python_sources
-from tritonrank.engine import ExecutorError, RowsError, open_engine, open_executor
 from tritonrank.errors import RecipeError, ServerError
 from tritonrank.pipeline import Workspace
+from tritonrank.rankers.scorers import EngineScorer, Request, ServerScorer, open_scorer, tensors_of
 from tritonrank.recipe import Recipe, ServeSettings, load_recipe
-from tritonrank.scorers import EngineScorer, Request, ServerScorer, open_scorer, tensors_of
-from tritonrank.serve import check_golden_cases, golden_requests, golden_tolerance, serving
-from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer
-from tritonrank.torch_engine import CONFIG_FILE, WEIGHTS_FILE, load_network, open_torch_engine
-from tritonrank.triton_config import model_configs
+from tritonrank.serve.assemble import HALF_SHARE, assemble, python_sources
+from tritonrank.serve.serving import check_golden_cases, golden_requests, golden_tolerance, serving
+from tritonrank.serve.triton_config import model_configs
 from tritonrank_client import RankClient
+from tritonrank_runtime import engine
+from tritonrank_runtime.engine import ExecutorError, RowsError, open_engine, open_executor
+from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer
+from tritonrank_runtime.torch_engine import CONFIG_FILE, WEIGHTS_FILE, load_network, open_torch_engine
 
 TOLERANCE = 1e-4
 TESTS = Path(__file__).parent
@@ -243,7 +243,7 @@ def test_a_gpu_that_torch_does_not_see_is_named(workspace: Workspace, monkeypatc
 def test_missing_torch_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.delitem(sys.modules, "tritonrank.torch_engine")
+    monkeypatch.delitem(sys.modules, "tritonrank_runtime.torch_engine")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ExecutorError, match=r"serve\.executor is torch, but torch is not installed.*pip install torch"):
         open_executor("torch", workspace.teacher)

@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorData, TensorsData
-from tritonrank import cli, cpu, export, quantize
+from tritonrank import cli, cpu
 from tritonrank.artifacts import is_current, read_manifest
-from tritonrank.engine import JOINT_FILE, JointEngine
+from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError, GateError, RecipeError
-from tritonrank.evaluate import judge_artifact
-from tritonrank.export import compare_with_torch, copy_text_files
-from tritonrank.gate import verdict
+from tritonrank.graphs import export
+from tritonrank.graphs.export import compare_with_torch, copy_text_files
+from tritonrank.judge.evaluate import judge_artifact
+from tritonrank.judge.gate import verdict
 from tritonrank.pipeline import run_stages, stages
-from tritonrank.prepare import Dataset
-from tritonrank.quantize import calibration_requests, quantizable_nodes, quantize_graphs, reduced_range
+from tritonrank.quantize import int8 as quantize
+from tritonrank.quantize.int8 import calibration_requests, quantizable_nodes, quantize_graphs, reduced_range
+from tritonrank.rankers.scorers import Request, open_scorer, requests_of
 from tritonrank.recipe import QuantizeSettings, load_recipe
-from tritonrank.scorers import Request, open_scorer, requests_of
+from tritonrank_runtime.engine import JOINT_FILE, JointEngine
 
 TOLERANCE = 1e-4
 LINEAR_LAYERS = 12  # two layers with query, key, value, attention output and the two of the feed-forward part

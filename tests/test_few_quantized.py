@@ -7,9 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-from tritonrank.engine import model_files, open_engine
 from tritonrank.pipeline import Workspace
-from tritonrank.quantize import (
+from tritonrank.quantize.int8 import (
     _Calibration,
     graph_feeds,
     linear_nodes,
@@ -17,8 +16,9 @@ from tritonrank.quantize import (
     reduced_range,
     with_few_quantized,
 )
+from tritonrank.rankers.scorers import Request, RequestTensors, open_scorer, tensors_of
 from tritonrank.recipe import QuantizeSettings
-from tritonrank.scorers import Request, RequestTensors, open_scorer, tensors_of
+from tritonrank_runtime.engine import model_files, open_engine
 
 SETTINGS = QuantizeSettings(smooth=False, rounding="nearest")
 

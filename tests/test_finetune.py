@@ -19,20 +19,20 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_ranker
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from tritonrank import training as stage
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
-from tritonrank.batches import Collator, packed_batch
+from tritonrank.data.prepare import Dataset, prepare
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.finetune import finetune, untrained_ranker
-from tritonrank.losses import distillation_loss, list_loss
-from tritonrank.metrics import ndcg
-from tritonrank.modeling import SharedContextRanker
+from tritonrank.judge.metrics import ndcg
 from tritonrank.pipeline import Workspace
-from tritonrank.prepare import Dataset, prepare
-from tritonrank.pretrained import load_ranker
+from tritonrank.rankers.modeling import SharedContextRanker
+from tritonrank.rankers.pretrained import load_ranker
+from tritonrank.rankers.scorers import Request, open_scorer, requests_of, torch_scorer
 from tritonrank.recipe import Recipe, load_recipe
-from tritonrank.scorers import Request, open_scorer, requests_of, torch_scorer
-from tritonrank.text import TextRules
+from tritonrank.train import training as stage
+from tritonrank.train.batches import Collator, packed_batch
+from tritonrank.train.finetune import finetune, untrained_ranker
+from tritonrank.train.losses import distillation_loss, list_loss
+from tritonrank_runtime.text import TextRules
 
 STEPS = 48
 EVALUATIONS = 3

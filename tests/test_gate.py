@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 from tritonrank.errors import GateError
-from tritonrank.evaluate import Judgement
-from tritonrank.gate import FEWEST_EXAMPLES, Verdict, paired_difference, show_verdict, verdict
-from tritonrank.worst import forget_closed_gate, require_passed
+from tritonrank.judge.evaluate import Judgement
+from tritonrank.judge.gate import FEWEST_EXAMPLES, Verdict, paired_difference, show_verdict, verdict
+from tritonrank.judge.worst import forget_closed_gate, require_passed
 
 BUDGET = 0.01
 

@@ -14,17 +14,18 @@ import pytest
 import torch
 import tritonrank
 from test_pack import SCORED, SIZES
-from tritonrank import gpu_check as checking
-from tritonrank import gpu_executors, gpu_graphs, gpu_triton
-from tritonrank import pack as packing
-from tritonrank.anatomy import sizes_of
-from tritonrank.cut import cut, everything
-from tritonrank.engine import Tensors, open_engine
 from tritonrank.errors import ArtifactError, GateError, RecipeError
-from tritonrank.gpu_check import agreement_with, describe_machine, gpu_check, take_turns
-from tritonrank.gpu_executors import PairByPair, find_executors, padded
-from tritonrank.gpu_graphs import recipe_of
-from tritonrank.gpu_report import (
+from tritonrank.gpu_check import check as checking
+from tritonrank.gpu_check import executors as gpu_executors
+from tritonrank.gpu_check import graphs as gpu_graphs
+from tritonrank.gpu_check import pack as packing
+from tritonrank.gpu_check import triton as gpu_triton
+from tritonrank.gpu_check.check import agreement_with, describe_machine, gpu_check, take_turns
+from tritonrank.gpu_check.executors import PairByPair, find_executors, padded
+from tritonrank.gpu_check.graphs import recipe_of
+from tritonrank.gpu_check.pack import make_pack
+from tritonrank.gpu_check.packed import open_pack
+from tritonrank.gpu_check.report import (
     MEASUREMENT,
     REHEARSAL,
     Missing,
@@ -35,16 +36,17 @@ from tritonrank.gpu_report import (
     read_report,
     write_report,
 )
-from tritonrank.pack import make_pack
-from tritonrank.packed import open_pack
 from tritonrank.pipeline import Workspace
-from tritonrank.plan_engine import fitting_profile
-from tritonrank.plans import Gpu
-from tritonrank.pretrained import load_any_ranker
-from tritonrank.profiles import Profile, Range
-from tritonrank.scorers import Request, tensors_of
-from tritonrank.text import RequestTokenizer
-from tritonrank.torch_engine import load_network, row_positions
+from tritonrank.rankers.anatomy import sizes_of
+from tritonrank.rankers.pretrained import load_any_ranker
+from tritonrank.rankers.scorers import Request, tensors_of
+from tritonrank.shrink.cut import cut, everything
+from tritonrank.tensorrt.plan_engine import fitting_profile
+from tritonrank.tensorrt.plans import Gpu
+from tritonrank.tensorrt.profiles import Profile, Range
+from tritonrank_runtime.engine import Tensors, open_engine
+from tritonrank_runtime.text import RequestTokenizer
+from tritonrank_runtime.torch_engine import load_network, row_positions
 
 ROOT = Path(__file__).parents[1]
 EXECUTORS = ["PyTorch FP32, eager", "PyTorch FP32, eager, pair by pair", "PyTorch FP32, padded", "ONNX Runtime FP32"]
@@ -192,7 +194,7 @@ def test_a_gpu_that_nothing_can_use(pack: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_missing_packages_are_named(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "tritonrank.gpu_graphs", raising=False)
+    monkeypatch.delitem(sys.modules, "tritonrank.gpu_check.graphs", raising=False)
     monkeypatch.delattr(tritonrank, "gpu_graphs", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with open_pack(pack) as opened:
@@ -209,7 +211,7 @@ import sys
 for name in ("pydantic", "typer", "polars", "yaml", "transformers", "tritonclient", "onnx", "optimum", "scipy"):
     sys.modules[name] = None
 sys.argv = ["gpu_check", {str(pack)!r}, "--cpu", "--out", {str(tmp_path / "bare.json")!r}]
-from tritonrank import gpu_check
+from tritonrank.gpu_check import check as gpu_check
 gpu_check.ROUNDS = 1
 sys.exit(gpu_check.main())
 """

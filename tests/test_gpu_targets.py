@@ -16,18 +16,18 @@ from google.protobuf import text_format
 from planted_plans import A100, VERSION, identify
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank import cli, gpu_targets
-from tritonrank import plans as plans_module
 from tritonrank.artifacts import sha256_file, verify_artifact, write_artifact
-from tritonrank.compile_ranks import one_profile, rank_plan_file, ranks_folder
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.export import copy_text_files
 from tritonrank.gpu_targets import GOLDEN_SHARES, assemble_for_gpu, assemble_target, build_target
+from tritonrank.graphs.export import copy_text_files
 from tritonrank.pipeline import Target, Workspace
-from tritonrank.plans import IDENTITY_FILE, PLAN_FILE
-from tritonrank.profiles import profiles_of
 from tritonrank.recipe import Recipe
-from tritonrank.serve import assemble_command, golden_requests, serving
-from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer
+from tritonrank.serve.serving import assemble_command, golden_requests, serving
+from tritonrank.tensorrt import plans as plans_module
+from tritonrank.tensorrt.compile_ranks import one_profile, rank_plan_file, ranks_folder
+from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE
+from tritonrank.tensorrt.profiles import profiles_of
+from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer
 
 RANKS = 2
 Plant = Callable[..., Path]
@@ -331,7 +331,7 @@ def test_the_command_passes_the_target_on(
     monkeypatch.setattr(gpu_targets, f"{command}_target", make)
     monkeypatch.setattr(gpu_targets, "check_target", lambda *_: None)
     monkeypatch.setattr(cli, "run_stages", lambda *_, **__: None)
-    monkeypatch.setattr("tritonrank.summary.show_summary", lambda _: None)
+    monkeypatch.setattr("tritonrank.report.summary.show_summary", lambda _: None)
     recipe = Path(__file__).parent / "tiny.yaml"
     monkeypatch.setattr(
         "sys.argv", ["tritonrank", command, str(recipe), "--artifacts", str(tmp_path), "--target", target]

@@ -15,12 +15,12 @@ from fake_hub import FakeHub, point_at, running_hub
 from safetensors.torch import load_file, save_file
 from test_checkpoints import change_json, only_pickled, recipe_for, refusal, sharded, values_for
 from tiny_models import save_ranker
-from tritonrank import checkpoint_source
 from tritonrank.artifacts import read_manifest
 from tritonrank.errors import ArtifactError
-from tritonrank.finetune import check_models
 from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.rankers import checkpoint_source
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
+from tritonrank.train.finetune import check_models
 
 MODEL = "org/ranker"
 

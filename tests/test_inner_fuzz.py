@@ -23,7 +23,7 @@ import pytest
 from conftest import Served
 from live import LEAK, PROTOCOLS, infer
 from tritonclient.grpc import service_pb2 as pb
-from tritonrank.server import LocalTriton
+from tritonrank.serve.server import LocalTriton
 
 REQUESTS = int(os.environ.get("TRITONRANK_TEST_FUZZ", "300"))
 """Of each protocol."""

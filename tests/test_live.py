@@ -8,18 +8,18 @@ import numpy as np
 import polars as pl
 import pytest
 from tiny_models import WORDS, save_ranker
-from tritonrank import live
+from tritonrank.data.prepare import Dataset
 from tritonrank.errors import GateError, RecipeError, ServerError
-from tritonrank.evaluate import Judgement, judge_artifact
-from tritonrank.live import compare, judge_live
-from tritonrank.live_record import LIVE, LIVE_FILE
+from tritonrank.judge.evaluate import Judgement, judge_artifact
+from tritonrank.judge.live_record import LIVE, LIVE_FILE
 from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.prepare import Dataset
+from tritonrank.rankers.server_scorer import Request, ServerScorer
 from tritonrank.recipe import Recipe
 from tritonrank.report import make_report
 from tritonrank.report.ladder import ladder, read_build
-from tritonrank.server_scorer import Request, ServerScorer
-from tritonrank.summary import SUMMARY_FILE
+from tritonrank.report.summary import SUMMARY_FILE
+from tritonrank.serve import live
+from tritonrank.serve.live import compare, judge_live
 from tritonrank_client import RankClient
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Served
-from tritonrank.scorers import Request
+from tritonrank.rankers.scorers import Request
 from tritonrank_client import RankClient
 
 from loadtests import server_metrics

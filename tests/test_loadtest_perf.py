@@ -17,8 +17,8 @@ import psutil
 import pytest
 from conftest import Served
 from tritonrank.tools import install_perf_analyzer
-from tritonrank.workload import make_workload
-from tritonrank.workload_settings import WorkloadSettings
+from tritonrank.workload.requests import make_workload
+from tritonrank.workload.settings import WorkloadSettings
 from tritonrank_client._wire import build_request
 from typer.testing import CliRunner
 

@@ -185,7 +185,7 @@ def test_a_killed_build_leaves_nothing_that_stays(tmp_path: Path, tiny_recipe: R
     code = """
         import sys
         from pathlib import Path
-        from tritonrank.prepare import prepare
+        from tritonrank.data.prepare import prepare
         from tritonrank.recipe import Recipe
 
         prepare(Recipe.model_validate_json(sys.argv[1]), Path(sys.argv[2]))

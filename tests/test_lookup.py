@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tritonrank.lookup import shrink_word_embeddings
+from tritonrank.quantize.embeddings import shrink_word_embeddings
 
 TABLE = np.random.default_rng(2).normal(size=(500, 64)).astype(np.float32) * np.linspace(0.01, 9, 500)[:, None]
 

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from tritonrank import cpu, engine, gpu_check
+from tritonrank import cpu
+from tritonrank.gpu_check import check as gpu_check
+from tritonrank_runtime import engine
 
 from loadtests import machine
 

@@ -12,12 +12,12 @@ from tiny_models import TEXTS, save_ranker
 from tokenizers import AddedToken
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.errors import RecipeError
-from tritonrank.export import copy_text_files, export_graphs
-from tritonrank.finetune import copy_tokenizer, save_checkpoint, untrained_ranker
+from tritonrank.graphs.export import copy_text_files, export_graphs
+from tritonrank.rankers.scorers import EngineScorer, Request, open_scorer, torch_scorer
 from tritonrank.recipe import Recipe
-from tritonrank.scorers import EngineScorer, Request, open_scorer, torch_scorer
-from tritonrank.text import RequestTokenizer, render_fields
-from tritonrank.vocabulary import tokens_to_keep, write_tokenizer
+from tritonrank.shrink.vocabulary import tokens_to_keep, write_tokenizer
+from tritonrank.train.finetune import copy_tokenizer, save_checkpoint, untrained_ranker
+from tritonrank_runtime.text import RequestTokenizer, render_fields
 
 TEMPLATE = "[TITLE] {title} [ATTR] {attributes}"
 RULES = {"query_tokens": 16, "history_items": 0, "history_tokens": 0, "candidate_tokens": 64}

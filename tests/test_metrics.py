@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, roc_auc_score
-from tritonrank.metrics import (
+from tritonrank.judge.metrics import (
     METRICS,
     Interval,
     all_metrics,

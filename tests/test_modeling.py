@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, WITH_SEGMENTS, save_ranker
 from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, PreTrainedModel
-from tritonrank.batches import packed_batch
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.finetune import untrained_ranker
-from tritonrank.modeling import SharedContextRanker, _rename, first_position, from_encoder
-from tritonrank.pretrained import is_shared_context, load_any_ranker, load_encoder, load_shared_context_ranker
+from tritonrank.rankers.modeling import SharedContextRanker, _rename, first_position, from_encoder
+from tritonrank.rankers.pretrained import is_shared_context, load_any_ranker, load_encoder, load_shared_context_ranker
 from tritonrank.recipe import Recipe
-from tritonrank.text import PADDING
+from tritonrank.train.batches import packed_batch
+from tritonrank.train.finetune import untrained_ranker
+from tritonrank_runtime.text import PADDING
 
 TOLERANCE = 1e-5
 CONTEXT_POSITIONS = 40

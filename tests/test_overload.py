@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tritonrank.assemble import engine_inputs
-from tritonrank.engine import available_cores
 from tritonrank.pipeline import Workspace
 from tritonrank.recipe import ServeSettings
-from tritonrank.server import LocalTriton
-from tritonrank.triton_config import as_text, model_configs
+from tritonrank.serve.assemble import engine_inputs
+from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.triton_config import as_text, model_configs
+from tritonrank_runtime.engine import available_cores
 
 from loadtests.objectives import Objectives, judged
 from loadtests.results import Run

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tritonrank import pack as packing
-from tritonrank.agreement import mean_overlap, relative_difference, top_10_overlap
 from tritonrank.artifacts import sha256_file
 from tritonrank.errors import ArtifactError
-from tritonrank.pack import make_pack
-from tritonrank.packed import PACK_FILE, REQUESTS_FILE, open_pack
+from tritonrank.gpu_check import pack as packing
+from tritonrank.gpu_check.pack import make_pack
+from tritonrank.gpu_check.packed import PACK_FILE, REQUESTS_FILE, open_pack
 from tritonrank.pipeline import Workspace
-from tritonrank.scorers import EngineScorer, Request, open_scorer
-from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer
-from tritonrank.torch_engine import WEIGHTS_FILE, open_torch_engine
+from tritonrank.rankers.agreement import mean_overlap, relative_difference, top_10_overlap
+from tritonrank.rankers.scorers import EngineScorer, Request, open_scorer
+from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer
+from tritonrank_runtime.torch_engine import WEIGHTS_FILE, open_torch_engine
 
 SIZES = {5: 6, 20: 4, 1_000: 2}
 SCORED = {5: 2, 20: 2, 1_000: 1}

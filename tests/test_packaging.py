@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
-from tritonrank.assemble import known_ids, longest_rows
-from tritonrank.engine import SHARED_CONTEXT_INPUTS
-from tritonrank.finetune import text_rules
-from tritonrank.pretrained import load_tokenizer
+from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.recipe import load_recipe
-from tritonrank.text import SHARED_CONTEXT, RequestTokenizer
-from tritonrank.triton_config import as_text, model_configs
+from tritonrank.serve.assemble import known_ids, longest_rows
+from tritonrank.serve.triton_config import as_text, model_configs
+from tritonrank.train.finetune import text_rules
+from tritonrank_runtime.engine import SHARED_CONTEXT_INPUTS
+from tritonrank_runtime.text import SHARED_CONTEXT, RequestTokenizer
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("rank", "tokenize", "score", "select")
@@ -100,7 +100,7 @@ def test_the_installed_pipeline_finds_its_serving_sources(wheel: Path, tmp_path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = """
-from tritonrank.assemble import assemble_settings, serving_sources
+from tritonrank.serve.assemble import assemble_settings, serving_sources
 from tritonrank.recipe import Recipe
 print(serving_sources())
 print(sorted(assemble_settings(Recipe(name="x", data={"source": "sample"}))["sources"]))

@@ -18,13 +18,13 @@ from live import Scores, ask, largest_difference
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.gpu_targets import assemble_target
 from tritonrank.pipeline import Target, Workspace
+from tritonrank.rankers.scorers import EngineScorer, Request, open_scorer
 from tritonrank.recipe import Recipe
-from tritonrank.scorers import EngineScorer, Request, open_scorer
-from tritonrank.serve import check_golden_cases
-from tritonrank.server import LocalTriton
-from tritonrank.text import JOINT, NO_TEXT_SCORE
-from tritonrank.triton_config import as_text
+from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.serving import check_golden_cases
+from tritonrank.serve.triton_config import as_text
 from tritonrank_client import InvalidRequest, RankClient
+from tritonrank_runtime.text import JOINT, NO_TEXT_SCORE
 
 CANDIDATE_BUCKETS = (4, 16, 64)
 MOST_REQUESTS = 3

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tritonrank.parallel_cost import (
+from tritonrank.parallel.cost import (
     BERT_BASE,
     ENCODERS,
     H100,

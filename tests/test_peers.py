@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.metrics import ndcg_score
-from tritonrank.pretrained import load_tokenizer
+from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
-from tritonrank.text import RequestTokenizer, TextRules
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # loadtests/ is no installed package
 

@@ -16,14 +16,14 @@ import pytest
 from conftest import Served, set_parameters
 from live import NO_DEADLINE, PROTOCOLS, counter_files, infer, metric, requests_started, wait_until
 from tritonclient.utils import InferenceServerException
-from tritonrank.assemble import engine_inputs, known_ids, longest_rows
-from tritonrank.engine import available_cores
 from tritonrank.pipeline import Workspace
 from tritonrank.recipe import ServeSettings
-from tritonrank.server import LocalTriton
-from tritonrank.text import RequestTokenizer
-from tritonrank.triton_config import as_text, model_configs
+from tritonrank.serve.assemble import engine_inputs, known_ids, longest_rows
+from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, Retry
+from tritonrank_runtime.engine import available_cores
+from tritonrank_runtime.text import RequestTokenizer
 
 SECONDS_PER_TOKEN = 2e-5
 """A request of a thousand candidates then takes about half a second, one of three a few milliseconds."""

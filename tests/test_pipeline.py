@@ -11,18 +11,25 @@ import pytest
 from conftest import TESTS, Build
 from onnx import numpy_helper
 from tiny_models import save_ranker
-from tritonrank import assemble, cli, distill, export, finetune, prepare, prune, quantize, summary
+from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
-from tritonrank.assemble import GOLDEN_CANDIDATES, golden_cases
+from tritonrank.data import prepare
+from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError, GateError, RecipeError
-from tritonrank.evaluate import ExampleScorer, judge_artifact
-from tritonrank.gate import paired_difference
+from tritonrank.graphs import export
+from tritonrank.judge.evaluate import ExampleScorer, judge_artifact
+from tritonrank.judge.gate import paired_difference
 from tritonrank.pipeline import Workspace, run_stages, stages
-from tritonrank.prepare import Dataset
+from tritonrank.quantize import int8 as quantize
+from tritonrank.rankers.scorers import requests_of
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
-from tritonrank.scorers import requests_of
-from tritonrank.summary import SUMMARY_FILE, baseline_judgements
-from tritonrank.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
+from tritonrank.report import summary
+from tritonrank.report.summary import SUMMARY_FILE, baseline_judgements
+from tritonrank.serve import assemble
+from tritonrank.serve.assemble import GOLDEN_CANDIDATES, golden_cases
+from tritonrank.shrink import distill, prune
+from tritonrank.train import finetune
+from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
 
 VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, XLNetConfig
-from tritonrank.pretrained import UNLIMITED, longest_input
+from tritonrank.rankers.pretrained import UNLIMITED, longest_input
 
 ROWS = 40
 SIZES = {

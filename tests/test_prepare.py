@@ -13,9 +13,9 @@ from tritonrank.artifacts import read_manifest, stage_key, verify_artifact
 from tritonrank.data import Tables, load_tables
 from tritonrank.data.lists import ListMaker
 from tritonrank.data.negatives import NegativeSampler
+from tritonrank.data.prepare import Dataset, Example, prepare, prepare_settings
 from tritonrank.data.splits import mark_splits
 from tritonrank.errors import ArtifactError, DataError
-from tritonrank.prepare import Dataset, Example, prepare, prepare_settings
 from tritonrank.recipe import Recipe
 
 SMALL = {"training_examples": 150, "judged_negatives": 20, "validation_users": 15, "test_users": 30}

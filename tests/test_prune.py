@@ -13,22 +13,23 @@ import torch
 import yaml
 from conftest import Build
 from transformers import BertConfig, DistilBertConfig, PreTrainedModel
-from tritonrank import cli, distill, prune
-from tritonrank.anatomy import Sizes, parts_of, resized, sizes_of
+from tritonrank import cli
 from tritonrank.artifacts import read_manifest, verify_artifact
-from tritonrank.candidate_lists import scored_lists
-from tritonrank.cost import gflop_of
-from tritonrank.cut import Kept, cut
+from tritonrank.data.prepare import Dataset
 from tritonrank.errors import GateError, RecipeError
-from tritonrank.gatekeeper import step_budget, total_budget
-from tritonrank.metrics import ndcg
-from tritonrank.modeling import SharedContextConfig
+from tritonrank.judge.gatekeeper import step_budget, total_budget
+from tritonrank.judge.metrics import ndcg
 from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.prepare import Dataset
+from tritonrank.rankers.anatomy import Sizes, parts_of, resized, sizes_of
+from tritonrank.rankers.cost import gflop_of
+from tritonrank.rankers.modeling import SharedContextConfig
+from tritonrank.rankers.scorers import open_scorer, requests_of
 from tritonrank.recipe import PruneSettings, Recipe, load_recipe
-from tritonrank.scorers import open_scorer, requests_of
-from tritonrank.targets import target_sizes
-from tritonrank.text import TextRules
+from tritonrank.shrink import distill, prune
+from tritonrank.shrink.candidate_lists import scored_lists
+from tritonrank.shrink.cut import Kept, cut
+from tritonrank.shrink.sizes import target_sizes
+from tritonrank_runtime.text import TextRules
 
 MINILM = SharedContextConfig()
 FULL = sizes_of(MINILM)
@@ -221,7 +222,7 @@ def test_interrupted_distillation_goes_on_and_asks_the_teacher_once(
         shutil.copytree(pruned.root, workspace.root)
     run_stages(recipe, straight, until="distill")
 
-    monkeypatch.setattr("tritonrank.candidate_lists.EXAMPLES_PER_FILE", 10)
+    monkeypatch.setattr("tritonrank.shrink.candidate_lists.EXAMPLES_PER_FILE", 10)
     asked: list[int] = []
 
     def asking(folder: Path) -> Any:

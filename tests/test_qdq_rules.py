@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonrank import cli
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline import Workspace
-from tritonrank.qdq_rules import RULES, check_graph, check_model
+from tritonrank.quantize.qdq_rules import RULES, check_graph, check_model
 
 WIDTH, OUT = 6, 4
 

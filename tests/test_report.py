@@ -13,27 +13,27 @@ import onnx
 import polars as pl
 import pytest
 from onnx import TensorProto, helper
-from tritonrank import cli, summary
+from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
-from tritonrank.calibration_record import CalibrationRecord, bulk_steps
-from tritonrank.cut import Kept
-from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, open_session
+from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError
-from tritonrank.evaluate import judge_artifact, judgement_file
-from tritonrank.gate import paired_difference
+from tritonrank.judge.evaluate import judge_artifact, judgement_file
+from tritonrank.judge.gate import paired_difference
 from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.prepare import Dataset
-from tritonrank.quantize import calibration_requests, graph_feeds, quantize_graphs, split_for_noise
+from tritonrank.quantize.calibration_record import CalibrationRecord, bulk_steps
+from tritonrank.quantize.int8 import calibration_requests, graph_feeds, quantize_graphs, split_for_noise
+from tritonrank.quantize.sensitivity import NoiseMeter
+from tritonrank.rankers.scorers import Request, requests_of, tensors_of
 from tritonrank.recipe import Recipe
-from tritonrank.report import escape_markdown, make_report
+from tritonrank.report import escape_markdown, make_report, summary
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import layer_name
 from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.plots import IntervalRow, LayerParts, figure, interval_plot, kept_matrix, ticks
-from tritonrank.scorers import Request, requests_of, tensors_of
-from tritonrank.sensitivity import NoiseMeter
-from tritonrank.summary import SUMMARY_FILE
-from tritonrank.text import RequestTokenizer, TextRules, render_fields
+from tritonrank.report.summary import SUMMARY_FILE
+from tritonrank.shrink.cut import Kept
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, open_session
+from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
 
 RUNGS = {"fine-tuned": "teacher", "pruned": "pruned", "student": "student", "ONNX FP32": "onnx", "INT8": "int8"}
 NASTY = "<img src=x onerror=alert(1)> & | **bold** [link](http://example.com/) `code`\n# title"

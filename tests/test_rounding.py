@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from tritonrank.engine import Feed
-from tritonrank.rounding import WeightRounder, gram_matrices, round_weights
+from tritonrank.quantize.rounding import WeightRounder, gram_matrices, round_weights
+from tritonrank_runtime.engine import Feed
 
 LARGEST = 127
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from test_server import make_repository
-from tritonrank import triton_wheel
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.pipeline import Workspace
-from tritonrank.run_folder import LONGEST_PARENT, link_repository, make_run_folder
-from tritonrank.serve import serving
-from tritonrank.server import LocalTriton
-from tritonrank.triton_wheel import interpreter_environment
+from tritonrank.serve import triton_wheel
+from tritonrank.serve.run_folder import LONGEST_PARENT, link_repository, make_run_folder
+from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.serving import serving
+from tritonrank.serve.triton_wheel import interpreter_environment
 from tritonrank_client import RankClient
 
 ODD_NAMES = {
@@ -59,7 +59,7 @@ def test_no_place_for_a_run_folder_is_told_with_what_to_set(monkeypatch: pytest.
     taken = tmp_path / "a file"
     taken.touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    monkeypatch.setattr("tritonrank.run_folder.OTHER_PLACES", (taken,))
+    monkeypatch.setattr("tritonrank.serve.run_folder.OTHER_PLACES", (taken,))
     with pytest.raises(ServerError, match=r"absent: (.|\n)*a file: (.|\n)*TMPDIR="):
         make_run_folder("tritonrank-test-", holds_programs=True)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tritonrank import cli, triton_install
+from tritonrank import cli
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.pipeline import Workspace
-from tritonrank.servable import repository_of
-from tritonrank.server import LocalTriton
+from tritonrank.serve import triton_install
+from tritonrank.serve.servable import repository_of
+from tritonrank.serve.server import LocalTriton
 
 RECIPES = Path(__file__).parents[1] / "build" / "recipes"
 

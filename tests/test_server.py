@@ -24,10 +24,11 @@ import psutil
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from tritonrank import server as server_module
-from tritonrank import tools, triton_wheel
+from tritonrank import tools
 from tritonrank.errors import ServerError
-from tritonrank.server import LocalTriton, run_until_signalled
+from tritonrank.serve import server as server_module
+from tritonrank.serve import triton_wheel
+from tritonrank.serve.server import LocalTriton, run_until_signalled
 
 ROOT = Path(__file__).parents[1]
 MARKER = "TRITONRANK_TEST_MARKER"
@@ -279,7 +280,7 @@ def test_the_folder_of_a_killed_backend_is_removed_where_it_can_only_be_ours(
     code = f"""
         import os, sys
         from pathlib import Path
-        from tritonrank import server_keeper
+        from tritonrank.serve import server_keeper
         servers = iter([{{"11"}}, {{"11", "12"}} if {another_server_started} else set()])
         server_keeper._servers = lambda: next(servers)
         server_keeper._execution_environments = lambda: set(Path({str(tmp_path)!r}).glob("python_env_*"))
@@ -402,8 +403,8 @@ def serving_program(repository: Path) -> subprocess.Popen[str]:
     code = f"""
         import signal, threading, time
         from pathlib import Path
-        from tritonrank import server as server_module
-        from tritonrank.server import LocalTriton, run_until_signalled
+        from tritonrank.serve import server as server_module
+        from tritonrank.serve.server import LocalTriton, run_until_signalled
         server_module.RUN_FOLDER_PREFIX = {RUN_FOLDER_PREFIX!r}
         def tell_once_signals_are_handled():
             while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # it is the last that gets a handler

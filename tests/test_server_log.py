@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tritonrank import server_log
-from tritonrank.server_log import FileLog, RelayedLog
+from tritonrank.serve import server_log
+from tritonrank.serve.server_log import FileLog, RelayedLog
 
 
 def test_a_relayed_log_comes_out_on_standard_error_and_its_end_is_kept(

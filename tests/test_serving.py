@@ -43,15 +43,13 @@ from live import (
 )
 from tritonclient.utils import InferenceServerException
 from tritonrank import cli
-from tritonrank import serve as serve_module
 from tritonrank.artifacts import read_manifest
-from tritonrank.engine import open_engine
 from tritonrank.errors import ServerError
 from tritonrank.pipeline import Workspace
-from tritonrank.scorers import EngineScorer, Request, open_scorer
-from tritonrank.serve import GOLDEN_FILE, check_golden_cases, golden_requests, serving
-from tritonrank.server import LocalTriton
-from tritonrank.text import NO_TEXT_SCORE, TextRules, render_fields
+from tritonrank.rankers.scorers import EngineScorer, Request, open_scorer
+from tritonrank.serve import serving as serve_module
+from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.serving import GOLDEN_FILE, check_golden_cases, golden_requests, serving
 from tritonrank_client import (
     AsyncRankClient,
     DeadlineExceeded,
@@ -62,6 +60,8 @@ from tritonrank_client import (
     Unavailable,
 )
 from tritonrank_client._error_map import translate
+from tritonrank_runtime.engine import open_engine
+from tritonrank_runtime.text import NO_TEXT_SCORE, TextRules, render_fields
 
 CANDIDATES = 15  # of each held-out request: this file asks some thousand times
 LIVE_TOLERANCE = 1e-4

@@ -21,23 +21,31 @@ from onnx import helper, numpy_helper
 from tensorrt_ladder import ladder_of
 from test_families import OPSET, REQUESTS, recipe_for, spread_logits
 from tiny_models import FAMILIES, save_ranker
-from tritonrank import shard as sharding
-from tritonrank.cut_graph import PARTIAL, SHARE
-from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, Feed, model_files, open_engine, open_session
 from tritonrank.errors import ArtifactError
-from tritonrank.export import export_graphs
-from tritonrank.finetune import save_checkpoint, untrained_ranker
-from tritonrank.graph_view import GraphView
-from tritonrank.modeling import SharedContextRanker
-from tritonrank.parallel_cost import Encoder, Load, summed_bytes, sums
-from tritonrank.quantize import quantize_graphs
+from tritonrank.graphs.export import export_graphs
+from tritonrank.graphs.graph_view import GraphView
+from tritonrank.parallel import shard as sharding
+from tritonrank.parallel.cost import Encoder, Load, summed_bytes, sums
+from tritonrank.parallel.cut_graph import PARTIAL, SHARE
+from tritonrank.parallel.cut_plan import constant_source, shard_plan
+from tritonrank.parallel.segments import segments_of
+from tritonrank.parallel.shard import compare_with_whole, write_shards
+from tritonrank.quantize.int8 import quantize_graphs
+from tritonrank.rankers.modeling import SharedContextRanker
+from tritonrank.rankers.scorers import tensors_of
 from tritonrank.recipe import QuantizeSettings
-from tritonrank.scorers import tensors_of
-from tritonrank.segments import segments_of
-from tritonrank.shard import compare_with_whole, write_shards
-from tritonrank.shard_plan import constant_source, shard_plan
-from tritonrank.shard_runner import ShardRunner, read_shards, shard_file
-from tritonrank.text import JOINT, SHARED_CONTEXT, RequestTokenizer
+from tritonrank.train.finetune import save_checkpoint, untrained_ranker
+from tritonrank_runtime.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    JOINT_FILE,
+    Feed,
+    model_files,
+    open_engine,
+    open_session,
+)
+from tritonrank_runtime.shard_runner import ShardRunner, read_shards, shard_file
+from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, RequestTokenizer
 
 HEADS, LAYERS = 4, 2
 ARCHITECTURES = (JOINT, SHARED_CONTEXT)

@@ -13,21 +13,21 @@ from tensorrt_ladder import PRECISIONS, TensorRTLadder, ladder_of
 from test_families import recipe_for, spread_logits
 from tiny_models import FAMILIES, save_ranker
 from tritonrank.artifacts import verify_artifact
-from tritonrank.compile import Builder, build_plan, find_builder
-from tritonrank.compile_ranks import compile_precision_ranks, one_profile
-from tritonrank.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE
 from tritonrank.errors import ArtifactError
-from tritonrank.finetune import untrained_ranker
 from tritonrank.gpu_targets import assemble_target
-from tritonrank.modeling import SharedContextRanker
+from tritonrank.parallel.shard import write_shards
 from tritonrank.pipeline import Target, Workspace
-from tritonrank.plans import check_plans
-from tritonrank.profiles import Profile, Range, profiles_of
+from tritonrank.rankers.modeling import SharedContextRanker
+from tritonrank.rankers.scorers import open_scorer
 from tritonrank.recipe import Recipe
-from tritonrank.scorers import open_scorer
-from tritonrank.shard import write_shards
-from tritonrank.shard_runner import shard_file
-from tritonrank.text import JOINT, SHARED_CONTEXT
+from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
+from tritonrank.tensorrt.compile_ranks import compile_precision_ranks, one_profile
+from tritonrank.tensorrt.plans import check_plans
+from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
+from tritonrank.train.finetune import untrained_ranker
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE
+from tritonrank_runtime.shard_runner import shard_file
+from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 RANKS = 2

@@ -20,22 +20,22 @@ import pytest
 from conftest import Build
 from live import wait_until
 from numpy.typing import NDArray
-from tritonrank.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
 from tritonrank.artifacts import read_manifest
-from tritonrank.assemble import write_models
 from tritonrank.cli import main
-from tritonrank.engine import Engine, EngineLostError, open_engine
 from tritonrank.errors import ArtifactError, ServerError
-from tritonrank.export import copy_text_files
+from tritonrank.graphs.export import copy_text_files
+from tritonrank.parallel.shard import write_shards
 from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.rankers.scorers import Request, RequestTensors, open_scorer, tensors_of
+from tritonrank.rankers.server_scorer import ServerScorer
 from tritonrank.recipe import Recipe
-from tritonrank.scorers import Request, RequestTensors, open_scorer, tensors_of
-from tritonrank.serve import serving
-from tritonrank.server_scorer import ServerScorer
-from tritonrank.shard import write_shards
-from tritonrank.shard_workers import ShardWorkers, sharded_engine
-from tritonrank.text import RequestTokenizer
+from tritonrank.serve.assemble import write_models
+from tritonrank.serve.serving import serving
 from tritonrank_client import RankClient, Retry
+from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
+from tritonrank_runtime.engine import Engine, EngineLostError, open_engine
+from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
+from tritonrank_runtime.text import RequestTokenizer
 
 RANKS = 2
 TOLERANCE = 1e-4
@@ -172,7 +172,7 @@ def test_nothing_is_left_after_a_stop(shards: Path) -> None:
 
 def test_nothing_is_left_when_who_started_them_is_killed(shards: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from tritonrank.shard_workers import ShardWorkers\n"
+        "import sys, time; from pathlib import Path; from tritonrank_runtime.shard_workers import ShardWorkers\n"
         "workers = ShardWorkers(Path(sys.argv[1])); print(*workers.processes, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(shards)], stdout=subprocess.PIPE, text=True) as starter:

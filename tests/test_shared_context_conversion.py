@@ -9,10 +9,19 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tritonrank import export, quantize
 from tritonrank.artifacts import read_manifest
-from tritonrank.assemble import engine_inputs
-from tritonrank.engine import (
+from tritonrank.data.prepare import Dataset
+from tritonrank.errors import ArtifactError, GateError, RecipeError
+from tritonrank.graphs import export
+from tritonrank.graphs.export import compare_with_torch, copy_text_files, export_graphs
+from tritonrank.graphs.weight_file import ALIGNMENT, SMALLEST
+from tritonrank.pipeline import Workspace
+from tritonrank.quantize import int8 as quantize
+from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_nodes, quantizable_nodes, quantize_graphs
+from tritonrank.rankers.scorers import Request, open_scorer
+from tritonrank.recipe import QuantizeSettings, Recipe
+from tritonrank.serve.assemble import engine_inputs
+from tritonrank_runtime.engine import (
     CANDIDATES_FILE,
     CONTEXT_FILE,
     WEIGHTS_FILE,
@@ -20,15 +29,7 @@ from tritonrank.engine import (
     loaded_files,
     open_engine,
 )
-from tritonrank.errors import ArtifactError, GateError, RecipeError
-from tritonrank.export import compare_with_torch, copy_text_files, export_graphs
-from tritonrank.pipeline import Workspace
-from tritonrank.prepare import Dataset
-from tritonrank.quantize import calibration_requests, graph_feeds, linear_nodes, quantizable_nodes, quantize_graphs
-from tritonrank.recipe import QuantizeSettings, Recipe
-from tritonrank.scorers import Request, open_scorer
-from tritonrank.text import TextRules
-from tritonrank.weight_file import ALIGNMENT, SMALLEST
+from tritonrank_runtime.text import TextRules
 
 GRAPHS = (CONTEXT_FILE, CANDIDATES_FILE)
 TOLERANCE = 1e-4

@@ -8,15 +8,15 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tritonrank.engine import JOINT_FILE, loaded_files
+from tritonrank.data.prepare import Dataset
 from tritonrank.pipeline import Workspace
-from tritonrank.prepare import Dataset
-from tritonrank.quantize import graph_feeds, quantize_graphs
+from tritonrank.quantize.int8 import graph_feeds, quantize_graphs
+from tritonrank.quantize.sensitivity import NoiseMeter
+from tritonrank.quantize.smooth import smooth_graphs
+from tritonrank.rankers.scorers import Request, open_scorer, requests_of, tensors_of
 from tritonrank.recipe import QuantizeSettings
-from tritonrank.scorers import Request, open_scorer, requests_of, tensors_of
-from tritonrank.sensitivity import NoiseMeter
-from tritonrank.smooth import smooth_graphs
-from tritonrank.text import RequestTokenizer
+from tritonrank_runtime.engine import JOINT_FILE, loaded_files
+from tritonrank_runtime.text import RequestTokenizer
 
 CHANNELS = 8
 OUTLIER = 3

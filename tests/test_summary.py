@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from tritonrank.evaluate import Judgement
-from tritonrank.summary import SUMMARY_FILE, beaten_by, defeat_in_words, show_summary
+from tritonrank.judge.evaluate import Judgement
+from tritonrank.report.summary import SUMMARY_FILE, beaten_by, defeat_in_words, show_summary
 
 SAMPLES = 400
 

@@ -25,12 +25,12 @@ from typing import Any
 import psutil
 import pytest
 from test_server import make_repository, wait_until
-from tritonrank import supervisor as supervisor_module
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.pipeline import Workspace
-from tritonrank.serve import CheckedRepository, check_golden_cases
-from tritonrank.server import LocalTriton
-from tritonrank.supervisor import SupervisedTriton, WrongScoreError
+from tritonrank.serve import supervisor as supervisor_module
+from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.serving import CheckedRepository, check_golden_cases
+from tritonrank.serve.supervisor import SupervisedTriton, WrongScoreError
 
 BACK_SECONDS = 5.0
 TRUTH_SECONDS = 2.0

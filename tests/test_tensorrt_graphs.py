@@ -11,19 +11,19 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tensorrt_ladder import LINEAR_LAYERS, PRECISIONS, TensorRTLadder, check_ladder, tiny_ladder
 from test_families import REQUESTS
-from tritonrank import halve as halving
-from tritonrank.batched import compare_batched, export_batched_graph, padded_requests
-from tritonrank.calibrate import LEVELS, METHODS, Magnitudes
-from tritonrank.engine import BatchedEngine, open_engine
 from tritonrank.errors import ArtifactError, GateError
-from tritonrank.graph_view import GraphView, element_types, opset_of
-from tritonrank.half import open_rounding_engine, rounding_twin, to_half, write_rounding_twins
-from tritonrank.halve import halve_graph
-from tritonrank.pretrained import load_shared_context_ranker
-from tritonrank.qdq_rules import check_graph
-from tritonrank.quantize_tensorrt import half_scale, insert_qdq, quantize_graph, quantized_weight
-from tritonrank.scorers import open_scorer
-from tritonrank.text import JOINT, SHARED_CONTEXT
+from tritonrank.graphs.batched import compare_batched, export_batched_graph, padded_requests
+from tritonrank.graphs.graph_view import GraphView, element_types, opset_of
+from tritonrank.quantize import halve as halving
+from tritonrank.quantize.calibrate import LEVELS, METHODS, Magnitudes
+from tritonrank.quantize.half import open_rounding_engine, rounding_twin, to_half, write_rounding_twins
+from tritonrank.quantize.halve import halve_graph
+from tritonrank.quantize.int8_tensorrt import half_scale, insert_qdq, quantize_graph, quantized_weight
+from tritonrank.quantize.qdq_rules import check_graph
+from tritonrank.rankers.pretrained import load_shared_context_ranker
+from tritonrank.rankers.scorers import open_scorer
+from tritonrank_runtime.engine import BatchedEngine, open_engine
+from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def chain(values: list[float]) -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, folder: Path) -> np.ndarray:
-    from tritonrank.engine import open_session
+    from tritonrank_runtime.engine import open_session
 
     onnx.save(model, folder / "m.onnx")
     (found,) = open_session(folder / "m.onnx").run(["logits"], {"ids": np.array([[1, 2, 3, 5]], np.int32)})
@@ -290,7 +290,7 @@ def test_weights_are_rounded_by_output_channel() -> None:
 def test_only_the_chosen_layers_are_int8_and_others_read_what_was_never_rounded(shared: TensorRTLadder) -> None:
     model = onnx.load(shared.graph("int8"))
     fp32 = onnx.load(shared.graph("fp32"))
-    from tritonrank.quantize_tensorrt import FEWEST_OPSET, with_opset
+    from tritonrank.quantize.int8_tensorrt import FEWEST_OPSET, with_opset
 
     source = with_opset(fp32, FEWEST_OPSET)
     node = next(node for node in source.graph.node if node.name == "/ffn_in/MatMul")

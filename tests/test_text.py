@@ -27,9 +27,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaTokenizerFast,
 )
-from tritonrank.pretrained import load_tokenizer
+from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
-from tritonrank.text import (
+from tritonrank_runtime.text import (
     JOINT,
     NO_ROW,
     NO_TEXT_SCORE,

@@ -17,16 +17,16 @@ from scipy.stats import kendalltau
 from tiny_models import FAMILIES, WORDS, save_ranker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.data.prepare import Dataset, Example, prepare
 from tritonrank.errors import DataError, GateError, RecipeError
-from tritonrank.finetune import finetune, text_rules
-from tritonrank.gatekeeper import Rung, judge_teacher, require_ranking, uncut_rules
+from tritonrank.judge.gatekeeper import Rung, judge_teacher, require_ranking, uncut_rules
 from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.prepare import Dataset, Example, prepare
+from tritonrank.rankers.scorers import Request, open_scorer, requests_of, torch_scorer
+from tritonrank.rankers.text_budgets import Needs, rules_of_checkpoint
+from tritonrank.rankers.text_counts import text_warnings
 from tritonrank.recipe import DEFAULT_BUDGETS, Recipe, load_recipe
-from tritonrank.scorers import Request, open_scorer, requests_of, torch_scorer
-from tritonrank.text import RequestTokenizer, TextRules, render_fields
-from tritonrank.text_budgets import Needs, rules_of_checkpoint
-from tritonrank.text_counts import text_warnings
+from tritonrank.train.finetune import finetune, text_rules
+from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
 
 RECIPES = sorted((TESTS.parent / "build" / "recipes").glob("*.yaml"))
 POSITIONS = 128

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank.engine import ID_LIMITS, ROW_LIMITS, RowLimits
 from tritonrank.recipe import ServeSettings
-from tritonrank.triton_config import ADMISSION_TENSORS, as_text, model_configs, score_instances
+from tritonrank.serve.triton_config import ADMISSION_TENSORS, as_text, model_configs, score_instances
+from tritonrank_runtime.engine import ID_LIMITS, ROW_LIMITS, RowLimits
 
 ROOT = Path(__file__).parents[1]
 BERT = ("input_ids", "attention_mask", "token_type_ids")

@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, TEXTS, WORDS, save_ranker, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 from tritonrank.errors import ArtifactError
-from tritonrank.vocabulary import coverage, plain_tokenizer, shrunk, tokens_to_keep, write_tokenizer
+from tritonrank.shrink.vocabulary import coverage, plain_tokenizer, shrunk, tokens_to_keep, write_tokenizer
 
 KINDS = ("bert", "roberta", "xlm-roberta")  # WordPiece, byte-level BPE, Unigram
 CONTENTS = {kind: json.loads(tiny_tokenizer(kind).backend_tokenizer.to_str()) for kind in KINDS}

@@ -16,13 +16,12 @@ import pytest
 from conftest import TESTS
 from test_cli import main
 from tritonrank.artifacts import write_artifact
+from tritonrank.data.prepare import Dataset, prepare
 from tritonrank.errors import ArtifactError, DataError, RecipeError
 from tritonrank.pipeline import Workspace
-from tritonrank.prepare import Dataset, prepare
 from tritonrank.recipe import load_recipe
-from tritonrank.text import RULES_FILE, TextRules, render_fields
-from tritonrank.workload import make_workload
-from tritonrank.workload_settings import (
+from tritonrank.workload.requests import make_workload
+from tritonrank.workload.settings import (
     LognormalSizes,
     WeightedSizes,
     WorkloadSettings,
@@ -30,6 +29,7 @@ from tritonrank.workload_settings import (
     workload_settings,
     zipf_exponent,
 )
+from tritonrank_runtime.text import RULES_FILE, TextRules, render_fields
 
 from loadtests.workload import WorkloadError, WorkloadRequest, read_workload
 
@@ -435,7 +435,7 @@ def test_an_interrupted_write_leaves_the_old_file(
             raise KeyboardInterrupt
         return encode(*arguments, **options)
 
-    monkeypatch.setattr("tritonrank.workload.json.dumps", fail_later)
+    monkeypatch.setattr("tritonrank.workload.requests.json.dumps", fail_later)
     with pytest.raises(KeyboardInterrupt):
         make_workload(artifacts, path, WorkloadSettings(requests=20, candidates="3"))
     assert path.read_text() == "old"

@@ -19,7 +19,7 @@ from tritonrank.locks import only_writer
 from tritonrank.pipeline import Target, Workspace, run_stages
 from tritonrank.quiet import quiet_transformers
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
-from tritonrank.workload_settings import WorkloadSettings, workload_settings
+from tritonrank.workload.settings import WorkloadSettings, workload_settings
 
 app = typer.Typer(
     cls=LiteralGroup,
@@ -71,7 +71,7 @@ def build(
     With --target also compile and assemble for GPUs, on the machine that will serve; see `tritonrank assemble --help`.
     """
     loaded, workspace = _open(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
-    from tritonrank.summary import show_summary
+    from tritonrank.report.summary import show_summary
 
     if target is not Target.CPU:
         from tritonrank.gpu_targets import build_target, check_target
@@ -150,7 +150,7 @@ def finetune(
         run_stages(loaded, workspace, until="finetune")
         return
     # Under torchrun every process comes through here, and only one may write the dataset: it has to exist already.
-    from tritonrank.finetune import finetune as run
+    from tritonrank.train.finetune import finetune as run
 
     with _writing(workspace):
         run(loaded, workspace.dataset, workspace.teacher)
@@ -166,7 +166,7 @@ def distill(
         run_stages(loaded, workspace, until="distill")
         return
     # As with finetune, what it starts from has to exist already.
-    from tritonrank.distill import distill as run
+    from tritonrank.shrink.distill import distill as run
 
     with _writing(workspace):
         run(loaded, workspace.dataset, workspace.teacher, workspace.pruned, workspace.student, workspace.judgements)
@@ -192,17 +192,17 @@ def evaluate(
     """
     loaded, workspace = _open(recipe, overrides, artifacts)
     from tritonrank_client import RankClient
+    from tritonrank_runtime.text import TextRules
 
-    from tritonrank import evaluate as judging
-    from tritonrank.gate import show_verdict, verdict
-    from tritonrank.gatekeeper import judge_uncut
-    from tritonrank.server_scorer import ServerScorer
-    from tritonrank.summary import show_summary
-    from tritonrank.text import TextRules
-    from tritonrank.worst import require_passed, with_worst_requests
+    from tritonrank.judge import evaluate as judging
+    from tritonrank.judge.gate import show_verdict, verdict
+    from tritonrank.judge.gatekeeper import judge_uncut
+    from tritonrank.judge.worst import require_passed, with_worst_requests
+    from tritonrank.rankers.server_scorer import ServerScorer
+    from tritonrank.report.summary import show_summary
 
     if live:
-        from tritonrank.live import judge_live
+        from tritonrank.serve.live import judge_live
 
         judge_live(loaded, workspace, rung or [])
         return
@@ -238,8 +238,8 @@ def compile_command(
     graphs compile. For example: tritonrank compile build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]'
     """
     loaded, workspace = _open(recipe, overrides, artifacts)
-    from tritonrank.compile import compile_recipe
-    from tritonrank.compile_ranks import compile_ranks
+    from tritonrank.tensorrt.compile import compile_recipe
+    from tritonrank.tensorrt.compile_ranks import compile_ranks
 
     # A model that needs several GPUs may not fit on one.
     for folder in (compile_ranks if loaded.tensor_parallel > 1 else compile_recipe)(loaded, workspace):
@@ -254,7 +254,7 @@ def check_graph(
 
     Beside a manifest that names INT8 layers, these and no others have to be INT8. Exits with 1 on faults.
     """
-    from tritonrank import qdq_rules
+    from tritonrank.quantize import qdq_rules
 
     report = qdq_rules.check_graph(file, qdq_rules.asked_of(file))
     qdq_rules.show_report(report, Console())
@@ -271,7 +271,7 @@ def pack(
     For example: tritonrank pack artifacts/movielens, which writes movielens.pack.tar.gz. It holds item texts of your
     data.
     """
-    from tritonrank.pack import make_pack
+    from tritonrank.gpu_check.pack import make_pack
 
     make_pack(artifacts, out)
 
@@ -289,9 +289,9 @@ def gpu_check_command(
     """Check a ranker's scores on this GPU machine and measure every executor found: PyTorch, ONNX Runtime, TensorRT.
 
     What is not installed is named with the command that brings it. Exits with 1 when scores are not the CPU's, with 2
-    when there is no GPU. Without tritonrank's own packages: PYTHONPATH=build python3 -m tritonrank.gpu_check PACK
+    when there is no GPU. Without tritonrank's own packages: PYTHONPATH=build python3 -m tritonrank.gpu_check.check PACK
     """
-    from tritonrank.gpu_check import gpu_check
+    from tritonrank.gpu_check.check import gpu_check
 
     gpu_check(pack, out, cpu=cpu, triton=triton)
 
@@ -328,8 +328,8 @@ def serve(
 
     The server is the container's own where there is one (/opt/tritonserver), else the one that pip installs.
     """
-    from tritonrank.serve import example_command, serving
-    from tritonrank.server import end_when_terminated, run_until_signalled
+    from tritonrank.serve.server import end_when_terminated, run_until_signalled
+    from tritonrank.serve.serving import example_command, serving
 
     end_when_terminated()
     shows_log = log_file == Path("-")
@@ -345,8 +345,8 @@ def serve(
 def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:
     """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
     loaded, workspace = _open(recipe, overrides, artifacts)
-    from tritonrank.demo import run_demo
-    from tritonrank.summary import show_summary
+    from tritonrank.report.summary import show_summary
+    from tritonrank.serve.demo import run_demo
 
     run_stages(loaded, workspace)
     show_summary(workspace.summary)
@@ -388,7 +388,7 @@ def workload(
             "history_items": history_items,
         }
     )
-    from tritonrank.workload import make_workload
+    from tritonrank.workload.requests import make_workload
 
     make_workload(artifacts, out, chosen)
 

@@ -12,25 +12,31 @@ from pathlib import Path
 
 import onnx
 from rich.console import Console
+from tritonrank_runtime.engine import JOINT_FILE, available_cores
+from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.artifacts import Manifest, is_current, sha256_file, verify_artifact, write_artifact
-from tritonrank.assemble import (
+from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.pipeline import Stage, Target, Workspace, stages
+from tritonrank.recipe import Recipe
+from tritonrank.serve.assemble import (
     assemble_settings,
     python_sources,
     write_ensemble,
     write_identity_and_golden_cases,
     write_warmup_masks,
 )
-from tritonrank.compile import build_graphs, compile_recipe, find_builder
-from tritonrank.compile_ranks import compile_ranks, find_ranks_builder, one_profile, rank_plan_file, ranks_folder
-from tritonrank.engine import JOINT_FILE, available_cores
-from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.gpu_config import check_room, gpu_configs
-from tritonrank.pipeline import Stage, Target, Workspace, stages
-from tritonrank.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
-from tritonrank.profiles import Profile, profiles_from, profiles_of
-from tritonrank.recipe import Recipe
-from tritonrank.text import RequestTokenizer
+from tritonrank.serve.gpu_config import check_room, gpu_configs
+from tritonrank.tensorrt.compile import build_graphs, compile_recipe, find_builder
+from tritonrank.tensorrt.compile_ranks import (
+    compile_ranks,
+    find_ranks_builder,
+    one_profile,
+    rank_plan_file,
+    ranks_folder,
+)
+from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
+from tritonrank.tensorrt.profiles import Profile, profiles_from, profiles_of
 
 ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")
 """What ONNX Runtime gains from on a GPU: INT8 it would compute in floating point between two roundings."""

@@ -146,7 +146,14 @@ class Stage:
 def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     """All stages of the recipe in the order in which they run."""
     # Imported here, because torch and transformers take seconds and `tritonrank --help` should not.
-    from tritonrank import assemble, distill, export, finetune, prepare, prune, quantize, shard, summary
+    from tritonrank.data import prepare
+    from tritonrank.graphs import export
+    from tritonrank.parallel import shard
+    from tritonrank.quantize import int8 as quantize
+    from tritonrank.report import summary
+    from tritonrank.serve import assemble
+    from tritonrank.shrink import distill, prune
+    from tritonrank.train import finetune
 
     w = workspace
     ranker, served = w.ranker(recipe), w.served_model(recipe)
@@ -226,7 +233,9 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
 
 def tensorrt_stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     """The graphs that ``tensorrt.precisions`` needs, made of the exported checkpoint's FP32 graphs."""
-    from tritonrank import batched, export, halve, quantize_tensorrt
+    from tritonrank.graphs import batched, export
+    from tritonrank.quantize import halve
+    from tritonrank.quantize import int8_tensorrt as quantize_tensorrt
 
     w, precisions = workspace, recipe.tensorrt.precisions
     source = w.batched_fp32(recipe)
@@ -291,7 +300,7 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         absent |= {verb: f"the recipe has no {verb} section" for verb in ("prune", "distill")}
         why = f"; {absent[until]}" if until in absent else ""
         raise RecipeError(f"{recipe.name}: no stage {until}{why}. Stages: {', '.join(s.verb for s in chosen)}")
-    from tritonrank.finetune import check_models
+    from tritonrank.train.finetune import check_models
 
     check_models(recipe, workspace.teacher)
     if until is not None:

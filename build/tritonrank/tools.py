@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 from tritonrank.errors import TritonRankError
-from tritonrank.triton_wheel import find_triton_wheel
+from tritonrank.serve.triton_wheel import find_triton_wheel
 
 VERSION = "2.51.0"
 WHEEL_PLATFORM = "manylinux1_x86_64"

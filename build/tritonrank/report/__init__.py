@@ -20,7 +20,8 @@ from markupsafe import Markup
 from rich.console import Console
 
 from tritonrank.errors import ArtifactError
-from tritonrank.gatekeeper import FINE_TUNED
+from tritonrank.judge.gatekeeper import FINE_TUNED
+from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
 from tritonrank.report.ladder import (
@@ -45,8 +46,7 @@ from tritonrank.report.plots import (
     kept_matrix,
 )
 from tritonrank.report.provenance import provenance
-from tritonrank.summary import defeat_in_words
-from tritonrank.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
+from tritonrank.report.summary import defeat_in_words
 
 REPORT_FILE = "report.html"
 HISTOGRAMS_SHOWN = 6

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+from tritonrank_runtime.text import TextRules
 
-from tritonrank.evaluate import Judgement
-from tritonrank.metrics import ranking
-from tritonrank.prepare import Dataset
+from tritonrank.data.prepare import Dataset
+from tritonrank.judge.evaluate import Judgement
+from tritonrank.judge.metrics import ranking
+from tritonrank.rankers.scorers import Request, requests_of
 from tritonrank.report.ladder import Build
-from tritonrank.scorers import Request, requests_of
-from tritonrank.text import TextRules
 
 WORST_SHOWN = 10
 TOP_SHOWN = 10

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tritonrank.calibration_record import BULK, STEPS, CalibrationRecord, LayerNoise
-from tritonrank.cut import PRUNING_FILE, Kept
+from tritonrank.quantize.calibration_record import BULK, STEPS, CalibrationRecord, LayerNoise
 from tritonrank.report.ladder import Build
 from tritonrank.report.plots import LayerParts
+from tritonrank.shrink.cut import PRUNING_FILE, Kept
 
 MOST_LAYERS_SHOWN = 48
 SYMMETRIC_STEPS = 127

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
+from tritonrank_runtime.engine import loaded_files
 
 from tritonrank.artifacts import MANIFEST, Manifest, is_aside, read_manifest
-from tritonrank.engine import loaded_files
 from tritonrank.errors import ArtifactError
-from tritonrank.evaluate import Judgement, judgement_file
-from tritonrank.gate import paired_difference
-from tritonrank.gatekeeper import CHECKPOINT, FINE_TUNED
-from tritonrank.live_record import LIVE, LiveRung, read_live
-from tritonrank.metrics import Interval
-from tritonrank.plans import PLAN_FILE
+from tritonrank.judge.evaluate import Judgement, judgement_file
+from tritonrank.judge.gate import paired_difference
+from tritonrank.judge.gatekeeper import CHECKPOINT, FINE_TUNED
+from tritonrank.judge.live_record import LIVE, LiveRung, read_live
+from tritonrank.judge.metrics import Interval
 from tritonrank.report.plots import figure
-from tritonrank.summary import CHECKPOINT_RUNGS, SUMMARY_FILE
+from tritonrank.report.summary import CHECKPOINT_RUNGS, SUMMARY_FILE
+from tritonrank.tensorrt.plans import PLAN_FILE
 
 TEACHERS = (FINE_TUNED, CHECKPOINT)
 """What the first rung is called: a ranker that was trained here, or a checkpoint that was taken as it is."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tritonrank.scorers import Request, open_scorer
-from tritonrank.text import RequestTokenizer
+from tritonrank.rankers.scorers import Request, open_scorer
+from tritonrank_runtime.text import RequestTokenizer
 
 from loadtests.peers.workers.json_lines import answer_lines
 

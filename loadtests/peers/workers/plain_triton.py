@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tritonrank.server import LocalTriton, run_until_signalled
+from tritonrank.serve.server import LocalTriton, run_until_signalled
 
 REPOSITORY = Path(__file__).parents[1] / "plain_triton"
 

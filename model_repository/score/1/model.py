@@ -14,10 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import EXPIRED, StartedCounter, counter_folder, deadline_after, is_expired, work_tokens
-from backend import array, cancelled, failure, family, invalid, raise_by, unavailable, unexpected
-from engine import EngineLostError, RowLimits, RowsError, Watch, available_cores, open_executor
-from interpreter import check_interpreter
+from tritonrank_runtime.admission import (
+    EXPIRED,
+    StartedCounter,
+    counter_folder,
+    deadline_after,
+    is_expired,
+    work_tokens,
+)
+from tritonrank_runtime.backend import array, cancelled, failure, family, invalid, raise_by, unavailable, unexpected
+from tritonrank_runtime.engine import EngineLostError, RowLimits, RowsError, Watch, available_cores, open_executor
+from tritonrank_runtime.interpreter import check_interpreter
 
 NEVER = 2**62
 
@@ -34,7 +41,7 @@ class TritonPythonModel:
         folder = Path(__file__).parent
         self.workers = None
         if (folder / "shards.json").is_file():
-            from shard_workers import ShardWorkers, sharded_engine
+            from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
 
             self.workers = ShardWorkers(folder)
             self.engine = sharded_engine(self.workers, **options)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from backend import array, invalid, unexpected
-from interpreter import check_interpreter
-from text import NO_ROW, candidate_scores
+from tritonrank_runtime.backend import array, invalid, unexpected
+from tritonrank_runtime.interpreter import check_interpreter
+from tritonrank_runtime.text import NO_ROW, candidate_scores
 
 
 class TritonPythonModel:

@@ -14,10 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import Admission, RefusedError, counter_folder, deadline_after, seconds_left, work_tokens
-from backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
-from interpreter import check_interpreter
-from text import JOINT, NO_ROW, Buckets, RequestTokenizer, TextError, decode_texts, unique_rows
+from tritonrank_runtime.admission import (
+    Admission,
+    RefusedError,
+    counter_folder,
+    deadline_after,
+    seconds_left,
+    work_tokens,
+)
+from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
+from tritonrank_runtime.interpreter import check_interpreter
+from tritonrank_runtime.text import JOINT, NO_ROW, Buckets, RequestTokenizer, TextError, decode_texts, unique_rows
 
 
 class TritonPythonModel:

@@ -1,0 +1,206 @@
+"""Stage ``prepare``: two tables become listwise examples.
+
+An example is what a ranker meets in production: a context (the query and the items the user liked before) and
+candidates, one of which the user went on to like. Judged examples are the users' last positives against many unseen
+items; training examples are earlier positives against a few. Who is judged is fixed here, by seed, before anything
+is trained, and negatives are never items the user met at any time.
+
+Items without text are none of this: a ranker can say nothing of them, and the server ranks them last. They are left out
+together with their events, before anything is chosen, and counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from tritonrank_runtime.text import render_fields
+
+from tritonrank.artifacts import Manifest, read_manifest, sha256_file, write_artifact
+from tritonrank.data import Tables, load_tables, source_files
+from tritonrank.data.choices import choose_positives
+from tritonrank.data.lists import ListMaker
+from tritonrank.data.splits import LIKED, TEST, TRAIN, VALIDATION, mark_splits
+from tritonrank.errors import DataError
+from tritonrank.rankers.text_counts import (
+    IDS_SHOWN,
+    TEXTS_SHOWN,
+    TextLengths,
+    count_texts,
+    show_counts,
+)
+from tritonrank.recipe import Recipe
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One list to rank."""
+
+    example_id: str
+    """``user_id:n``, where n is the number of the positive event among the user's events in order of time"""
+    user_id: str
+    query: str
+    """empty when there was none"""
+    history: list[str]
+    """ids of items liked before, newest last, at most 200; never the positive itself"""
+    candidates: list[str]
+    """item ids in an order that says nothing"""
+    labels: list[int]
+    """per candidate 1 or 0"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What ``prepare`` wrote, read back."""
+
+    items: dict[str, dict[str, str]]
+    """item id -> field name -> text, in the order of the items table"""
+    training: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    training_events: pl.DataFrame
+    """the events that may be learnt from (columns of Tables.events), by user and time: what baselines may count"""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Dataset":
+        """Read the artifact of ``prepare``.
+
+        Raises:
+            ArtifactError: there is no artifact in the folder.
+        """
+        read_manifest(folder)
+        fields = pl.read_parquet(folder / "items.parquet", glob=False).rows_by_key("item_id", named=True, unique=True)
+        events = pl.read_parquet(folder / "events.parquet", glob=False)
+        return cls(
+            items=fields,
+            training=_read_examples(folder, TRAIN),
+            validation=_read_examples(folder, VALIDATION),
+            test=_read_examples(folder, TEST),
+            training_events=events.filter(pl.col("split") == TRAIN).drop("split"),
+        )
+
+
+def prepare(recipe: Recipe, folder: Path) -> Manifest:
+    """Write items, events and examples as an artifact.
+
+    The files: items.parquet and events.parquet (the source's tables; events by user and time, with the column split:
+    train, validation, test, or "" for events nobody may use), and train.parquet, validation.parquet, test.parquet
+    with the columns of ``Example``.
+
+    Raises:
+        DataError: the source has faults, the template names a field the items do not have, nobody can be judged or
+            nothing can be learnt, or the catalogue is too small for the negatives asked for.
+    """
+    # Imported here, because most who read a dataset need no tokenizer, and transformers takes seconds.
+    from tritonrank.rankers.text_budgets import (
+        TEXT_METRICS,
+        Needs,
+        measuring_rules,
+        open_tokenizer,
+        resolve_rules,
+        who_decided,
+    )
+
+    settings = prepare_settings(recipe)
+    with write_artifact(folder, "prepare", settings, parents={}) as draft:
+        source = load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
+        _check_template(recipe, source)
+        lengths = TextLengths(open_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
+        item_lengths = lengths.of_items(source.items)
+        tables, without_text = _with_text(recipe, source, item_lengths)
+        queries = sorted(set(tables.events["query"]) - {""})
+        query_lengths = lengths.of_texts(queries)
+        rules = resolve_rules(recipe, Needs(max(query_lengths, default=0), max(item_lengths.values())))
+
+        events = mark_splits(tables.events, recipe.examples)
+        chosen, skipped = choose_positives(events, recipe.examples, recipe.seed)
+        lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed)
+
+        tables.items.write_parquet(draft.folder / "items.parquet")
+        events.select(*tables.events.columns, "split").write_parquet(draft.folder / "events.parquet")
+        examples = {split: lists.make(split, positives) for split, positives in chosen.items()}
+        for split, made in examples.items():
+            made.write_parquet(draft.folder / f"{split}.parquet")
+        template = recipe.text.item_template
+        shown = [render_fields(template, row) for row in tables.items.head(TEXTS_SHOWN).iter_rows(named=True)]
+        kept_lengths = {item: item_lengths[item] for item in tables.items["item_id"]}
+        draft.metrics |= {
+            "items": tables.items.height,
+            "items_without_text": without_text,
+            "users": events["user_id"].n_unique(),
+            "events": events.height,
+            "positive_events": events.filter(LIKED).height,
+            "training_events": events.filter(pl.col("split") == TRAIN).height,
+            "examples": {split: made.height for split, made in examples.items()},
+            "skipped_users": skipped,
+            "left_out": source.left_out,
+            TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST], shown),
+        }
+    manifest = read_manifest(folder)
+    show_counts(manifest.metrics, console)
+    return manifest
+
+
+def prepare_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the dataset and its counts depend on, JSON-able: settings, tokenizer, content (sha256) of the source files.
+
+    Other budgets count the texts again; the dataset comes out as it was, so that nothing after it is made again.
+
+    Raises:
+        DataError: a source file is missing; the loader's message says what was expected.
+    """
+    from tritonrank.rankers.text_budgets import tokenizer_identity
+
+    files = list(source_files(recipe.data))
+    if not all(file.is_file() for file in files):
+        # Raises with everything that is wrong, not only the first missing file.
+        load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
+    return {
+        "data": recipe.data.model_dump(mode="json"),
+        "text": recipe.text.model_dump(mode="json"),
+        "tokenizer": tokenizer_identity(recipe),
+        "architecture": recipe.model.architecture,
+        "examples": recipe.examples.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "sources": {str(file): sha256_file(file) for file in files},
+    }
+
+
+def _check_template(recipe: Recipe, tables: Tables) -> None:
+    available = tables.items.columns[1:]
+    if unknown := [name for name in dict.fromkeys(recipe.text.template_fields) if name not in available]:
+        raise DataError(
+            f"text.item_template uses {', '.join('{' + name + '}' for name in unknown)}, "
+            f"which the items do not have; available: {', '.join(available)}"
+        )
+
+
+def _with_text(recipe: Recipe, source: Tables, lengths: Mapping[str, int]) -> tuple[Tables, dict[str, Any]]:
+    """The tables without the items that have no text and the events about them, and what was left out."""
+    absent = [item for item, tokens in lengths.items() if not tokens]
+    items = source.items.filter(~pl.col("item_id").is_in(absent))
+    events = source.events.filter(~pl.col("item_id").is_in(absent))
+    wanted = max(recipe.examples.judged_negatives, recipe.examples.training_negatives)
+    if absent and (items.height <= wanted or events.is_empty()):
+        raise DataError(
+            f"{len(absent)} of {source.items.height} items have no text by text.item_template "
+            f"{recipe.text.item_template!r} (first: {', '.join(absent[:IDS_SHOWN])}), which leaves {items.height} "
+            f"items and {events.height} events; examples.judged_negatives and training_negatives ask for {wanted} "
+            "unseen items beside a positive. Name fields that have text, or lower them"
+        )
+    left_out = {
+        "count": len(absent),
+        "of": source.items.height,
+        "first": absent[:IDS_SHOWN],
+        "events": source.events.height - events.height,
+        "users": source.events["user_id"].n_unique() - events["user_id"].n_unique(),
+    }
+    return (replace(source, items=items, events=events) if absent else source), left_out
+
+
+def _read_examples(folder: Path, split: str) -> list[Example]:
+    return [Example(**row) for row in pl.read_parquet(folder / f"{split}.parquet", glob=False).iter_rows(named=True)]

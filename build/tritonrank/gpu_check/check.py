@@ -1,0 +1,331 @@
+"""Check and measure a ranker on this GPU machine, with whatever is installed here: one command, one record.
+
+A pack (``tritonrank pack``) goes in; out come the scores held against the CPU's, p50, p99 and candidates per second at
+each request size, for every executor that is found, and one sentence for each that is not. ``gpu_executors`` finds
+them, ``gpu_triton`` serves through Triton, ``gpu_report`` keeps the record. On a machine without a GPU ``--cpu``
+rehearses the whole thing; its record says so.
+
+It runs without installing tritonrank, on a machine that has little more than PyTorch:
+
+    PYTHONPATH=build python3 -m tritonrank.gpu_check.check PACK
+"""
+
+import argparse
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
+
+from tritonrank.cpu import available_cores
+from tritonrank.errors import ArtifactError, GateError, TritonRankError
+from tritonrank.gpu_check.executors import Executor, attempt, find_executors
+from tritonrank.gpu_check.packed import AGAIN, Pack, PackedRequest, open_pack
+from tritonrank.gpu_check.report import (
+    MEASUREMENT,
+    REHEARSAL,
+    REPORT_FORMAT,
+    Agreement,
+    Latency,
+    Machine,
+    Missing,
+    PackRecord,
+    Report,
+    Row,
+    default_path,
+    show_report,
+    write_report,
+)
+from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
+from tritonrank.tensorrt.plans import find_gpu
+
+ROUNDS = 3
+"""Executors take turns, so that a GPU that slows down slows all of them."""
+SECONDS_PER_ROUND = 5.0
+"""A slow executor is timed on fewer requests."""
+FEWEST_REQUESTS = 3
+NOT_FINITE = 1e9
+RECORDED = (
+    "tritonrank", "torch", "transformers", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "tensorrt", "numpy",
+    "nvidia-pytriton",
+)  # fmt: skip
+
+console = Console(stderr=True, emoji=False)
+
+
+def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, triton: bool = True) -> Report:
+    """Check, measure, show the table and write the record.
+
+    Args:
+        pack_path: what ``tritonrank pack`` made.
+        out: the record, .json, with its tables beside it, .md; default:
+            docs/measurements/<gpu>-<recipe>-<date>.json.
+        cpu: rehearse on the CPU; ``out`` has to be named.
+        triton: serve through Triton too, where a server is found.
+
+    Returns:
+        The record.
+
+    Raises:
+        ArtifactError: the pack is damaged, there is no GPU, or nothing here can compute on it.
+        GateError: an executor's scores are not the CPU's; the record is written all the same.
+    """
+    if cpu and out is None:
+        raise ArtifactError("a rehearsal on the CPU is no measurement of a GPU: name its file with --out")
+    machine = describe_machine(cpu=cpu)
+    if not cpu and not machine.gpu:
+        raise ArtifactError(
+            "no GPU is here: neither nvidia-smi nor PyTorch finds one. Run this on a GPU machine, or rehearse it here: "
+            f"tritonrank gpu-check {pack_path} --cpu --out rehearsal.json"
+        )
+    with open_pack(pack_path) as pack, TemporaryDirectory(prefix="tritonrank-gpu-check-") as scratch:
+        console.print(f"[bold]{machine.gpu or REHEARSAL}[/]: {pack.name}", highlight=False)
+        rows, missing = _measure_in_process(pack, "cpu" if cpu else "cuda", Path(scratch))
+        if triton:
+            found = _measure_through_triton(pack, "cpu" if cpu else "cuda")
+            if isinstance(found, Missing):
+                missing.append(found)
+            else:
+                rows.append(found)
+        record = pack.manifest
+    if not rows:
+        reasons = "\n".join(f"  {one.what}: {one.why}" for one in missing)
+        raise ArtifactError(f"nothing here can compute on {machine.gpu}:\n{reasons}")
+    report = Report(
+        format=REPORT_FORMAT,
+        kind=REHEARSAL if cpu else MEASUREMENT,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        pack=PackRecord(record["recipe"], record["artifact"], record["architecture"], record["parameters"]),
+        machine=machine,
+        rows=rows,
+        missing=missing,
+    )
+    show_report(report, console)
+    path = out or default_path(report)
+    write_report(report, path)
+    console.print(f"-> {path} and {path.with_suffix('.md')}", highlight=False)
+    if failed := [row.name for row in rows if not row.agreement.passed]:
+        raise GateError(f"gate closed: not the CPU's scores: {', '.join(failed)}; see {path}")
+    return report
+
+
+def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Row], list[Missing]]:
+    tokenizer = _tokenizer(pack)
+
+    def tensors(request: PackedRequest) -> Any:
+        return tokenizer.tensors(tokenizer.context(request.query, request.history), tokenizer.items(request.items))
+
+    scored = [(tensors(request), np.array(request.scores, dtype=np.float32)) for request in pack.scored]
+    timed = {size: [tensors(request) for request in pack.timed(size)] for size in pack.sizes}
+    executors: list[tuple[Executor, Agreement]] = []
+    missing = []
+    for found in find_executors(pack, device, scratch):
+        if isinstance(found, Missing):
+            missing.append(found)
+            console.print(f"  [yellow]missing[/] {found.what}", highlight=False)
+            continue
+        scores = attempt(found.name, partial(_scores, found, [one for one, _ in scored]))
+        if isinstance(scores, Missing):
+            missing.append(scores)
+            continue
+        agreement = agreement_with(scores, [known for _, known in scored], found.tolerance)
+        console.print(f"  {found.name}: difference {agreement.largest_difference:.1e}", highlight=False)
+        executors.append((found, agreement))
+    calls = {executor.name: executor.run for executor, _ in executors}
+    baseline = next((executor.name for executor, _ in executors if executor.is_baseline), None)
+    latencies, failed = take_turns(calls, timed, baseline)
+    rows = [
+        Row(one.name, one.precision, "in process", one.is_baseline, agreement, latencies.get(one.name, []))
+        for one, agreement in executors
+        if one.name in latencies or not agreement.passed  # wrong scores close the gate, timed or not
+    ]
+    return rows, missing + failed
+
+
+def _tokenizer(pack: Pack) -> RequestTokenizer:
+    """The pack's own.
+
+    Raises:
+        ArtifactError: its tokenizer or its text rules cannot be read, though they are as they were packed.
+    """
+    try:
+        return RequestTokenizer.from_folder(pack.folder, 100_000)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ArtifactError(
+            f"{pack.name}: {TOKENIZER_FILE}, {RULES_FILE}: no tokenizer can be made of them ({error}). {AGAIN}"
+        ) from error
+
+
+def _measure_through_triton(pack: Pack, device: str) -> Row | Missing:
+    try:
+        from tritonrank.gpu_check.triton import served
+    except ImportError as error:
+        return Missing("Triton", f"{error.name} is not installed: pip install 'tritonrank[build,server]'")
+
+    def measure() -> Row | Missing:
+        with served(pack, device) as (name, precision, tolerance, run):
+            found = [run(request) for request in pack.scored]
+            expected = [np.array(request.scores, dtype=np.float32) for request in pack.scored]
+            agreement = agreement_with(found, expected, tolerance)
+            timed = {size: pack.timed(size) for size in pack.sizes}
+            latencies, failed = take_turns({name: run}, timed, None)
+        if failed and agreement.passed:
+            return failed[0]
+        return Row(name, precision, "triton", False, agreement, latencies.get(name, []))  # wrong scores close the gate
+
+    return attempt("Triton", measure)
+
+
+def _scores(executor: Executor, requests: Sequence[Any]) -> list[Scores]:
+    return [executor.run(one) for one in requests]
+
+
+def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], tolerance: float) -> Agreement:
+    """Scores of some requests held against those of the CPU."""
+    difference = max(relative_difference(one, known) for one, known in zip(found, expected, strict=True))
+    return Agreement(
+        requests=len(expected),
+        largest_difference=min(difference, NOT_FINITE),
+        tolerance=tolerance,
+        top_10_overlap=mean_overlap(found, expected),
+        passed=difference <= tolerance,
+    )
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[Any], object]], requests: Mapping[int, Sequence[Any]], baseline: str | None
+) -> tuple[dict[str, list[Latency]], list[Missing]]:
+    """Latencies of each call at each request size, the calls taking turns; one that fails drops out.
+
+    Args:
+        calls: by name; each returns when its result is in memory.
+        requests: by candidates.
+        baseline: the name whose median the others' are held against.
+
+    Returns:
+        latencies by name, and what failed.
+    """
+    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in requests} for name in calls}
+    failed = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("  timing", total=len(requests) * (ROUNDS + 1) * len(calls))
+        for size, of_size in requests.items():
+            for turn in range(ROUNDS + 1):  # the first is the warm-up: shapes are seen, graphs captured
+                for name in list(seconds):
+                    taken = attempt(name, partial(_time, calls[name], of_size), f" at {size:,} candidates")
+                    if isinstance(taken, Missing):
+                        failed.append(taken)
+                        del seconds[name]
+                        continue
+                    seconds[name][size] += taken if turn else []
+                    progress.advance(task)
+    of_baseline = seconds.get(str(baseline), {})
+    latencies = {
+        name: [_latency(size, taken, of_baseline.get(size)) for size, taken in by_size.items()]
+        for name, by_size in seconds.items()
+    }
+    return latencies, failed
+
+
+def _time(call: Callable[[Any], object], requests: Sequence[Any]) -> list[float]:
+    seconds: list[float] = []
+    started = time.perf_counter()
+    for request in requests:
+        before = time.perf_counter()
+        call(request)
+        seconds.append(time.perf_counter() - before)
+        if len(seconds) >= FEWEST_REQUESTS and time.perf_counter() - started > SECONDS_PER_ROUND:
+            break
+    return seconds
+
+
+def _latency(candidates: int, seconds: list[float], of_baseline: list[float] | None) -> Latency:
+    p50, p99 = (float(np.percentile(seconds, share)) for share in (50, 99))
+    return Latency(
+        candidates=candidates,
+        requests=len(seconds),
+        p50_ms=round(1_000 * p50, 4),
+        p99_ms=round(1_000 * p99, 4),
+        candidates_per_second=round(candidates * len(seconds) / sum(seconds), 1),
+        speedup=round(float(np.median(of_baseline)) / p50, 3) if of_baseline else None,
+    )
+
+
+def describe_machine(*, cpu: bool) -> Machine:
+    """What computes: the first GPU, or this processor in a rehearsal."""
+    gpu, versions, memory = find_gpu(), _versions(), 0.0
+    name, capability = (gpu.name, gpu.compute_capability) if gpu else ("", "")
+    try:
+        import torch
+
+        if torch.version.cuda:
+            versions["CUDA of PyTorch"] = torch.version.cuda
+        if torch.cuda.is_available():
+            properties = torch.cuda.get_device_properties(0)
+            name, capability = name or properties.name, capability or f"{properties.major}.{properties.minor}"
+            memory = round(properties.total_memory / 1e9, 1)
+    except ImportError:
+        pass
+    return Machine(
+        gpu="" if cpu else name,
+        compute_capability="" if cpu else capability,
+        driver="" if cpu or gpu is None else gpu.driver,
+        gpu_memory_gb=0.0 if cpu else memory,
+        processor=_processor(),
+        cores=available_cores(),
+        versions=versions,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def main() -> int:
+    """``python -m tritonrank.gpu_check.check``: as ``tritonrank gpu-check``, for machines without its packages."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tritonrank.gpu_check.check", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("pack", type=Path, metavar="PACK", help="what `tritonrank pack` made")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="default: docs/measurements/<gpu>-<recipe>-<date>.json"
+    )
+    parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU; needs --out")
+    parser.add_argument("--no-triton", action="store_true", help="start no server")
+    arguments = parser.parse_args()
+    try:
+        gpu_check(arguments.pack, arguments.out, cpu=arguments.cpu, triton=not arguments.no_triton)
+    except TritonRankError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""Everything on this machine that can run a pack's ranker: PyTorch in several ways, ONNX Runtime, TensorRT.
+
+Each is found or it is missing for a reason that says what would bring it; nothing stands in for something else. All
+imports that a bare machine may lack are made where they are used: PyTorch alone is enough for half of the table.
+
+The baseline is PyTorch in eager mode, FP16 on a GPU. Beside it stands what sharing the context saves (the same network,
+pair by pair, which gives the same scores) and what launching hundreds of kernels one by one costs (the same kernels
+captured once as CUDA graphs, and fused by torch.compile).
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from tritonrank_runtime.engine import SHARED_CONTEXT_INPUTS, Engine, ExecutorError, Logits, Tensors, open_engine
+
+from tritonrank.errors import TritonRankError
+from tritonrank.gpu_check.packed import Pack
+from tritonrank.gpu_check.report import Missing
+from tritonrank.tensorrt.plans import TENSORRT
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from tritonrank_runtime.network import SharedContextNetwork
+
+    from tritonrank.gpu_check.graphs import Graphs
+    from tritonrank.tensorrt.compile import Builder
+
+EXACT_TOLERANCE = 1e-4
+HALF_TOLERANCE = 1e-2
+INT8_TOLERANCE = 0.25
+"""INT8 may change logits by 3% of their spread (root mean square): the largest of thousands is several times that. Its
+gate is NDCG, on the CPU; this finds plans that are broken."""
+CONTEXT_MULTIPLE, TOKEN_MULTIPLE, CANDIDATE_MULTIPLE = 16, 8, 8
+"""Shapes that a captured graph is padded to."""
+WARMUP_RUNS = 3
+"""Before a capture: libraries allocate their workspaces in the first runs."""
+PAIRS_PER_RUN = 256
+"""Of a thousand long pairs the masks alone would take much memory."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A way to run the ranker."""
+
+    name: str
+    precision: str
+    tolerance: float
+    """of ``relative_difference`` to the CPU's scores"""
+    run: Callable[[Tensors], Logits]
+    is_baseline: bool = False
+
+
+Found = Executor | Missing
+Outcome = TypeVar("Outcome")
+
+
+def attempt(what: str, call: Callable[[], Outcome], where: str = "") -> Outcome | Missing:
+    """What a call gives, or why it gives nothing; whatever fails must not take the others along.
+
+    Args:
+        what: the executor that is made, asked or timed.
+        call: does so.
+        where: added to the reason, with a space before it.
+    """
+    try:
+        return call()
+    except (TritonRankError, ExecutorError) as error:
+        return Missing(what, str(error))
+    except Exception as error:  # noqa: BLE001 - exporters, drivers and compilers have no error in common
+        return Missing(what, f"it failed{where}: {first_line(error)}")
+
+
+def find_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
+    """All ways to run a pack's ranker on this machine, the baseline first; each is opened when it is asked for.
+
+    Args:
+        pack: an open pack.
+        device: cuda, or cpu for a rehearsal.
+        scratch: an empty folder for graphs and plans.
+    """
+    yield from _torch_executors(pack, device)
+    yield from _graph_executors(pack, device, scratch)
+
+
+def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
+    precision = "FP32" if device == "cpu" else "FP16"
+    tolerance = EXACT_TOLERANCE if device == "cpu" else HALF_TOLERANCE
+
+    def found(name: str, run: Callable[[Tensors], Logits], *, is_baseline: bool = False) -> Executor:
+        return Executor(f"PyTorch {precision}, {name}", precision, tolerance, run, is_baseline)
+
+    try:
+        from tritonrank_runtime import torch_engine
+
+        eager = torch_engine.open_torch_engine(pack.folder, device)
+    except ImportError as error:
+        yield Missing("PyTorch", f"{error.name} is not installed: pip install torch safetensors tokenizers")
+        return
+    except ExecutorError as error:
+        yield Missing("PyTorch", str(error))
+        return
+    yield found("eager", _one_by_one(eager), is_baseline=True)
+    if not torch_engine.is_shared_context_checkpoint(pack.folder):
+        return
+    network = torch_engine.load_network(pack.folder)
+    pairs = network if device == "cpu" else torch_engine.as_half(network, device)
+    yield found("eager, pair by pair", PairByPair(pairs, device).run)
+    folded = torch_engine.load_network(pack.folder).folded()
+    longest = torch_engine.row_positions(folded.config)
+    if device == "cpu":
+        yield found("padded", PaddedRunner(folded.score_batch, longest).run)
+        yield Missing("CUDA graphs and torch.compile", "left out of a rehearsal; the padded way runs the same code")
+        return
+    half = torch_engine.as_half(folded, device)
+    yield found("CUDA graphs", CudaGraphRunner(half.score_batch, longest).run)
+    yield from _compiled(half, longest, found)
+
+
+def _compiled(
+    network: "SharedContextNetwork", longest: tuple[int, int], found: Callable[..., Executor]
+) -> Iterator[Found]:
+    import torch
+
+    def make() -> Executor:
+        runner = CudaGraphRunner(torch.compile(network.score_batch, dynamic=True), longest)
+        runner.run(_smallest_request())  # what the compiler lacks (Triton, a C compiler) shows now
+        return found("torch.compile, CUDA graphs", runner.run)
+
+    yield attempt("torch.compile", make)
+
+
+def _graph_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
+    """Those that need graphs, which are made of the pack's checkpoint."""
+    providers = _onnxruntime_faults(device)
+    builder, no_tensorrt = (None, "left out of a rehearsal") if device == "cpu" else _tensorrt_builder()
+    if providers:
+        yield Missing("ONNX Runtime", providers)
+    if builder is None:
+        yield Missing("TensorRT", no_tensorrt)
+    if providers and builder is None:
+        return
+    try:
+        from tritonrank.gpu_check import graphs as gpu_graphs
+    except ImportError as error:
+        yield Missing(
+            "graphs",
+            f"{error.name} is not installed, which makes them of the checkpoint: pip install 'tritonrank[build]'",
+        )
+        return
+    graphs = gpu_graphs.Graphs(pack, scratch)
+    if not providers:
+        yield attempt("ONNX Runtime", partial(_onnxruntime, graphs, device))
+    if builder is not None:
+        for precision, tolerance in (("FP16", HALF_TOLERANCE), ("INT8 + FP16", INT8_TOLERANCE)):
+            yield attempt(f"TensorRT {precision}", partial(_tensorrt, graphs, builder, precision, tolerance))
+
+
+def _tensorrt(graphs: "Graphs", builder: "Builder", precision: str, tolerance: float) -> Executor:
+    return Executor(f"TensorRT {precision}", precision, tolerance, graphs.plan_engine(precision, builder).run)
+
+
+def _onnxruntime(graphs: "Graphs", device: str) -> Executor:
+    if device == "cpu":
+        engine = open_engine(graphs.fp32)
+        return Executor("ONNX Runtime FP32", "FP32", EXACT_TOLERANCE, _one_by_one(engine))
+    return Executor("ONNX Runtime FP16", "FP16", HALF_TOLERANCE, _one_by_one(open_engine(graphs.fp16, device=device)))
+
+
+def _onnxruntime_faults(device: str) -> str:
+    """Why ONNX Runtime cannot run graphs on the device; empty if it can."""
+    import onnxruntime
+    from tritonrank_runtime.engine import CUDA_PROVIDER
+
+    if device == "cpu" or CUDA_PROVIDER in onnxruntime.get_available_providers():
+        return ""
+    return (
+        f"ONNX Runtime {onnxruntime.__version__} here is the build for CPUs: "
+        "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+    )
+
+
+def _tensorrt_builder() -> tuple["Builder | None", str]:
+    """compile.Builder, or None and why there is none."""
+    try:
+        from tritonrank.tensorrt.compile import find_builder
+
+        builder = find_builder()
+    except ImportError as error:
+        return None, f"{error.name} is not installed: pip install 'tritonrank[build,tensorrt]'"
+    except TritonRankError as error:
+        return None, str(error)
+    if builder.name != TENSORRT:
+        return None, "only TensorRT for RTX is installed, which Triton does not use: pip install 'tritonrank[tensorrt]'"
+    return builder, ""
+
+
+def _one_by_one(engine: Engine) -> Callable[[Tensors], Logits]:
+    return lambda tensors: engine.run([tensors])[0]
+
+
+class PairByPair:
+    """A shared-context ranker as a joint one works: the context once more for every candidate. The same scores."""
+
+    def __init__(self, network: "SharedContextNetwork", device: str) -> None:
+        self._network, self._device = network, device
+
+    def run(self, request: Tensors) -> Logits:
+        import torch
+
+        context, candidates = (torch.from_numpy(request[name]).to(self._device) for name in SHARED_CONTEXT_INPUTS)
+        with torch.inference_mode():
+            parts = [
+                self._network(*self._pairs(context, part))[:, 0] for part in torch.split(candidates, PAIRS_PER_RUN)
+            ]
+            logits: Logits = torch.cat(parts).float().cpu().numpy()
+        return logits
+
+    def _pairs(self, context: "Tensor", candidates: "Tensor") -> tuple["Tensor", "Tensor", "Tensor", "Tensor"]:
+        """Arguments of ``forward``: one sequence per candidate."""
+        import torch
+
+        pairs, tokens = candidates.shape
+        repeated = context.expand(pairs, -1)
+        is_token = candidates >= 0
+        places = torch.arange(tokens, device=context.device) + self._network.config.context_positions
+        positions = torch.cat([torch.arange(len(context), device=context.device), places])
+        segments = torch.cat([torch.zeros_like(repeated), is_token.to(repeated.dtype) * 2 - 1], dim=1)
+        first_tokens = torch.full((pairs, 1), len(context), device=context.device)
+        token_ids = torch.cat([repeated, candidates.clamp(min=0)], dim=1)
+        return token_ids, positions.expand(pairs, -1), segments, first_tokens
+
+
+class PaddedRunner:
+    """``score_batch`` on requests that are padded to a few shapes, as captured graphs and plans need them.
+
+    Args:
+        score_batch: a network's.
+        longest: as ``padded`` takes it.
+    """
+
+    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]", longest: tuple[int, int]) -> None:
+        self._score_batch, self._longest = score_batch, longest
+
+    def run(self, request: Tensors) -> Logits:
+        import torch
+
+        context, candidates = (torch.from_numpy(tensor) for tensor in padded(request, self._longest))
+        with torch.no_grad():
+            logits = self._score_batch(context, candidates)
+        found: Logits = logits[0, : len(request["candidate_ids"])].float().numpy()
+        return found
+
+
+class CudaGraphRunner:
+    """``score_batch`` captured once per padded shape, then replayed: one launch instead of hundreds.
+
+    Args:
+        score_batch: a network's.
+        longest: as ``padded`` takes it.
+    """
+
+    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]", longest: tuple[int, int]) -> None:
+        self._score_batch, self._longest = score_batch, longest
+        self._memory: Any = None
+        """shared by all graphs: no two run at once, and nothing in it outlives a run but the logits"""
+        self._captured: dict[tuple[int, ...], _Captured] = {}
+
+    def run(self, request: Tensors) -> Logits:
+        import torch
+
+        arrays = padded(request, self._longest)
+        shape = (*arrays[0].shape, *arrays[1].shape)
+        captured = self._captured.get(shape)
+        if captured is None:
+            captured = self._captured[shape] = self._capture(arrays)
+        for held, array in zip(captured.inputs, arrays, strict=True):
+            held.copy_(torch.from_numpy(array))
+        captured.graph.replay()
+        found: Logits = captured.logits[0, : len(request["candidate_ids"])].float().cpu().numpy()  # waits
+        return found
+
+    def _capture(self, arrays: "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]") -> "_Captured":
+        import torch
+
+        inputs = tuple(torch.from_numpy(array).cuda() for array in arrays)
+        # As PyTorch's documentation of CUDA graphs asks: first runs on a stream beside the current one.
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad(), torch.cuda.stream(beside):
+            for _ in range(WARMUP_RUNS):
+                self._score_batch(*inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph, pool=self._memory):
+            logits = self._score_batch(*inputs)
+        self._memory = self._memory or graph.pool()
+        return _Captured(graph, inputs, logits)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: "torch.cuda.CUDAGraph"
+    inputs: "tuple[Tensor, ...]"
+    logits: "Tensor"
+
+
+def padded(request: Tensors, longest: tuple[int, int]) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """context_ids (1, tokens) and candidate_ids (1, candidates, tokens), padded with -1 to round numbers.
+
+    Args:
+        request: what to pad.
+        longest: tokens of a context and of a candidate that the ranker has positions for; a pruned one has as many as
+            its longest texts, which need not be a round number.
+    """
+    context, candidates = (request[name] for name in SHARED_CONTEXT_INPUTS)
+    shape = [
+        min(-(-size // multiple) * multiple, most)
+        for size, multiple, most in (
+            (len(context), CONTEXT_MULTIPLE, longest[0]),
+            (candidates.shape[0], CANDIDATE_MULTIPLE, sys.maxsize),
+            (candidates.shape[1], TOKEN_MULTIPLE, longest[1]),
+        )
+    ]
+    context_ids = np.full((1, shape[0]), -1, dtype=np.int32)
+    candidate_ids = np.full((1, shape[1], shape[2]), -1, dtype=np.int32)
+    context_ids[0, : len(context)] = context
+    candidate_ids[0, : candidates.shape[0], : candidates.shape[1]] = candidates
+    return context_ids, candidate_ids
+
+
+def _smallest_request() -> Tensors:
+    return {"context_ids": np.ones(1, dtype=np.int32), "candidate_ids": np.ones((1, 1), dtype=np.int32)}
+
+
+def first_line(error: Exception) -> str:
+    """An error in a few words."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -1,0 +1,206 @@
+"""The shared-context ranker as the one graph that a TensorRT engine needs: whole requests, padded, side by side.
+
+A plan has one graph and static ranges of shapes, so the two graphs of ``export`` (context, then groups of candidates)
+do not fit it. Here the batch dimension is the request, candidates and tokens are padded to what the caller chooses,
+and masks keep padding from changing a score. A joint ranker needs no such thing: its graph is batched already.
+
+The graph proves itself twice: against PyTorch's split way on a grid of odd shapes with padding on every axis, and
+against the engine that serves the same checkpoint, on real requests of different sizes in one run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+from tritonrank_runtime.engine import (
+    JOINT_FILE,
+    RUNTIME_ERRORS,
+    SHARED_CONTEXT_INPUTS,
+    BatchedEngine,
+    Feed,
+    open_engine,
+    open_session,
+)
+from tritonrank_runtime.text import PADDING, RequestTokenizer, TextRules
+
+from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.data.prepare import Dataset
+from tritonrank.errors import ArtifactError
+from tritonrank.graphs.export import Difference, check_signature, copy_text_files, export_settings, trace_graph
+from tritonrank.quiet import quiet_libraries
+from tritonrank.rankers.agreement import largest_difference
+from tritonrank.rankers.modeling import SharedContextRanker
+from tritonrank.rankers.pretrained import load_shared_context_ranker, longest_input
+from tritonrank.rankers.scorers import Request, RequestTensors, requests_of, tensors_of
+from tritonrank.recipe import Recipe
+
+GRID = ((1, 2, 1, 2), (2, 7, 3, 5), (3, 33, 5, 16), (2, 60, 13, 31), (5, 1, 2, 3))
+"""(requests, context tokens, candidates, tokens) on which the graph is compared with PyTorch."""
+COMPARED_REQUESTS = 12
+REQUESTS_PER_RUN = 4
+
+AXES = {
+    "context_ids": {0: "requests", 1: "context_tokens"},
+    "candidate_ids": {0: "requests", 1: "candidates", 2: "tokens"},
+    "logits": {0: "requests", 1: "candidates"},
+}
+
+console = Console()
+
+
+def export_batched(
+    recipe: Recipe, dataset_folder: Path, checkpoint_folder: Path, onnx_folder: Path, folder: Path
+) -> None:
+    """Write model.onnx (FP32, int32 inputs) with tokenizer and text rules beside it.
+
+    Args:
+        recipe: its export section.
+        dataset_folder: requests to compare on.
+        checkpoint_folder: a shared-context ranker.
+        onnx_folder: its two graphs, as they are served on the CPU.
+        folder: where the artifact goes.
+
+    Raises:
+        ArtifactError: the graph differs from PyTorch or from the engine, or padding changes a score.
+    """
+    parents = {"checkpoint": read_manifest(checkpoint_folder), "onnx": read_manifest(onnx_folder)}
+    with write_artifact(folder, "export-batched", export_settings(recipe), parents) as draft:
+        ranker = load_shared_context_ranker(str(checkpoint_folder))
+        export_batched_graph(ranker, draft.folder, recipe.export.opset)
+        copy_text_files(checkpoint_folder, draft.folder)
+        dataset = Dataset.read(dataset_folder)
+        requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(checkpoint_folder))
+        difference = compare_batched(ranker, draft.folder, onnx_folder, requests, recipe.export.tolerance)
+        console.print(
+            f"  largest difference: {difference.on_grid:.1e} to PyTorch on a grid of padded shapes, "
+            f"{difference.on_requests:.1e} to the engine on {len(requests)} requests "
+            f"(tolerance {recipe.export.tolerance:.0e})",
+            highlight=False,
+        )
+        draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
+
+
+class _BatchedPass(nn.Module):
+    def __init__(self, ranker: SharedContextRanker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, context_ids: Tensor, candidate_ids: Tensor) -> Tensor:
+        return self.ranker.score_batch(context_ids, candidate_ids)
+
+
+@torch.no_grad()
+def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int) -> None:
+    """Write model.onnx of a ranker."""
+    inputs = {
+        "context_ids": torch.tensor([[1, 2, 3, 4, 5], [6, 7, PADDING, PADDING, PADDING]], dtype=torch.int32),
+        "candidate_ids": torch.tensor(
+            [[[1, 2, 3], [4, PADDING, PADDING]], [[5, 6, PADDING], [PADDING] * 3]], dtype=torch.int32
+        ),
+    }
+    with quiet_libraries():
+        trace_graph(_BatchedPass(ranker.folded()), inputs, AXES, ["logits"], folder / JOINT_FILE, opset)
+
+
+def compare_batched(
+    ranker: SharedContextRanker, folder: Path, onnx_folder: Path, requests: Sequence[Request], tolerance: float
+) -> Difference:
+    """Run the graph against PyTorch on the grid and against the engine on real requests.
+
+    Raises:
+        ArtifactError: names, axes or values differ; says which and by how much.
+    """
+    path = folder / JOINT_FILE
+    axes = {name: set(named) for name, named in AXES.items()}
+    check_signature(path, {name: axes[name] for name in SHARED_CONTEXT_INPUTS}, {"logits": axes["logits"]})
+    batched = BatchedEngine(open_session(path))
+    positions, start = longest_input(ranker), ranker.config.context_positions
+    grid = [shape for shape in GRID if shape[1] <= start and start + shape[3] <= positions]
+    on_grid = float(np.max([_grid_difference(ranker.eval(), batched, shape, path) for shape in grid]))
+    tokenizer = RequestTokenizer.from_folder(folder)
+    tensors = [tensors_of(request, tokenizer) for request in requests]
+    expected = open_engine(onnx_folder).run(tensors)
+    scored: list[NDArray[np.float32]] = []
+    for first in range(0, len(tensors), REQUESTS_PER_RUN):
+        run = slice(first, first + REQUESTS_PER_RUN)
+        found = _run(batched, padded_requests(tensors[run]), f"requests {first} to {first + REQUESTS_PER_RUN}", path)
+        scored += [row[: len(scores)] for row, scores in zip(found, expected[run], strict=True)]
+    on_requests = largest_difference(scored, expected)
+    for what, difference in (("PyTorch on the shape grid", on_grid), ("the engine on real requests", on_requests)):
+        if not difference <= tolerance:
+            raise ArtifactError(
+                f"{path}: logits differ from {what} by {difference:.2e}, more than export.tolerance {tolerance:.0e}. "
+                "Try another export.opset, or look for operators that the exporter approximates"
+            )
+    return Difference(on_grid, on_requests)
+
+
+def padded_requests(
+    requests: Sequence[RequestTensors], shape: tuple[int, int, int] = (0, 0, 0), more_requests: int = 0
+) -> Feed:
+    """Requests of any shapes side by side.
+
+    Args:
+        requests: context_ids (tokens,) and candidate_ids (candidates, tokens) each.
+        shape: context tokens, candidates and tokens to pad to at least.
+        more_requests: requests of nothing but padding to add, as a batch of a fixed size needs.
+    """
+    contexts = [request["context_ids"] for request in requests]
+    candidates = [request["candidate_ids"] for request in requests]
+    context_tokens = max(shape[0], *(len(ids) for ids in contexts))
+    most, tokens = (max(shape[1 + axis], *(ids.shape[axis] for ids in candidates)) for axis in (0, 1))
+    total = len(requests) + more_requests
+    feed: dict[str, NDArray[Any]] = {
+        "context_ids": np.full((total, context_tokens), PADDING, dtype=np.int32),
+        "candidate_ids": np.full((total, most, tokens), PADDING, dtype=np.int32),
+    }
+    for place, (context_ids, candidate_ids) in enumerate(zip(contexts, candidates, strict=True)):
+        feed["context_ids"][place, : len(context_ids)] = context_ids
+        feed["candidate_ids"][place, : candidate_ids.shape[0], : candidate_ids.shape[1]] = candidate_ids
+    return feed
+
+
+def _grid_difference(
+    ranker: SharedContextRanker, batched: BatchedEngine, shape: tuple[int, int, int, int], path: Path
+) -> float:
+    """Requests of every size up to the shape's, in one run; the first fills it."""
+    requests, context_tokens, candidates, tokens = shape
+    generator = np.random.default_rng(requests * 1_000 + context_tokens)
+    made = [_random_request(generator, ranker.config.vocab_size, context_tokens, candidates, tokens)]
+    while len(made) < requests:
+        sizes = (int(generator.integers(1, most + 1)) for most in (context_tokens, candidates, tokens))
+        made.append(_random_request(generator, ranker.config.vocab_size, *sizes))
+    found = _run(batched, padded_requests(made, more_requests=1), f"shape {shape}", path)
+    scored, expected = list[NDArray[np.float32]](), list[NDArray[np.float32]]()
+    for row, request in zip(found, made, strict=False):  # the last row is padding alone
+        with torch.inference_mode():
+            keys, values = ranker.encode_context(torch.from_numpy(request["context_ids"]))
+            expected.append(ranker.score_candidates(keys, values, torch.from_numpy(request["candidate_ids"])).numpy())
+        scored.append(row[: len(expected[-1])])
+    return largest_difference(scored, expected)
+
+
+def _random_request(
+    generator: np.random.Generator, vocabulary: int, context_tokens: int, candidates: int, tokens: int
+) -> RequestTensors:
+    lengths = generator.integers(1, tokens + 1, size=candidates)
+    lengths[0] = tokens
+    candidate_ids = generator.integers(5, vocabulary, size=(candidates, tokens), dtype=np.int32)
+    candidate_ids[np.arange(tokens)[None, :] >= lengths[:, None]] = PADDING
+    context_ids = generator.integers(5, vocabulary, size=context_tokens, dtype=np.int32)
+    return {"context_ids": context_ids, "candidate_ids": candidate_ids}
+
+
+def _run(batched: BatchedEngine, feed: Feed, what: str, path: Path) -> NDArray[np.float32]:
+    try:
+        found = batched.run_padded(feed)
+    except RUNTIME_ERRORS as error:  # a frozen axis
+        raise ArtifactError(f"{path}: cannot run {what}: {error}") from None
+    if found.shape != feed["candidate_ids"].shape[:2] or not np.isfinite(found).all():
+        raise ArtifactError(f"{path}: {what} gives shape {found.shape}, or logits that are not finite")
+    return found

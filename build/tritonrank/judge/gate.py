@@ -1,0 +1,154 @@
+"""The gate: may a step stand, given what it did to the ranking?
+
+Child and parent are compared on the same examples. The gate passes when the relative drop of NDCG@10 is within the
+budget AND the one-sided 95% paired-bootstrap bound of the drop is within three times the budget. A bound that wide
+with too few examples is a failure, not a pass: the gate says that it cannot decide.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from tritonrank.errors import GateError
+from tritonrank.judge.evaluate import Judgement
+from tritonrank.judge.metrics import Interval, interval, kendall_tau, top_overlap
+
+# Below this a bootstrap of the mean says little about users not seen: resampling cannot show rare, bad requests.
+FEWEST_EXAMPLES = 30
+WORST_SHOWN = 10
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found; drops are relative to the parent's mean NDCG@10, positive = worse."""
+
+    child: str
+    parent: str
+    examples: int
+    parent_ndcg: float
+    child_ndcg: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    """95% paired-bootstrap interval of the drop"""
+    bound: float
+    """one-sided 95% bound of the drop"""
+    budget: float
+    top10_overlap: float
+    kendall_tau: float
+    worst: list[tuple[str, float, float]]
+    """example id, NDCG@10 of the parent, of the child"""
+    passed: bool
+    reason: str
+    worst_requests: list[dict[str, Any]] = field(default_factory=list)
+    """the same requests in words, where the judge knows them: see worst.py"""
+    worse: int = 0
+    """requests that rank worse than before"""
+
+    def as_metrics(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def require(self, advice: str = "") -> None:
+        """Raise unless the gate passed.
+
+        Args:
+            advice: what can be done, for the message.
+
+        Raises:
+            GateError: names the drop, the budget and how many requests became worse; never whose requests or which
+                texts, because messages end up in logs.
+        """
+        if self.passed:
+            return
+        hurt = f"{self.worse} of {self.examples} requests rank worse than before"
+        if self.worst:
+            name = self.worst[0]
+            hurt += f", the worst with NDCG@10 {name[1]:.3f} -> {name[2]:.3f}"
+        raise GateError(
+            f"gate closed: {self.child} against {self.parent}: {self.reason}; {hurt}."
+            + (f" {advice}" if advice else "")
+        )
+
+
+def paired_difference(first: Judgement, second: Judgement, metric: str = "ndcg@10", samples: int = 2_000) -> Interval:
+    """Mean of (first - second) over the same examples, with its paired 95% interval."""
+    _require_same_examples(first, second)
+    return interval(first.values(metric) - second.values(metric), samples)
+
+
+def verdict(child: Judgement, parent: Judgement, budget: float, samples: int = 2_000, seed: int = 0) -> Verdict:
+    """Compare two judgements of the same examples.
+
+    Args:
+        child, parent: judgements over equal example ids in equal order.
+        budget: relative drop of NDCG@10 that may be lost.
+        samples: bootstrap resamples.
+    """
+    _require_same_examples(child, parent)
+    after, before = child.values(), parent.values()
+    picks = np.random.default_rng(seed).integers(0, len(before), size=(samples, len(before)))
+    resampled = _relative_drop(before[picks].mean(axis=1), after[picks].mean(axis=1))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    drop = float(_relative_drop(before.mean(), after.mean()))
+    bound = float(np.quantile(resampled, 0.95))
+    passed, reason = _decide(len(before), drop, bound, budget)
+    losses = np.argsort(after - before, kind="stable")[:WORST_SHOWN]
+    rankings = list(zip(child.table["scores"], parent.table["scores"], strict=True))
+    return Verdict(
+        child=child.name,
+        parent=parent.name,
+        examples=len(before),
+        parent_ndcg=float(before.mean()),
+        child_ndcg=float(after.mean()),
+        drop=drop,
+        drop_low=float(low),
+        drop_high=float(high),
+        bound=bound,
+        budget=budget,
+        top10_overlap=float(np.mean([top_overlap(one, other) for one, other in rankings])),
+        kendall_tau=float(np.mean([kendall_tau(one, other) for one, other in rankings])),
+        worst=[(child.example_ids[i], float(before[i]), float(after[i])) for i in losses if after[i] < before[i]],
+        passed=passed,
+        reason=reason,
+        worse=int((after < before).sum()),
+    )
+
+
+def show_verdict(found: Verdict) -> None:
+    """One line: did it pass, and by how much. Why a gate closed is said by the error that follows."""
+    mark = "[green]passed[/]" if found.passed else "[red]closed[/]"
+    reason = f"{found.reason}; " if found.passed else ""
+    console.print(
+        f"  gate {mark} on {found.examples} requests, {found.child} against {found.parent}: {reason}"
+        f"top-10 overlap {found.top10_overlap:.1%}, Kendall tau {found.kendall_tau:.3f}",
+        highlight=False,
+    )
+
+
+def _decide(examples: int, drop: float, bound: float, budget: float) -> tuple[bool, str]:
+    if examples < FEWEST_EXAMPLES:
+        return False, f"{examples} examples are too few to decide; at least {FEWEST_EXAMPLES} (examples.test_users)"
+    if drop > budget:
+        return False, f"NDCG@10 fell by {drop:.2%}, the budget is {budget:.2%}"
+    change = f"fell by {drop:.2%}" if drop > 0 else f"did not fall ({-drop:+.2%})"
+    if bound > 3 * budget:
+        return False, (
+            f"NDCG@10 {change}, but with {examples} examples the fall may be up to {bound:.2%} (95% bound), more "
+            f"than three times the budget of {budget:.2%}: too few examples to decide, or too rough a step"
+        )
+    return True, f"NDCG@10 {change} (95% bound of the fall {bound:.2%}), the budget is {budget:.2%}"
+
+
+def _relative_drop(before: Any, after: Any) -> Any:
+    # A parent that never ranks a positive into the top ten has nothing to lose.
+    return np.where(before > 0, (before - after) / np.maximum(before, 1e-12), 0.0)
+
+
+def _require_same_examples(first: Judgement, second: Judgement) -> None:
+    # Another seed gives the same example ids other candidates; then the labels stand elsewhere.
+    if not first.table.select("example_id", "labels").equals(second.table.select("example_id", "labels")):
+        raise GateError(f"{first.name} and {second.name} were judged on different examples; judge both again")

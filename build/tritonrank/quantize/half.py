@@ -1,0 +1,269 @@
+"""FP32 ONNX -> FP16 ONNX, with FP32 kept where a sensitivity run shows that it matters.
+
+TensorRT takes precision from the graph alone, so every tensor gets a type here, and a Cast stands wherever two parts
+of different types meet. Constants that FP16 cannot hold (masks of -3e38) become MASKED_SCORE, whose exponential is 0
+all the same. The score head computes a single number per candidate: it always stays in FP32, and so do the logits.
+Everything else is FP16 if it disturbs the logits little enough; if not, the kinds of operators that disturb most for
+their work (LayerNorms, say) go back to FP32 first.
+
+ONNX Runtime has hardly any FP16 kernels for CPUs: it computes in FP32 and leaves the roundings out, overflow included.
+A gate over that would always pass. ``rounding_twin`` therefore writes every rounding as a pair of Casts in an FP32
+graph, which ONNX Runtime keeps, and that twin is what is judged. A GPU that fuses operators rounds less often.
+"""
+
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tritonrank_runtime.engine import Engine, model_files, open_engine
+from tritonrank_runtime.network import MASKED_SCORE
+
+from tritonrank.graphs.graph_view import GraphView, constant_tensors, element_types, label
+
+LARGEST_HALF = float(np.finfo(np.float16).max)
+SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
+MOVES = {
+    "Reshape", "Transpose", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Split", "Identity", "Expand",
+    "Flatten", "Where",
+}  # fmt: skip
+"""Operators that hand values on as they are: nothing to round after them."""
+SUMS = {"Add", "Expand", "Unsqueeze"}
+MASKING = {"Mul", "Sub", "Where", "Cast", "Concat", "Reshape"}
+KINDS = {
+    "embeddings": 1.0,
+    "layer norm": 1.0,
+    "residual": 1.0,
+    "activation": 1.0,
+    "softmax": 1.0,
+    "attention": 30.0,
+    "linear": 300.0,
+}
+"""Kinds of operators, and roughly how the GPU's time is shared among them: what is FP32 should cost little."""
+TWIN = "rounding twin"
+"""Marks one in its metadata."""
+
+
+def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy in FP16.
+
+    Args:
+        model: FP32, with Q/DQ or without; inputs are integers. With Q/DQ its opset is 19 or later.
+        keep: kinds (keys of KINDS) whose operators stay in FP32; the score head does in any case.
+
+    Returns:
+        A graph with the same inputs and FP32 outputs; weights are FP16 where all who read them are.
+    """
+    types = element_types(model)
+    kinds = kinds_of_nodes(model, types)
+    return _Halving(model, types, {name for kind in (*keep, "head") for name in kinds[kind]}).run()
+
+
+def kinds_of_nodes(model: onnx.ModelProto, types: Mapping[str, int]) -> dict[str, list[str]]:
+    """Labels of the floating-point operators by kind, the score head apart (kind ``head``)."""
+    view = GraphView(model)
+    kinds: dict[str, list[str]] = {kind: [] for kind in (*KINDS, "head")}
+    head = _after_the_last_norm(view)
+    has_seen_norm = False
+    for node in model.graph.node:
+        touches_floats = any(types.get(name) == TensorProto.FLOAT for name in (*node.input, *node.output))
+        if not touches_floats or node.op_type == "Constant":
+            continue
+        kind = _kind(view, node)
+        if label(node) in head:
+            kind = "head"
+        elif not has_seen_norm and _leads_to(view, node, "LayerNormalization", SUMS | {"Gather"}):
+            kind = "embeddings"
+        has_seen_norm = has_seen_norm or node.op_type == "LayerNormalization"
+        kinds[kind].append(label(node))
+    return kinds
+
+
+def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """An FP32 graph that computes what the FP16 one does where every operator rounds its result.
+
+    Products and sums inside an operator are FP32, as a GPU accumulates them.
+    """
+    types = element_types(model)
+    is_half = {name for name, kind in types.items() if kind == TensorProto.FLOAT16}
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    del twin.graph.node[:], twin.graph.initializer[:], twin.graph.value_info[:]
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+        twin.graph.initializer.append(tensor)
+    for node in model.graph.node:
+        copy = twin.graph.node.add()
+        copy.CopyFrom(node)
+        rounded = [name for name in node.output if name in is_half]
+        if node.op_type == "Cast" and rounded:
+            copy.attribute[0].i = TensorProto.FLOAT
+        _widen_constants(copy)
+        if node.op_type in MOVES:
+            continue
+        for name in rounded:
+            copy.output[list(copy.output).index(name)] = f"{name}_exact"
+            for source, target, kind in (
+                (f"{name}_exact", f"{name}_rounded", TensorProto.FLOAT16),
+                (f"{name}_rounded", name, TensorProto.FLOAT),
+            ):
+                twin.graph.node.append(helper.make_node("Cast", [source], [target], name=target, to=kind))
+    for tensor in (*twin.graph.input, *twin.graph.output):
+        if tensor.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            tensor.type.tensor_type.elem_type = TensorProto.FLOAT
+    twin.metadata_props.add(key=TWIN, value=f"of an FP16 graph, by {__name__}")
+    return twin
+
+
+def open_rounding_engine(folder: Path) -> Engine:
+    """The engine of a folder's graphs; FP16 ones run as their rounding twins, so that FP16 is what is judged."""
+    if not any(_has_half(onnx.load(path)) for path in model_files(folder)):
+        return open_engine(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_rounding_twins(folder, Path(scratch))
+        return open_engine(Path(scratch))
+
+
+def write_rounding_twins(folder: Path, target: Path) -> None:
+    """Copy a folder's graphs, whole; FP16 ones as their rounding twins."""
+    for path in model_files(folder):
+        model = onnx.load(path)
+        onnx.save(rounding_twin(model) if _has_half(model) else model, target / path.name)
+
+
+class _Halving:
+    """Rewrites the nodes in order, and makes each tensor in the type that who reads it wants."""
+
+    def __init__(self, model: onnx.ModelProto, types: Mapping[str, int], keep: Collection[str]) -> None:
+        self._source, self._types, self._keep = model, types, keep
+        self._constants = dict(constant_tensors(model.graph))
+        self._made: dict[str, int] = {}
+        """The type in which a floating-point tensor was made."""
+        self._nodes: list[onnx.NodeProto] = []
+        self._tensors: dict[str, TensorProto] = {}
+
+    def run(self) -> onnx.ModelProto:
+        for node in self._source.graph.node:
+            if node.op_type != "Constant":
+                self._add(node)
+        for tensor in self._source.graph.output:
+            if self._made.get(tensor.name) == TensorProto.FLOAT16:
+                self._restore_output(tensor.name)
+        result = onnx.ModelProto()
+        result.CopyFrom(self._source)
+        del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
+        result.graph.node.extend(self._nodes)
+        result.graph.initializer.extend(self._tensors.values())
+        onnx.checker.check_model(result, full_check=True)
+        return result
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        wanted = TensorProto.FLOAT if label(node) in self._keep else TensorProto.FLOAT16
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [self._input(name, wanted) for name in node.input]
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT:
+            copy.attribute[0].i = wanted
+        elif node.op_type == "ConstantOfShape" and self._types.get(node.output[0]) == TensorProto.FLOAT:
+            value = numpy_helper.to_array(node.attribute[0].t)
+            copy.attribute[0].t.CopyFrom(_constant(value, wanted, ""))
+        self._nodes.append(copy)
+        self._made |= {name: wanted for name in node.output if self._types.get(name) == TensorProto.FLOAT}
+
+    def _input(self, name: str, wanted: int) -> str:
+        """The tensor in the type that is wanted: itself, its constant, or a Cast of it."""
+        if name in self._constants:
+            return self._constant_input(name, wanted)
+        made = self._made.get(name)
+        if made is None or made == wanted:
+            return name
+        target = f"{name}_{'fp16' if wanted == TensorProto.FLOAT16 else 'fp32'}"
+        if target not in self._made:
+            self._nodes.append(helper.make_node("Cast", [name], [target], name=f"{target}_cast", to=wanted))
+            self._made[target] = wanted
+        return target
+
+    def _constant_input(self, name: str, wanted: int) -> str:
+        tensor = self._constants[name]
+        if tensor.data_type == TensorProto.FLOAT and wanted == TensorProto.FLOAT16:
+            target = f"{name}_fp16"
+            if target not in self._tensors:
+                self._tensors[target] = _constant(numpy_helper.to_array(tensor), wanted, target)
+            return target
+        if name not in self._tensors:
+            self._tensors[name] = numpy_helper.from_array(numpy_helper.to_array(tensor), name)
+        return name
+
+    def _restore_output(self, name: str) -> None:
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                names[:] = [f"{name}_half" if one == name else one for one in names]
+        cast = helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_cast", to=TensorProto.FLOAT)
+        self._nodes.append(cast)
+
+
+def _constant(value: np.ndarray[Any, Any], wanted: int, name: str) -> TensorProto:
+    if wanted != TensorProto.FLOAT16:
+        return numpy_helper.from_array(value, name)
+    value = np.where(np.abs(value) > LARGEST_HALF, np.sign(value) * -MASKED_SCORE, value)
+    # A single number that would vanish (an epsilon under a root) becomes the smallest that does not.
+    is_lost = (value.size == 1) & (value != 0) & (np.abs(value) < SMALLEST_HALF)
+    value = np.where(is_lost, np.sign(value) * SMALLEST_HALF, value)
+    return numpy_helper.from_array(value.astype(np.float16), name)
+
+
+def _kind(view: GraphView, node: onnx.NodeProto) -> str:
+    if node.op_type == "LayerNormalization":
+        return "layer norm"
+    if node.op_type in ("MatMul", "Gemm"):
+        return "linear" if view.linear_weight(node) is not None else "attention"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return "linear"
+    if node.op_type == "Softmax" or _leads_to(view, node, "Softmax", SUMS | MASKING):
+        return "softmax"
+    if node.op_type == "Add" and any(view.is_constant(name) for name in node.input):
+        sources = [view.producers.get(name) for name in node.input]
+        if any(source is not None and view.linear_weight(source) is not None for source in sources):
+            return "linear"  # its bias
+    if _leads_to(view, node, "LayerNormalization", SUMS):
+        return "residual"
+    return "activation"
+
+
+def _leads_to(view: GraphView, node: onnx.NodeProto, op_type: str, through: Collection[str]) -> bool:
+    """Whether the node and all that reads it, operators of these types, end in nodes of the type."""
+    if node.op_type not in through:
+        return False
+    takers = [taker for name in node.output for taker, _ in view.consumers[name]]
+    return bool(takers) and all(t.op_type == op_type or _leads_to(view, t, op_type, through) for t in takers)
+
+
+def _after_the_last_norm(view: GraphView) -> set[str]:
+    """Everything between the last LayerNorms and the logits: the pooler, if there is one, and the head."""
+    found: set[str] = set()
+    waiting = [view.producers[name] for name in view.outputs if name in view.producers]
+    while waiting:
+        node = waiting.pop()
+        if node.op_type in ("LayerNormalization", "Constant") or label(node) in found:
+            continue
+        found.add(label(node))
+        waiting += [view.producers[name] for name in node.input if name in view.producers]
+    return found
+
+
+def _widen_constants(node: onnx.NodeProto) -> None:
+    for one in node.attribute:
+        if one.type == onnx.AttributeProto.TENSOR and one.t.data_type == TensorProto.FLOAT16:
+            one.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one.t).astype(np.float32)))
+
+
+def _has_half(model: onnx.ModelProto) -> bool:
+    if any(prop.key == TWIN for prop in model.metadata_props):
+        return False  # it rounds to FP16, and computes in FP32
+    casts = (node.attribute[0].i for node in model.graph.node if node.op_type == "Cast")
+    kinds = {*casts, *(tensor.data_type for _, tensor in constant_tensors(model.graph))}
+    return TensorProto.FLOAT16 in kinds

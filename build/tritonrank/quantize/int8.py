@@ -1,0 +1,358 @@
+"""FP32 ONNX -> static INT8 for CPUs: u8 activations, s8 weights, explicit Q/DQ around the matrix products.
+
+Every activation has one scale, fixed by calibration on real training requests with true padding. Dynamic INT8 takes
+one scale per batch instead, so that a score depends on its batch mates; it is offered for comparison only. Weights
+have one scale per output channel, and are rounded so that their errors cancel (rounding.py). Products without constant
+weights (attention scores) and the head stay in FP32, and so do the linear layers that would disturb the logits more
+than ``quantize.noise`` allows: a few layers of an encoder have activations with outliers that one scale cannot hold.
+
+The gate judges the result before it is published, against the FP32 graph and against the fine-tuned checkpoint.
+"""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from rich.console import Console
+from tritonrank_runtime.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    JOINT_FILE,
+    BatchedEngine,
+    Feed,
+    SharedContextEngine,
+    model_files,
+    open_engine,
+)
+from tritonrank_runtime.text import RequestTokenizer, TextRules
+
+from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.cpu import has_int8_dot_product
+from tritonrank.data.prepare import Dataset
+from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.graphs.export import copy_text_files
+from tritonrank.graphs.weight_file import share_weights
+from tritonrank.judge.evaluate import judge_artifact
+from tritonrank.judge.gate import Verdict, verdict
+from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise, record_activations
+from tritonrank.quantize.embeddings import shrink_word_embeddings
+from tritonrank.quantize.rounding import WeightRounder
+from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
+from tritonrank.quantize.smooth import smooth_graphs
+from tritonrank.quiet import quiet_libraries
+from tritonrank.rankers.scorers import Request, RequestTensors, requests_of, tensors_of
+from tritonrank.recipe import QuantizeSettings, Recipe
+
+CALIBRATION_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+NOISE_SHARE = 4
+"""One calibration request in so many is kept out of the calibration, and the noise of a graph is measured on those:
+scales and weights are fitted to the others."""
+
+LARGEST_WEIGHT = 127
+LARGEST_WEIGHT_REDUCED = 64
+"""Symmetric s8 weights as ``quantize_static`` scales them, whole and with the reduced range."""
+
+console = Console()
+
+
+def quantize_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the INT8 graph depends on; the reduced range is resolved, so another CPU builds another artifact."""
+    return {
+        "quantize": recipe.quantize.model_dump(mode="json"),
+        "gate": gate_settings(recipe, "quantize"),
+        "reduce_range": reduced_range(recipe.quantize),
+        "seed": recipe.seed,
+    }
+
+
+def quantize(
+    recipe: Recipe, dataset_folder: Path, teacher_folder: Path, onnx_folder: Path, folder: Path, judgements: Path
+) -> None:
+    """Quantize, judge, and publish if the gate passes.
+
+    Args:
+        recipe: its quantize and gate sections.
+        dataset_folder: calibration and test examples.
+        teacher_folder: the fine-tuned ranker, before anything was pruned.
+        onnx_folder: the FP32 graph, the parent of the gate.
+        folder: where the INT8 artifact goes.
+        judgements: cache of judgements.
+
+    Raises:
+        GateError: the ranking became worse than the budget allows; nothing was published.
+        RecipeError: quantize.exclude leaves nothing to quantize.
+    """
+    parents = {"onnx": read_manifest(onnx_folder), "dataset": read_manifest(dataset_folder)}
+    requests = calibration_requests(recipe, Dataset.read(dataset_folder), TextRules.load(onnx_folder))
+    with write_artifact(folder, "quantize", quantize_settings(recipe), parents) as draft:
+        copy_text_files(onnx_folder, draft.folder)
+        nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize)
+        if recipe.quantize.embeddings:
+            for path in model_files(draft.folder):
+                shrink_word_embeddings(path)
+        share_weights(draft.folder)
+        kept = sorted(set(quantizable_nodes(onnx_folder, [])) - set(nodes))
+        stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
+        console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
+        rungs = Rung("INT8", draft.folder), Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
+        draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
+        draft.metrics |= {"int8_nodes": nodes, "fp32_nodes": kept, "reduce_range": reduced_range(recipe.quantize)}
+        if recipe.quantize.compare_dynamic:
+            dynamic = _judge_dynamic(recipe, onnx_folder, nodes, dataset_folder, judgements)
+            draft.metrics["dynamic INT8 (comparison)"] = dynamic.as_metrics()
+
+
+def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
+    """Write the Q/DQ graphs with as many INT8 layers as the noise limit allows, and return their node names.
+
+    The two graphs of a shared-context ranker hold the same layers: one is INT8 in both or in neither. calibration.json
+    beside them records what was seen on the way.
+
+    Raises:
+        ArtifactError: a written graph does not hold the Q/DQ pairs that were asked for.
+        GateError: not even one layer can be quantized within the noise limit.
+        RecipeError: quantize.exclude leaves no node to quantize.
+    """
+    tokenizer = RequestTokenizer.from_folder(onnx_folder, cache_entries=100_000)
+    tensors = [tensors_of(request, tokenizer) for request in requests]
+    nodes = quantizable_nodes(onnx_folder, settings.exclude)
+    with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
+        fitted, kept_aside = split_for_noise(tensors)
+        writer = _Writer(onnx_folder, fitted, settings, Path(scratch))
+        writer.write(folder, nodes)
+        noise = NoiseMeter(onnx_folder, kept_aside)
+        final = all_layers = noise.of(folder)
+        if all_layers > settings.noise:
+            work: Counter[str] = Counter()
+            for path, feeds in writer.feeds.items():
+                work.update(work_of_nodes(path, feeds))
+            nodes = quiet_enough(nodes, work, writer.write, noise, folder, settings.noise)
+            final = noise.of(folder)
+        found = LayerNoise(settings.noise, all_layers, final, noise.by_layer)
+        CalibrationRecord(found, record_activations(folder, writer.feeds)).save(folder)
+    for source in model_files(onnx_folder):
+        _check_quantized(source, folder / source.name, nodes)
+    return nodes
+
+
+class _Writer:
+    """Writes Q/DQ graphs of any choice of nodes; calibrates, scales and rounds once, for all of them.
+
+    A layer's scales and integers do not depend on which other layers are quantized. So each graph is quantized whole
+    the first time, and every choice is that one with the other layers' Q/DQ pairs taken out again.
+    """
+
+    def __init__(self, source: Path, requests: list[RequestTensors], settings: QuantizeSettings, scratch: Path) -> None:
+        self.feeds = graph_feeds(source, requests)
+        self._settings, self._scratch = settings, scratch
+        if settings.smooth:
+            smooth_graphs(self.feeds, scratch)
+            self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
+        self._fp32 = {path: onnx.load(path) for path in self.feeds}
+        self._quantized: dict[Path, onnx.ModelProto] = {}
+
+    def write(self, folder: Path, nodes: list[str]) -> None:
+        """Write the graphs with these nodes quantized, which must be among those of the first call."""
+        if not self._quantized:
+            self._quantize(nodes)
+        for source, fp32 in self._fp32.items():
+            quantized = self._quantized.get(source, fp32)
+            onnx.save(with_few_quantized(quantized, fp32, set(nodes)), folder / source.name)
+
+    def _quantize(self, nodes: list[str]) -> None:
+        rounder = WeightRounder(self.feeds) if self._settings.rounding == "compensated" else None
+        for source, feeds in self.feeds.items():
+            chosen = [node for node in linear_nodes(source) if node in set(nodes)]
+            if not chosen:  # an empty list would mean all of them
+                continue
+            path = self._scratch / f"{source.stem}.qdq.onnx"
+            quantize_static(
+                source,
+                path,
+                _Calibration(feeds),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=reduced_range(self._settings),
+                op_types_to_quantize=["MatMul"],
+                nodes_to_quantize=chosen,
+                calibrate_method=CALIBRATION_METHODS[self._settings.calibration],
+                extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
+            )
+            if rounder:
+                rounder.apply(path, LARGEST_WEIGHT_REDUCED if reduced_range(self._settings) else LARGEST_WEIGHT)
+            self._quantized[source] = onnx.load(path)
+
+
+def with_few_quantized(quantized: onnx.ModelProto, fp32: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+    """A copy of a Q/DQ graph in which only some layers are quantized, as ``quantize_static`` writes it for these alone.
+
+    An activation is quantized when one of these layers reads it, and then for all that read it.
+
+    Args:
+        quantized: made of ``fp32``, the nodes' names kept.
+        fp32: where the other layers' weights come from.
+        nodes: names of the MatMuls that stay quantized.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(quantized)
+    exact = _values_before_rounding(result.graph)
+    stay = {node.input[0] for node in result.graph.node if node.name in nodes}
+    weights = {node.name: node.input[1] for node in fp32.graph.node if node.op_type == "MatMul"}
+    for node in result.graph.node:
+        if node.name in weights and node.name not in nodes:
+            node.input[1] = weights[node.name]
+        if node.op_type != "DequantizeLinear":
+            node.input[:] = [name if name in stay else exact.get(name, name) for name in node.input]
+    _drop_unread(result.graph)
+    present = {tensor.name for tensor in result.graph.initializer}
+    read = {name for node in result.graph.node for name in node.input}
+    result.graph.initializer.extend(tensor for tensor in fp32.graph.initializer if tensor.name in read - present)
+    return result
+
+
+def _values_before_rounding(graph: onnx.GraphProto) -> dict[str, str]:
+    """For each activation that was quantized and dequantized the one that it was before."""
+    before = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    pairs = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in before]
+    return {node.output[0]: before[node.input[0]] for node in pairs}
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove the nodes and constants that lead nowhere."""
+    outputs = {tensor.name for tensor in graph.output}
+    while True:  # of a pair first what dequantizes, then what quantizes
+        read = {name for node in graph.node for name in node.input} | outputs
+        unread = [node for node in graph.node if not read & set(node.output)]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
+
+
+def reduced_range(settings: QuantizeSettings) -> bool:
+    """Whether weights get 7 bits: u8 x s8 pairs saturate 16-bit sums on CPUs without VNNI."""
+    return not has_int8_dot_product() if settings.reduce_range == "auto" else settings.reduce_range == "on"
+
+
+def quantizable_nodes(folder: Path, exclude: list[str]) -> list[str]:
+    """The linear layers of the encoder by node name, less the excluded, in the order of the graphs.
+
+    Raises:
+        RecipeError: nothing is left.
+    """
+    linear = list(dict.fromkeys(node for path in model_files(folder) for node in linear_nodes(path)))
+    kept = [name for name in linear if not any(re.search(pattern, name) for pattern in exclude)]
+    if not kept:
+        raise RecipeError(f"quantize.exclude: {exclude} leaves none of the {len(linear)} linear layers of {folder}")
+    return kept
+
+
+def linear_nodes(path: Path) -> list[str]:
+    """MatMuls with constant weights.
+
+    The head costs nothing and stays in FP32: a Gemm on [CLS] alone, or a MatMul that gives one number per candidate.
+    """
+    graph = onnx.load(path).graph
+    constants = {tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[-1] > 1}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constants]
+
+
+def graph_feeds(folder: Path, requests: list[RequestTensors]) -> dict[Path, list[Feed]]:
+    """What each FP32 graph of a folder is fed with for these requests, with their true padding."""
+    if not (folder / CONTEXT_FILE).is_file():
+        path, engine = folder / JOINT_FILE, open_engine(folder)
+        if isinstance(engine, BatchedEngine):
+            return {path: [feed for request in requests for feed in engine.feeds(request)]}
+        names = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.input]
+        return {path: [{name: request[name] for name in names} for request in requests]}
+    split = SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE)
+    contexts: list[Feed] = [{"context_ids": request["context_ids"]} for request in requests]
+    candidates = [feed for request in requests for feed in split.candidate_feeds(request)]
+    return {folder / CONTEXT_FILE: contexts, folder / CANDIDATES_FILE: candidates}
+
+
+def split_for_noise(requests: Sequence[RequestTensors]) -> tuple[list[RequestTensors], list[RequestTensors]]:
+    """Calibration requests that scales and weights are fitted to, and those on which the noise is measured."""
+    fitted = [request for number, request in enumerate(requests) if number % NOISE_SHARE]
+    return fitted or list(requests), list(requests[::NOISE_SHARE])
+
+
+def calibration_requests(recipe: Recipe, dataset: Dataset, rules: TextRules) -> list[Request]:
+    """Training requests spread over the users, never judged ones, with a few candidates each."""
+    generator = np.random.default_rng(recipe.seed)
+    wanted = min(recipe.quantize.calibration_examples, len(dataset.training))
+    picks = generator.choice(len(dataset.training), size=wanted, replace=False)
+    requests = requests_of(dataset, [dataset.training[i] for i in sorted(picks)], rules)
+    return [Request(r.query, r.history, r.items[: recipe.quantize.calibration_candidates]) for r in requests]
+
+
+class _Calibration(CalibrationDataReader):
+    """One request at a time."""
+
+    def __init__(self, feeds: list[Feed]) -> None:
+        self._remaining = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self._remaining, None)
+
+
+def _check_quantized(source: Path, path: Path, nodes: list[str]) -> None:
+    """Count what is really in the file: each chosen MatMul has a DequantizeLinear on both inputs."""
+    chosen = set(nodes) & set(linear_nodes(source))
+    graph = onnx.load(path).graph
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    bare = [n.name for n in graph.node if n.name in chosen and not set(n.input) <= dequantized]
+    found = sum(node.name in chosen for node in graph.node)
+    if bare or found != len(chosen):
+        raise ArtifactError(
+            f"{path}: {found} of {len(chosen)} chosen MatMuls found; without Q/DQ on both inputs: {bare}"
+        )
+
+
+def _judge_dynamic(
+    recipe: Recipe, onnx_folder: Path, nodes: list[str], dataset_folder: Path, judgements: Path
+) -> Verdict:
+    """What dynamic INT8 would have done to the ranking; never published."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        copy_text_files(onnx_folder, folder)
+        with quiet_libraries():
+            for source in model_files(onnx_folder):
+                chosen = [node for node in linear_nodes(source) if node in set(nodes)]
+                if not chosen:  # to ONNX Runtime no names mean all nodes
+                    onnx.save(onnx.load(source), folder / source.name)  # its weights may lie in another file
+                    continue
+                quantize_dynamic(
+                    source,
+                    folder / source.name,
+                    weight_type=QuantType.QInt8,
+                    per_channel=True,
+                    reduce_range=reduced_range(recipe.quantize),
+                    nodes_to_quantize=chosen,
+                )
+        child = judge_artifact("dynamic INT8", folder, dataset_folder, judgements)
+    parent = judge_artifact("ONNX FP32", onnx_folder, dataset_folder, judgements)
+    return verdict(child, parent, recipe.gate.budget, recipe.gate.bootstrap_samples, recipe.seed)

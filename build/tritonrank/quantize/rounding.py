@@ -1,0 +1,123 @@
+"""Weights rounded so that their errors cancel, instead of each to its nearest step.
+
+Rounding one weight of an output channel shifts that channel's sums by an error that the activations make known: inputs
+go up and down together, so the weights that are not rounded yet can take the error back. Doing this weight by weight,
+the heaviest inputs first, leaves 5 to 15 times less error in a layer's output than rounding to the nearest, for the
+same eight bits and scales and at no cost in serving (GPTQ, Frantar et al. 2022). After SmoothQuant, which moves
+outliers into the weights, they are where most of the noise of INT8 comes from.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from rich.progress import track
+from tritonrank_runtime.engine import Feed
+
+from tritonrank.graphs.watch import watched_values
+
+DAMPING = 0.01
+"""Share of the mean of the Gram matrix's diagonal that is added to it, as in the paper: inputs that hardly vary in the
+calibration requests must not be corrected without bounds."""
+BLOCK = 64
+"""Inputs whose errors are carried over to the rest at once: a matrix product instead of single rows."""
+
+
+class WeightRounder:
+    """Rounds the weights of a ranker's linear layers; each layer once, however many Q/DQ graphs have it.
+
+    A layer that is in several graphs (a shared-context ranker's two) is rounded for the inputs that it has in all of
+    them, and has the same integers in all of them.
+    """
+
+    def __init__(self, feeds: Mapping[Path, Sequence[Feed]]) -> None:
+        """Take the statistics.
+
+        Args:
+            feeds: the FP32 graphs (smoothed, if they are) that are quantized, with their calibration inputs.
+        """
+        self._weights: dict[str, NDArray[np.float32]] = {}
+        self._grams: dict[str, NDArray[np.float64]] = {}
+        self._rounded: dict[str, NDArray[np.int8]] = {}
+        for source, of_graph in feeds.items():
+            model = onnx.load(source)
+            weights = {tensor.name: tensor for tensor in model.graph.initializer}
+            linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+            self._weights |= {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in linear}
+            grams = gram_matrices(source, sorted({node.input[0] for node in linear}), of_graph)
+            for node in linear:
+                gram = grams[node.input[0]]
+                self._grams[node.name] = self._grams[node.name] + gram if node.name in self._grams else gram
+
+    def apply(self, path: Path, largest: int) -> None:
+        """Replace the integers of all quantized layers in a Q/DQ graph of one of the sources; scales stay.
+
+        Args:
+            path: a graph written by ``quantize_static`` with symmetric weights, one scale per output channel.
+            largest: integers go from -largest to largest.
+        """
+        model = onnx.load(path)
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        dequantizers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        quantized = {
+            n.name: dequantizers[n.input[1]] for n in model.graph.node if n.input[1:2] and n.input[1] in dequantizers
+        }
+        chosen = [name for name in self._weights if name in quantized]
+        for name in track(
+            chosen, "  rounding weights", transient=True, disable=all(n in self._rounded for n in chosen)
+        ):
+            integers, scales = (constants[tensor] for tensor in quantized[name].input[:2])
+            if name not in self._rounded:
+                weight, gram = self._weights[name], self._grams[name]
+                self._rounded[name] = round_weights(weight, numpy_helper.to_array(scales), gram, largest)
+            integers.CopyFrom(numpy_helper.from_array(self._rounded[name], integers.name))
+        onnx.save(model, path)
+
+
+def round_weights(
+    weight: NDArray[np.float32], scales: NDArray[np.float32], gram: NDArray[np.float64], largest: int
+) -> NDArray[np.int8]:
+    """Integers q for which the layer's output with q * scales is close to that with the weight.
+
+    Args:
+        weight: (inputs, outputs).
+        scales: (outputs,), the step of each output channel.
+        gram: (inputs, inputs), X^T X of calibration activations X.
+        largest: integers go from -largest to largest.
+
+    Returns:
+        (inputs, outputs) integers that nearly minimize the sum of squares of X (weight - q * scales).
+    """
+    inputs = len(gram)
+    heaviest_first = np.argsort(-np.diag(gram), kind="stable")
+    damped = gram + np.eye(inputs) * max(DAMPING * float(np.diag(gram).mean()), 1e-12)
+    damped = damped[np.ix_(heaviest_first, heaviest_first)]
+    # Row i of this upper triangle says how the inputs after i make up for an error in i (section 3.3 of the paper).
+    makes_up = np.linalg.cholesky(np.linalg.inv(damped)).T
+    remaining = weight[heaviest_first].astype(np.float64)
+    integers = np.empty_like(remaining)
+    for start in range(0, inputs, BLOCK):
+        end = min(start + BLOCK, inputs)
+        errors = np.empty((end - start, weight.shape[1]))
+        for i in range(start, end):
+            integers[i] = np.clip(np.round(remaining[i] / scales), -largest, largest)
+            errors[i - start] = (remaining[i] - integers[i] * scales) / makes_up[i, i]
+            remaining[i + 1 : end] -= np.outer(makes_up[i, i + 1 : end], errors[i - start])
+        remaining[end:] -= makes_up[start:end, end:].T @ errors
+    in_order = np.empty(weight.shape, dtype=np.int8)
+    in_order[heaviest_first] = integers
+    return in_order
+
+
+def gram_matrices(source: Path, names: Sequence[str], feeds: Sequence[Feed]) -> dict[str, NDArray[np.float64]]:
+    """X^T X of each named activation over all feeds; X has a row per token and a column per channel (last axis)."""
+    grams: dict[str, NDArray[np.float64]] = {}
+    for values in watched_values(source, names, feeds):
+        for name, value in values.items():
+            rows = value.reshape(-1, value.shape[-1])
+            product = (rows.T @ rows).astype(np.float64)
+            grams[name] = grams[name] + product if name in grams else product
+    return grams

@@ -1,0 +1,191 @@
+"""Load a model or a tokenizer from wherever a recipe names it: a hub id, a folder, the packaged MiniLM.
+
+Only safetensors weights are read and code of a checkpoint is refused, so no checkpoint can run code while it loads.
+What a checkpoint's files say against it is found before, by ``checkpoint_check.py``; here everything else that the
+libraries raise becomes one message.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from tritonrank_runtime.text import SHARED_CONTEXT, TOKENIZER_FILE
+
+from tritonrank.errors import ArtifactError
+from tritonrank.quiet import quiet_libraries
+from tritonrank.rankers.checkpoint_check import PLAIN_TOKENIZER_CLASSES, refuse_code
+from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
+from tritonrank.rankers.checkpoint_source import folder_of
+from tritonrank.rankers.modeling import SharedContextRanker, first_position
+
+UNLIMITED = 1_000_000
+"""Tokens of a model whose positions are relative, in place of a limit."""
+_REASON_CHARACTERS = 400
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """The checkpoint's fast tokenizer; the server needs its tokenizer.json.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be found or has no fast tokenizer.
+    """
+    folder = _code_free(name, revision)
+    is_plain = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class") in PLAIN_TOKENIZER_CLASSES
+    kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
+    tokenizer = _quietly(
+        name,
+        f"tokenizer ({TOKENIZER_FILE})" if (folder / TOKENIZER_FILE).is_file() else "tokenizer",
+        lambda: kind.from_pretrained(str(folder), use_fast=True, trust_remote_code=False, local_files_only=True),
+    )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ArtifactError(f"{name}: has no fast tokenizer ({TOKENIZER_FILE}), which the server needs")
+    return tokenizer
+
+
+def load_encoder(name: str, revision: str | None = None) -> PreTrainedModel:
+    """The bare encoder, FP32, in evaluation mode.
+
+    Raises:
+        ArtifactError: not to be found, not safetensors, or weights are missing.
+    """
+    encoder, found = _load(AutoModel, name, revision, output_loading_info=True)
+    _refuse_missing(name, [key for key in found["missing_keys"] if not key.startswith("pooler.")])
+    checked: PreTrainedModel = encoder.eval()
+    return checked
+
+
+def load_ranker(name: str, revision: str | None = None, *, new_head: bool) -> PreTrainedModel:
+    """A sequence-classification model with one label, FP32.
+
+    Args:
+        name: hub id, folder or the packaged MiniLM.
+        revision: of a hub id.
+        new_head: start from an encoder and put a fresh head on it (torch's random state decides its weights).
+
+    Raises:
+        ArtifactError: not to be found, not safetensors, or (without new_head) not a ranker with one label.
+    """
+    if new_head:
+        options = {"num_labels": 1, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, found = _load(AutoModelForSequenceClassification, name, revision, **options)
+        # A head of another size is replaced; an encoder of another size would be random without a word.
+        if wrong := [key for key in found["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]:
+            raise ArtifactError(f"{name}: weights and config.json do not fit each other: {', '.join(wrong)}")
+        encoder = [key for key in found["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+        _refuse_missing(name, [key for key in encoder if ".pooler." not in key])
+        return model
+    config = load_config(name, revision)
+    if config.num_labels != 1 or not any("SequenceClassification" in a for a in config.architectures or []):
+        raise ArtifactError(
+            f"{name}: a ranker is a sequence-classification checkpoint with one label; this one is "
+            f"{config.architectures} with {config.num_labels} labels. To fine-tune it, name it as model.base instead"
+        )
+    model, found = _load(AutoModelForSequenceClassification, name, revision, output_loading_info=True)
+    _refuse_missing(name, found["missing_keys"])
+    return model
+
+
+def load_any_ranker(folder: Path) -> PreTrainedModel:
+    """The ranker of a checkpoint folder, of whichever architecture, FP32.
+
+    Raises:
+        ArtifactError: the folder holds no ranker.
+    """
+    name = str(folder)
+    return load_shared_context_ranker(name) if is_shared_context(name) else load_ranker(name, new_head=False)
+
+
+def load_shared_context_ranker(name: str, revision: str | None = None) -> SharedContextRanker:
+    """A checkpoint that was fine-tuned as a shared-context ranker, FP32.
+
+    Raises:
+        ArtifactError: not to be found, not safetensors, another kind of model, or weights are missing.
+    """
+    if not is_shared_context(name, revision):
+        raise ArtifactError(
+            f"{name}: not a shared-context ranker. Other checkpoints are served as they are with model.architecture: "
+            "joint; to train one under the shared-context mask, name it as model.base"
+        )
+    ranker: SharedContextRanker
+    ranker, found = _load(SharedContextRanker, name, revision, output_loading_info=True)
+    _refuse_missing(name, found["missing_keys"])
+    return ranker
+
+
+def is_shared_context(name: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint says of itself that it is a shared-context ranker.
+
+    Raises:
+        ArtifactError: there is no config to read.
+    """
+    return bool(load_config(name, revision).model_type == SHARED_CONTEXT)
+
+
+def load_config(name: str, revision: str | None = None) -> Any:
+    """The checkpoint's config.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    folder = _code_free(name, revision)
+    return _quietly(
+        name,
+        "model",
+        lambda: AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True),
+    )
+
+
+def longest_input(model: PreTrainedModel) -> int:
+    """Tokens that the position embeddings can hold (RoBERTa keeps the first padding_idx + 1 rows for itself)."""
+    rows = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(rows, int) or rows <= 0:  # XLNet says -1, Funnel nothing
+        return UNLIMITED
+    return rows - first_position(model.config)
+
+
+def _code_free(name: str, revision: str | None) -> Path:
+    folder = folder_of(name, revision)
+    refuse_code(name, folder)
+    return folder
+
+
+def _refuse_missing(name: str, missing: Iterable[str]) -> None:
+    """Transformers would put random weights in their place."""
+    if names := ", ".join(sorted(missing)):
+        raise ArtifactError(f"{name}: weights are missing from the checkpoint: {names}")
+
+
+def _load(auto_class: type, name: str, revision: str | None, **options: Any) -> Any:
+    folder = _code_free(name, revision)
+    options |= {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    return _quietly(
+        name,
+        "model",
+        lambda: auto_class.from_pretrained(str(folder), **options),  # type: ignore[attr-defined]
+    )
+
+
+def _quietly(name: str, what: str, load: Callable[[], Any]) -> Any:
+    """Load, with whatever the libraries raise as one message.
+
+    Broken files make them raise all kinds of errors, tokenizers a bare Exception, so that no list of types would do.
+    """
+    try:
+        with quiet_libraries():
+            return load()
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= _REASON_CHARACTERS else f"{reason[:_REASON_CHARACTERS]} ..."
+        raise ArtifactError(
+            f"{name}: no {what} can be loaded from there: {type(error).__name__}: {reason}. Files that are whole load "
+            "with transformers: download it again, or save it again with save_pretrained"
+        ) from None

@@ -1,0 +1,203 @@
+"""How many tokens a ranker reads of each text: what the recipe names, and what it leaves to the model and the data.
+
+A ranker that is trained here learns with the budgets that it is served with, so that small ones are a choice. A ready
+checkpoint was trained on whole texts; cutting them would change its ranking without a word. So budgets that the recipe
+does not name come from its positions, shared out by what the data need, or from the text.json beside its weights.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tritonrank_runtime.engine import padded_length
+from tritonrank_runtime.text import JOINT, RULES_FILE, RequestTokenizer, TextRules
+
+from tritonrank.artifacts import read_manifest, sha256_file
+from tritonrank.errors import RecipeError
+from tritonrank.rankers.checkpoint_source import determining_files, folder_of, identity, is_hub_id
+from tritonrank.rankers.checkpoint_tokenizer import request_tokenizer
+from tritonrank.rankers.modeling import first_position
+from tritonrank.rankers.pretrained import load_config, load_tokenizer
+from tritonrank.recipe import DEFAULT_BUDGETS, PACKAGED_MINILM, ModelSettings, Recipe, TextSettings
+
+TEXT_METRICS = "text"
+"""Entry of the dataset's metrics that holds what ``prepare`` found out about texts."""
+
+MEASURED_TOKENS = 32_768
+"""Longer texts count as so long; no model here reads more."""
+ROUNDED_TO = 8
+"""Budgets are rounded up to so many tokens, as joint rows are: texts to come are not exactly as long as those seen."""
+
+
+class Needs(NamedTuple):
+    """Tokens of the longest texts of the data."""
+
+    query: int
+    candidate: int
+
+
+def text_rules(recipe: Recipe, dataset_folder: Path | None = None) -> TextRules:
+    """The rules by which requests of a recipe become tokens; ``prepare`` resolved what the data decide.
+
+    Args:
+        recipe: its text and model sections.
+        dataset_folder: the prepared dataset; needed only where budgets are left to a ready checkpoint.
+
+    Raises:
+        RecipeError: budgets depend on a dataset that was not named or was prepared for another recipe.
+    """
+    if not _depends_on_data(recipe):
+        return _rules(recipe, budgets_without_data(recipe))
+    metrics = read_manifest(dataset_folder).metrics.get(TEXT_METRICS) if dataset_folder else None
+    if metrics is None:
+        raise RecipeError(
+            "text: budgets that are auto follow from the data with model.checkpoint, and the data are not prepared: "
+            "tritonrank prepare RECIPE, or name text.query_tokens and text.candidate_tokens"
+        )
+    return TextRules(**metrics["rules"])
+
+
+def rules_to_try(recipe: Recipe) -> TextRules:
+    """Rules to load a model with before the data are known: budgets that wait for those are as small as they can be."""
+    return resolve_rules(recipe, Needs(0, 0))
+
+
+def resolve_rules(recipe: Recipe, needs: Needs) -> TextRules:
+    """The rules, given what the data need.
+
+    Raises:
+        ArtifactError: the model cannot be found.
+    """
+    if not _depends_on_data(recipe):
+        return _rules(recipe, budgets_without_data(recipe))
+    return rules_of_checkpoint(recipe.model, recipe.text, needs)
+
+
+def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) -> TextRules:
+    """The rules of a joint checkpoint: what is named stands, the rest shares its positions by what the data need.
+
+    Args:
+        model: the checkpoint.
+        text: the template, and budgets or ``auto``.
+        needs: of the data.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be found.
+    """
+    limit = longest_row(model)
+    specials = _special_tokens(model)
+    longest = max(tokens for tokens in range(max(1, limit - 64), limit + 1) if padded_length(tokens) <= limit)
+    room = (
+        longest - specials - 1
+    )  # the separator between query and history has its place, whether they are there or not
+    query = max(DEFAULT_BUDGETS["query_tokens"], _rounded(needs.query))
+    candidate = max(DEFAULT_BUDGETS["candidate_tokens"], _rounded(needs.candidate))
+    wants_history = text.history_tokens not in ("auto", 0)
+    items = _named(text.history_items, DEFAULT_BUDGETS["history_items"] if wants_history else 0)
+    # A history may have a quarter of the row, or what queries and candidates leave.
+    history_need = min(items * (candidate + 1), max(room // 4, room - query - candidate))
+    history = _named(text.history_tokens, history_need)
+    left = room - history
+    # Of a row that is too short for both, either may have half, and what the other does not need.
+    query = _named(
+        text.query_tokens, max(0, min(query, max(left // 2, left - _named(text.candidate_tokens, candidate))))
+    )
+    candidate = _named(text.candidate_tokens, max(4, min(candidate, left - query)))
+    return TextRules(text.item_template, query, items, history, candidate, JOINT)
+
+
+def budgets_without_data(recipe: Recipe) -> dict[str, int]:
+    """Budgets of a recipe that does not leave any to its data; a checkpoint of our own brings its own."""
+    defaults = DEFAULT_BUDGETS
+    if recipe.model.checkpoint and (own := _own_rules(recipe.model.checkpoint)):
+        defaults = {name: getattr(own, name) for name in DEFAULT_BUDGETS}
+    return {name: _named(getattr(recipe.text, name), default) for name, default in defaults.items()}
+
+
+def text_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a stage key records of the text section: budgets in numbers, as far as they are known without the data."""
+    settings = recipe.text.model_dump(mode="json")
+    return settings if _depends_on_data(recipe) else settings | budgets_without_data(recipe)
+
+
+def who_decided(recipe: Recipe) -> dict[str, str]:
+    """Of each budget whether the recipe, the model or the default decided it."""
+    otherwise = "model" if recipe.model.checkpoint else "default"
+    return {name: "recipe" if getattr(recipe.text, name) != "auto" else otherwise for name in DEFAULT_BUDGETS}
+
+
+def measuring_rules(item_template: str) -> TextRules:
+    """Rules under which nothing of an item is cut, up to ``MEASURED_TOKENS``."""
+    return TextRules(item_template, 0, 0, 0, MEASURED_TOKENS)
+
+
+def open_tokenizer(recipe: Recipe, rules: TextRules) -> RequestTokenizer:
+    """A tokenizer of the recipe's model, as the artifacts will have it.
+
+    Raises:
+        ArtifactError: the model has none that can be used.
+        RecipeError: the template holds a token that frames texts.
+    """
+    return _open_tokenizer(recipe.model, rules)
+
+
+def tokenizer_identity(recipe: Recipe) -> str:
+    """What decides how many tokens a text has and how many are read: everything of a model but its weights.
+
+    Raises:
+        ArtifactError, RecipeError: the model cannot be found.
+    """
+    name, revision = recipe.model.source, recipe.model.revision
+    if name == PACKAGED_MINILM or is_hub_id(name):
+        return identity(name, revision)
+    files = [path for path in determining_files(folder_of(name, revision)) if path.suffix != ".safetensors"]
+    return " ".join(f"{path.name}:{sha256_file(path)}" for path in files)
+
+
+def longest_row(model: ModelSettings) -> int:
+    """Tokens that a joint row of a checkpoint may have, special tokens included.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be found.
+    """
+    config, tokenizer = load_config(model.source, model.revision), load_tokenizer(model.source, model.revision)
+    rows = getattr(config, "max_position_embeddings", None)
+    # XLNet says -1, and a tokenizer without a limit of its own 1e30.
+    positions = rows - first_position(config) if isinstance(rows, int) and rows > 0 else MEASURED_TOKENS
+    return min(positions, int(tokenizer.model_max_length), MEASURED_TOKENS)
+
+
+def _depends_on_data(recipe: Recipe) -> bool:
+    """Whether budgets are left to a joint checkpoint that does not say what it was trained with."""
+    if recipe.model.checkpoint is None or recipe.model.architecture != JOINT:
+        return False
+    is_named = all(getattr(recipe.text, setting) != "auto" for setting in DEFAULT_BUDGETS)
+    return not is_named and _own_rules(recipe.model.checkpoint) is None
+
+
+def _own_rules(name: str) -> TextRules | None:
+    """The text.json of a checkpoint that was written here."""
+    folder = Path(name).expanduser()
+    return TextRules.load(folder) if (folder / RULES_FILE).is_file() else None
+
+
+def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
+    sizes: dict[str, Any] = dict(budgets)
+    return TextRules(recipe.text.item_template, **sizes, architecture=recipe.model.architecture)
+
+
+def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
+    return request_tokenizer(model.source, load_tokenizer(model.source, model.revision), rules)
+
+
+def _special_tokens(model: ModelSettings) -> int:
+    rules = measuring_rules("{text}")
+    tokenizer = _open_tokenizer(model, rules)
+    return tokenizer.row_tokens - rules.context_tokens - rules.candidate_tokens
+
+
+def _named(setting: int | str, otherwise: int) -> int:
+    return otherwise if setting == "auto" else int(setting)
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // ROUNDED_TO) * ROUNDED_TO

@@ -1,0 +1,121 @@
+"""What a ranker has to beat: random, popularity, item co-occurrence kNN, and the encoder before fine-tuning.
+
+Counts come from training events only, as do those behind the negatives.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from tritonrank_runtime.text import TextRules, render_fields
+
+from tritonrank.data.prepare import Dataset, Example
+from tritonrank.judge.evaluate import ExampleScorer
+from tritonrank.rankers.pretrained import load_encoder, load_tokenizer
+from tritonrank.rankers.scorers import requests_of, torch_scorer
+from tritonrank.recipe import Recipe
+from tritonrank.train.finetune import untrained_ranker
+
+NEIGHBOUR_HISTORY = 8
+"""History items that kNN looks at: the newest 8 did better than all of them on MovieLens."""
+
+
+def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[str, Callable[[], ExampleScorer]]:
+    """The maker of every baseline by name, cheapest first; a ready checkpoint has no untrained state.
+
+    Args:
+        recipe: its seed and model.
+        dataset: what may be counted.
+        rules: the ranker's.
+    """
+    makers: dict[str, Callable[[], ExampleScorer]] = {
+        "random": lambda: random_baseline(recipe.seed),
+        "popularity": lambda: popularity_baseline(dataset.training_events),
+        "item kNN": lambda: neighbour_baseline(dataset.training_events),
+        "zero-shot cosine": lambda: cosine_baseline(recipe, dataset, rules),
+    }
+    return makers if recipe.model.checkpoint else makers | {"untrained": lambda: untrained_baseline(recipe, dataset)}
+
+
+def random_baseline(seed: int) -> ExampleScorer:
+    generator = np.random.default_rng(seed)
+    return lambda example: generator.random(len(example.candidates), dtype=np.float32)
+
+
+def popularity_baseline(training_events: pl.DataFrame) -> ExampleScorer:
+    """Score = number of positives of the item among the training events."""
+    positives = training_events.filter(pl.col("label") > 0)
+    counts = Counter(positives["item_id"].to_list())
+    return lambda example: np.array([counts[item] for item in example.candidates], dtype=np.float32)
+
+
+def neighbour_baseline(training_events: pl.DataFrame) -> ExampleScorer:
+    """Item kNN (Sarwar et al. 2001): sum over the newest history items of the cosine of their users' sets."""
+    users_of: defaultdict[str, set[str]] = defaultdict(set)
+    positives = training_events.filter(pl.col("label") > 0)
+    for user, item in zip(positives["user_id"], positives["item_id"], strict=True):
+        users_of[item].add(user)
+
+    def similarity(first: str, second: str) -> float:
+        one, other = users_of.get(first), users_of.get(second)
+        return len(one & other) / float(np.sqrt(len(one) * len(other))) if one and other else 0.0
+
+    def score(example: Example) -> NDArray[np.float32]:
+        recent = example.history[-NEIGHBOUR_HISTORY:]
+        return np.array([sum(similarity(h, item) for h in recent) for item in example.candidates], dtype=np.float32)
+
+    return score
+
+
+def cosine_baseline(recipe: Recipe, dataset: Dataset, rules: TextRules) -> ExampleScorer:
+    """Zero-shot: cosine of the encoder's mean-pooled item text and the mean of query and history texts.
+
+    Of the history it takes as many items as the ranker; beside a ranker that reads none, as many as kNN.
+    """
+    embed = _embedder(recipe)
+    newest = rules.history_items or NEIGHBOUR_HISTORY
+    items = {item: render_fields(rules.item_template, fields) for item, fields in dataset.items.items()}
+    wanted = sorted({item for e in dataset.test for item in [*e.candidates, *e.history[-newest:]]})
+    vectors = dict(zip(wanted, embed([items[item] for item in wanted]), strict=True))
+    queries = sorted({example.query for example in dataset.test} - {""})
+    query_vectors = dict(zip(queries, embed(queries), strict=True))
+
+    def score(example: Example) -> NDArray[np.float32]:
+        parts = [vectors[item] for item in example.history[-newest:]]
+        parts += [query_vectors[example.query]] if example.query else []
+        candidates = np.stack([vectors[item] for item in example.candidates])
+        context = np.mean(parts, axis=0) if parts else np.zeros(candidates.shape[1])
+        return np.asarray(candidates @ context, dtype=np.float32)
+
+    return score
+
+
+def untrained_baseline(recipe: Recipe, dataset: Dataset) -> ExampleScorer:
+    """The base model with the random head that fine-tuning starts from."""
+    torch.manual_seed(recipe.seed)
+    model, tokenizer = untrained_ranker(recipe.model_copy(update={"model": recipe.model.untrained}))
+    scorer = torch_scorer(model.eval(), tokenizer)
+    return lambda example: scorer.score(requests_of(dataset, [example], tokenizer.rules)[0])
+
+
+def _embedder(recipe: Recipe) -> Callable[[list[str]], NDArray[np.float32]]:
+    base = recipe.model.untrained
+    encoder, tokenizer = load_encoder(base.source, base.revision), load_tokenizer(base.source, base.revision)
+
+    @torch.inference_mode()
+    def embed(texts: list[str]) -> NDArray[np.float32]:
+        """Unit vectors, (texts, hidden): mean over the tokens of the last hidden state."""
+        vectors = []
+        for start in range(0, len(texts), 64):
+            inputs = tokenizer(
+                texts[start : start + 64], padding=True, truncation=True, max_length=64, return_tensors="pt"
+            )
+            hidden = encoder(**inputs).last_hidden_state
+            mask = inputs["attention_mask"].unsqueeze(-1)
+            vectors.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+        return np.asarray(torch.cat(vectors).numpy()) if vectors else np.zeros((0, 1), dtype=np.float32)
+
+    return embed

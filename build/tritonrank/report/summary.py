@@ -1,0 +1,297 @@
+"""What the build achieved, in one table: every baseline and every rung from the checkpoint to the served model.
+
+Quality is NDCG@10 on the same test users for all; latency is the median of one 100-candidate request in this process,
+and its ratio to the fine-tuned ranker the median of the ratios of single requests. The rungs take turns, so that a busy
+machine slows all of them alike.
+"""
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig
+from tritonrank_runtime.engine import available_cores, loaded_files
+from tritonrank_runtime.text import TextRules
+
+from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.cpu import has_int8_dot_product, processor_name
+from tritonrank.data.prepare import Dataset
+from tritonrank.judge.evaluate import Judgement, cached, judge, judge_artifact
+from tritonrank.judge.gate import paired_difference
+from tritonrank.judge.gatekeeper import CHECKPOINT, FINE_TUNED, UNCUT, UNCUT_WAY_OUT, judge_uncut, teacher_name
+from tritonrank.judge.metrics import METRICS
+from tritonrank.pipeline import Workspace
+from tritonrank.rankers.cost import gflop_per_request
+from tritonrank.rankers.pretrained import load_any_ranker
+from tritonrank.rankers.scorers import EngineScorer, Request, open_scorer, requests_of
+from tritonrank.rankers.text_budgets import TEXT_METRICS, text_rules
+from tritonrank.rankers.text_counts import text_warnings, without_text_in_words
+from tritonrank.recipe import Recipe
+from tritonrank.report.baselines import all_baselines
+
+SUMMARY_FILE = "summary.json"
+TIMED_REQUESTS = 15
+TIMED_CANDIDATES = 100
+COUNTED_REQUESTS = 50
+CHECKPOINT_RUNGS = {FINE_TUNED, CHECKPOINT, "pruned", "student"}
+FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
+"""What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
+
+console = Console()
+
+
+def summary_settings(recipe: Recipe) -> dict[str, Any]:
+    return {"seed": recipe.seed, "bootstrap_samples": recipe.gate.bootstrap_samples, "revision": 2}
+
+
+def summarize(recipe: Recipe, workspace: Workspace) -> None:
+    """Judge what was not judged yet, time the rungs, and write summary.json."""
+    dataset = Dataset.read(workspace.dataset)
+    rungs = model_rungs(recipe, workspace)
+    parents = {name: read_manifest(folder) for name, folder in summary_parents(recipe, workspace).items()}
+    with write_artifact(workspace.summary, "summarize", summary_settings(recipe), parents) as draft:
+        baselines = baseline_judgements(recipe, dataset, workspace)
+        judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
+        name_of_teacher = teacher_name(recipe)
+        teacher = judged[name_of_teacher]
+        samples = recipe.gate.bootstrap_samples
+        uncut = judge_uncut(recipe, workspace.teacher, workspace.dataset, workspace.judgements)
+        references = {uncut.name: uncut} if uncut else {}
+        rows = [_quality(judgement, teacher, samples) for judgement in (baselines | references | judged).values()]
+        for row in rows:
+            row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
+        requests = _timed_requests(dataset, workspace)
+        scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
+        for name, latency in latencies(scorers, requests, name_of_teacher).items():
+            next(row for row in rows if row["name"] == name).update(latency)
+        counted = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
+        for row in rows:
+            if row["name"] in rungs:
+                checkpoint = checkpoint_of(row["name"], recipe, workspace)
+                gflop = gflop_per_request(
+                    AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], counted
+                )
+                row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
+        served = served_rung(recipe, workspace)
+        result = {
+            "recipe": recipe.name,
+            "teacher": name_of_teacher,
+            "served": served,
+            "beaten_by": beaten_by(judged[served], baselines | references, samples),
+            "trained": recipe.model.checkpoint is None,
+            "text": read_manifest(workspace.dataset).metrics.get(TEXT_METRICS),
+            "items_without_text": read_manifest(workspace.dataset).metrics.get("items_without_text"),
+            "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]]),
+            "machine": machine(),
+            "examples": len(dataset.test),
+            "timed_requests": len(requests),
+            "rows": rows,
+        }
+        (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def summary_parents(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
+    """The artifacts that the summary tells of, the dataset included."""
+    return {"dataset": workspace.dataset, **model_rungs(recipe, workspace)}
+
+
+def checkpoint_of(rung: str, recipe: Recipe, workspace: Workspace) -> Path:
+    """The checkpoint whose weights a rung computes with."""
+    return model_rungs(recipe, workspace)[rung] if rung in CHECKPOINT_RUNGS else workspace.ranker(recipe)
+
+
+def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
+    """Model artifacts by the name that tables use, from the teacher to what is served."""
+    rungs = {teacher_name(recipe): workspace.teacher}
+    rungs |= {"pruned": workspace.pruned} if recipe.prune else {}
+    rungs |= {"student": workspace.student} if recipe.distill else {}
+    rungs |= {"ONNX FP32": workspace.onnx}
+    return rungs if recipe.quantize.method == "none" else rungs | {"INT8": workspace.int8}
+
+
+def served_rung(recipe: Recipe, workspace: Workspace) -> str:
+    """What tables call the ranker that the repository serves; the last rung where it is a graph for a GPU."""
+    folder, rungs = workspace.served_model(recipe), model_rungs(recipe, workspace)
+    return next((name for name in rungs if rungs[name] == folder), list(rungs)[-1])
+
+
+def beaten_by(served: Judgement, others: Mapping[str, Judgement], samples: int) -> list[dict[str, Any]]:
+    """Who ranks better than what is served, beyond doubt: the paired interval excludes 0.
+
+    Args:
+        served: the judgement of what is served.
+        others: baselines, of which those that are free count, and the teacher with whole texts where there is one.
+        samples: bootstrap resamples.
+
+    Returns:
+        name and difference (mean, low, high of NDCG@10: theirs minus the served ranker's), largest first.
+    """
+    differences = {
+        name: paired_difference(other, served, samples=samples)
+        for name, other in others.items()
+        if name in FREE_BASELINES or name.endswith(UNCUT)
+    }
+    better = {name: found for name, found in differences.items() if found.low > 0}
+    return [
+        {"name": name, "difference": vars(found)}
+        for name, found in sorted(better.items(), key=lambda one: -one[1].mean)
+    ]
+
+
+def defeat_in_words(result: Mapping[str, Any]) -> str:
+    """That a free baseline ranks better, and what to do; nothing where none does.
+
+    Args:
+        result: of summary.json.
+    """
+    if not result.get("beaten_by"):
+        return ""
+    names = ", ".join(
+        f"{one['name']} ranks better than {result['served']} by {_with_interval(one['difference'], '+')} NDCG@10"
+        for one in result["beaten_by"]
+    )
+    if any(one["name"].endswith(UNCUT) for one in result["beaten_by"]):
+        todo = f"let it read whole texts. {UNCUT_WAY_OUT}"
+    elif result["trained"]:
+        todo = "train longer or on more: --set examples.training_examples=... --set finetune.epochs=..."
+    else:
+        todo = "train the checkpoint on these data, which it does not fit as it is: name it as model.base"
+    said = f"This ranker loses beyond doubt: {names}. Before it is served, {todo}"
+    cut = text_warnings(result["text"]) if result.get("text") else []
+    return said + (f", and let it read more: {cut[0]}" if cut else "")
+
+
+def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, Judgement]:
+    """Every baseline on the test examples, cached by what it depends on."""
+    model = {"base": recipe.model.base, "architecture": recipe.model.architecture}
+    rules = text_rules(recipe, workspace.dataset)
+    text = {name: value for name, value in asdict(rules).items() if name in type(recipe.text).model_fields}
+    settings = {"seed": recipe.seed, "text": text, **model}
+    key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
+    test = sha256_file(workspace.dataset / "test.parquet")
+    judged = {}
+    for name, make in all_baselines(recipe, dataset, rules).items():
+        path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
+        judged[name] = cached(name, path, lambda name=name, make=make: judge(name, make(), dataset.test))  # type: ignore[misc]
+    return judged
+
+
+def latencies(scorers: dict[str, EngineScorer], requests: Sequence[Request], against: str) -> dict[str, dict[str, Any]]:
+    """What one request takes in this process, tokenization included, by scorer.
+
+    Returns:
+        milliseconds_per_100: the median. latency_ratio: median and quartiles of the ratios to the scorer ``against``,
+        request by request.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    for number, request in enumerate([requests[0], *requests]):
+        for name, scorer in scorers.items():
+            started = time.perf_counter()
+            scorer.score(request)
+            if number:  # the first request warms up
+                seconds[name].append(time.perf_counter() - started)
+    found: dict[str, dict[str, Any]] = {}
+    for name, values in seconds.items():
+        low, median, high = np.quantile(np.divide(values, seconds[against]), [0.25, 0.5, 0.75]).tolist()
+        ratio = {"median": median, "low": low, "high": high}
+        found[name] = {"milliseconds_per_100": 1_000 * statistics.median(values), "latency_ratio": ratio}
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where the latencies were measured."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": processor_name(),
+        "cores": available_cores(),
+        "memory_gb": round(memory / 1e9, 1),
+        "system": platform.platform(),
+        "int8_dot_product": has_int8_dot_product(),
+    }
+
+
+def show_summary(folder: Path) -> None:
+    """Print the table for people, then one line of JSON for scripts."""
+    result = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    # Narrow enough for 80 columns, which is what a pipe or a CI log gets: rich would cut the intervals off.
+    title = f"{result['recipe']}: {result['examples']} test requests"
+    table = Table(title=title, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    teacher = result.get("teacher", FINE_TUNED)
+    for column in ("", "NDCG@10 [95%]", f"vs {teacher} [95%]\n+ better, - worse", "size", "ms/100"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in result["rows"]:
+        table.add_row(
+            row["name"],
+            _with_interval(row["ndcg@10"]),
+            _with_interval(row["difference"], sign="+") if row["name"] != teacher else "reference",
+            f"{row['megabytes']:.0f} MB" if "megabytes" in row else "",
+            f"{row['milliseconds_per_100']:.0f}" if "milliseconds_per_100" in row else "",
+        )
+    table.caption = f"{_cost(result['rows'], teacher)}; ms/100: one request with 100 candidates, in process"
+    if read := (result.get("text") or {}).get("items"):
+        table.caption += f"; {read['cut_share']:.1%} of the item texts are cut at {read['budget']} tokens"
+    console.print(table)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    notes = text_warnings(result["text"]) if result.get("text") else []
+    without_text = without_text_in_words(result["items_without_text"]) if result.get("items_without_text") else ""
+    for note in [*notes, *([without_text] if without_text else [])]:
+        say(note, style="yellow")
+    if "served" in result:
+        say(f"served: {result['served']}")
+    if defeat := defeat_in_words(result):
+        say(defeat, style="bold red")
+    print(
+        json.dumps({"recipe": result["recipe"], "ndcg@10": {r["name"]: r["ndcg@10"]["mean"] for r in result["rows"]}})
+    )
+
+
+def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str, Any]:
+    values = {metric: vars(judgement.interval(metric, samples)) for metric in METRICS}
+    return {
+        "name": judgement.name,
+        **values,
+        "difference": vars(paired_difference(judgement, teacher, samples=samples)),
+    }
+
+
+def _size(folder: Path) -> dict[str, Any]:
+    files = loaded_files(folder) or [folder / "model.safetensors"]
+    return {"megabytes": sum(path.stat().st_size for path in files) / 1e6}
+
+
+def _parameters(folder: Path) -> int:
+    return sum(parameter.numel() for parameter in load_any_ranker(folder).parameters())
+
+
+def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:
+    requests = requests_of(dataset, dataset.test[:TIMED_REQUESTS], TextRules.load(workspace.teacher))
+    return [Request(r.query, r.history, (r.items * TIMED_CANDIDATES)[:TIMED_CANDIDATES]) for r in requests]
+
+
+def _cost(rows: Sequence[dict[str, Any]], name_of_teacher: str) -> str:
+    """Parameters and GFLOP of what is served; of a smaller model also as shares of the teacher's."""
+    teacher, served = next(row for row in rows if row["name"] == name_of_teacher), rows[-1]
+    texts = []
+    for key, unit, scale in (("parameters", "M parameters", 1e6), ("gflop_per_request", "GFLOP per request", 1.0)):
+        share = served[key] / teacher[key]
+        digits = 1 if scale > 1 or served[key] < 20 else 0
+        smaller = f" ({share:.2f} of the {name_of_teacher} ranker's)" if share < 1 else ""
+        texts.append(f"{served[key] / scale:.{digits}f} {unit}{smaller}")
+    return ", ".join(texts)
+
+
+def _with_interval(value: dict[str, float], sign: str = "") -> str:
+    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f} {value['high']:{sign}.3f}]"

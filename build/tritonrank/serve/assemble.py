@@ -1,0 +1,273 @@
+"""A model artifact becomes a Triton model repository: what the server loads, whole and with a check of its own.
+
+Each model folder gets its config.pbtxt, its model.py and the files that it needs beside it; nothing is looked up
+elsewhere when the server starts. ``golden.json`` holds requests with the scores that this very artifact gave them in
+process: a server is ready when it gives the same.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank_runtime import admission, backend, engine, interpreter, network, text, torch_engine
+from tritonrank_runtime.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    JOINT_FILE,
+    SHARED_CONTEXT_INPUTS,
+    available_cores,
+    loaded_files,
+    model_files,
+    padded_length,
+)
+from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
+from tritonrank_runtime.shard_workers import is_sharded
+from tritonrank_runtime.text import NO_TEXT_SCORE, SHARED_CONTEXT, RequestTokenizer, TextRules
+
+from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
+from tritonrank.data.prepare import Dataset, Example
+from tritonrank.errors import ArtifactError
+from tritonrank.graphs.export import copy_text_files
+from tritonrank.rankers.pretrained import load_config
+from tritonrank.rankers.scorers import Request, open_scorer, requests_of
+from tritonrank.recipe import Recipe
+from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
+from tritonrank.serve.triton_config import as_text, model_configs, score_instances
+
+GOLDEN_CANDIDATES = 12
+AWKWARD_CANDIDATES = 4
+PYTHON_FILES = {
+    "tokenize": (text, admission, backend, interpreter),
+    "score": (engine, admission, backend, interpreter),
+    "select": (text, backend, interpreter),
+}
+"""Modules of this package that a model needs beside its model.py."""
+TORCH_MODULES = (torch_engine, network, text)
+"""What the executor torch needs beside the engine."""
+CHECKPOINT_FILES = (torch_engine.CONFIG_FILE, torch_engine.WEIGHTS_FILE)
+HALF_SHARE = 0.02
+"""Of the golden scores' spread: what FP16 may change, or TF32, which ONNX Runtime takes for FP32 products on GPUs."""
+SHARDED_FILES = ("all_reduce.py", "shard_runner.py", "shard_worker.py", "shard_workers.py")
+"""What a scorer of several processes needs besides."""
+
+
+def assemble_settings(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "serve": recipe.serve.model_dump(mode="json"),
+        "score_instances": score_instances(recipe.serve, available_cores(), recipe.tensor_parallel),
+        "sources": {
+            f"{model}/{path.name}": sha256_file(path)
+            for model, path in python_sources(recipe.tensor_parallel > 1, recipe.serve.executor)
+        },
+    }
+
+
+def assemble(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: Path) -> None:
+    """Write the complete repository for the target ``cpu``.
+
+    Args:
+        recipe: its serve section says how to serve.
+        dataset_folder: where golden requests come from.
+        model_folder: an ONNX artifact, or the shards of one.
+        folder: the repository.
+
+    Raises:
+        ArtifactError: the model artifact is missing or incomplete.
+    """
+    model = read_manifest(model_folder)
+    with write_artifact(folder, "assemble", assemble_settings(recipe), {"model": model}) as draft:
+        write_models(recipe, model_folder, draft.folder, available_cores())
+        identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
+        share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
+        cases = write_identity_and_golden_cases(identity, dataset_folder, model_folder, draft.folder, share)
+        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
+
+
+def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: int) -> None:
+    """All models of the ensemble with the files they need."""
+    ranks = int(read_shards(model_folder)["ranks"]) if is_sharded(model_folder) else 1
+    inputs = engine_inputs(model_folder)
+    tokenizer = RequestTokenizer.from_folder(model_folder)
+    longest = longest_rows(inputs, tokenizer)
+    configs = model_configs(recipe.serve, inputs, cores, ranks, longest, known_ids(inputs, tokenizer))
+    sources = python_sources(is_sharded(model_folder), recipe.serve.executor)
+    write_ensemble(configs, sources, model_folder, repository)
+    for path in _served_files(model_folder):
+        shutil.copyfile(path, repository / "score" / "1" / path.name)
+    write_warmup_masks(configs["score"], repository)
+
+
+def longest_rows(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str, int]:
+    """Tokens that a row of each of the engine's inputs can have, by the text rules."""
+    if "context_ids" in inputs:
+        return {"context_ids": tokenizer.context_row_tokens, "candidate_ids": tokenizer.candidate_row_tokens}
+    return dict.fromkeys(inputs, padded_length(tokenizer.row_tokens))
+
+
+def known_ids(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str, int]:
+    """How many different ids the tokenizer has for each of the engine's inputs, from 0 on."""
+    ids = dict.fromkeys(("context_ids", "candidate_ids", "input_ids"), tokenizer.vocabulary_size)
+    return {name: limit for name, limit in (ids | {"token_type_ids": tokenizer.segments}).items() if name in inputs}
+
+
+def write_ensemble(
+    configs: Mapping[str, pb.ModelConfig], sources: Iterable[tuple[str, Path]], text_folder: Path, repository: Path
+) -> None:
+    """The models' folders with configs, Python files and tokenizer; the scorer's model is still missing.
+
+    Args:
+        configs: by model.
+        sources: models and files that go into their version folders.
+        text_folder: where tokenizer and text rules are.
+        repository: where the folders go.
+    """
+    for name, config in configs.items():
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+    for name, source in sources:
+        shutil.copyfile(source, repository / name / "1" / source.name)
+    (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
+    copy_text_files(text_folder, repository / "tokenize" / "1")
+
+
+def write_identity_and_golden_cases(
+    identity: Mapping[str, str],
+    dataset_folder: Path,
+    model_folder: Path,
+    repository: Path,
+    share_of_spread: float = 0.0,
+) -> int:
+    """What ``select`` answers with, and requests with the scores that the model's graphs give in process; how many.
+
+    Args:
+        identity: what ``select`` answers with.
+        dataset_folder: where the requests come from.
+        model_folder: whose graphs score them.
+        repository: where both go.
+        share_of_spread: how far a server's scores may be from these, in standard deviations of all of them; 0 where the
+            same code computes both.
+    """
+    cases = golden_cases(Dataset.read(dataset_folder), model_folder)
+    spread = float(np.std([score for case in cases for score in case["scores"] if score != NO_TEXT_SCORE]))
+    write_golden_cases(identity, cases, repository, max(GOLDEN_TOLERANCE, share_of_spread * spread))
+    return len(cases)
+
+
+def write_golden_cases(
+    identity: Mapping[str, str],
+    cases: Sequence[Mapping[str, Any]],
+    repository: Path,
+    tolerance: float = GOLDEN_TOLERANCE,
+) -> None:
+    """What ``select`` answers with, and golden.json.
+
+    Args:
+        identity: artifact, recipe and stage.
+        cases: query, history, items and scores each.
+        repository: where they go.
+        tolerance: how far a server's scores may be from them.
+    """
+    (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
+    golden = {"artifact": identity["artifact"], "tolerance": tolerance, "cases": cases}
+    text = json.dumps(golden, indent=1, ensure_ascii=False)
+    (repository / GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def engine_inputs(model_folder: Path) -> list[str]:
+    """What the engine takes; a joint ranker's graph says it: families without segment ids have one tensor less.
+
+    Raises:
+        ArtifactError: the folder does not hold the graphs of a ranker.
+    """
+    if is_sharded(model_folder):
+        graphs = read_shards(model_folder)["graphs"]
+        return list(graphs[JOINT_FILE]["inputs"] if JOINT_FILE in graphs else SHARED_CONTEXT_INPUTS)
+    if is_checkpoint(model_folder):
+        config = load_config(str(model_folder))
+        is_shared = config.model_type == SHARED_CONTEXT
+        return list(SHARED_CONTEXT_INPUTS) if is_shared else torch_engine.joint_input_names(config)
+    files = [path.name for path in model_files(model_folder)]
+    if files == [CONTEXT_FILE, CANDIDATES_FILE]:
+        return list(SHARED_CONTEXT_INPUTS)
+    if files != [JOINT_FILE]:
+        raise ArtifactError(
+            f"{model_folder}: graphs {files}; expected {JOINT_FILE}, or {CONTEXT_FILE} and {CANDIDATES_FILE}; "
+            "export the checkpoint first: tritonrank build RECIPE"
+        )
+    return [tensor.name for tensor in onnx.load(model_folder / JOINT_FILE, load_external_data=False).graph.input]
+
+
+def is_checkpoint(model_folder: Path) -> bool:
+    """Whether a folder holds what the executor torch runs."""
+    return (model_folder / torch_engine.WEIGHTS_FILE).is_file()
+
+
+def _served_files(model_folder: Path) -> list[Path]:
+    """The graphs of an artifact; of shards what ONNX Runtime executes, without the graphs for TensorRT; a checkpoint's
+    config and weights."""
+    if is_checkpoint(model_folder):
+        return [model_folder / name for name in CHECKPOINT_FILES]
+    if not is_sharded(model_folder):
+        return loaded_files(model_folder)
+    return [model_folder / SHARDS_FILE, *model_folder.glob("*.bin"), *model_folder.glob("rank*.segment*.onnx")]
+
+
+def write_warmup_masks(score: pb.ModelConfig, repository: Path) -> None:
+    """The files that the scorer's warm-up names: a joint ranker's masks, of ones."""
+    for warmup in score.model_warmup:
+        for tensor in warmup.inputs.values():
+            if tensor.input_data_file:
+                path = repository / "score" / "warmup" / tensor.input_data_file
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(np.ones(list(tensor.dims), dtype="<i4").tobytes())
+
+
+def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:
+    """Requests with the scores of this artifact in process: real ones, one that knows nothing of the user, and one of
+    awkward texts, which a server and the judge could take for different things."""
+    scorer, rules = open_scorer(model_folder), TextRules.load(model_folder)
+    examples = [_shortened(example) for example in dataset.validation[:3]]
+    requests = requests_of(dataset, examples, rules)
+    requests += [Request("", [], requests[0].items), _awkward(requests[0], rules)]
+    return [vars(request) | {"scores": scorer.score(request).tolist()} for request in requests]
+
+
+def _awkward(request: Request, rules: TextRules) -> Request:
+    """With items that have no text, and texts that are themselves the JSON of an item's fields."""
+    as_json = json.dumps(dict.fromkeys(re.findall(r"\{(\w+)\}", rules.item_template), request.items[0]))
+    items = [request.items[0], "", as_json, *request.items[1:AWKWARD_CANDIDATES], " \t"]
+    return Request(request.query, [*request.history, as_json, ""], items)
+
+
+def _shortened(example: Example) -> Example:
+    """The first few candidates, and what the user went on to like among them: the demo shows these requests."""
+    by_label = sorted(range(len(example.labels)), key=lambda place: -example.labels[place])
+    kept = sorted(by_label[:GOLDEN_CANDIDATES])
+    return replace(example, candidates=[example.candidates[i] for i in kept], labels=[example.labels[i] for i in kept])
+
+
+def python_sources(has_shards: bool = False, executor: str = "onnxruntime") -> Iterator[tuple[str, Path]]:
+    """Each model with the Python files that go into its version folder."""
+    for name, modules in PYTHON_FILES.items():
+        yield name, serving_sources() / name / "1" / "model.py"
+        for module in modules:
+            yield name, Path(str(module.__file__))
+    if has_shards:
+        for file in SHARDED_FILES:
+            yield "score", Path(__file__).with_name(file)
+    if executor == "torch":
+        for module in TORCH_MODULES:
+            yield "score", Path(str(module.__file__))
+
+
+def serving_sources() -> Path:
+    """The folder with each model's model.py: in a checkout at its root, in an installed package inside it."""
+    inside = Path(__file__).parent / "model_repository"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "model_repository"

@@ -1,0 +1,254 @@
+"""The config.pbtxt files of the ensemble, written through Triton's own protobuf.
+
+    rank      = tokenize -> score -> select
+    tokenize    texts -> token ids
+    score       token ids -> logits; the dynamic batcher hands over concurrent requests together
+    select      logits -> ranking
+
+For a joint ranker the scorer's batch dimension is the row (context and candidate), for a shared-context ranker it is
+the request.
+
+Nothing is left to auto-completion, and the text depends on the recipe and the number of cores alone, so that the copy
+in git can be compared. There is no queue policy, because any of them makes the batcher stall: ``admission.py`` bounds
+the scorer's queue and keeps deadlines.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank_runtime.engine import ID_LIMITS, ROW_LIMITS
+
+from tritonrank.recipe import ServeSettings
+
+CORES_PER_INSTANCE = 4
+FEWEST_INSTANCES = 2
+"""With one, every small request waits for the large one before it: its p99 beside 1,000-candidate requests was 21 times
+the unloaded one, with two twice (measured; docs/log.md). They share out the cores: an instance alone takes all."""
+JOINT_WARMUP = ((1, 16), (16, 64), (64, 96))
+"""(rows, tokens) that each scorer runs before it reports ready, so that memory is allocated and pages are touched."""
+SHARED_CONTEXT_WARMUP = ((16, 1, 8), (64, 10, 16), (96, 100, 16))
+"""(context tokens, candidates, tokens), for the same reason"""
+ENSEMBLE = "rank"
+ADMISSION_TENSORS = ("deadline", "ticket")
+"""What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
+SHARED_CONTEXT_DIMS = {"context_ids": [-1], "candidate_ids": [-1, -1]}
+
+
+def model_configs(
+    settings: ServeSettings,
+    engine_inputs: Sequence[str],
+    cores: int,
+    ranks: int = 1,
+    longest_rows: Mapping[str, int] | None = None,
+    ids: Mapping[str, int] | None = None,
+) -> dict[str, pb.ModelConfig]:
+    """All models of the repository by name.
+
+    Args:
+        settings: the recipe's serve section.
+        engine_inputs: what the engine takes: context_ids and candidate_ids, or a joint ranker's input_ids and so on.
+        cores: what ``instances: auto`` is divided by.
+        ranks: processes of one instance of the scorer (tensor_parallel).
+        longest_rows: tokens in a row of each of ``engine_inputs`` at the most, which the warm-up must not exceed: a
+            pruned ranker has positions for no more, and the scorer refuses them.
+        ids: how many different ids the tokenizer has for each of ``engine_inputs``; the scorer refuses others.
+    """
+    longest = longest_rows or dict.fromkeys(engine_inputs, sys.maxsize)
+    return {
+        "rank": _rank(engine_inputs),
+        "tokenize": _tokenize(settings, engine_inputs),
+        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest, ids or {}),
+        "select": _select(engine_inputs),
+    }
+
+
+def as_text(config: pb.ModelConfig) -> str:
+    return "# Written by `tritonrank assemble` from the recipe; edit the recipe, not this file.\n" + str(
+        text_format.MessageToString(config)
+    )
+
+
+def score_instances(settings: ServeSettings, cores: int, ranks: int = 1) -> int:
+    if settings.instances != "auto":
+        return settings.instances
+    if settings.device == "cuda":  # per GPU: what one does on the CPU overlaps with the other's kernels
+        return FEWEST_INSTANCES
+    if ranks > 1:  # an instance is so many processes of one thread each
+        return max(1, cores // ranks)
+    return max(FEWEST_INSTANCES, cores // CORES_PER_INSTANCE)
+
+
+def warmup_mask_file(tokens: int) -> str:
+    """Name, in the scorer's warmup folder, of the mask of a row of so many real tokens (raw int32 ones)."""
+    return f"attention_mask_{tokens}"
+
+
+def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=0, input=_request_inputs())
+    config.output.extend(_outputs())
+    steps = config.ensemble_scheduling.step
+    request = {tensor.name: tensor.name for tensor in _request_inputs()}
+    rows = {name: name for name in engine_inputs}
+    shared = {"item_ids": "item_ids", "top_k": "top_k", "row_of_candidate": "row_of_candidate"}
+    steps.add(
+        model_name="tokenize",
+        model_version=-1,
+        input_map=request,
+        output_map=rows | {"row_of_candidate": "row_of_candidate"} | {name: name for name in ADMISSION_TENSORS},
+    )
+    score_inputs = rows | {name: name for name in ADMISSION_TENSORS}
+    steps.add(model_name="score", model_version=-1, input_map=score_inputs, output_map={"logits": "logits"})
+    steps.add(
+        model_name="select",
+        model_version=-1,
+        input_map=shared | {"logits": "logits"},
+        output_map={tensor.name: tensor.name for tensor in _outputs()},
+    )
+    return config
+
+
+def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.ModelConfig:
+    config = _python_model("tokenize")
+    config.input.extend(_request_inputs())
+    for name in engine_inputs:
+        config.output.add(name=name, data_type=pb.TYPE_INT32, dims=SHARED_CONTEXT_DIMS.get(name, [-1, -1]))
+    config.output.append(pb.ModelOutput(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1]))
+    per_row_dims = [1] if _is_shared_context(engine_inputs) else [-1, 1]
+    for name in ADMISSION_TENSORS:
+        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_INT64, dims=per_row_dims))
+    set_parameters(
+        config,
+        max_candidates=settings.max_candidates,
+        max_history=settings.max_history,
+        max_text_bytes=settings.max_text_bytes,
+        item_cache_entries=settings.item_cache_entries,
+        queue=ENSEMBLE,
+        queue_requests=settings.queue_requests,
+        queue_share=settings.queue_share,
+        queue_delay_us=settings.queue_delay_us,
+        deadline_us=settings.deadline_ms * 1_000,
+    )
+    return config
+
+
+def _score(
+    settings: ServeSettings,
+    engine_inputs: Sequence[str],
+    instances: int,
+    longest_rows: Mapping[str, int],
+    ids: Mapping[str, int],
+) -> pb.ModelConfig:
+    config = _python_model("score")
+    is_shared = _is_shared_context(engine_inputs)
+    # Of a joint ranker the batch is of rows, and as large as the largest request.
+    config.max_batch_size = (
+        settings.requests_per_execution if is_shared else max(settings.max_candidates, settings.rows_per_batch)
+    )
+    config.instance_group[0].count = instances
+    if settings.device == "cuda":
+        config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU  # so many on each GPU; each is told its own
+    config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
+    if settings.preferred_batch:
+        config.dynamic_batching.preferred_batch_size.append(min(settings.preferred_batch, config.max_batch_size))
+    for name in engine_inputs:
+        dims = SHARED_CONTEXT_DIMS.get(name, [-1])
+        config.input.add(name=name, data_type=pb.TYPE_INT32, dims=dims, allow_ragged_batch=True)
+    for name in ADMISSION_TENSORS:
+        config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[1], optional=True)
+    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1] if is_shared else [1])
+    if is_shared:
+        # Of a joint ranker max_batch_size bounds the candidates.
+        cache_bytes = settings.context_cache_mb * 1_000_000
+        set_parameters(config, context_cache_bytes=cache_bytes, max_candidates=settings.max_candidates)
+    else:
+        set_parameters(config, rows_per_batch=settings.rows_per_batch)
+    set_parameters(config, queue=ENSEMBLE, deadline_us=settings.deadline_ms * 1_000)
+    for limits, parameters in ((longest_rows, ROW_LIMITS), (ids, ID_LIMITS)):
+        told = {parameters[name]: limit for name, limit in limits.items() if name in parameters}
+        set_parameters(config, **{name: limit for name, limit in told.items() if limit < sys.maxsize})
+    if settings.threads != "auto":
+        set_parameters(config, threads=settings.threads)
+    if settings.executor != "onnxruntime":
+        config.parameters["executor"].string_value = settings.executor
+    if is_shared:
+        _warm_up_shared_context(config, settings.max_candidates, longest_rows)
+    else:
+        _warm_up_joint(config, longest_rows)
+    return config
+
+
+def _warm_up_shared_context(config: pb.ModelConfig, max_candidates: int, longest: Mapping[str, int]) -> None:
+    # The scorer refuses more candidates or tokens, and would not start; what is cut to the same is run once.
+    shapes = (
+        (min(context, longest["context_ids"]), min(candidates, max_candidates), min(tokens, longest["candidate_ids"]))
+        for context, candidates, tokens in SHARED_CONTEXT_WARMUP
+    )
+    for context_tokens, candidates, tokens in dict.fromkeys(shapes):
+        described = f"{context_tokens} context tokens, {candidates} candidates of {tokens} tokens"
+        warmup = config.model_warmup.add(name=described, batch_size=1)
+        for name, dims in (("context_ids", [context_tokens]), ("candidate_ids", [candidates, tokens])):
+            warmup.inputs[name].data_type = pb.TYPE_INT32
+            warmup.inputs[name].dims.extend(dims)
+            warmup.inputs[name].zero_data = True
+
+
+def _warm_up_joint(config: pb.ModelConfig, longest: Mapping[str, int]) -> None:
+    # The bundled server dies (SIGSEGV) of a warm-up batch that is larger than the scorer's.
+    shapes = ((min(rows, config.max_batch_size), min(tokens, *longest.values())) for rows, tokens in JOINT_WARMUP)
+    for rows, tokens in dict.fromkeys(shapes):
+        warmup = config.model_warmup.add(name=f"{rows} rows of {tokens} tokens", batch_size=rows)
+        for name in longest:
+            tensor = warmup.inputs[name]
+            tensor.data_type = pb.TYPE_INT32
+            tensor.dims.append(tokens)
+            if name == "attention_mask":
+                tensor.input_data_file = warmup_mask_file(tokens)
+            else:
+                tensor.zero_data = True
+
+
+def _select(engine_inputs: Sequence[str]) -> pb.ModelConfig:
+    config = _python_model("select")
+    logits_dims = [-1] if _is_shared_context(engine_inputs) else [-1, 1]
+    config.input.add(name="logits", data_type=pb.TYPE_FP32, dims=logits_dims)
+    config.input.add(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1])
+    config.input.extend(tensor for tensor in _request_inputs() if tensor.name in {"item_ids", "top_k"})
+    config.output.extend(_outputs())
+    return config
+
+
+def _is_shared_context(engine_inputs: Sequence[str]) -> bool:
+    return "context_ids" in engine_inputs
+
+
+def _python_model(name: str) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=0)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    return config
+
+
+def _request_inputs() -> list[pb.ModelInput]:
+    """What a request may hold. It has to hold items; to Triton they are optional too, because ``tokenize`` says what is
+    missing, and an ensemble whose first step never runs speaks of a deadlock."""
+    return [
+        pb.ModelInput(name="query", data_type=pb.TYPE_STRING, dims=[1], optional=True),
+        pb.ModelInput(name="history", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
+        pb.ModelInput(name="items", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
+        pb.ModelInput(name="item_ids", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
+        pb.ModelInput(name="top_k", data_type=pb.TYPE_INT32, dims=[1], optional=True),
+    ]
+
+
+def _outputs() -> list[pb.ModelOutput]:
+    return [
+        pb.ModelOutput(name="indices", data_type=pb.TYPE_INT32, dims=[-1]),
+        pb.ModelOutput(name="scores", data_type=pb.TYPE_FP32, dims=[-1]),
+        pb.ModelOutput(name="artifact", data_type=pb.TYPE_STRING, dims=[1]),
+    ]
+
+
+def set_parameters(config: pb.ModelConfig, **values: float | str) -> None:
+    for name, value in values.items():
+        config.parameters[name].string_value = str(value)

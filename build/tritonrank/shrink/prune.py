@@ -1,0 +1,224 @@
+"""Stage ``prune``: the fine-tuned ranker becomes a smaller dense model that any runtime serves faster.
+
+Whole layers go first; then heads and FFN neurons, by importance measured in what is left, the same number in every
+layer; then the tokens and positions that nobody needs. The ranking suffers, so that distillation usually follows and
+the gate allows this step more (``gate.prune_budget``).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from transformers import PreTrainedModel
+from tritonrank_runtime.engine import padded_length
+from tritonrank_runtime.text import SHARED_CONTEXT, TOKENIZER_FILE, RequestTokenizer, TextRules, render_fields
+
+from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.data.negatives import stable_hash
+from tritonrank.data.prepare import Dataset
+from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.judge.metrics import ndcg
+from tritonrank.rankers.anatomy import Sizes, head_size_of, resized, sizes_of
+from tritonrank.rankers.cost import gflop_of
+from tritonrank.rankers.modeling import first_position
+from tritonrank.rankers.pretrained import load_any_ranker
+from tritonrank.rankers.scorers import requests_of, torch_scorer
+from tritonrank.recipe import PruneSettings, Recipe
+from tritonrank.shrink.cut import Kept, cut, everything
+from tritonrank.shrink.importance import Batch, choose_layers, measure_importance, most_important
+from tritonrank.shrink.sizes import target_sizes
+from tritonrank.shrink.vocabulary import coverage, plain_tokenizer, shrunk, tokens_to_keep, write_tokenizer
+from tritonrank.train.batches import Collator
+from tritonrank.train.finetune import copy_tokenizer
+
+LAYER_CRITERIA = ("ablation", "influence", "taylor")
+CRITERIA = ("taylor", "magnitude")
+COUNTED_REQUESTS = 50
+EXAMPLES_PER_BATCH = 8
+HELD_OUT_SHARE = 5
+"""Every fifth item, drawn by lot, is left out of a trial vocabulary to see what texts to come will cost."""
+
+console = Console()
+
+
+def prune_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the pruned ranker depends on, beside teacher and dataset."""
+    return {
+        "seed": recipe.seed,
+        "tensor_parallel": recipe.tensor_parallel,
+        "prune": recipe.prune.model_dump(mode="json") if recipe.prune else None,
+        "gate": gate_settings(recipe, "prune"),
+    }
+
+
+def prune(recipe: Recipe, dataset_folder: Path, teacher_folder: Path, folder: Path, judgements: Path) -> None:
+    """Cut the teacher to the recipe's target, judge it, and publish it if the gate passes.
+
+    Args:
+        recipe: its prune and gate sections.
+        dataset_folder: calibration, validation and test examples.
+        teacher_folder: the fine-tuned ranker, of either architecture.
+        folder: where the smaller checkpoint goes; pruning.json beside it names what stayed.
+        judgements: cache of judgements.
+
+    Raises:
+        GateError: the ranking became worse than this step may make it; nothing was published.
+        RecipeError: the target cannot be met.
+    """
+    settings = recipe.prune
+    assert settings is not None  # the pipeline has this stage only with the section
+    parents = {"teacher": read_manifest(teacher_folder), "dataset": read_manifest(dataset_folder)}
+    with write_artifact(folder, "prune", prune_settings(recipe), parents) as draft:
+        dataset, teacher = Dataset.read(dataset_folder), load_any_ranker(teacher_folder).eval()
+        tokenizer = RequestTokenizer.from_folder(teacher_folder, cache_entries=100_000)
+        requests = requests_of(dataset, dataset.validation[:COUNTED_REQUESTS], tokenizer.rules)
+        counted = [tokenizer.tensors(tokenizer.context(r.query, r.history), tokenizer.items(r.items)) for r in requests]
+        full = sizes_of(teacher.config)
+
+        def gflop(sizes: Sizes) -> float:
+            return gflop_of(resized(teacher.config, sizes), counted)
+
+        target = target_sizes(full, head_size_of(teacher.config), settings, recipe.tensor_parallel, gflop)
+        cutter = _Cutter(teacher, target, _calibration(dataset, teacher, tokenizer, settings, recipe.seed))
+        kept = cutter.kept(settings.layer_criterion, settings.criterion)
+        draft.metrics |= cutter.measured
+        if settings.compare and target != full:
+            draft.metrics["validation ndcg@10 by criteria"] = _compare(cutter, settings, dataset, tokenizer)
+        if settings.vocabulary:
+            tokens, draft.metrics["vocabulary"] = _vocabulary(dataset, teacher, teacher_folder, settings.reserve_tokens)
+            kept = replace(kept, tokens=tokens)
+        if settings.positions:
+            kept = replace(kept, positions=min(full.positions, _positions(teacher, tokenizer)))
+        smaller = cut(teacher, kept)
+        smaller.save_pretrained(draft.folder, safe_serialization=True)
+        copy_tokenizer(str(teacher_folder), draft.folder)
+        if settings.vocabulary:
+            write_tokenizer(draft.folder, kept.tokens)
+        tokenizer.rules.save(draft.folder)
+        kept.save(draft.folder)
+        sizes = {"teacher": full, "pruned": kept.sizes}
+        draft.metrics |= {
+            "sizes": {name: asdict(size) for name, size in sizes.items()},
+            "gflop_per_request": {name: gflop(size) for name, size in sizes.items()},
+            "parameters": {"teacher": _parameters(teacher), "pruned": _parameters(smaller)},
+        }
+        _show(draft.metrics)
+        rungs = Rung("pruned", draft.folder), Rung(FINE_TUNED, teacher_folder), Rung(FINE_TUNED, teacher_folder)
+        draft.metrics |= require_ranking(recipe, "prune", *rungs, dataset_folder, judgements)
+
+
+class _Cutter:
+    """Chooses what stays of the teacher by any pair of criteria; measures each only once."""
+
+    def __init__(self, teacher: PreTrainedModel, target: Sizes, batches: Sequence[Batch]) -> None:
+        self.teacher = teacher
+        self.measured: dict[str, Any] = {}
+        """for the manifest: importances of the criteria that were asked for first"""
+        self._target, self._batches = target, batches
+        self._layers: dict[str, list[int]] = {}
+
+    def kept(self, layer_criterion: str, criterion: str) -> Kept:
+        """Layers, heads and neurons of the target's sizes; all tokens and positions."""
+        full = sizes_of(self.teacher.config)
+        layers = self._kept_layers(layer_criterion)
+        whole = everything(full)
+        whole = replace(whole, layers=layers, heads=whole.heads[: len(layers)], neurons=whole.neurons[: len(layers)])
+        if (self._target.heads, self._target.ffn_neurons) == (full.heads, full.ffn_neurons):
+            return whole
+        importance = measure_importance(cut(self.teacher, whole), self._batches, criterion)
+        self.measured.setdefault(
+            "importance", {"heads": importance.heads.tolist(), "neurons": importance.neurons.round(9).tolist()}
+        )
+        heads = most_important(importance.heads, self._target.heads)
+        neurons = most_important(importance.neurons, self._target.ffn_neurons)
+        return replace(whole, heads=heads, neurons=neurons)
+
+    def _kept_layers(self, criterion: str) -> list[int]:
+        if criterion not in self._layers:
+            choice = choose_layers(self.teacher, self._batches, criterion, self._target.layers)
+            self.measured.setdefault("layers", asdict(choice) | {"criterion": criterion})
+            self._layers[criterion] = choice.kept
+        return self._layers[criterion]
+
+
+def _compare(
+    cutter: _Cutter, settings: PruneSettings, dataset: Dataset, tokenizer: RequestTokenizer
+) -> dict[str, float]:
+    """NDCG@10 on the validation users right after cutting, before anything is repaired, by both criteria's names."""
+    pairs: list[tuple[str, str]] = [(settings.layer_criterion, criterion) for criterion in CRITERIA]
+    pairs += [(layer_criterion, settings.criterion) for layer_criterion in LAYER_CRITERIA]
+    requests = requests_of(dataset, dataset.validation, tokenizer.rules)
+    found: dict[str, float] = {}
+    by_choice: dict[str, float] = {}
+    for pair in dict.fromkeys(pairs):
+        kept = cutter.kept(*pair)
+        choice = json.dumps(asdict(kept))
+        if choice not in by_choice:  # criteria often agree on the layers
+            scorer = torch_scorer(cut(cutter.teacher, kept), tokenizer)
+            values = [ndcg(scorer.score(r), e.labels) for r, e in zip(requests, dataset.validation, strict=True)]
+            by_choice[choice] = float(np.mean(values))
+        found[" + ".join(pair)] = by_choice[choice]
+        console.print(f"  {' + '.join(pair)}: validation NDCG@10 {by_choice[choice]:.4f} as cut", highlight=False)
+    return found
+
+
+def _calibration(
+    dataset: Dataset, teacher: PreTrainedModel, tokenizer: RequestTokenizer, settings: PruneSettings, seed: int
+) -> list[Batch]:
+    """Training examples drawn by seed, never judged ones."""
+    generator = np.random.default_rng(seed)
+    wanted = min(settings.calibration_examples, len(dataset.training))
+    picks = generator.choice(len(dataset.training), size=wanted, replace=False)
+    collate = Collator(dataset, tokenizer, teacher)
+    examples = [dataset.training[i] for i in sorted(picks)]
+    return [collate(examples[start : start + EXAMPLES_PER_BATCH]) for start in range(0, wanted, EXAMPLES_PER_BATCH)]
+
+
+def _vocabulary(
+    dataset: Dataset, teacher: PreTrainedModel, folder: Path, reserve: int
+) -> tuple[list[int], dict[str, Any]]:
+    """The tokens that stay, and what that does to texts: the catalogue's own, and such as were held out on trial."""
+    rules = TextRules.load(folder)
+    whole = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    first = first_position(teacher.config)
+    items = {item_id: render_fields(rules.item_template, fields) for item_id, fields in dataset.items.items()}
+    queries = dataset.training_events["query"].unique().to_list()
+    held_out = {i for i in items if stable_hash(0, i) % HELD_OUT_SHARE == 0}
+    trial = [*queries, *(text for item_id, text in items.items() if item_id not in held_out)]
+    unseen = [items[item_id] for item_id in sorted(held_out)]
+    reports = {"before": coverage(plain_tokenizer(whole), unseen)}
+    reports["after"] = coverage(plain_tokenizer(shrunk(whole, tokens_to_keep(whole, trial, reserve, first))), unseen)
+    tokens = tokens_to_keep(whole, [*queries, *items.values()], reserve, first)
+    return tokens, {
+        "tokens": len(tokens),
+        "held-out items": {name: asdict(report) for name, report in reports.items()},
+        "held-out extra tokens": reports["after"].tokens / max(1, reports["before"].tokens) - 1,
+    }
+
+
+def _positions(teacher: PreTrainedModel, tokenizer: RequestTokenizer) -> int:
+    """Rows of the position table that the token budgets can reach."""
+    if tokenizer.rules.architecture == SHARED_CONTEXT:
+        longest = int(teacher.config.context_positions) + tokenizer.candidate_row_tokens
+    else:
+        longest = padded_length(tokenizer.row_tokens)
+    return first_position(teacher.config) + longest
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    before, after = metrics["sizes"]["teacher"], metrics["sizes"]["pruned"]
+    changes = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before)
+    shares = {name: metrics[name]["pruned"] / metrics[name]["teacher"] for name in ("parameters", "gflop_per_request")}
+    console.print(
+        f"  {changes}\n  {shares['parameters']:.3f} of the parameters, {shares['gflop_per_request']:.3f} of the GFLOP "
+        "per request",
+        highlight=False,
+    )

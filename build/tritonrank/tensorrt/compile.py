@@ -1,0 +1,362 @@
+"""ONNX -> TensorRT plan: strongly typed, so every tensor has the type that the graph gives it.
+
+The same code drives ``tensorrt`` (10.13 or later), which builds for the GPU it runs on, and ``tensorrt_rtx``, which
+compiles ahead of time on a machine without one. Nothing about precision is decided here: that is in the graph, where it
+was judged. What is decided here comes from the recipe's ``tensorrt`` section: shapes (``profiles.py``), memory, effort,
+compatibility. Timings of kernels are kept beside the plans, so the next build of a like graph is quick; TensorRT-RTX
+has none. ``plan.json`` says where a plan may run (``plans.py``).
+"""
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from tritonrank_runtime.engine import JOINT_FILE
+from tritonrank_runtime.text import RequestTokenizer
+
+from tritonrank.artifacts import Manifest, is_current, read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.graphs.export import copy_text_files
+from tritonrank.pipeline import Workspace, run_stages, tensorrt_stages
+from tritonrank.quantize.qdq_rules import asked_of, check_graph
+from tritonrank.recipe import Recipe, TensorRTSettings
+from tritonrank.tensorrt.plans import (
+    BUILDER_IMAGE,
+    PLAN_FILE,
+    TENSORRT,
+    TENSORRT_RTX,
+    Gpu,
+    PlanIdentity,
+    find_gpu,
+    rebuild_command,
+    version_numbers,
+    write_identity,
+)
+from tritonrank.tensorrt.profiles import Profile, profiles_of
+
+OLDEST_TENSORRT = (10, 13)
+ENGINE_FILE = "engine.json"
+"""What TensorRT's inspector says of the plan's layers; needs a GPU."""
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A TensorRT that builds, and what it builds for."""
+
+    trt: ModuleType
+    gpu: Gpu | None
+
+    @property
+    def name(self) -> str:
+        return self.trt.__name__
+
+    @property
+    def version(self) -> str:
+        return str(self.trt.__version__)
+
+
+def compile_recipe(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    """Build the graphs that are not up to date, then a plan of each of ``tensorrt.precisions``.
+
+    Returns:
+        The folders of the plans.
+
+    Raises:
+        ArtifactError: no TensorRT or no GPU, or TensorRT refuses a graph.
+        GateError: a graph made the ranking worse than the budget allows.
+        RecipeError: the recipe asks for no precision, or for shapes that cannot be.
+    """
+    require_precisions(recipe)
+    builder = find_builder(recipe.tensorrt.precisions[0])
+    build_graphs(recipe, workspace)
+    return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
+
+
+def require_precisions(recipe: Recipe) -> None:
+    """Raise RecipeError if the recipe asks for no precision."""
+    if not recipe.tensorrt.precisions:
+        raise RecipeError(
+            f"{recipe.name}: tensorrt.precisions is empty, so there is nothing to compile; "
+            "try --set 'tensorrt.precisions=[fp16]'"
+        )
+
+
+def build_graphs(recipe: Recipe, workspace: Workspace) -> None:
+    """Run the stages up to the graphs of ``tensorrt.precisions``."""
+    making = tensorrt_stages(recipe, workspace)
+    run_stages(recipe, workspace, until=making[-1].verb if making else "export")
+
+
+def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, builder: Builder) -> Path:
+    """Write ``plans/<precision>``: model.plan, plan.json, tokenizer and text rules; nothing if it is up to date."""
+    source, folder = workspace.tensorrt_graph(recipe, precision), workspace.plans / precision
+    parents = {"graph": read_manifest(source)}
+    settings = compile_settings(recipe, precision, builder)
+    if is_compiled(folder, settings, parents, builder):
+        return folder
+    with write_artifact(folder, "compile", settings, parents) as draft:
+        copy_text_files(source, draft.folder)
+        graph = source / JOINT_FILE
+        report = check_graph(graph, asked_of(graph))
+        report.require()
+        inputs = [tensor.name for tensor in onnx.load(graph).graph.input]
+        profiles = profiles_of(recipe, RequestTokenizer.from_folder(source), inputs)
+        plan = build_plan(graph, profiles, recipe.tensorrt, builder, workspace.plans)
+        (draft.folder / PLAN_FILE).write_bytes(plan)
+        identity = identify(draft.folder, recipe, precision, builder, profiles, graph)
+        draft.metrics |= {"plan": asdict(identity), "int8_nodes": report.int8}
+        console.print(
+            f"  {precision}: {len(plan) / 1e6:.0f} MB, {len(profiles)} profiles, "
+            f"compute capability {', '.join(identity.compute_capabilities)}",
+            highlight=False,
+        )
+        if builder.gpu is not None and builder.name == TENSORRT:
+            layers = inspect(plan, builder)
+            (draft.folder / ENGINE_FILE).write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
+            draft.metrics["layers"] = found = layer_types(layers)
+            counted = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
+            console.print(f"  layers of the engine by input type: {counted}", highlight=False)
+            if report.int8 and not found.get("Int8"):
+                console.print(
+                    f"  [yellow]{len(report.int8)} products are INT8 in the graph, no layer of the engine is[/]: "
+                    "it fused them in another precision; compare its speed with fp16's"
+                )
+    return folder
+
+
+def is_compiled(folder: Path, settings: dict[str, Any], parents: dict[str, Manifest], builder: Builder) -> bool:
+    """Whether a folder's plans are up to date; says so, or that they are built now."""
+    if is_current(folder, stage_key("compile", settings, parents)):
+        console.print(f"[bold]{'compile':<10}[/] up to date  [dim]{folder}[/]", highlight=False)
+        return True
+    console.print(f"[bold]{'compile':<10}[/] -> {folder}  ({builder.name} {builder.version})", highlight=False)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def identify(
+    folder: Path, recipe: Recipe, precision: str, builder: Builder, profiles: Sequence[Profile], graph: Path
+) -> PlanIdentity:
+    """Write plan.json beside the model.plan in a folder; gives what it says."""
+    identity = PlanIdentity(
+        module=builder.name,
+        version=builder.version,
+        compute_capabilities=targets(recipe.tensorrt, builder),
+        gpu=builder.gpu.name if builder.gpu else "",
+        driver=builder.gpu.driver if builder.gpu else "",
+        precision=precision,
+        version_compatible=recipe.tensorrt.version_compatible,
+        hardware_compatibility=recipe.tensorrt.hardware_compatibility,
+        profiles=[{name: asdict(one) for name, one in profile.items()} for profile in profiles],
+        graph=sha256_file(graph),
+        sha256=sha256_file(folder / PLAN_FILE),
+    )
+    write_identity(folder, identity)
+    return identity
+
+
+def compile_settings(recipe: Recipe, precision: str, builder: Builder) -> dict[str, Any]:
+    """What a plan depends on beside its graph: the recipe, TensorRT and the GPU."""
+    settings = recipe.tensorrt.model_dump(mode="json", exclude={"precisions", "calibration", "noise", "half_noise"})
+    return {
+        "precision": precision,
+        "tensorrt": settings,
+        "builder": [builder.name, builder.version, *targets(recipe.tensorrt, builder)],
+        "gpu": builder.gpu.name if builder.gpu else "",
+    }
+
+
+def find_builder(precision: str | None = None, ranks: int = 1) -> Builder:
+    """``tensorrt`` if it is installed, else ``tensorrt_rtx``.
+
+    Args:
+        precision: of what is to be compiled, for the commands that messages name.
+        ranks: as precision.
+
+    Raises:
+        ArtifactError: neither is, or TensorRT is too old or has no GPU; says what to install or to run.
+    """
+    again = rebuild_command(precision, ranks)
+    for name in (TENSORRT, TENSORRT_RTX):
+        try:
+            trt = importlib.import_module(name)
+        except ImportError:
+            continue
+        gpu = find_gpu()
+        if name == TENSORRT and version_numbers(trt.__version__) < OLDEST_TENSORRT:
+            oldest = ".".join(map(str, OLDEST_TENSORRT))
+            raise ArtifactError(f"TensorRT {trt.__version__} is too old; {oldest} or later: {again}")
+        if name == TENSORRT and gpu is None:
+            raise ArtifactError(
+                f"TensorRT {trt.__version__} builds for the GPU it runs on, and nvidia-smi finds none here. On a GPU "
+                f"machine: {again}"
+            )
+        return Builder(trt, gpu)
+    raise ArtifactError(
+        "no TensorRT is installed: pip install 'tritonrank[tensorrt]' (wheels come from NVIDIA), or in a container "
+        f"(docker build --target builder --tag {BUILDER_IMAGE} .): {again}. To see without a GPU whether a graph "
+        "compiles: pip install 'tritonrank[tensorrt-rtx]'"
+    )
+
+
+def targets(settings: TensorRTSettings, builder: Builder) -> list[str]:
+    """Compute capabilities that a plan is built for: that of the GPU, or those that TensorRT-RTX is told."""
+    if builder.name == TENSORRT:
+        return [builder.gpu.compute_capability] if builder.gpu else []
+    return list(settings.rtx_targets)
+
+
+def build_plan(
+    graph: Path, profiles: list[Profile], settings: TensorRTSettings, builder: Builder, cache_folder: Path
+) -> bytes:
+    """Parse and build one graph.
+
+    Raises:
+        ArtifactError: the parser or the builder refuses it; says why, and where in the graph.
+    """
+    trt = builder.trt
+    logger = _logger(trt)
+    trt_builder = trt.Builder(logger)
+    # TensorRT 11 has no other networks and ignores the flag.
+    network = trt_builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        faults = [parser.get_error(place) for place in range(parser.num_errors)]
+        lines = "\n".join(f"  {fault.node_name() or fault.node_operator()}: {fault.desc()}" for fault in faults)
+        raise ArtifactError(f"{graph}: {builder.name} {builder.version} cannot parse it:\n{lines}")
+    config = trt_builder.create_builder_config()
+    _configure(config, settings, builder)
+    for profile in profiles:
+        added = trt_builder.create_optimization_profile()
+        for name, one in profile.items():
+            added.set_shape(name, one.smallest, one.best, one.largest)
+        if config.add_optimization_profile(added) < 0:
+            raise ArtifactError(f"{graph}: {builder.name} refuses the optimization profile {profile}:\n{logger.tail()}")
+    with _timing_cache(config, builder, cache_folder), _progress(trt) as monitor:
+        config.progress_monitor = monitor
+        plan = trt_builder.build_serialized_network(network, config)
+        if monitor.is_interrupted:
+            raise KeyboardInterrupt
+    if plan is None:
+        raise ArtifactError(f"{graph}: {builder.name} {builder.version} cannot build it:\n{logger.tail()}")
+    return bytes(plan)
+
+
+def inspect(plan: bytes, builder: Builder) -> dict[str, Any]:
+    """TensorRT's own account of an engine's layers; needs the GPU that it was built for."""
+    trt = builder.trt
+    runtime = trt.Runtime(_logger(trt))
+    runtime.engine_host_code_allowed = True  # version-compatible plans carry code; this one was built just now
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise ArtifactError(f"{builder.name} {builder.version} cannot read the plan that it has just built")
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def layer_types(engine: dict[str, Any]) -> dict[str, int]:
+    """How many layers of an inspected engine read which type first: Int8, Half, Float ...
+
+    A region that TensorRT has fused is one layer, and counts by what goes into it.
+    """
+    counts: Counter[str] = Counter()
+    for layer in engine.get("Layers", []):
+        if not isinstance(layer, dict) or not layer.get("Inputs"):
+            continue
+        described = layer["Inputs"][0].get("Format/Datatype") or layer["Inputs"][0].get("Datatype", "unknown")
+        counts[str(described).split()[-1].title()] += 1
+    return dict(counts)
+
+
+def _configure(config: Any, settings: TensorRTSettings, builder: Builder) -> None:
+    trt = builder.trt
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mb * 2**20)
+    config.builder_optimization_level = settings.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector has no layers to tell
+    if settings.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if settings.hardware_compatibility != "none":
+        name = settings.hardware_compatibility.replace("-", "_").upper()
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
+    if builder.name == TENSORRT_RTX:
+        wanted = targets(settings, builder)
+        config.num_compute_capabilities = len(wanted)
+        for place, capability in enumerate(wanted):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), place)
+
+
+@contextmanager
+def _timing_cache(config: Any, builder: Builder, folder: Path) -> Iterator[None]:
+    """Reuse the kernels' timings of earlier builds by the same TensorRT on the same GPU, and keep this one's."""
+    if builder.name == TENSORRT_RTX:  # it times nothing ahead of time
+        yield
+        return
+    gpu = builder.gpu.name.replace(" ", "-") if builder.gpu else "none"
+    path = folder / f"timing-{builder.version}-{gpu}.cache"
+    kept = path.read_bytes() if path.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # damaged: start anew
+    yield
+    partial = path.with_suffix(".tmp")
+    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
+    partial.rename(path)
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that keeps what TensorRT complains about, for the error message."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self._lines: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self._lines.append(message)
+
+        def tail(self) -> str:
+            return "\n".join(f"  {line}" for line in self._lines[-5:]) or "  (it does not say why)"
+
+    return Logger()
+
+
+@contextmanager
+def _progress(trt: Any) -> Iterator[Any]:
+    """Bars of the builder's phases; Ctrl-C ends the build at its next step."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self, progress: Progress) -> None:
+            super().__init__()
+            self.is_interrupted = False
+            self._progress = progress
+            self._tasks: dict[str, TaskID] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            indent = "  " if parent_phase is None else "    "
+            self._tasks[phase_name] = self._progress.add_task(f"{indent}{phase_name}", total=num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                self._progress.update(self._tasks[phase_name], completed=step + 1)
+            except KeyboardInterrupt:
+                self.is_interrupted = True
+            return not self.is_interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._progress.remove_task(self._tasks.pop(phase_name))
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Monitor(progress)

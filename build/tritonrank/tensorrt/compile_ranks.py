@@ -1,0 +1,134 @@
+"""Plans of a ranker whose layers several GPUs compute together: one per rank.
+
+The graph of each precision that the recipe names is cut (``shard.py``) and every rank's shard compiled like any other
+graph (``compile.py``). Triton's TensorRT backend runs all ranks from one process; it allows one optimization profile
+and no CUDA graphs, so the profile spans all sizes, and a shared-context plan takes one request at a time.
+
+    plans/<precision>-tp<N>/    model.plan.rank0 ... model.plan   plan.json
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from tritonrank_runtime.engine import JOINT_FILE, SHARED_CONTEXT_INPUTS
+from tritonrank_runtime.shard_runner import read_shards, shard_file
+from tritonrank_runtime.text import RequestTokenizer
+
+from tritonrank.artifacts import is_current, read_manifest, stage_key, write_artifact
+from tritonrank.errors import ArtifactError
+from tritonrank.graphs.export import copy_text_files
+from tritonrank.parallel.shard import shard, shard_settings
+from tritonrank.pipeline import Workspace
+from tritonrank.recipe import Recipe
+from tritonrank.tensorrt.compile import (
+    Builder,
+    build_graphs,
+    build_plan,
+    compile_settings,
+    find_builder,
+    identify,
+    is_compiled,
+    require_precisions,
+)
+from tritonrank.tensorrt.plans import PLAN_FILE, TENSORRT, rebuild_command, version_numbers
+from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
+
+OLDEST_TENSORRT = (11, 0)
+"""From here on TensorRT runs networks with collectives on several devices."""
+TYPICAL_CANDIDATES = 100
+"""Kernels are chosen for this many, or for the largest bucket if that is smaller."""
+
+console = Console()
+
+
+def compile_ranks(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    """Build the graphs that are not up to date, cut them, and compile every rank's shard.
+
+    Returns:
+        The folders of the plans, one per precision.
+
+    Raises:
+        ArtifactError: no TensorRT or no GPU, a graph cannot be cut, or TensorRT refuses a shard.
+        GateError: a graph made the ranking worse than the budget allows.
+        RecipeError: the recipe asks for no precision.
+    """
+    require_precisions(recipe)
+    builder = find_ranks_builder(recipe.tensorrt.precisions[0], recipe.tensor_parallel)
+    build_graphs(recipe, workspace)
+    return [compile_precision_ranks(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
+
+
+def find_ranks_builder(precision: str, ranks: int) -> Builder:
+    """As ``find_builder``, for networks of several devices.
+
+    Raises:
+        ArtifactError: as ``find_builder``, or TensorRT has no collectives.
+    """
+    builder = find_builder(precision, ranks)
+    if builder.name == TENSORRT and version_numbers(builder.version) < OLDEST_TENSORRT:
+        oldest = ".".join(map(str, OLDEST_TENSORRT))
+        again = rebuild_command(precision, ranks)
+        raise ArtifactError(f"TensorRT {builder.version} has no collectives; {oldest} or later: {again}")
+    return builder
+
+
+def ranks_folder(recipe: Recipe, workspace: Workspace, precision: str) -> Path:
+    """Where the plans of all ranks go."""
+    return workspace.plans / f"{precision}-tp{recipe.tensor_parallel}"
+
+
+def compile_precision_ranks(recipe: Recipe, workspace: Workspace, precision: str, builder: Builder) -> Path:
+    """Write the plans of one precision, and its shards before; nothing that is up to date."""
+    source, folder = workspace.tensorrt_graph(recipe, precision), ranks_folder(recipe, workspace, precision)
+    shards = workspace.root / f"shards-{precision}"
+    made_from = {"model": read_manifest(source), "dataset": read_manifest(workspace.dataset)}
+    if not is_current(shards, stage_key("shard", shard_settings(recipe), made_from)):
+        console.print(f"[bold]{'shard':<10}[/] -> {shards}", highlight=False)
+        shard(recipe, workspace.dataset, source, shards)
+    parents = {"shards": read_manifest(shards)}
+    settings = compile_settings(recipe, precision, builder) | shard_settings(recipe)
+    if is_compiled(folder, settings, parents, builder):
+        return folder
+    with write_artifact(folder, "compile", settings, parents) as draft:
+        copy_text_files(source, draft.folder)
+        inputs = read_shards(shards)["graphs"][JOINT_FILE]["inputs"]
+        profile = one_profile(profiles_of(recipe, RequestTokenizer.from_folder(source), inputs))
+        for rank in range(recipe.tensor_parallel):
+            graph = shards / shard_file(rank, JOINT_FILE)
+            plan = build_plan(graph, [profile], recipe.tensorrt, builder, workspace.plans)
+            (draft.folder / rank_plan_file(rank)).write_bytes(plan)
+        os.link(draft.folder / rank_plan_file(0), draft.folder / PLAN_FILE)  # the backend wants one of this name, too
+        # Of the graph that was cut, as for a whole plan: whoever assembles compares it with the recipe's.
+        identity = identify(draft.folder, recipe, precision, builder, [profile], source / JOINT_FILE)
+        sizes = [(draft.folder / rank_plan_file(rank)).stat().st_size for rank in range(recipe.tensor_parallel)]
+        draft.metrics |= {"plan": asdict(identity), "ranks": recipe.tensor_parallel, "rank_bytes": sizes}
+        console.print(
+            f"  {precision}: {' + '.join(f'{size / 1e6:.0f}' for size in sizes)} MB in {len(sizes)} ranks, one profile",
+            highlight=False,
+        )
+    return folder
+
+
+def rank_plan_file(rank: int) -> str:
+    """What Triton's TensorRT backend looks for beside model.plan with multi_device_per_rank_engines."""
+    return f"{PLAN_FILE}.rank{rank}"
+
+
+def one_profile(profiles: Sequence[Profile]) -> Profile:
+    """A profile that holds what all of these hold, one request at a time."""
+    merged = {}
+    for name in profiles[0]:
+        smallest = tuple(map(min, *(profile[name].smallest for profile in profiles), profiles[0][name].smallest))
+        largest = tuple(map(max, *(profile[name].largest for profile in profiles), profiles[0][name].largest))
+        best = list(largest)
+        if name in SHARED_CONTEXT_INPUTS:
+            largest = (1, *largest[1:])
+            best = list(largest)
+        rows_axis = 1 if name == SHARED_CONTEXT_INPUTS[1] else 0
+        if name != SHARED_CONTEXT_INPUTS[0]:
+            best[rows_axis] = min(best[rows_axis], TYPICAL_CANDIDATES)
+        merged[name] = Range(smallest, tuple(best), largest)
+    return merged

@@ -1,0 +1,216 @@
+"""Fine-tune a pretrained encoder into a ranker: lists of candidates, one positive among sampled negatives.
+
+``training.py`` does the work; this stage decides what is trained on what. The same code runs under ``torchrun`` (gloo
+on CPUs, nccl on GPUs):
+
+    torchrun --nproc-per-node 2 -m tritonrank finetune RECIPE
+
+An interrupted run resumes from its last evaluation when it is started again with the same settings.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel, set_seed
+from tritonrank_runtime.engine import model_files, padded_length
+from tritonrank_runtime.shard_workers import is_sharded
+from tritonrank_runtime.text import RULES_FILE, SHARED_CONTEXT, RequestTokenizer, TextRules
+
+from tritonrank.artifacts import read_manifest, stage_key, write_artifact
+from tritonrank.data.prepare import Dataset
+from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
+from tritonrank.rankers.checkpoint_check import Purpose, check_checkpoint, mention_prompts
+from tritonrank.rankers.checkpoint_source import identity
+from tritonrank.rankers.checkpoint_tokenizer import check_vocabulary, make_ordinary, markers_of, request_tokenizer
+from tritonrank.rankers.modeling import SharedContextRanker, from_encoder
+from tritonrank.rankers.pretrained import (
+    load_encoder,
+    load_ranker,
+    load_shared_context_ranker,
+    load_tokenizer,
+    longest_input,
+)
+from tritonrank.rankers.scorers import open_scorer
+from tritonrank.rankers.text_budgets import rules_to_try, text_rules, text_settings
+from tritonrank.recipe import Recipe
+from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
+
+console = Console()
+
+
+def finetune_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the fine-tuned checkpoint depends on, beside the dataset."""
+    teacher = None if recipe.model.checkpoint else recipe.finetune.teacher
+    return {
+        "seed": recipe.seed,
+        "text": text_settings(recipe),
+        "model": recipe.model.model_dump(mode="json"),
+        "model_identity": identity(recipe.model.source, recipe.model.revision),
+        "finetune": recipe.finetune.model_dump(mode="json"),
+        "teacher_identity": content_hash(_teacher_folder(teacher)) if teacher else None,
+    }
+
+
+def check_models(recipe: Recipe, folder: Path) -> None:
+    """Load what the recipe names and let go of it again, so that what cannot be used shows before any work.
+
+    Args:
+        recipe: its model and finetune sections.
+        folder: where the checkpoint goes; nothing is loaded if it was made from the same models.
+
+    Raises:
+        ArtifactError: a model or its tokenizer cannot be used.
+        RecipeError: the token budgets exceed what the model can take, or the template holds a token that it may not.
+    """
+    if recipe.finetune.teacher and not recipe.model.checkpoint:
+        _check_teacher(_teacher_folder(recipe.finetune.teacher))
+    if _is_made_from(folder, finetune_settings(recipe)):
+        return
+    untrained_ranker(recipe)
+    mention_prompts(recipe.model.source, recipe.model.revision)
+
+
+def _is_made_from(folder: Path, settings: dict[str, Any]) -> bool:
+    try:
+        made_from = read_manifest(folder).settings
+    except ArtifactError:
+        return False
+    return bool(made_from == json.loads(json.dumps(settings)))
+
+
+def _teacher_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise RecipeError(f"finetune.teacher: {folder}: no such folder; build the teacher first, with its own recipe")
+    return folder
+
+
+def _check_teacher(folder: Path) -> None:
+    """A checkpoint, graphs or shards, with the rules by which it reads requests."""
+    if not (is_sharded(folder) or model_files(folder)):
+        check_checkpoint(str(folder), Purpose.TEACHER)
+    if not (folder / RULES_FILE).is_file():
+        raise ArtifactError(
+            f"finetune.teacher: {folder}: no {RULES_FILE}, which says how the teacher reads a request. Take a teacher "
+            "that a recipe built, such as artifacts/OTHER/teacher; one with model.checkpoint makes it of any ranker"
+        )
+
+
+def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
+    """Train on the dataset's training examples and write the checkpoint with the best validation NDCG@10.
+
+    With ``model.checkpoint`` in the recipe nothing is trained: that ranker is taken as it is.
+
+    Args:
+        recipe: what to do.
+        dataset_folder: a prepared dataset.
+        folder: where the checkpoint goes; written by rank 0 alone.
+
+    Raises:
+        ArtifactError: the base model cannot be used.
+        RecipeError: the token budgets exceed what the model can take.
+    """
+    settings, parents = finetune_settings(recipe), {"dataset": read_manifest(dataset_folder)}
+    set_seed(recipe.seed)
+    rules = text_rules(recipe, dataset_folder)
+    model, tokenizer = untrained_ranker(recipe, rules)
+    if recipe.model.checkpoint:
+        with write_artifact(folder, "finetune", settings, parents) as draft:
+            save_checkpoint(recipe, model, draft.folder, rules)
+            draft.metrics |= {"trained": False}
+        console.print(f"  took the checkpoint as it is: {recipe.model.checkpoint}", markup=False, highlight=False)
+        return
+    work = folder.with_name(f"{folder.name}.work")
+    key = stage_key("finetune", settings, parents)
+    dataset = Dataset.read(dataset_folder)
+    teacher_scores = _teacher_scores(recipe, dataset, dataset_folder, folder.with_name("judgements"))
+    metrics = train_ranker(
+        "finetune", recipe.finetune, dataset, model, tokenizer, teacher_scores, work, key, recipe.seed
+    )
+    if is_main_process():
+        with write_artifact(folder, "finetune", settings, parents) as draft:
+            save_checkpoint(recipe, model, draft.folder, rules)
+            draft.metrics |= {"trained": True} | metrics
+        shutil.rmtree(work, ignore_errors=True)
+    wait_for_all()
+
+
+def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[PreTrainedModel, RequestTokenizer]:
+    """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules.
+
+    Args:
+        recipe: its model and text sections.
+        rules: as ``text_rules`` gives them; by default those that are known before the data are.
+    """
+    name, revision, architecture = recipe.model.source, recipe.model.revision, recipe.model.architecture
+    purpose = Purpose.BASE if recipe.model.checkpoint is None else Purpose.CHECKPOINT
+    check_checkpoint(name, purpose, architecture, revision)
+    fast = load_tokenizer(name, revision)
+    tokenizer = request_tokenizer(name, fast, rules or rules_to_try(recipe))
+    if architecture == SHARED_CONTEXT:
+        model: PreTrainedModel = _shared_context_ranker(recipe, tokenizer)
+    else:
+        model = load_ranker(name, revision, new_head=recipe.model.checkpoint is None)
+        _check_length(name, padded_length(tokenizer.row_tokens), "rows", model)
+    check_vocabulary(name, fast, model)
+    return model, tokenizer
+
+
+def _shared_context_ranker(recipe: Recipe, tokenizer: RequestTokenizer) -> SharedContextRanker:
+    context, candidate = tokenizer.context_row_tokens, tokenizer.candidate_row_tokens
+    if recipe.model.checkpoint is None:
+        name = recipe.model.base
+        model = from_encoder(load_encoder(name, recipe.model.revision), name, context_positions=context)
+    else:
+        name = recipe.model.checkpoint
+        model = load_shared_context_ranker(name, recipe.model.revision)
+        if context > model.config.context_positions:
+            raise RecipeError(
+                f"text: query_tokens + history_tokens make contexts of up to {context} tokens; {name} was trained for "
+                f"{model.config.context_positions}. Lower text.history_tokens"
+            )
+    _check_length(name, model.config.context_positions + candidate, "a context and a candidate", model)
+    return model
+
+
+def _check_length(name: str, tokens: int, what: str, model: PreTrainedModel) -> None:
+    if tokens > longest_input(model):
+        raise RecipeError(
+            f"text: query_tokens + history_tokens + candidate_tokens make {what} of up to {tokens} tokens; "
+            f"{name} takes {longest_input(model)}. Lower text.history_tokens"
+        )
+
+
+def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules: TextRules | None = None) -> None:
+    """Weights, config, tokenizer and text rules: everything that later stages need."""
+    name, rules = recipe.model.source, rules or text_rules(recipe)
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer = load_tokenizer(name, recipe.model.revision)
+    tokenizer.save_pretrained(folder)
+    make_ordinary(folder, markers_of(name, tokenizer, rules.item_template))
+    rules.save(folder)
+
+
+def copy_tokenizer(name: str, folder: Path) -> None:
+    """The tokenizer of an artifact's checkpoint into another one's folder."""
+    load_tokenizer(name).save_pretrained(folder)
+
+
+def _teacher_scores(
+    recipe: Recipe, dataset: Dataset, dataset_folder: Path, judgements: Path
+) -> dict[str, list[float]] | None:
+    """What the teacher gives each training candidate, computed once and kept; None without a teacher."""
+    if recipe.finetune.teacher is None:
+        return None
+    folder = _teacher_folder(recipe.finetune.teacher)
+    key = f"training-{content_hash(folder)[:24]}-{examples_hash(dataset_folder, 'train')[:16]}"
+    judgement = cached(
+        "teacher",
+        judgements / f"{key}.parquet",
+        lambda: judge_scorer("teacher", open_scorer(folder), dataset, dataset.training, TextRules.load(folder)),
+    )
+    return dict(zip(judgement.example_ids, judgement.table["scores"].to_list(), strict=True))
