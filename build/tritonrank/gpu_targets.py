@@ -130,8 +130,7 @@ def assemble_for_gpu(
     settings = assemble_settings(recipe) | {"target": str(target), "precision": precision}
     with write_artifact(folder, "assemble", settings, {"engine": engine}) as draft:
         configs = gpu_configs(recipe, target, profiles, available_cores())
-        sources = [(model, source) for model, source in python_sources() if model != "score"]
-        write_ensemble(configs, sources, graph_folder, draft.folder)
+        write_ensemble(configs, python_sources(("tokenize", "select")), graph_folder, draft.folder)
         for name in files:
             shutil.copyfile(engine_folder / name, draft.folder / "score" / "1" / name)
         write_warmup_masks(configs["score"], draft.folder)

@@ -30,8 +30,6 @@ are Triton's.
 The scorers' counts are files of a few bytes in the server's temporary folder, one per instance, because each model runs
 in a process of its own. Somebody may clean that folder up: then it is made again, and until the scorers have written
 once more nothing is estimated.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library.
 """
 
 import math

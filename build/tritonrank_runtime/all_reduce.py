@@ -5,8 +5,6 @@ adds up the addends in the order of the ranks: so all ranks hold the same bits. 
 in the kernel, and a rank that dies wakes the others by the end of its sockets. A rank has two places to write to, used
 in turn: before it can use the first again, all ranks have finished reading it, or they would not have told it of the
 second.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library and numpy.
 """
 
 import mmap

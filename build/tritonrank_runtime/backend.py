@@ -2,9 +2,6 @@
 
 Whatever goes wrong in one request is answered to that request alone. Triton would put a traceback with file paths into
 the answers of a whole batch; here the caller gets the kind of the error, and the server's log the rest.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library and, inside Triton, its
-own module.
 """
 
 import traceback

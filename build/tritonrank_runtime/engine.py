@@ -17,8 +17,6 @@ Between two runs an engine looks whether anybody still wants them (``Watch``): a
 the run that it is in.
 
 On a GPU (``device="cuda"``) nothing is cut for the sake of threads: a run costs more to start than its padding.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and onnxruntime.
 """
 
 import math
@@ -30,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -245,10 +243,7 @@ def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int
     if executor == "onnxruntime":
         return open_engine(folder, threads, device=device, **options)
     try:
-        if TYPE_CHECKING or __package__:
-            from tritonrank_runtime.torch_engine import open_torch_engine
-        else:  # copied beside a model
-            from torch_engine import open_torch_engine
+        from tritonrank_runtime.torch_engine import open_torch_engine
     except ImportError as error:
         raise ExecutorError(
             f"serve.executor is {executor}, but {error.name} is not installed in {sys.prefix}: "

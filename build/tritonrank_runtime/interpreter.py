@@ -1,20 +1,25 @@
-"""Refuse to serve from the wrong Python.
+"""Refuse to serve from the wrong Python, or with other code than what lies beside the model.
 
 Triton's Python backend runs the first ``python3`` on its PATH. With NumPy 2 there, the bundled Triton 2.51 answers
 every request with zero bytes and status OK. ``tritonrank serve`` names the expected environment in TRITONRANK_PREFIX;
 a container that brings its own Python leaves it unset.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library and numpy.
 """
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
 
-def check_interpreter() -> None:
-    """Raise RuntimeError when this is not the Python that the server was started from, or its NumPy is too new."""
+def check_interpreter(model_folder: Path) -> None:
+    """Raise RuntimeError when this is not the Python that the server was started from, or its NumPy is too new.
+
+    Args:
+        model_folder: the version folder of the model; this very module has to lie in it.
+    """
+    if not Path(__file__).resolve().is_relative_to(model_folder.resolve()):
+        raise RuntimeError(f"{__name__} was imported from {Path(__file__).parent}; expected from below {model_folder}")
     expected = os.environ.get("TRITONRANK_PREFIX")
     if expected is None:
         return

@@ -15,23 +15,17 @@ Context positions count from 0; candidates all start at ``context_positions``, t
 budgets allow, however long the context at hand is. The score is a linear function of the last hidden state of a
 candidate's first token ([CLS]), so the last layer computes queries, output and FFN for these tokens alone, and nothing
 but keys and values for the others.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library, torch and what lies
-beside it. ``modeling.py`` makes a Hugging Face model of it, for training.
 """
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-if TYPE_CHECKING or __package__:
-    from tritonrank_runtime.text import PADDING
-else:  # copied beside a model
-    from text import PADDING
+from tritonrank_runtime.text import PADDING
 
 CONTEXT_SEGMENT = 0
 MASKED_SCORE = -10_000.0

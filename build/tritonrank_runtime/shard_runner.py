@@ -1,7 +1,4 @@
-"""Runs one rank's segments: what is needed to compute a shard wherever there is a way to add up the ranks' sums.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library and numpy.
-"""
+"""Runs one rank's segments: what is needed to compute a shard wherever there is a way to add up the ranks' sums."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,8 @@
 """The process of one rank: runs its segments when it is told to, and ends when nobody can tell it any more.
 
-``shard_workers.py`` starts this file as a program, with one argument: JSON that names the folder, the rank and the file
-descriptors that it inherits. Whatever ends the program that started it (a stop, a crash, ``kill -9``) closes the
+``shard_workers.py`` starts this module as a program, with one argument: JSON that names the folder, the rank and the
+file descriptors that it inherits. Whatever ends the program that started it (a stop, a crash, ``kill -9``) closes the
 control socket, and that ends this process.
-
-``assemble`` copies this file beside the server's models: beside it lie engine.py, all_reduce.py and shard_runner.py.
 """
 
 import json
@@ -13,18 +11,13 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer
-    from tritonrank_runtime.engine import open_session
-    from tritonrank_runtime.shard_runner import ShardRunner
-else:  # copied beside a model
-    from all_reduce import AllReduce, PeerError, SharedBuffer
-    from engine import open_session
-    from shard_runner import ShardRunner
+from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer
+from tritonrank_runtime.engine import open_session
+from tritonrank_runtime.shard_runner import ShardRunner
 
 LARGEST_MESSAGE = 65_536
 LONGEST_ERROR = 4_000

@@ -3,9 +3,6 @@
 To an engine the group looks like sessions of the whole graphs (``graphs``). A run needs all ranks, so when one dies the
 run fails, all are started again at once, and the next run waits until they have loaded. Processes and memory cannot
 outlive this object: a worker ends when its control socket does, and the shared memory has no name.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and what lies
-beside it.
 """
 
 import json
@@ -21,20 +18,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING or __package__:
-    from tritonrank_runtime.all_reduce import PLACES, SharedBuffer, memory_file
-    from tritonrank_runtime.engine import Engine, EngineLostError, engine_of
-    from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
-else:  # copied beside a model
-    from all_reduce import PLACES, SharedBuffer, memory_file
-    from engine import Engine, EngineLostError, engine_of
-    from shard_runner import SHARDS_FILE, read_shards
+from tritonrank_runtime.all_reduce import PLACES, SharedBuffer, memory_file
+from tritonrank_runtime.engine import Engine, EngineLostError, engine_of
+from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 
+PACKAGES = Path(__file__).parents[1]
+WORKER = "tritonrank_runtime.shard_worker"
 LARGEST_MESSAGE = 65_536
 OFFSET_MULTIPLE = 64
 START_SECONDS = 120.0
@@ -225,8 +219,13 @@ class _Group:
                 "places": places,
             }
             inherited = [controls[rank][1].fileno(), inputs, outputs[rank], *peers.values(), *flat]
-            command = [_python(), "-s", str(Path(__file__).with_name("shard_worker.py")), json.dumps(settings)]
-            self.processes.append(subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL))
+            command = [_python(), "-s", "-m", WORKER, json.dumps(settings)]
+            # This very package, whatever else of that name the environment has.
+            paths = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+            self.processes.append(
+                subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment)
+            )
         # What only workers use is closed here, or a rank would not see another one end.
         for theirs in (*(end for pair in pairs.values() for end in pair), *(theirs for _, theirs in controls)):
             theirs.close()

@@ -8,8 +8,6 @@ What an engine takes depends on the architecture. A joint row is the pair (conte
 checkpoint's own tokenizer, special tokens and segment ids included. For a shared-context ranker the context is one row,
 ``[CLS] context [SEP]``, and each candidate another, ``[CLS] candidate``: the [SEP] at its end would cost one token in
 twelve and say nothing.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library, numpy and tokenizers.
 """
 
 import json

@@ -6,9 +6,6 @@ sessions of the exported graphs, except that the keys and values of a context ar
 CPU runs go side by side, one thread each, as sessions do, and PyTorch's own threads are switched off in this process:
 those of two scorers would wait for each other on busy cores. A shared-context ranker needs torch and safetensors
 alone; a joint ranker is whatever transformers loads.
-
-``assemble`` copies this file beside the server's models: it imports only the standard library, numpy, torch and what
-lies beside it.
 """
 
 import json
@@ -16,43 +13,27 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-if TYPE_CHECKING or __package__:
-    from tritonrank_runtime.engine import (
-        CANDIDATES_FILE,
-        CONTEXT_FILE,
-        JOINT_FILE,
-        MOST_ROWS_ON_GPU,
-        ROWS_PER_BATCH,
-        SHARED_CONTEXT_INPUTS,
-        Engine,
-        ExecutorError,
-        RowsError,
-        engine_of,
-    )
-    from tritonrank_runtime.network import SharedContextNetwork
-    from tritonrank_runtime.text import PADDING, SHARED_CONTEXT
-else:  # copied beside a model
-    from engine import (
-        CANDIDATES_FILE,
-        CONTEXT_FILE,
-        JOINT_FILE,
-        MOST_ROWS_ON_GPU,
-        ROWS_PER_BATCH,
-        SHARED_CONTEXT_INPUTS,
-        Engine,
-        ExecutorError,
-        RowsError,
-        engine_of,
-    )
-    from network import SharedContextNetwork
-    from text import PADDING, SHARED_CONTEXT
+from tritonrank_runtime.engine import (
+    CANDIDATES_FILE,
+    CONTEXT_FILE,
+    JOINT_FILE,
+    MOST_ROWS_ON_GPU,
+    ROWS_PER_BATCH,
+    SHARED_CONTEXT_INPUTS,
+    Engine,
+    ExecutorError,
+    RowsError,
+    engine_of,
+)
+from tritonrank_runtime.network import SharedContextNetwork
+from tritonrank_runtime.text import PADDING, SHARED_CONTEXT
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

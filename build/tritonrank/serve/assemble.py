@@ -8,15 +8,16 @@ process: a server is ready when it gives the same.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import tritonrank_runtime
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank_runtime import admission, backend, engine, interpreter, network, text, torch_engine
+from tritonrank_runtime import torch_engine
 from tritonrank_runtime.engine import (
     CANDIDATES_FILE,
     CONTEXT_FILE,
@@ -43,29 +44,17 @@ from tritonrank.serve.triton_config import as_text, model_configs, score_instanc
 
 GOLDEN_CANDIDATES = 12
 AWKWARD_CANDIDATES = 4
-PYTHON_FILES = {
-    "tokenize": (text, admission, backend, interpreter),
-    "score": (engine, admission, backend, interpreter),
-    "select": (text, backend, interpreter),
-}
-"""Modules of this package that a model needs beside its model.py."""
-TORCH_MODULES = (torch_engine, network, text)
-"""What the executor torch needs beside the engine."""
+MODELS_IN_PYTHON = ("tokenize", "score", "select")
 CHECKPOINT_FILES = (torch_engine.CONFIG_FILE, torch_engine.WEIGHTS_FILE)
 HALF_SHARE = 0.02
 """Of the golden scores' spread: what FP16 may change, or TF32, which ONNX Runtime takes for FP32 products on GPUs."""
-SHARDED_FILES = ("all_reduce.py", "shard_runner.py", "shard_worker.py", "shard_workers.py")
-"""What a scorer of several processes needs besides."""
 
 
 def assemble_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "serve": recipe.serve.model_dump(mode="json"),
         "score_instances": score_instances(recipe.serve, available_cores(), recipe.tensor_parallel),
-        "sources": {
-            f"{model}/{path.name}": sha256_file(path)
-            for model, path in python_sources(recipe.tensor_parallel > 1, recipe.serve.executor)
-        },
+        "sources": {place: sha256_file(path) for place, path in python_sources().items()},
     }
 
 
@@ -97,8 +86,7 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
     tokenizer = RequestTokenizer.from_folder(model_folder)
     longest = longest_rows(inputs, tokenizer)
     configs = model_configs(recipe.serve, inputs, cores, ranks, longest, known_ids(inputs, tokenizer))
-    sources = python_sources(is_sharded(model_folder), recipe.serve.executor)
-    write_ensemble(configs, sources, model_folder, repository)
+    write_ensemble(configs, python_sources(), model_folder, repository)
     for path in _served_files(model_folder):
         shutil.copyfile(path, repository / "score" / "1" / path.name)
     write_warmup_masks(configs["score"], repository)
@@ -118,21 +106,22 @@ def known_ids(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str, i
 
 
 def write_ensemble(
-    configs: Mapping[str, pb.ModelConfig], sources: Iterable[tuple[str, Path]], text_folder: Path, repository: Path
+    configs: Mapping[str, pb.ModelConfig], sources: Mapping[str, Path], text_folder: Path, repository: Path
 ) -> None:
     """The models' folders with configs, Python files and tokenizer; the scorer's model is still missing.
 
     Args:
         configs: by model.
-        sources: models and files that go into their version folders.
+        sources: Python files by their place in the repository.
         text_folder: where tokenizer and text rules are.
         repository: where the folders go.
     """
     for name, config in configs.items():
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
-    for name, source in sources:
-        shutil.copyfile(source, repository / name / "1" / source.name)
+    for place, source in sources.items():
+        (repository / place).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, repository / place)
     (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
     copy_text_files(text_folder, repository / "tokenize" / "1")
 
@@ -253,21 +242,17 @@ def _shortened(example: Example) -> Example:
     return replace(example, candidates=[example.candidates[i] for i in kept], labels=[example.labels[i] for i in kept])
 
 
-def python_sources(has_shards: bool = False, executor: str = "onnxruntime") -> Iterator[tuple[str, Path]]:
-    """Each model with the Python files that go into its version folder."""
-    for name, modules in PYTHON_FILES.items():
-        yield name, serving_sources() / name / "1" / "model.py"
-        for module in modules:
-            yield name, Path(str(module.__file__))
-    if has_shards:
-        for file in SHARDED_FILES:
-            yield "score", Path(__file__).with_name(file)
-    if executor == "torch":
-        for module in TORCH_MODULES:
-            yield "score", Path(str(module.__file__))
+def python_sources(models: Iterable[str] = MODELS_IN_PYTHON) -> dict[str, Path]:
+    """The Python files of models by their place in the repository: model.py and ``tritonrank_runtime`` beside it."""
+    runtime = sorted(Path(str(tritonrank_runtime.__file__)).parent.glob("*.py"))
+    found = {}
+    for name in models:
+        found[f"{name}/1/model.py"] = serving_sources() / name / "1" / "model.py"
+        found |= {f"{name}/1/{tritonrank_runtime.__name__}/{path.name}": path for path in runtime}
+    return found
 
 
 def serving_sources() -> Path:
     """The folder with each model's model.py: in a checkout at its root, in an installed package inside it."""
-    inside = Path(__file__).parent / "model_repository"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "model_repository"
+    inside = Path(__file__).parents[1] / "model_repository"
+    return inside if inside.is_dir() else Path(__file__).parents[3] / "model_repository"

@@ -10,10 +10,15 @@ Anyone who reaches the server may send rows straight to this model: they have to
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+# The copy beside this file, whatever of that name the environment has.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from tritonrank_runtime.admission import (
     EXPIRED,
     StartedCounter,
@@ -31,7 +36,7 @@ NEVER = 2**62
 
 class TritonPythonModel:
     def initialize(self, args):
-        check_interpreter()
+        check_interpreter(Path(__file__).parent)
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.cores = available_cores()

@@ -7,10 +7,15 @@ gets, come behind those of the candidates, and no candidate refers to them.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+# The copy beside this file, whatever of that name the environment has.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from tritonrank_runtime.backend import array, invalid, unexpected
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.text import NO_ROW, candidate_scores
@@ -18,7 +23,7 @@ from tritonrank_runtime.text import NO_ROW, candidate_scores
 
 class TritonPythonModel:
     def initialize(self, args):
-        check_interpreter()
+        check_interpreter(Path(__file__).parent)
         identity = json.loads((Path(__file__).parent / "artifact.json").read_text(encoding="utf-8"))
         self.artifact = np.array([identity["artifact"].encode()], dtype=np.object_)
 

@@ -10,10 +10,15 @@ equal shapes only. There Triton's own queue bounds the wait, and neither deadlin
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+# The copy beside this file, whatever of that name the environment has.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from tritonrank_runtime.admission import (
     Admission,
     RefusedError,
@@ -29,7 +34,7 @@ from tritonrank_runtime.text import JOINT, NO_ROW, Buckets, RequestTokenizer, Te
 
 class TritonPythonModel:
     def initialize(self, args):
-        check_interpreter()
+        check_interpreter(Path(__file__).parent)
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.max_candidates = int(settings["max_candidates"])
