@@ -49,7 +49,7 @@ format: setup ## let ruff fix and format
 	@$(BIN)/ruff format .
 
 tools: setup ## unpack perf_analyzer into .tools/
-	@$(BIN)/python -m tritonrank.tools
+	@$(BIN)/python -m loadtests.tools
 
 perf: tools ## sweep `rank` with perf_analyzer (ARTIFACTS=artifacts/..., OPTIONS="--concurrency 1,2")
 	@test -f $(ARTIFACTS)/workload.jsonl || $(BIN)/tritonrank workload $(ARTIFACTS)

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from test_families import OPSET, REQUESTS, recipe_for, spread_logits
 from tiny_models import save_ranker
 from tritonrank.graphs.batched import export_batched_graph
-from tritonrank.graphs.export import copy_text_files, export_graphs
+from tritonrank.graphs.export import export_graphs
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.half import to_half
 from tritonrank.quantize.int8_tensorrt import Calibration, quantize_graph
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.rankers.modeling import SharedContextRanker
-from tritonrank.rankers.scorers import open_scorer
 from tritonrank.recipe import Recipe
 from tritonrank.train.finetune import save_checkpoint, untrained_ranker
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
+from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, copy_text_files
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16")
 LINEAR_LAYERS = 12  # two layers with query, key, value, attention output and the two of the feed-forward part

@@ -12,14 +12,15 @@ import pytest
 from planted_plans import A100, VERSION, identify
 from tritonrank.artifacts import read_manifest
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.gpu_targets import compile_recipe
+from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline import run_stages
 from tritonrank.quantize.qdq_rules import check_graph
-from tritonrank.rankers.scorers import open_scorer
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.serve.serving import serving
 from tritonrank.tensorrt import compile as compiling
 from tritonrank.tensorrt import plans as plans_module
-from tritonrank.tensorrt.compile import compile_recipe, find_builder, layer_types, targets
+from tritonrank.tensorrt.compile import find_builder, layer_types, targets
 from tritonrank.tensorrt.plans import (
     IDENTITY_FILE,
     PLAN_FILE,
@@ -29,6 +30,7 @@ from tritonrank.tensorrt.plans import (
     find_gpu,
 )
 from tritonrank.tensorrt.profiles import buckets_of, profiles_from, profiles_of
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import model_files
 from tritonrank_runtime.text import Buckets, RequestTokenizer
 

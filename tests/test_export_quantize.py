@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorData, TensorsData
-from tritonrank import cli, cpu
+from tritonrank import cli, machine
 from tritonrank.artifacts import is_current, read_manifest
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
-from tritonrank.graphs.export import compare_with_torch, copy_text_files
+from tritonrank.graphs.export import compare_with_torch
 from tritonrank.judge.evaluate import judge_artifact
 from tritonrank.judge.gate import verdict
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline import run_stages, stages
 from tritonrank.quantize import int8 as quantize
 from tritonrank.quantize.int8 import calibration_requests, quantizable_nodes, quantize_graphs, reduced_range
-from tritonrank.rankers.scorers import Request, open_scorer, requests_of
+from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, load_recipe
 from tritonrank_runtime.engine import JOINT_FILE, JointEngine
+from tritonrank_runtime.text import copy_text_files
 
 TOLERANCE = 1e-4
 LINEAR_LAYERS = 12  # two layers with query, key, value, attention output and the two of the feed-forward part
@@ -389,7 +392,7 @@ def test_static_int8_ignores_batch_mates_and_dynamic_int8_does_not(
 def test_reduced_range_follows_the_processor(
     flags: set[str], reduced: bool, certain: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
     assert reduced_range(QuantizeSettings()) is reduced
     assert reduced_range(QuantizeSettings(reduce_range="on")) is True
     assert reduced_range(QuantizeSettings(reduce_range="off")) is False

@@ -15,14 +15,15 @@ from tiny_models import FAMILIES, TEXTS, WITH_SEGMENTS, save_ranker
 from transformers import AutoTokenizer, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.errors import RecipeError
-from tritonrank.graphs.export import compare_with_torch, copy_text_files, export_graphs
+from tritonrank.graphs.export import compare_with_torch, export_graphs
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.int8 import quantize_graphs
-from tritonrank.rankers.scorers import Request, open_scorer
+from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.serve.assemble import engine_inputs, write_models
 from tritonrank.train.finetune import save_checkpoint, text_rules, untrained_ranker
 from tritonrank_runtime.engine import JOINT_FILE, model_files, padded_length
-from tritonrank_runtime.text import JOINT, PADDING, SHARED_CONTEXT
+from tritonrank_runtime.text import JOINT, PADDING, SHARED_CONTEXT, copy_text_files
 
 OPSET = 18
 TOLERANCE = 1e-4

@@ -21,17 +21,19 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
 from tritonrank.data.prepare import Dataset, prepare
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.metrics import ndcg
-from tritonrank.pipeline import Workspace
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import load_ranker
-from tritonrank.rankers.scorers import Request, open_scorer, requests_of, torch_scorer
+from tritonrank.rankers.scorers import Request, torch_scorer
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.train import training as stage
 from tritonrank.train.batches import Collator, packed_batch
 from tritonrank.train.finetune import finetune, untrained_ranker
 from tritonrank.train.losses import distillation_loss, list_loss
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import TextRules
 
 STEPS = 48

@@ -36,7 +36,6 @@ from tritonrank.gpu_check.report import (
     read_report,
     write_report,
 )
-from tritonrank.pipeline import Workspace
 from tritonrank.rankers.anatomy import sizes_of
 from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import Request, tensors_of
@@ -44,6 +43,7 @@ from tritonrank.shrink.cut import cut, everything
 from tritonrank.tensorrt.plan_engine import fitting_profile
 from tritonrank.tensorrt.plans import Gpu
 from tritonrank.tensorrt.profiles import Profile, Range
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import Tensors, open_engine
 from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.torch_engine import load_network, row_positions

@@ -17,10 +17,11 @@ from test_checkpoints import change_json, only_pickled, recipe_for, refusal, sha
 from tiny_models import save_ranker
 from tritonrank.artifacts import read_manifest
 from tritonrank.errors import ArtifactError
-from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.pipeline import run_stages
 from tritonrank.rankers import checkpoint_source
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.train.finetune import check_models
+from tritonrank.workspace import Workspace
 
 MODEL = "org/ranker"
 

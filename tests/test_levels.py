@@ -18,7 +18,10 @@ LEVELS = (
     ("report",),
     ("serve",),
     ("gpu_check",),
-    ("pipeline", "cli", "__main__"),
+    ("pipeline",),
+    ("gpu_targets",),
+    ("cli",),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Served
-from tritonrank.tools import install_perf_analyzer
 from tritonrank.workload.requests import make_workload
 from tritonrank.workload.settings import WorkloadSettings
 from tritonrank_client._wire import build_request
@@ -30,6 +29,7 @@ from loadtests.perf import Sweep, run_sweep
 from loadtests.perf_analyzer import Level, Measured, PerfAnalyzerError, input_data, measure, read_row, sendable
 from loadtests.results import Run, Spread, read_run
 from loadtests.target import LiveServer, TargetError, open_target
+from loadtests.tools import install_perf_analyzer
 from loadtests.workload import WorkloadRequest, read_workload
 
 ROOT = Path(__file__).parents[1]

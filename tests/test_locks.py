@@ -17,8 +17,9 @@ import pytest
 from tritonrank import locks
 from tritonrank.artifacts import verify_artifact
 from tritonrank.locks import LOCK_FILE, only_writer, release, take
-from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.pipeline import run_stages
 from tritonrank.recipe import Recipe, SampleData
+from tritonrank.workspace import Workspace
 
 DEADLINE_SECONDS = 60
 HOLD = """

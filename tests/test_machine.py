@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from tritonrank import cpu
+from tritonrank import machine
 from tritonrank.gpu_check import check as gpu_check
 from tritonrank_runtime import engine
 
-from loadtests import machine
+from loadtests.machine import describe_machine
 
 
 @pytest.mark.parametrize(
@@ -30,5 +30,5 @@ def test_a_quota_of_cpu_time_cuts_the_cores(quota: str, cores: int, monkeypatch:
 
     monkeypatch.setattr(Path, "read_text", with_quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert cpu.available_cores() == engine.available_cores() == cores
-    assert machine.describe_machine().cores == gpu_check.describe_machine(cpu=True).cores == cores
+    assert machine.available_cores() == engine.available_cores() == cores
+    assert describe_machine().cores == gpu_check.describe_machine(cpu=True).cores == cores

@@ -12,12 +12,14 @@ from tiny_models import TEXTS, save_ranker
 from tokenizers import AddedToken
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.errors import RecipeError
-from tritonrank.graphs.export import copy_text_files, export_graphs
-from tritonrank.rankers.scorers import EngineScorer, Request, open_scorer, torch_scorer
+from tritonrank.graphs.export import export_graphs
+from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.rankers.pretrained import copy_tokenizer
+from tritonrank.rankers.scorers import EngineScorer, Request, torch_scorer
 from tritonrank.recipe import Recipe
 from tritonrank.shrink.vocabulary import tokens_to_keep, write_tokenizer
-from tritonrank.train.finetune import copy_tokenizer, save_checkpoint, untrained_ranker
-from tritonrank_runtime.text import RequestTokenizer, render_fields
+from tritonrank.train.finetune import save_checkpoint, untrained_ranker
+from tritonrank_runtime.text import RequestTokenizer, copy_text_files, render_fields
 
 TEMPLATE = "[TITLE] {title} [ATTR] {attributes}"
 RULES = {"query_tokens": 16, "history_items": 0, "history_tokens": 0, "candidate_tokens": 64}

@@ -15,13 +15,13 @@ from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data import prepare
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
 from tritonrank.judge.evaluate import ExampleScorer, judge_artifact
 from tritonrank.judge.gate import paired_difference
-from tritonrank.pipeline import Workspace, run_stages, stages
+from tritonrank.pipeline import run_stages, stages
 from tritonrank.quantize import int8 as quantize
-from tritonrank.rankers.scorers import requests_of
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.report import summary
 from tritonrank.report.summary import SUMMARY_FILE, baseline_judgements
@@ -29,6 +29,7 @@ from tritonrank.serve import assemble
 from tritonrank.serve.assemble import GOLDEN_CANDIDATES, golden_cases
 from tritonrank.shrink import distill, prune
 from tritonrank.train import finetune
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
 
 VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]

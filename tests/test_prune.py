@@ -16,19 +16,21 @@ from transformers import BertConfig, DistilBertConfig, PreTrainedModel
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import GateError, RecipeError
 from tritonrank.judge.gatekeeper import step_budget, total_budget
 from tritonrank.judge.metrics import ndcg
-from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline import run_stages
 from tritonrank.rankers.anatomy import Sizes, parts_of, resized, sizes_of
 from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.modeling import SharedContextConfig
-from tritonrank.rankers.scorers import open_scorer, requests_of
 from tritonrank.recipe import PruneSettings, Recipe, load_recipe
 from tritonrank.shrink import distill, prune
 from tritonrank.shrink.candidate_lists import scored_lists
 from tritonrank.shrink.cut import Kept, cut
 from tritonrank.shrink.sizes import target_sizes
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import TextRules
 
 MINILM = SharedContextConfig()

@@ -17,15 +17,18 @@ from tiny_models import FAMILIES, TEXTS, save_ranker
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from tritonrank.artifacts import read_manifest
 from tritonrank.data.prepare import Dataset
-from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.data.requests import requests_of
+from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline import run_stages
 from tritonrank.rankers.anatomy import head_size_of, only_layers, parts_of, sizes_of
 from tritonrank.rankers.pretrained import load_any_ranker, longest_input
-from tritonrank.rankers.scorers import Request, open_scorer, requests_of, torch_scorer
+from tritonrank.rankers.scorers import Request, torch_scorer
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.shrink.cut import Kept, cut, everything
 from tritonrank.shrink.distill import HiddenStateLoss
 from tritonrank.shrink.importance import choose_layers, measure_importance, most_important, ranking_loss
 from tritonrank.train.batches import Collator
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, RequestTokenizer, TextRules
 
 LAYERS, HEADS, NEURONS, HIDDEN = 3, 4, 64, 32

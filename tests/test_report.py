@@ -16,14 +16,15 @@ from onnx import TensorProto, helper
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.evaluate import judge_artifact, judgement_file
 from tritonrank.judge.gate import paired_difference
-from tritonrank.pipeline import Workspace, run_stages
+from tritonrank.pipeline import run_stages
 from tritonrank.quantize.calibration_record import CalibrationRecord, bulk_steps
 from tritonrank.quantize.int8 import calibration_requests, graph_feeds, quantize_graphs, split_for_noise
 from tritonrank.quantize.sensitivity import NoiseMeter
-from tritonrank.rankers.scorers import Request, requests_of, tensors_of
+from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import Recipe
 from tritonrank.report import escape_markdown, make_report, summary
 from tritonrank.report.comparison import comparison
@@ -32,6 +33,7 @@ from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.plots import IntervalRow, LayerParts, figure, interval_plot, kept_matrix, ticks
 from tritonrank.report.summary import SUMMARY_FILE
 from tritonrank.shrink.cut import Kept
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, open_session
 from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
 

@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from tritonrank.errors import GateError
-from tritonrank.pipeline import Workspace
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
-from tritonrank.rankers.scorers import Request, open_scorer
+from tritonrank.rankers.scorers import Request
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, open_engine
 
 HIDDEN, INTERMEDIATE = 64, 128  # of the tiny encoder

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tritonrank import cli
 from tritonrank.errors import ArtifactError, ServerError
-from tritonrank.pipeline import Workspace
 from tritonrank.serve import triton_install
 from tritonrank.serve.servable import repository_of
 from tritonrank.serve.server import LocalTriton
+from tritonrank.workspace import Workspace
 
 RECIPES = Path(__file__).parents[1] / "build" / "recipes"
 

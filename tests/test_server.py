@@ -24,11 +24,12 @@ import psutil
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from tritonrank import tools
 from tritonrank.errors import ServerError
 from tritonrank.serve import server as server_module
 from tritonrank.serve import triton_wheel
 from tritonrank.serve.server import LocalTriton, run_until_signalled
+
+from loadtests import tools
 
 ROOT = Path(__file__).parents[1]
 MARKER = "TRITONRANK_TEST_MARKER"

@@ -15,16 +15,16 @@ from tiny_models import FAMILIES, save_ranker
 from tritonrank.artifacts import verify_artifact
 from tritonrank.errors import ArtifactError
 from tritonrank.gpu_targets import assemble_target
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.parallel.shard import write_shards
-from tritonrank.pipeline import Target, Workspace
 from tritonrank.rankers.modeling import SharedContextRanker
-from tritonrank.rankers.scorers import open_scorer
 from tritonrank.recipe import Recipe
 from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
 from tritonrank.tensorrt.compile_ranks import compile_precision_ranks, one_profile
 from tritonrank.tensorrt.plans import check_plans
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
+from tritonrank.workspace import Target, Workspace
 from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE
 from tritonrank_runtime.shard_runner import shard_file
 from tritonrank_runtime.text import JOINT, SHARED_CONTEXT

@@ -23,19 +23,20 @@ from numpy.typing import NDArray
 from tritonrank.artifacts import read_manifest
 from tritonrank.cli import main
 from tritonrank.errors import ArtifactError, ServerError
-from tritonrank.graphs.export import copy_text_files
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.parallel.shard import write_shards
-from tritonrank.pipeline import Workspace, run_stages
-from tritonrank.rankers.scorers import Request, RequestTensors, open_scorer, tensors_of
+from tritonrank.pipeline import run_stages
+from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.rankers.server_scorer import ServerScorer
 from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import write_models
 from tritonrank.serve.serving import serving
+from tritonrank.workspace import Workspace
 from tritonrank_client import RankClient, Retry
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
 from tritonrank_runtime.engine import Engine, EngineLostError, open_engine
 from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
-from tritonrank_runtime.text import RequestTokenizer
+from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 RANKS = 2
 TOLERANCE = 1e-4

@@ -13,14 +13,15 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
-from tritonrank.graphs.export import compare_with_torch, copy_text_files, export_graphs
+from tritonrank.graphs.export import compare_with_torch, export_graphs
 from tritonrank.graphs.weight_file import ALIGNMENT, SMALLEST
-from tritonrank.pipeline import Workspace
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize import int8 as quantize
 from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_nodes, quantizable_nodes, quantize_graphs
-from tritonrank.rankers.scorers import Request, open_scorer
+from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.serve.assemble import engine_inputs
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import (
     CANDIDATES_FILE,
     CONTEXT_FILE,
@@ -29,7 +30,7 @@ from tritonrank_runtime.engine import (
     loaded_files,
     open_engine,
 )
-from tritonrank_runtime.text import TextRules
+from tritonrank_runtime.text import TextRules, copy_text_files
 
 GRAPHS = (CONTEXT_FILE, CANDIDATES_FILE)
 TOLERANCE = 1e-4

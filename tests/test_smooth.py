@@ -9,12 +9,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank.data.prepare import Dataset
-from tritonrank.pipeline import Workspace
+from tritonrank.data.requests import requests_of
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.int8 import graph_feeds, quantize_graphs
 from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.quantize.smooth import smooth_graphs
-from tritonrank.rankers.scorers import Request, open_scorer, requests_of, tensors_of
+from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import QuantizeSettings
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import JOINT_FILE, loaded_files
 from tritonrank_runtime.text import RequestTokenizer
 

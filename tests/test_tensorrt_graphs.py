@@ -14,14 +14,15 @@ from test_families import REQUESTS
 from tritonrank.errors import ArtifactError, GateError
 from tritonrank.graphs.batched import compare_batched, export_batched_graph, padded_requests
 from tritonrank.graphs.graph_view import GraphView, element_types, opset_of
+from tritonrank.graphs.rounding_twin import open_rounding_engine, rounding_twin, write_rounding_twins
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize import halve as halving
 from tritonrank.quantize.calibrate import LEVELS, METHODS, Magnitudes
-from tritonrank.quantize.half import open_rounding_engine, rounding_twin, to_half, write_rounding_twins
+from tritonrank.quantize.half import to_half
 from tritonrank.quantize.halve import halve_graph
 from tritonrank.quantize.int8_tensorrt import half_scale, insert_qdq, quantize_graph, quantized_weight
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.rankers.pretrained import load_shared_context_ranker
-from tritonrank.rankers.scorers import open_scorer
 from tritonrank_runtime.engine import BatchedEngine, open_engine
 from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
 

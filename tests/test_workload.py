@@ -18,7 +18,6 @@ from test_cli import main
 from tritonrank.artifacts import write_artifact
 from tritonrank.data.prepare import Dataset, prepare
 from tritonrank.errors import ArtifactError, DataError, RecipeError
-from tritonrank.pipeline import Workspace
 from tritonrank.recipe import load_recipe
 from tritonrank.workload.requests import make_workload
 from tritonrank.workload.settings import (
@@ -29,6 +28,7 @@ from tritonrank.workload.settings import (
     workload_settings,
     zipf_exponent,
 )
+from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import RULES_FILE, TextRules, render_fields
 
 from loadtests.workload import WorkloadError, WorkloadRequest, read_workload

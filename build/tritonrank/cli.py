@@ -16,10 +16,11 @@ from tritonrank import __version__
 from tritonrank.errors import TritonRankError, storage_error
 from tritonrank.literal_help import LiteralGroup
 from tritonrank.locks import only_writer
-from tritonrank.pipeline import Target, Workspace, run_stages
+from tritonrank.pipeline import run_stages
 from tritonrank.quiet import quiet_transformers
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
 from tritonrank.workload.settings import WorkloadSettings, workload_settings
+from tritonrank.workspace import Target, Workspace
 
 app = typer.Typer(
     cls=LiteralGroup,
@@ -238,8 +239,7 @@ def compile_command(
     graphs compile. For example: tritonrank compile build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]'
     """
     loaded, workspace = _open(recipe, overrides, artifacts)
-    from tritonrank.tensorrt.compile import compile_recipe
-    from tritonrank.tensorrt.compile_ranks import compile_ranks
+    from tritonrank.gpu_targets import compile_ranks, compile_recipe
 
     # A model that needs several GPUs may not fit on one.
     for folder in (compile_ranks if loaded.tensor_parallel > 1 else compile_recipe)(loaded, workspace):

@@ -17,7 +17,7 @@ from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.artifacts import Manifest, is_current, sha256_file, verify_artifact, write_artifact
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.pipeline import Stage, Target, Workspace, stages
+from tritonrank.pipeline import Stage, run_stages, stages, tensorrt_stages
 from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import (
     assemble_settings,
@@ -27,9 +27,9 @@ from tritonrank.serve.assemble import (
     write_warmup_masks,
 )
 from tritonrank.serve.gpu_config import check_room, gpu_configs
-from tritonrank.tensorrt.compile import build_graphs, compile_recipe, find_builder
+from tritonrank.tensorrt.compile import compile_precision, find_builder, require_precisions
 from tritonrank.tensorrt.compile_ranks import (
-    compile_ranks,
+    compile_precision_ranks,
     find_ranks_builder,
     one_profile,
     rank_plan_file,
@@ -37,6 +37,7 @@ from tritonrank.tensorrt.compile_ranks import (
 )
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, profiles_from, profiles_of
+from tritonrank.workspace import Target, Workspace
 
 ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")
 """What ONNX Runtime gains from on a GPU: INT8 it would compute in floating point between two roundings."""
@@ -244,3 +245,43 @@ def _engine_files(folder: Path, engine: Manifest, recipe: Recipe, target: Target
 
 def _compile_again(recipe: Recipe, target: Target) -> str:
     return f"Compile for {target}: {rebuild_command(recipe.tensorrt.precisions[0], recipe.tensor_parallel)}"
+
+
+def compile_recipe(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    """Build the graphs that are not up to date, then a plan of each of ``tensorrt.precisions``.
+
+    Returns:
+        The folders of the plans.
+
+    Raises:
+        ArtifactError: no TensorRT or no GPU, or TensorRT refuses a graph.
+        GateError: a graph made the ranking worse than the budget allows.
+        RecipeError: the recipe asks for no precision, or for shapes that cannot be.
+    """
+    require_precisions(recipe)
+    builder = find_builder(recipe.tensorrt.precisions[0])
+    build_graphs(recipe, workspace)
+    return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
+
+
+def build_graphs(recipe: Recipe, workspace: Workspace) -> None:
+    """Run the stages up to the graphs of ``tensorrt.precisions``."""
+    making = tensorrt_stages(recipe, workspace)
+    run_stages(recipe, workspace, until=making[-1].verb if making else "export")
+
+
+def compile_ranks(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    """Build the graphs that are not up to date, cut them, and compile every rank's shard.
+
+    Returns:
+        The folders of the plans, one per precision.
+
+    Raises:
+        ArtifactError: no TensorRT or no GPU, a graph cannot be cut, or TensorRT refuses a shard.
+        GateError: a graph made the ranking worse than the budget allows.
+        RecipeError: the recipe asks for no precision.
+    """
+    require_precisions(recipe)
+    builder = find_ranks_builder(recipe.tensorrt.precisions[0], recipe.tensor_parallel)
+    build_graphs(recipe, workspace)
+    return [compile_precision_ranks(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]

@@ -13,6 +13,7 @@ twelve and say nothing.
 import json
 import math
 import re
+import shutil
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -380,6 +381,12 @@ class RequestTokenizer:
         self._cache[text] = ids
         if len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
+
+
+def copy_text_files(source: Path, target: Path) -> None:
+    """tokenizer.json and text.json travel with every model file: they define what its inputs mean."""
+    for name in (TOKENIZER_FILE, RULES_FILE):
+        shutil.copyfile(source / name, target / name)
 
 
 def render_fields(template: str, fields: Mapping[str, Any], field: str = "item") -> str:

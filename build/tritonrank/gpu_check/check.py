@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.progress import Progress
 from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
 
-from tritonrank.cpu import available_cores
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
 from tritonrank.gpu_check.executors import Executor, attempt, find_executors
 from tritonrank.gpu_check.packed import AGAIN, Pack, PackedRequest, open_pack
@@ -46,6 +45,7 @@ from tritonrank.gpu_check.report import (
     show_report,
     write_report,
 )
+from tritonrank.machine import available_cores
 from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
 from tritonrank.tensorrt.plans import find_gpu
 

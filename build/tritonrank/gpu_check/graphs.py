@@ -12,12 +12,12 @@ from typing import Any
 
 import onnx
 from tritonrank_runtime.engine import JOINT_FILE
-from tritonrank_runtime.text import SHARED_CONTEXT, RequestTokenizer
+from tritonrank_runtime.text import SHARED_CONTEXT, RequestTokenizer, copy_text_files
 
 from tritonrank.errors import RecipeError
 from tritonrank.gpu_check.packed import Pack
 from tritonrank.graphs.batched import export_batched_graph
-from tritonrank.graphs.export import copy_text_files, export_graphs
+from tritonrank.graphs.export import export_graphs
 from tritonrank.quantize.half import to_half
 from tritonrank.quantize.int8_tensorrt import quantize_graph
 from tritonrank.rankers.pretrained import load_shared_context_ranker

@@ -22,15 +22,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
-from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
+from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules, copy_text_files
 from tritonrank_runtime.torch_engine import CONFIG_FILE, WEIGHTS_FILE, open_torch_engine
 
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
 from tritonrank.errors import ArtifactError, DataError
 from tritonrank.gpu_check.packed import PACK_FILE, PACK_FORMAT, REQUESTS_FILE, PackedRequest
-from tritonrank.graphs.export import copy_text_files
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.agreement import top_10_overlap
-from tritonrank.rankers.scorers import EngineScorer, Request, Scores, open_scorer
+from tritonrank.rankers.scorers import EngineScorer, Request, Scores
 from tritonrank.serve.serving import golden_requests
 from tritonrank.workload.requests import workload_lines
 from tritonrank.workload.settings import WorkloadSettings

@@ -32,24 +32,18 @@ from tritonrank_runtime.engine import (
     JointEngine,
     open_engine,
 )
-from tritonrank_runtime.text import PADDING, RULES_FILE, TOKENIZER_FILE, RequestTokenizer, TextRules
+from tritonrank_runtime.text import PADDING, RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.weight_file import share_weights
 from tritonrank.quiet import quiet_libraries
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import is_shared_context, load_any_ranker, load_shared_context_ranker, longest_input
-from tritonrank.rankers.scorers import (
-    EngineScorer,
-    Request,
-    RequestTensors,
-    model_input_names,
-    requests_of,
-    torch_scorer,
-)
+from tritonrank.rankers.scorers import EngineScorer, Request, RequestTensors, model_input_names, torch_scorer
 from tritonrank.recipe import Recipe
 
 JOINT_GRID = ((1, 2), (1, 7), (3, 16), (5, 33), (2, 101))
@@ -92,12 +86,6 @@ def export(recipe: Recipe, dataset_folder: Path, checkpoint_folder: Path, folder
             highlight=False,
         )
         draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
-
-
-def copy_text_files(source: Path, target: Path) -> None:
-    """tokenizer.json and text.json travel with every model file: they define what its inputs mean."""
-    for name in (TOKENIZER_FILE, RULES_FILE):
-        shutil.copyfile(source / name, target / name)
 
 
 def export_graphs(checkpoint_folder: Path, folder: Path, opset: int) -> None:

@@ -20,9 +20,11 @@ from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file, whole_file
 from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.metrics import METRICS, Interval, all_metrics, interval
-from tritonrank.rankers.scorers import Scorer, open_scorer, requests_of
+from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.rankers.scorers import Scorer
 
 ExampleScorer = Callable[[Example], NDArray[np.float32]]
 

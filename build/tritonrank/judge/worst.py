@@ -13,10 +13,10 @@ from typing import Any
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import Judgement
 from tritonrank.judge.gate import Verdict
 from tritonrank.judge.metrics import ranking
-from tritonrank.rankers.scorers import requests_of
 
 HISTORY_SHOWN = 3
 TOP_SHOWN = 3

@@ -27,19 +27,19 @@ from rich.progress import track
 from tritonrank_runtime.engine import Engine, engine_of, model_files, open_engine
 from tritonrank_runtime.shard_runner import SHARDS_FILE, shard_file
 from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
-from tritonrank_runtime.text import RequestTokenizer, TextRules
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
-from tritonrank.graphs.export import copy_text_files
 from tritonrank.graphs.graph_view import constant_tensors
 from tritonrank.graphs.weight_file import WeightFile
 from tritonrank.parallel.cut_graph import SHARE, cut_graph
 from tritonrank.parallel.cut_plan import Plan, shard_plan
 from tritonrank.parallel.segments import segments_of
 from tritonrank.rankers.agreement import largest_difference
-from tritonrank.rankers.scorers import RequestTensors, requests_of, tensors_of
+from tritonrank.rankers.scorers import RequestTensors, tensors_of
 from tritonrank.recipe import Recipe
 
 REPLICATED_FILE = "replicated.bin"

@@ -18,12 +18,11 @@ import onnx
 from rich.console import Console
 from rich.progress import track
 from tritonrank_runtime.engine import JOINT_FILE
-from tritonrank_runtime.text import RequestTokenizer, TextRules
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
 from tritonrank.errors import GateError
-from tritonrank.graphs.export import copy_text_files
 from tritonrank.graphs.graph_view import element_types
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.quantize.half import KINDS, kinds_of_nodes, to_half

@@ -37,24 +37,24 @@ from tritonrank_runtime.engine import (
     model_files,
     open_engine,
 )
-from tritonrank_runtime.text import RequestTokenizer, TextRules
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
-from tritonrank.cpu import has_int8_dot_product
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.graphs.export import copy_text_files
 from tritonrank.graphs.weight_file import share_weights
 from tritonrank.judge.evaluate import judge_artifact
 from tritonrank.judge.gate import Verdict, verdict
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.machine import has_int8_dot_product
 from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise, record_activations
 from tritonrank.quantize.embeddings import shrink_word_embeddings
 from tritonrank.quantize.rounding import WeightRounder
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.quantize.smooth import smooth_graphs
 from tritonrank.quiet import quiet_libraries
-from tritonrank.rankers.scorers import Request, RequestTensors, requests_of, tensors_of
+from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.recipe import QuantizeSettings, Recipe
 
 CALIBRATION_METHODS = {

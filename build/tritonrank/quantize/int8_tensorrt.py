@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from rich.console import Console
 from tritonrank_runtime.engine import JOINT_FILE, Feed
-from tritonrank_runtime.text import RequestTokenizer, TextRules
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
-from tritonrank.graphs.export import copy_text_files
 from tritonrank.graphs.graph_view import constant_tensors, opset_of
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.quantize.calibrate import LEVELS, METHODS, Magnitudes, activation_magnitudes

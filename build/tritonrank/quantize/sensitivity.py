@@ -16,8 +16,8 @@ from rich.progress import track
 from tritonrank_runtime.engine import Feed, Tensors
 
 from tritonrank.errors import GateError
+from tritonrank.graphs.rounding_twin import open_rounding_engine
 from tritonrank.graphs.watch import watched_values
-from tritonrank.quantize.half import open_rounding_engine
 
 Write = Callable[[Path, list[str]], None]
 """Writes the graphs into a folder with these nodes quantized."""

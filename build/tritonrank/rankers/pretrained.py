@@ -189,3 +189,8 @@ def _quietly(name: str, what: str, load: Callable[[], Any]) -> Any:
             f"{name}: no {what} can be loaded from there: {type(error).__name__}: {reason}. Files that are whole load "
             "with transformers: download it again, or save it again with save_pretrained"
         ) from None
+
+
+def copy_tokenizer(name: str, folder: Path) -> None:
+    """The tokenizer of an artifact's checkpoint into another one's folder."""
+    load_tokenizer(name).save_pretrained(folder)

@@ -4,23 +4,17 @@ A scorer takes requests as a client would send them and gives one score per cand
 Runtime in process, or a live server (``server_scorer.py``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tritonrank_runtime.engine import candidate_lengths, length_groups, model_files, run_in_batches
-from tritonrank_runtime.shard_workers import ShardWorkers, is_sharded, sharded_engine
-from tritonrank_runtime.text import NO_ROW, RequestTokenizer, TextRules, candidate_scores, render_fields
+from tritonrank_runtime.engine import candidate_lengths, length_groups, run_in_batches
+from tritonrank_runtime.text import NO_ROW, RequestTokenizer, candidate_scores
 from tritonrank_runtime.torch_engine import joint_input_names
 
-from tritonrank.data.prepare import Dataset, Example
-from tritonrank.errors import ArtifactError
-from tritonrank.quantize.half import open_rounding_engine
 from tritonrank.rankers.modeling import SharedContextRanker
-from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.server_scorer import Request as Request  # both are part of this interface
 from tritonrank.rankers.server_scorer import ServerScorer as ServerScorer
 
@@ -92,38 +86,6 @@ def _score_split(model: SharedContextRanker, tensors: RequestTensors) -> Scores:
     return logits
 
 
-def open_scorer(folder: Path) -> EngineScorer:
-    """The scorer of a model artifact: its ONNX file if it has one (FP16 with every rounding), its shards in
-    processes of their own if it has those, else its checkpoint.
-
-    Raises:
-        ArtifactError: the folder holds neither.
-    """
-    if is_sharded(folder):
-        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), sharded_engine(ShardWorkers(folder)).run)
-    if model_files(folder):
-        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_rounding_engine(folder).run)
-    if (folder / "model.safetensors").is_file():
-        model = load_any_ranker(folder).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return torch_scorer(model, RequestTokenizer.from_folder(folder, 100_000))
-    raise ArtifactError(
-        f"{folder}: neither an ONNX graph nor model.safetensors is here; build one: tritonrank build RECIPE"
-    )
-
-
 def model_input_names(model: torch.nn.Module) -> list[str]:
     """The tensors that a joint ranker takes."""
     return joint_input_names(model.config)
-
-
-def requests_of(dataset: Dataset, examples: Iterable[Example], rules: TextRules) -> list[Request]:
-    """The examples as requests: item ids become texts by the template."""
-
-    def text(item_id: str) -> str:
-        return render_fields(rules.item_template, dataset.items[item_id])
-
-    return [
-        Request(example.query, [text(i) for i in example.history], [text(i) for i in example.candidates])
-        for example in examples
-    ]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from tritonrank_runtime.text import TextRules, render_fields
 
 from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer
 from tritonrank.rankers.pretrained import load_encoder, load_tokenizer
-from tritonrank.rankers.scorers import requests_of, torch_scorer
+from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import Recipe
 from tritonrank.train.finetune import untrained_ranker
 

@@ -6,9 +6,10 @@ import numpy as np
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import Judgement
 from tritonrank.judge.metrics import ranking
-from tritonrank.rankers.scorers import Request, requests_of
+from tritonrank.rankers.scorers import Request
 from tritonrank.report.ladder import Build
 
 WORST_SHOWN = 10

@@ -30,14 +30,15 @@ from tritonrank_runtime.engine import (
 )
 from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 from tritonrank_runtime.shard_workers import is_sharded
-from tritonrank_runtime.text import NO_TEXT_SCORE, SHARED_CONTEXT, RequestTokenizer, TextRules
+from tritonrank_runtime.text import NO_TEXT_SCORE, SHARED_CONTEXT, RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
 from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
-from tritonrank.graphs.export import copy_text_files
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.pretrained import load_config
-from tritonrank.rankers.scorers import Request, open_scorer, requests_of
+from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
 from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.serve.triton_config import as_text, model_configs, score_instances

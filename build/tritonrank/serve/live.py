@@ -19,22 +19,22 @@ from rich.console import Console
 from rich.table import Table
 from tritonrank_client import RankClient
 from tritonrank_runtime.engine import available_cores, model_files
-from tritonrank_runtime.text import TextRules
+from tritonrank_runtime.text import TextRules, copy_text_files
 
 from tritonrank.artifacts import write_artifact
 from tritonrank.errors import GateError, RecipeError
-from tritonrank.graphs.export import copy_text_files, export_graphs
+from tritonrank.graphs.export import export_graphs
+from tritonrank.graphs.rounding_twin import write_rounding_twins
 from tritonrank.judge.evaluate import Judgement, judge_artifact, judge_test_examples
 from tritonrank.judge.live_record import LIVE, LIVE_FILE, LiveRung, read_live
 from tritonrank.judge.metrics import ranking
-from tritonrank.pipeline import Workspace
-from tritonrank.quantize.half import write_rounding_twins
 from tritonrank.rankers.server_scorer import ServerScorer
 from tritonrank.recipe import Recipe
 from tritonrank.report.ladder import Artifact, read_build
 from tritonrank.serve.assemble import write_identity_and_golden_cases, write_models
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import check_golden_cases
+from tritonrank.workspace import Workspace
 
 PATIENCE_SECONDS = 60
 """For one request: how a rung ranks is judged here, and a teacher may take longer than what is served later."""

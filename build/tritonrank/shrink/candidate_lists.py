@@ -20,8 +20,9 @@ from tritonrank.artifacts import whole_file
 from tritonrank.data.lists import EXAMPLE_SCHEMA, training_popularity
 from tritonrank.data.negatives import NegativeSampler, example_random
 from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import RecipeError
-from tritonrank.rankers.scorers import Scorer, requests_of
+from tritonrank.rankers.scorers import Scorer
 from tritonrank.recipe import DistillSettings, Recipe
 
 EXAMPLES_PER_FILE = 200

@@ -22,14 +22,13 @@ from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_ar
 from tritonrank.data.prepare import Dataset
 from tritonrank.judge.evaluate import content_hash, examples_hash
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.anatomy import parts_of
-from tritonrank.rankers.pretrained import load_any_ranker
-from tritonrank.rankers.scorers import open_scorer
+from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
 from tritonrank.recipe import Recipe
 from tritonrank.shrink.candidate_lists import scored_lists
 from tritonrank.shrink.cut import Kept
 from tritonrank.shrink.importance import token_mask
-from tritonrank.train.finetune import copy_tokenizer
 from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
 
 POOL_SETTINGS = {"examples", "pool", "hard_negatives", "random_negatives"}

@@ -20,20 +20,20 @@ from tritonrank_runtime.text import SHARED_CONTEXT, TOKENIZER_FILE, RequestToken
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.negatives import stable_hash
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.judge.metrics import ndcg
 from tritonrank.rankers.anatomy import Sizes, head_size_of, resized, sizes_of
 from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.modeling import first_position
-from tritonrank.rankers.pretrained import load_any_ranker
-from tritonrank.rankers.scorers import requests_of, torch_scorer
+from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
+from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import PruneSettings, Recipe
 from tritonrank.shrink.cut import Kept, cut, everything
 from tritonrank.shrink.importance import Batch, choose_layers, measure_importance, most_important
 from tritonrank.shrink.sizes import target_sizes
 from tritonrank.shrink.vocabulary import coverage, plain_tokenizer, shrunk, tokens_to_keep, write_tokenizer
 from tritonrank.train.batches import Collator
-from tritonrank.train.finetune import copy_tokenizer
 
 LAYER_CRITERIA = ("ablation", "influence", "taylor")
 CRITERIA = ("taylor", "magnitude")

@@ -21,12 +21,10 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from tritonrank_runtime.engine import JOINT_FILE
-from tritonrank_runtime.text import RequestTokenizer
+from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.artifacts import Manifest, is_current, read_manifest, sha256_file, stage_key, write_artifact
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.graphs.export import copy_text_files
-from tritonrank.pipeline import Workspace, run_stages, tensorrt_stages
 from tritonrank.quantize.qdq_rules import asked_of, check_graph
 from tritonrank.recipe import Recipe, TensorRTSettings
 from tritonrank.tensorrt.plans import (
@@ -42,6 +40,7 @@ from tritonrank.tensorrt.plans import (
     write_identity,
 )
 from tritonrank.tensorrt.profiles import Profile, profiles_of
+from tritonrank.workspace import Workspace
 
 OLDEST_TENSORRT = (10, 13)
 ENGINE_FILE = "engine.json"
@@ -66,23 +65,6 @@ class Builder:
         return str(self.trt.__version__)
 
 
-def compile_recipe(recipe: Recipe, workspace: Workspace) -> list[Path]:
-    """Build the graphs that are not up to date, then a plan of each of ``tensorrt.precisions``.
-
-    Returns:
-        The folders of the plans.
-
-    Raises:
-        ArtifactError: no TensorRT or no GPU, or TensorRT refuses a graph.
-        GateError: a graph made the ranking worse than the budget allows.
-        RecipeError: the recipe asks for no precision, or for shapes that cannot be.
-    """
-    require_precisions(recipe)
-    builder = find_builder(recipe.tensorrt.precisions[0])
-    build_graphs(recipe, workspace)
-    return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
-
-
 def require_precisions(recipe: Recipe) -> None:
     """Raise RecipeError if the recipe asks for no precision."""
     if not recipe.tensorrt.precisions:
@@ -90,12 +72,6 @@ def require_precisions(recipe: Recipe) -> None:
             f"{recipe.name}: tensorrt.precisions is empty, so there is nothing to compile; "
             "try --set 'tensorrt.precisions=[fp16]'"
         )
-
-
-def build_graphs(recipe: Recipe, workspace: Workspace) -> None:
-    """Run the stages up to the graphs of ``tensorrt.precisions``."""
-    making = tensorrt_stages(recipe, workspace)
-    run_stages(recipe, workspace, until=making[-1].verb if making else "export")
 
 
 def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, builder: Builder) -> Path:

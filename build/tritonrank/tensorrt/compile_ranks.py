@@ -15,26 +15,23 @@ from pathlib import Path
 from rich.console import Console
 from tritonrank_runtime.engine import JOINT_FILE, SHARED_CONTEXT_INPUTS
 from tritonrank_runtime.shard_runner import read_shards, shard_file
-from tritonrank_runtime.text import RequestTokenizer
+from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.artifacts import is_current, read_manifest, stage_key, write_artifact
 from tritonrank.errors import ArtifactError
-from tritonrank.graphs.export import copy_text_files
 from tritonrank.parallel.shard import shard, shard_settings
-from tritonrank.pipeline import Workspace
 from tritonrank.recipe import Recipe
 from tritonrank.tensorrt.compile import (
     Builder,
-    build_graphs,
     build_plan,
     compile_settings,
     find_builder,
     identify,
     is_compiled,
-    require_precisions,
 )
 from tritonrank.tensorrt.plans import PLAN_FILE, TENSORRT, rebuild_command, version_numbers
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
+from tritonrank.workspace import Workspace
 
 OLDEST_TENSORRT = (11, 0)
 """From here on TensorRT runs networks with collectives on several devices."""
@@ -42,23 +39,6 @@ TYPICAL_CANDIDATES = 100
 """Kernels are chosen for this many, or for the largest bucket if that is smaller."""
 
 console = Console()
-
-
-def compile_ranks(recipe: Recipe, workspace: Workspace) -> list[Path]:
-    """Build the graphs that are not up to date, cut them, and compile every rank's shard.
-
-    Returns:
-        The folders of the plans, one per precision.
-
-    Raises:
-        ArtifactError: no TensorRT or no GPU, a graph cannot be cut, or TensorRT refuses a shard.
-        GateError: a graph made the ranking worse than the budget allows.
-        RecipeError: the recipe asks for no precision.
-    """
-    require_precisions(recipe)
-    builder = find_ranks_builder(recipe.tensorrt.precisions[0], recipe.tensor_parallel)
-    build_graphs(recipe, workspace)
-    return [compile_precision_ranks(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
 
 
 def find_ranks_builder(precision: str, ranks: int) -> Builder:

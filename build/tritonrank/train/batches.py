@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from tritonrank_runtime.text import PADDING, RequestTokenizer
 
 from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.requests import requests_of
 from tritonrank.rankers.modeling import SharedContextRanker
-from tritonrank.rankers.scorers import RequestTensors, model_input_names, requests_of, tensors_of
+from tritonrank.rankers.scorers import RequestTensors, model_input_names, tensors_of
 
 
 class Collator:

@@ -23,6 +23,7 @@ from tritonrank.artifacts import read_manifest, stage_key, write_artifact
 from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
+from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.checkpoint_check import Purpose, check_checkpoint, mention_prompts
 from tritonrank.rankers.checkpoint_source import identity
 from tritonrank.rankers.checkpoint_tokenizer import check_vocabulary, make_ordinary, markers_of, request_tokenizer
@@ -34,7 +35,6 @@ from tritonrank.rankers.pretrained import (
     load_tokenizer,
     longest_input,
 )
-from tritonrank.rankers.scorers import open_scorer
 from tritonrank.rankers.text_budgets import rules_to_try, text_rules, text_settings
 from tritonrank.recipe import Recipe
 from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
@@ -193,11 +193,6 @@ def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules:
     tokenizer.save_pretrained(folder)
     make_ordinary(folder, markers_of(name, tokenizer, rules.item_template))
     rules.save(folder)
-
-
-def copy_tokenizer(name: str, folder: Path) -> None:
-    """The tokenizer of an artifact's checkpoint into another one's folder."""
-    load_tokenizer(name).save_pretrained(folder)
 
 
 def _teacher_scores(

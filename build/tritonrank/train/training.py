@@ -30,11 +30,12 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from tritonrank_runtime.text import RequestTokenizer
 
-from tritonrank.cpu import has_bf16_products
 from tritonrank.data.prepare import Dataset
+from tritonrank.data.requests import requests_of
 from tritonrank.errors import RecipeError
 from tritonrank.judge.metrics import ndcg
-from tritonrank.rankers.scorers import requests_of, torch_scorer
+from tritonrank.machine import has_bf16_products
+from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import TrainingSettings
 from tritonrank.train.batches import Collator
 from tritonrank.train.losses import distillation_loss, list_loss

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tritonrank.rankers.scorers import Request, open_scorer
+from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.rankers.scorers import Request
 from tritonrank_runtime.text import RequestTokenizer
 
 from loadtests.peers.workers.json_lines import answer_lines

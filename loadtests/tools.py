@@ -4,7 +4,7 @@ The last ``tritonclient`` wheel that carries its binary and runs on glibc 2.36 i
 is not installed but unpacked aside: the binary alone, beside copies of two libraries that the ``nvidia-pytriton`` wheel
 has under names with a hash. What is written does not refer to the Python environment, which may move or be deleted.
 
-    python -m tritonrank.tools            # .tools/bin/perf_analyzer
+    python -m loadtests.tools            # .tools/bin/perf_analyzer
 """
 
 import argparse
@@ -29,7 +29,7 @@ LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.s
 
 LAUNCHER = """\
 #!/bin/sh
-# Written by: python -m tritonrank.tools. Finds its parts from its own place, so the folder may be moved as a whole.
+# Written by: python -m loadtests.tools. Finds its parts from its own place, so the folder may be moved as a whole.
 parts=$(dirname "$(dirname "$(readlink -f "$0")")")/perf_analyzer
 LD_LIBRARY_PATH="$parts${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" exec "$parts/perf_analyzer" "$@"
 """
@@ -80,7 +80,7 @@ def perf_analyzer_version(launcher: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tritonrank.tools", description="Install perf_analyzer (14 MB download)."
+        prog="python -m loadtests.tools", description="Install perf_analyzer (14 MB download)."
     )
     parser.add_argument("--folder", type=Path, default=Path(".tools"), help="where to put it (default: %(default)s)")
     try:

@@ -1,0 +1,33 @@
+"""From a model artifact to what scores requests with it, in this process."""
+
+from pathlib import Path
+
+import torch
+from tritonrank_runtime.engine import model_files
+from tritonrank_runtime.shard_workers import ShardWorkers, is_sharded, sharded_engine
+from tritonrank_runtime.text import RequestTokenizer
+
+from tritonrank.errors import ArtifactError
+from tritonrank.graphs.rounding_twin import open_rounding_engine
+from tritonrank.rankers.pretrained import load_any_ranker
+from tritonrank.rankers.scorers import EngineScorer, torch_scorer
+
+
+def open_scorer(folder: Path) -> EngineScorer:
+    """The scorer of a model artifact: its ONNX file if it has one (FP16 with every rounding), its shards in
+    processes of their own if it has those, else its checkpoint.
+
+    Raises:
+        ArtifactError: the folder holds neither.
+    """
+    if is_sharded(folder):
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), sharded_engine(ShardWorkers(folder)).run)
+    if model_files(folder):
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_rounding_engine(folder).run)
+    if (folder / "model.safetensors").is_file():
+        model = load_any_ranker(folder).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return torch_scorer(model, RequestTokenizer.from_folder(folder, 100_000))
+    raise ArtifactError(
+        f"{folder}: neither an ONNX graph nor model.safetensors is here; build one: tritonrank build RECIPE"
+    )

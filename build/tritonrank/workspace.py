@@ -1,0 +1,114 @@
+"""Where the artifacts of a recipe lie, and what a repository can be assembled for."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from tritonrank.recipe import Recipe
+
+
+class Target(StrEnum):
+    """What a repository is assembled for."""
+
+    CPU = "cpu"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_TP = "tensorrt-tp"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the artifacts of one recipe live: ``artifacts/<recipe>/``."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe, artifacts: Path = Path("artifacts")) -> "Workspace":
+        return cls(artifacts / recipe.name)
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset"
+
+    @property
+    def teacher(self) -> Path:
+        return self.root / "teacher"
+
+    @property
+    def pruned(self) -> Path:
+        return self.root / "pruned"
+
+    @property
+    def student(self) -> Path:
+        return self.root / "student"
+
+    @property
+    def onnx(self) -> Path:
+        return self.root / "onnx"
+
+    @property
+    def int8(self) -> Path:
+        return self.root / "int8"
+
+    @property
+    def onnx_batched(self) -> Path:
+        return self.root / "onnx-batched"
+
+    @property
+    def fp16(self) -> Path:
+        return self.root / "fp16"
+
+    @property
+    def int8_tensorrt(self) -> Path:
+        return self.root / "int8-tensorrt"
+
+    @property
+    def int8_fp16(self) -> Path:
+        return self.root / "int8-fp16"
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plans"
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    @property
+    def repository(self) -> Path:
+        return self.root / "repository"
+
+    def repository_for(self, target: Target) -> Path:
+        """The repository of a target; that of a CPU is the one that ``build`` makes."""
+        return self.repository if target is Target.CPU else self.root / f"repository-{target}"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary"
+
+    @property
+    def judgements(self) -> Path:
+        return self.root / "judgements"
+
+    def ranker(self, recipe: Recipe) -> Path:
+        """The checkpoint that is exported: the smallest that the recipe makes."""
+        if recipe.distill:
+            return self.student
+        return self.pruned if recipe.prune else self.teacher
+
+    def served_model(self, recipe: Recipe) -> Path:
+        """The model artifact that the repository serves."""
+        if recipe.serve.executor == "torch":
+            return self.ranker(recipe)
+        if recipe.serve.device == "cuda":
+            return self.fp16 if "fp16" in recipe.tensorrt.precisions else self.onnx
+        return self.onnx if recipe.quantize.method == "none" else self.int8
+
+    def batched_fp32(self, recipe: Recipe) -> Path:
+        """The FP32 graph with a batch of whole requests or rows, which TensorRT's precisions are made of."""
+        return self.onnx if recipe.model.architecture == "joint" else self.onnx_batched
+
+    def tensorrt_graph(self, recipe: Recipe, precision: str) -> Path:
+        """The artifact whose model.onnx a plan of this precision is compiled from."""
+        folders = {"fp16": self.fp16, "int8": self.int8_tensorrt, "int8-fp16": self.int8_fp16}
+        return folders.get(precision, self.batched_fp32(recipe))
