@@ -1,7 +1,7 @@
 """python -m loadtests <verb>: put load on a ranking server, and decide by what comes back."""
 
 import typer
-from tritonrank.literal_help import LiteralGroup
+from tritonrank.system.literal_help import LiteralGroup
 
 from loadtests.agree import agree
 from loadtests.compare import compare

@@ -21,15 +21,15 @@ from tiny_models import save_ranker
 from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.artifacts import write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset, prepare_settings
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import PACKAGED_MINILM, Recipe, load_recipe
 from tritonrank.serve.server import LocalTriton
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import loaded_files
 from tritonrank_runtime.text import TextRules
 

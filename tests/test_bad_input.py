@@ -24,9 +24,9 @@ from live import (
     statistics,
 )
 from tritonclient.utils import InferenceServerException
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import EngineScorer, Request
-from tritonrank.workspace import Workspace
 from tritonrank_client import InvalidRequest, RankClient
 from tritonrank_client._error_map import translate
 

@@ -21,15 +21,15 @@ from safetensors.torch import load_file
 from tiny_models import save_ranker
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError, TritonRankError
 from tritonrank.graphs.export import export_graphs
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.checkpoint_source import identity
 from tritonrank.rankers.pretrained import load_any_ranker, load_encoder, load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.train.finetune import check_models, untrained_ranker
-from tritonrank.workspace import Workspace
 
 RULES = {"query_tokens": 8, "history_items": 2, "history_tokens": 24, "candidate_tokens": 12}
 EXAMPLES = {"training_examples": 32, "judged_negatives": 9, "validation_users": 5, "test_users": 5}

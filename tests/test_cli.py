@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import TESTS
-from tritonrank import cli, pipeline
+from tritonrank import cli
 from tritonrank.errors import ArtifactError, DataError, GateError, RecipeError, ServerError
+from tritonrank.pipeline import stages as pipeline
 from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from planted_plans import A100, VERSION, identify
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.gpu_targets import compile_recipe
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.gpu_targets import compile_recipe
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.serve.serving import serving
@@ -30,7 +31,6 @@ from tritonrank.tensorrt.plans import (
     find_gpu,
 )
 from tritonrank.tensorrt.profiles import buckets_of, profiles_from, profiles_of
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import model_files
 from tritonrank_runtime.text import Buckets, RequestTokenizer
 

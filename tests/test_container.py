@@ -29,11 +29,11 @@ import typer
 import yaml
 from conftest import TESTS
 from tritonrank import cli
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.serve import triton_wheel
 from tritonrank.serve.server import STOP_MARGIN_SECONDS, LocalTriton
 from tritonrank.serve.triton_install import CONTAINER_OPTIONS
-from tritonrank.workspace import Workspace
 
 ROOT = TESTS.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

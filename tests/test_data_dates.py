@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tritonrank.data import columns, load_tables
+from tritonrank.data import columns
+from tritonrank.data.loading import load_tables
 from tritonrank.data.splits import TEST, mark_splits
 from tritonrank.errors import DataError
 from tritonrank.recipe import ExampleSettings, TablesData

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 from tritonrank.artifacts import stage_key
-from tritonrank.data import load_tables, source_files
+from tritonrank.data.loading import load_tables, source_files
 from tritonrank.data.prepare import prepare_settings
 from tritonrank.errors import DataError
 from tritonrank.recipe import Recipe, TablesData

@@ -2,7 +2,7 @@
 
 import polars as pl
 import pytest
-from tritonrank.data import Tables, load_tables
+from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.storefront import CATEGORIES
 from tritonrank.recipe import SampleData
 

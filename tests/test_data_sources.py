@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from pydantic import ValidationError
-from tritonrank.data import columns, load_tables
+from tritonrank.data import columns
+from tritonrank.data.loading import load_tables
 from tritonrank.errors import DataError
 from tritonrank.recipe import DataSettings, MovieLensData, TablesData
 from tritonrank_runtime.text import render_fields

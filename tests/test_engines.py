@@ -17,16 +17,16 @@ from test_families import spread_logits
 from tiny_models import FAMILIES
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, verify_artifact
+from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import ArtifactError
-from tritonrank.gpu_targets import assemble_target
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline.gpu_targets import assemble_target
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
 from tritonrank.tensorrt.plans import Gpu, check_plan, check_plans, read_identity
 from tritonrank.tensorrt.profiles import Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
-from tritonrank.workspace import Target
 from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]

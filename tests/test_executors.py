@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from safetensors.torch import load_file, save_file
 from tiny_models import save_ranker
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import RecipeError, ServerError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import EngineScorer, Request, ServerScorer, tensors_of
@@ -21,7 +22,6 @@ from tritonrank.recipe import Recipe, ServeSettings, load_recipe
 from tritonrank.serve.assemble import HALF_SHARE, assemble, python_sources
 from tritonrank.serve.serving import check_golden_cases, golden_requests, golden_tolerance, serving
 from tritonrank.serve.triton_config import model_configs
-from tritonrank.workspace import Workspace
 from tritonrank_client import RankClient
 from tritonrank_runtime import engine
 from tritonrank_runtime.engine import ExecutorError, RowsError, open_engine, open_executor

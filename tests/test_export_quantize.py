@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorData, TensorsData
-from tritonrank import cli, machine
+from tritonrank import cli
 from tritonrank.artifacts import is_current, read_manifest
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
@@ -25,11 +25,12 @@ from tritonrank.graphs.export import compare_with_torch
 from tritonrank.judge.evaluate import judge_artifact
 from tritonrank.judge.gate import verdict
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.pipeline import run_stages, stages
+from tritonrank.pipeline.stages import run_stages, stages
 from tritonrank.quantize import int8 as quantize
 from tritonrank.quantize.int8 import calibration_requests, quantizable_nodes, quantize_graphs, reduced_range
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, load_recipe
+from tritonrank.system import machine
 from tritonrank_runtime.engine import JOINT_FILE, JointEngine
 from tritonrank_runtime.text import copy_text_files
 

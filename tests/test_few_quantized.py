@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.int8 import (
     _Calibration,
@@ -18,7 +19,6 @@ from tritonrank.quantize.int8 import (
 )
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.recipe import QuantizeSettings
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import model_files, open_engine
 
 SETTINGS = QuantizeSettings(smooth=False, rounding="nearest")

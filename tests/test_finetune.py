@@ -20,6 +20,7 @@ from tiny_models import save_ranker
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset, prepare
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
@@ -33,7 +34,6 @@ from tritonrank.train import training as stage
 from tritonrank.train.batches import Collator, packed_batch
 from tritonrank.train.finetune import finetune, untrained_ranker
 from tritonrank.train.losses import distillation_loss, list_loss
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import TextRules
 
 STEPS = 48

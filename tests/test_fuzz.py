@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tritonrank.workspace import Workspace
+from tritonrank.artifacts.workspace import Workspace
 from typer.testing import CliRunner
 
 from loadtests.__main__ import app

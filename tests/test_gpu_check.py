@@ -14,6 +14,7 @@ import pytest
 import torch
 import tritonrank
 from test_pack import SCORED, SIZES
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.gpu_check import check as checking
 from tritonrank.gpu_check import executors as gpu_executors
@@ -43,7 +44,6 @@ from tritonrank.shrink.cut import cut, everything
 from tritonrank.tensorrt.plan_engine import fitting_profile
 from tritonrank.tensorrt.plans import Gpu
 from tritonrank.tensorrt.profiles import Profile, Range
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import Tensors, open_engine
 from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.torch_engine import load_network, row_positions

@@ -14,13 +14,13 @@ from typing import Any, cast
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import Recipe
 from tritonrank.serve.gpu_config import GRAPH_BATCHES, INSTANCES_PER_GPU, gpu_configs
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank.tensorrt.compile_ranks import one_profile
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
-from tritonrank.workspace import Target
 from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, RequestTokenizer
 
 TESTS = Path(__file__).parent

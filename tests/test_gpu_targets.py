@@ -15,17 +15,18 @@ import pytest
 from google.protobuf import text_format
 from planted_plans import A100, VERSION, identify
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank import cli, gpu_targets
+from tritonrank import cli
 from tritonrank.artifacts import sha256_file, verify_artifact, write_artifact
+from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.gpu_targets import GOLDEN_SHARES, assemble_for_gpu, assemble_target, build_target
+from tritonrank.pipeline import gpu_targets
+from tritonrank.pipeline.gpu_targets import GOLDEN_SHARES, assemble_for_gpu, assemble_target, build_target
 from tritonrank.recipe import Recipe
 from tritonrank.serve.serving import assemble_command, golden_requests, serving
 from tritonrank.tensorrt import plans as plans_module
 from tritonrank.tensorrt.compile_ranks import one_profile, rank_plan_file, ranks_folder
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE
 from tritonrank.tensorrt.profiles import profiles_of
-from tritonrank.workspace import Target, Workspace
 from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, copy_text_files
 
 RANKS = 2

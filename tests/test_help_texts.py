@@ -6,7 +6,7 @@ import re
 import pytest
 import typer
 from tritonrank import __version__, cli
-from tritonrank.literal_help import LiteralGroup
+from tritonrank.system.literal_help import LiteralGroup
 from tritonrank_client import cli as client
 from typer.testing import CliRunner
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from test_checkpoints import change_json, only_pickled, recipe_for, refusal, sharded, values_for
 from tiny_models import save_ranker
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers import checkpoint_source
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.train.finetune import check_models
-from tritonrank.workspace import Workspace
 
 MODEL = "org/ranker"
 

@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 from tiny_models import WORDS, save_ranker
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.errors import GateError, RecipeError, ServerError
 from tritonrank.judge.evaluate import Judgement, judge_artifact
 from tritonrank.judge.live_record import LIVE, LIVE_FILE
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.server_scorer import Request, ServerScorer
 from tritonrank.recipe import Recipe
 from tritonrank.report import make_report
@@ -20,7 +21,6 @@ from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.summary import SUMMARY_FILE
 from tritonrank.serve import live
 from tritonrank.serve.live import compare, judge_live
-from tritonrank.workspace import Workspace
 from tritonrank_client import RankClient
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tritonrank.workspace import Workspace
+from tritonrank.artifacts.workspace import Workspace
 from typer.testing import CliRunner
 
 from loadtests.__main__ import app

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Served
-from tritonrank.workload.requests import make_workload
-from tritonrank.workload.settings import WorkloadSettings
+from tritonrank.data.workload import make_workload
+from tritonrank.data.workload_settings import WorkloadSettings
 from tritonrank_client._wire import build_request
 from typer.testing import CliRunner
 

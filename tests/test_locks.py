@@ -14,18 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tritonrank import locks
-from tritonrank.artifacts import verify_artifact
-from tritonrank.locks import LOCK_FILE, only_writer, release, take
-from tritonrank.pipeline import run_stages
+from tritonrank.artifacts import locks, verify_artifact
+from tritonrank.artifacts.locks import LOCK_FILE, only_writer, release, take
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.recipe import Recipe, SampleData
-from tritonrank.workspace import Workspace
 
 DEADLINE_SECONDS = 60
 HOLD = """
     import sys
     from pathlib import Path
-    from tritonrank.locks import only_writer
+    from tritonrank.artifacts.locks import only_writer
 
     with only_writer(Path(sys.argv[1])):
         print("held", flush=True)
@@ -102,7 +101,7 @@ def test_a_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path: Path) -> None
     code = """
         import os, signal, sys, time
         from pathlib import Path
-        from tritonrank.locks import take
+        from tritonrank.artifacts.locks import take
 
         take(Path(sys.argv[1]), wait=True)
         child = os.fork()
@@ -130,7 +129,7 @@ def test_no_two_are_inside_at_a_time(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from tritonrank import locks
+        from tritonrank.artifacts import locks
 
         locks.POLL_SECONDS = 0.001
         folder = Path(sys.argv[1])

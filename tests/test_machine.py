@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tritonrank import machine
 from tritonrank.gpu_check import check as gpu_check
+from tritonrank.system import machine
 from tritonrank_runtime import engine
 
 from loadtests.machine import describe_machine

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import ServeSettings
 from tritonrank.serve.assemble import engine_inputs
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import as_text, model_configs
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import available_cores
 
 from loadtests.objectives import Objectives, judged

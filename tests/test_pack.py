@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tritonrank.artifacts import sha256_file
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.gpu_check import pack as packing
 from tritonrank.gpu_check.pack import make_pack
@@ -23,7 +24,6 @@ from tritonrank.gpu_check.packed import PACK_FILE, REQUESTS_FILE, open_pack
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.agreement import mean_overlap, relative_difference, top_10_overlap
 from tritonrank.rankers.scorers import EngineScorer, Request
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer
 from tritonrank_runtime.torch_engine import WEIGHTS_FILE, open_torch_engine
 

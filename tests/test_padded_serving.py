@@ -16,14 +16,14 @@ from conftest import TESTS
 from google.protobuf import text_format
 from live import Scores, ask, largest_difference
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank.gpu_targets import assemble_target
+from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline.gpu_targets import assemble_target
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank.recipe import Recipe
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import check_golden_cases
 from tritonrank.serve.triton_config import as_text
-from tritonrank.workspace import Target, Workspace
 from tritonrank_client import InvalidRequest, RankClient
 from tritonrank_runtime.text import JOINT, NO_TEXT_SCORE
 

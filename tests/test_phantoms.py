@@ -16,11 +16,11 @@ import pytest
 from conftest import Served, set_parameters
 from live import NO_DEADLINE, PROTOCOLS, counter_files, infer, metric, requests_started, wait_until
 from tritonclient.utils import InferenceServerException
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import ServeSettings
 from tritonrank.serve.assemble import engine_inputs, known_ids, longest_rows
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import as_text, model_configs
-from tritonrank.workspace import Workspace
 from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, Retry
 from tritonrank_runtime.engine import available_cores
 from tritonrank_runtime.text import RequestTokenizer

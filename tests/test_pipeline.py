@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from tiny_models import save_ranker
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data import prepare
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
@@ -20,7 +21,7 @@ from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
 from tritonrank.judge.evaluate import ExampleScorer, judge_artifact
 from tritonrank.judge.gate import paired_difference
-from tritonrank.pipeline import run_stages, stages
+from tritonrank.pipeline.stages import run_stages, stages
 from tritonrank.quantize import int8 as quantize
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.report import summary
@@ -29,7 +30,6 @@ from tritonrank.serve import assemble
 from tritonrank.serve.assemble import GOLDEN_CANDIDATES, golden_cases
 from tritonrank.shrink import distill, prune
 from tritonrank.train import finetune
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
 
 VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]

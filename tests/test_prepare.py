@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 from tritonrank.artifacts import read_manifest, stage_key, verify_artifact
-from tritonrank.data import Tables, load_tables
 from tritonrank.data.lists import ListMaker
+from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.negatives import NegativeSampler
 from tritonrank.data.prepare import Dataset, Example, prepare, prepare_settings
 from tritonrank.data.splits import mark_splits

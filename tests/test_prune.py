@@ -15,13 +15,14 @@ from conftest import Build
 from transformers import BertConfig, DistilBertConfig, PreTrainedModel
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, verify_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import GateError, RecipeError
 from tritonrank.judge.gatekeeper import step_budget, total_budget
 from tritonrank.judge.metrics import ndcg
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.anatomy import Sizes, parts_of, resized, sizes_of
 from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.modeling import SharedContextConfig
@@ -30,7 +31,6 @@ from tritonrank.shrink import distill, prune
 from tritonrank.shrink.candidate_lists import scored_lists
 from tritonrank.shrink.cut import Kept, cut
 from tritonrank.shrink.sizes import target_sizes
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import TextRules
 
 MINILM = SharedContextConfig()

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from tiny_models import FAMILIES, TEXTS, save_ranker
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.anatomy import head_size_of, only_layers, parts_of, sizes_of
 from tritonrank.rankers.pretrained import load_any_ranker, longest_input
 from tritonrank.rankers.scorers import Request, torch_scorer
@@ -28,7 +29,6 @@ from tritonrank.shrink.cut import Kept, cut, everything
 from tritonrank.shrink.distill import HiddenStateLoss
 from tritonrank.shrink.importance import choose_layers, measure_importance, most_important, ranking_loss
 from tritonrank.train.batches import Collator
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, RequestTokenizer, TextRules
 
 LAYERS, HEADS, NEURONS, HIDDEN = 3, 4, 64, 32

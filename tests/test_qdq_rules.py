@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank import cli
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.quantize.qdq_rules import RULES, check_graph, check_model
-from tritonrank.workspace import Workspace
 
 WIDTH, OUT = 6, 4
 

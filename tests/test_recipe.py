@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
-from tritonrank.dates import iso_seconds
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import ExampleSettings, Recipe, load_recipe, setting_rows
+from tritonrank.system.dates import iso_seconds
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "build" / "recipes").glob("*.yaml"))

@@ -15,12 +15,13 @@ import pytest
 from onnx import TensorProto, helper
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.evaluate import judge_artifact, judgement_file
 from tritonrank.judge.gate import paired_difference
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.quantize.calibration_record import CalibrationRecord, bulk_steps
 from tritonrank.quantize.int8 import calibration_requests, graph_feeds, quantize_graphs, split_for_noise
 from tritonrank.quantize.sensitivity import NoiseMeter
@@ -33,7 +34,6 @@ from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.plots import IntervalRow, LayerParts, figure, interval_plot, kept_matrix, ticks
 from tritonrank.report.summary import SUMMARY_FILE
 from tritonrank.shrink.cut import Kept
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, open_session
 from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from test_server import make_repository
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.serve import triton_wheel
 from tritonrank.serve.run_folder import LONGEST_PARENT, link_repository, make_run_folder
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import serving
 from tritonrank.serve.triton_wheel import interpreter_environment
-from tritonrank.workspace import Workspace
 from tritonrank_client import RankClient
 
 ODD_NAMES = {

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import GateError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.rankers.scorers import Request
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, open_engine
 
 HIDDEN, INTERMEDIATE = 64, 128  # of the tiny encoder

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from tritonrank import cli
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.serve import triton_install
 from tritonrank.serve.servable import repository_of
 from tritonrank.serve.server import LocalTriton
-from tritonrank.workspace import Workspace
 
 RECIPES = Path(__file__).parents[1] / "build" / "recipes"
 

@@ -44,13 +44,13 @@ from live import (
 from tritonclient.utils import InferenceServerException
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ServerError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank.serve import serving as serve_module
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import GOLDEN_FILE, check_golden_cases, golden_requests, serving
-from tritonrank.workspace import Workspace
 from tritonrank_client import (
     AsyncRankClient,
     DeadlineExceeded,

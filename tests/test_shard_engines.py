@@ -13,10 +13,11 @@ from tensorrt_ladder import PRECISIONS, TensorRTLadder, ladder_of
 from test_families import recipe_for, spread_logits
 from tiny_models import FAMILIES, save_ranker
 from tritonrank.artifacts import verify_artifact
+from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError
-from tritonrank.gpu_targets import assemble_target
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.parallel.shard import write_shards
+from tritonrank.pipeline.gpu_targets import assemble_target
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.recipe import Recipe
 from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
@@ -24,7 +25,6 @@ from tritonrank.tensorrt.compile_ranks import compile_precision_ranks, one_profi
 from tritonrank.tensorrt.plans import check_plans
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
-from tritonrank.workspace import Target, Workspace
 from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE
 from tritonrank_runtime.shard_runner import shard_file
 from tritonrank_runtime.text import JOINT, SHARED_CONTEXT

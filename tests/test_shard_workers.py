@@ -21,17 +21,17 @@ from conftest import Build
 from live import wait_until
 from numpy.typing import NDArray
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.cli import main
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.parallel.shard import write_shards
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.rankers.server_scorer import ServerScorer
 from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import write_models
 from tritonrank.serve.serving import serving
-from tritonrank.workspace import Workspace
 from tritonrank_client import RankClient, Retry
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
 from tritonrank_runtime.engine import Engine, EngineLostError, open_engine

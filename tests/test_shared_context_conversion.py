@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
@@ -21,7 +22,6 @@ from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_n
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.serve.assemble import engine_inputs
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import (
     CANDIDATES_FILE,
     CONTEXT_FILE,

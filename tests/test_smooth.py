@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
@@ -16,7 +17,6 @@ from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.quantize.smooth import smooth_graphs
 from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import QuantizeSettings
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.engine import JOINT_FILE, loaded_files
 from tritonrank_runtime.text import RequestTokenizer
 

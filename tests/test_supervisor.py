@@ -25,12 +25,12 @@ from typing import Any
 import psutil
 import pytest
 from test_server import make_repository, wait_until
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.serve import supervisor as supervisor_module
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import CheckedRepository, check_golden_cases
 from tritonrank.serve.supervisor import SupervisedTriton, WrongScoreError
-from tritonrank.workspace import Workspace
 
 BACK_SECONDS = 5.0
 TRUTH_SECONDS = 2.0

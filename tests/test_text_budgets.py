@@ -17,18 +17,18 @@ from scipy.stats import kendalltau
 from tiny_models import FAMILIES, WORDS, save_ranker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset, Example, prepare
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import DataError, GateError, RecipeError
 from tritonrank.judge.gatekeeper import Rung, judge_teacher, require_ranking, uncut_rules
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.pipeline import run_stages
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.scorers import Request, torch_scorer
 from tritonrank.rankers.text_budgets import Needs, rules_of_checkpoint
 from tritonrank.rankers.text_counts import text_warnings
 from tritonrank.recipe import DEFAULT_BUDGETS, Recipe, load_recipe
 from tritonrank.train.finetune import finetune, text_rules
-from tritonrank.workspace import Workspace
 from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
 
 RECIPES = sorted((TESTS.parent / "build" / "recipes").glob("*.yaml"))

@@ -16,11 +16,10 @@ import pytest
 from conftest import TESTS
 from test_cli import main
 from tritonrank.artifacts import write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset, prepare
-from tritonrank.errors import ArtifactError, DataError, RecipeError
-from tritonrank.recipe import load_recipe
-from tritonrank.workload.requests import make_workload
-from tritonrank.workload.settings import (
+from tritonrank.data.workload import make_workload
+from tritonrank.data.workload_settings import (
     LognormalSizes,
     WeightedSizes,
     WorkloadSettings,
@@ -28,7 +27,8 @@ from tritonrank.workload.settings import (
     workload_settings,
     zipf_exponent,
 )
-from tritonrank.workspace import Workspace
+from tritonrank.errors import ArtifactError, DataError, RecipeError
+from tritonrank.recipe import load_recipe
 from tritonrank_runtime.text import RULES_FILE, TextRules, render_fields
 
 from loadtests.workload import WorkloadError, WorkloadRequest, read_workload
@@ -435,7 +435,7 @@ def test_an_interrupted_write_leaves_the_old_file(
             raise KeyboardInterrupt
         return encode(*arguments, **options)
 
-    monkeypatch.setattr("tritonrank.workload.requests.json.dumps", fail_later)
+    monkeypatch.setattr("tritonrank.data.workload.json.dumps", fail_later)
     with pytest.raises(KeyboardInterrupt):
         make_workload(artifacts, path, WorkloadSettings(requests=20, candidates="3"))
     assert path.read_text() == "old"

@@ -13,14 +13,14 @@ import typer
 from rich.console import Console
 
 from tritonrank import __version__
+from tritonrank.artifacts.locks import only_writer
+from tritonrank.artifacts.workspace import Target, Workspace
+from tritonrank.data.workload_settings import WorkloadSettings, workload_settings
 from tritonrank.errors import TritonRankError, storage_error
-from tritonrank.literal_help import LiteralGroup
-from tritonrank.locks import only_writer
-from tritonrank.pipeline import run_stages
-from tritonrank.quiet import quiet_transformers
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.recipe import Recipe, load_recipe, setting_rows
-from tritonrank.workload.settings import WorkloadSettings, workload_settings
-from tritonrank.workspace import Target, Workspace
+from tritonrank.system.literal_help import LiteralGroup
+from tritonrank.system.quiet import quiet_transformers
 
 app = typer.Typer(
     cls=LiteralGroup,
@@ -75,7 +75,7 @@ def build(
     from tritonrank.report.summary import show_summary
 
     if target is not Target.CPU:
-        from tritonrank.gpu_targets import build_target, check_target
+        from tritonrank.pipeline.gpu_targets import build_target, check_target
 
         check_target(loaded, target)  # what is missing for it shows before the whole build
     run_stages(loaded, workspace)
@@ -136,7 +136,7 @@ def assemble(
     if target is Target.CPU:
         run_stages(loaded, workspace, until="assemble", force="assemble" if force else None)
         return
-    from tritonrank.gpu_targets import assemble_target
+    from tritonrank.pipeline.gpu_targets import assemble_target
 
     typer.echo(f"{assemble_target(loaded, workspace, target)}")
 
@@ -239,7 +239,7 @@ def compile_command(
     graphs compile. For example: tritonrank compile build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]'
     """
     loaded, workspace = _open(recipe, overrides, artifacts)
-    from tritonrank.gpu_targets import compile_ranks, compile_recipe
+    from tritonrank.pipeline.gpu_targets import compile_ranks, compile_recipe
 
     # A model that needs several GPUs may not fit on one.
     for folder in (compile_ranks if loaded.tensor_parallel > 1 else compile_recipe)(loaded, workspace):
@@ -388,7 +388,7 @@ def workload(
             "history_items": history_items,
         }
     )
-    from tritonrank.workload.requests import make_workload
+    from tritonrank.data.workload import make_workload
 
     make_workload(artifacts, out, chosen)
 

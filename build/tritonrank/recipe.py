@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tritonrank.dates import iso_seconds
 from tritonrank.errors import RecipeError
+from tritonrank.system.dates import iso_seconds
 
 PACKAGED_MINILM = "packaged:minilm-l6"
 

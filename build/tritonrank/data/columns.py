@@ -12,7 +12,7 @@ import polars as pl
 
 from tritonrank.data.faults import SHOWN_PER_KIND, Faults
 from tritonrank.data.source import SourceTable
-from tritonrank.dates import (
+from tritonrank.system.dates import (
     FIRST_DATED_SECOND,
     FIRST_SECOND,
     LAST_DATED_SECOND,

@@ -6,8 +6,9 @@ Matrix" of 1999), because the ranker reads text.
 
 import polars as pl
 
-from tritonrank.data import Tables, columns
+from tritonrank.data import columns
 from tritonrank.data.faults import Faults
+from tritonrank.data.loading import Tables
 from tritonrank.data.source import check_rows, read_source
 from tritonrank.errors import DataError
 from tritonrank.recipe import MovieLensData

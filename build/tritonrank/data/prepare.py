@@ -19,9 +19,9 @@ from rich.console import Console
 from tritonrank_runtime.text import render_fields
 
 from tritonrank.artifacts import Manifest, read_manifest, sha256_file, write_artifact
-from tritonrank.data import Tables, load_tables, source_files
 from tritonrank.data.choices import choose_positives
 from tritonrank.data.lists import ListMaker
+from tritonrank.data.loading import Tables, load_tables, source_files
 from tritonrank.data.splits import LIKED, TEST, TRAIN, VALIDATION, mark_splits
 from tritonrank.errors import DataError
 from tritonrank.rankers.text_counts import (

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tritonrank.data import Tables
+from tritonrank.data.loading import Tables
 from tritonrank.data.storefront import BRANDS, CATEGORIES, COLOURS, LINES, Category
 from tritonrank.recipe import SampleData
 

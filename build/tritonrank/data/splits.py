@@ -8,9 +8,9 @@ nothing that happened at or after a user's validation positive is ever learnt fr
 
 import polars as pl
 
-from tritonrank.dates import iso_seconds
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import ExampleSettings
+from tritonrank.system.dates import iso_seconds
 
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", ""
 

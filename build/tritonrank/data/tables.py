@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import polars as pl
 from rich.console import Console
 
-from tritonrank.data import Tables, columns
+from tritonrank.data import columns
 from tritonrank.data.faults import Faults
+from tritonrank.data.loading import Tables
 from tritonrank.data.source import SourceTable, check_rows, read_source
 from tritonrank.errors import DataError
 from tritonrank.recipe import TablesData

@@ -1,0 +1,1 @@
+"""A ranker packed for another machine, checked and measured there."""

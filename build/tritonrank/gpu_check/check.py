@@ -45,8 +45,8 @@ from tritonrank.gpu_check.report import (
     show_report,
     write_report,
 )
-from tritonrank.machine import available_cores
 from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
+from tritonrank.system.machine import available_cores
 from tritonrank.tensorrt.plans import find_gpu
 
 ROUNDS = 3

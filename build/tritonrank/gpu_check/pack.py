@@ -26,14 +26,14 @@ from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules, 
 from tritonrank_runtime.torch_engine import CONFIG_FILE, WEIGHTS_FILE, open_torch_engine
 
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
+from tritonrank.data.workload import workload_lines
+from tritonrank.data.workload_settings import WorkloadSettings
 from tritonrank.errors import ArtifactError, DataError
 from tritonrank.gpu_check.packed import PACK_FILE, PACK_FORMAT, REQUESTS_FILE, PackedRequest
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.agreement import top_10_overlap
 from tritonrank.rankers.scorers import EngineScorer, Request, Scores
 from tritonrank.serve.serving import golden_requests
-from tritonrank.workload.requests import workload_lines
-from tritonrank.workload.settings import WorkloadSettings
 
 TIMED_REQUESTS = {10: 200, 100: 100, 1_000: 30}
 """Candidates -> requests to be timed: enough to see a p99 of small ones, few enough to stay small."""

@@ -1,0 +1,1 @@
+"""ONNX: exporting a checkpoint, and reading, cutting and running graphs."""

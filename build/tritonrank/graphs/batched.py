@@ -33,12 +33,12 @@ from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.export import Difference, check_signature, export_settings, trace_graph
-from tritonrank.quiet import quiet_libraries
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import load_shared_context_ranker, longest_input
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.recipe import Recipe
+from tritonrank.system.quiet import quiet_libraries
 
 GRID = ((1, 2, 1, 2), (2, 7, 3, 5), (3, 33, 5, 16), (2, 60, 13, 31), (5, 1, 2, 3))
 """(requests, context tokens, candidates, tokens) on which the graph is compared with PyTorch."""

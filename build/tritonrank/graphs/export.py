@@ -39,12 +39,12 @@ from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.weight_file import share_weights
-from tritonrank.quiet import quiet_libraries
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import is_shared_context, load_any_ranker, load_shared_context_ranker, longest_input
 from tritonrank.rankers.scorers import EngineScorer, Request, RequestTensors, model_input_names, torch_scorer
 from tritonrank.recipe import Recipe
+from tritonrank.system.quiet import quiet_libraries
 
 JOINT_GRID = ((1, 2), (1, 7), (3, 16), (5, 33), (2, 101))
 """(rows, tokens) on which ONNX is compared with PyTorch; odd sizes show an axis that was frozen."""

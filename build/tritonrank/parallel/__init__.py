@@ -1,0 +1,1 @@
+"""One graph cut into ranks that compute each layer together."""

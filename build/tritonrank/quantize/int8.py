@@ -47,15 +47,15 @@ from tritonrank.graphs.weight_file import share_weights
 from tritonrank.judge.evaluate import judge_artifact
 from tritonrank.judge.gate import Verdict, verdict
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
-from tritonrank.machine import has_int8_dot_product
 from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise, record_activations
 from tritonrank.quantize.embeddings import shrink_word_embeddings
 from tritonrank.quantize.rounding import WeightRounder
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.quantize.smooth import smooth_graphs
-from tritonrank.quiet import quiet_libraries
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.recipe import QuantizeSettings, Recipe
+from tritonrank.system.machine import has_int8_dot_product
+from tritonrank.system.quiet import quiet_libraries
 
 CALIBRATION_METHODS = {
     "minmax": CalibrationMethod.MinMax,

@@ -29,9 +29,9 @@ from rich.console import Console
 
 from tritonrank.artifacts import MANIFEST, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.quiet import quiet_libraries
 from tritonrank.rankers.checkpoint_files import WEIGHTS, WEIGHTS_INDEX, module_folders, shards_of
 from tritonrank.recipe import PACKAGED_MINILM
+from tritonrank.system.quiet import quiet_libraries
 
 # The hub's sentence-transformers/all-MiniLM-L6-v2 at revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

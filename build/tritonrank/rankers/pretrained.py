@@ -21,11 +21,11 @@ from transformers import (
 from tritonrank_runtime.text import SHARED_CONTEXT, TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
-from tritonrank.quiet import quiet_libraries
 from tritonrank.rankers.checkpoint_check import PLAIN_TOKENIZER_CLASSES, refuse_code
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
 from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.modeling import SharedContextRanker, first_position
+from tritonrank.system.quiet import quiet_libraries
 
 UNLIMITED = 1_000_000
 """Tokens of a model whose positions are relative, in place of a limit."""

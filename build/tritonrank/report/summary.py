@@ -27,6 +27,7 @@ from tritonrank_runtime.engine import available_cores, loaded_files
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import Judgement, cached, judge, judge_artifact
@@ -34,7 +35,6 @@ from tritonrank.judge.gate import paired_difference
 from tritonrank.judge.gatekeeper import CHECKPOINT, FINE_TUNED, UNCUT, UNCUT_WAY_OUT, judge_uncut, teacher_name
 from tritonrank.judge.metrics import METRICS
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.machine import has_int8_dot_product, processor_name
 from tritonrank.rankers.cost import gflop_per_request
 from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import EngineScorer, Request
@@ -42,7 +42,7 @@ from tritonrank.rankers.text_budgets import TEXT_METRICS, text_rules
 from tritonrank.rankers.text_counts import text_warnings, without_text_in_words
 from tritonrank.recipe import Recipe
 from tritonrank.report.baselines import all_baselines
-from tritonrank.workspace import Workspace
+from tritonrank.system.machine import has_int8_dot_product, processor_name
 
 SUMMARY_FILE = "summary.json"
 TIMED_REQUESTS = 15

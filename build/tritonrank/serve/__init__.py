@@ -1,0 +1,1 @@
+"""The model repository, and the server that loads it."""

@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank_runtime.engine import JOINT_FILE
 
+from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import Recipe, ServeSettings
 from tritonrank.serve.triton_config import ADMISSION_TENSORS, model_configs, set_parameters, warmup_mask_file
 from tritonrank.tensorrt.plans import PLAN_FILE, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, Shape, buckets_of, is_shared_context
-from tritonrank.workspace import Target
 
 NO_LIMIT = 1_000_000
 """Requests that ``tokenize`` may let through: the scorer's own queue refuses what is too much."""

@@ -22,6 +22,7 @@ from tritonrank_runtime.engine import available_cores, model_files
 from tritonrank_runtime.text import TextRules, copy_text_files
 
 from tritonrank.artifacts import write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import GateError, RecipeError
 from tritonrank.graphs.export import export_graphs
 from tritonrank.graphs.rounding_twin import write_rounding_twins
@@ -34,7 +35,6 @@ from tritonrank.report.ladder import Artifact, read_build
 from tritonrank.serve.assemble import write_identity_and_golden_cases, write_models
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import check_golden_cases
-from tritonrank.workspace import Workspace
 
 PATIENCE_SECONDS = 60
 """For one request: how a rung ranks is judged here, and a teacher may take longer than what is served later."""

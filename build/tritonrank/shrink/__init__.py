@@ -1,0 +1,1 @@
+"""Smaller models: pruning by measured importance, and distillation."""

@@ -24,6 +24,7 @@ from tritonrank_runtime.engine import JOINT_FILE
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.artifacts import Manifest, is_current, read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.quantize.qdq_rules import asked_of, check_graph
 from tritonrank.recipe import Recipe, TensorRTSettings
@@ -40,7 +41,6 @@ from tritonrank.tensorrt.plans import (
     write_identity,
 )
 from tritonrank.tensorrt.profiles import Profile, profiles_of
-from tritonrank.workspace import Workspace
 
 OLDEST_TENSORRT = (10, 13)
 ENGINE_FILE = "engine.json"

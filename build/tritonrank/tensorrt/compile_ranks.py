@@ -18,6 +18,7 @@ from tritonrank_runtime.shard_runner import read_shards, shard_file
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.artifacts import is_current, read_manifest, stage_key, write_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.parallel.shard import shard, shard_settings
 from tritonrank.recipe import Recipe
@@ -31,7 +32,6 @@ from tritonrank.tensorrt.compile import (
 )
 from tritonrank.tensorrt.plans import PLAN_FILE, TENSORRT, rebuild_command, version_numbers
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
-from tritonrank.workspace import Workspace
 
 OLDEST_TENSORRT = (11, 0)
 """From here on TensorRT runs networks with collectives on several devices."""

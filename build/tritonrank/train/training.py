@@ -34,9 +34,9 @@ from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import RecipeError
 from tritonrank.judge.metrics import ndcg
-from tritonrank.machine import has_bf16_products
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import TrainingSettings
+from tritonrank.system.machine import has_bf16_products
 from tritonrank.train.batches import Collator
 from tritonrank.train.losses import distillation_loss, list_loss
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from rich.console import Console
 
+from tritonrank.artifacts.locks import only_writer
 from tritonrank.errors import ArtifactError, storage_error
-from tritonrank.locks import only_writer
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from tritonrank.artifacts import is_current, read_manifest, stage_key, tidy
+from tritonrank.artifacts.locks import only_writer, release, take
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.locks import only_writer, release, take
 from tritonrank.recipe import Recipe
-from tritonrank.workspace import Workspace
 
 console = Console()
 

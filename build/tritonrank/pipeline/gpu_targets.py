@@ -16,8 +16,9 @@ from tritonrank_runtime.engine import JOINT_FILE, available_cores
 from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.artifacts import Manifest, is_current, sha256_file, verify_artifact, write_artifact
+from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.pipeline import Stage, run_stages, stages, tensorrt_stages
+from tritonrank.pipeline.stages import Stage, run_stages, stages, tensorrt_stages
 from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import (
     assemble_settings,
@@ -37,7 +38,6 @@ from tritonrank.tensorrt.compile_ranks import (
 )
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, profiles_from, profiles_of
-from tritonrank.workspace import Target, Workspace
 
 ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")
 """What ONNX Runtime gains from on a GPU: INT8 it would compute in floating point between two roundings."""

@@ -23,13 +23,13 @@ from rich.table import Table
 from tritonrank_runtime.text import RULES_FILE, TextRules, render_fields
 
 from tritonrank.artifacts import verify_artifact
+from tritonrank.data.arrivals import arrival_times
 from tritonrank.data.lists import history_before, training_popularity
 from tritonrank.data.negatives import NegativeSampler, example_random, stable_hash
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.splits import LIKED, UNUSED
+from tritonrank.data.workload_settings import WorkloadSettings, candidate_sizes, zipf_exponent
 from tritonrank.errors import ArtifactError, DataError
-from tritonrank.workload.arrivals import arrival_times
-from tritonrank.workload.settings import WorkloadSettings, candidate_sizes, zipf_exponent
 
 WORKLOAD_FILE = "workload.jsonl"
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from tritonrank.data.arrivals import arrival_ratio
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import Settings
-from tritonrank.workload.arrivals import arrival_ratio
 
 if TYPE_CHECKING:
     import numpy as np

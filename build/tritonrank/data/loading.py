@@ -1,0 +1,65 @@
+"""Data sources: whatever the origin, the pipeline sees the same two tables.
+
+``items`` says what can be ranked, ``events`` says who met which item when, with which query, and whether they liked
+it. One file per source turns its raw files into these tables; all faults of all files are reported in one error,
+so that mending the data is one round and not twenty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from tritonrank.recipe import DataSettings, MovieLensData, SampleData, TablesData
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The two tables every source gives. No value is null."""
+
+    items: pl.DataFrame
+    """item_id: String (unique), then the text fields, all String."""
+    events: pl.DataFrame
+    """user_id: String, item_id: String, query: String ("" when there is none), timestamp: Int64 (unix seconds),
+    label: Int8 (1 positive, 0 seen but not liked). Rows keep the order of the source."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """what was left out -> rows; nothing that was left out is in the two tables"""
+
+
+def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str] = ()) -> Tables:
+    """Read or generate the two tables.
+
+    Args:
+        settings: the recipe's ``data`` section.
+        seed: fixes the generated sample; the other sources do not use it.
+        template_fields: what text.item_template names: tables report those that they do not have with all the other
+            faults.
+
+    Raises:
+        DataError: files are missing or have faults; the message lists the faults of all files.
+    """
+    # Imported here because the sources themselves import Tables from this module.
+    from tritonrank.data import movielens, sample, tables
+
+    match settings:
+        case SampleData():
+            return sample.generate(settings, seed)
+        case MovieLensData():
+            return movielens.load(settings)
+        case TablesData():
+            return tables.load(settings, template_fields)
+
+
+def source_files(settings: DataSettings) -> Sequence[Path]:
+    """The files that the tables are read from; none for the generated sample."""
+    from tritonrank.data import movielens
+    from tritonrank.data.parts import source_files_of
+
+    match settings:
+        case SampleData():
+            return []
+        case MovieLensData():
+            return [settings.path / name for name in movielens.FILES]
+        case TablesData():
+            return [*source_files_of(settings.items), *source_files_of(settings.events)]
