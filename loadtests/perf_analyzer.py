@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tritonrank_client import encode_item
+
 from loadtests.results import PerfLevel, PerfModel, Spread, in_order_of_flow
 from loadtests.target import Protocol
 from loadtests.workload import WorkloadRequest
@@ -157,11 +159,8 @@ def _run(command: Sequence[str], folder: Path, longest_seconds: float) -> tuple[
 
 
 def wire_text(text: str) -> str:
-    """A text as an element of items or history: one that could be taken for an object is sent as ``{"": text}``.
-
-    The client's encoder does the same for every ``str``.
-    """
-    return json.dumps({"": text}, ensure_ascii=False) if text.lstrip().startswith("{") else text
+    """A text as an element of items or history, as the client sends it."""
+    return encode_item(text).decode("utf-8")
 
 
 def input_data(requests: Sequence[WorkloadRequest]) -> dict[str, Any]:

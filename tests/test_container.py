@@ -155,7 +155,7 @@ def test_tags_and_tensorrt_versions_agree_everywhere() -> None:
     assert PINS["tensorrt_cu13_bindings"] == tensorrt
     (tag,) = re.findall(r"^ARG TRITON_TAG=(\S+)$", DOCKERFILE, re.M)
     pages = [ROOT / "Dockerfile", ROOT / "deploy" / "compose.yaml", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    pages.append(ROOT / "build" / "tritonrank" / "plans.py")
+    pages.append(ROOT / "build" / "tritonrank" / "tensorrt" / "plans.py")
     tags, versions = [], []
     for page in pages:
         text = page.read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from tritonrank.errors import RecipeError, ServerError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import EngineScorer, Request, ServerScorer, tensors_of
 from tritonrank.recipe import Recipe, ServeSettings, load_recipe
-from tritonrank.serve.assemble import HALF_SHARE, assemble, python_sources
+from tritonrank.serve.assemble import HALF_SHARE, assemble, assemble_settings, python_sources
 from tritonrank.serve.serving import check_golden_cases, golden_requests, golden_tolerance, serving
 from tritonrank.serve.triton_config import model_configs
 from tritonrank_client import RankClient
@@ -138,10 +138,8 @@ def torch_repository(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory
 
 def test_the_folder_is_self_contained(torch_repository: Path, workspace: Workspace) -> None:
     held = {path.name for path in (torch_repository / "score" / "1").iterdir()}
-    own = {"engine.py", "torch_engine.py", "network.py", "text.py", "admission.py", "backend.py", "interpreter.py"}
-    modules = {"model.py"} | own
-    assert held == modules | {CONFIG_FILE, WEIGHTS_FILE}
-    for source in (torch_repository / "score" / "1").glob("*.py"):
+    assert held == {"model.py", "tritonrank_runtime", CONFIG_FILE, WEIGHTS_FILE}
+    for source in (torch_repository / "score" / "1").rglob("*.py"):
         assert "pickle" not in source.read_text(encoding="utf-8")
 
 
@@ -165,9 +163,11 @@ def test_torch_is_served_by_the_real_triton(
             check_golden_cases(broken, server.grpc_url)
 
 
-def test_sources_of_the_executor_are_part_of_the_settings(tiny_recipe: Recipe) -> None:
-    plain, with_torch = ({path.name for _, path in python_sources(executor=name)} for name in ("onnxruntime", "torch"))
-    assert with_torch - plain == {"torch_engine.py", "network.py"}
+def test_the_sources_of_the_models_are_part_of_the_settings(tiny_recipe: Recipe) -> None:
+    sources = assemble_settings(tiny_recipe)["sources"]
+    assert set(sources) == set(python_sources())
+    for name in ("model.py", "tritonrank_runtime/engine.py", "tritonrank_runtime/torch_engine.py"):
+        assert f"score/1/{name}" in sources
 
 
 def test_a_gpu_has_its_own_configs_and_tolerance(workspace: Workspace) -> None:

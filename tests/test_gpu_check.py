@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tritonrank
+import tritonrank.gpu_check
 from test_pack import SCORED, SIZES
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, GateError, RecipeError
@@ -195,7 +195,7 @@ def test_a_gpu_that_nothing_can_use(pack: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_missing_packages_are_named(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "tritonrank.gpu_check.graphs", raising=False)
-    monkeypatch.delattr(tritonrank, "gpu_graphs", raising=False)
+    monkeypatch.delattr(tritonrank.gpu_check, "graphs", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with open_pack(pack) as opened:
         found = list(find_executors(opened, "cpu", tmp_path))

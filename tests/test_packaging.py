@@ -41,8 +41,12 @@ def sources_below(folder: Path, pattern: str = "*.py") -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob(pattern) if "__pycache__" not in path.parts}
 
 
-def test_the_wheel_holds_every_source_of_both_packages(names: set[str]) -> None:
-    for package, folder in (("tritonrank", ROOT / "build"), ("tritonrank_client", ROOT / "clients")):
+def test_the_wheel_holds_every_source_of_its_packages(names: set[str]) -> None:
+    for package, folder in (
+        ("tritonrank", ROOT / "build"),
+        ("tritonrank_runtime", ROOT / "build"),
+        ("tritonrank_client", ROOT / "clients"),
+    ):
         sources = {f"{package}/{name}" for name in sources_below(folder / package)}
         assert len(sources) > 8
         assert sources <= names
@@ -61,7 +65,11 @@ def test_the_wheel_holds_the_serving_sources_as_text(names: set[str], wheel: Pat
 
 def test_the_wheel_holds_nothing_else(names: set[str]) -> None:
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"tritonrank", "tritonrank_client"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "tritonrank",
+        "tritonrank_runtime",
+        "tritonrank_client",
+    }
     strangers = [n for n in names if re.search(r"(^|/)(tests?|conftest|test_\w+|__pycache__)(/|\.|$)", n)]
     assert strangers == []
 
@@ -112,7 +120,8 @@ print(sorted(assemble_settings(Recipe(name="x", data={"source": "sample"}))["sou
     found, sources = done.stdout.splitlines()
     assert Path(found) == tmp_path / "site" / "tritonrank" / "model_repository"
     for model in ("tokenize", "score", "select"):
-        assert f"{model}/model.py" in sources
+        assert f"{model}/1/model.py" in sources
+        assert f"{model}/1/tritonrank_runtime/interpreter.py" in sources
 
 
 def distribution(requirement: str) -> str:

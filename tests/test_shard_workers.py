@@ -35,7 +35,7 @@ from tritonrank.serve.serving import serving
 from tritonrank_client import RankClient, Retry
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
 from tritonrank_runtime.engine import Engine, EngineLostError, open_engine
-from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
+from tritonrank_runtime.shard_workers import WORKER, ShardWorkers, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 RANKS = 2
@@ -200,8 +200,8 @@ def workers_below(pid: int) -> list[int]:
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             command = child.cmdline()
-            if len(command) > 3 and command[2].endswith("shard_worker.py"):
-                found[command[3]] = child.pid
+            if WORKER in command:
+                found[command[-1]] = child.pid
     return [found[settings] for settings in sorted(found)]
 
 
@@ -302,7 +302,7 @@ def test_the_stage_says_what_it_made(sharded: Workspace, sharded_recipe: Recipe)
     assert metrics["all_reduces"] == {"context.onnx": 2, "candidates.onnx": 4}
     assert metrics["difference_on_requests"] < TOLERANCE
     served = {path.name for path in (sharded.repository / "score" / "1").iterdir()}
-    assert {"shards.json", "shard_worker.py", "rank1.candidates.segment04.onnx"} <= served
+    assert {"shards.json", "tritonrank_runtime", "rank1.candidates.segment04.onnx"} <= served
     assert not {"candidates.onnx", "rank0.candidates.onnx"} & served
 
 

@@ -18,7 +18,8 @@ def check_interpreter(model_folder: Path) -> None:
     Args:
         model_folder: the version folder of the model; this very module has to lie in it.
     """
-    if not Path(__file__).resolve().is_relative_to(model_folder.resolve()):
+    # Not resolved: the server sees the repository as links in a folder of its own.
+    if not Path(__file__).absolute().is_relative_to(model_folder.absolute()):
         raise RuntimeError(f"{__name__} was imported from {Path(__file__).parent}; expected from below {model_folder}")
     expected = os.environ.get("TRITONRANK_PREFIX")
     if expected is None:

@@ -212,16 +212,12 @@ class RequestTokenizer:
 
         Raises:
             TextError: a field that the template names holds something that is not text, number or list of these, or
-                text that is not valid Unicode; the object holds NaN or Infinity, which JSON does not have.
+                text that is not valid Unicode.
         """
         if not text.lstrip().startswith("{"):
             return text
         try:
-            value = json.loads(
-                text, parse_int=_json_integer, parse_float=_json_fraction, parse_constant=_refuse_json_constant
-            )
-        except TextError as error:
-            raise TextError(f"{field}: {error}") from None
+            value = json.loads(text, parse_int=_json_integer, parse_float=_json_fraction, parse_constant=_no_value)
         except ValueError:
             return text
         except RecursionError:
@@ -428,8 +424,8 @@ def _json_fraction(digits: str) -> float | str:
     return value if math.isfinite(value) else digits  # 1e999 is a number of JSON, and infinity is none
 
 
-def _refuse_json_constant(name: str) -> None:
-    raise TextError(f"{name} is not JSON; send null, or leave the field out")
+def _no_value(_: str) -> None:
+    """NaN and Infinity are no JSON, but data frames write a price that is not known as NaN: like null."""
 
 
 def _squeezed(text: str) -> str:
