@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tritonrank_client import RankClient, RankError
+from tritonrank_client import RankClient, RankError, Retry
 
 from loadtests.console import fail
 from loadtests.machine import describe_machine
@@ -110,7 +110,10 @@ def timed(urls: Sequence[str], rows: Sequence[WorkloadRequest]) -> Comparison:
         raise WorkloadError("the workload has no request")
     seconds: tuple[list[float], list[float]] = ([], [])
     with ExitStack() as clients:
-        opened = [clients.enter_context(RankClient(url, timeout=LONGEST_ANSWER_SECONDS)) for url in urls]
+        opened = [
+            clients.enter_context(RankClient(url, timeout=LONGEST_ANSWER_SECONDS, retry=Retry(attempts=3)))
+            for url in urls
+        ]
         for number, row in enumerate(track(rows, "  comparing", transient=True)):
             for turn in (0, 1) if number % 2 == 0 else (1, 0):
                 started = time.perf_counter()

@@ -20,7 +20,7 @@ from threading import Event
 
 from rich.console import Console
 from rich.table import Table
-from tritonrank_client import RankClient, RankError
+from tritonrank_client import RankClient, RankError, Retry
 
 from loadtests.console import fail
 from loadtests.peers.load import percentile
@@ -47,13 +47,16 @@ def compare(
 
     def send_large() -> int:
         answered, requests = 0, itertools.cycle(large)
-        with RankClient(url, timeout=LONGEST_ANSWER_SECONDS) as client:
+        with RankClient(url, timeout=LONGEST_ANSWER_SECONDS, retry=Retry(attempts=3)) as client:
             while not stop.is_set():
                 _rank(client, next(requests))
                 answered += 1
         return answered
 
-    with RankClient(url, timeout=LONGEST_ANSWER_SECONDS) as client, ThreadPoolExecutor(1) as beside_us:
+    with (
+        RankClient(url, timeout=LONGEST_ANSWER_SECONDS, retry=Retry(attempts=3)) as client,
+        ThreadPoolExecutor(1) as beside_us,
+    ):
         requests = itertools.cycle(small)
         for _ in range(WARM_UP_REQUESTS):
             _rank(client, next(requests))

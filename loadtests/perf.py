@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from tritonrank_client import RankClient, RankError
+from tritonrank_client import RankClient, RankError, Retry
 
 from loadtests.console import fail
 from loadtests.machine import describe_machine
@@ -303,7 +303,7 @@ def _numbers(option: str, text: str, *, whole: bool) -> tuple[float, ...]:
 
 def _warm_up(url: str, rows: Sequence[WorkloadRequest]) -> None:
     """A few requests from the workload's end, which the levels reach last. Failures are the levels' to report."""
-    with RankClient(url, timeout=60) as client, suppress(RankError):
+    with RankClient(url, timeout=60, retry=Retry(attempts=1)) as client, suppress(RankError):
         for request in rows[-WARM_UP_REQUESTS:]:
             client.rank(query=request.query, history=request.history, items=request.items, item_ids=request.item_ids)
 
