@@ -319,6 +319,7 @@ def test_serve_refuses_a_foreign_plan_before_triton_starts(
     shutil.copytree(workspace.repository, repository)
     make_plan(repository / "score" / "1", version="10.13.0")
     monkeypatch.setattr("tritonrank.serve.serving.verify_artifact", lambda _: None)
+    monkeypatch.setattr("tritonrank.serve.serving.check_contents", lambda *_: None)
     monkeypatch.setattr("tritonrank.serve.serving.LocalTriton", lambda *_, **__: pytest.fail("Triton was started"))
     with pytest.raises(ArtifactError, match=r"model\.plan cannot be served"), serving(repository):
         pass

@@ -120,7 +120,7 @@ def test_configs_name_segments_only_where_the_family_has_them(ladder: Ladder, tm
     assert set(texts) == {"rank", "tokenize", "score", "select"}
     assert {"token_type_ids" in texts[name] for name in ("rank", "tokenize", "score")} == {ladder.has_segment_input}
     score = text_format.Parse(texts["score"], model_config_pb2.ModelConfig())
-    assert [tensor.name for tensor in score.input] == [*engine_inputs(ladder.int8), "deadline"]
+    assert [tensor.name for tensor in score.input] == [*engine_inputs(ladder.int8), "deadline", "ticket"]
     tokenize = text_format.Parse(texts["tokenize"], model_config_pb2.ModelConfig())
     assert {tensor.name for tensor in score.input} <= {tensor.name for tensor in tokenize.output}
 

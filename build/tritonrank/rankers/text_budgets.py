@@ -5,6 +5,7 @@ checkpoint was trained on whole texts; cutting them would change its ranking wit
 does not name come from its positions, shared out by what the data need, or from the text.json beside its weights.
 """
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,9 +176,15 @@ def _depends_on_data(recipe: Recipe) -> bool:
 
 
 def _own_rules(name: str) -> TextRules | None:
-    """The text.json of a checkpoint that was written here."""
-    folder = Path(name).expanduser()
-    return TextRules.load(folder) if (folder / RULES_FILE).is_file() else None
+    """The text.json of a checkpoint that was written here.
+
+    Raises:
+        ArtifactError: there is no such folder.
+    """
+    if is_hub_id(name):
+        return None
+    path = folder_of(name) / RULES_FILE
+    return TextRules.load(path.parent) if os.access(path, os.R_OK) else None
 
 
 def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
