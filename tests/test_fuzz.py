@@ -58,8 +58,9 @@ def planted(send: Callable[[Random], Answer], server: FuzzedServer, requests: in
 
 
 def processes(name: str) -> list[psutil.Process]:
-    """Of this test's own server."""
-    family = psutil.Process(os.getpid()).children(recursive=True)
+    """Of this test's own server, which is a command; other tests have servers of their own beside it."""
+    commands = [one for one in psutil.Process(os.getpid()).children() if "serve" in one.cmdline()]
+    family = [process for command in commands for process in command.children(recursive=True)]
     return [one for one in family if any(name in word for word in one.cmdline()[:1])]
 
 

@@ -82,7 +82,7 @@ def test_byte_code_beside_the_sources_is_not_run(workspace: Workspace, tmp_path:
     """Python would take it without a look at the source, as it says that it needs no check."""
     folder, ran = tmp_path / "repository", tmp_path / "ran"
     shutil.copytree(workspace.repository, folder)
-    for source in (folder / "tokenize" / "1").glob("*.py"):
+    for source in (folder / "tokenize" / "1").rglob("*.py"):
         evil = tmp_path / source.name
         evil.write_text(f"open({str(ran)!r}, 'a').write(__name__)\n")
         cached = Path(util.cache_from_source(str(source)))
@@ -102,7 +102,7 @@ def test_modules_in_the_users_folder_are_not_taken_for_the_servers(
     ran, here, path = tmp_path / "ran", tmp_path / "here", tmp_path / "path"
     for folder in (here, path):
         folder.mkdir()
-        for name in ("admission", "text", "engine", "numpy", "sitecustomize", "usercustomize"):
+        for name in ("tritonrank_runtime", "text", "engine", "numpy", "sitecustomize", "usercustomize"):
             (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write(__file__)\nraise SystemExit(1)\n")
     monkeypatch.chdir(here)
     monkeypatch.setenv("PYTHONPATH", str(path))
@@ -132,7 +132,7 @@ def plant_byte_code_folder(repository: Path) -> str:
 
 def plant_pipe(repository: Path) -> str:
     os.mkfifo(repository / "rank" / "1" / "pipe")
-    return "rank/1/pipe: neither"
+    return "rank/1/pipe: no plain file"
 
 
 @pytest.mark.parametrize("plant", [plant_link, plant_folder, plant_byte_code_folder, plant_pipe])
@@ -158,7 +158,7 @@ def test_files_that_cannot_be_read_are_named(
         return usual_open(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", open_as_another_user)
-    with pytest.raises(ArtifactError, match=rf"{refused.name}.*Permission denied.*chmod"), serving(repository):
+    with pytest.raises(ArtifactError, match=rf"{refused.name}.*Permission denied"), serving(repository):
         pytest.fail("it was served")
 
 
