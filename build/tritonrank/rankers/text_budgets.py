@@ -13,7 +13,7 @@ from tritonrank_runtime.engine import padded_length
 from tritonrank_runtime.text import JOINT, RULES_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file
-from tritonrank.errors import RecipeError
+from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.rankers.checkpoint_source import determining_files, folder_of, identity, is_hub_id
 from tritonrank.rankers.checkpoint_tokenizer import request_tokenizer
 from tritonrank.rankers.modeling import first_position
@@ -176,14 +176,13 @@ def _depends_on_data(recipe: Recipe) -> bool:
 
 
 def _own_rules(name: str) -> TextRules | None:
-    """The text.json of a checkpoint that was written here.
-
-    Raises:
-        ArtifactError: there is no such folder.
-    """
+    """The text.json of a checkpoint that was written here; what is wrong with its folder ``check_models`` says."""
     if is_hub_id(name):
         return None
-    path = folder_of(name) / RULES_FILE
+    try:
+        path = folder_of(name) / RULES_FILE
+    except ArtifactError:
+        return None
     return TextRules.load(path.parent) if os.access(path, os.R_OK) else None
 
 
