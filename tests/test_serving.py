@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -372,6 +373,17 @@ def test_query_and_history_may_be_left_out(served: Served, requests: list[Reques
         found, expected = (infer(served, protocol, model, tensors) for tensors in (left_out, empty))
         assert found["indices"].tolist() == expected["indices"].tolist()
         assert found["scores"].tolist() == expected["scores"].tolist()
+
+
+def test_the_pages_curl_example_is_answered(served: Served) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "client.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^curl -s http://127\.0\.0\.1:8000/v2/models/rank/infer -d '(.*?)'$", page, flags=re.M | re.S)
+    request = urllib.request.Request(f"{served.triton.http_url}/v2/models/rank/infer", data=body.encode())
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as answer:
+        outputs = {one["name"]: one for one in json.load(answer)["outputs"]}
+    assert sorted(outputs["indices"]["data"]) == [0, 1]
+    assert outputs["scores"]["data"] == sorted(outputs["scores"]["data"], reverse=True)
 
 
 def test_texts_that_are_cut_are_counted(served: Served) -> None:

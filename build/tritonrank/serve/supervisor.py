@@ -44,6 +44,8 @@ RESTARTS_VARIABLE = "TRITONRANK_RESTARTS"
 """Environment variable that tells the models how often their server was brought back; a metric shows it."""
 QUEUE_FOLDERS = "tritonrank-queue-*"
 """Below the run folder, made by the models (``admission.py``)."""
+MARKER_FILE = "watched"
+"""In the run folder, as long as it is the one that the server started with."""
 LOOK_SECONDS = 0.2
 STOPPED_LOOKS = 5
 """A part that is found stopped more often than this within STOPPED_WINDOW_SECONDS is lost."""
@@ -274,7 +276,11 @@ class _Watch:
     def __init__(self, server: LocalTriton, golden: GoldenCheck) -> None:
         self._server = server
         self._golden = golden
-        self._folders = (server.run_folder, *server.run_folder.glob(QUEUE_FOLDERS))
+        self._queue_folders = {folder: _inode(folder) for folder in server.run_folder.glob(QUEUE_FOLDERS)}
+        # The models make a queue folder that is gone anew, and with it the run folder, but not this file in it.
+        self._marker = server.run_folder / MARKER_FILE
+        with suppress(OSError):
+            self._marker.touch()
         self._stops: deque[float] = deque()
         self._is_traced = False
         self._silence: str | None = None
@@ -296,8 +302,10 @@ class _Watch:
             if state.letter == STOPPED:
                 stopped.append(part)
         self._is_traced = traced
-        for folder in self._folders:
-            if not folder.is_dir():
+        if not self._marker.exists():
+            return f"the server's folder {self._server.run_folder} was removed"
+        for folder, inode in self._queue_folders.items():
+            if _inode(folder) != inode:
                 return f"the server's folder {folder} was removed"
         return self._wake(stopped) or self._silence
 
@@ -351,6 +359,13 @@ class _Watch:
         """Of all who have a part in an answer, this thread included: on a crowded machine each of them has to wait."""
         own = worked_seconds(os.getpid(), threading.get_native_id())
         return own + sum(worked_seconds(part.pid) for part in self._server.parts)
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _lost_part(server: LocalTriton) -> Part | None:
