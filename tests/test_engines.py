@@ -147,7 +147,7 @@ def test_the_whole_way_from_a_recipe_to_plans(
         with pytest.raises(ArtifactError, match="TensorRT-RTX engine, which Triton's tensorrt backend does not load"):
             check_plan(plans / precision, "11.2.1", Gpu("A100", "8.0", "1"))
     judged = read_manifest(build.workspace.int8_fp16).metrics
-    assert judged["gate against fine-tuned"]["passed"]
+    assert judged["gate against checkpoint"]["passed"]
     written = {path: path.stat().st_mtime_ns for path in plans.rglob("model.plan")}
     assembled = assemble_target(load_recipe(build.recipe_path, arguments[5::2]), build.workspace, Target.TENSORRT)
     with pytest.raises(ArtifactError, match="TensorRT-RTX engine"):
