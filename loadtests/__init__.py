@@ -5,4 +5,4 @@ from contextlib import suppress
 # Its first act is to turn the libraries' telemetry off, which has to come before they are imported. The peers' own
 # environments have no tritonrank in them; they inherit the variables.
 with suppress(ModuleNotFoundError):
-    import tritonrank  # noqa: F401
+    import tritonrank  # noqa: F401 - sets the environment

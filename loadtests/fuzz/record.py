@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 LEAK = re.compile(
-    r"Traceback|File \"|/home/|/tmp/|/usr/|/root/|/opt/|/mnt/|/work/|/var/|site-packages|dist-packages"
+    r"Traceback|File \"|/home/|/tmp/|/usr/|/root/|/opt/|/mnt/|/srv/|/var/|site-packages|dist-packages"
     r"|\b[\w-]+\.pyc?\b|\.onnx\b|\.cc:\d+"
 )
 """A traceback, a path, or a file of the server: nothing that an answer should hold."""

@@ -237,7 +237,7 @@ def _numbered(values: pl.Series, latest: int) -> pl.Series:
 
 def _has_short_years(values: pl.Series) -> bool:
     days = values.unique()
-    if len(days) < ENOUGH_TO_TELL or days.max() - days.min() < 86_400:  # type: ignore[operator]
+    if len(days) < ENOUGH_TO_TELL or days.max() - days.min() < 86_400:  # type: ignore[operator]  # numbers here
         return False
     return _compact(days, SHORT_YEAR).null_count() == 0
 
@@ -253,7 +253,7 @@ def _compact(values: pl.Series, form: str) -> pl.Series:
 
 def _as_written(value: object, latest: int) -> str:
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]  # tried
     except (TypeError, ValueError, OverflowError):
         return ""
     return unread_number(number, latest) if number - number == 0 else ""

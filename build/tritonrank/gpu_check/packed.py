@@ -207,7 +207,7 @@ def _unpack(path: Path, folder: Path) -> None:
     """
     with path.open("rb") as packed, gzip.GzipFile(fileobj=packed, mode="rb") as content:
         source = _Bounded(content, LARGEST_MANIFEST_BYTES + MEMBER_BYTES)
-        with tarfile.open(fileobj=source, mode="r|") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=source, mode="r|") as archive:  # type: ignore[call-overload]  # only read()
             first = archive.next()
             is_manifest = first is not None and first.name == PACK_FILE and first.isreg() and not first.issparse()
             if first is None or not is_manifest or first.size > LARGEST_MANIFEST_BYTES:

@@ -170,7 +170,7 @@ def _load(auto_class: type, name: str, revision: str | None, **options: Any) -> 
     return _quietly(
         name,
         "model",
-        lambda: auto_class.from_pretrained(str(folder), **options),  # type: ignore[attr-defined]
+        lambda: auto_class.from_pretrained(str(folder), **options),  # type: ignore[attr-defined]  # an Auto class
     )
 
 
@@ -182,7 +182,7 @@ def _quietly(name: str, what: str, load: Callable[[], Any]) -> Any:
     try:
         with quiet_libraries():
             return load()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - what spoiled files raise in libraries is an open set
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= _REASON_CHARACTERS else f"{reason[:_REASON_CHARACTERS]} ..."
         raise ArtifactError(
