@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PERF_ANALYZER := .tools/bin/perf_analyzer
 RECIPE ?= build/recipes/demo.yaml
 ARTIFACTS ?= artifacts/demo
 JOINT ?= artifacts/movielens-joint
@@ -12,12 +13,12 @@ PACK ?=
 OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format tools perf loadtest bench-peers gpu-check test-engines wheel clean
+.PHONY: help setup demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(VENV)/.installed ## make .venv with everything, pinned by constraints.txt
+setup: $(VENV)/.installed $(PERF_ANALYZER) ## make .venv with everything, pinned by constraints.txt, and .tools
 
 # One pip call with all extras: separate calls let the resolver drift away from versions that work together.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,6 +27,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,loadtests,dev]'
 	@touch $@
 
+# The last thing that the network is needed for: after this, tests and demo run without it.
+$(PERF_ANALYZER): | $(VENV)/.installed
+	@$(BIN)/python -m loadtests.tools
+
 demo: setup ## build the demo recipe, serve it with Triton, rank three requests, stop
 	@$(BIN)/tritonrank demo $(RECIPE)
 
@@ -33,8 +38,14 @@ serve: setup ## build the demo recipe if needed, serve it until Ctrl-C (ARTIFACT
 	@if [ "$(ARTIFACTS)" = artifacts/demo ]; then $(BIN)/tritonrank assemble build/recipes/demo.yaml; fi
 	@exec $(BIN)/tritonrank serve $(ARTIFACTS)
 
-test: setup ## run the tests, real Triton included
+test: setup ## run the tests, real Triton included, without the slow ones
 	@$(BIN)/python -m pytest
+
+test-slow: setup ## the tests that `make test` leaves out: more families, real loads, many server starts
+	@$(BIN)/python -m pytest -m slow
+
+test-all: setup ## every test but test-engines, in one run
+	@$(BIN)/python -m pytest -m 'not engines'
 
 test-engines: setup ## compile every graph for TensorRT with TensorRT-RTX, no GPU needed (minutes)
 	@$(BIN)/python -m pytest -m engines tests/test_engines.py tests/test_shard_engines.py
@@ -48,7 +59,7 @@ format: setup ## let ruff fix and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-tools: setup ## unpack perf_analyzer into .tools/
+tools: setup ## check perf_analyzer in .tools/, and unpack it anew if it does not run
 	@$(BIN)/python -m loadtests.tools
 
 perf: tools ## sweep `rank` with perf_analyzer (ARTIFACTS=artifacts/..., OPTIONS="--concurrency 1,2")

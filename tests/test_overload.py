@@ -21,6 +21,8 @@ from loadtests.settings import LoadSettings
 from loadtests.shapes import plan_of
 from loadtests.target import LiveServer
 
+pytestmark = pytest.mark.slow  # three times what the server can do, in real time
+
 CANDIDATES = 60
 DEADLINE_MS = 1_000
 ATTEMPTS = 3  # on a crowded machine the generator itself may come too late, and says so
