@@ -119,7 +119,7 @@ def test_our_errors_are_one_message_and_an_exit_code(
     def fail(*_: object, **__: object) -> None:
         raise error(message)
 
-    monkeypatch.setattr(cli, "run_stages", fail)
+    monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", fail)
     assert main(monkeypatch, "prepare", TESTS / "tiny.yaml") == code
     # Word for word: brackets are no markup, :100: is no emoji, and a path is not broken in two at column 80.
     assert capsys.readouterr().err == f"{error.__name__}: {message}\n"
@@ -129,7 +129,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "run_stages", fail)
+    monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", fail)
     monkeypatch.setattr("sys.argv", ["tritonrank", "prepare", str(TESTS / "tiny.yaml")])
     with pytest.raises(ZeroDivisionError):
         cli.main()
@@ -145,7 +145,7 @@ def test_stage_commands_stop_after_their_stage_and_pass_force_on(
     ) -> None:
         calls.append((recipe.name, recipe.finetune.epochs, workspace.root, until, force))
 
-    monkeypatch.setattr(cli, "run_stages", record)
+    monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", record)
     arguments = [TESTS / "tiny.yaml", "--set", "finetune.epochs=0.5", "--artifacts", tmp_path]
     for verb in ("prepare", "export", "quantize", "assemble"):
         assert main(monkeypatch, verb, *arguments) == 0

@@ -330,7 +330,7 @@ def test_the_command_passes_the_target_on(
 
     monkeypatch.setattr(gpu_targets, f"{command}_target", make)
     monkeypatch.setattr(gpu_targets, "check_target", lambda *_: None)
-    monkeypatch.setattr(cli, "run_stages", lambda *_, **__: None)
+    monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", lambda *_, **__: None)
     monkeypatch.setattr("tritonrank.report.summary.show_summary", lambda _: None)
     recipe = Path(__file__).parent / "tiny.yaml"
     monkeypatch.setattr(
@@ -366,8 +366,8 @@ def test_what_is_missing_for_plans_shows_before_the_build(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[object] = []
-    monkeypatch.setattr(cli, "run_stages", lambda *arguments, **_: ran.append(arguments))
+    monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", lambda *arguments, **_: ran.append(arguments))
     monkeypatch.setitem(sys.modules, "tensorrt", cast(ModuleType, SimpleNamespace(__version__="9.0")))
     with pytest.raises(error, match=said):
-        cli.build(Path(__file__).parent / "tiny.yaml", settings, tmp_path, target)
+        cli.building.build(Path(__file__).parent / "tiny.yaml", settings, tmp_path, target)
     assert not ran

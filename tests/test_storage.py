@@ -140,6 +140,6 @@ def test_a_source_that_goes_away_meanwhile_is_one_message(
         (tmp_path / "data" / "items.csv").read_text()
 
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(cli, "run_stages", remove)
+    monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", remove)
     assert prepare_in(tmp_path / "artifacts", monkeypatch) == 2
     assert capsys.readouterr().err.startswith(f"StorageError: {tmp_path / 'data' / 'items.csv'}: ")

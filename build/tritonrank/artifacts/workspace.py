@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tritonrank.recipe import Recipe
+if TYPE_CHECKING:
+    from tritonrank.recipe import Recipe
 
 
 class Target(StrEnum):
@@ -23,7 +25,7 @@ class Workspace:
     root: Path
 
     @classmethod
-    def of(cls, recipe: Recipe, artifacts: Path = Path("artifacts")) -> "Workspace":
+    def of(cls, recipe: "Recipe", artifacts: Path = Path("artifacts")) -> "Workspace":
         return cls(artifacts / recipe.name)
 
     @property
@@ -90,13 +92,13 @@ class Workspace:
     def judgements(self) -> Path:
         return self.root / "judgements"
 
-    def ranker(self, recipe: Recipe) -> Path:
+    def ranker(self, recipe: "Recipe") -> Path:
         """The checkpoint that is exported: the smallest that the recipe makes."""
         if recipe.distill:
             return self.student
         return self.pruned if recipe.prune else self.teacher
 
-    def served_model(self, recipe: Recipe) -> Path:
+    def served_model(self, recipe: "Recipe") -> Path:
         """The model artifact that the repository serves."""
         if recipe.serve.executor == "torch":
             return self.ranker(recipe)
@@ -104,11 +106,11 @@ class Workspace:
             return self.fp16 if "fp16" in recipe.tensorrt.precisions else self.onnx
         return self.onnx if recipe.quantize.method == "none" else self.int8
 
-    def batched_fp32(self, recipe: Recipe) -> Path:
+    def batched_fp32(self, recipe: "Recipe") -> Path:
         """The FP32 graph with a batch of whole requests or rows, which TensorRT's precisions are made of."""
         return self.onnx if recipe.model.architecture == "joint" else self.onnx_batched
 
-    def tensorrt_graph(self, recipe: Recipe, precision: str) -> Path:
+    def tensorrt_graph(self, recipe: "Recipe", precision: str) -> Path:
         """The artifact whose model.onnx a plan of this precision is compiled from."""
         folders = {"fp16": self.fp16, "int8": self.int8_tensorrt, "int8-fp16": self.int8_fp16}
         return folders.get(precision, self.batched_fp32(recipe))

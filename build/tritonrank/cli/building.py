@@ -1,0 +1,168 @@
+"""The verbs that build: all stages, one of them, or a repository for a GPU."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
+
+import typer
+
+from tritonrank.artifacts.locks import only_writer
+from tritonrank.artifacts.workspace import Target, Workspace
+from tritonrank.cli.options import (
+    DEFAULT_ARTIFACTS,
+    NO_OVERRIDES,
+    ArtifactsRoot,
+    Overrides,
+    RecipePath,
+    TargetOption,
+    app,
+    open_recipe,
+)
+
+
+@app.command()
+def build(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    target: TargetOption = Target.CPU,
+) -> None:
+    """Run all stages, skipping those that are up to date, and end with a table of what was achieved.
+
+    With --target also compile and assemble for GPUs, on the machine that will serve; see `tritonrank assemble --help`.
+    """
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
+    from tritonrank.pipeline.stages import run_stages
+    from tritonrank.report.summary import show_summary
+
+    if target is not Target.CPU:
+        from tritonrank.pipeline.gpu_targets import build_target, check_target
+
+        check_target(loaded, target)  # what is missing for it shows before the whole build
+    run_stages(loaded, workspace)
+    show_summary(workspace.summary)
+    if target is not Target.CPU:
+        typer.echo(f"{build_target(loaded, workspace, target)}")
+
+
+def _stage_command(verb: str, help_text: str) -> None:
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = NO_OVERRIDES,
+        artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+        force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
+    ) -> None:
+        loaded, workspace = open_recipe(recipe, overrides, artifacts)
+        from tritonrank.pipeline.stages import run_stages
+
+        run_stages(loaded, workspace, until=verb, force=verb if force else None)
+
+    app.command(verb, help=help_text + " Earlier stages run first where they are not up to date.")(command)
+
+
+_stage_command("prepare", "Read and check the data; write the examples for training and judging.")
+
+
+@app.command()
+def finetune(
+    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+) -> None:
+    """Fine-tune the base model. Resumes when interrupted; also under torchrun --nproc-per-node N -m tritonrank."""
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        from tritonrank.pipeline.stages import run_stages
+
+        run_stages(loaded, workspace, until="finetune")
+        return
+    # Under torchrun every process comes through here, and only one may write the dataset: it has to exist already.
+    from tritonrank.train.finetune import finetune as run
+
+    with writing(workspace):
+        run(loaded, workspace.dataset, workspace.teacher)
+
+
+_stage_command("prune", "Cut layers, heads, neurons and tokens of the fine-tuned ranker (section `prune`).")
+
+
+@app.command()
+def distill(
+    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+) -> None:
+    """Let the pruned ranker learn from the unpruned one. Resumes when interrupted; also under torchrun."""
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        from tritonrank.pipeline.stages import run_stages
+
+        run_stages(loaded, workspace, until="distill")
+        return
+    # As with finetune, what it starts from has to exist already.
+    from tritonrank.shrink.distill import distill as run
+
+    with writing(workspace):
+        run(loaded, workspace.dataset, workspace.teacher, workspace.pruned, workspace.student, workspace.judgements)
+
+
+_stage_command("export", "Write the checkpoint as ONNX and prove that it computes the same.")
+_stage_command("quantize", "Write the INT8 graph; the gate decides whether it may stand.")
+_stage_command("shard", "Cut the served model into tensor_parallel ranks; prove that they score as the whole.")
+
+
+@app.command("compile")
+def compile_command(
+    recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
+) -> None:
+    """Build TensorRT plans of tensorrt.precisions; their graphs are made, and judged by the gate, first.
+
+    With `tensorrt` for the GPU of this machine; with `tensorrt_rtx` ahead of time, without a GPU, to see that the
+    graphs compile. For example: tritonrank compile build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]'
+    """
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    from tritonrank.pipeline.gpu_targets import compile_ranks, compile_recipe
+
+    # A model that needs several GPUs may not fit on one.
+    for folder in (compile_ranks if loaded.tensor_parallel > 1 else compile_recipe)(loaded, workspace):
+        typer.echo(f"{folder}")
+
+
+@app.command()
+def assemble(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
+    target: TargetOption = Target.CPU,
+) -> None:
+    """Write the Triton model repository.
+
+    Earlier stages run first where they are not up to date. Before plans nothing runs, as it would take a compilation:
+    where the recipe would make other plans by now, the command that compiles them is named.
+
+    To clients all targets are alike; they differ in what computes the scores:
+
+    cpu: ONNX Runtime in Triton's Python backend, on any machine. Writes `repository`.
+
+    onnxruntime: Triton's ONNX Runtime backend on GPUs, for machines without TensorRT plans. The first of
+    tensorrt.precisions that is fp16 or fp32, else fp32. Writes `repository-onnxruntime`.
+
+    tensorrt: the plan of the first of tensorrt.precisions, compiled before on the GPU that serves: tritonrank compile.
+    Writes `repository-tensorrt`.
+
+    tensorrt-tp: the plans of all GPUs that compute each layer together, compiled with the same tensor_parallel. Writes
+    `repository-tensorrt-tp`.
+
+    For example: tritonrank assemble build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]' --target tensorrt
+    """
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    if target is Target.CPU:
+        from tritonrank.pipeline.stages import run_stages
+
+        run_stages(loaded, workspace, until="assemble", force="assemble" if force else None)
+        return
+    from tritonrank.pipeline.gpu_targets import assemble_target
+
+    typer.echo(f"{assemble_target(loaded, workspace, target)}")
+
+
+def writing(workspace: Workspace) -> AbstractContextManager[None]:
+    """The lock of a workspace for the one process of torchrun that writes; the others wait for it anyway."""
+    return only_writer(workspace.root) if os.environ.get("RANK", "0") == "0" else nullcontext()

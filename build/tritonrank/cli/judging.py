@@ -1,0 +1,89 @@
+"""The verbs that judge what was built, and show it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tritonrank.cli.options import (
+    DEFAULT_ARTIFACTS,
+    NO_OVERRIDES,
+    ArtifactsRoot,
+    Overrides,
+    RecipePath,
+    app,
+    open_recipe,
+)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    artifact: Annotated[Path | None, typer.Option(help="Judge this model folder (checkpoint or ONNX)")] = None,
+    server: Annotated[str | None, typer.Option(help="Judge a live server, such as grpc://127.0.0.1:8001")] = None,
+    against: Annotated[Path | None, typer.Option(help="Parent of the gate; default: the fine-tuned checkpoint")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve every rung of the build with Triton, and judge it")
+    ] = False,
+    rung: Annotated[list[str] | None, typer.Option(help="With --live: only this one, such as INT8; repeatable")] = None,
+) -> None:
+    """Judge a model folder or a live server on the recipe's test examples, and hold it against its parent.
+
+    Exits with 1 when the gate closes. Without --artifact and --server: the table of the whole build. With --live: every
+    rung of the ladder, served one after the other, has to answer as it was judged in process (minutes per rung).
+    """
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    if live:
+        from tritonrank.serve.live import judge_live
+
+        judge_live(loaded, workspace, rung or [])
+        return
+    if artifact is None and server is None:
+        from tritonrank.pipeline.stages import run_stages
+        from tritonrank.report.summary import show_summary
+
+        run_stages(loaded, workspace)
+        show_summary(workspace.summary)
+        return
+    from tritonrank.judge.against_parent import judge_against_parent
+
+    judge_against_parent(loaded, workspace, artifact or str(server), against)
+
+
+@app.command()
+def report(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, built to the end")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; default: report.html in ARTIFACTS. Markdown goes beside it", metavar="FILE.html"),
+    ] = None,
+) -> None:
+    """Write one page about a build: the ladder from teacher to engine, gates, what was cut, the worst requests.
+
+    The page needs neither network nor scripts. Nothing is measured: it shows what the stages recorded.
+    """
+    from tritonrank.report import make_report
+
+    page, markdown = make_report(artifacts, out)
+    typer.echo(f"{page}\n{markdown}")
+    typer.echo(json.dumps({"html": str(page), "markdown": str(markdown)}))
+
+
+@app.command("check-graph")
+def check_graph(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX graph, such as artifacts/demo/fp16/model.onnx")],
+) -> None:
+    """Hold an ONNX graph against TensorRT's rules; list its products and what they compute in.
+
+    Beside a manifest that names INT8 layers, these and no others have to be INT8. Exits with 1 on faults.
+    """
+    from tritonrank.quantize import qdq_rules
+
+    report = qdq_rules.check_graph(file, qdq_rules.asked_of(file))
+    qdq_rules.show_report(report, Console())
+    sys.exit(1 if report.faults else 0)

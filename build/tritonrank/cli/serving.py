@@ -1,0 +1,109 @@
+"""The verbs that serve, and put load on what is served. They work where nothing can be built."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritonrank.cli.options import (
+    DEFAULT_ARTIFACTS,
+    NO_OVERRIDES,
+    ArtifactsRoot,
+    Overrides,
+    RecipePath,
+    app,
+    open_recipe,
+)
+
+
+@app.command()
+def serve(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. 0.0.0.0 (every address) only inside a container, whose ports are published to "
+            "whom they concern; the server that pip installs refuses it"
+        ),
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8002,
+    ready_timeout: Annotated[float, typer.Option(help="Seconds that all models together may take to load")] = 120.0,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Where the server's log goes; - shows it here, on standard error")
+    ] = None,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file that is there while golden requests rank as they should, and only then; it holds as JSON how "
+            "often the server was brought back, and since when it is ready"
+        ),
+    ] = None,
+) -> None:
+    """Check files and plans, start Triton, check golden requests through it, and keep it running until Ctrl-C.
+
+    A server that loses a part, or does not answer any more, is brought back at the same ports within seconds; each time
+    is one line on standard error. Exits with 2 when it cannot be started any more. docs/security.md says what is open.
+
+    The server is the container's own where there is one (/opt/tritonserver), else the one that pip installs.
+    """
+    from tritonrank.serve.server import end_when_terminated, run_until_signalled
+    from tritonrank.serve.serving import example_command, serving
+
+    end_when_terminated()
+    shows_log = log_file == Path("-")
+    options = {"host": host, "http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+    options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
+    with serving(artifacts, ready_file, **options, shows_log=shows_log) as server:
+        typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}\n")
+        typer.echo(f"Try it from another terminal:\n\n{example_command(artifacts, server)}\n\nCtrl-C stops the server.")
+        run_until_signalled(server)
+
+
+@app.command()
+def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:
+    """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    from tritonrank.pipeline.stages import run_stages
+    from tritonrank.report.summary import show_summary
+    from tritonrank.serve.demo import run_demo
+
+    run_stages(loaded, workspace)
+    show_summary(workspace.summary)
+    run_demo(workspace.repository)
+
+
+@app.command()
+def pack(
+    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, built to the end")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The archive to write, or a folder for it")] = Path(),
+) -> None:
+    """Put what a GPU machine needs to check a ranker into one file: FP16 weights, requests, the CPU's scores.
+
+    For example: tritonrank pack artifacts/movielens, which writes movielens.pack.tar.gz. It holds item texts of your
+    data.
+    """
+    from tritonrank.gpu_check.pack import make_pack
+
+    make_pack(artifacts, out)
+
+
+@app.command("gpu-check")
+def gpu_check_command(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="What `tritonrank pack` made")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The record; default: docs/measurements/<gpu>-<recipe>-<date>.json", metavar="FILE.json"),
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Rehearse on the CPU; needs --out")] = False,
+    triton: Annotated[bool, typer.Option(help="Serve through Triton too, where a server is found")] = True,
+) -> None:
+    """Check a ranker's scores on this GPU machine and measure every executor found: PyTorch, ONNX Runtime, TensorRT.
+
+    What is not installed is named with the command that brings it. Exits with 1 when scores are not the CPU's, with 2
+    when there is no GPU. Without tritonrank's own packages: PYTHONPATH=build python3 -m tritonrank.gpu_check.check PACK
+    """
+    from tritonrank.gpu_check.check import gpu_check
+
+    gpu_check(pack, out, cpu=cpu, triton=triton)

@@ -1,0 +1,49 @@
+"""The recipe: one YAML file that says what to build.
+
+Every setting is declared here once, with its default, its unit and the reason for the default: ``data``, ``text``,
+``training``, ``graphs`` and ``serving`` hold the sections, ``whole`` puts them together. A recipe names only what it
+wants different. ``load_recipe`` reports all faults of a file together, each with line and key.
+"""
+
+from tritonrank.recipe.base import Settings, SourcePath
+from tritonrank.recipe.data import DataSettings, ExampleSettings, MovieLensData, SampleData, TablesData
+from tritonrank.recipe.graphs import ExportSettings, GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.listing import setting_rows
+from tritonrank.recipe.loading import load_recipe
+from tritonrank.recipe.serving import ServeSettings
+from tritonrank.recipe.text import DEFAULT_BUDGETS, TextSettings
+from tritonrank.recipe.training import (
+    PACKAGED_MINILM,
+    DistillSettings,
+    FinetuneSettings,
+    ModelSettings,
+    PruneSettings,
+    TrainingSettings,
+)
+from tritonrank.recipe.whole import Recipe
+
+__all__ = [
+    "DEFAULT_BUDGETS",
+    "PACKAGED_MINILM",
+    "DataSettings",
+    "DistillSettings",
+    "ExampleSettings",
+    "ExportSettings",
+    "FinetuneSettings",
+    "GateSettings",
+    "ModelSettings",
+    "MovieLensData",
+    "PruneSettings",
+    "QuantizeSettings",
+    "Recipe",
+    "SampleData",
+    "ServeSettings",
+    "Settings",
+    "SourcePath",
+    "TablesData",
+    "TensorRTSettings",
+    "TextSettings",
+    "TrainingSettings",
+    "load_recipe",
+    "setting_rows",
+]

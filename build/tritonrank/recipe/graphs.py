@@ -1,0 +1,141 @@
+"""The gate, and the graphs that it judges: ONNX, INT8, TensorRT."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from tritonrank.recipe.base import Settings
+
+
+class GateSettings(Settings):
+    """When a step may stand; see docs/gate.md."""
+
+    budget: float = Field(
+        0.01, gt=0, lt=1, description="relative drop of NDCG@10, against the teacher, that all steps together may cost"
+    )
+    prune_budget: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="for prune, which distill repairs (a ranking by chance would cost about 0.8); without "
+        "a distill section `budget` counts",
+    )
+    distill_budget: float | None = Field(None, gt=0, lt=1, description="against the pruned ranker; default: `budget`")
+    quantize_budget: float | None = Field(None, gt=0, lt=1, description="against the FP32 graph; default: `budget`")
+    bootstrap_samples: int = Field(2_000, ge=200, description="resamples behind every interval")
+
+
+class ExportSettings(Settings):
+    opset: int = Field(18, ge=17, le=23, description="ONNX operator set; 17 brought LayerNormalization")
+    tolerance: float = Field(1e-4, gt=0, lt=0.1, description="largest |logit difference| between PyTorch and ONNX")
+
+
+class QuantizeSettings(Settings):
+    method: Literal["static-int8", "none"] = Field(
+        "static-int8", description="u8s8 Q/DQ for CPUs; one scale per tensor, fixed at calibration"
+    )
+    calibration_examples: int = Field(
+        96, ge=8, description="training requests, true padding; a quarter of them measures the noise of the result"
+    )
+    calibration_candidates: int = Field(8, ge=1, description="candidates taken from each calibration request")
+    calibration: Literal["minmax", "percentile", "entropy"] = Field(
+        "minmax", description="how activation ranges are chosen"
+    )
+    reduce_range: Literal["auto", "on", "off"] = Field(
+        "auto", description="7-bit weights; auto: on without VNNI, where u8s8 products saturate"
+    )
+    smooth: bool = Field(
+        True, description="SmoothQuant: outliers of activations move into the weights first; halves the noise of INT8"
+    )
+    rounding: Literal["compensated", "nearest"] = Field(
+        "compensated",
+        description="compensated: weights are rounded so that their errors cancel (GPTQ), 5 to 15 times less error in "
+        "a layer's output for half a minute of work; nearest: each on its own",
+    )
+    embeddings: bool = Field(
+        False,
+        description="word embeddings in eight bits too, a scale per token: a quarter of their bytes. Rounded after "
+        "quantize.noise was measured; two gates closed on it",
+    )
+    noise: float = Field(
+        0.03,
+        gt=0,
+        description="largest change of the logits (root mean square over their spread) on calibration requests; the "
+        "linear layers that disturb most stay in FP32 until it holds. On MovieLens 0.06 cost 3% of NDCG, 0.0225 0.9%",
+    )
+    exclude: list[str] = Field([], description="regular expressions of MatMul node names kept in FP32 in any case")
+    compare_dynamic: bool = Field(
+        False, description="also judge dynamic INT8; for comparison only: its scores depend on the batch"
+    )
+
+    @field_validator("exclude")
+    @classmethod
+    def _are_regular_expressions(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return patterns
+
+
+class TensorRTSettings(Settings):
+    """Graphs and plans for TensorRT; see docs/tensorrt.md. Without precisions nothing of this is made."""
+
+    precisions: list[Literal["fp32", "fp16", "int8", "int8-fp16"]] = Field(
+        [], description="what `compile` builds plans of; fp16 suits most GPUs, int8-fp16 has to prove that it is faster"
+    )
+    calibration: list[Literal["minmax", "percentile", "entropy", "mse"]] = Field(
+        ["minmax", "percentile", "entropy", "mse"],
+        min_length=1,
+        description="methods to choose activation ranges; all are tried, the one with the least noise is taken",
+    )
+    noise: float = Field(
+        0.03, gt=0, description="like quantize.noise, for INT8 as TensorRT takes it: symmetric, signed activations"
+    )
+    half_noise: float = Field(
+        0.01,
+        gt=0,
+        description="largest change of the logits by FP16, as quantize.noise; kinds of operators go back to FP32 until "
+        "it holds",
+    )
+    requests: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="padded requests in one run of a shared-context plan, whatever their bucket: an instance has "
+        "memory for so many of the largest",
+    )
+    candidate_buckets: list[int] = Field(
+        [16, 128, 1_000],
+        min_length=1,
+        description="candidates to pad to, ascending; one optimization profile each; the last holds "
+        "serve.max_candidates",
+    )
+    token_buckets: list[int] = Field(
+        [],
+        description="tokens of a candidate (joint: of a row) to pad to, ascending; the longest that the text settings "
+        "allow is always one",
+    )
+    workspace_mb: int = Field(4_096, ge=16, description="megabytes that a kernel may use while it is chosen and run")
+    optimization_level: int = Field(3, ge=0, le=5, description="builder effort; 3 is TensorRT's own default")
+    version_compatible: bool = Field(
+        False, description="plans that later TensorRT versions load, at some cost in speed; the server has to allow it"
+    )
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = Field(
+        "none", description="GPUs beside the one that built a plan; costs speed"
+    )
+
+    rtx_targets: list[Literal["7.5", "8.0", "8.6", "8.9", "12.0"]] = Field(
+        ["8.0", "8.9"],
+        min_length=1,
+        description="compute capabilities that TensorRT-RTX compiles for ahead of time; TensorRT takes the GPU's own",
+    )
+
+    @field_validator("candidate_buckets", "token_buckets")
+    @classmethod
+    def _ascends(cls, buckets: list[int]) -> list[int]:
+        if any(bucket < 1 for bucket in buckets) or buckets != sorted(set(buckets)):
+            raise ValueError("expected numbers above 0 in ascending order")
+        return buckets

@@ -1,0 +1,79 @@
+"""Reading a recipe: all faults of a file together, each with its line and its key."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tritonrank.errors import RecipeError
+from tritonrank.recipe.listing import setting_rows
+from tritonrank.recipe.overrides import apply_override, read_override_files
+from tritonrank.recipe.whole import Recipe
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.key=value`` strings, the value in YAML, or ``@FILE`` with a YAML mapping of sections; they
+            win over the file, and later ones over earlier ones.
+
+    Raises:
+        RecipeError: the file is missing, is not YAML, or has faults; all faults are in the one message.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe. The ones that come with tritonrank: build/recipes/*.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+        lines = dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2015-02-30 is a ValueError, *anchors may recurse
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a YAML mapping with at least `name` and `data`")
+    for override in read_override_files(overrides):
+        apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe_fault(fault, path, lines) for fault in error.errors()]
+        raise RecipeError(f"{path} has {len(faults)} fault(s):\n" + "\n".join(faults)) from None
+
+
+def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            location = (*prefix, str(key_node.value))
+            yield location, key_node.start_mark.line + 1
+            yield from _key_lines(value_node, location)
+
+
+def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int]) -> str:
+    # pydantic puts the tag of a discriminated union (here the data source) into the location; a file has no such key.
+    location = tuple(str(part) for part in fault["loc"])
+    if location[:1] == ("data",) and len(location) > 1 and location[1] in {"sample", "movielens", "tables"}:
+        location = ("data", *location[2:])
+    known = location
+    while known and known not in lines:
+        known = known[:-1]
+    place = f"{path}:{lines[known]}" if known else f"{path}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        names = [row[0].split(" ")[0].split(".")[-1] for row in setting_rows()] + list(Recipe.model_fields)
+        near = difflib.get_close_matches(location[-1], names, n=1)
+        message = "no such setting" + (f"; did you mean {near[0]}?" if near else "; see `tritonrank settings`")
+    elif fault["type"] == "missing":
+        message = "is required"
+    elif fault["type"] == "string_type" and isinstance(fault["input"], dict):
+        message += " (found a mapping, which is what braces mean in YAML: put the text into quotes)"
+    else:
+        message += f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
+    return f"  {place}: {'.'.join(location) or 'recipe'}: {message}"

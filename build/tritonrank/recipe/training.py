@@ -1,0 +1,141 @@
+"""The ranker, and what makes it: fine-tuning, pruning, distillation."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tritonrank.recipe.base import Settings
+
+PACKAGED_MINILM = "packaged:minilm-l6"
+
+
+class ModelSettings(Settings):
+    architecture: Literal["shared-context", "joint"] = Field(
+        "shared-context",
+        description="shared-context: the user is encoded once for all candidates, about 8 times cheaper; joint: "
+        "context and one candidate in one sequence, the default with model.checkpoint: others are trained that way",
+    )
+    base: str = Field(
+        PACKAGED_MINILM,
+        min_length=1,
+        description="pretrained encoder to fine-tune: a hub id, a folder, or the packaged MiniLM-L6",
+    )
+    checkpoint: str | None = Field(
+        None,
+        min_length=1,
+        description="an already fine-tuned ranker (hub id or folder, one label); skips fine-tuning",
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="branch, tag or commit of the hub's checkpoint or base; a commit pins it. Without it the main "
+        "branch: a build starts anew when that has moved",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpoints_are_joint(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("checkpoint") and "architecture" not in values:
+            return values | {"architecture": "joint"}
+        return values
+
+    @property
+    def source(self) -> str:
+        """What the ranker is made of, and what ``revision`` is a revision of."""
+        return self.checkpoint or self.base
+
+    @property
+    def untrained(self) -> "ModelSettings":
+        """The same with the base alone, as if there were no checkpoint."""
+        revision = None if self.checkpoint else self.revision
+        return self.model_copy(update={"checkpoint": None, "revision": revision})
+
+
+class TrainingSettings(Settings):
+    """What every training of a ranker has: fine-tuning and distillation."""
+
+    loss: Literal["listwise", "pairwise", "binary"] = Field(
+        "listwise", description="softmax cross-entropy over the list, RankNet, or binary cross-entropy"
+    )
+    distillation: float = Field(0.5, ge=0, le=1, description="share of the loss that the teacher's scores have")
+    temperature: float = Field(1.0, gt=0, description="divides the scores of both in the distillation loss")
+    epochs: float = Field(1.0, gt=0, description="passes over the training examples")
+    examples_per_step: int = Field(8, ge=1, description="examples (lists) per optimizer step and process")
+    learning_rate: float = Field(8e-5, gt=0, lt=1, description="peak, after warm-up; 8e-5 suits small encoders")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0, description="not applied to biases and LayerNorm")
+    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    evaluations: int = Field(4, ge=1, description="how often NDCG@10 is judged on the validation users")
+    patience: int = Field(2, ge=1, description="evaluations without a better NDCG@10 before training stops")
+    mixed_precision: Literal["auto", "off", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the GPU or CPU computes it natively, else off"
+    )
+
+
+class FinetuneSettings(TrainingSettings):
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of a fine-tuned ranker whose scores are learnt beside the labels: distillation",
+    )
+
+
+class PruneSettings(Settings):
+    """Without this section nothing is pruned. See docs/prune.md."""
+
+    gflop: float | None = Field(
+        None, gt=0, le=1, description="share of the teacher's GFLOP per request; the sizes not named follow from it"
+    )
+    layers: int | None = Field(None, ge=1, description="layers to keep; default: all, or what gflop leaves")
+    heads: int | None = Field(None, ge=1, description="attention heads per layer; default: all, or what gflop leaves")
+    ffn_neurons: int | None = Field(
+        None, ge=8, description="inner width of the FFN; default: all, or what gflop leaves"
+    )
+    layer_criterion: Literal["ablation", "influence", "taylor"] = Field(
+        "ablation",
+        description="ablation: drop the layer without which the loss stays lowest, one after the other; influence: "
+        "1 - cosine of its input and output; taylor: |activation x gradient| of what it adds",
+    )
+    criterion: Literal["taylor", "magnitude"] = Field(
+        "taylor", description="for heads and neurons: |activation x gradient| of the ranking loss, or the weights' norm"
+    )
+    calibration_examples: int = Field(
+        64, ge=8, description="training requests on which importance is measured, never judged ones"
+    )
+    vocabulary: bool = Field(True, description="drop tokens that neither the data nor the reserve needs")
+    reserve_tokens: int = Field(
+        1_000, ge=0, description="most frequent tokens of the base vocabulary kept in any case, for texts to come"
+    )
+    positions: bool = Field(True, description="drop position embeddings that the token budgets of `text` never reach")
+    compare: bool = Field(
+        True, description="also judge what the other criteria would have kept, on the validation users"
+    )
+
+
+class DistillSettings(TrainingSettings):
+    """The pruned ranker learns from the unpruned one; needs a prune section."""
+
+    distillation: float = Field(
+        0.7, ge=0, le=1, description="share of the loss that the teacher's scores have; the labels have the rest"
+    )
+    epochs: float = Field(2.0, gt=0, description="passes over the examples; the teacher's scores are computed once")
+    learning_rate: float = Field(1e-4, gt=0, lt=1, description="peak, after warm-up; higher than for fine-tuning, "
+                                 "because a cut model has further to go")  # fmt: skip
+    examples: int = Field(4_000, ge=8, description="training contexts, drawn by seed; all of them if there are fewer")
+    pool: int = Field(
+        32, ge=2, le=999, description="unseen items per context that the teacher scores, drawn by popularity"
+    )
+    hard_negatives: int = Field(6, ge=0, description="of the pool, those that the teacher scores highest")
+    random_negatives: int = Field(5, ge=0, description="of the rest of the pool, drawn by lot")
+    hidden_states: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the hidden-state loss: kept layers imitate their originals; runs the teacher in each "
+        "step, which about doubles its time",
+    )
+
+    @model_validator(mode="after")
+    def _negatives_come_from_the_pool(self) -> "DistillSettings":
+        if not 1 <= self.hard_negatives + self.random_negatives <= self.pool:
+            raise ValueError("hard_negatives + random_negatives must be at least 1 and at most pool")
+        return self

@@ -1,0 +1,60 @@
+"""The recipe as a whole, and what its sections ask of one another."""
+
+from pydantic import Field, model_validator
+
+from tritonrank.recipe.base import Settings
+from tritonrank.recipe.data import DataSettings, ExampleSettings
+from tritonrank.recipe.graphs import ExportSettings, GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.serving import ServeSettings
+from tritonrank.recipe.text import TextSettings
+from tritonrank.recipe.training import DistillSettings, FinetuneSettings, ModelSettings, PruneSettings
+
+
+class Recipe(Settings):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="names artifacts/<name>/")
+    seed: int = Field(17, ge=0, lt=2**32, description="fixes data, sampling, training order and initial weights")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes (CPU) or GPUs that compute each layer together; 1 = the whole ranker in each instance. "
+        "Has to divide heads and neurons; see docs/tensor-parallel.md for when it pays",
+    )
+    data: DataSettings
+    text: TextSettings = TextSettings()
+    examples: ExampleSettings = ExampleSettings()
+    model: ModelSettings = ModelSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    prune: PruneSettings | None = None
+    distill: DistillSettings | None = None
+    gate: GateSettings = GateSettings()
+    export: ExportSettings = ExportSettings()
+    quantize: QuantizeSettings = QuantizeSettings()
+    tensorrt: TensorRTSettings = TensorRTSettings()
+    serve: ServeSettings = ServeSettings()
+
+    @model_validator(mode="after")
+    def _distillation_needs_a_smaller_model(self) -> "Recipe":
+        if self.distill and not self.prune:
+            raise ValueError("distill needs a prune section: the student is the pruned ranker")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_are_onnxruntime_on_the_cpu(self) -> "Recipe":
+        if self.tensor_parallel > 1 and (self.serve.executor, self.serve.device) != ("onnxruntime", "cpu"):
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel}, but serve.executor is {self.serve.executor} on "
+                f"{self.serve.device}: in the Python backend ranks are processes of ONNX Runtime on the CPU. Set "
+                "tensor_parallel to 1, or assemble --target tensorrt-tp"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _profiles_hold_the_largest_request(self) -> "Recipe":
+        largest = self.tensorrt.candidate_buckets[-1]
+        if largest < self.serve.max_candidates:
+            raise ValueError(
+                f"tensorrt.candidate_buckets end at {largest}, but serve.max_candidates is "
+                f"{self.serve.max_candidates}: no optimization profile would hold such a request"
+            )
+        return self
