@@ -7,15 +7,12 @@ seconds, so that a finished stage can be skipped, and damage is found before it 
 One process at a time writes below a folder of artifacts (``locks.py``); readers wait for nobody.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,43 +21,44 @@ from typing import Any
 from rich.console import Console
 
 from tritonrank.artifacts.locks import only_writer
+from tritonrank.artifacts.manifest import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    OtherFormatError,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    stage_key,
+    tool_version,
+    tool_versions,
+)
 from tritonrank.errors import ArtifactError, storage_error
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-"""Of manifests; another number means that this code does not know what is in the folder."""
-KEPT = ".kept-"
-OWN_KEYS = {"stage", "key", "artifact"}
-RECORDED_TOOLS = ("tritonrank", "torch", "transformers", "tokenizers", "onnx", "onnxruntime", "optimum-onnx", "numpy")
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "Draft",
+    "Manifest",
+    "OtherFormatError",
+    "is_aside",
+    "is_current",
+    "read_manifest",
+    "sha256_file",
+    "stage_key",
+    "tidy",
+    "tool_version",
+    "verify_artifact",
+    "whole_file",
+    "work_folder",
+    "write_artifact",
+]
 
+KEPT = ".kept-"
+WORK = ".work"
+"""Ends the folder beside an artifact where its stage keeps what an interrupted run goes on from."""
 
 console = Console()
-
-
-class OtherFormatError(ArtifactError):
-    """The artifact was made by another version of tritonrank; it is neither read nor replaced."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What ``manifest.json`` says of an artifact."""
-
-    stage: str
-    key: str
-    """sha256 of stage, settings and parents: equal keys mean there is nothing to do."""
-    artifact: str
-    """sha256 of the file hashes: the identity of what was built; cached judgements and answers name it."""
-    settings: dict[str, Any]
-    parents: dict[str, str]
-    files: dict[str, str]
-    """relative path -> sha256"""
-    metrics: dict[str, Any]
-    tools: dict[str, str]
-    seconds: float
-    created: str
-    empty_folders: list[str] | None = None
-    """those that belong to the artifact (Triton wants a version folder of an ensemble); None: not recorded"""
-    format: int = FORMAT
 
 
 @dataclass
@@ -68,24 +66,32 @@ class Draft:
     """An artifact that is being written: put files below ``folder`` and results into ``metrics``."""
 
     folder: Path
+    key: str
+    """what the artifact depends on (``stage_key``)"""
+    parents: Mapping[str, Manifest]
     metrics: dict[str, Any] = field(default_factory=dict)
-
-
-def stage_key(stage: str, settings: Mapping[str, Any], parents: Mapping[str, Manifest]) -> str:
-    """What a stage's output depends on, as one hash."""
-    return _sha256_json([stage, settings, {name: parent.artifact for name, parent in parents.items()}])
 
 
 @contextmanager
 def write_artifact(
-    folder: Path, stage: str, settings: Mapping[str, Any], parents: Mapping[str, Manifest]
+    folder: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, Manifest],
+    revision: int = 0,
+    tools: Iterable[str] = (),
 ) -> Iterator[Draft]:
     """Give a draft folder to fill; publish it whole when the block ends, discard it when the block raises.
+
+    Args:
+        folder: of the artifact.
+        stage: this and what follows: see ``stage_key``.
 
     Raises:
         StorageError: something cannot be written.
     """
-    draft = Draft(folder.with_name(folder.name + ".tmp"))
+    key = stage_key(stage, settings, parents, revision, tools)
+    draft = Draft(folder.with_name(folder.name + ".tmp"), key, parents)
     started = time.monotonic()
     with only_writer(folder.parent):
         try:
@@ -96,24 +102,32 @@ def write_artifact(
             files = {name: sha256_file(draft.folder / name) for name in contents.files}
             manifest = Manifest(
                 stage=stage,
-                key=stage_key(stage, settings, parents),
-                artifact=_sha256_json(files),
+                key=key,
+                artifact=sha256_json(files),
                 settings=dict(settings),
                 parents={name: parent.artifact for name, parent in parents.items()},
                 files=files,
                 metrics=draft.metrics,
-                tools=_tool_versions(),
+                tools=tool_versions(),
+                revision=revision,
+                format=FORMAT,
                 seconds=round(time.monotonic() - started, 3),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 empty_folders=contents.empty_folders,
             )
             (draft.folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
             _replace_folder(draft.folder, folder)
+            shutil.rmtree(work_folder(folder), ignore_errors=True)
         except BaseException as error:
             shutil.rmtree(draft.folder, ignore_errors=True)
             if (fault := storage_error(error, draft.folder)) is not None:
                 raise fault from error
             raise
+
+
+def work_folder(folder: Path) -> Path:
+    """Where the stage of an artifact keeps what an interrupted run goes on from; publishing removes it."""
+    return folder.with_name(folder.name + WORK)
 
 
 def tidy(folder: Path) -> None:
@@ -144,62 +158,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         if (fault := storage_error(error, path)) is not None:
             raise fault from error
         raise
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a published artifact.
-
-    Raises:
-        ArtifactError: there is none, or it cannot be read.
-    """
-    path = folder / MANIFEST
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{folder}: no artifact here ({MANIFEST} is missing). Build it: tritonrank build RECIPE"
-        ) from None
-    except NotADirectoryError:
-        raise ArtifactError(
-            f"{folder}: not a folder, so no artifact. A recipe is built first: tritonrank build RECIPE; what it makes "
-            "is in artifacts/<name of the recipe>"
-        ) from None
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); give this user access to it") from None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(_damaged(path, error)) from None
-    if not isinstance(loaded, dict) or not loaded.keys() >= OWN_KEYS:
-        raise ArtifactError(
-            f"{path}: damaged manifest, or that of another program: it names no stage. An artifact is a folder such as "
-            "artifacts/demo/teacher; to make one anew, run tritonrank build again"
-        )
-    if loaded.get("format", FORMAT) != FORMAT:
-        raise OtherFormatError(
-            f"{folder}: made by another version of tritonrank (format {loaded['format']} of {MANIFEST}; this one reads "
-            f"{FORMAT}). Use that version, or build elsewhere: tritonrank build RECIPE --artifacts FOLDER"
-        )
-    try:
-        manifest = Manifest(**loaded)
-    except TypeError as error:
-        raise ArtifactError(_damaged(path, error)) from None
-    texts = (manifest.stage, manifest.key, manifest.artifact)
-    mappings = (manifest.settings, manifest.parents, manifest.files, manifest.metrics, manifest.tools)
-    if not (
-        all(isinstance(value, str) for value in texts)
-        and all(isinstance(value, dict) for value in mappings)
-        and all(_is_inside(name) and isinstance(value, str) for name, value in manifest.files.items())
-        and (manifest.empty_folders is None or isinstance(manifest.empty_folders, list))
-    ):
-        raise ArtifactError(_damaged(path, "values of another kind"))
-    return manifest
-
-
-def _is_inside(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
-
-
-def _damaged(path: Path, reason: object) -> str:
-    return f"{path}: damaged manifest ({reason}). To make it anew, run tritonrank build again"
 
 
 def verify_artifact(folder: Path) -> Manifest:
@@ -240,10 +198,10 @@ def verify_artifact(folder: Path) -> Manifest:
 
 
 def is_current(folder: Path, key: str) -> bool:
-    """Whether the artifact exists, is undamaged and was made from the same settings and parents.
+    """Whether the artifact exists, is undamaged and has this key.
 
     Raises:
-        ArtifactError: another version of tritonrank made it; whether it is current only that one can tell.
+        OtherFormatError: a later version of tritonrank made it; whether it is current only that one can tell.
     """
     try:
         return read_manifest(folder).key == key and verify_artifact(folder).key == key
@@ -256,15 +214,6 @@ def is_current(folder: Path, key: str) -> bool:
 def is_aside(folder: Path) -> bool:
     """Whether a folder beside the artifacts is none of them: a draft, an older one, or what was no artifact."""
     return folder.suffix in {".tmp", ".old"} or folder.suffix.startswith(KEPT)
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sha256_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass
@@ -348,13 +297,3 @@ def _step_aside(target: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def _tool_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in RECORDED_TOOLS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
