@@ -254,11 +254,30 @@ class RequestTokenizer:
             separated += ([self._layout.separator] if number else []) + [*part]
         return separated
 
-    def items(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids of each item text, cut to the candidate budget; () for a text that tokenizes to nothing."""
+    def items(self, texts: Sequence[str], most_tokens: int = 0, keep_end: bool = False) -> list["_Tokens"]:
+        """Token ids of each item text, cut to the candidate budget; () for a text that tokenizes to nothing.
+
+        Args:
+            texts: as ``render`` gives them.
+            most_tokens: a smaller budget for this request; 0 is the ranker's own.
+            keep_end: a text that is too long keeps its end, and not its beginning.
+        """
         found = self._known(texts)
+        budget = min(most_tokens or self.rules.candidate_tokens, self.rules.candidate_tokens)
+        if budget < self.rules.candidate_tokens:
+            found = [_cut(ids, budget, ids.is_cut) for ids in found]
+        if keep_end:
+            found = [self._end(text, budget) if ids.is_cut else ids for text, ids in zip(texts, found, strict=True)]
         self._count("items", len(found), sum(ids.is_cut for ids in found))
-        return [*found]
+        return found
+
+    def _end(self, text: str, tokens: int) -> _Tokens:
+        """The last token ids of a text that is too long; nothing is remembered of it."""
+        most = tokens * CHARACTERS_PER_TOKEN
+        (ids,) = self._encode_whole([text if len(text) <= most else _squeezed(text)[-most:]])
+        end = _Tokens(ids[-tokens:])
+        end.is_cut = True
+        return end
 
     def _known(self, texts: Sequence[str]) -> list[_Tokens]:
         known: dict[str, _Tokens] = {}

@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ._base import ClientBase, new_request_id
 from ._fork import keep_inherited
-from ._results import Health, Item, ItemId, ModelInfo, RankResult
+from ._results import Detail, Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import AsyncTransport, open_async_transport
 from ._wire import build_request, read_model_info
@@ -41,18 +41,29 @@ class AsyncRankClient(ClientBase):
         top_k: int = 0,
         timeout: float | None = None,
         request_id: str = "",
+        want: Collection[Detail] = (),
+        max_item_tokens: int = 0,
+        truncate_left: bool = False,
     ) -> RankResult:
         """Rank items for a context: see `RankClient.rank`."""
         call = self._begin(timeout)
         request = build_request(
-            query=query, history=history, items=items, item_ids=item_ids, top_k=top_k, request_id=request_id
+            query=query,
+            history=history,
+            items=items,
+            item_ids=item_ids,
+            top_k=top_k,
+            request_id=request_id,
+            want=want,
+            max_item_tokens=max_item_tokens,
+            truncate_left=truncate_left,
         )
         if not request.items:
-            return self._empty_result(call)
+            return self._empty_result(call, request)
         transport = self._open()
         inputs = transport.encode(request)
         answer = await self._attempt(
-            call, lambda seconds: transport.infer(inputs, request_id or new_request_id(), seconds)
+            call, lambda seconds: transport.infer(inputs, request.outputs, request_id or new_request_id(), seconds)
         )
         return self._result(call, answer, request)
 

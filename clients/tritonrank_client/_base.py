@@ -70,13 +70,22 @@ class ClientBase:
             raise RuntimeError(CLOSED)
         return Call(self._settings.retry, self._budget, check_timeout(timeout, self._settings.timeout))
 
-    def _empty_result(self, call: Call) -> RankResult:
-        """The ranking of no items, which needs no server."""
-        return RankResult((), "", call.seconds, call.attempts)
+    def _empty_result(self, call: Call, request: RankRequest) -> RankResult:
+        """The ranking of no items, which needs no server; nobody has counted the context's tokens."""
+        item_tokens, truncated = (() if name in request.want else None for name in ("item_tokens", "truncated"))
+        return RankResult((), "", call.seconds, call.attempts, item_tokens, truncated)
 
     def _result(self, call: Call, answer: object, request: RankRequest) -> RankResult:
-        ranking, artifact = self._read(call, lambda: read_answer(answer, request))
-        return RankResult(ranking, artifact, call.seconds, call.attempts)
+        read = self._read(call, lambda: read_answer(answer, request))
+        return RankResult(
+            read.ranking,
+            read.artifact,
+            call.seconds,
+            call.attempts,
+            read.item_tokens,
+            read.truncated,
+            read.context_tokens,
+        )
 
     def _read(self, call: Call, read: Callable[[], Answer]) -> Answer:
         try:

@@ -1,13 +1,13 @@
 """The blocking client."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
 from ._base import ClientBase, new_request_id
 from ._options import DEFAULT_LARGEST_ANSWER_BYTES, DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry
-from ._results import Health, Item, ItemId, ModelInfo, RankResult
+from ._results import Detail, Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import open_transport
 from ._wire import build_request, read_model_info
@@ -74,6 +74,9 @@ class RankClient(ClientBase):
         top_k: int = 0,
         timeout: float | None = None,
         request_id: str = "",
+        want: Collection[Detail] = (),
+        max_item_tokens: int = 0,
+        truncate_left: bool = False,
     ) -> RankResult:
         """Rank items for a context.
 
@@ -88,6 +91,11 @@ class RankClient(ClientBase):
                 a request still in its queue when the time has run out is dropped there.
             request_id: printable text that shows up in the server's trace and log; by default one is made up. The
                 answer must bear it.
+            want: what to tell beside the ranking: "item_tokens", "truncated", "context_tokens". A server that
+                was assembled by a release without them refuses the request.
+            max_item_tokens: an item is cut to so many tokens, where the ranker's own budget is not less; 0 is that
+                budget.
+            truncate_left: an item that is too long keeps its end, and not its beginning.
 
         Raises:
             InvalidRequest: an argument is wrong, or the server refused it.
@@ -101,13 +109,22 @@ class RankClient(ClientBase):
         """
         call = self._begin(timeout)
         request = build_request(
-            query=query, history=history, items=items, item_ids=item_ids, top_k=top_k, request_id=request_id
+            query=query,
+            history=history,
+            items=items,
+            item_ids=item_ids,
+            top_k=top_k,
+            request_id=request_id,
+            want=want,
+            max_item_tokens=max_item_tokens,
+            truncate_left=truncate_left,
         )
         if not request.items:
-            return self._empty_result(call)
+            return self._empty_result(call, request)
         inputs = self._transport.encode(request)
         answer = self._attempt(
-            call, lambda seconds: self._transport.infer(inputs, request_id or new_request_id(), seconds)
+            call,
+            lambda seconds: self._transport.infer(inputs, request.outputs, request_id or new_request_id(), seconds),
         )
         return self._result(call, answer, request)
 

@@ -31,6 +31,11 @@ class Verdict:
 
 
 INVALID = Verdict(InvalidRequest, "the server refused the request", "Mend the request before sending it again.")
+OLDER = Verdict(
+    InvalidRequest,
+    "the server was assembled by a release that does not know what the call asks for",
+    "Assemble its repository again (tritonrank assemble RECIPE), or leave out want=, max_item_tokens=, truncate_left=.",
+)
 TOO_LARGE = Verdict(InvalidRequest, "the request or its answer is too large", "Send fewer or shorter items at once.")
 FORBIDDEN = Verdict(InvalidRequest, "the server refused the credentials", "Check headers= and tls=.")
 QUEUE_FULL = Verdict(
@@ -139,6 +144,8 @@ PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("tritonrank-queue", FAILED, DEAD_PART),
     ("lock_exception", FAILED, DEAD_PART),
     ("shared memory", FAILED, DEAD_PART),  # Failed to open/initialize/find the ... region
+    ("unexpected inference output '", ("INVALID_ARGUMENT", "400"), OLDER),
+    ("unexpected inference input '", ("INVALID_ARGUMENT", "400"), OLDER),
     ("CERTIFICATE_VERIFY_FAILED", ("UNAVAILABLE",), UNTRUSTED),
     ("handshake failed", ("UNAVAILABLE",), UNTRUSTED),
     ("Failed parsing HTTP/2", ("UNAVAILABLE",), GARBLED),

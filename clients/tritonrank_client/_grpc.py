@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,8 @@ class GrpcTransport:
     def encode(self, request: RankRequest) -> list[Any]:
         return _encode(request)
 
-    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        answer = self._ask("ModelInfer", self._messages.infer(inputs, request_id, seconds), seconds)
+    def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
+        answer = self._ask("ModelInfer", self._messages.infer(inputs, outputs, request_id, seconds), seconds)
         return _own(answer, request_id, self._wire)
 
     def server_live(self, seconds: float) -> bool:
@@ -204,8 +204,8 @@ class AsyncGrpcTransport:
     def encode(self, request: RankRequest) -> list[Any]:
         return _encode(request)
 
-    async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        answer = await self._ask("ModelInfer", self._messages.infer(inputs, request_id, seconds), seconds)
+    async def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
+        answer = await self._ask("ModelInfer", self._messages.infer(inputs, outputs, request_id, seconds), seconds)
         return _own(answer, request_id, self._wire)
 
     async def server_live(self, seconds: float) -> bool:
@@ -263,12 +263,14 @@ class _Messages:
     def model(self, kind: Callable[..., Any]) -> Any:
         return kind(name=self._model, version=self._version)
 
-    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
+    def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         message = service_pb2.ModelInferRequest(model_name=self._model, model_version=self._version, id=request_id)
         message.parameters["timeout"].int64_param = microseconds(seconds)
         for described, content in inputs:
             message.inputs.append(described)
             message.raw_input_contents.append(content)
+        for name in outputs:
+            message.outputs.add(name=name)
         return message
 
 

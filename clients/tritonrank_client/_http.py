@@ -12,13 +12,13 @@ import os
 import ssl
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 import tritonclient.http
-from tritonclient.http import InferenceServerClient, InferResult
+from tritonclient.http import InferenceServerClient, InferRequestedOutput, InferResult
 from tritonclient.utils import InferenceServerException
 
 from ._fork import watch_forks
@@ -53,8 +53,8 @@ class HttpTransport:
     def encode(self, request: RankRequest) -> list[Any]:
         return encode(request, tritonclient.http.InferInput)
 
-    def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        headers, body = self._pages.inference(inputs, request_id, seconds)
+    def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
+        headers, body = self._pages.inference(inputs, outputs, request_id, seconds)
         lane = self._lane()
         answer = lane.exchange("POST", self._pages.infer, headers, body, seconds)
         try:
@@ -176,8 +176,8 @@ class AsyncHttpTransport:
     def encode(self, request: RankRequest) -> list[Any]:
         return encode(request, tritonclient.http.InferInput)
 
-    async def infer(self, inputs: list[Any], request_id: str, seconds: float) -> Any:
-        headers, body = self._pages.inference(inputs, request_id, seconds)
+    async def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
+        headers, body = self._pages.inference(inputs, outputs, request_id, seconds)
         session = self._session
         answer = await self._exchange("POST", self._pages.infer, headers, body, seconds)
         try:
@@ -256,10 +256,15 @@ class _Pages:
         self.infer = f"{model}/infer"
         self.headers = {**settings.headers, "Accept-Encoding": IDENTITY}
 
-    def inference(self, inputs: list[Any], request_id: str, seconds: float) -> tuple[dict[str, str], bytes]:
+    def inference(
+        self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float
+    ) -> tuple[dict[str, str], bytes]:
         """Headers and body of one attempt."""
         body, header_length = InferenceServerClient.generate_request_body(
-            inputs, request_id=request_id, timeout=microseconds(seconds)
+            inputs,
+            outputs=[InferRequestedOutput(name, binary_data=True) for name in outputs],
+            request_id=request_id,
+            timeout=microseconds(seconds),
         )
         return self.headers if header_length is None else {**self.headers, HEADER_LENGTH: str(header_length)}, body
 

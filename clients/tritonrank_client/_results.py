@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 Item = str | Mapping[str, Any]
 """An item or a history entry: the text itself, or fields that the server renders by its template."""
 
 ItemId = str | int
 """An item's id. The server compares ids as text: 7 and "7" are one."""
+
+Detail = Literal["item_tokens", "truncated", "context_tokens"]
+"""What a call may ask for beside the ranking: how many tokens were read, and which items lost text to their budget."""
 
 NO_TEXT_SCORE = -3.4028234663852886e38
 """What the server gives to an item without text: the lowest finite 32-bit float. Such items come last."""
@@ -43,12 +46,18 @@ class RankResult:
         artifact: the name of the model artifact that scored; empty when there was no item to score.
         seconds: wall-clock time of the whole call, retries and pauses included.
         attempts: requests sent: 1 when the first one succeeded, 0 when there was no item to score.
+        item_tokens: tokens of each item that were scored, in the order of the request; None unless asked for.
+        truncated: whether an item lost text to its token budget, likewise.
+        context_tokens: tokens of query and history together, likewise.
     """
 
     ranking: tuple[RankedItem, ...]
     artifact: str
     seconds: float
     attempts: int
+    item_tokens: tuple[int, ...] | None = None
+    truncated: tuple[bool, ...] | None = None
+    context_tokens: int | None = None
 
     @property
     def indices(self) -> tuple[int, ...]:

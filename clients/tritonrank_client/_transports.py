@@ -4,6 +4,7 @@ A transport sends one request once. It knows neither retries nor our errors: wha
 is. The protocol's module is imported when it is chosen, so a gRPC client never loads aiohttp.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ._options import Settings
@@ -16,8 +17,8 @@ class Transport(Protocol):
     def encode(self, request: RankRequest) -> Any:
         """The request as this protocol's inputs; they may be sent several times."""
 
-    def infer(self, inputs: Any, request_id: str, seconds: float) -> Any:
-        """Send the inputs; an InferResult that bears `request_id`."""
+    def infer(self, inputs: Any, outputs: Sequence[str], request_id: str, seconds: float) -> Any:
+        """Send the inputs and ask for these outputs; an InferResult that bears `request_id`."""
 
     def server_live(self, seconds: float) -> bool:
         """Whether the server says that it is live."""
@@ -44,8 +45,8 @@ class AsyncTransport(Protocol):
     def encode(self, request: RankRequest) -> Any:
         """The request as this protocol's inputs; they may be sent several times."""
 
-    async def infer(self, inputs: Any, request_id: str, seconds: float) -> Any:
-        """Send the inputs; an InferResult that bears `request_id`."""
+    async def infer(self, inputs: Any, outputs: Sequence[str], request_id: str, seconds: float) -> Any:
+        """Send the inputs and ask for these outputs; an InferResult that bears `request_id`."""
 
     async def server_live(self, seconds: float) -> bool:
         """Whether the server says that it is live."""

@@ -4,8 +4,10 @@ A request is checked here, before anything is sent, and turned into named arrays
 input classes take the same arrays. An answer is checked against the request: a server that breaks the contract is
 reported as such and never as an IndexError in the caller's code.
 
-    inputs   query BYTES[1], history BYTES[-1], items BYTES[-1], item_ids BYTES[-1] (optional), top_k INT32[1]
+    inputs   query BYTES[1], history BYTES[-1], items BYTES[-1], item_ids BYTES[-1] (optional), top_k INT32[1],
+             max_item_tokens INT32[1] and truncate_left BOOL[1] (both optional)
     outputs  indices INT32[-1], scores FP32[-1], artifact BYTES[1]      best first
+             item_tokens INT32[-1], truncated BOOL[-1], context_tokens INT32[1]      in request order; when asked for
 
 Every request bears an id, and its answer must bear the same one.
 """
@@ -13,17 +15,19 @@ Every request bears an id, and its answer must bear the same one.
 import json
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ._errors import InvalidRequest, ServerFault
-from ._results import NO_TEXT_SCORE, Item, ItemId, ModelInfo, RankedItem, TensorInfo
+from ._results import NO_TEXT_SCORE, Detail, Item, ItemId, ModelInfo, RankedItem, TensorInfo
 
-LARGEST_TOP_K = 2**31 - 1  # INT32
+LARGEST_INT32 = 2**31 - 1
+RANKING_OUTPUTS = ("indices", "scores", "artifact")
+"""What every call asks for. A server that is not told sends all that it has."""
 VERBATIM = ""  # the name of the one field whose value is the text itself
 LONGEST_QUOTED_ID = 80  # characters of a wrong id in a message
 
@@ -46,6 +50,23 @@ class RankRequest:
     top_k: int
     request_id: str
     tensors: tuple[Tensor, ...]
+    want: tuple[Detail, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs to ask the server for."""
+        return (*RANKING_OUTPUTS, *self.want)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A checked answer; see `RankResult`."""
+
+    ranking: tuple[RankedItem, ...]
+    artifact: str
+    item_tokens: tuple[int, ...] | None = None
+    truncated: tuple[bool, ...] | None = None
+    context_tokens: int | None = None
 
 
 def build_request(
@@ -56,6 +77,9 @@ def build_request(
     item_ids: Iterable[ItemId] | None,
     top_k: int,
     request_id: str,
+    want: Collection[Detail] = (),
+    max_item_tokens: int = 0,
+    truncate_left: bool = False,
 ) -> RankRequest:
     """Check the caller's arguments and encode them. A request without items is one to which the answer is known.
 
@@ -75,11 +99,16 @@ def build_request(
             raise InvalidRequest(f"item_ids: expected one per item ({len(kept_items)}), got {len(kept_ids)}")
         encoded = [_encode_id(f"item_ids[{row}]", item_id) for row, item_id in enumerate(kept_ids)]
         tensors.append(Tensor("item_ids", "BYTES", _bytes_array(encoded)))
-    limit = _check_top_k(top_k)
+    limit = _whole_number("top_k", top_k, "0 (all)")
     tensors.append(Tensor("top_k", "INT32", np.array([limit], dtype=np.int32)))
+    # Servers of before these inputs refuse them, so they are sent only where they say something.
+    if most_tokens := _whole_number("max_item_tokens", max_item_tokens, "0 (the ranker's own)"):
+        tensors.append(Tensor("max_item_tokens", "INT32", np.array([most_tokens], dtype=np.int32)))
+    if truncate_left:
+        tensors.append(Tensor("truncate_left", "BOOL", np.array([True])))
     if not _encode_text("request_id", request_id).decode().isprintable():  # Triton cuts it at a zero byte
         raise InvalidRequest(f"request_id: expected printable text, got {request_id!r}")
-    return RankRequest(kept_items, kept_ids, limit, request_id, tuple(tensors))
+    return RankRequest(kept_items, kept_ids, limit, request_id, tuple(tensors), _check_want(want))
 
 
 def encode(request: RankRequest, input_type: Any) -> list[Any]:
@@ -92,8 +121,9 @@ def encode(request: RankRequest, input_type: Any) -> list[Any]:
     return inputs
 
 
-def read_answer(answer: Any, request: RankRequest) -> tuple[tuple[RankedItem, ...], str]:
-    """The ranking (best first) and the artifact's name from a tritonclient InferResult of either protocol.
+def read_answer(answer: Any, request: RankRequest) -> Answered:
+    """The ranking (best first), the artifact's name and what else was wanted, from a tritonclient InferResult of either
+    protocol.
 
     Raises:
         ServerFault: the answer breaks the contract; the message names the output.
@@ -127,7 +157,15 @@ def read_answer(answer: Any, request: RankRequest) -> tuple[tuple[RankedItem, ..
         )
         for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
     )
-    return ranking, _artifact_name(artifact[0])
+    items = len(request.items)
+    details: dict[str, Any] = {}
+    if "item_tokens" in request.want:
+        details["item_tokens"] = tuple(_detail(answer, "item_tokens", "iu", items))
+    if "truncated" in request.want:
+        details["truncated"] = tuple(map(bool, _detail(answer, "truncated", "b", items)))
+    if "context_tokens" in request.want:
+        (details["context_tokens"],) = _detail(answer, "context_tokens", "iu", 1)
+    return Answered(ranking, _artifact_name(artifact[0]), **details)
 
 
 def read_model_info(metadata: Any, config: Any) -> ModelInfo:
@@ -261,15 +299,30 @@ def _bytes_array(values: list[bytes]) -> npt.NDArray[np.object_]:
     return array
 
 
-def _check_top_k(top_k: int) -> int:
-    expected = f"top_k: expected a whole number from 0 (all) to {LARGEST_TOP_K}, got {top_k!r}"
+def _whole_number(field: str, value: int, nothing: str) -> int:
+    """A number for an INT32 tensor; `nothing` says what 0 means."""
+    expected = f"{field}: expected a whole number from {nothing} to {LARGEST_INT32}, got {value!r}"
     try:
-        limit = operator.index(top_k)
+        number = operator.index(value)
     except TypeError:
         raise InvalidRequest(expected) from None
-    if isinstance(top_k, bool) or not 0 <= limit <= LARGEST_TOP_K:
+    if isinstance(value, bool) or not 0 <= number <= LARGEST_INT32:
         raise InvalidRequest(expected)
-    return limit
+    return number
+
+
+def _check_want(want: Collection[Detail]) -> tuple[Detail, ...]:
+    known: tuple[Detail, ...] = get_args(Detail)
+    if isinstance(want, str) or not isinstance(want, Collection) or not set(want) <= set(known):
+        raise InvalidRequest(f"want: expected a list of some of {', '.join(known)}, got {want!r}")
+    return tuple(name for name in known if name in want)
+
+
+def _detail(answer: Any, name: str, kinds: str, expected: int) -> list[Any]:
+    values: list[Any] = _output(answer, name, kinds).tolist()
+    if len(values) != expected:
+        raise _broken(f"{name}: expected {expected}, got {len(values)}")
+    return values
 
 
 def _output(answer: Any, name: str, kinds: str) -> npt.NDArray[Any]:

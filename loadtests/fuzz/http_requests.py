@@ -151,6 +151,8 @@ def _packed_element(value: Any, datatype: Any) -> bytes:
         text = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else b"?"
         return struct.pack("<I", len(text)) + text
     number = value if isinstance(value, int | float) and math.isfinite(value) else 0
+    if datatype == "BOOL":
+        return bytes([bool(number)])
     if datatype == "FP32":
         return struct.pack("<f", max(-3e38, min(3e38, number)))
     kind, bits = ("<q", 63) if datatype == "INT64" else ("<i", 31)

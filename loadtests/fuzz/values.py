@@ -14,12 +14,12 @@ JsonObject = dict[str, Any]
 MODELS = ("rank", "rank", "tokenize", "score", "score", "select")
 """What is asked, in shares; all but the ensemble are calls past it."""
 OUTPUTS = {
-    "rank": ("indices", "scores", "artifact"),
+    "rank": ("indices", "scores", "artifact", "item_tokens", "truncated", "context_tokens"),
     "tokenize": ("context_ids", "candidate_ids", "row_of_candidate", "deadline"),
     "score": ("logits",),
     "select": ("indices", "scores", "artifact"),
 }
-OPTIONAL = ("item_ids", "top_k")
+OPTIONAL = ("item_ids", "top_k", "max_item_tokens", "truncate_left")
 TEXTS: Sequence[str] = (
     "", "lamp", "\0", "a\0b", "\n\nERROR no such line\r\n", '{"title":"x"}', '{"title":{"a":1}}', '{"title":[[1]]}',
     '{"title":"\\ud800"}', '{"title":NaN}', '{"title":-Infinity}', '{"title":1e999}', '{"title":' + "9" * 5_000 + "}",
@@ -127,6 +127,10 @@ def _right_tensors(model: str) -> dict[str, tuple[str, list[int], list[Any]]]:
         "item_ids": ("BYTES", [2], ["0", "1"]),
         "top_k": ("INT32", [1], [0]),
     }
+    cuts: dict[str, tuple[str, list[int], list[Any]]] = {
+        "max_item_tokens": ("INT32", [1], [1]),
+        "truncate_left": ("BOOL", [1], [True]),
+    }
     score: dict[str, tuple[str, list[int], list[Any]]] = {
         "context_ids": ("INT32", [1, 4], [101, 2_000, 3_000, 102]),
         "candidate_ids": ("INT32", [1, 2, 3], [101, 5, 6, 101, 7, -1]),
@@ -136,4 +140,5 @@ def _right_tensors(model: str) -> dict[str, tuple[str, list[int], list[Any]]]:
         "logits": ("FP32", [2], [0.5, 0.25]),
         "row_of_candidate": ("INT32", [2], [0, 1]),
     }
-    return {"rank": texts | wishes, "tokenize": texts | wishes, "score": score, "select": select | wishes}[model]
+    asked = texts | wishes | cuts
+    return {"rank": asked, "tokenize": asked, "score": score, "select": select | wishes}[model]

@@ -87,7 +87,7 @@ def warmup_mask_file(tokens: int) -> str:
 
 def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
     config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=0, input=_request_inputs())
-    config.output.extend(_outputs())
+    config.output.extend([*_outputs(), *_told_outputs()])
     steps = config.ensemble_scheduling.step
     request = {tensor.name: tensor.name for tensor in _request_inputs()}
     rows = {name: name for name in engine_inputs}
@@ -96,7 +96,10 @@ def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
         model_name="tokenize",
         model_version=-1,
         input_map=request,
-        output_map=rows | {"row_of_candidate": "row_of_candidate"} | {name: name for name in ADMISSION_TENSORS},
+        output_map=rows
+        | {"row_of_candidate": "row_of_candidate"}
+        | {name: name for name in ADMISSION_TENSORS}
+        | {tensor.name: tensor.name for tensor in _told_outputs()},
     )
     score_inputs = rows | {name: name for name in ADMISSION_TENSORS}
     steps.add(model_name="score", model_version=-1, input_map=score_inputs, output_map={"logits": "logits"})
@@ -118,6 +121,7 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
     per_row_dims = [1] if _is_shared_context(engine_inputs) else [-1, 1]
     for name in ADMISSION_TENSORS:
         config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_INT64, dims=per_row_dims))
+    config.output.extend(_told_outputs())
     set_parameters(
         config,
         max_candidates=settings.max_candidates,
@@ -238,6 +242,8 @@ def _request_inputs() -> list[pb.ModelInput]:
         pb.ModelInput(name="items", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
         pb.ModelInput(name="item_ids", data_type=pb.TYPE_STRING, dims=[-1], optional=True),
         pb.ModelInput(name="top_k", data_type=pb.TYPE_INT32, dims=[1], optional=True),
+        pb.ModelInput(name="max_item_tokens", data_type=pb.TYPE_INT32, dims=[1], optional=True),
+        pb.ModelInput(name="truncate_left", data_type=pb.TYPE_BOOL, dims=[1], optional=True),
     ]
 
 
@@ -246,6 +252,15 @@ def _outputs() -> list[pb.ModelOutput]:
         pb.ModelOutput(name="indices", data_type=pb.TYPE_INT32, dims=[-1]),
         pb.ModelOutput(name="scores", data_type=pb.TYPE_FP32, dims=[-1]),
         pb.ModelOutput(name="artifact", data_type=pb.TYPE_STRING, dims=[1]),
+    ]
+
+
+def _told_outputs() -> list[pb.ModelOutput]:
+    """What ``tokenize`` tells callers who ask: tokens of each item and whether it was cut, tokens of the context."""
+    return [
+        pb.ModelOutput(name="item_tokens", data_type=pb.TYPE_INT32, dims=[-1]),
+        pb.ModelOutput(name="truncated", data_type=pb.TYPE_BOOL, dims=[-1]),
+        pb.ModelOutput(name="context_tokens", data_type=pb.TYPE_INT32, dims=[1]),
     ]
 
 

@@ -31,6 +31,9 @@ from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.text import JOINT, NO_ROW, Buckets, RequestTokenizer, TextError, decode_texts, unique_rows
 
+TOLD = ("item_tokens", "truncated", "context_tokens")
+"""For callers who ask: tokens as scored, without special ones, and whether a text was cut; in the request's order."""
+
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -52,7 +55,7 @@ class TritonPythonModel:
         self.engine_inputs = [
             output["name"]
             for output in config["output"]
-            if output["name"] not in {"row_of_candidate", "deadline", "ticket"}
+            if output["name"] not in {"row_of_candidate", "deadline", "ticket", *TOLD}
         ]
         self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
         self.buckets = None
@@ -102,14 +105,14 @@ class TritonPythonModel:
     def _admit(self, request):
         deadline = deadline_after(request.timeout(), self.deadline_us)
         self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance
-        tensors, row_of_candidate = self._tokenize(request)
+        tensors, told = self._tokenize(request)
         tokens = work_tokens(tensors)
         self.admission.check_room(seconds_left(deadline), tokens)
         if self.buckets:
             tensors = self.tokenizer.padded(tensors, self.buckets)
             self._count_tokens(tensors, tokens)
-        answer = {name: tensors[name] for name in self.engine_inputs} | {"row_of_candidate": row_of_candidate}
-        self._count_texts(int((row_of_candidate == NO_ROW).sum()))
+        answer = {name: tensors[name] for name in self.engine_inputs} | told
+        self._count_texts(int((told["row_of_candidate"] == NO_ROW).sum()))
         rows = len(tensors[self.engine_inputs[0]])
         ticket = self.admission.admitted(tokens, seconds_left(deadline))
         for name, value in (("deadline", deadline), ("ticket", ticket)):
@@ -122,16 +125,28 @@ class TritonPythonModel:
         if not items:
             raise TextError(f"items: {'missing' if items is None else 'empty'}; at least one candidate is needed")
         self._check_item_ids(request, len(items))
-        _check_top_k(request)
+        _whole_number(request, "top_k", "0 (all)")
+        most_tokens = _whole_number(request, "max_item_tokens", "0 (the ranker's own)")
+        keep_end = array(request, "truncate_left")
         query = self._texts(request, "query", 1)
         history = self._texts(request, "history", self.max_history)
         render = self.tokenizer.render
-        candidates = self.tokenizer.items([render(item, f"items[{i}]") for i, item in enumerate(items)])
+        candidates = self.tokenizer.items(
+            [render(item, f"items[{i}]") for i, item in enumerate(items)],
+            most_tokens,
+            keep_end is not None and bool(keep_end.ravel()[0]),
+        )
         context = self.tokenizer.context(
             query[0] if query else "", [render(item, f"history[{i}]") for i, item in enumerate(history or ())]
         )
         rows, row_of_candidate = unique_rows(candidates)
-        return self.tokenizer.tensors(context, rows), row_of_candidate
+        told = {
+            "row_of_candidate": row_of_candidate,
+            "item_tokens": np.array([len(ids) for ids in candidates], dtype=np.int32),
+            "truncated": np.array([ids.is_cut for ids in candidates], dtype=np.bool_),
+            "context_tokens": np.array([len(context)], dtype=np.int32),
+        }
+        return self.tokenizer.tensors(context, rows), told
 
     def _for_the_scorer(self, value, rows):
         # The scorer's batch dimension is the row for a joint ranker, the request for a shared-context one.
@@ -168,7 +183,9 @@ class TritonPythonModel:
             )
 
 
-def _check_top_k(request):
-    tensor = array(request, "top_k")
-    if tensor is not None and (top_k := int(tensor.ravel()[0])) < 0:
-        raise TextError(f"top_k: {top_k}; expected 0 (all) or a positive number")
+def _whole_number(request, name, nothing):
+    """The number in a tensor; 0, which means ``nothing``, where the request does not have it."""
+    tensor = array(request, name)
+    if tensor is not None and (number := int(tensor.ravel()[0])) < 0:
+        raise TextError(f"{name}: {number}; expected {nothing} or a positive number")
+    return 0 if tensor is None else number
