@@ -17,6 +17,7 @@ from importlib.metadata import version
 from ._async_client import AsyncRankClient
 from ._client import RankClient
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
+from ._open import open, open_async
 from ._options import TLS, KeepAlive, Retry
 from ._results import NO_TEXT_SCORE, Health, ModelInfo, RankedItem, RankResult, TensorInfo
 from ._wire import encode_item
@@ -41,6 +42,8 @@ __all__ = [
     "Unavailable",
     "__version__",
     "encode_item",
+    "open",
+    "open_async",
 ]
 
 __version__ = version("tritonrank")

@@ -110,6 +110,12 @@ class AsyncRankClient(ClientBase):
     ) -> None:
         await self.close()
 
+    async def _load(self) -> None:
+        """Open a folder now, while the loop goes on; of a URL nothing is opened before the first call."""
+        if self._settings.is_folder:
+            self._transport = await asyncio.to_thread(open_async_transport, self._settings)
+            self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+
     def _open(self) -> AsyncTransport:
         loop, process = asyncio.get_running_loop(), os.getpid()
         if self._loop is not None and self._process != process:

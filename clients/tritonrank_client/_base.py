@@ -44,6 +44,7 @@ class ClientBase:
         tls: TLS | None = None,
         keep_alive: KeepAlive | None = None,
         largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES,
+        threads: int = 0,
     ) -> None:
         self._settings = Settings(
             url=url,
@@ -55,6 +56,7 @@ class ClientBase:
             tls=tls,
             keep_alive=keep_alive or KeepAlive(),
             largest_answer_bytes=largest_answer_bytes,
+            threads=threads,
         )
         self._budget = RetryBudget(self._settings.retry.budget_ratio, self._settings.retry.budget_burst)
         self._closed = False

@@ -25,6 +25,7 @@ class RankClient(ClientBase):
     Args:
         url: grpc://, grpcs://, http:// or https://, host and port: the scheme decides protocol and encryption.
             Without a port, http is 80, https and grpcs are 443. An HTTP URL may have a base path.
+            file:///FOLDER is an artifact on this machine, without a server (see `open`).
         model: the ensemble to ask.
         model_version: a version number as text; empty lets the server choose.
         timeout: seconds a call may take, retries included, unless the call says otherwise.
@@ -33,6 +34,7 @@ class RankClient(ClientBase):
         tls: certificates; None on an encrypted URL trusts the system's authorities.
         keep_alive: how dead gRPC connections are found.
         largest_answer_bytes: an answer of more bytes is a ServerFault.
+        threads: of a folder: cores that one request takes; 0 is all that this process may use.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
@@ -50,6 +52,7 @@ class RankClient(ClientBase):
         tls: TLS | None = None,
         keep_alive: KeepAlive | None = None,
         largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES,
+        threads: int = 0,
     ) -> None:
         super().__init__(
             url,
@@ -61,6 +64,7 @@ class RankClient(ClientBase):
             tls=tls,
             keep_alive=keep_alive,
             largest_answer_bytes=largest_answer_bytes,
+            threads=threads,
         )
         self._transport = open_transport(self._settings)
 

@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from ._errors import Overloaded
 from ._fork import keep_inherited, watch_forks
 from ._options import LARGEST_MESSAGE_BYTES, TLS, Settings
+from ._plain import plain
 from ._wire import ForeignAnswerError, RankRequest, check_answer_id, microseconds
 
 GRACE_SECONDS = 15.0
@@ -171,11 +172,11 @@ class GrpcTransport:
         return bool(self._ask("ModelReady", self._messages.model(service_pb2.ModelReadyRequest), seconds).ready)
 
     def metadata(self, seconds: float) -> Any:
-        return _plain(self._ask("ModelMetadata", self._messages.model(service_pb2.ModelMetadataRequest), seconds))
+        return plain(self._ask("ModelMetadata", self._messages.model(service_pb2.ModelMetadataRequest), seconds))
 
     def config(self, seconds: float) -> Any:
         answer = self._ask("ModelConfig", self._messages.model(service_pb2.ModelConfigRequest), seconds)
-        return _plain(answer.config)
+        return plain(answer.config)
 
     def close(self) -> None:
         self._wire.close()
@@ -218,11 +219,11 @@ class AsyncGrpcTransport:
         return bool((await self._ask("ModelReady", self._messages.model(service_pb2.ModelReadyRequest), seconds)).ready)
 
     async def metadata(self, seconds: float) -> Any:
-        return _plain(await self._ask("ModelMetadata", self._messages.model(service_pb2.ModelMetadataRequest), seconds))
+        return plain(await self._ask("ModelMetadata", self._messages.model(service_pb2.ModelMetadataRequest), seconds))
 
     async def config(self, seconds: float) -> Any:
         answer = await self._ask("ModelConfig", self._messages.model(service_pb2.ModelConfigRequest), seconds)
-        return _plain(answer.config)
+        return plain(answer.config)
 
     async def close(self) -> None:
         self._wire.close()
@@ -354,33 +355,3 @@ def _channel_options(settings: Settings) -> list[tuple[str, int | str]]:
         # gRPC shares connections among the channels of a process, and a forked child finds those of its parent.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-
-
-def _plain(message: Any) -> dict[str, Any]:
-    """A protobuf message as Triton's HTTP server would write it in JSON, unset scalars included.
-
-    protobuf's own conversion writes 64-bit integers as text, so a dimension would be -1 over HTTP and "-1" here.
-    """
-    return {
-        field.name: _plain_field(field, getattr(message, field.name))
-        for field in message.DESCRIPTOR.fields
-        if not field.has_presence or message.HasField(field.name)
-    }
-
-
-def _plain_field(field: Any, value: Any) -> Any:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        entry = field.message_type.fields_by_name["value"]
-        return {str(key): _plain_value(entry, one) for key, one in value.items()}
-    if hasattr(value, "append"):  # protobuf's repeated containers
-        return [_plain_value(field, one) for one in value]
-    return _plain_value(field, value)
-
-
-def _plain_value(field: Any, value: Any) -> Any:
-    if field.message_type is not None:
-        return _plain(value)
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        return known.name if known is not None else value
-    return value

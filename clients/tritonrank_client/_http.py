@@ -290,7 +290,7 @@ class _Trust:
 
 def _read_inference(answer: Answer, request_id: str) -> Any:
     """The InferResult in an answer, if it belongs to the request."""
-    body = _checked_body(answer)
+    body = checked_body(answer)
     length = answer.headers.get(HEADER_LENGTH.lower())
     result = InferResult.from_response_body(body, header_length=None if length is None else int(length))
     check_answer_id(result.get_response().get("id", ""), request_id)
@@ -298,17 +298,17 @@ def _read_inference(answer: Answer, request_id: str) -> Any:
 
 
 def _read_json(answer: Answer) -> Any:
-    return json.loads(_checked_body(answer))
+    return json.loads(checked_body(answer))
 
 
 def _is_yes(answer: Answer) -> bool:
     """Whether a health page says yes. Triton says no with 400; what others say in its place is raised."""
     if 300 <= answer.status < 400 or answer.status in (401, 403, 407):
-        _checked_body(answer)
+        checked_body(answer)
     return answer.status == 200
 
 
-def _checked_body(answer: Answer) -> bytes:
+def checked_body(answer: Answer) -> bytes:
     """The body of an answer that is one.
 
     Raises:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 DEFAULT_MODEL = "rank"
 
@@ -26,7 +26,10 @@ OVERLOAD_ATTEMPTS = 3
 LARGEST_MESSAGE_BYTES = 2**31 - 1
 """gRPC's own limit, that of a signed 32-bit length."""
 
+FOLDER_SCHEME = "file"
+
 SCHEMES = {"grpc": False, "grpcs": True, "http": False, "https": True}
+"""Those with a host -> whether they are encrypted."""
 
 # As everybody writes the address behind an ingress. Plain gRPC has no port of its own, so it must be named.
 DEFAULT_PORTS = {"http": 80, "https": 443, "grpcs": 443}
@@ -162,9 +165,14 @@ class Settings:
     tls: TLS | None = None
     keep_alive: KeepAlive = field(default_factory=KeepAlive)
     largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES
+    threads: int = 0
 
     def __post_init__(self) -> None:
-        self._check_url()
+        if self.is_folder:
+            self._check_folder()
+        else:
+            self._check_url()
+            _require(self.threads == 0, "threads", self.threads, "none for a server; it has its own")
         _require(bool(self.model) and isinstance(self.model, str), "model", self.model, "a model's name")
         version_fits = isinstance(self.model_version, str) and (not self.model_version or self.model_version.isdigit())
         _require(version_fits, "model_version", self.model_version, "a number as text, or an empty one")
@@ -190,9 +198,19 @@ class Settings:
         return self._parts.scheme in ("grpc", "grpcs")
 
     @property
+    def is_folder(self) -> bool:
+        """Whether there is no server, but an artifact on this machine."""
+        return isinstance(self.url, str) and self.url.startswith(f"{FOLDER_SCHEME}:")
+
+    @property
+    def folder(self) -> Path:
+        """The folder that a file URL names."""
+        return Path(unquote(self._parts.path))
+
+    @property
     def is_secure(self) -> bool:
         """Whether the connection is encrypted."""
-        return SCHEMES[self._parts.scheme]
+        return SCHEMES.get(self._parts.scheme, False)
 
     @property
     def host(self) -> str:
@@ -218,10 +236,19 @@ class Settings:
     def _parts(self) -> SplitResult:
         return urlsplit(self.url)
 
+    def _check_folder(self) -> None:
+        if self._parts.netloc or not self._parts.path.startswith("/"):
+            raise ValueError(f"url: expected file:///FOLDER, got {self.url!r}")
+        useless = {"headers": self.headers, "tls": self.tls, "model_version": self.model_version}
+        for name, value in useless.items():
+            _require(not value, name, value, "none for a folder; there is no server")
+        is_count = isinstance(self.threads, int) and self.threads >= 0
+        _require(is_count, "threads", self.threads, "a whole number, or 0 for all cores")
+
     def _check_url(self) -> None:
         wanted = (
-            "expected SCHEME://HOST:PORT with scheme grpc, grpcs, http or https, such as grpc://127.0.0.1:8001; "
-            "without a port, http is 80, https and grpcs are 443"
+            "expected SCHEME://HOST:PORT with scheme grpc, grpcs, http or https, such as grpc://127.0.0.1:8001, "
+            "or file:///FOLDER; without a port, http is 80, https and grpcs are 443"
         )
         if not isinstance(self.url, str):
             raise TypeError(f"url: {wanted}; got {self.url!r}")

@@ -69,6 +69,10 @@ class AsyncTransport(Protocol):
 
 def open_transport(settings: Settings) -> Transport:
     """The blocking transport for the URL's scheme. Nothing is sent yet."""
+    if settings.is_folder:
+        from ._in_process import InProcessTransport
+
+        return InProcessTransport(settings)
     if settings.is_grpc:
         from ._grpc import GrpcTransport
 
@@ -80,6 +84,10 @@ def open_transport(settings: Settings) -> Transport:
 
 def open_async_transport(settings: Settings) -> AsyncTransport:
     """The asyncio transport for the URL's scheme; to be called in the event loop that will use it."""
+    if settings.is_folder:
+        from ._in_process import AsyncInProcessTransport
+
+        return AsyncInProcessTransport(settings)
     if settings.is_grpc:
         from ._grpc import AsyncGrpcTransport
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.backend import array, invalid, unexpected
 from tritonrank_runtime.interpreter import check_interpreter
+from tritonrank_runtime.selection import best_first
 from tritonrank_runtime.text import NO_ROW, candidate_scores
 
 
@@ -44,15 +45,10 @@ class TritonPythonModel:
             return unexpected(error, "select")
 
     def _ranking(self, scores, item_ids, limit):
-        order = np.argsort(-scores, kind="stable")
-        if item_ids is not None:
-            firsts = {item: place for place, item in reversed(list(enumerate(item_ids[order])))}
-            order = order[sorted(firsts.values())]
-        if limit:
-            order = order[:limit]
+        order = best_first(scores, item_ids, limit)
         return pb_utils.InferenceResponse(
             [
-                pb_utils.Tensor("indices", order.astype(np.int32)),
+                pb_utils.Tensor("indices", order),
                 pb_utils.Tensor("scores", scores[order].astype(np.float32)),
                 pb_utils.Tensor("artifact", self.artifact),
             ]

@@ -1,0 +1,210 @@
+"""A ranker without a server: what the models ``tokenize``, ``score`` and ``select`` do, in the process that asks.
+
+This file lies beside the model, like everything that Triton loads, so a ranker that is opened from a folder has the
+texts, the engine and the order of the artifact that it belongs to, whatever release its caller is of. The caller is
+``tritonrank_client.open``; it finds here one class, and hands over what would otherwise be tensors.
+
+One request runs at a time and takes all cores: a second one beside it would make both slower and neither reproducible.
+Those that come meanwhile wait, as many as the server's queue would hold, until their deadline.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonrank_runtime.engine import Engine, Watch, model_files, open_executor
+from tritonrank_runtime.selection import best_first
+from tritonrank_runtime.text import NO_ROW, RequestTokenizer, TextError, candidate_scores, decode_texts, unique_rows
+
+ITEM_CACHE_ENTRIES = 100_000
+CONTEXT_CACHE_BYTES = 256_000_000
+MANIFEST = "manifest.json"
+
+
+class BusyError(RuntimeError):
+    """As many requests wait as may wait at the most."""
+
+
+class LateError(RuntimeError):
+    """The request's time ran out, while it waited or while it was computed."""
+
+
+class FolderError(ValueError):
+    """The folder holds nothing that can rank in this process; the message says what it holds instead."""
+
+
+INVALID_REQUEST = TextError
+"""What a request that is wrong raises."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be, by the parameters of the artifact's ``tokenize``; the defaults are those of a recipe."""
+
+    max_candidates: int = 1_000
+    max_history: int = 1_000
+    max_text_bytes: int = 65_536
+    queue_requests: int = 64
+    deadline_us: int = 2_000_000
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str]) -> "Limits":
+        return cls(**{name: int(parameters[name]) for name in cls.__dataclass_fields__ if name in parameters})
+
+
+@dataclass(frozen=True)
+class Request:
+    """The tensors of ``rank``: texts as UTF-8 bytes, and items as a client would send them."""
+
+    query: bytes
+    history: Sequence[bytes]
+    items: Sequence[bytes]
+    item_ids: Sequence[bytes] | None = None
+    top_k: int = 0
+    max_item_tokens: int = 0
+    truncate_left: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What ``rank`` answers: places of the candidates and their scores, best first; the rest in the request's order."""
+
+    indices: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    item_tokens: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    context_tokens: int
+
+
+class LocalRanker:
+    """Ranks with the engine and the texts of an artifact. Safe for threads.
+
+    Args:
+        tokenizer: reads ``text.json`` and ``tokenizer.json``.
+        engine: computes the logits.
+        limits: of a request.
+        artifact: the identity of what scores.
+    """
+
+    def __init__(self, tokenizer: RequestTokenizer, engine: Engine, limits: Limits, artifact: str) -> None:
+        self.artifact = artifact
+        self.limits = limits
+        self._tokenizer = tokenizer
+        self._engine = engine
+        self._turn = threading.Lock()
+        self._waiting = threading.BoundedSemaphore(limits.queue_requests + 1)
+
+    def rank(self, request: Request, seconds: float, is_wanted: Callable[[], bool] = lambda: True) -> Ranking:
+        """Rank the candidates of one request.
+
+        Args:
+            request: what to rank.
+            seconds: that it may take, waiting included; the artifact's deadline where that is shorter.
+            is_wanted: looked at between the parts of the work; False stops it.
+
+        Raises:
+            TextError: the request is wrong; the message begins with the field.
+            BusyError: too many wait already.
+            LateError: its time ran out.
+        """
+        ends_at = time.monotonic() + min(seconds, self.limits.deadline_us / 1e6)
+        if not self._waiting.acquire(blocking=False):
+            raise BusyError(f"{self.limits.queue_requests} requests wait already, as many as may")
+        try:
+            if not self._turn.acquire(timeout=max(0.0, ends_at - time.monotonic())):
+                raise LateError("the request waited for others until its time ran out")
+            try:
+                scores, candidates, context = self._score(request, lambda: time.monotonic() < ends_at and is_wanted())
+            finally:
+                self._turn.release()
+        finally:
+            self._waiting.release()
+        order = best_first(scores, request.item_ids, request.top_k)
+        return Ranking(
+            order,
+            scores[order],
+            np.array([len(ids) for ids in candidates], dtype=np.int32),
+            np.array([ids.is_cut for ids in candidates], dtype=np.bool_),
+            len(context),
+        )
+
+    def _score(
+        self, request: Request, is_wanted: Callable[[], bool]
+    ) -> tuple[NDArray[np.float32], Sequence[Any], Sequence[int]]:
+        """Scores of the candidates, their token ids, and those of the context."""
+        limits, render = self.limits, self._tokenizer.render
+        items = self._texts("items", request.items, limits.max_candidates)
+        history = self._texts("history", request.history, limits.max_history)
+        self._texts("item_ids", request.item_ids or (), limits.max_candidates)
+        (query,) = self._texts("query", [request.query], 1)
+        candidates = self._tokenizer.items(
+            [render(item, f"items[{i}]") for i, item in enumerate(items)],
+            request.max_item_tokens,
+            request.truncate_left,
+        )
+        context = self._tokenizer.context(query, [render(item, f"history[{i}]") for i, item in enumerate(history)])
+        rows, row_of_candidate = unique_rows(candidates)
+        if not (row_of_candidate != NO_ROW).any():  # nothing to compute, and no logits that anybody looks at
+            return candidate_scores(np.empty(0, dtype=np.float32), row_of_candidate), candidates, context
+        tensors = self._tokenizer.tensors(context, rows)
+        (logits,) = self._engine.run([tensors], watch=Watch(lambda _: is_wanted()))
+        if not len(logits):
+            raise LateError("the request's time ran out while it was computed")
+        if not np.isfinite(logits).all():
+            raise RuntimeError("the engine's logits are not finite numbers")
+        return candidate_scores(logits, row_of_candidate), candidates, context
+
+    def _texts(self, field: str, values: Sequence[bytes], limit: int) -> list[str]:
+        if len(values) > limit:
+            raise TextError(f"{field}: {len(values)} elements; the limit is {limit}")
+        return decode_texts(values, field, self.limits.max_text_bytes)
+
+
+def open_repository(
+    repository: Path, tokenize: Mapping[str, str], score: Mapping[str, str], threads: int = 0
+) -> LocalRanker:
+    """The ranker of an assembled repository.
+
+    Args:
+        repository: what ``tritonrank serve`` would load.
+        tokenize: parameters in the config of the model of that name.
+        score: likewise.
+        threads: that compute at the most; 0 = all cores that this process may use.
+
+    Raises:
+        FolderError: its scorer has no graph that runs in this process.
+        ExecutorError: what should compute is not installed.
+    """
+    texts, scorer = (repository / name / "1" for name in ("tokenize", "score"))
+    identity = json.loads((repository / "select" / "1" / "artifact.json").read_text(encoding="utf-8"))
+    executor = score.get("executor", "onnxruntime")
+    if (scorer / "shards.json").is_file() or (executor == "onnxruntime" and not model_files(scorer)):
+        found = ", ".join(sorted(path.name for path in scorer.iterdir() if path.is_file())) or "nothing"
+        raise FolderError(f"{scorer}: no graph that one process could run (it holds {found})")
+    options = {name: int(score[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in score}
+    engine = open_executor(executor, scorer, "cpu", threads, **options)
+    tokenizer = RequestTokenizer.from_folder(texts, int(tokenize.get("item_cache_entries", ITEM_CACHE_ENTRIES)))
+    return LocalRanker(tokenizer, engine, Limits.of(tokenize), str(identity["artifact"]))
+
+
+def open_model(folder: Path, threads: int = 0) -> LocalRanker:
+    """The ranker of one stage's artifact, ``onnx`` or ``int8``, before it is assembled; the defaults are its limits.
+
+    Raises:
+        FolderError: it holds no graph.
+    """
+    if not model_files(folder):
+        raise FolderError(f"{folder}: no graph that one process could run")
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    is_shared = len(model_files(folder)) > 1
+    options = {"context_cache_bytes": CONTEXT_CACHE_BYTES} if is_shared else {}
+    engine = open_executor("onnxruntime", folder, "cpu", threads, **options)
+    tokenizer = RequestTokenizer.from_folder(folder, ITEM_CACHE_ENTRIES)
+    return LocalRanker(tokenizer, engine, Limits(), str(manifest["artifact"])[:16])

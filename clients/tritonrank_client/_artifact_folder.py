@@ -1,0 +1,123 @@
+"""A folder with an artifact: what it is, whether it is whole, and what its configurations say."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._options import DEFAULT_MODEL
+
+MANIFEST = "manifest.json"
+REPOSITORY = "repository"
+ASSEMBLE = "assemble"
+MODELS = ("tokenize", "score", "select")
+ANY = -1
+INPUTS = (
+    ("query", "BYTES", 1),
+    ("history", "BYTES", ANY),
+    ("items", "BYTES", ANY),
+    ("item_ids", "BYTES", ANY),
+    ("top_k", "INT32", 1),
+    ("max_item_tokens", "INT32", 1),
+    ("truncate_left", "BOOL", 1),
+)
+OUTPUTS = (
+    ("indices", "INT32", ANY),
+    ("scores", "FP32", ANY),
+    ("artifact", "BYTES", 1),
+    ("item_tokens", "INT32", ANY),
+    ("truncated", "BOOL", ANY),
+    ("context_tokens", "INT32", 1),
+)
+"""Name, datatype and size of what a server of the same release would declare."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFolder:
+    """An artifact on this machine.
+
+    Attributes:
+        path: its folder.
+        is_repository: assembled, with the runtime beside the models; else one stage's graph and texts.
+    """
+
+    path: Path
+    is_repository: bool
+
+    @classmethod
+    def find(cls, target: Path) -> "ArtifactFolder":
+        """The artifact that a folder is or, for a build, holds as its repository.
+
+        Raises:
+            ValueError: there is none; the message says what to name instead.
+        """
+        if not target.is_dir():
+            raise ValueError(f"{target}: no such folder; name a build (artifacts/NAME), its repository, or a URL")
+        path = target / REPOSITORY if (target / REPOSITORY / MANIFEST).is_file() else target
+        if not (path / MANIFEST).is_file():
+            raise ValueError(
+                f"{target}: no artifact ({MANIFEST} is missing); name a build (artifacts/NAME) or its repository. "
+                "Build one: tritonrank build RECIPE"
+            )
+        return cls(path, _manifest(path).get("stage") == ASSEMBLE)
+
+    def check_files(self) -> None:
+        """Compare the files with the manifest's hashes, as `tritonrank serve` does.
+
+        Raises:
+            ValueError: one is missing, or is not what was written.
+        """
+        for name, expected in _manifest(self.path).get("files", {}).items():
+            if self.is_repository and name.partition("/")[0] not in MODELS:
+                continue
+            try:
+                with (self.path / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ValueError(
+                    f"{self.path / name}: cannot be read ({error.strerror}); copy the artifact again"
+                ) from error
+            if found != expected:
+                raise ValueError(
+                    f"{self.path / name}: not the file that {MANIFEST} names; copy or assemble the artifact again"
+                )
+
+    def parameters(self, model: str) -> dict[str, str]:
+        """The parameters in a model's configuration."""
+        return {name: value["string_value"] for name, value in self._config(model).get("parameters", {}).items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """What a server would say of the ensemble."""
+        return {
+            "name": DEFAULT_MODEL,
+            "versions": ["1"],
+            "platform": "ensemble" if self.is_repository else "in process",
+            "inputs": [{"name": name, "datatype": kind, "shape": [size]} for name, kind, size in INPUTS],
+            "outputs": [{"name": name, "datatype": kind, "shape": [size]} for name, kind, size in OUTPUTS],
+        }
+
+    def config(self) -> dict[str, Any]:
+        """The ensemble's configuration; of an artifact that is not assembled, nothing."""
+        return self._config(DEFAULT_MODEL) if self.is_repository else {}
+
+    def _config(self, model: str) -> dict[str, Any]:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2
+
+        from ._plain import plain
+
+        path = self.path / model / "config.pbtxt"
+        try:
+            return plain(text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig()))
+        except (OSError, text_format.ParseError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); assemble the artifact again") from error
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return dict(manifest)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); copy the artifact again") from error

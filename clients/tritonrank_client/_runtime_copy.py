@@ -1,0 +1,78 @@
+"""The runtime of an artifact, loaded from the copy beside its model.
+
+An artifact brings the code that it was judged with, `tritonrank_runtime`, and two artifacts may bring two releases of
+it. So a copy is loaded under its own name while a lock is held, and put aside afterwards: what the process imports
+under that name, before or later, is what it would be without us. Its code runs with the rights of this process, as it
+would in Triton: open artifacts whose origin you trust.
+"""
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+Opened = TypeVar("Opened")
+
+RUNTIME = "tritonrank_runtime"
+ENTRY = f"{RUNTIME}.in_process"
+INSTALL = "pip install 'tritonrank[onnxruntime]' tokenizers"
+
+_lock = threading.Lock()
+
+
+def open_with_copy(beside: Path, open_: Callable[[Any], Opened]) -> Opened:
+    """What `open_` makes of the entry module of the copy in `beside`; its own imports come from that copy, too.
+
+    Raises:
+        ValueError: there is no copy that can be used without a server.
+        ModuleNotFoundError: a package that the copy needs is not installed; the message has the command.
+    """
+    if not (beside / RUNTIME / "in_process.py").is_file():
+        raise ValueError(
+            f"{beside}: its {RUNTIME} is of a release that ranks in a server only; assemble the artifact again "
+            "(tritonrank assemble RECIPE), or serve it (tritonrank serve) and open grpc://127.0.0.1:8001"
+        )
+    with _lock, _alone(beside):
+        return open_(_entry())
+
+
+def open_with_installed(open_: Callable[[Any], Opened]) -> Opened:
+    """What `open_` makes of the entry module that is installed.
+
+    Raises:
+        ModuleNotFoundError: the runtime, or a package that it needs, is not installed.
+    """
+    return open_(_entry())
+
+
+def _entry() -> Any:
+    try:
+        return importlib.import_module(ENTRY)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"to rank in this process, {error.name} is needed and not installed in {sys.prefix}: {INSTALL}",
+            name=error.name,
+        ) from error
+
+
+@contextmanager
+def _alone(beside: Path) -> Iterator[None]:
+    """While it lasts, the runtime's name means the copy; afterwards what it meant before."""
+    aside = _take_modules()
+    writes_byte_code, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # an artifact is not to be changed
+    sys.path.insert(0, str(beside))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(beside))
+        sys.dont_write_bytecode = writes_byte_code
+        _take_modules()
+        sys.modules.update(aside)
+
+
+def _take_modules() -> dict[str, Any]:
+    names = [name for name in sys.modules if name == RUNTIME or name.startswith(f"{RUNTIME}.")]
+    return {name: sys.modules.pop(name) for name in names}
