@@ -58,6 +58,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def perf_analyzer() -> Path:
+    """The launcher that `make setup` installed: no test downloads anything."""
+    launcher = TESTS.parent / ".tools" / "bin" / "perf_analyzer"
+    assert launcher.exists(), f"{launcher} is missing: make setup"
+    return launcher
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer BERT."""
     torch.manual_seed(5)

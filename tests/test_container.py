@@ -31,6 +31,7 @@ from conftest import TESTS
 from tritonrank import cli
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
+from tritonrank.recipe import ServeSettings
 from tritonrank.serve import triton_wheel
 from tritonrank.serve.server import STOP_MARGIN_SECONDS, LocalTriton
 from tritonrank.serve.triton_install import CONTAINER_OPTIONS
@@ -431,8 +432,10 @@ def test_docker_stop_while_models_load_ends_it_too(workspace: Workspace, tmp_pat
     assert program.returncode == 128 + signal.SIGTERM
 
 
-def test_the_options_of_later_releases_are_the_documented_ones() -> None:
-    assert CONTAINER_OPTIONS == ("--http-max-input-size=67108864",)
+def test_what_a_container_takes_over_http_holds_the_largest_request_of_a_recipe() -> None:
+    (limit,) = (option.partition("=")[2] for option in CONTAINER_OPTIONS if option.startswith("--http-max-input-size="))
+    serve = ServeSettings()
+    assert serve.max_candidates * (serve.max_text_bytes + 4) <= int(limit), "each text goes behind its length"
 
 
 def test_every_address_is_reached_on_loopback() -> None:

@@ -27,6 +27,8 @@ from tritonrank_runtime.text import JOINT, PADDING, SHARED_CONTEXT, copy_text_fi
 
 OPSET = 18
 TOLERANCE = 1e-4
+LARGEST_NOISE = 0.4
+"""Of the spread of the scores. Two random layers of width 32 round by 0.02 to 0.33 of it when all of them are INT8."""
 REQUESTS = [
     Request("", [], TEXTS[:3]),
     Request("waterproof shoe", TEXTS[2:4], TEXTS),
@@ -98,7 +100,9 @@ def test_int8_follows_fp32(ladder: Ladder) -> None:
     exact, rounded = (np.concatenate(ladder.scores(folder)) for folder in (ladder.graph, ladder.int8))
     assert np.isfinite(rounded).all()
     assert np.abs(exact - rounded).max() > 1e-5  # something was quantized
-    assert np.corrcoef(exact, rounded)[0, 1] > 0.9
+    spread = exact.std()
+    assert (rounded - exact).std() < LARGEST_NOISE * spread
+    assert (rounded[::-1] - exact).std() > 2 * LARGEST_NOISE * spread  # scores of other items would be noticed
 
 
 def test_inputs_are_those_of_the_family(ladder: Ladder) -> None:

@@ -8,7 +8,6 @@ import csv
 import json
 import math
 import shutil
-import statistics
 import sys
 import time
 from dataclasses import replace
@@ -30,7 +29,6 @@ from loadtests.perf import Sweep, run_sweep
 from loadtests.perf_analyzer import Level, Measured, PerfAnalyzerError, input_data, measure, read_row, sendable
 from loadtests.results import Run, Spread, read_run
 from loadtests.target import LiveServer, TargetError, open_target
-from loadtests.tools import install_perf_analyzer
 from loadtests.workload import WorkloadRequest, read_workload
 
 ROOT = Path(__file__).parents[1]
@@ -339,11 +337,6 @@ def test_the_record_of_an_agreement_says_where_and_of_what(
 
 
 @pytest.fixture(scope="module")
-def real() -> Path:
-    return install_perf_analyzer(ROOT / ".tools")
-
-
-@pytest.fixture(scope="module")
 def workload(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("workload") / "workload.jsonl"
     return make_workload(served.workspace.root, path, WorkloadSettings(requests=60, candidates="8"))
@@ -357,11 +350,11 @@ def live(served: Served) -> LiveServer:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_the_real_one_measures_the_real_server(
-    protocol: str, live: LiveServer, workload: Path, real: Path, tmp_path: Path
+    protocol: str, live: LiveServer, workload: Path, perf_analyzer: Path, tmp_path: Path
 ) -> None:
     spoken = "grpc" if protocol == "grpc" else "http"
     run = run_sweep(
-        live, spoken, workload, read_workload(workload), Sweep((1,), (10.0,), 15), tmp_path / protocol, real
+        live, spoken, workload, read_workload(workload), Sweep((1,), (10.0,), 15), tmp_path / protocol, perf_analyzer
     )
     clients, rate = run.perf
     assert not clients.failed, clients.failed
@@ -377,13 +370,15 @@ def test_the_real_one_measures_the_real_server(
     assert all(second.rss_bytes for second in run.server)
 
 
-def test_both_generators_measure_the_same_rows(live: LiveServer, workload: Path, real: Path) -> None:
+def test_both_generators_measure_the_same_rows(live: LiveServer, workload: Path, perf_analyzer: Path) -> None:
     rows = sendable(read_workload(workload))[:10]
-    found = compare(live.grpc_url, "grpc", rows, real)
+    found = compare(live.grpc_url, "grpc", rows, perf_analyzer)
     assert found.requests["perf_analyzer"] == [10, 10, 10, 10]
     assert all(count > 0 for count in found.requests["locust"])
-    assert statistics.fmean(found.p50["locust"]) > 0
-    assert found.ratio > 0
+    # How close they are is for `loadtests agree` to say, on a machine of its own. A wrong unit, or a p50 of something
+    # else than a request, is off by more than any neighbour on this one makes it.
+    assert 1 / 5 < found.ratio < 5, found.p50
+    assert all(0.1 < p50 < 30_000 for of_one in found.p50.values() for p50 in of_one), "milliseconds"
 
 
 def test_what_a_hanging_perf_analyzer_started_is_killed_with_it(tmp_path: Path) -> None:

@@ -98,14 +98,6 @@ def leaves_nothing_behind() -> Iterator[None]:
     wait_until(lambda: leftovers() <= before, 15, lambda: f"left behind: {leftovers() - before}")
 
 
-@pytest.fixture(scope="session")
-def perf_analyzer() -> Path:
-    """What `make setup` installed: no test downloads anything."""
-    launcher = ROOT / ".tools" / "bin" / "perf_analyzer"
-    assert launcher.exists(), f"{launcher} is missing: make setup"
-    return launcher
-
-
 # What a running server does
 
 
