@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
-from tritonrank.system.machine import available_cores
+from tritonrank_runtime.cores import available_cores
 
 FLAGS_THAT_MATTER = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",

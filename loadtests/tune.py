@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from tritonrank.system.machine import available_cores
+from tritonrank_runtime.cores import available_cores
 
 from loadtests.console import fail
 from loadtests.generator import GeneratorError

@@ -30,7 +30,7 @@ from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import PACKAGED_MINILM, Recipe, load_recipe
 from tritonrank.serve.server import LocalTriton
-from tritonrank_runtime.engine import loaded_files
+from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.text import TextRules
 
 TESTS = Path(__file__).parent

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from numpy.typing import NDArray
-from tritonrank_runtime.engine import open_session
+from tritonrank_runtime.sessions import open_session
 from tritonrank_runtime.shard_runner import ShardRunner
 
 RANKS = 4

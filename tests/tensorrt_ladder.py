@@ -19,7 +19,9 @@ from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.recipe import Recipe
 from tritonrank.train.finetune import save_checkpoint, untrained_ranker
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, copy_text_files
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import copy_text_files
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16")
 LINEAR_LAYERS = 12  # two layers with query, key, value, attention output and the two of the feed-forward part

@@ -6,7 +6,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tritonrank_runtime import admission
 from tritonrank_runtime.admission import (
@@ -377,13 +376,6 @@ def test_without_a_share_only_the_number_counts(tmp_path: Path, clock: Clock) ->
     wait_with(gate, 10**6)
     assert is_taken(gate, 0.001, 10**6)
     assert fill(gate, 9) == 2
-
-
-def test_both_sides_count_tokens_without_padding() -> None:
-    shared = {"context_ids": np.arange(5), "candidate_ids": np.array([[1, 2, 3], [0, -1, -1]])}
-    assert admission.work_tokens(shared) == 5 + 3 + 1
-    joint = {"input_ids": np.ones((2, 4)), "attention_mask": np.array([[1, 1, 1, 0], [1, 1, 0, 0]])}
-    assert admission.work_tokens(joint) == 5
 
 
 # Sharing out the cores

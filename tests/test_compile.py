@@ -31,8 +31,9 @@ from tritonrank.tensorrt.plans import (
     find_gpu,
 )
 from tritonrank.tensorrt.profiles import buckets_of, profiles_from, profiles_of
-from tritonrank_runtime.engine import model_files
-from tritonrank_runtime.text import Buckets, RequestTokenizer
+from tritonrank_runtime.engines import model_files
+from tritonrank_runtime.padding import Buckets
+from tritonrank_runtime.text import RequestTokenizer
 
 
 def with_tensorrt(recipe: Recipe, **settings: Any) -> Recipe:
@@ -50,7 +51,7 @@ def tokenizer(workspace: Workspace) -> RequestTokenizer:
 def test_profiles_of_a_shared_context_ranker(tiny_recipe: Recipe, tokenizer: RequestTokenizer) -> None:
     recipe = with_tensorrt(tiny_recipe, candidate_buckets=[16, 300, 1_000], token_buckets=[8], requests=4)
     profiles = profiles_of(recipe, tokenizer, ["context_ids", "candidate_ids"])
-    context, tokens = tokenizer.context_row_tokens, tokenizer.candidate_row_tokens
+    context, tokens = tokenizer.longest_rows["context_ids"], tokenizer.longest_rows["candidate_ids"]
     pairs = [(one["context_ids"], one["candidate_ids"]) for one in profiles]
     found = [(contexts.largest, candidates.smallest, candidates.largest) for contexts, candidates in pairs]
     assert found == [
@@ -75,7 +76,7 @@ def test_profiles_of_a_joint_ranker(joint_workspace: Workspace, joint_recipe: Re
     names = ["input_ids", "attention_mask", "token_type_ids"]
     profiles = profiles_of(recipe, tokenizer, names)
     assert [list(profile) for profile in profiles] == [names] * 4
-    longest = -(-tokenizer.row_tokens // 8) * 8
+    longest = -(-tokenizer.longest_rows["input_ids"] // 8) * 8
     assert [profile["input_ids"].largest for profile in profiles] == [
         (64, 32),
         (64, longest),

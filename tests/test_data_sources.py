@@ -11,7 +11,7 @@ from tritonrank.data import columns
 from tritonrank.data.loading import load_tables
 from tritonrank.errors import DataError
 from tritonrank.recipe import DataSettings, MovieLensData, TablesData
-from tritonrank_runtime.text import render_fields
+from tritonrank_runtime.item_text import render_fields
 
 MOVIES = """movieId,title,genres
 1,"Matrix, The (1999)",Action|Sci-Fi

@@ -14,25 +14,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tritonrank_runtime import engine
-from tritonrank_runtime.engine import (
+from tritonrank_runtime.architecture import EngineOptions, RowLimits
+from tritonrank_runtime.architectures import architecture_named
+from tritonrank_runtime.context_cache import ContextCache
+from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.engine import RowsError, Watch
+from tritonrank_runtime.engines import model_files, open_engine
+from tritonrank_runtime.joint import JointEngine, run_in_batches
+from tritonrank_runtime.length_groups import (
     FEWEST_TOKENS,
     MOST_TOKENS,
     RUN_TOKENS,
-    ContextCache,
-    JointEngine,
-    RowLimits,
-    RowsError,
-    SharedContextEngine,
-    Watch,
-    available_cores,
     candidate_lengths,
     cut_groups,
     length_groups,
-    model_files,
-    open_engine,
-    run_in_batches,
 )
+from tritonrank_runtime.sessions import open_session
+from tritonrank_runtime.shared_context import SharedContextEngine
 
 VOCABULARY = 50
 HIDDEN = 16
@@ -107,7 +105,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(model: Path) -> JointEngine:
-    return JointEngine(model, threads=1, rows_per_batch=5)
+    return JointEngine(open_session(model), threads=1, rows_per_batch=5)
 
 
 # The joint engine
@@ -125,8 +123,8 @@ def test_every_row_gets_the_logit_it_has_alone(running: JointEngine) -> None:
 @pytest.mark.parametrize("rows_per_batch", [1, 2, 64])
 def test_neighbours_and_order_do_not_move_a_logit(model: Path, rows_per_batch: int) -> None:
     requests = random_requests(4, [5, 9, 30])
-    together = JointEngine(model, 1, rows_per_batch).run([request_of(rows) for rows in requests])
-    other = JointEngine(model, 1, rows_per_batch=7)
+    together = JointEngine(open_session(model), 1, rows_per_batch).run([request_of(rows) for rows in requests])
+    other = JointEngine(open_session(model), 1, rows_per_batch=7)
     for rows, expected in zip(requests, together, strict=True):
         alone = [other.run([request_of([row])])[0][0] for row in rows]
         backwards = other.run([request_of(rows[::-1], width=77)])[0][::-1]
@@ -166,7 +164,7 @@ def test_no_requests_have_no_logits(running: JointEngine) -> None:
 def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no protobuf")
     with pytest.raises(Exception, match=r"(?i)protobuf|model"):
-        JointEngine(tmp_path / "model.onnx")
+        open_engine(tmp_path)
 
 
 # Batches
@@ -460,9 +458,14 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_shared_graphs(tmp_path_factory.mktemp("shared"))
 
 
+def shared_engine(folder: Path) -> SharedContextEngine:
+    context, candidates = (open_session(folder / name) for name in ("context.onnx", "candidates.onnx"))
+    return SharedContextEngine(context, candidates, EngineOptions(threads=1))
+
+
 @pytest.fixture(scope="module")
 def sharing(shared_folder: Path) -> SharedContextEngine:
-    return SharedContextEngine(shared_folder / "context.onnx", shared_folder / "candidates.onnx", threads=1)
+    return shared_engine(shared_folder)
 
 
 class Watched:
@@ -479,7 +482,7 @@ class Watched:
 
 @pytest.fixture
 def watched(shared_folder: Path) -> tuple[SharedContextEngine, Watched, Watched]:
-    opened = SharedContextEngine(shared_folder / "context.onnx", shared_folder / "candidates.onnx", threads=1)
+    opened = shared_engine(shared_folder)
     opened._context, opened._candidates = Watched(opened._context), Watched(opened._candidates)
     return opened, opened._context, opened._candidates
 
@@ -527,7 +530,7 @@ def test_token_counts_and_candidate_feeds_are_what_really_runs(
     needed = sum(int((request["candidate_ids"] >= 0).sum()) + 9 for request in requests)
     assert opened.token_counts(requests) == (computed, needed)
     ran = list(candidates.feeds)
-    given = [feed for request in requests for feed in opened.candidate_feeds(request)]
+    given = opened.graph_feeds(requests)["candidates.onnx"]
     assert len(ran) == len(given)
     for one, other in zip(ran, given, strict=True):
         assert sorted(one) == sorted(other) == ["candidate_ids", "context_keys", "context_values"]
@@ -545,8 +548,10 @@ def test_threads_change_no_bit_of_an_answer(
     for answer, expected in zip(several.run(requests, threads), sharing.run(requests), strict=True):
         np.testing.assert_array_equal(answer, expected)
     pairs = [request_of(one) for one in rows]
-    expected = JointEngine(model, threads=1, rows_per_batch=5).run(pairs)
-    for answer, one in zip(JointEngine(model, threads=3, rows_per_batch=5).run(pairs, threads), expected, strict=True):
+    expected = JointEngine(open_session(model), threads=1, rows_per_batch=5).run(pairs)
+    for answer, one in zip(
+        JointEngine(open_session(model), threads=3, rows_per_batch=5).run(pairs, threads), expected, strict=True
+    ):
         np.testing.assert_array_equal(answer, one)
 
 
@@ -675,12 +680,14 @@ def test_joint_rows_of_a_request_that_is_not_wanted_are_left_out_of_the_batches(
 
 # Limits of rows
 
+LIMITS = {"context_row_tokens": "3", "candidate_row_tokens": "2", "row_tokens": "2", "vocabulary_size": "50"}
+
 
 def test_rows_within_the_limits_are_accepted() -> None:
-    limits = RowLimits({"context_ids": 3, "candidate_ids": 2}, {"context_ids": 50, "candidate_ids": 50})
+    limits = architecture_named("shared-context").limits(["context_ids", "candidate_ids"], LIMITS)
     limits.check(shared_request([1, 2, 49], [[0, 49], [1]]))
     RowLimits().check(shared_request([1] * 900, [[10**6]]))
-    RowLimits({"input_ids": 2}, {"input_ids": 50}).check(request_of([[0, 49], [1]]))
+    architecture_named("joint").limits(["input_ids"], LIMITS).check(request_of([[0, 49], [1]]))
 
 
 @pytest.mark.parametrize(
@@ -693,10 +700,19 @@ def test_rows_within_the_limits_are_accepted() -> None:
     ],
 )
 def test_rows_beyond_the_limits_are_refused_by_name(request_: Request, message: str) -> None:
-    limits = RowLimits({"context_ids": 3, "candidate_ids": 2}, {"context_ids": 50, "candidate_ids": 50})
+    limits = architecture_named("shared-context").limits(["context_ids", "candidate_ids"], LIMITS)
     with pytest.raises(RowsError) as caught:
         limits.check(request_)
     assert str(caught.value) == message
+
+
+def test_tokens_are_counted_without_padding() -> None:
+    shared = {"context_ids": np.arange(5), "candidate_ids": np.array([[1, 2, 3], [0, -1, -1]])}
+    assert architecture_named("shared-context").needed_tokens(shared) == 5 + 3 + 1
+    assert architecture_named("shared-context").computed_tokens(shared) == 5 + 6
+    joint = {"input_ids": np.ones((2, 4)), "attention_mask": np.array([[1, 1, 1, 0], [1, 1, 0, 0]])}
+    assert architecture_named("joint").needed_tokens(joint) == 5
+    assert architecture_named("joint").computed_tokens(joint) == 8
 
 
 def test_no_requests_share_nothing(sharing: SharedContextEngine) -> None:
@@ -746,15 +762,14 @@ def test_cores_are_those_of_the_mask_within_the_quota(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(engine, "Path", lambda _: tmp_path / "cpu.max")
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("tritonrank_runtime.cores.QUOTA_FILE", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     assert available_cores() == cores
 
 
 def test_without_a_quota_the_mask_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    missing: Callable[[str], Path] = lambda _: tmp_path / "none"  # noqa: E731
-    monkeypatch.setattr(engine, "Path", missing)
-    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {1, 5, 6})
+    monkeypatch.setattr("tritonrank_runtime.cores.QUOTA_FILE", tmp_path / "none")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 5, 6})
     assert available_cores() == 3
 
 

@@ -27,7 +27,8 @@ from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
 from tritonrank.tensorrt.plans import Gpu, check_plan, check_plans, read_identity
 from tritonrank.tensorrt.profiles import Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 

@@ -23,9 +23,12 @@ from tritonrank.serve.assemble import HALF_SHARE, assemble, assemble_settings, p
 from tritonrank.serve.serving import check_golden_cases, golden_requests, golden_tolerance, serving
 from tritonrank.serve.triton_config import model_configs
 from tritonrank_client import RankClient
-from tritonrank_runtime import engine
-from tritonrank_runtime.engine import ExecutorError, RowsError, open_engine, open_executor
-from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer
+from tritonrank_runtime.architecture import EngineOptions
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.engine import ExecutorError, RowsError
+from tritonrank_runtime.engines import engine_of, model_files, open_engine, open_executor
+from tritonrank_runtime.sessions import CUDA_PROVIDER, open_session
+from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.torch_engine import CONFIG_FILE, WEIGHTS_FILE, load_network, open_torch_engine
 
 TOLERANCE = 1e-4
@@ -208,7 +211,7 @@ def test_ranks_run_in_onnxruntime_on_the_cpu_alone(setting: str) -> None:
 
 
 def test_a_missing_provider_is_named(workspace: Workspace) -> None:
-    assert engine.CUDA_PROVIDER not in onnxruntime.get_available_providers()
+    assert CUDA_PROVIDER not in onnxruntime.get_available_providers()
     with pytest.raises(ExecutorError, match=r"has no CUDAExecutionProvider .*pip install onnxruntime-gpu"):
         open_executor("onnxruntime", workspace.onnx, "cuda")
 
@@ -224,11 +227,11 @@ def test_a_provider_that_does_not_start_is_no_silent_cpu(workspace: Workspace, m
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [engine.CUDA_PROVIDER, "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA_PROVIDER, "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     with pytest.raises(ExecutorError, match=r"cannot use the GPU cuda:1: .*did not start"):
         open_executor("onnxruntime", workspace.onnx, "cuda:1")
-    assert asked[0] == (engine.CUDA_PROVIDER, {"device_id": "1"})
+    assert asked[0] == (CUDA_PROVIDER, {"device_id": "1"})
 
 
 def test_a_gpu_that_torch_does_not_see_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,9 +256,8 @@ def test_missing_torch_is_named(workspace: Workspace, monkeypatch: pytest.Monkey
 def test_a_gpu_gets_few_and_large_runs(workspace: Workspace, held_out: list[Request]) -> None:
     tokenizer = RequestTokenizer.from_folder(workspace.onnx)
     request = tensors_of(held_out[0], tokenizer)
-    graphs = {path.name: engine.open_session(path) for path in engine.model_files(workspace.onnx)}
-    on_gpu = engine.engine_of(graphs, 1, shares=1, is_gpu=True)
-    assert isinstance(on_gpu, engine.SharedContextEngine)
-    assert len(on_gpu.candidate_feeds(request)) == 1
+    graphs = {path.name: open_session(path) for path in model_files(workspace.onnx)}
+    on_gpu = engine_of(graphs, EngineOptions.on_gpu())
+    assert [len(feeds) for feeds in on_gpu.graph_feeds([request]).values()] == [1, 1]
     expected = EngineScorer(tokenizer, open_engine(workspace.onnx).run).score(held_out[0])
     assert np.abs(on_gpu.run([request])[0] - expected).max() <= TOLERANCE

@@ -31,7 +31,9 @@ from tritonrank.quantize.int8 import calibration_requests, quantizable_nodes, qu
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, load_recipe
 from tritonrank.system import machine
-from tritonrank_runtime.engine import JOINT_FILE, JointEngine
+from tritonrank_runtime.engine import MODEL_FILE
+from tritonrank_runtime.joint import JointEngine
+from tritonrank_runtime.sessions import open_session
 from tritonrank_runtime.text import copy_text_files
 
 TOLERANCE = 1e-4
@@ -99,9 +101,9 @@ TAMPERINGS = {
 def test_a_tampered_graph_is_refused(
     tamper: Callable[[onnx.ModelProto], None], certain: Build, requests: list[Request], tmp_path: Path
 ) -> None:
-    model = onnx.load(certain.workspace.onnx / JOINT_FILE)
+    model = onnx.load(certain.workspace.onnx / MODEL_FILE)
     tamper(model)
-    onnx.save(model, tmp_path / JOINT_FILE)
+    onnx.save(model, tmp_path / MODEL_FILE)
     copy_text_files(certain.workspace.onnx, tmp_path)
     with pytest.raises(ArtifactError, match=TAMPERINGS[tamper]) as raised:
         compare_with_torch(certain.workspace.teacher, tmp_path, requests, TOLERANCE)
@@ -131,9 +133,9 @@ def test_a_failed_proof_publishes_nothing(certain: Build, tmp_path: Path, monkey
 
     def tampered(checkpoint: Path, folder: Path, opset: int) -> None:
         real(checkpoint, folder, opset)
-        model = onnx.load(folder / JOINT_FILE)
+        model = onnx.load(folder / MODEL_FILE)
         change_weight(model)
-        onnx.save(model, folder / JOINT_FILE)
+        onnx.save(model, folder / MODEL_FILE)
 
     monkeypatch.setattr(export, "export_graphs", tampered)
     with pytest.raises(ArtifactError, match="logits differ from PyTorch"):
@@ -146,12 +148,12 @@ def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 
 def test_every_linear_matmul_has_qdq_on_both_inputs_and_no_other(certain: Build) -> None:
-    fp32 = onnx.load(certain.workspace.onnx / JOINT_FILE).graph
+    fp32 = onnx.load(certain.workspace.onnx / MODEL_FILE).graph
     linear = set(quantizable_nodes(certain.workspace.onnx, []))
     matmuls = {node.name for node in fp32.node if node.op_type in {"MatMul", "Gemm"}}
     assert len(linear) == LINEAR_LAYERS
     assert len(matmuls - linear) >= 5  # two products of attention per layer, and the head
-    graph = onnx.load(certain.workspace.int8 / JOINT_FILE).graph
+    graph = onnx.load(certain.workspace.int8 / MODEL_FILE).graph
     made_by, kinds = producers(graph), {t.name: t.data_type for t in graph.initializer}
     for node in graph.node:
         if node.name not in matmuls:
@@ -167,7 +169,7 @@ def test_every_linear_matmul_has_qdq_on_both_inputs_and_no_other(certain: Build)
 
 
 def test_weights_have_a_scale_per_output_channel(certain: Build) -> None:
-    graph = onnx.load(certain.workspace.int8 / JOINT_FILE).graph
+    graph = onnx.load(certain.workspace.int8 / MODEL_FILE).graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in values]
     assert len(weights) == LINEAR_LAYERS
@@ -209,7 +211,7 @@ def test_calibration_takes_what_there_is(certain: Build) -> None:
 def test_excluded_layers_stay_in_fp32(certain: Build, requests: list[Request], tmp_path: Path) -> None:
     settings = QuantizeSettings(noise=1_000, exclude=[r"layer\.0/attention", r"intermediate"])
     nodes = quantize_graphs(certain.workspace.onnx, tmp_path, requests, settings)
-    graph = onnx.load(tmp_path / JOINT_FILE).graph
+    graph = onnx.load(tmp_path / MODEL_FILE).graph
     quantized = {
         node.name
         for node in graph.node
@@ -227,7 +229,7 @@ def test_excluding_everything_is_an_error(certain: Build) -> None:
 
 
 def test_a_graph_without_the_qdq_asked_for_is_refused(certain: Build) -> None:
-    nodes, graph = quantizable_nodes(certain.workspace.onnx, []), certain.workspace.onnx / JOINT_FILE
+    nodes, graph = quantizable_nodes(certain.workspace.onnx, []), certain.workspace.onnx / MODEL_FILE
     with pytest.raises(ArtifactError, match=f"{LINEAR_LAYERS} of {LINEAR_LAYERS} chosen MatMuls found; without Q/DQ"):
         quantize._check_quantized(graph, graph, nodes)
 
@@ -289,11 +291,11 @@ def weights_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def zeroed(onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
         nodes = real(onnx_folder, folder, requests, settings)
-        model = onnx.load(folder / JOINT_FILE)
+        model = onnx.load(folder / MODEL_FILE)
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2:
                 tensor.CopyFrom(numpy_helper.from_array(np.zeros(tensor.dims, dtype=np.int8), tensor.name))
-        onnx.save(model, folder / JOINT_FILE)
+        onnx.save(model, folder / MODEL_FILE)
         return nodes
 
     monkeypatch.setattr(quantize, "quantize_graphs", zeroed)
@@ -352,7 +354,7 @@ def test_the_gate_closes_when_the_first_build_is_bad(
 def largest_dependence_on_batch_mates(path: Path, requests: list[Request], folder: Path) -> float:
     """Largest |score difference| of a row alone, with its request, and together with all requests."""
     rows = [open_scorer(folder).tensors(request) for request in requests]
-    engine = JointEngine(path)
+    engine = JointEngine(open_session(path))
 
     def alone(request: dict[str, NDArray[np.int32]]) -> list[NDArray[np.float32]]:
         return [
@@ -373,9 +375,9 @@ def test_static_int8_ignores_batch_mates_and_dynamic_int8_does_not(
     dynamic = tmp_path / "dynamic.onnx"
     nodes = quantizable_nodes(w.onnx, [])
     quantize_dynamic(
-        w.onnx / JOINT_FILE, dynamic, weight_type=QuantType.QInt8, per_channel=True, nodes_to_quantize=nodes
+        w.onnx / MODEL_FILE, dynamic, weight_type=QuantType.QInt8, per_channel=True, nodes_to_quantize=nodes
     )
-    assert largest_dependence_on_batch_mates(w.int8 / JOINT_FILE, requests, w.onnx) <= 1e-5
+    assert largest_dependence_on_batch_mates(w.int8 / MODEL_FILE, requests, w.onnx) <= 1e-5
     assert largest_dependence_on_batch_mates(dynamic, requests, w.onnx) > 1e-3
 
 
@@ -406,7 +408,7 @@ def test_reduced_range_keeps_weights_within_seven_bits(
 ) -> None:
     settings = QuantizeSettings(reduce_range=setting, noise=1_000)
     quantize_graphs(certain.workspace.onnx, tmp_path, requests[:2], settings)
-    graph = onnx.load(tmp_path / JOINT_FILE).graph
+    graph = onnx.load(tmp_path / MODEL_FILE).graph
     weights = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert largest - 1 <= max(int(np.abs(w.astype(int)).max()) for w in weights) <= largest
 

@@ -22,8 +22,12 @@ from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.serve.assemble import engine_inputs, write_models
 from tritonrank.train.finetune import save_checkpoint, text_rules, untrained_ranker
-from tritonrank_runtime.engine import JOINT_FILE, model_files, padded_length
-from tritonrank_runtime.text import JOINT, PADDING, SHARED_CONTEXT, copy_text_files
+from tritonrank_runtime.engine import MODEL_FILE
+from tritonrank_runtime.engines import model_files
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.padding import PADDING
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import copy_text_files
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -150,8 +154,8 @@ def test_rows_have_the_layout_of_the_familys_own_tokenizer(ladder: Ladder) -> No
 @pytest.mark.parametrize(("family", "reserved"), [("roberta", 2), ("xlm-roberta", 2), ("bert", 0), ("distilbert", 0)])
 def test_longest_padded_row_fits_the_position_embeddings(family: str, reserved: int, tmp_path: Path) -> None:
     probe = untrained_ranker(recipe_for(save_ranker(family, tmp_path / "probe")))[1]
-    longest = padded_length(probe.row_tokens)
-    assert longest > probe.row_tokens  # the row alone would fit where the padded row does not
+    longest = probe.architecture.run_tokens(probe.longest_rows["input_ids"])
+    assert longest > probe.longest_rows["input_ids"]  # the row alone would fit where the padded row does not
 
     shorter = save_ranker(family, tmp_path / "shorter", positions=longest + reserved - 1)
     with pytest.raises(RecipeError, match=f"rows of up to {longest} tokens.*takes {longest - 1}"):
@@ -165,9 +169,9 @@ def test_longest_padded_row_fits_the_position_embeddings(family: str, reserved: 
     export_graphs(folder, folder, OPSET)
     filler = " ".join(TEXTS)
     full = Request(filler, [filler] * 2, [filler, "lamp"])
-    assert open_scorer(folder).tensors(full)["attention_mask"].sum(axis=1).max() == tokenizer.row_tokens
+    assert open_scorer(folder).tensors(full)["attention_mask"].sum(axis=1).max() == tokenizer.longest_rows["input_ids"]
     by_torch = tmp_path / "torch"
-    shutil.copytree(folder, by_torch, ignore=shutil.ignore_patterns(JOINT_FILE))
+    shutil.copytree(folder, by_torch, ignore=shutil.ignore_patterns(MODEL_FILE))
     np.testing.assert_allclose(open_scorer(folder).score(full), open_scorer(by_torch).score(full), atol=TOLERANCE)
 
 
@@ -177,7 +181,7 @@ def test_longest_padded_row_fits_the_position_embeddings(family: str, reserved: 
 def test_longest_context_and_candidate_fit_the_position_embeddings(family: str, reserved: int, tmp_path: Path) -> None:
     probe = recipe_for(save_ranker(family, tmp_path / "probe", head=False), SHARED_CONTEXT)
     tokenizer = untrained_ranker(probe)[1]
-    longest = tokenizer.context_row_tokens + tokenizer.candidate_row_tokens
+    longest = tokenizer.longest_rows["context_ids"] + tokenizer.longest_rows["candidate_ids"]
 
     shorter = save_ranker(family, tmp_path / "shorter", positions=longest + reserved - 1, head=False)
     with pytest.raises(RecipeError, match=f"a context and a candidate of up to {longest} tokens.*takes {longest - 1}"):
@@ -195,8 +199,8 @@ def test_longest_context_and_candidate_fit_the_position_embeddings(family: str, 
     filler = " ".join(TEXTS)
     full = Request(filler, [filler] * 2, [filler, "lamp"])
     rows = open_scorer(folder).tensors(full)
-    assert rows["context_ids"].size == tokenizer.context_row_tokens == model.config.context_positions
-    assert rows["candidate_ids"].shape == (2, tokenizer.candidate_row_tokens)
+    assert rows["context_ids"].size == tokenizer.longest_rows["context_ids"] == model.config.context_positions
+    assert rows["candidate_ids"].shape == (2, tokenizer.longest_rows["candidate_ids"])
     np.testing.assert_allclose(open_scorer(folder).score(full), open_scorer(by_torch).score(full), atol=TOLERANCE)
 
 

@@ -19,7 +19,7 @@ from tritonrank.quantize.int8 import (
 )
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.recipe import QuantizeSettings
-from tritonrank_runtime.engine import model_files, open_engine
+from tritonrank_runtime.engines import model_files, open_engine
 
 SETTINGS = QuantizeSettings(smooth=False, rounding="nearest")
 

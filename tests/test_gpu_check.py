@@ -44,7 +44,8 @@ from tritonrank.shrink.cut import cut, everything
 from tritonrank.tensorrt.plan_engine import fitting_profile
 from tritonrank.tensorrt.plans import Gpu
 from tritonrank.tensorrt.profiles import Profile, Range
-from tritonrank_runtime.engine import Tensors, open_engine
+from tritonrank_runtime.engine import Tensors
+from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.torch_engine import load_network, row_positions
 

@@ -21,7 +21,10 @@ from tritonrank.serve.gpu_config import GRAPH_BATCHES, INSTANCES_PER_GPU, gpu_co
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank.tensorrt.compile_ranks import one_profile
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, RequestTokenizer
+from tritonrank_runtime.architectures import architecture_named
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import RequestTokenizer
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden" / "configs"
@@ -44,11 +47,14 @@ def recipe_with(**sections: Any) -> Recipe:
 
 
 def profiles_for(recipe: Recipe, architecture: str) -> list[Profile]:
-    rules = SimpleNamespace(architecture=architecture)
+    names = INPUTS[architecture]
+    longest = [CONTEXT, CANDIDATE] if architecture == SHARED_CONTEXT else [ROW - 3] * len(names)
     tokenizer = SimpleNamespace(
-        rules=rules, context_row_tokens=CONTEXT, candidate_row_tokens=CANDIDATE, row_tokens=ROW - 3
+        rules=SimpleNamespace(architecture=architecture),
+        architecture=architecture_named(architecture),
+        longest_rows=dict(zip(names, longest, strict=True)),
     )
-    return profiles_of(recipe, cast(RequestTokenizer, tokenizer), INPUTS[architecture])
+    return profiles_of(recipe, cast(RequestTokenizer, tokenizer), names)
 
 
 def configs_of(target: Target, architecture: str, recipe: Recipe | None = None) -> Configs:

@@ -27,7 +27,8 @@ from tritonrank.tensorrt import plans as plans_module
 from tritonrank.tensorrt.compile_ranks import one_profile, rank_plan_file, ranks_folder
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE
 from tritonrank.tensorrt.profiles import profiles_of
-from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, copy_text_files
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 RANKS = 2
 Plant = Callable[..., Path]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from tritonrank.gpu_check import check as gpu_check
-from tritonrank.system import machine
-from tritonrank_runtime import engine
+from tritonrank_runtime.cores import available_cores
 
 from loadtests.machine import describe_machine
 
@@ -30,5 +29,5 @@ def test_a_quota_of_cpu_time_cuts_the_cores(quota: str, cores: int, monkeypatch:
 
     monkeypatch.setattr(Path, "read_text", with_quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert machine.available_cores() == engine.available_cores() == cores
+    assert available_cores() == cores
     assert describe_machine().cores == gpu_check.describe_machine(cpu=True).cores == cores

@@ -19,7 +19,8 @@ from tritonrank.rankers.scorers import EngineScorer, Request, torch_scorer
 from tritonrank.recipe import Recipe
 from tritonrank.shrink.vocabulary import tokens_to_keep, write_tokenizer
 from tritonrank.train.finetune import save_checkpoint, untrained_ranker
-from tritonrank_runtime.text import RequestTokenizer, copy_text_files, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 TEMPLATE = "[TITLE] {title} [ATTR] {attributes}"
 RULES = {"query_tokens": 16, "history_items": 0, "history_tokens": 0, "candidate_tokens": 64}

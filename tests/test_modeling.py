@@ -27,7 +27,7 @@ from tritonrank.rankers.pretrained import is_shared_context, load_any_ranker, lo
 from tritonrank.recipe import Recipe
 from tritonrank.train.batches import packed_batch
 from tritonrank.train.finetune import untrained_ranker
-from tritonrank_runtime.text import PADDING
+from tritonrank_runtime.padding import PADDING
 
 TOLERANCE = 1e-5
 CONTEXT_POSITIONS = 40
@@ -430,13 +430,13 @@ def test_budgets_beyond_the_position_table_are_refused(saved: dict[str, Path]) -
         untrained_ranker(recipe)
     fits = recipe_with({"base": str(saved["encoder"])}, history_tokens=224)
     model, tokenizer = untrained_ranker(fits)
-    assert model.config.context_positions == tokenizer.context_row_tokens == 8 + 1 + 224 + 2
+    assert model.config.context_positions == tokenizer.longest_rows["context_ids"] == 8 + 1 + 224 + 2
 
 
 def test_budgets_beyond_the_checkpoints_contexts_are_refused(saved: dict[str, Path]) -> None:
     ready = {"checkpoint": str(saved["shared-context"]), "architecture": "shared-context"}
     model, tokenizer = untrained_ranker(recipe_with(ready))
-    assert model.config.context_positions == tokenizer.context_row_tokens == 40
+    assert model.config.context_positions == tokenizer.longest_rows["context_ids"] == 40
     with pytest.raises(RecipeError, match=r"contexts of up to 41 tokens; .*was trained for 40\. Lower"):
         untrained_ranker(recipe_with(ready, history_tokens=30))
     shorter, _ = untrained_ranker(recipe_with(ready, history_tokens=10))  # candidates stay where they were trained

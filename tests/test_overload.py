@@ -12,7 +12,7 @@ from tritonrank.recipe import ServeSettings
 from tritonrank.serve.assemble import engine_inputs
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import as_text, model_configs
-from tritonrank_runtime.engine import available_cores
+from tritonrank_runtime.cores import available_cores
 
 from loadtests.objectives import Objectives, judged
 from loadtests.results import Run

@@ -24,7 +24,8 @@ from tritonrank.gpu_check.packed import PACK_FILE, REQUESTS_FILE, open_pack
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.agreement import mean_overlap, relative_difference, top_10_overlap
 from tritonrank.rankers.scorers import EngineScorer, Request
-from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.torch_engine import WEIGHTS_FILE, open_torch_engine
 
 SIZES = {5: 6, 20: 4, 1_000: 2}

@@ -17,8 +17,8 @@ from tritonrank.recipe import load_recipe
 from tritonrank.serve.assemble import known_ids, longest_rows
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank.train.finetune import text_rules
-from tritonrank_runtime.engine import SHARED_CONTEXT_INPUTS
-from tritonrank_runtime.text import SHARED_CONTEXT, RequestTokenizer
+from tritonrank_runtime.shared_context import INPUT_NAMES, SHARED_CONTEXT
+from tritonrank_runtime.text import RequestTokenizer
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("rank", "tokenize", "score", "select")
@@ -196,9 +196,9 @@ def generated_configs() -> dict[str, str]:
     recipe = load_recipe(ROOT / "build" / "recipes" / "demo.yaml")
     assert recipe.model.architecture == SHARED_CONTEXT
     tokenizer = RequestTokenizer(load_tokenizer(recipe.model.base).backend_tokenizer, text_rules(recipe))
-    longest = longest_rows(SHARED_CONTEXT_INPUTS, tokenizer)
-    ids = known_ids(SHARED_CONTEXT_INPUTS, tokenizer)
-    configs = model_configs(recipe.serve, SHARED_CONTEXT_INPUTS, CORES, longest_rows=longest, ids=ids)
+    longest = longest_rows(INPUT_NAMES, tokenizer)
+    ids = known_ids(INPUT_NAMES, tokenizer)
+    configs = model_configs(recipe.serve, INPUT_NAMES, CORES, longest_rows=longest, ids=ids)
     return {name: as_text(config) for name, config in configs.items()}
 
 

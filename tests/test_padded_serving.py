@@ -25,7 +25,8 @@ from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import check_golden_cases
 from tritonrank.serve.triton_config import as_text
 from tritonrank_client import InvalidRequest, RankClient
-from tritonrank_runtime.text import JOINT, NO_TEXT_SCORE
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.joint import JOINT
 
 CANDIDATE_BUCKETS = (4, 16, 64)
 MOST_REQUESTS = 3
@@ -205,6 +206,6 @@ def test_padding_is_counted(padded: Padded, held_out: list[Request]) -> None:
         assert needed == tensors["attention_mask"].sum()
         assert computed in [16 * tokens for tokens in padded.token_buckets]
     else:
-        context = padded.in_process.tokenizer.context_row_tokens
+        context = padded.in_process.tokenizer.longest_rows["context_ids"]
         assert needed == tensors["context_ids"].size + (tensors["candidate_ids"] >= 0).sum()
         assert computed in [context + 16 * tokens for tokens in padded.token_buckets]

@@ -276,10 +276,10 @@ def test_the_peers_get_our_tokens(tokenizer_folder: Path, query: str, history: l
     """Whole words only: a word cut in two may be tokenized in another way, which the results report."""
     ours = RequestTokenizer.from_folder(tokenizer_folder)
     peers = PairTexts(tokenizer_folder)
-    rows = ours.joint_rows(ours.context(query, history), ours.items(items))
+    rows = ours.tensors(ours.context(query, history), ours.items(items))
     documents = [peers.document(item) for item in items]
     asked = Case(0, query, history, items, peers.context(query, history), documents, None)
-    expected = [ids[mask == 1].tolist() for ids, mask in zip(rows.input_ids, rows.attention_mask, strict=True)]
+    expected = [ids[mask == 1].tolist() for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True)]
     assert peers.rows(asked) == expected
     head = peers.context_length(asked)
     assert all(row[:head] == expected[0][:head] for row in expected)

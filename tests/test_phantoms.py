@@ -22,7 +22,7 @@ from tritonrank.serve.assemble import engine_inputs, known_ids, longest_rows
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, Retry
-from tritonrank_runtime.engine import available_cores
+from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.text import RequestTokenizer
 
 SECONDS_PER_TOKEN = 2e-5

@@ -30,7 +30,8 @@ from tritonrank.serve import assemble
 from tritonrank.serve.assemble import GOLDEN_CANDIDATES, golden_cases
 from tritonrank.shrink import distill, prune
 from tritonrank.train import finetune
-from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
 

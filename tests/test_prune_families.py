@@ -29,7 +29,9 @@ from tritonrank.shrink.cut import Kept, cut, everything
 from tritonrank.shrink.distill import HiddenStateLoss
 from tritonrank.shrink.importance import choose_layers, measure_importance, most_important, ranking_loss
 from tritonrank.train.batches import Collator
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, RequestTokenizer, TextRules
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 LAYERS, HEADS, NEURONS, HIDDEN = 3, 4, 64, 32
 REQUESTS = [Request("", [], TEXTS[:3]), Request("waterproof shoe", TEXTS[2:4], TEXTS)]
@@ -94,9 +96,9 @@ def test_the_student_is_smaller_and_loads_as_any_other(built: Built) -> None:
     kept, tokenizer = Kept.load(built.workspace.pruned), RequestTokenizer.from_folder(built.workspace.student)
     assert parts["embeddings.words"].weight.shape[0] == sizes.vocabulary == len(kept.tokens)
     assert sizes.vocabulary < sizes_of(built.teacher.config).vocabulary
-    longest = tokenizer.row_tokens
+    longest = tokenizer.longest_rows["input_ids"]
     if built.architecture == SHARED_CONTEXT:
-        longest = student.config.context_positions + tokenizer.candidate_row_tokens
+        longest = student.config.context_positions + tokenizer.longest_rows["candidate_ids"]
     assert longest <= longest_input(student) < longest_input(built.teacher)
     if built.architecture == JOINT:  # nothing of ours is needed to load it
         assert type(student) is type(AutoModelForSequenceClassification.from_pretrained(built.workspace.student))

@@ -34,8 +34,10 @@ from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.plots import IntervalRow, LayerParts, figure, interval_plot, kept_matrix, ticks
 from tritonrank.report.summary import SUMMARY_FILE
 from tritonrank.shrink.cut import Kept
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, open_session
-from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.sessions import open_session
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 RUNGS = {"fine-tuned": "teacher", "pruned": "pruned", "student": "student", "ONNX FP32": "onnx", "INT8": "int8"}
 NASTY = "<img src=x onerror=alert(1)> & | **bold** [link](http://example.com/) `code`\n# title"

@@ -14,7 +14,8 @@ from tritonrank.errors import GateError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.rankers.scorers import Request
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE, open_engine
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, MODEL_FILE
+from tritonrank_runtime.engines import open_engine
 
 HIDDEN, INTERMEDIATE = 64, 128  # of the tiny encoder
 
@@ -99,7 +100,7 @@ def test_work_in_a_joint_graph_is_rows_times_tokens_times_weights(joint_workspac
         ones = np.ones((rows, tokens), dtype=np.int32)
         return {"input_ids": ones, "attention_mask": ones, "token_type_ids": ones * 0}
 
-    work = work_of_nodes(joint_workspace.onnx / JOINT_FILE, [feed(3, 16), feed(2, 40)])
+    work = work_of_nodes(joint_workspace.onnx / MODEL_FILE, [feed(3, 16), feed(2, 40)])
     tokens = 3 * 16 + 2 * 40
     assert len(work) == 12
     for node, found in work.items():

@@ -62,8 +62,10 @@ from tritonrank_client import (
     Unavailable,
 )
 from tritonrank_client._error_map import translate
-from tritonrank_runtime.engine import open_engine
-from tritonrank_runtime.text import NO_TEXT_SCORE, TextRules, render_fields
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.engines import open_engine
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import TextRules
 
 CANDIDATES = 15  # of each held-out request: this file asks some thousand times
 LIVE_TOLERANCE = 1e-4

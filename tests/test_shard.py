@@ -35,17 +35,13 @@ from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.scorers import tensors_of
 from tritonrank.recipe import QuantizeSettings
 from tritonrank.train.finetune import save_checkpoint, untrained_ranker
-from tritonrank_runtime.engine import (
-    CANDIDATES_FILE,
-    CONTEXT_FILE,
-    JOINT_FILE,
-    Feed,
-    model_files,
-    open_engine,
-    open_session,
-)
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, MODEL_FILE, Feed
+from tritonrank_runtime.engines import model_files, open_engine
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.sessions import open_session
 from tritonrank_runtime.shard_runner import ShardRunner, read_shards, shard_file
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, RequestTokenizer
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import RequestTokenizer
 
 HEADS, LAYERS = 4, 2
 ARCHITECTURES = (JOINT, SHARED_CONTEXT)
@@ -145,8 +141,8 @@ def _feeds(folder: Path) -> dict[str, Feed]:
         keys, values = open_session(folder / CONTEXT_FILE).run(None, {"context_ids": context})
         candidates = {"context_keys": keys, "context_values": values, "candidate_ids": padded}
         return {CONTEXT_FILE: {"context_ids": context}, CANDIDATES_FILE: candidates}
-    names = {tensor.name for tensor in open_session(folder / JOINT_FILE).get_inputs()}
-    return {JOINT_FILE: {name: value for name, value in (joint | batched).items() if name in names}}
+    names = {tensor.name for tensor in open_session(folder / MODEL_FILE).get_inputs()}
+    return {MODEL_FILE: {name: value for name, value in (joint | batched).items() if name in names}}
 
 
 def _run_gloo(cases: Cases, root: Path) -> None:
@@ -201,9 +197,9 @@ def test_ranks_together_give_what_the_whole_gives(cases: Cases, name: tuple[str,
 def test_without_the_sum_the_scores_are_others(cases: Cases) -> None:
     """What the comparison would show if the ranks did not work together."""
     case = cases["bert", JOINT, "fp32"]
-    feed = _feeds(case.whole)[JOINT_FILE]
-    (whole,) = open_session(case.whole / JOINT_FILE).run(None, feed)
-    alone = ShardRunner(case.shards[2], 0, open_session, lambda addend: addend).run(JOINT_FILE, feed)["logits"]
+    feed = _feeds(case.whole)[MODEL_FILE]
+    (whole,) = open_session(case.whole / MODEL_FILE).run(None, feed)
+    alone = ShardRunner(case.shards[2], 0, open_session, lambda addend: addend).run(MODEL_FILE, feed)["logits"]
     assert np.abs(alone - whole).max() > 0.05
 
 
@@ -214,8 +210,8 @@ def test_the_cost_model_counts_what_is_added_up(cases: Cases) -> None:
         added.append(addend.nbytes)
         return addend
 
-    feed = _feeds(case.whole)[JOINT_FILE]
-    ShardRunner(case.shards[2], 0, open_session, count).run(JOINT_FILE, feed)
+    feed = _feeds(case.whole)[MODEL_FILE]
+    ShardRunner(case.shards[2], 0, open_session, count).run(MODEL_FILE, feed)
     requests, context_tokens = feed["context_ids"].shape
     load = Load.of(context_tokens, *feed["candidate_ids"].shape[1:])
     encoder = Encoder("tiny", LAYERS, hidden=32, inner=64)
@@ -302,7 +298,7 @@ def test_all_ranks_have_the_same_operators_and_sums_where_megatron_has_them(
 def test_scales_are_cut_with_columns_and_kept_with_rows(cases: Cases) -> None:
     case = cases["bert", JOINT, "int8"]
     whole, shard = (
-        GraphView(onnx.load(path)) for path in (case.whole / JOINT_FILE, case.shards[2] / shard_file(1, JOINT_FILE))
+        GraphView(onnx.load(path)) for path in (case.whole / MODEL_FILE, case.shards[2] / shard_file(1, MODEL_FILE))
     )
     seen = set()
     for node in shard.graph.node:
@@ -361,7 +357,7 @@ def test_a_graph_without_layers_is_refused(tmp_path: Path) -> None:
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(model, tmp_path / JOINT_FILE)
+    onnx.save(model, tmp_path / MODEL_FILE)
     with pytest.raises(ArtifactError, match="no attention or FFN of the known form"):
         write_shards(tmp_path, tmp_path / "shards", 2)
 
@@ -374,13 +370,13 @@ def test_an_operator_that_mixes_neurons_is_refused(
     cases: Cases, tmp_path: Path, operator: str, options: dict[str, int], why: str
 ) -> None:
     """Something between FFN in and FFN out that needs all neurons: cutting it would change the scores."""
-    model = onnx.load(cases["bert", JOINT, "fp32"].whole / JOINT_FILE)
+    model = onnx.load(cases["bert", JOINT, "fp32"].whole / MODEL_FILE)
     node = next(node for node in model.graph.node if "intermediate" in node.name and node.op_type == "Erf")
     at = list(model.graph.node).index(node)
     mixed = helper.make_node(operator, [node.input[0]], ["mixed"], name="mixing", **options)
     node.input[0] = "mixed"
     model.graph.node.insert(at, mixed)
-    onnx.save(model, tmp_path / JOINT_FILE)
+    onnx.save(model, tmp_path / MODEL_FILE)
     with pytest.raises(ArtifactError, match=rf"mixing \({operator}\) cannot be sharded: .*{why}"):
         write_shards(tmp_path, tmp_path, 2)
 

@@ -25,9 +25,10 @@ from tritonrank.tensorrt.compile_ranks import compile_precision_ranks, one_profi
 from tritonrank.tensorrt.plans import check_plans
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, JOINT_FILE
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, MODEL_FILE
+from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.shard_runner import shard_file
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 RANKS = 2
@@ -72,7 +73,7 @@ def test_every_shard_of_minilm_compiles(
 ) -> None:
     sizes = write_shards(minilm.folders[precision], tmp_path, RANKS)
     for rank in range(RANKS):
-        graph = tmp_path / shard_file(rank, JOINT_FILE)
+        graph = tmp_path / shard_file(rank, MODEL_FILE)
         plan = build_plan(graph, [profile_for(minilm, graph)], minilm.recipe.tensorrt, builder, tmp_path)
         held = sizes["rank_bytes"][rank] + sizes["replicated_bytes"]
         assert len(plan) > 0.9 * held, "a plan holds its rank's weights"
@@ -80,7 +81,7 @@ def test_every_shard_of_minilm_compiles(
 
 def test_a_shard_of_every_family_compiles(tiny: TensorRTLadder, builder: Builder, tmp_path: Path) -> None:
     write_shards(tiny.folders["int8-fp16"], tmp_path, RANKS)
-    graph = tmp_path / shard_file(1, JOINT_FILE)
+    graph = tmp_path / shard_file(1, MODEL_FILE)
     assert len(build_plan(graph, [profile_for(tiny, graph)], tiny.recipe.tensorrt, builder, tmp_path)) > 10_000
 
 

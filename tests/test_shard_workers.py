@@ -34,7 +34,8 @@ from tritonrank.serve.assemble import write_models
 from tritonrank.serve.serving import serving
 from tritonrank_client import RankClient, Retry
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
-from tritonrank_runtime.engine import Engine, EngineLostError, open_engine
+from tritonrank_runtime.engine import Engine, EngineLostError
+from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.shard_workers import WORKER, ShardWorkers, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 

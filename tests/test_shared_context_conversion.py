@@ -22,14 +22,8 @@ from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_n
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.serve.assemble import engine_inputs
-from tritonrank_runtime.engine import (
-    CANDIDATES_FILE,
-    CONTEXT_FILE,
-    WEIGHTS_FILE,
-    SharedContextEngine,
-    loaded_files,
-    open_engine,
-)
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, WEIGHTS_FILE
+from tritonrank_runtime.engines import loaded_files, open_engine
 from tritonrank_runtime.text import TextRules, copy_text_files
 
 GRAPHS = (CONTEXT_FILE, CANDIDATES_FILE)
@@ -346,8 +340,7 @@ def test_calibration_sees_what_serving_will(workspace: Workspace, calibration: l
         assert list(feed) == ["context_ids"]
         np.testing.assert_array_equal(feed["context_ids"], request["context_ids"])
     engine = open_engine(workspace.onnx)
-    assert isinstance(engine, SharedContextEngine)
-    expected = [feed for request in tensors for feed in engine.candidate_feeds(request)]
+    expected = engine.graph_feeds(tensors)[CANDIDATES_FILE]
     found = feeds[workspace.onnx / CANDIDATES_FILE]
     assert len(found) == len(expected)
     for feed, other in zip(found, expected, strict=True):

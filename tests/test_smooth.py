@@ -17,7 +17,8 @@ from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.quantize.smooth import smooth_graphs
 from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import QuantizeSettings
-from tritonrank_runtime.engine import JOINT_FILE, loaded_files
+from tritonrank_runtime.engine import MODEL_FILE
+from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.text import RequestTokenizer
 
 CHANNELS = 8
@@ -49,8 +50,8 @@ def graph(tmp_path: Path) -> Path:
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
     )
-    onnx.save(model, tmp_path / JOINT_FILE)
-    return tmp_path / JOINT_FILE
+    onnx.save(model, tmp_path / MODEL_FILE)
+    return tmp_path / MODEL_FILE
 
 
 def run(path: Path, x: NDArray[np.float32], outputs: list[str] | None = None) -> list[NDArray[np.float32]]:

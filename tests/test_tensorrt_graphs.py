@@ -23,8 +23,9 @@ from tritonrank.quantize.halve import halve_graph
 from tritonrank.quantize.int8_tensorrt import half_scale, insert_qdq, quantize_graph, quantized_weight
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.rankers.pretrained import load_shared_context_ranker
-from tritonrank_runtime.engine import BatchedEngine, open_engine
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT
+from tritonrank_runtime.engines import open_engine
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT, BatchedEngine
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def chain(values: list[float]) -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, folder: Path) -> np.ndarray:
-    from tritonrank_runtime.engine import open_session
+    from tritonrank_runtime.sessions import open_session
 
     onnx.save(model, folder / "m.onnx")
     (found,) = open_session(folder / "m.onnx").run(["logits"], {"ids": np.array([[1, 2, 3, 5]], np.int32)})

@@ -14,6 +14,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,25 +30,13 @@ from transformers import (
 )
 from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
-from tritonrank_runtime.text import (
-    JOINT,
-    NO_ROW,
-    NO_TEXT_SCORE,
-    PADDING,
-    RULES_FILE,
-    SHARED_CONTEXT,
-    TOKENIZER_FILE,
-    Buckets,
-    JointRows,
-    RequestTokenizer,
-    SharedContextRows,
-    TextError,
-    TextRules,
-    candidate_scores,
-    decode_texts,
-    render_fields,
-    unique_rows,
-)
+from tritonrank_runtime.architectures import architecture_named
+from tritonrank_runtime.candidate_rows import NO_ROW, NO_TEXT_SCORE, candidate_scores, unique_rows
+from tritonrank_runtime.item_text import TextError, decode_texts, render_fields
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.padding import PADDING, Buckets
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer, TextRules
 
 GOLDEN = Path(__file__).parent / "golden" / "text.json"
 RULES = TextRules("{title} ({year}) {genres}", query_tokens=8, history_items=4, history_tokens=24, candidate_tokens=12)
@@ -158,19 +147,24 @@ def counting(cache_entries: int, rules: TextRules = RULES) -> tuple[RequestToken
     return RequestTokenizer(counter, rules, cache_entries), counter
 
 
-def rows_of(tokenizer: RequestTokenizer, query: str, history: list[str], items: list[str]) -> JointRows:
-    return tokenizer.joint_rows(tokenizer.context(query, history), tokenizer.items(items))
+def as_rows(architecture: str, tokenizer: RequestTokenizer, context: Any, candidates: Any) -> SimpleNamespace:
+    """The rows that an architecture makes, whatever the tokenizer's rules name."""
+    return SimpleNamespace(**architecture_named(architecture).rows(tokenizer.layout, context, candidates))
 
 
-def shared_rows_of(tokenizer: RequestTokenizer, query: str, history: list[str], items: list[str]) -> SharedContextRows:
-    return tokenizer.shared_context_rows(tokenizer.context(query, history), tokenizer.items(items))
+def rows_of(tokenizer: RequestTokenizer, query: str, history: list[str], items: list[str]) -> SimpleNamespace:
+    return as_rows(JOINT, tokenizer, tokenizer.context(query, history), tokenizer.items(items))
+
+
+def shared_rows_of(tokenizer: RequestTokenizer, query: str, history: list[str], items: list[str]) -> SimpleNamespace:
+    return as_rows(SHARED_CONTEXT, tokenizer, tokenizer.context(query, history), tokenizer.items(items))
 
 
 def plain_ids(family: str, text: str) -> list[int]:
     return hugging_face[family](text, add_special_tokens=False)["input_ids"]
 
 
-def assert_same_rows(found: JointRows, reference: Any) -> None:
+def assert_same_rows(found: SimpleNamespace, reference: Any) -> None:
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         tensor = getattr(found, name)
         assert tensor.dtype == np.int32
@@ -271,10 +265,10 @@ def test_a_context_row_is_the_query_alone_and_a_candidate_row_an_item_without_it
 
 
 def test_shared_context_rows_by_hand() -> None:
-    rows = ours().shared_context_rows([5, 6], [(7,), (), (8, 9, 10)])
+    rows = as_rows(SHARED_CONTEXT, ours(), [5, 6], [(7,), (), (8, 9, 10)])
     assert rows.context_ids.tolist() == [101, 5, 6, 102]
     assert rows.candidate_ids.tolist() == [[101, 7, -1, -1], [101, -1, -1, -1], [101, 8, 9, 10]]
-    empty = ours().shared_context_rows([], [])
+    empty = as_rows(SHARED_CONTEXT, ours(), [], [])
     assert empty.context_ids.tolist() == [101, 102]
     assert empty.candidate_ids.shape == (0, 1)
 
@@ -292,7 +286,7 @@ def test_shared_context_rows_hold_every_token_in_its_place(
     family: str, context: list[int], candidates: list[list[int]]
 ) -> None:
     tokenizer = ours(family)
-    rows = tokenizer.shared_context_rows(context, candidates)
+    rows = as_rows(SHARED_CONTEXT, tokenizer, context, candidates)
     pair = hugging_face[family]("a", "b")["input_ids"]
     first, last = pair[0], pair[-1]
     assert rows.context_ids.tolist() == [first, *context, last]
@@ -305,10 +299,10 @@ def test_shared_context_rows_hold_every_token_in_its_place(
 
 def test_the_longest_rows_have_the_lengths_that_are_promised() -> None:
     for family in FAMILIES:
-        tokenizer = ours(family, replace(RULES, history_tokens=25))
+        tokenizer = ours(family, replace(RULES, history_tokens=25, architecture=SHARED_CONTEXT))
         rows = shared_rows_of(tokenizer, "shoes " * 100, ["shoes " * 100] * 9, ["shoes " * 100, "a"])
-        assert rows.context_ids.shape == (tokenizer.context_row_tokens,)
-        assert rows.candidate_ids.shape == (2, tokenizer.candidate_row_tokens)
+        assert rows.context_ids.shape == (tokenizer.longest_rows["context_ids"],)
+        assert rows.candidate_ids.shape == (2, tokenizer.longest_rows["candidate_ids"])
 
 
 def test_the_context_is_the_same_for_both_architectures() -> None:
@@ -373,8 +367,7 @@ def test_the_rules_decide_which_tensors_a_request_becomes(architecture: str, nam
     context, items = tokenizer.context("red", ["star"]), tokenizer.items(["shoes", "a hat"])
     tensors = tokenizer.tensors(context, items)
     assert list(tensors) == names
-    make = tokenizer.joint_rows if architecture == JOINT else tokenizer.shared_context_rows
-    for name, tensor in vars(make(context, items)).items():
+    for name, tensor in vars(as_rows(architecture, tokenizer, context, items)).items():
         np.testing.assert_array_equal(tensors[name], tensor)
 
 
@@ -498,7 +491,7 @@ def test_no_history_cuts_a_candidate(rules: TextRules, query: str, history: list
         length = int(rows.attention_mask[row].sum())
         assert rows.input_ids[row, length - len(own) : length].tolist() == own
         assert rows.token_type_ids[row, :length].sum() == len(own)
-        assert length <= tokenizer.row_tokens
+        assert length <= tokenizer.longest_rows["input_ids"]
 
 
 def test_the_newest_item_is_cut_rather_than_dropped() -> None:
@@ -525,7 +518,7 @@ def test_the_longest_row_has_row_tokens() -> None:
         # Two items of twelve tokens and the separator between them fill this history to the brim.
         tokenizer = ours(family, replace(RULES, history_tokens=25))
         long = "shoes " * 100
-        assert rows_of(tokenizer, long, [long] * 9, [long]).input_ids.shape == (1, tokenizer.row_tokens)
+        assert rows_of(tokenizer, long, [long] * 9, [long]).input_ids.shape == (1, tokenizer.longest_rows["input_ids"])
 
 
 def test_no_candidates_make_no_rows() -> None:
@@ -544,7 +537,7 @@ def test_a_huge_text_costs_no_more_than_a_long_one(family: str, text: str) -> No
     tokenizer = RequestTokenizer(counter, RULES, cache_entries=10)
     rows = rows_of(tokenizer, text, [text, text], [text, "shoes"])
     assert max(len(encoded) for encoded in counter.encoded) <= 32 * RULES.candidate_tokens
-    assert rows.input_ids.shape[1] <= tokenizer.row_tokens
+    assert rows.input_ids.shape[1] <= tokenizer.longest_rows["input_ids"]
     budget_of_query = tokenizer.context(text, [])
     assert len(budget_of_query) <= RULES.query_tokens
 

@@ -29,7 +29,8 @@ from tritonrank.rankers.text_budgets import Needs, rules_of_checkpoint
 from tritonrank.rankers.text_counts import text_warnings
 from tritonrank.recipe import DEFAULT_BUDGETS, Recipe, load_recipe
 from tritonrank.train.finetune import finetune, text_rules
-from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 RECIPES = sorted((TESTS.parent / "build" / "recipes").glob("*.yaml"))
 POSITIONS = 128
@@ -268,7 +269,7 @@ def test_budgets_share_the_positions_by_what_the_data_need(
     recipe = recipe_of({"source": "sample"}, {"checkpoint": str(checkpoint)}, **named)
     rules = rules_of_checkpoint(recipe.model, recipe.text, needs)
     assert (rules.query_tokens, rules.history_items, rules.history_tokens, rules.candidate_tokens) == expected
-    row = RequestTokenizer(AutoTokenizer.from_pretrained(checkpoint).backend_tokenizer, rules).row_tokens
+    row = RequestTokenizer(AutoTokenizer.from_pretrained(checkpoint).backend_tokenizer, rules).longest_rows["input_ids"]
     assert row <= POSITIONS
 
 
@@ -340,7 +341,7 @@ def test_texts_beyond_the_positions_are_cut_where_the_positions_end(
     workspace = Workspace(tmp_path / "texts")
     run_stages(recipe, workspace, until="finetune")
     rules, dataset = TextRules.load(workspace.teacher), Dataset.read(workspace.dataset)
-    row = RequestTokenizer.from_folder(workspace.teacher).row_tokens
+    row = RequestTokenizer.from_folder(workspace.teacher).longest_rows["input_ids"]
     assert row == POSITIONS
     assert uncut_rules(recipe, workspace.teacher, workspace.dataset) is None
     said = capsys.readouterr().out

@@ -8,7 +8,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.recipe import ServeSettings
 from tritonrank.serve.triton_config import ADMISSION_TENSORS, as_text, model_configs, score_instances
-from tritonrank_runtime.engine import ID_LIMITS, ROW_LIMITS, RowLimits
+from tritonrank_runtime.architectures import architecture_of_inputs
 
 ROOT = Path(__file__).parents[1]
 BERT = ("input_ids", "attention_mask", "token_type_ids")
@@ -185,11 +185,13 @@ def test_the_scorer_is_told_what_rows_it_may_get(
     tensors: tuple[str, ...], longest: dict[str, int], ids: dict[str, int], told: dict[str, str]
 ) -> None:
     score = model_configs(ServeSettings(), tensors, cores=4, longest_rows=longest, ids=ids)["score"]
-    limits = {*ROW_LIMITS.values(), *ID_LIMITS.values()}
+    architecture = architecture_of_inputs(tensors)
+    limits = {parameter for one in architecture.inputs for parameter in (one.longest, one.ids)}
     assert {name: score.parameters[name].string_value for name in limits if name in score.parameters} == told
-    found = RowLimits.of(tensors, {name: parameter.string_value for name, parameter in score.parameters.items()})
-    assert found.tokens == {name: limit for name, limit in longest.items() if name in ROW_LIMITS}
-    assert set(found.values) == set(tensors) - {"attention_mask"}
+    found = architecture.limits(tensors, {name: parameter.string_value for name, parameter in score.parameters.items()})
+    bounded = {one.name for one in architecture.inputs if one.longest}
+    assert found.tokens == {name: limit for name, limit in longest.items() if name in bounded}
+    assert set(found.ids) == set(tensors) - {"attention_mask"}
 
 
 def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:

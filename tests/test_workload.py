@@ -29,7 +29,8 @@ from tritonrank.data.workload_settings import (
 )
 from tritonrank.errors import ArtifactError, DataError, RecipeError
 from tritonrank.recipe import load_recipe
-from tritonrank_runtime.text import RULES_FILE, TextRules, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import RULES_FILE, TextRules
 
 from loadtests.workload import WorkloadError, WorkloadRequest, read_workload
 

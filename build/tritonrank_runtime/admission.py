@@ -38,7 +38,7 @@ import struct
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from heapq import heapify, heapreplace
 from pathlib import Path
@@ -158,7 +158,7 @@ class Admission:
 
         Args:
             seconds_left: until its deadline.
-            tokens: of the request, as ``work_tokens`` counts them; 0 where that is not known yet.
+            tokens: of the request, as the architecture's ``needed_tokens`` counts them; 0 where that is not known yet.
         """
         scorers = _states(self._folder)
         self._forget_what_does_not_wait(scorers)
@@ -347,17 +347,6 @@ class _Speed:
 
 def _class_of(tokens: int) -> int:
     return sum(tokens >= fewest for fewest in LARGER_CLASSES)
-
-
-def work_tokens(tensors: Mapping[str, Any]) -> int:
-    """The tokens of a request without its padding, by its tensors' names; the measure of work on both sides.
-
-    Args:
-        tensors: numpy arrays; of a joint ranker attention_mask, else context_ids and candidate_ids.
-    """
-    if "attention_mask" in tensors:
-        return int(tensors["attention_mask"].sum())
-    return int(tensors["context_ids"].size) + int((tensors["candidate_ids"] >= 0).sum())
 
 
 def deadline_after(asked_microseconds: int, longest_microseconds: int) -> int:

@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_runtime.engine import Engine, Watch, model_files, open_executor
+from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores, unique_rows
+from tritonrank_runtime.engine import Engine, Watch
+from tritonrank_runtime.engines import model_files, open_executor
+from tritonrank_runtime.item_text import TextError, decode_texts
 from tritonrank_runtime.selection import best_first
-from tritonrank_runtime.text import NO_ROW, RequestTokenizer, TextError, candidate_scores, decode_texts, unique_rows
+from tritonrank_runtime.text import RequestTokenizer
 
 ITEM_CACHE_ENTRIES = 100_000
 CONTEXT_CACHE_BYTES = 256_000_000
@@ -203,8 +206,6 @@ def open_model(folder: Path, threads: int = 0) -> LocalRanker:
     if not model_files(folder):
         raise FolderError(f"{folder}: no graph that one process could run")
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    is_shared = len(model_files(folder)) > 1
-    options = {"context_cache_bytes": CONTEXT_CACHE_BYTES} if is_shared else {}
-    engine = open_executor("onnxruntime", folder, "cpu", threads, **options)
+    engine = open_executor("onnxruntime", folder, "cpu", threads, context_cache_bytes=CONTEXT_CACHE_BYTES)
     tokenizer = RequestTokenizer.from_folder(folder, ITEM_CACHE_ENTRIES)
     return LocalRanker(tokenizer, engine, Limits(), str(manifest["artifact"])[:16])

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tritonrank_runtime.text import PADDING
+from tritonrank_runtime.padding import PADDING
 
 CONTEXT_SEGMENT = 0
 MASKED_SCORE = -10_000.0

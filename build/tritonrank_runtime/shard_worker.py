@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer
-from tritonrank_runtime.engine import open_session
+from tritonrank_runtime.sessions import open_session
 from tritonrank_runtime.shard_runner import ShardRunner
 
 LARGEST_MESSAGE = 65_536

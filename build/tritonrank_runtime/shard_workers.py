@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_runtime.all_reduce import PLACES, SharedBuffer, memory_file
-from tritonrank_runtime.engine import Engine, EngineLostError, engine_of
+from tritonrank_runtime.architecture import EngineOptions
+from tritonrank_runtime.engine import Engine, EngineLostError
+from tritonrank_runtime.engines import engine_of
 from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 
 PACKAGES = Path(__file__).parents[1]
@@ -43,9 +45,9 @@ def is_sharded(folder: Path) -> bool:
 
 
 def sharded_engine(workers: "ShardWorkers", **options: Any) -> Engine:
-    """The engine around the processes; options go to ``engine_of``."""
+    """The engine around the processes; options are those of ``EngineOptions``."""
     # One run at a time, and no more runs than lengths ask for: each would add sums between the processes.
-    return engine_of(workers.graphs(), threads=1, shares=1, **options)
+    return engine_of(workers.graphs(), EngineOptions(threads=1, shares=1, **options))
 
 
 class _Input(NamedTuple):

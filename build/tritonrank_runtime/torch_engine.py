@@ -10,7 +10,7 @@ alone; a joint ranker is whatever transformers loads.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,20 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tritonrank_runtime.engine import (
-    CANDIDATES_FILE,
-    CONTEXT_FILE,
-    JOINT_FILE,
-    MOST_ROWS_ON_GPU,
-    ROWS_PER_BATCH,
-    SHARED_CONTEXT_INPUTS,
-    Engine,
-    ExecutorError,
-    RowsError,
-    engine_of,
-)
+from tritonrank_runtime.architecture import ROWS_PER_BATCH, EngineOptions
+from tritonrank_runtime.architectures import architecture_of_type
+from tritonrank_runtime.engine import Engine, ExecutorError, RowsError
+from tritonrank_runtime.engines import engine_of
 from tritonrank_runtime.network import SharedContextNetwork
-from tritonrank_runtime.text import PADDING, SHARED_CONTEXT
+from tritonrank_runtime.padding import PADDING
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -59,18 +51,11 @@ def open_torch_engine(
         ExecutorError: PyTorch sees no such device, or a joint ranker lacks transformers.
     """
     check_device(device)
-    is_gpu = device != "cpu"
-    graphs: dict[str, Any]
-    if is_shared_context_checkpoint(folder):
-        network = load_network(folder).folded()
-        network = as_half(network, device) if is_gpu else network
-        graphs = {CONTEXT_FILE: _ContextPass(network, device), CANDIDATES_FILE: _CandidatePass(network, device)}
-    else:
-        graphs = {JOINT_FILE: _JointPass(_load_joint(folder), device, is_half=is_gpu)}
-    if is_gpu:
-        return engine_of(graphs, 1, MOST_ROWS_ON_GPU, context_cache_bytes, shares=1, is_gpu=True)
+    graphs = architecture_of_type(_read_config(folder)["model_type"]).torch_graphs(folder, device)
+    if device != "cpu":
+        return engine_of(graphs, EngineOptions.on_gpu(context_cache_bytes))
     torch.set_num_threads(1)
-    return engine_of(graphs, threads, rows_per_batch, context_cache_bytes)
+    return engine_of(graphs, EngineOptions(threads, rows_per_batch, context_cache_bytes))
 
 
 def check_device(device: str) -> None:
@@ -86,11 +71,6 @@ def check_device(device: str) -> None:
     number = int(device.partition(":")[2] or 0)
     if number >= torch.cuda.device_count():
         raise ExecutorError(f"{device}: PyTorch sees {torch.cuda.device_count()} GPU(s), numbered from 0")
-
-
-def is_shared_context_checkpoint(folder: Path) -> bool:
-    """Whether a checkpoint says of itself that it is a shared-context ranker."""
-    return bool(_read_config(folder).get("model_type") == SHARED_CONTEXT)
 
 
 def row_positions(config: Any) -> tuple[int, int]:
@@ -114,15 +94,7 @@ def as_half(network: SharedContextNetwork, device: str) -> SharedContextNetwork:
     return network.to(device)
 
 
-def joint_input_names(config: Any) -> list[str]:
-    """The tensors that a family takes: DistilBERT has no segment ids, RoBERTa and XLM-R have only one kind."""
-    names = ["input_ids", "attention_mask"]
-    if config.model_type != "distilbert" and getattr(config, "type_vocab_size", 0) > 1:
-        names.append("token_type_ids")
-    return names
-
-
-class _ContextPass:
+class ContextPass:
     """What an engine takes for context.onnx."""
 
     def __init__(self, network: SharedContextNetwork, device: str) -> None:
@@ -131,16 +103,15 @@ class _ContextPass:
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Tensor]:
-        name = SHARED_CONTEXT_INPUTS[0]
-        context_ids = input_feed[name]
-        _check_ids(name, context_ids, self._network.config.vocab_size, self._longest)
+        context_ids = input_feed["context_ids"]
+        _check_ids("context_ids", context_ids, self._network.config.vocab_size, self._longest)
         return self._network.encode_context(_on_device(context_ids, self._device))
 
     def get_inputs(self) -> Sequence[Any]:
-        return [SimpleNamespace(name=SHARED_CONTEXT_INPUTS[0])]
+        return [SimpleNamespace(name="context_ids")]
 
 
-class _CandidatePass:
+class CandidatePass:
     """What an engine takes for candidates.onnx."""
 
     def __init__(self, network: SharedContextNetwork, device: str) -> None:
@@ -149,24 +120,24 @@ class _CandidatePass:
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Any]:
-        name = SHARED_CONTEXT_INPUTS[1]
+        name = "candidate_ids"
         _check_ids(name, input_feed[name], self._network.config.vocab_size, self._longest, least=PADDING)
         candidate_ids = _on_device(input_feed[name], self._device)
         keys, values = input_feed["context_keys"], input_feed["context_values"]
         return [self._network.score_candidates(keys, values, candidate_ids).float().cpu().numpy()]
 
     def get_inputs(self) -> Sequence[Any]:
-        return [SimpleNamespace(name=name) for name in ("context_keys", "context_values", SHARED_CONTEXT_INPUTS[1])]
+        return [SimpleNamespace(name=name) for name in ("context_keys", "context_values", "candidate_ids")]
 
 
-class _JointPass:
+class JointPass:
     """What an engine takes for a joint model.onnx."""
 
-    def __init__(self, model: Any, device: str, *, is_half: bool) -> None:
-        if is_half:
+    def __init__(self, model: Any, device: str, input_names: Callable[[Any], list[str]]) -> None:
+        if device != "cpu":
             _keep_head_exact(model.half())
         self._model, self._device = model.to(device), device
-        self._inputs = [SimpleNamespace(name=name) for name in joint_input_names(model.config)]
+        self._inputs = [SimpleNamespace(name=name) for name in input_names(model.config)]
         self._longest = _longest_joint_row(model)
 
     @torch.inference_mode()
@@ -215,7 +186,7 @@ def _on_device(tensor: Any, device: str) -> Tensor:
     return torch.from_numpy(tensor).to(device)
 
 
-def _load_joint(folder: Path) -> Any:
+def load_joint(folder: Path) -> Any:
     try:
         from transformers import AutoModelForSequenceClassification
     except ImportError:

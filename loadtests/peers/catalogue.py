@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tritonrank.system.machine import available_cores
+from tritonrank_runtime.cores import available_cores
 
 from loadtests.peers.environments import (
     Environment,

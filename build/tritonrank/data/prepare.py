@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
-from tritonrank_runtime.text import render_fields
+from tritonrank_runtime.item_text import render_fields
 
 from tritonrank.artifacts import Manifest, read_manifest, sha256_file, write_artifact
 from tritonrank.data.choices import choose_positives

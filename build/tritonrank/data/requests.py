@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from tritonrank_runtime.text import TextRules, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import TextRules
 
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.rankers.server_scorer import Request

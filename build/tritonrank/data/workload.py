@@ -20,7 +20,8 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
-from tritonrank_runtime.text import RULES_FILE, TextRules, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import RULES_FILE, TextRules
 
 from tritonrank.artifacts import verify_artifact
 from tritonrank.data.arrivals import arrival_times

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
+from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
 
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
@@ -46,7 +47,6 @@ from tritonrank.gpu_check.report import (
     write_report,
 )
 from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
-from tritonrank.system.machine import available_cores
 from tritonrank.tensorrt.plans import find_gpu
 
 ROUNDS = 3

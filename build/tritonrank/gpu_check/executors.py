@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from tritonrank_runtime.engine import SHARED_CONTEXT_INPUTS, Engine, ExecutorError, Logits, Tensors, open_engine
+from tritonrank_runtime.architectures import architecture_named
+from tritonrank_runtime.engine import Engine, ExecutorError, Logits, Tensors
+from tritonrank_runtime.engines import open_engine
+from tritonrank_runtime.shared_context import INPUT_NAMES
 
 from tritonrank.errors import TritonRankError
 from tritonrank.gpu_check.packed import Pack
@@ -106,7 +109,7 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
         yield Missing("PyTorch", str(error))
         return
     yield found("eager", _one_by_one(eager), is_baseline=True)
-    if not torch_engine.is_shared_context_checkpoint(pack.folder):
+    if not architecture_named(pack.manifest["architecture"]).batch_is_request:
         return
     network = torch_engine.load_network(pack.folder)
     pairs = network if device == "cpu" else torch_engine.as_half(network, device)
@@ -175,7 +178,7 @@ def _onnxruntime(graphs: "Graphs", device: str) -> Executor:
 def _onnxruntime_faults(device: str) -> str:
     """Why ONNX Runtime cannot run graphs on the device; empty if it can."""
     import onnxruntime
-    from tritonrank_runtime.engine import CUDA_PROVIDER
+    from tritonrank_runtime.sessions import CUDA_PROVIDER
 
     if device == "cpu" or CUDA_PROVIDER in onnxruntime.get_available_providers():
         return ""
@@ -213,7 +216,7 @@ class PairByPair:
     def run(self, request: Tensors) -> Logits:
         import torch
 
-        context, candidates = (torch.from_numpy(request[name]).to(self._device) for name in SHARED_CONTEXT_INPUTS)
+        context, candidates = (torch.from_numpy(request[name]).to(self._device) for name in INPUT_NAMES)
         with torch.inference_mode():
             parts = [
                 self._network(*self._pairs(context, part))[:, 0] for part in torch.split(candidates, PAIRS_PER_RUN)
@@ -318,7 +321,7 @@ def padded(request: Tensors, longest: tuple[int, int]) -> "tuple[np.ndarray[Any,
         longest: tokens of a context and of a candidate that the ranker has positions for; a pruned one has as many as
             its longest texts, which need not be a round number.
     """
-    context, candidates = (request[name] for name in SHARED_CONTEXT_INPUTS)
+    context, candidates = (request[name] for name in INPUT_NAMES)
     shape = [
         min(-(-size // multiple) * multiple, most)
         for size, multiple, most in (

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from tritonrank_runtime.engine import JOINT_FILE
-from tritonrank_runtime.text import SHARED_CONTEXT, RequestTokenizer, copy_text_files
+from tritonrank_runtime.engine import MODEL_FILE
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.errors import RecipeError
 from tritonrank.gpu_check.packed import Pack
@@ -74,15 +75,15 @@ class Graphs:
         """
         source = self.fp16 if precision == "FP16" else self.int8_fp16
         recipe = recipe_of(self._pack)
-        inputs = [tensor.name for tensor in onnx.load(source / JOINT_FILE).graph.input]
+        inputs = [tensor.name for tensor in onnx.load(source / MODEL_FILE).graph.input]
         profiles = profiles_of(recipe, RequestTokenizer.from_folder(source), inputs)
-        plan = build_plan(source / JOINT_FILE, profiles, recipe.tensorrt, builder, self._scratch)
+        plan = build_plan(source / MODEL_FILE, profiles, recipe.tensorrt, builder, self._scratch)
         (source / PLAN_FILE).write_bytes(plan)
         return PlanEngine(source / PLAN_FILE, profiles, builder.trt)
 
     def _halved(self, source: Path, name: str) -> Path:
         folder = self._folder(name)
-        onnx.save(to_half(onnx.load(source / JOINT_FILE), self._pack.manifest["fp32_kinds"]), folder / JOINT_FILE)
+        onnx.save(to_half(onnx.load(source / MODEL_FILE), self._pack.manifest["fp32_kinds"]), folder / MODEL_FILE)
         return folder
 
     def _folder(self, name: str) -> Path:

@@ -22,7 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
-from tritonrank_runtime.text import NO_TEXT_SCORE, RequestTokenizer, TextRules, copy_text_files
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 from tritonrank_runtime.torch_engine import CONFIG_FILE, WEIGHTS_FILE, open_torch_engine
 
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from tritonrank_client import RankClient
-from tritonrank_runtime.engine import available_cores
+from tritonrank_runtime.cores import available_cores
 
 from tritonrank.gpu_check.executors import EXACT_TOLERANCE, HALF_TOLERANCE
 from tritonrank.gpu_check.graphs import recipe_of

@@ -17,16 +17,12 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from tritonrank_runtime.engine import (
-    JOINT_FILE,
-    RUNTIME_ERRORS,
-    SHARED_CONTEXT_INPUTS,
-    BatchedEngine,
-    Feed,
-    open_engine,
-    open_session,
-)
-from tritonrank_runtime.text import PADDING, RequestTokenizer, TextRules, copy_text_files
+from tritonrank_runtime.engine import MODEL_FILE, Feed
+from tritonrank_runtime.engines import open_engine
+from tritonrank_runtime.padding import PADDING
+from tritonrank_runtime.sessions import RUNTIME_ERRORS, open_session
+from tritonrank_runtime.shared_context import INPUT_NAMES, BatchedEngine
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
@@ -105,7 +101,7 @@ def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int) 
         ),
     }
     with quiet_libraries():
-        trace_graph(_BatchedPass(ranker.folded()), inputs, AXES, ["logits"], folder / JOINT_FILE, opset)
+        trace_graph(_BatchedPass(ranker.folded()), inputs, AXES, ["logits"], folder / MODEL_FILE, opset)
 
 
 def compare_batched(
@@ -116,9 +112,9 @@ def compare_batched(
     Raises:
         ArtifactError: names, axes or values differ; says which and by how much.
     """
-    path = folder / JOINT_FILE
+    path = folder / MODEL_FILE
     axes = {name: set(named) for name, named in AXES.items()}
-    check_signature(path, {name: axes[name] for name in SHARED_CONTEXT_INPUTS}, {"logits": axes["logits"]})
+    check_signature(path, {name: axes[name] for name in INPUT_NAMES}, {"logits": axes["logits"]})
     batched = BatchedEngine(open_session(path))
     positions, start = longest_input(ranker), ranker.config.context_positions
     grid = [shape for shape in GRID if shape[1] <= start and start + shape[3] <= positions]

@@ -23,16 +23,12 @@ from onnx import TensorProto, helper
 from optimum.exporters.onnx import main_export
 from rich.console import Console
 from torch import Tensor, nn
-from tritonrank_runtime.engine import (
-    CANDIDATES_FILE,
-    CONTEXT_FILE,
-    JOINT_FILE,
-    RUNTIME_ERRORS,
-    Engine,
-    JointEngine,
-    open_engine,
-)
-from tritonrank_runtime.text import PADDING, RequestTokenizer, TextRules, copy_text_files
+from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, MODEL_FILE, Engine
+from tritonrank_runtime.engines import open_engine
+from tritonrank_runtime.joint import JointEngine
+from tritonrank_runtime.padding import PADDING
+from tritonrank_runtime.sessions import RUNTIME_ERRORS
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
@@ -95,7 +91,7 @@ def export_graphs(checkpoint_folder: Path, folder: Path, opset: int) -> None:
             _export_shared_context(load_shared_context_ranker(str(checkpoint_folder)).folded(), folder, opset)
             share_weights(folder)
         else:
-            _export_joint(checkpoint_folder, folder / JOINT_FILE, opset)
+            _export_joint(checkpoint_folder, folder / MODEL_FILE, opset)
 
 
 def _export_joint(checkpoint_folder: Path, target: Path, opset: int) -> None:
@@ -219,7 +215,7 @@ def _signatures(model: Any, folder: Path) -> Iterator[tuple[Path, dict[str, set[
         yield folder / CONTEXT_FILE, {"context_ids": {0}}, context
         yield folder / CANDIDATES_FILE, context | {"candidate_ids": {0, 1}}, {"logits": {0}}
     else:
-        yield folder / JOINT_FILE, {name: {0, 1} for name in model_input_names(model)}, {"logits": {0}}
+        yield folder / MODEL_FILE, {name: {0, 1} for name in model_input_names(model)}, {"logits": {0}}
 
 
 def check_signature(path: Path, inputs: Mapping[str, set[int]], outputs: Mapping[str, set[int]]) -> None:

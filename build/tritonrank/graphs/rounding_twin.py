@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tritonrank_runtime.engine import Engine, model_files, open_engine
+from tritonrank_runtime.engine import Engine
+from tritonrank_runtime.engines import model_files, open_engine
 
 from tritonrank.graphs.graph_view import constant_tensors, element_types
 

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
-from tritonrank_runtime.engine import RUNTIME_ERRORS
+from tritonrank_runtime.sessions import RUNTIME_ERRORS
 
 from tritonrank.errors import ArtifactError
 

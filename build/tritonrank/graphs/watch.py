@@ -8,7 +8,8 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from tritonrank_runtime.engine import Feed, open_session
+from tritonrank_runtime.engine import Feed
+from tritonrank_runtime.sessions import open_session
 
 
 def watched_values(source: Path, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[dict[str, NDArray[Any]]]:

@@ -11,7 +11,8 @@ from typing import BinaryIO, Self
 
 import onnx
 from onnx import external_data_helper, numpy_helper
-from tritonrank_runtime.engine import WEIGHTS_FILE, model_files
+from tritonrank_runtime.engine import WEIGHTS_FILE
+from tritonrank_runtime.engines import model_files
 
 SMALLEST = 1_024
 """Bytes from which a tensor goes into the file; readers want to see small ones (shapes, scalars) in the graph."""

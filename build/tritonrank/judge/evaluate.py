@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from rich.progress import track
-from tritonrank_runtime.engine import loaded_files
+from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.shard_runner import SHARDS_FILE
 from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import TextRules

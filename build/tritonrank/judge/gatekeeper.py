@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from tokenizers import Tokenizer
-from tritonrank_runtime.text import JOINT, TOKENIZER_FILE, RequestTokenizer, TextRules
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest
 from tritonrank.judge.evaluate import (

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tritonrank_runtime.engine import model_files
+from tritonrank_runtime.engines import model_files
 from tritonrank_runtime.shard_workers import ShardWorkers, is_sharded, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer
 

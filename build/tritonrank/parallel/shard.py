@@ -24,7 +24,8 @@ import onnxruntime
 from onnx import TensorProto
 from rich.console import Console
 from rich.progress import track
-from tritonrank_runtime.engine import Engine, engine_of, model_files, open_engine
+from tritonrank_runtime.engine import Engine
+from tritonrank_runtime.engines import engine_of, model_files, open_engine
 from tritonrank_runtime.shard_runner import SHARDS_FILE, shard_file
 from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import onnx
 from rich.console import Console
-from tritonrank_runtime.engine import JOINT_FILE, available_cores
+from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.artifacts import Manifest, is_current, sha256_file, verify_artifact, write_artifact
@@ -199,9 +200,9 @@ def _profiles(recipe: Recipe, target: Target, graph_folder: Path, engine_folder:
         return _profiles_of_recipe(recipe, graph_folder)
     identity = read_identity(engine_folder)
     held = profiles_from(identity.profiles)
-    if identity.graph != sha256_file(graph_folder / JOINT_FILE):
+    if identity.graph != sha256_file(graph_folder / MODEL_FILE):
         raise ArtifactError(
-            f"{engine_folder}: the plan was compiled from another graph than {graph_folder / JOINT_FILE}. "
+            f"{engine_folder}: the plan was compiled from another graph than {graph_folder / MODEL_FILE}. "
             f"{_compile_again(recipe, target)}"
         )
     check_room(recipe, held)
@@ -218,7 +219,7 @@ def _profiles(recipe: Recipe, target: Target, graph_folder: Path, engine_folder:
 
 
 def _profiles_of_recipe(recipe: Recipe, graph_folder: Path) -> list[Profile]:
-    inputs = [tensor.name for tensor in onnx.load(graph_folder / JOINT_FILE, load_external_data=False).graph.input]
+    inputs = [tensor.name for tensor in onnx.load(graph_folder / MODEL_FILE, load_external_data=False).graph.input]
     return profiles_of(recipe, RequestTokenizer.from_folder(graph_folder), inputs)
 
 
@@ -230,7 +231,7 @@ def _described(profiles: Sequence[Profile]) -> str:
 def _engine_files(folder: Path, engine: Manifest, recipe: Recipe, target: Target) -> list[str]:
     """Names of the files that the scorer loads."""
     if target is Target.ONNXRUNTIME:
-        return [JOINT_FILE]
+        return [MODEL_FILE]
     if target is Target.TENSORRT:
         return [PLAN_FILE, IDENTITY_FILE]
     ranks = recipe.tensor_parallel

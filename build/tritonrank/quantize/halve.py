@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 from rich.console import Console
 from rich.progress import track
-from tritonrank_runtime.engine import JOINT_FILE
+from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
@@ -96,7 +96,7 @@ def halve(
     with write_artifact(folder, verb, halve_settings(recipe), made_from) as draft:
         copy_text_files(source, draft.folder)
         found = halve_graph(source, exact, draft.folder, requests, recipe.tensorrt.half_noise)
-        check_graph(draft.folder / JOINT_FILE, asked).require()
+        check_graph(draft.folder / MODEL_FILE, asked).require()
         alone = ", ".join(f"{kind} {noise:.4f}" for kind, noise in found.noise_by_kind.items())
         console.print(f"  noise of each kind alone in FP16: {alone}", highlight=False)
         console.print(f"  FP16 with {' and '.join(found.kept)} in FP32: noise {found.noise:.4f}", highlight=False)
@@ -127,13 +127,13 @@ def halve_graph(source: Path, exact: Path, folder: Path, requests: Sequence[Requ
     tokenizer = RequestTokenizer.from_folder(source, cache_entries=100_000)
     _, kept_aside = split_for_noise([tensors_of(request, tokenizer) for request in requests])
     meter = NoiseMeter(exact, kept_aside)
-    model = onnx.load(source / JOINT_FILE)
+    model = onnx.load(source / MODEL_FILE)
     present = kinds_of_nodes(model, element_types(model))
     kinds = [kind for kind in KINDS if present[kind]]
     before = meter.of(source)  # 0 for an FP32 graph
 
     def noise(halved: Sequence[str], target: Path) -> float:
-        onnx.save(to_half(model, keep=[kind for kind in kinds if kind not in halved]), target / JOINT_FILE)
+        onnx.save(to_half(model, keep=[kind for kind in kinds if kind not in halved]), target / MODEL_FILE)
         return meter.of(target)
 
     alone = {}

@@ -27,16 +27,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from rich.console import Console
-from tritonrank_runtime.engine import (
-    CANDIDATES_FILE,
-    CONTEXT_FILE,
-    JOINT_FILE,
-    BatchedEngine,
-    Feed,
-    SharedContextEngine,
-    model_files,
-    open_engine,
-)
+from tritonrank_runtime.engine import Feed
+from tritonrank_runtime.engines import model_files, open_engine
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
@@ -282,16 +274,8 @@ def linear_nodes(path: Path) -> list[str]:
 
 def graph_feeds(folder: Path, requests: list[RequestTensors]) -> dict[Path, list[Feed]]:
     """What each FP32 graph of a folder is fed with for these requests, with their true padding."""
-    if not (folder / CONTEXT_FILE).is_file():
-        path, engine = folder / JOINT_FILE, open_engine(folder)
-        if isinstance(engine, BatchedEngine):
-            return {path: [feed for request in requests for feed in engine.feeds(request)]}
-        names = [tensor.name for tensor in onnx.load(path, load_external_data=False).graph.input]
-        return {path: [{name: request[name] for name in names} for request in requests]}
-    split = SharedContextEngine(folder / CONTEXT_FILE, folder / CANDIDATES_FILE)
-    contexts: list[Feed] = [{"context_ids": request["context_ids"]} for request in requests]
-    candidates = [feed for request in requests for feed in split.candidate_feeds(request)]
-    return {folder / CONTEXT_FILE: contexts, folder / CANDIDATES_FILE: candidates}
+    feeds = open_engine(folder).graph_feeds(requests)
+    return {folder / name: one for name, one in feeds.items()}
 
 
 def split_for_noise(requests: Sequence[RequestTensors]) -> tuple[list[RequestTensors], list[RequestTensors]]:

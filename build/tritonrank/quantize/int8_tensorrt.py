@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from rich.console import Console
-from tritonrank_runtime.engine import JOINT_FILE, Feed
+from tritonrank_runtime.engine import MODEL_FILE, Feed
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, write_artifact
@@ -102,7 +102,7 @@ def quantize_tensorrt(
     with write_artifact(folder, "quantize-tensorrt", tensorrt_int8_settings(recipe), made_from) as draft:
         copy_text_files(source, draft.folder)
         found = quantize_graph(source, draft.folder, requests, recipe)
-        kept = sorted(set(linear_nodes(source / JOINT_FILE)) - set(found.nodes))
+        kept = sorted(set(linear_nodes(source / MODEL_FILE)) - set(found.nodes))
         compared = ", ".join(f"{method} {noise:.3f}" for method, noise in found.noise_by_method.items())
         console.print(f"  noise of all layers by calibration: {compared}; taken: {found.method}", highlight=False)
         stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
@@ -154,7 +154,7 @@ def quantize_graph(source: Path, folder: Path, requests: Sequence[Request], reci
         if by_method[writer.method] > recipe.tensorrt.noise:
             work = work_of_nodes(graph, feeds)
             nodes = quiet_enough(nodes, work, writer.write, noise, folder, recipe.tensorrt.noise, "tensorrt.noise")
-    check_graph(folder / JOINT_FILE, nodes).require()
+    check_graph(folder / MODEL_FILE, nodes).require()
     ranges = {writer.inputs[node]: writer.range_of(writer.inputs[node]) for node in nodes}
     return Calibration(writer.method, by_method, noise.of(folder), nodes, ranges, writer.magnitudes)
 
@@ -174,7 +174,7 @@ class _Writer:
 
     def write(self, folder: Path, nodes: list[str]) -> None:
         scales = {name: half_scale(self.range_of(name)) for name in {self.inputs[node] for node in nodes}}
-        onnx.save(insert_qdq(self._model, nodes, scales), folder / JOINT_FILE)
+        onnx.save(insert_qdq(self._model, nodes, scales), folder / MODEL_FILE)
 
 
 def insert_qdq(model: onnx.ModelProto, nodes: Sequence[str], scales: Mapping[str, float]) -> onnx.ModelProto:

@@ -15,7 +15,9 @@ from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from tritonrank_runtime.text import JOINT, SHARED_CONTEXT, TOKENIZER_FILE
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.checkpoint_files import (

@@ -14,7 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextError, TextRules
+from tritonrank_runtime.item_text import TextError
+from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tritonrank_runtime.engine import candidate_lengths
+from tritonrank_runtime.length_groups import candidate_lengths
 
 from tritonrank.rankers.anatomy import head_size_of, heads_of
 from tritonrank.rankers.modeling import SharedContextConfig

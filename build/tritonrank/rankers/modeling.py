@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from tritonrank_runtime.network import SharedContextPasses
-from tritonrank_runtime.text import SHARED_CONTEXT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
 
 from tritonrank.errors import ArtifactError
 

@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from tritonrank_runtime.text import SHARED_CONTEXT, TOKENIZER_FILE
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.checkpoint_check import PLAIN_TOKENIZER_CLASSES, refuse_code

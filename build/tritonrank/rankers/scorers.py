@@ -5,14 +5,16 @@ Runtime in process, or a live server (``server_scorer.py``).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tritonrank_runtime.engine import candidate_lengths, length_groups, run_in_batches
-from tritonrank_runtime.text import NO_ROW, RequestTokenizer, candidate_scores
-from tritonrank_runtime.torch_engine import joint_input_names
+from tritonrank_runtime.architectures import architecture_of_type
+from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores
+from tritonrank_runtime.joint import run_in_batches
+from tritonrank_runtime.length_groups import candidate_lengths, length_groups
+from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.server_scorer import Request as Request  # both are part of this interface
@@ -88,4 +90,5 @@ def _score_split(model: SharedContextRanker, tensors: RequestTensors) -> Scores:
 
 def model_input_names(model: torch.nn.Module) -> list[str]:
     """The tensors that a joint ranker takes."""
-    return joint_input_names(model.config)
+    config: Any = model.config
+    return architecture_of_type(config.model_type).input_names(config)

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tritonrank_runtime.engine import padded_length
-from tritonrank_runtime.text import JOINT, RULES_FILE, RequestTokenizer, TextRules
+from tritonrank_runtime.architectures import DEFAULT
+from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
@@ -86,7 +86,7 @@ def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) 
     """
     limit = longest_row(model)
     specials = _special_tokens(model)
-    longest = max(tokens for tokens in range(max(1, limit - 64), limit + 1) if padded_length(tokens) <= limit)
+    longest = max(tokens for tokens in range(max(1, limit - 64), limit + 1) if DEFAULT.run_tokens(tokens) <= limit)
     room = (
         longest - specials - 1
     )  # the separator between query and history has its place, whether they are there or not
@@ -103,7 +103,7 @@ def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) 
         text.query_tokens, max(0, min(query, max(left // 2, left - _named(text.candidate_tokens, candidate))))
     )
     candidate = _named(text.candidate_tokens, max(4, min(candidate, left - query)))
-    return TextRules(text.item_template, query, items, history, candidate, JOINT)
+    return TextRules(text.item_template, query, items, history, candidate, DEFAULT.name)
 
 
 def budgets_without_data(recipe: Recipe) -> dict[str, int]:
@@ -169,7 +169,7 @@ def longest_row(model: ModelSettings) -> int:
 
 def _depends_on_data(recipe: Recipe) -> bool:
     """Whether budgets are left to a joint checkpoint that does not say what it was trained with."""
-    if recipe.model.checkpoint is None or recipe.model.architecture != JOINT:
+    if recipe.model.checkpoint is None or recipe.model.architecture != DEFAULT.name:
         return False
     is_named = all(getattr(recipe.text, setting) != "auto" for setting in DEFAULT_BUDGETS)
     return not is_named and _own_rules(recipe.model.checkpoint) is None
@@ -196,9 +196,7 @@ def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
 
 
 def _special_tokens(model: ModelSettings) -> int:
-    rules = measuring_rules("{text}")
-    tokenizer = _open_tokenizer(model, rules)
-    return tokenizer.row_tokens - rules.context_tokens - rules.candidate_tokens
+    return _open_tokenizer(model, measuring_rules("{text}")).layout.special_tokens
 
 
 def _named(setting: int | str, otherwise: int) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
-from tritonrank_runtime.text import RequestTokenizer, TextRules, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 TEXTS_AT_ONCE = 1_000
 CUT_WARNING = 0.05

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from tritonrank_runtime.text import TextRules, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.text import TextRules
 
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of

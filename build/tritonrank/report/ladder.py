@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-from tritonrank_runtime.engine import loaded_files
+from tritonrank_runtime.engines import loaded_files
 
 from tritonrank.artifacts import MANIFEST, Manifest, is_aside, read_manifest
 from tritonrank.errors import ArtifactError

@@ -23,7 +23,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
-from tritonrank_runtime.engine import available_cores, loaded_files
+from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact

@@ -18,19 +18,13 @@ import onnx
 import tritonrank_runtime
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank_runtime import torch_engine
-from tritonrank_runtime.engine import (
-    CANDIDATES_FILE,
-    CONTEXT_FILE,
-    JOINT_FILE,
-    SHARED_CONTEXT_INPUTS,
-    available_cores,
-    loaded_files,
-    model_files,
-    padded_length,
-)
+from tritonrank_runtime.architectures import ARCHITECTURES, architecture_of_graphs, architecture_of_type
+from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.engines import loaded_files, model_files
 from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 from tritonrank_runtime.shard_workers import is_sharded
-from tritonrank_runtime.text import NO_TEXT_SCORE, SHARED_CONTEXT, RequestTokenizer, TextRules, copy_text_files
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
 from tritonrank.data.prepare import Dataset, Example
@@ -95,15 +89,13 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
 
 def longest_rows(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str, int]:
     """Tokens that a row of each of the engine's inputs can have, by the text rules."""
-    if "context_ids" in inputs:
-        return {"context_ids": tokenizer.context_row_tokens, "candidate_ids": tokenizer.candidate_row_tokens}
-    return dict.fromkeys(inputs, padded_length(tokenizer.row_tokens))
+    architecture = tokenizer.architecture
+    return {name: architecture.run_tokens(tokenizer.longest_rows[name]) for name in inputs}
 
 
 def known_ids(inputs: Sequence[str], tokenizer: RequestTokenizer) -> dict[str, int]:
     """How many different ids the tokenizer has for each of the engine's inputs, from 0 on."""
-    ids = dict.fromkeys(("context_ids", "candidate_ids", "input_ids"), tokenizer.vocabulary_size)
-    return {name: limit for name, limit in (ids | {"token_type_ids": tokenizer.segments}).items() if name in inputs}
+    return {name: known for name, known in tokenizer.known_ids.items() if name in inputs}
 
 
 def write_ensemble(
@@ -176,22 +168,22 @@ def engine_inputs(model_folder: Path) -> list[str]:
     Raises:
         ArtifactError: the folder does not hold the graphs of a ranker.
     """
-    if is_sharded(model_folder):
-        graphs = read_shards(model_folder)["graphs"]
-        return list(graphs[JOINT_FILE]["inputs"] if JOINT_FILE in graphs else SHARED_CONTEXT_INPUTS)
     if is_checkpoint(model_folder):
         config = load_config(str(model_folder))
-        is_shared = config.model_type == SHARED_CONTEXT
-        return list(SHARED_CONTEXT_INPUTS) if is_shared else torch_engine.joint_input_names(config)
-    files = [path.name for path in model_files(model_folder)]
-    if files == [CONTEXT_FILE, CANDIDATES_FILE]:
-        return list(SHARED_CONTEXT_INPUTS)
-    if files != [JOINT_FILE]:
-        raise ArtifactError(
-            f"{model_folder}: graphs {files}; expected {JOINT_FILE}, or {CONTEXT_FILE} and {CANDIDATES_FILE}; "
-            "export the checkpoint first: tritonrank build RECIPE"
-        )
-    return [tensor.name for tensor in onnx.load(model_folder / JOINT_FILE, load_external_data=False).graph.input]
+        return architecture_of_type(config.model_type).input_names(config)
+    if is_sharded(model_folder):
+        inputs = {name: graph["inputs"] for name, graph in read_shards(model_folder)["graphs"].items()}
+    else:
+        graphs = {path.name: onnx.load(path, load_external_data=False).graph for path in model_files(model_folder)}
+        inputs = {name: [tensor.name for tensor in graph.input] for name, graph in graphs.items()}
+        if [*inputs] not in [[*one.graph_files] for one in ARCHITECTURES]:
+            expected = " or ".join(" and ".join(one.graph_files) for one in ARCHITECTURES)
+            raise ArtifactError(
+                f"{model_folder}: graphs {[*inputs]}; expected {expected}; "
+                "export the checkpoint first: tritonrank build RECIPE"
+            )
+    taken = {name for names in inputs.values() for name in names}
+    return [one.name for one in architecture_of_graphs(inputs).inputs if one.name in taken]
 
 
 def is_checkpoint(model_folder: Path) -> bool:

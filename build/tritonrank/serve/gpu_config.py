@@ -18,7 +18,7 @@ Sources: model_config.proto of tritonclient; the READMEs and sources of Triton's
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank_runtime.engine import JOINT_FILE
+from tritonrank_runtime.engine import MODEL_FILE
 
 from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
@@ -114,7 +114,7 @@ def _bound_queue(config: pb.ModelConfig, settings: ServeSettings) -> None:
 
 
 def _run_onnx(config: pb.ModelConfig, settings: ServeSettings) -> None:
-    config.backend, config.platform, config.default_model_filename = "onnxruntime", "onnxruntime_onnx", JOINT_FILE
+    config.backend, config.platform, config.default_model_filename = "onnxruntime", "onnxruntime_onnx", MODEL_FILE
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=_instances(settings))
     cuda = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
     # FP32 that the gate has judged stays FP32; TF32 rounds like FP16. Who wants speed names fp16.

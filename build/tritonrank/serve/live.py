@@ -18,7 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from tritonrank_client import RankClient
-from tritonrank_runtime.engine import available_cores, model_files
+from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.engines import model_files
 from tritonrank_runtime.text import TextRules, copy_text_files
 
 from tritonrank.artifacts import write_artifact

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank_runtime.engine import ID_LIMITS, ROW_LIMITS
+from tritonrank_runtime.architectures import architecture_of_inputs
 
 from tritonrank.recipe import ServeSettings
 
@@ -169,9 +169,10 @@ def _score(
     else:
         set_parameters(config, rows_per_batch=settings.rows_per_batch)
     set_parameters(config, queue=ENSEMBLE, deadline_us=settings.deadline_ms * 1_000)
-    for limits, parameters in ((longest_rows, ROW_LIMITS), (ids, ID_LIMITS)):
-        told = {parameters[name]: limit for name, limit in limits.items() if name in parameters}
-        set_parameters(config, **{name: limit for name, limit in told.items() if limit < sys.maxsize})
+    for one in architecture_of_inputs(engine_inputs).inputs:
+        for parameter, limits in ((one.longest, longest_rows), (one.ids, ids)):
+            if parameter and limits.get(one.name, sys.maxsize) < sys.maxsize:
+                set_parameters(config, **{parameter: limits[one.name]})
     if settings.threads != "auto":
         set_parameters(config, threads=settings.threads)
     if settings.executor != "onnxruntime":

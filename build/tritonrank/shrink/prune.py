@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from transformers import PreTrainedModel
-from tritonrank_runtime.engine import padded_length
-from tritonrank_runtime.text import SHARED_CONTEXT, TOKENIZER_FILE, RequestTokenizer, TextRules, render_fields
+from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.negatives import stable_hash
@@ -203,9 +204,9 @@ def _vocabulary(
 def _positions(teacher: PreTrainedModel, tokenizer: RequestTokenizer) -> int:
     """Rows of the position table that the token budgets can reach."""
     if tokenizer.rules.architecture == SHARED_CONTEXT:
-        longest = int(teacher.config.context_positions) + tokenizer.candidate_row_tokens
+        longest = int(teacher.config.context_positions) + tokenizer.longest_rows["candidate_ids"]
     else:
-        longest = padded_length(tokenizer.row_tokens)
+        longest = tokenizer.architecture.run_tokens(tokenizer.longest_rows["input_ids"])
     return first_position(teacher.config) + longest
 
 

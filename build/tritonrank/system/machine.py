@@ -1,6 +1,5 @@
 """What this machine's processor can do, as far as it decides a setting."""
 
-import os
 import platform
 from pathlib import Path
 
@@ -23,22 +22,6 @@ def has_int8_dot_product() -> bool:
 def has_bf16_products() -> bool:
     """The processor multiplies bf16 natively, which makes mixed precision faster and not just smaller."""
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
-
-
-def available_cores() -> int:
-    """Cores that this process may use: the affinity mask, cut down by a container's CPU quota.
-
-    The engine, which travels alone into repositories, has the same question and the same answer
-    (``engine.available_cores``); this one is for whoever should not import ONNX Runtime for it.
-    """
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
 
 
 def _cpu_info(key: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from tritonrank_runtime.engine import JOINT_FILE
+from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.artifacts import Manifest, is_current, read_manifest, sha256_file, stage_key, write_artifact
@@ -83,7 +83,7 @@ def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, buil
         return folder
     with write_artifact(folder, "compile", settings, parents) as draft:
         copy_text_files(source, draft.folder)
-        graph = source / JOINT_FILE
+        graph = source / MODEL_FILE
         report = check_graph(graph, asked_of(graph))
         report.require()
         inputs = [tensor.name for tensor in onnx.load(graph).graph.input]

@@ -13,8 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from tritonrank_runtime.engine import JOINT_FILE, SHARED_CONTEXT_INPUTS
+from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.shard_runner import read_shards, shard_file
+from tritonrank_runtime.shared_context import INPUT_NAMES
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.artifacts import is_current, read_manifest, stage_key, write_artifact
@@ -74,15 +75,15 @@ def compile_precision_ranks(recipe: Recipe, workspace: Workspace, precision: str
         return folder
     with write_artifact(folder, "compile", settings, parents) as draft:
         copy_text_files(source, draft.folder)
-        inputs = read_shards(shards)["graphs"][JOINT_FILE]["inputs"]
+        inputs = read_shards(shards)["graphs"][MODEL_FILE]["inputs"]
         profile = one_profile(profiles_of(recipe, RequestTokenizer.from_folder(source), inputs))
         for rank in range(recipe.tensor_parallel):
-            graph = shards / shard_file(rank, JOINT_FILE)
+            graph = shards / shard_file(rank, MODEL_FILE)
             plan = build_plan(graph, [profile], recipe.tensorrt, builder, workspace.plans)
             (draft.folder / rank_plan_file(rank)).write_bytes(plan)
         os.link(draft.folder / rank_plan_file(0), draft.folder / PLAN_FILE)  # the backend wants one of this name, too
         # Of the graph that was cut, as for a whole plan: whoever assembles compares it with the recipe's.
-        identity = identify(draft.folder, recipe, precision, builder, [profile], source / JOINT_FILE)
+        identity = identify(draft.folder, recipe, precision, builder, [profile], source / MODEL_FILE)
         sizes = [(draft.folder / rank_plan_file(rank)).stat().st_size for rank in range(recipe.tensor_parallel)]
         draft.metrics |= {"plan": asdict(identity), "ranks": recipe.tensor_parallel, "rank_bytes": sizes}
         console.print(
@@ -104,11 +105,11 @@ def one_profile(profiles: Sequence[Profile]) -> Profile:
         smallest = tuple(map(min, *(profile[name].smallest for profile in profiles), profiles[0][name].smallest))
         largest = tuple(map(max, *(profile[name].largest for profile in profiles), profiles[0][name].largest))
         best = list(largest)
-        if name in SHARED_CONTEXT_INPUTS:
+        if name in INPUT_NAMES:
             largest = (1, *largest[1:])
             best = list(largest)
-        rows_axis = 1 if name == SHARED_CONTEXT_INPUTS[1] else 0
-        if name != SHARED_CONTEXT_INPUTS[0]:
+        rows_axis = 1 if name == INPUT_NAMES[1] else 0
+        if name != INPUT_NAMES[0]:
             best[rows_axis] = min(best[rows_axis], TYPICAL_CANDIDATES)
         merged[name] = Range(smallest, tuple(best), largest)
     return merged

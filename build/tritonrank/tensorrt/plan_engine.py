@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tritonrank_runtime.engine import SHARED_CONTEXT_INPUTS, Feed, Logits, Tensors
+from tritonrank_runtime.engine import Feed, Logits, Tensors
+from tritonrank_runtime.shared_context import INPUT_NAMES
 
 from tritonrank.errors import ArtifactError
 from tritonrank.tensorrt.profiles import Profile
@@ -87,6 +88,6 @@ def fitting_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int,
 
 def _feed(request: Tensors, names: Sequence[str]) -> Feed:
     """A request as a batch of one; rows of a joint ranker are a batch already."""
-    if names[0] == SHARED_CONTEXT_INPUTS[0]:
+    if names[0] == INPUT_NAMES[0]:
         return {name: np.ascontiguousarray(request[name][np.newaxis]) for name in names}
     return {name: request[name] for name in names}

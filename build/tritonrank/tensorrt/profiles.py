@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tritonrank_runtime.engine import SHARED_CONTEXT_INPUTS, padded_length
-from tritonrank_runtime.text import SHARED_CONTEXT, Buckets, RequestTokenizer
+from tritonrank_runtime.padding import Buckets
+from tritonrank_runtime.shared_context import INPUT_NAMES, SHARED_CONTEXT
+from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import Recipe
@@ -44,7 +45,7 @@ def profiles_of(recipe: Recipe, tokenizer: RequestTokenizer, input_names: list[s
         RecipeError: a token bucket is longer than any row can be.
     """
     is_shared = tokenizer.rules.architecture == SHARED_CONTEXT
-    longest = tokenizer.candidate_row_tokens if is_shared else padded_length(tokenizer.row_tokens)
+    longest = tokenizer.architecture.run_tokens([*tokenizer.longest_rows.values()][-1])
     settings = recipe.tensorrt
     if settings.token_buckets and settings.token_buckets[-1] > longest:
         what = "a candidate" if is_shared else "a row"
@@ -56,12 +57,12 @@ def profiles_of(recipe: Recipe, tokenizer: RequestTokenizer, input_names: list[s
     for fewest, most in pairwise([0, *settings.candidate_buckets]):
         for shortest, tokens in pairwise([0, *sorted({*settings.token_buckets, longest})]):
             if is_shared:
-                largest = (settings.requests, tokenizer.context_row_tokens), (settings.requests, most, tokens)
+                largest = (settings.requests, tokenizer.longest_rows["context_ids"]), (settings.requests, most, tokens)
                 shapes = (
                     Range((1, 1), largest[0], largest[0]),
                     Range((1, fewest + 1, shortest + 1), largest[1], largest[1]),
                 )
-                profiles.append(dict(zip(SHARED_CONTEXT_INPUTS, shapes, strict=True)))
+                profiles.append(dict(zip(INPUT_NAMES, shapes, strict=True)))
             else:
                 rows = Range((fewest + 1, shortest + 1), (most, tokens), (most, tokens))
                 profiles.append(dict.fromkeys(input_names, rows))
@@ -84,4 +85,4 @@ def buckets_of(profiles: Sequence[Profile]) -> Buckets:
 
 
 def is_shared_context(profile: Profile) -> bool:
-    return SHARED_CONTEXT_INPUTS[0] in profile
+    return INPUT_NAMES[0] in profile

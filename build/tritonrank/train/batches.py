@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from tritonrank_runtime.text import PADDING, RequestTokenizer
+from tritonrank_runtime.padding import PADDING
+from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of

@@ -15,9 +15,10 @@ from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
-from tritonrank_runtime.engine import model_files, padded_length
+from tritonrank_runtime.engines import model_files
 from tritonrank_runtime.shard_workers import is_sharded
-from tritonrank_runtime.text import RULES_FILE, SHARED_CONTEXT, RequestTokenizer, TextRules
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest, stage_key, write_artifact
 from tritonrank.data.prepare import Dataset
@@ -155,13 +156,13 @@ def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[Pr
         model: PreTrainedModel = _shared_context_ranker(recipe, tokenizer)
     else:
         model = load_ranker(name, revision, new_head=recipe.model.checkpoint is None)
-        _check_length(name, padded_length(tokenizer.row_tokens), "rows", model)
+        _check_length(name, tokenizer.architecture.run_tokens(tokenizer.longest_rows["input_ids"]), "rows", model)
     check_vocabulary(name, fast, model)
     return model, tokenizer
 
 
 def _shared_context_ranker(recipe: Recipe, tokenizer: RequestTokenizer) -> SharedContextRanker:
-    context, candidate = tokenizer.context_row_tokens, tokenizer.candidate_row_tokens
+    context, candidate = tokenizer.longest_rows.values()
     if recipe.model.checkpoint is None:
         name = recipe.model.base
         model = from_encoder(load_encoder(name, recipe.model.revision), name, context_positions=context)

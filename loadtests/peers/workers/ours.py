@@ -37,9 +37,9 @@ def main(folder: Path) -> None:
 def token_ids(tokenizer: RequestTokenizer, message: dict[str, Any]) -> list[float]:
     """The rows of a request, without their padding."""
     context = tokenizer.context(message["query"], message["history"])
-    rows = tokenizer.joint_rows(context, tokenizer.items(message["items"]))
+    rows = tokenizer.tensors(context, tokenizer.items(message["items"]))
     flat: list[float] = []
-    for ids, mask in zip(rows.input_ids, rows.attention_mask, strict=True):
+    for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True):
         flat += [*ids[mask == 1].tolist(), END_OF_ROW]
     return flat
 

@@ -1,9 +1,9 @@
 """score: token ids -> logits in the Python backend (target cpu): by ONNX Runtime or PyTorch, on the CPU or a GPU.
 
-The dynamic batcher hands over several requests of any shape at once (ragged); ``engine.py`` beside this file groups
+The dynamic batcher hands over several requests of any shape at once (ragged); the engine beside this file groups
 what has similar length. Where shards.json lies beside it, the engine is N processes that compute each layer together
-(``shard_workers.py``). Its metrics say how many tokens padding costs. The batch dimension is the row of a joint ranker
-(context and candidate), and the request of a shared-context one.
+(``shard_workers.py``). Its metrics say how many tokens padding costs. Whether an entry of the batch is a request or a
+row of one is the architecture's to say.
 
 Anyone who reaches the server may send rows straight to this model: they have to keep to the limits of those that
 ``tokenize`` makes, and to the server's deadline. Work for a request stops when its deadline passes.
@@ -25,10 +25,12 @@ from tritonrank_runtime.admission import (
     counter_folder,
     deadline_after,
     is_expired,
-    work_tokens,
 )
+from tritonrank_runtime.architectures import architecture_of_inputs
 from tritonrank_runtime.backend import array, cancelled, failure, family, invalid, raise_by, unavailable, unexpected
-from tritonrank_runtime.engine import EngineLostError, RowLimits, RowsError, Watch, available_cores, open_executor
+from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
+from tritonrank_runtime.engines import open_executor
 from tritonrank_runtime.interpreter import check_interpreter
 
 NEVER = 2**62
@@ -54,9 +56,9 @@ class TritonPythonModel:
             is_gpu = args["model_instance_kind"] == "GPU"
             device = f"cuda:{args['model_instance_device_id']}" if is_gpu else "cpu"
             self.engine = open_executor(settings.get("executor", "onnxruntime"), folder, device, self.cores, **options)
-        self.is_request_batched = config["input"][0]["name"] == "context_ids"
+        self.architecture = architecture_of_inputs(self.engine.input_names)
         self.max_candidates = int(settings.get("max_candidates", 0))
-        self.limits = RowLimits.of(self.engine.input_names, settings)
+        self.limits = self.architecture.limits(self.engine.input_names, settings)
         self.deadline_us = int(settings["deadline_us"])
         # Triton runs these first, each row of a batch a request, and loads no model whose warm-up fails: they may take
         # longer than requests, on a slow machine or with a short deadline.
@@ -78,7 +80,7 @@ class TritonPythonModel:
         self.computed, self.needed, self.expired, self.stopped = (one.Metric(labels=labels) for one in self.families)
         self.cache_metrics = {}
         instance = labels | {"instance": args["model_instance_name"]}
-        if self.is_request_batched:
+        if self.engine.context_cache is not None:
             cache_families = {
                 "hits": family("tritonrank_context_cache_hits_total", "Contexts whose keys and values were kept"),
                 "misses": family("tritonrank_context_cache_misses_total", "Contexts that had to be computed"),
@@ -123,10 +125,10 @@ class TritonPythonModel:
             except Exception as error:  # noqa: BLE001 - as above
                 answers[number] = unexpected(error, "score")
         self.warm_ups_left = 0 if newest_ticket else max(0, self.warm_ups_left - len(requests))
-        tokens = {number: work_tokens(tensors) for number, (tensors, _) in read.items()}
+        tokens = {number: self.architecture.needed_tokens(tensors) for number, (tensors, _) in read.items()}
         self.started.add(len(requests), sum(tokens.values()), newest_ticket)
-        # A shared-context ranker computes its requests one after the other, and a deadline may pass meanwhile.
-        turns = [[number] for number in read] if self.is_request_batched else [list(read)]
+        # Requests that are entries of the batch are computed one after the other, and a deadline may pass meanwhile.
+        turns = [[number] for number in read] if self.architecture.batch_is_request else [list(read)]
         for turn in turns:
             expired = [number for number in turn if is_expired(read[number][1])]
             for number in expired:
@@ -141,13 +143,7 @@ class TritonPythonModel:
         for name, tensor in tensors.items():
             if tensor is None:
                 raise RowsError(f"{name}: missing")
-        if self.is_request_batched:
-            for name, tensor in tensors.items():
-                if len(tensor) != 1:
-                    raise RowsError(f"{name}: {len(tensor)} requests in one; send them one by one")
-            tensors = {name: tensor[0] for name, tensor in tensors.items()}
-            if (found := len(tensors["candidate_ids"])) > self.max_candidates:
-                raise RowsError(f"candidate_ids: {found} candidates; the limit is {self.max_candidates}")
+        tensors = self.architecture.one_request(tensors, self.max_candidates)
         self.engine.check(tensors)
         self.limits.check(tensors)
         return tensors
@@ -166,8 +162,9 @@ class TritonPythonModel:
         """
         tensors = [one for one, _ in read]
         watch = Watch(lambda place: not is_expired(read[place][1]))
+        tokens = sum(map(self.architecture.needed_tokens, tensors))
         try:
-            with self.started.busy(sum(map(work_tokens, tensors)), lambda: watch.tokens) as busy_instances:
+            with self.started.busy(tokens, lambda: watch.tokens) as busy_instances:
                 threads = self.threads or max(1, self.cores // busy_instances)
                 logits = self.engine.run(tensors, threads=threads, watch=watch)
         except EngineLostError as error:
@@ -193,16 +190,15 @@ class TritonPythonModel:
             self.needed.increment(needed)
         if self.restarts:
             raise_by(self.restarts, self.workers.restarts - self.restarts.value())
-        cache = getattr(self.engine, "context_cache", None)  # the batched graph has none
-        for name, metric in self.cache_metrics.items() if cache else ():
-            raise_by(metric, getattr(cache, name) - metric.value())
+        for name, metric in self.cache_metrics.items():
+            raise_by(metric, getattr(self.engine.context_cache, name) - metric.value())
 
     def _answer(self, logits):
         if not len(logits):
             return unavailable(f"{EXPIRED}: the work for it was stopped")
         if not np.isfinite(logits).all():
             return failure("score: the engine's logits are not finite numbers", pb_utils.TritonError.INTERNAL)
-        shaped = logits[np.newaxis] if self.is_request_batched else logits[:, np.newaxis]
+        shaped = logits[np.newaxis] if self.architecture.batch_is_request else logits[:, np.newaxis]
         return pb_utils.InferenceResponse([pb_utils.Tensor("logits", shaped.astype(np.float32))])
 
 

@@ -17,9 +17,9 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.backend import array, invalid, unexpected
+from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.selection import best_first
-from tritonrank_runtime.text import NO_ROW, candidate_scores
 
 
 class TritonPythonModel:

@@ -25,11 +25,13 @@ from tritonrank_runtime.admission import (
     counter_folder,
     deadline_after,
     seconds_left,
-    work_tokens,
 )
 from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
+from tritonrank_runtime.candidate_rows import NO_ROW, unique_rows
 from tritonrank_runtime.interpreter import check_interpreter
-from tritonrank_runtime.text import JOINT, NO_ROW, Buckets, RequestTokenizer, TextError, decode_texts, unique_rows
+from tritonrank_runtime.item_text import TextError, decode_texts
+from tritonrank_runtime.padding import Buckets
+from tritonrank_runtime.text import RequestTokenizer
 
 TOLD = ("item_tokens", "truncated", "context_tokens")
 """For callers who ask: tokens as scored, without special ones, and whether a text was cut; in the request's order."""
@@ -106,7 +108,7 @@ class TritonPythonModel:
         deadline = deadline_after(request.timeout(), self.deadline_us)
         self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance
         tensors, told = self._tokenize(request)
-        tokens = work_tokens(tensors)
+        tokens = self.tokenizer.architecture.needed_tokens(tensors)
         self.admission.check_room(seconds_left(deadline), tokens)
         if self.buckets:
             tensors = self.tokenizer.padded(tensors, self.buckets)
@@ -149,8 +151,8 @@ class TritonPythonModel:
         return self.tokenizer.tensors(context, rows), told
 
     def _for_the_scorer(self, value, rows):
-        # The scorer's batch dimension is the row for a joint ranker, the request for a shared-context one.
-        shape = (rows, 1) if self.tokenizer.rules.architecture == JOINT else (1,)
+        # Once per entry of the scorer's batch, which a request is, or has rows of.
+        shape = (1,) if self.tokenizer.architecture.batch_is_request else (rows, 1)
         return np.full(shape, value, dtype=np.int64)
 
     def _count_texts(self, without_text):
@@ -161,9 +163,8 @@ class TritonPythonModel:
             counts.total = counts.cut = 0
 
     def _count_tokens(self, padded, needed):
-        kinds = ["input_ids"] if self.tokenizer.rules.architecture == JOINT else self.engine_inputs
         computed, necessary = self.token_metrics
-        computed.increment(sum(padded[name].size for name in kinds))
+        computed.increment(self.tokenizer.architecture.computed_tokens(padded))
         necessary.increment(needed)
 
     def _texts(self, request, name, limit):

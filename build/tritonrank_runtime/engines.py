@@ -1,0 +1,70 @@
+"""Opens the engine of a model folder: by ONNX Runtime or by PyTorch, on the CPU or a GPU."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tritonrank_runtime.architecture import ROWS_PER_BATCH, EngineOptions
+from tritonrank_runtime.architectures import architecture_of_graphs, graph_inputs, graph_names
+from tritonrank_runtime.engine import MODEL_FILE, WEIGHTS_FILE, Engine, ExecutorError, Graph
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The graphs that a folder holds, in the order in which they run."""
+    return [path for name in graph_names() if (path := folder / name).is_file()]
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """All that is loaded to score: the graphs of a folder, and the weights that they refer to."""
+    return model_files(folder) + [path for path in (folder / WEIGHTS_FILE,) if path.is_file()]
+
+
+def open_engine(
+    folder: Path,
+    threads: int = 0,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    context_cache_bytes: int = 0,
+    device: str = "cpu",
+) -> Engine:
+    """The engine for the graphs in a folder.
+
+    Args:
+        folder: holds the graphs of one architecture.
+        threads: as for ``EngineOptions``, on a CPU.
+        rows_per_batch: as for ``EngineOptions``, on a CPU.
+        context_cache_bytes: as for ``EngineOptions``.
+        device: cpu or cuda; cuda:1 is the second GPU.
+
+    Raises:
+        ExecutorError: ONNX Runtime has no kernels for the device.
+    """
+    from tritonrank_runtime.sessions import open_session
+
+    paths = model_files(folder) or [folder / MODEL_FILE]
+    graphs = {path.name: open_session(path, device) for path in paths}
+    if device != "cpu":
+        return engine_of(graphs, EngineOptions.on_gpu(context_cache_bytes))
+    return engine_of(graphs, EngineOptions(threads, rows_per_batch, context_cache_bytes))
+
+
+def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int = 0, **options: int) -> Engine:
+    """The engine that a recipe's ``serve.executor`` names; options are those of ``open_engine``.
+
+    Raises:
+        ExecutorError: what it needs is not installed, or there is no such device.
+    """
+    if executor == "onnxruntime":
+        return open_engine(folder, threads, device=device, **options)
+    try:
+        from tritonrank_runtime.torch_engine import open_torch_engine
+    except ImportError as error:
+        raise ExecutorError(
+            f"serve.executor is {executor}, but {error.name} is not installed in {sys.prefix}: "
+            "pip install torch safetensors"
+        ) from None
+    return open_torch_engine(folder, device, threads, **options)
+
+
+def engine_of(graphs: Mapping[str, Graph], options: EngineOptions | None = None) -> Engine:
+    """The engine around graphs that are open already, by file name."""
+    return architecture_of_graphs(graph_inputs(graphs)).engine(graphs, options or EngineOptions())

@@ -1,0 +1,77 @@
+"""Where a checkpoint's own tokenizer puts special tokens around two texts, read from its post-processor."""
+
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from tritonrank_runtime.item_text import TextError
+
+
+@dataclass(frozen=True)
+class PairLayout:
+    """``[prefix] first [middle] second [suffix]``, by token ids and segment ids."""
+
+    prefix: list[int]
+    middle: list[int]
+    suffix: list[int]
+    prefix_types: list[int]
+    middle_types: list[int]
+    suffix_types: list[int]
+    context_type: int
+    candidate_type: int
+    separator: int
+    padding: int
+
+    @property
+    def special_tokens(self) -> int:
+        """That a pair has beside its two texts."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+    @property
+    def segments(self) -> int:
+        """Different segment ids."""
+        types = (*self.prefix_types, *self.middle_types, *self.suffix_types)
+        return 1 + max(*types, self.context_type, self.candidate_type)
+
+
+def pair_layout(tokenizer: Tokenizer) -> PairLayout:
+    """The layout of a tokenizer's pairs.
+
+    Raises:
+        TextError: the tokenizer makes pairs in another order, or no tokens of letters.
+    """
+    first, second = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", "b"))
+    if not first.ids or not second.ids:
+        raise TextError("tokenizer.json: the tokenizer makes no token of plain letters")
+    pair = tokenizer.encode("a", "b")
+    sequence = pair.sequence_ids
+    first_start, second_start = sequence.index(0), sequence.index(1)
+    first_end, second_end = first_start + len(first.ids), second_start + len(second.ids)
+    if first_start > second_start or not pair.ids[second_end:]:
+        raise TextError("tokenizer.json: pairs must read [prefix] first [middle] second [suffix]")
+    return PairLayout(
+        prefix=pair.ids[:first_start],
+        middle=pair.ids[first_end:second_start],
+        suffix=pair.ids[second_end:],
+        prefix_types=pair.type_ids[:first_start],
+        middle_types=pair.type_ids[first_end:second_start],
+        suffix_types=pair.type_ids[second_end:],
+        context_type=pair.type_ids[first_start],
+        candidate_type=pair.type_ids[second_start],
+        separator=pair.ids[second_end],
+        padding=_padding_id(tokenizer),
+    )
+
+
+def reserved_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Special tokens that no text may contain; the unknown token stands for text and is none of them."""
+    unknown = {tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")}
+    added = tokenizer.get_added_tokens_decoder().items()
+    return frozenset({token_id for token_id, token in added if token.special} - unknown)
+
+
+def _padding_id(tokenizer: Tokenizer) -> int:
+    for name in ("[PAD]", "<pad>"):
+        if (token := tokenizer.token_to_id(name)) is not None:
+            return int(token)
+    return 0  # masked out everywhere; any valid id does
