@@ -38,6 +38,8 @@ class Graphs:
         noise = math.sqrt(sum(self.alone[node] ** 2 for node in nodes))
         return noise * (self.together if len(nodes) > 1 else 1.0)
 
+    roughly = of
+
     def chosen(self, limit: float, work: Mapping[str, float] | None = None) -> list[str]:
         nodes, folder = list(self.alone), Path("chosen")
         chosen = quiet_enough(nodes, work or dict.fromkeys(nodes, 1.0), self.write, self, folder, limit)
@@ -147,3 +149,4 @@ def test_noise_is_the_change_of_the_logits_over_their_spread(
     meter = NoiseMeter(workspace.onnx, tensors)
     assert meter.of(tmp_path) == pytest.approx(0.25 / logits.std(), rel=1e-3)
     assert meter.of(workspace.onnx) == 0
+    assert meter.roughly(tmp_path) == pytest.approx(meter.of(tmp_path), rel=1e-3), "here all requests change alike"

@@ -47,6 +47,8 @@ JOINT_GRID = ((1, 2), (1, 7), (3, 16), (5, 33), (2, 101))
 SHARED_CONTEXT_GRID = ((2, 1, 2), (7, 3, 5), (33, 5, 16), (60, 13, 31), (1, 2, 3))
 """(context tokens, candidates, tokens)"""
 COMPARED_REQUESTS = 20
+COMPARED_CANDIDATES = 25
+"""Of each real request: what ONNX and PyTorch are compared on. All test requests are judged later anyway."""
 
 console = Console()
 
@@ -75,6 +77,7 @@ def export(recipe: Recipe, dataset_folder: Path, checkpoint_folder: Path, folder
         copy_text_files(checkpoint_folder, draft.folder)
         dataset = Dataset.read(dataset_folder)
         requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(checkpoint_folder))
+        requests = [Request(r.query, r.history, r.items[:COMPARED_CANDIDATES]) for r in requests]
         difference = compare_with_torch(checkpoint_folder, draft.folder, requests, recipe.export.tolerance)
         console.print(
             f"  largest difference to PyTorch: {difference.on_grid:.1e} on a grid of shapes, "

@@ -46,6 +46,10 @@ class Judgement:
     def interval(self, metric: str = "ndcg@10", samples: int = 2_000) -> Interval:
         return interval(self.values(metric), samples)
 
+    def first(self, examples: int) -> "Judgement":
+        """The same of the first examples alone."""
+        return Judgement(self.name, self.table.head(examples))
+
     @property
     def example_ids(self) -> list[str]:
         return self.table["example_id"].to_list()

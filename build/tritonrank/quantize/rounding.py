@@ -7,6 +7,7 @@ same eight bits and scales and at no cost in serving (GPTQ, Frantar et al. 2022)
 outliers into the weights, they are where most of the noise of INT8 comes from.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from tritonrank.graphs.watch import watched_values
 DAMPING = 0.01
 """Share of the mean of the Gram matrix's diagonal that is added to it, as in the paper: inputs that hardly vary in the
 calibration requests must not be corrected without bounds."""
+ROWS_AT_ONCE = 1_024
+"""Rows of activations that go into one product: adding up a matrix of inputs x inputs after each request, of a few
+dozen rows, took most of the time."""
 BLOCK = 64
 """Inputs whose errors are carried over to the rest at once: a matrix product instead of single rows."""
 
@@ -114,10 +118,22 @@ def round_weights(
 
 def gram_matrices(source: Path, names: Sequence[str], feeds: Sequence[Feed]) -> dict[str, NDArray[np.float64]]:
     """X^T X of each named activation over all feeds; X has a row per token and a column per channel (last axis)."""
+    waiting: defaultdict[str, list[NDArray[np.float32]]] = defaultdict(list)
     grams: dict[str, NDArray[np.float64]] = {}
+
+    def add_waiting(name: str) -> None:
+        rows = np.concatenate(waiting.pop(name))
+        product = rows.T @ rows
+        if name in grams:
+            grams[name] += product
+        else:
+            grams[name] = product.astype(np.float64)
+
     for values in watched_values(source, names, feeds):
         for name, value in values.items():
-            rows = value.reshape(-1, value.shape[-1])
-            product = (rows.T @ rows).astype(np.float64)
-            grams[name] = grams[name] + product if name in grams else product
+            waiting[name].append(value.reshape(-1, value.shape[-1]))
+            if sum(map(len, waiting[name])) >= ROWS_AT_ONCE:
+                add_waiting(name)
+    for name in list(waiting):
+        add_waiting(name)
     return grams

@@ -24,6 +24,11 @@ from tritonrank.train.finetune import untrained_ranker
 NEIGHBOUR_HISTORY = 8
 """History items that kNN looks at: the newest 8 did better than all of them on MovieLens."""
 
+UNTRAINED = "untrained"
+UNTRAINED_EXAMPLES = 50
+"""Test examples that the untrained ranker is judged on. It ranks about as chance does, and judging it on all of them
+took as long as judging the trained one."""
+
 
 def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[str, Callable[[], ExampleScorer]]:
     """The maker of every baseline by name, cheapest first; a ready checkpoint has no untrained state.
@@ -39,7 +44,7 @@ def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[st
         "item kNN": lambda: neighbour_baseline(dataset.training_events),
         "zero-shot cosine": lambda: cosine_baseline(recipe, dataset, rules),
     }
-    return makers if recipe.model.checkpoint else makers | {"untrained": lambda: untrained_baseline(recipe, dataset)}
+    return makers if recipe.model.checkpoint else makers | {UNTRAINED: lambda: untrained_baseline(recipe, dataset)}
 
 
 def random_baseline(seed: int) -> ExampleScorer:

@@ -6,13 +6,14 @@ machine slows all of them alike.
 """
 
 import json
+import math
 import os
 import platform
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 from transformers import AutoConfig
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import loaded_files
@@ -29,24 +31,23 @@ from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
-from tritonrank.judge.evaluate import Judgement, cached, judge, judge_artifact
+from tritonrank.judge.evaluate import ExampleScorer, Judgement, cached, judge, judge_artifact
 from tritonrank.judge.gate import paired_difference
 from tritonrank.judge.gatekeeper import CHECKPOINT, FINE_TUNED, UNCUT, UNCUT_WAY_OUT, judge_uncut, teacher_name
 from tritonrank.judge.metrics import METRICS
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.cost import gflop_per_request
-from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank.rankers.text_budgets import TEXT_METRICS, text_rules
 from tritonrank.rankers.text_counts import text_warnings, without_text_in_words
 from tritonrank.recipe import Recipe
-from tritonrank.report.baselines import all_baselines
+from tritonrank.report.baselines import UNTRAINED, UNTRAINED_EXAMPLES, all_baselines
 from tritonrank.system.machine import has_int8_dot_product, processor_name
 
 SUMMARY_FILE = "summary.json"
-TIMED_REQUESTS = 15
+TIMED_REQUESTS = 9
 TIMED_CANDIDATES = 100
 COUNTED_REQUESTS = 50
 CHECKPOINT_RUNGS = {FINE_TUNED, CHECKPOINT, "pruned", "student"}
@@ -57,7 +58,7 @@ console = Console()
 
 
 def summary_settings(recipe: Recipe) -> dict[str, Any]:
-    return {"seed": recipe.seed, "bootstrap_samples": recipe.gate.bootstrap_samples, "revision": 2}
+    return {"seed": recipe.seed, "bootstrap_samples": recipe.gate.bootstrap_samples, "revision": 3}
 
 
 def summarize(recipe: Recipe, workspace: Workspace) -> None:
@@ -188,8 +189,13 @@ def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) 
     judged = {}
     for name, make in all_baselines(recipe, dataset, rules).items():
         path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
-        judged[name] = cached(name, path, lambda name=name, make=make: judge(name, make(), dataset.test))  # type: ignore[misc]
+        examples = dataset.test[:UNTRAINED_EXAMPLES] if name == UNTRAINED else dataset.test
+        judged[name] = cached(name, path, partial(_judge_baseline, name, make, examples))
     return judged
+
+
+def _judge_baseline(name: str, make: Callable[[], ExampleScorer], examples: Sequence[Example]) -> Judgement:
+    return judge(name, make(), examples)
 
 
 def latencies(scorers: dict[str, EngineScorer], requests: Sequence[Request], against: str) -> dict[str, dict[str, Any]]:
@@ -246,6 +252,8 @@ def show_summary(folder: Path) -> None:
     table.caption = f"{_cost(result['rows'], teacher)}; ms/100: one request with 100 candidates, in process"
     if read := (result.get("text") or {}).get("items"):
         table.caption += f"; {read['cut_share']:.1%} of the item texts are cut at {read['budget']} tokens"
+    if fewer := [row for row in result["rows"] if row.get("examples", result["examples"]) < result["examples"]]:
+        table.caption += f"; {fewer[0]['name']}: the first {fewer[0]['examples']} requests alone"
     console.print(table)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     notes = text_warnings(result["text"]) if result.get("text") else []
@@ -266,7 +274,8 @@ def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str
     return {
         "name": judgement.name,
         **values,
-        "difference": vars(paired_difference(judgement, teacher, samples=samples)),
+        "examples": len(judgement.table),
+        "difference": vars(paired_difference(judgement, teacher.first(len(judgement.table)), samples=samples)),
     }
 
 
@@ -276,7 +285,8 @@ def _size(folder: Path) -> dict[str, Any]:
 
 
 def _parameters(folder: Path) -> int:
-    return sum(parameter.numel() for parameter in load_any_ranker(folder).parameters())
+    with safe_open(folder / "model.safetensors", framework="numpy") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
 
 def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:
