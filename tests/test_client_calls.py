@@ -208,6 +208,7 @@ def test_model_info_is_the_same_over_both_protocols(server: MisbehavingServer, f
     assert info.config["input"][0]["dims"] == [-1]
     assert info.config["input"][0]["data_type"] == "TYPE_STRING"
     assert info.config["parameters"] == {"artifact": {"string_value": "demo"}}
+    assert info.parameters == {"artifact": "demo"}
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonrank.rankers.pretrained import load_tokenizer
+from tritonrank.rankers.score_meaning import ScoreMeaning
 from tritonrank.recipe import load_recipe
 from tritonrank.serve.assemble import known_ids, longest_rows
 from tritonrank.serve.triton_config import as_text, model_configs
@@ -198,7 +199,8 @@ def generated_configs() -> dict[str, str]:
     tokenizer = RequestTokenizer(load_tokenizer(recipe.model.base).backend_tokenizer, text_rules(recipe))
     longest = longest_rows(INPUT_NAMES, tokenizer)
     ids = known_ids(INPUT_NAMES, tokenizer)
-    configs = model_configs(recipe.serve, INPUT_NAMES, CORES, longest_rows=longest, ids=ids)
+    scores = ScoreMeaning().parameters
+    configs = model_configs(recipe.serve, INPUT_NAMES, CORES, longest_rows=longest, ids=ids, scores=scores)
     return {name: as_text(config) for name, config in configs.items()}
 
 

@@ -27,6 +27,8 @@ from tritonrank_runtime.pair_layout import PairLayout, pair_layout, reserved_ids
 
 RULES_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
+SCORES_FILE = "scores.json"
+"""What a score means: activation and calibration; models made before it was written have none."""
 
 # A text is cut to this many characters per budgeted token before it is tokenized, so that a 64 kB text costs no more
 # than a short one. English word pieces have 4 to 5 characters; 32 leaves room for long words.
@@ -251,9 +253,12 @@ class RequestTokenizer:
 
 
 def copy_text_files(source: Path, target: Path) -> None:
-    """tokenizer.json and text.json travel with every model file: they define what its inputs mean."""
+    """What travels with every model file: tokenizer.json and text.json define what its inputs mean, and scores.json,
+    where there is one, its output."""
     for name in (TOKENIZER_FILE, RULES_FILE):
         shutil.copyfile(source / name, target / name)
+    if (source / SCORES_FILE).is_file():
+        shutil.copyfile(source / SCORES_FILE, target / SCORES_FILE)
 
 
 def _cut(ids: Sequence[int], tokens: int, is_cut: bool) -> _Tokens:

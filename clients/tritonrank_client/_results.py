@@ -1,7 +1,7 @@
 """What the clients return: small frozen records, the same over both protocols."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Item = str | Mapping[str, Any]
@@ -110,6 +110,9 @@ class ModelInfo:
         inputs: declared inputs.
         outputs: declared outputs.
         config: Triton's model configuration as plain dicts and lists, by the field names of model_config.proto.
+        parameters: those of the configuration as texts, such as `activation` (how the checkpoint wants its logits read:
+            "sigmoid" or "none"), `calibration`, `max_candidates`, `max_text_bytes`, `deadline_ms`. Empty for servers
+            that were assembled before there were any.
     """
 
     name: str
@@ -118,3 +121,4 @@ class ModelInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     config: Mapping[str, Any]
+    parameters: dict[str, str] = field(default_factory=dict)

@@ -182,9 +182,15 @@ def read_model_info(metadata: Any, config: Any) -> ModelInfo:
             inputs=_tensor_infos(metadata["inputs"]),
             outputs=_tensor_infos(metadata["outputs"]),
             config=dict(config.items()),
+            parameters=_parameters(config.get("parameters")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _broken(f"model metadata: {type(error).__name__} {error}") from error
+
+
+def _parameters(parameters: Any) -> dict[str, str]:
+    """Name -> text; Triton wraps each text in an object of its own."""
+    return {str(name): str(value.get("string_value", "")) for name, value in (parameters or {}).items()}
 
 
 def check_answer_id(answered: object, sent: str) -> None:

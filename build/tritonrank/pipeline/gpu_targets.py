@@ -20,6 +20,7 @@ from tritonrank.artifacts import Manifest, is_current, sha256_file, verify_artif
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.pipeline.stages import Stage, run_stages, stages, tensorrt_stages
+from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import (
     assemble_settings,
@@ -131,7 +132,7 @@ def assemble_for_gpu(
     files = _engine_files(engine_folder, engine, recipe, target)
     settings = assemble_settings(recipe) | {"target": str(target), "precision": precision}
     with write_artifact(folder, "assemble", settings, {"engine": engine}) as draft:
-        configs = gpu_configs(recipe, target, profiles, available_cores())
+        configs = gpu_configs(recipe, target, profiles, available_cores(), score_meaning(graph_folder).parameters)
         write_ensemble(configs, python_sources(("tokenize", "select")), graph_folder, draft.folder)
         for name in files:
             shutil.copyfile(engine_folder / name, draft.folder / "score" / "1" / name)

@@ -32,6 +32,7 @@ from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.pretrained import load_config
+from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
 from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
@@ -80,7 +81,8 @@ def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: in
     inputs = engine_inputs(model_folder)
     tokenizer = RequestTokenizer.from_folder(model_folder)
     longest = longest_rows(inputs, tokenizer)
-    configs = model_configs(recipe.serve, inputs, cores, ranks, longest, known_ids(inputs, tokenizer))
+    scores = score_meaning(model_folder).parameters
+    configs = model_configs(recipe.serve, inputs, cores, ranks, longest, known_ids(inputs, tokenizer), scores)
     write_ensemble(configs, python_sources(), model_folder, repository)
     for path in _served_files(model_folder):
         shutil.copyfile(path, repository / "score" / "1" / path.name)

@@ -41,7 +41,9 @@ Shapes = Mapping[str, Shape]
 """By input name, the batch dimension first."""
 
 
-def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile], cores: int) -> dict[str, pb.ModelConfig]:
+def gpu_configs(
+    recipe: Recipe, target: Target, profiles: Sequence[Profile], cores: int, scores: Mapping[str, str] | None = None
+) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
     Args:
@@ -49,12 +51,13 @@ def gpu_configs(recipe: Recipe, target: Target, profiles: Sequence[Profile], cor
         target: any but the CPU.
         profiles: those of the plan; for onnxruntime, which has none, those that a plan would have.
         cores: what ``tokenizers: auto`` is divided by.
+        scores: what clients are told of the scores.
 
     Raises:
         RecipeError: no profile holds as many candidates as the recipe allows.
     """
     check_room(recipe, profiles)
-    configs = model_configs(recipe.serve, list(profiles[0]), cores)
+    configs = model_configs(recipe.serve, list(profiles[0]), cores, scores=scores)
     _drop_deadline(configs["rank"], configs["tokenize"])
     told = recipe.serve.tokenizers
     for name in ("tokenize", "select"):

@@ -43,6 +43,7 @@ def model_configs(
     ranks: int = 1,
     longest_rows: Mapping[str, int] | None = None,
     ids: Mapping[str, int] | None = None,
+    scores: Mapping[str, str] | None = None,
 ) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
@@ -54,10 +55,11 @@ def model_configs(
         longest_rows: tokens in a row of each of ``engine_inputs`` at the most, which the warm-up must not exceed: a
             pruned ranker has positions for no more, and the scorer refuses them.
         ids: how many different ids the tokenizer has for each of ``engine_inputs``; the scorer refuses others.
+        scores: what clients are told of the scores (``rankers/score_meaning.py``).
     """
     longest = longest_rows or dict.fromkeys(engine_inputs, sys.maxsize)
     return {
-        "rank": _rank(engine_inputs),
+        "rank": _rank(settings, engine_inputs, scores or {}),
         "tokenize": _tokenize(settings, engine_inputs),
         "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest, ids or {}),
         "select": _select(engine_inputs),
@@ -85,7 +87,7 @@ def warmup_mask_file(tokens: int) -> str:
     return f"attention_mask_{tokens}"
 
 
-def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
+def _rank(settings: ServeSettings, engine_inputs: Sequence[str], scores: Mapping[str, str]) -> pb.ModelConfig:
     config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=0, input=_request_inputs())
     config.output.extend([*_outputs(), *_told_outputs()])
     steps = config.ensemble_scheduling.step
@@ -108,6 +110,14 @@ def _rank(engine_inputs: Sequence[str]) -> pb.ModelConfig:
         model_version=-1,
         input_map=shared | {"logits": "logits"},
         output_map={tensor.name: tensor.name for tensor in _outputs()},
+    )
+    # Triton reads none of these: they are for clients, who get them with the model's configuration.
+    set_parameters(
+        config,
+        **scores,
+        max_candidates=settings.max_candidates,
+        max_text_bytes=settings.max_text_bytes,
+        deadline_ms=settings.deadline_ms,
     )
     return config
 

@@ -25,6 +25,7 @@ from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.anatomy import parts_of
 from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
+from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import Recipe
 from tritonrank.shrink.candidate_lists import scored_lists
 from tritonrank.shrink.cut import Kept
@@ -85,6 +86,7 @@ def distill(
             student.save_pretrained(draft.folder, safe_serialization=True)
             copy_tokenizer(str(pruned_folder), draft.folder)
             rules.save(draft.folder)
+            score_meaning(pruned_folder).save(draft.folder)
             draft.metrics |= metrics | {"examples": len(lists)}
             rungs = Rung("student", draft.folder), Rung("pruned", pruned_folder), Rung(FINE_TUNED, teacher_folder)
             draft.metrics |= require_ranking(recipe, "distill", *rungs, dataset_folder, judgements)

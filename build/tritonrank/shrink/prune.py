@@ -28,6 +28,7 @@ from tritonrank.rankers.anatomy import Sizes, head_size_of, resized, sizes_of
 from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.modeling import first_position
 from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
+from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import PruneSettings, Recipe
 from tritonrank.shrink.cut import Kept, cut, everything
@@ -100,6 +101,7 @@ def prune(recipe: Recipe, dataset_folder: Path, teacher_folder: Path, folder: Pa
         if settings.vocabulary:
             write_tokenizer(draft.folder, kept.tokens)
         tokenizer.rules.save(draft.folder)
+        score_meaning(teacher_folder).save(draft.folder)
         kept.save(draft.folder)
         sizes = {"teacher": full, "pruned": kept.sizes}
         draft.metrics |= {

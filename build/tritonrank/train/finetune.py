@@ -26,7 +26,7 @@ from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.checkpoint_check import Purpose, check_checkpoint, mention_prompts
-from tritonrank.rankers.checkpoint_source import identity
+from tritonrank.rankers.checkpoint_source import folder_of, identity
 from tritonrank.rankers.checkpoint_tokenizer import check_vocabulary, make_ordinary, markers_of, request_tokenizer
 from tritonrank.rankers.modeling import SharedContextRanker, from_encoder
 from tritonrank.rankers.pretrained import (
@@ -36,6 +36,7 @@ from tritonrank.rankers.pretrained import (
     load_tokenizer,
     longest_input,
 )
+from tritonrank.rankers.score_meaning import ScoreMeaning, score_meaning
 from tritonrank.rankers.text_budgets import rules_to_try, text_rules, text_settings
 from tritonrank.recipe import Recipe
 from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
@@ -194,6 +195,8 @@ def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules:
     tokenizer.save_pretrained(folder)
     make_ordinary(folder, markers_of(name, tokenizer, rules.item_template))
     rules.save(folder)
+    meaning = score_meaning(folder_of(name, recipe.model.revision))
+    (meaning if recipe.model.checkpoint else ScoreMeaning()).save(folder)  # what is trained here has a head of its own
 
 
 def _teacher_scores(
