@@ -25,7 +25,8 @@ from tritonrank.pipeline.stages import run_stages, stages
 from tritonrank.quantize import int8 as quantize
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.report import summary
-from tritonrank.report.summary import SUMMARY_FILE, baseline_judgements
+from tritonrank.report.summary import baseline_judgements
+from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.serve import assemble
 from tritonrank.serve.assemble import GOLDEN_CANDIDATES, golden_cases
 from tritonrank.shrink import distill, prune

@@ -27,12 +27,13 @@ from tritonrank.quantize.int8 import calibration_requests, graph_feeds, quantize
 from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import Recipe
-from tritonrank.report import escape_markdown, make_report, summary
+from tritonrank.report import summary
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import layer_name
 from tritonrank.report.ladder import ladder, read_build
+from tritonrank.report.page import escape_markdown, make_report
 from tritonrank.report.plots import IntervalRow, LayerParts, figure, interval_plot, kept_matrix, ticks
-from tritonrank.report.summary import SUMMARY_FILE
+from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.shrink.cut import Kept
 from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE
 from tritonrank_runtime.item_text import render_fields

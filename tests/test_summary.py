@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 from tritonrank.judge.evaluate import Judgement
-from tritonrank.report.summary import SUMMARY_FILE, beaten_by, defeat_in_words, show_summary
+from tritonrank.report.summary import beaten_by
+from tritonrank.report.summary_table import SUMMARY_FILE, defeat_in_words, show_summary
 
 SAMPLES = 400
 

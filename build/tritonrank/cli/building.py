@@ -33,7 +33,7 @@ def build(
     """
     loaded, workspace = open_recipe(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
     from tritonrank.pipeline.stages import run_stages
-    from tritonrank.report.summary import show_summary
+    from tritonrank.report.summary_table import show_summary
 
     if target is not Target.CPU:
         from tritonrank.pipeline.gpu_targets import build_target, check_target

@@ -45,7 +45,7 @@ def evaluate(
         return
     if artifact is None and server is None:
         from tritonrank.pipeline.stages import run_stages
-        from tritonrank.report.summary import show_summary
+        from tritonrank.report.summary_table import show_summary
 
         run_stages(loaded, workspace)
         show_summary(workspace.summary)
@@ -67,7 +67,7 @@ def report(
 
     The page needs neither network nor scripts. Nothing is measured: it shows what the stages recorded.
     """
-    from tritonrank.report import make_report
+    from tritonrank.report.page import make_report
 
     page, markdown = make_report(artifacts, out)
     typer.echo(f"{page}\n{markdown}")

@@ -66,7 +66,7 @@ def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: Art
     """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
     from tritonrank.pipeline.stages import run_stages
-    from tritonrank.report.summary import show_summary
+    from tritonrank.report.summary_table import show_summary
     from tritonrank.serve.demo import run_demo
 
     run_stages(loaded, workspace)

@@ -28,27 +28,24 @@ from tritonrank.judge.evaluate import (
     judge_test_examples,
 )
 from tritonrank.judge.gate import show_verdict, verdict
+from tritonrank.judge.rungs import CHECKPOINT, INT8, PRUNED, STUDENT, UNCUT, UNCUT_WAY_OUT
+from tritonrank.judge.rungs import FINE_TUNED as FINE_TUNED  # for those who name their rungs here
 from tritonrank.judge.worst import forget_closed_gate, require_passed, with_worst_requests
 from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.rankers.text_budgets import TEXT_METRICS, Needs, rules_of_checkpoint
 from tritonrank.recipe import Recipe
 
-FINE_TUNED = "fine-tuned"
-CHECKPOINT = "checkpoint"
-UNCUT = ", uncut"
-"""Ends what tables call a teacher that reads whole texts."""
 UNCUT_FROM = 0.03
 """Share of judged candidates whose texts are cut, from which a ready checkpoint is judged with whole texts too."""
 WAYS_OUT = {
-    "pruned": "Cut less (prune.gflop, or the sizes in the prune section), or allow more: --set gate.prune_budget=0.8",
-    "student": "Train the student longer (distill.epochs), or on more (distill.examples)",
-    "INT8": "The FP32 graph passed; serve it: tritonrank build RECIPE --set quantize.method=none, then: tritonrank "
+    PRUNED: "Cut less (prune.gflop, or the sizes in the prune section), or allow more: --set gate.prune_budget=0.8",
+    STUDENT: "Train the student longer (distill.epochs), or on more (distill.examples)",
+    INT8: "The FP32 graph passed; serve it: tritonrank build RECIPE --set quantize.method=none, then: tritonrank "
     "serve {root}. Or keep more layers out of INT8: --set quantize.noise=0.01",
 }
 """What can be done when the gate closes on a rung; ``{root}`` is the folder of the recipe's artifacts."""
 OTHER_WAY_OUT = "What was built before passed and can be served: leave this precision out of tensorrt.precisions"
-UNCUT_WAY_OUT = "The text section's budgets cut what the checkpoint would read: --set text.candidate_tokens=auto"
 
 console = Console()
 

@@ -17,22 +17,22 @@ from tritonrank.artifacts import MANIFEST, Manifest, is_aside, read_manifest
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.evaluate import Judgement, judgement_file
 from tritonrank.judge.gate import paired_difference
-from tritonrank.judge.gatekeeper import CHECKPOINT, FINE_TUNED
 from tritonrank.judge.live_record import LIVE, LiveRung, read_live
 from tritonrank.judge.metrics import Interval
+from tritonrank.judge.rungs import CHECKPOINT, CHECKPOINT_RUNGS, FINE_TUNED, INT8, PRUNED, STUDENT
+from tritonrank.judge.rungs import ONNX_FP32 as EXPORTED
 from tritonrank.report.plots import figure
-from tritonrank.report.summary import CHECKPOINT_RUNGS, SUMMARY_FILE
+from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.tensorrt.plans import PLAN_FILE
 
 TEACHERS = (FINE_TUNED, CHECKPOINT)
 """What the first rung is called: a ranker that was trained here, or a checkpoint that was taken as it is."""
-EXPORTED = "ONNX FP32"
 RUNGS = {
     FINE_TUNED: "teacher",
-    "pruned": "pruned",
-    "student": "student",
+    PRUNED: "pruned",
+    STUDENT: "student",
     EXPORTED: "onnx",
-    "INT8": "int8",
+    INT8: "int8",
     "ONNX FP32, batched": "onnx-batched",
     "FP16": "fp16",
     "INT8 (TensorRT)": "int8-tensorrt",
@@ -80,7 +80,7 @@ class Build:
             for parent in self.artifacts["repository"].manifest.parents.values():
                 if parent in by_hash:
                     return by_hash[parent]
-        return next(name for name in ("INT8", EXPORTED, self.teacher) if name in self.rungs())
+        return next(name for name in (INT8, EXPORTED, self.teacher) if name in self.rungs())
 
     @property
     def teacher(self) -> str:
@@ -213,7 +213,7 @@ def read_build(root: Path) -> Build:
         )
     warnings += [
         f"{name} is not in the last summary, which may be of another recipe."
-        for name in ("pruned", "student", "INT8")
+        for name in (PRUNED, STUDENT, INT8)
         if name in build.rungs() and name not in rows
     ]
     return build

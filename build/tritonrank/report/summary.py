@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from safetensors import safe_open
 from transformers import AutoConfig
 from tritonrank_runtime.cores import available_cores
@@ -35,26 +32,23 @@ from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer, Judgement, cached, judge, judge_artifact
 from tritonrank.judge.gate import paired_difference
-from tritonrank.judge.gatekeeper import CHECKPOINT, FINE_TUNED, UNCUT, UNCUT_WAY_OUT, judge_uncut, teacher_name
+from tritonrank.judge.gatekeeper import judge_uncut, teacher_name
 from tritonrank.judge.metrics import METRICS
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.judge.rungs import CHECKPOINT_RUNGS, INT8, ONNX_FP32, PRUNED, STUDENT, UNCUT
 from tritonrank.rankers.cost import gflop_per_request
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank.rankers.text_budgets import TEXT_METRICS, text_rules
-from tritonrank.rankers.text_counts import text_warnings, without_text_in_words
 from tritonrank.recipe import Recipe
 from tritonrank.report.baselines import UNTRAINED, UNTRAINED_EXAMPLES, all_baselines
+from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.system.machine import has_int8_dot_product, processor_name
 
-SUMMARY_FILE = "summary.json"
 TIMED_REQUESTS = 9
 TIMED_CANDIDATES = 100
 COUNTED_REQUESTS = 50
-CHECKPOINT_RUNGS = {FINE_TUNED, CHECKPOINT, "pruned", "student"}
 FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
 """What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
-
-console = Console()
 
 
 def summary_settings(recipe: Recipe) -> dict[str, Any]:
@@ -120,10 +114,10 @@ def checkpoint_of(rung: str, recipe: Recipe, workspace: Workspace) -> Path:
 def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
     """Model artifacts by the name that tables use, from the teacher to what is served."""
     rungs = {teacher_name(recipe): workspace.teacher}
-    rungs |= {"pruned": workspace.pruned} if recipe.prune else {}
-    rungs |= {"student": workspace.student} if recipe.distill else {}
-    rungs |= {"ONNX FP32": workspace.onnx}
-    return rungs if recipe.quantize.method == "none" else rungs | {"INT8": workspace.int8}
+    rungs |= {PRUNED: workspace.pruned} if recipe.prune else {}
+    rungs |= {STUDENT: workspace.student} if recipe.distill else {}
+    rungs |= {ONNX_FP32: workspace.onnx}
+    return rungs if recipe.quantize.method == "none" else rungs | {INT8: workspace.int8}
 
 
 def served_rung(recipe: Recipe, workspace: Workspace) -> str:
@@ -153,29 +147,6 @@ def beaten_by(served: Judgement, others: Mapping[str, Judgement], samples: int) 
         {"name": name, "difference": vars(found)}
         for name, found in sorted(better.items(), key=lambda one: -one[1].mean)
     ]
-
-
-def defeat_in_words(result: Mapping[str, Any]) -> str:
-    """That a free baseline ranks better, and what to do; nothing where none does.
-
-    Args:
-        result: of summary.json.
-    """
-    if not result.get("beaten_by"):
-        return ""
-    names = ", ".join(
-        f"{one['name']} ranks better than {result['served']} by {_with_interval(one['difference'], '+')} NDCG@10"
-        for one in result["beaten_by"]
-    )
-    if any(one["name"].endswith(UNCUT) for one in result["beaten_by"]):
-        todo = f"let it read whole texts. {UNCUT_WAY_OUT}"
-    elif result["trained"]:
-        todo = "train longer or on more: --set examples.training_examples=... --set finetune.epochs=..."
-    else:
-        todo = "train the checkpoint on these data, which it does not fit as it is: name it as model.base"
-    said = f"This ranker loses beyond doubt: {names}. Before it is served, {todo}"
-    cut = text_warnings(result["text"]) if result.get("text") else []
-    return said + (f", and let it read more: {cut[0]}" if cut else "")
 
 
 def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, Judgement]:
@@ -232,43 +203,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show_summary(folder: Path) -> None:
-    """Print the table for people, then one line of JSON for scripts."""
-    result = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    # Narrow enough for 80 columns, which is what a pipe or a CI log gets: rich would cut the intervals off.
-    title = f"{result['recipe']}: {result['examples']} test requests"
-    table = Table(title=title, caption_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    teacher = result.get("teacher", FINE_TUNED)
-    for column in ("", "NDCG@10 [95%]", f"vs {teacher} [95%]\n+ better, - worse", "size", "ms/100"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in result["rows"]:
-        table.add_row(
-            row["name"],
-            _with_interval(row["ndcg@10"]),
-            _with_interval(row["difference"], sign="+") if row["name"] != teacher else "reference",
-            f"{row['megabytes']:.0f} MB" if "megabytes" in row else "",
-            f"{row['milliseconds_per_100']:.0f}" if "milliseconds_per_100" in row else "",
-        )
-    table.caption = f"{_cost(result['rows'], teacher)}; ms/100: one request with 100 candidates, in process"
-    if read := (result.get("text") or {}).get("items"):
-        table.caption += f"; {read['cut_share']:.1%} of the item texts are cut at {read['budget']} tokens"
-    if fewer := [row for row in result["rows"] if row.get("examples", result["examples"]) < result["examples"]]:
-        table.caption += f"; {fewer[0]['name']}: the first {fewer[0]['examples']} requests alone"
-    console.print(table)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    notes = text_warnings(result["text"]) if result.get("text") else []
-    without_text = without_text_in_words(result["items_without_text"]) if result.get("items_without_text") else ""
-    for note in [*notes, *([without_text] if without_text else [])]:
-        say(note, style="yellow")
-    if "served" in result:
-        say(f"served: {result['served']}")
-    if defeat := defeat_in_words(result):
-        say(defeat, style="bold red")
-    print(
-        json.dumps({"recipe": result["recipe"], "ndcg@10": {r["name"]: r["ndcg@10"]["mean"] for r in result["rows"]}})
-    )
-
-
 def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str, Any]:
     values = {metric: vars(judgement.interval(metric, samples)) for metric in METRICS}
     return {
@@ -292,19 +226,3 @@ def _parameters(folder: Path) -> int:
 def _timed_requests(dataset: Dataset, workspace: Workspace) -> list[Request]:
     requests = requests_of(dataset, dataset.test[:TIMED_REQUESTS], TextRules.load(workspace.teacher))
     return [Request(r.query, r.history, (r.items * TIMED_CANDIDATES)[:TIMED_CANDIDATES]) for r in requests]
-
-
-def _cost(rows: Sequence[dict[str, Any]], name_of_teacher: str) -> str:
-    """Parameters and GFLOP of what is served; of a smaller model also as shares of the teacher's."""
-    teacher, served = next(row for row in rows if row["name"] == name_of_teacher), rows[-1]
-    texts = []
-    for key, unit, scale in (("parameters", "M parameters", 1e6), ("gflop_per_request", "GFLOP per request", 1.0)):
-        share = served[key] / teacher[key]
-        digits = 1 if scale > 1 or served[key] < 20 else 0
-        smaller = f" ({share:.2f} of the {name_of_teacher} ranker's)" if share < 1 else ""
-        texts.append(f"{served[key] / scale:.{digits}f} {unit}{smaller}")
-    return ", ".join(texts)
-
-
-def _with_interval(value: dict[str, float], sign: str = "") -> str:
-    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f} {value['high']:{sign}.3f}]"

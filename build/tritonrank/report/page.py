@@ -1,0 +1,261 @@
+"""The report of a build: one page that says what compression gained, what it cost, and how that was found out.
+
+``report.html`` needs nothing from elsewhere, neither network nor scripts: it can be mailed, archived beside the
+artifacts, read on a phone. ``report.md`` beside it says the same without plots. Everything is read from what the stages
+recorded; nothing is measured here. Texts of items are users' data, so that both templates escape all of them.
+
+    ladder.py        the rungs from the teacher to what is served, and the gates between them
+    compression.py   what was cut where, noise by layer, ranges of activations
+    comparison.py    the requests that became worst, both rankings side by side
+    provenance.py    commands, machine, versions, settings, hashes
+    plots.py         inline SVG
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Console
+
+from tritonrank.errors import ArtifactError
+from tritonrank.judge.rungs import FINE_TUNED
+from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
+from tritonrank.report.comparison import comparison
+from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
+from tritonrank.report.ladder import (
+    BaselineRow,
+    Build,
+    Gate,
+    LadderRow,
+    baselines,
+    exact_ratio,
+    gates,
+    ladder,
+    read_build,
+)
+from tritonrank.report.plots import (
+    BarRow,
+    IntervalRow,
+    Mark,
+    bar_plot,
+    figure,
+    histogram,
+    interval_plot,
+    kept_matrix,
+)
+from tritonrank.report.provenance import provenance
+from tritonrank.report.summary_table import defeat_in_words
+
+REPORT_FILE = "report.html"
+HISTOGRAMS_SHOWN = 6
+RUNG, SERVED, BASELINE = 1, 3, 5
+"""Colours of the page's palette."""
+INT8, FP32 = 1, 4
+KEPT, REMOVED = 1, 5
+MEASURES = {
+    "loss without": "ranking loss without this layer alone",
+    "influence": "1 - cosine of what goes in and what comes out",
+    "taylor": "|activation x gradient| of what the layer adds",
+}
+
+console = Console()
+
+
+def make_report(artifacts: Path, out: Path | None = None) -> list[Path]:
+    """Write the report of a build as HTML, and as Markdown beside it.
+
+    Args:
+        artifacts: ``artifacts/<recipe>``, built as far as the summary.
+        out: the page; default: report.html in ``artifacts``. The Markdown has the same name with ``.md``.
+
+    Returns:
+        Both files.
+
+    Raises:
+        ArtifactError: there is no summary, an artifact is damaged, or the page cannot be written.
+    """
+    page = out or artifacts / REPORT_FILE
+    if page.suffix.lower() not in {".html", ".htm"}:
+        raise ArtifactError(f"{page}: the report is an HTML page; name it so: --out {page.with_suffix('.html')}")
+    contents = gather(read_build(artifacts))
+    written = [_write_whole(page, render("page.html.j2", contents))]
+    return [*written, _write_whole(page.with_suffix(".md"), render("page.md.j2", contents))]
+
+
+def gather(build: Build) -> dict[str, Any]:
+    """All that the templates show."""
+    rows, cut = ladder(build), pruning(build)
+    others, passed = baselines(build), gates(build)
+    served = next(row for row in rows if row.is_served)
+    made = provenance(build)
+    return {
+        "name": build.summary["recipe"],
+        "examples": build.summary["examples"],
+        "timed_requests": build.summary.get("timed_requests"),
+        "exact_ratios": any(exact_ratio(row) for row in build.summary["rows"]),
+        "is_timed": any(row.milliseconds is not None for row in rows),
+        "headline": headline(rows[0], served),
+        "defeat": defeat_in_words(build.summary) if build.summary_is_current else "",
+        "texts": texts_read(build),
+        "warnings": build.warnings,
+        "rows": rows,
+        "is_live": any(row.live for row in rows),
+        "teacher": rows[0],
+        "served": served,
+        "baselines": others,
+        "quality_plot": quality_plot(rows, others),
+        "gates": passed,
+        "gate_plots": gate_plots(passed),
+        "pruning": cut,
+        "pruning_plots": pruning_plots(cut) if cut else {},
+        "quantizations": [(one, quantization_plots(one)) for one in quantizations(build)],
+        "comparison": comparison(build),
+        "provenance": made,
+        "made": max(stage.created for stage in made.stages),
+    }
+
+
+def headline(teacher: LadderRow, served: LadderRow) -> str:
+    """The build in one sentence."""
+    parts = []
+    for name, ratio in (
+        ("parameters", served.parameters_ratio),
+        ("GFLOP per request", served.gflop_ratio),
+        ("latency in process", served.latency_ratio),
+        ("bytes", served.size_ratio),
+    ):
+        if ratio is not None:
+            parts.append(f"{ratio:.2f} of its {name}")
+    costs = f", at {', '.join(parts)}" if parts else ""
+    if served.ndcg is None or teacher.ndcg is None:
+        return f"{served.name} is served; beside {called(teacher.name)}{costs}."
+    change = served.ndcg.mean / teacher.ndcg.mean - 1 if teacher.ndcg.mean else 0.0
+    compared = f"NDCG@10 {served.ndcg.mean:.3f}, {called(teacher.name)} has {teacher.ndcg.mean:.3f} ({change:+.1%})"
+    return f"{served.name} is served: {compared}{costs}."
+
+
+def texts_read(build: Build) -> dict[str, Any] | None:
+    """What ``prepare`` counted of the texts; None in builds from before it did."""
+    metrics = build.artifacts["dataset"].manifest.metrics if "dataset" in build.artifacts else {}
+    if "text" not in metrics:
+        return None
+    without_text = without_text_in_words(metrics["items_without_text"])
+    counted = (
+        f"{metrics['items']:,} items, {metrics['users']:,} users, {metrics['events']:,} events, "
+        f"{metrics['positive_events']:,} of them positive."
+    )
+    shown = [f"An item as it is read: {text}" for text in metrics["text"]["examples"]]
+    sentences = [counted, *shown, without_text and f"{without_text}.", cost_in_words(metrics["text"])]
+    return {
+        "rows": text_rows(metrics["text"]),
+        "sentences": [sentence for sentence in sentences if sentence],
+        "warnings": text_warnings(metrics["text"]),
+    }
+
+
+def called(teacher: str) -> str:
+    """The first rung in a sentence."""
+    return "the fine-tuned ranker" if teacher == FINE_TUNED else f"the {teacher}"
+
+
+def quality_plot(rows: list[LadderRow], others: list[BaselineRow]) -> Markup:
+    drawn = [IntervalRow(one.name, one.ndcg.mean, one.ndcg.low, one.ndcg.high, BASELINE) for one in others]
+    for row in rows:
+        if row.ndcg:
+            colour = SERVED if row.is_served else RUNG
+            drawn.append(IntervalRow(row.name, row.ndcg.mean, row.ndcg.low, row.ndcg.high, colour))
+    return interval_plot(drawn, "NDCG@10, 95% intervals over users")
+
+
+def gate_plots(passed: list[Gate]) -> list[tuple[float, Markup]]:
+    """By budget, because what a step may cost before it is repaired would dwarf all others: drops in percent."""
+    plots = []
+    for budget in dict.fromkeys(gate.budget for gate in passed):
+        rows = [
+            IntervalRow(
+                f"{gate.child} / {gate.parent}",
+                100 * gate.drop,
+                100 * gate.drop_low,
+                100 * gate.drop_high,
+                BASELINE if gate.is_comparison else RUNG,
+                100 * gate.bound,
+            )
+            for gate in passed
+            if gate.budget == budget
+        ]
+        marks = [Mark(0.0, "", "zero"), Mark(100 * budget, "budget"), Mark(300 * budget, "3 x budget", "limit dashed")]
+        plots.append((budget, interval_plot(rows, "fall of NDCG@10 in %, 95% interval", marks)))
+    return plots
+
+
+def pruning_plots(cut: Pruning) -> dict[str, Markup]:
+    kept = {parts.layer for parts in cut.layers if parts.heads}
+    # Dots, because an axis from 0 would hide what such losses differ by.
+    importance = [
+        IntervalRow(f"layer {layer}", value, value, value, KEPT if layer in kept else REMOVED)
+        for layer, value in enumerate(cut.layer_importance)
+    ]
+    best_first = sorted(cut.criteria.items(), key=lambda one: -one[1])
+    criteria = [
+        BarRow(name, value, KEPT if name == cut.chosen else REMOVED, f"{value:.3f}") for name, value in best_first
+    ]
+    return {
+        "matrix": kept_matrix(cut.layers, cut.heads, cut.neurons),
+        "importance": interval_plot(importance, MEASURES.get(cut.layer_measure, cut.layer_measure)),
+        "criteria": bar_plot(criteria, "validation NDCG@10 right after cutting"),
+    }
+
+
+def quantization_plots(one: Quantization) -> dict[str, Any]:
+    noise = (
+        [BarRow(name, value, INT8 if is_int8 else FP32) for name, value, is_int8 in one.sensitivity.layers]
+        if one.sensitivity
+        else []
+    )
+    return {
+        "noise": bar_plot(noise, "change of the logits by this layer alone"),
+        "histograms": [
+            (row, histogram(row.counts, *row.counted, f"values of the input of {row.name}"))
+            for row in [row for row in one.activations if row.counts][:HISTOGRAMS_SHOWN]
+        ],
+    }
+
+
+def render(template: str, contents: dict[str, Any]) -> str:
+    """A template of this folder, filled in; HTML is escaped by Jinja, Markdown by the filter ``md``."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"figure": figure, "md": escape_markdown, "called": called}
+    environment.globals["zip"] = zip
+    return environment.get_template(template).render(contents)
+
+
+def escape_markdown(text: object) -> str:
+    """Text that Markdown shows as it is, within a table cell too: no markup, no HTML, no line break, no link."""
+    one_line = re.sub(r"\s+", " ", str(text)).strip()
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", one_line)
+    # Renderers make links of bare addresses.
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;&#47;")
+
+
+def _write_whole(path: Path, text: str) -> Path:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error}. Name another place: --out FILE.html") from None
+    return path
