@@ -1,0 +1,114 @@
+"""The gateway as ASGI applications: one for callers, one with health and metrics for those who run it."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tritonrank_gateway.call import Gateway
+from tritonrank_gateway.dialects import routers
+from tritonrank_gateway.endpoint import BODIES
+from tritonrank_gateway.keys import read_keys
+from tritonrank_gateway.load import Load
+from tritonrank_gateway.metrics import Metrics
+from tritonrank_gateway.model import KnownModel
+from tritonrank_gateway.openapi_page import page
+from tritonrank_gateway.ranking import Backend
+from tritonrank_gateway.settings import GatewaySettings
+
+SCHEMAS = "#/components/schemas/{name}"
+HEADERS_TO_PAGES = ["X-Request-Id", "X-Artifact", "X-Score-Type", "X-Truncated-Documents", "Retry-After"]
+
+
+def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | None = None) -> FastAPI:
+    """The application for callers; it closes the backend when it ends.
+
+    Args:
+        settings: of this gateway; keys are read from its file and from the environment.
+        backend: what ranks.
+        metrics: where a part behind the backend counts, too.
+
+    Raises:
+        ValueError: a key is wrong.
+    """
+    metrics = metrics or Metrics()
+    load = Load(settings.max_in_flight, settings.max_queued_s)
+    metrics.watch(lambda: load.in_flight, lambda: load.queued_seconds)
+    keys = read_keys(settings.keys_file, os.environ)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await backend.close()
+
+    app = FastAPI(
+        title="tritonrank gateway",
+        version=version("tritonrank"),
+        docs_url=None,  # FastAPI's page loads its parts from a CDN
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.gateway = Gateway(settings, backend, keys, load, metrics, KnownModel(backend))
+    for router in routers():
+        app.include_router(router)
+    if settings.playground and find_spec("tritonrank_gateway.playground") is not None:
+        app.include_router(import_module("tritonrank_gateway.playground").router(), prefix="/playground")
+    app.add_api_route("/docs", page, include_in_schema=False)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-Id"],
+            expose_headers=HEADERS_TO_PAGES,
+        )
+    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def create_metrics_app(gateway: Gateway) -> Starlette:
+    """/metrics, /health/live and /health/ready, to be served on a port of their own."""
+
+    async def metrics(_: Request) -> Response:
+        return Response(gateway.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def live(_: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def ready(_: Request) -> Response:
+        is_ready = await gateway.backend.ready()
+        return JSONResponse({"ready": is_ready}, status_code=200 if is_ready else 503)
+
+    return Starlette(
+        routes=[Route("/metrics", metrics), Route("/health/live", live), Route("/health/ready", ready)],
+    )
+
+
+def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI page with the bodies, which FastAPI does not see because msgspec reads them."""
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            _, components = msgspec.json.schema_components(list(BODIES.values()), ref_template=SCHEMAS)
+            made.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            bearer = {"type": "http", "scheme": "bearer"}
+            made["components"]["securitySchemes"] = {"key": bearer}
+            if len(app.state.gateway.keys):
+                made["security"] = [{"key": []}]
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    return described

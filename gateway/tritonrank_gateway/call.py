@@ -1,0 +1,260 @@
+"""One HTTP request on its way: what a dialect's handler works with.
+
+The handler decodes the body, ranks (once or several times) and gives back its answer. Everything else is the same for
+all dialects and happens in `endpoint.py`, before and after.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from tritonrank_client import InvalidRequest, RankError
+
+from tritonrank_gateway.keys import Key, Keys
+from tritonrank_gateway.load import Load, units_of
+from tritonrank_gateway.metrics import Metrics
+from tritonrank_gateway.model import KnownModel, Model
+from tritonrank_gateway.ranking import Backend, Ranking, RankRequest
+from tritonrank_gateway.refusal import Refusal, refusal_of
+from tritonrank_gateway.scores import ScoreType
+from tritonrank_gateway.settings import GatewaySettings
+from tritonrank_gateway.texts import characters_of, fit, fit_text
+
+DEADLINE_HEADERS = ("x-deadline-ms", "x-envoy-expected-rq-timeout-ms")
+LONGEST_REQUEST_ID = 128
+Body = TypeVar("Body")
+Asked = ScoreType | Literal["own", "probability"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What all requests share."""
+
+    settings: GatewaySettings
+    backend: Backend
+    keys: Keys
+    load: Load
+    metrics: Metrics
+    model: KnownModel
+
+    @property
+    def model_name(self) -> str:
+        """What callers may call the model; any other name is as good."""
+        return self.settings.model_name or self.settings.model
+
+
+@dataclass(slots=True)
+class Done:
+    """What was done for a call, for metrics and log."""
+
+    candidates: int = 0
+    characters: int = 0
+    tokens: int | None = None
+    truncated: int = 0
+    cached: int = 0
+    queue_seconds: float = 0.0
+    backend_seconds: float = 0.0
+    artifact: str = ""
+    score_type: str = ""
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP request.
+
+    Attributes:
+        gateway: what all requests share.
+        http: the request.
+        body: its body.
+        key: who calls; None where keys are not asked for.
+        started: time.monotonic() when it came.
+        deadline: time.monotonic() when nobody waits any more.
+        request_id: the caller's own or a new one.
+    """
+
+    gateway: Gateway
+    http: Request
+    started: float
+    deadline: float
+    request_id: str
+    body: bytes = b""
+    key: Key | None = None
+    done: Done = field(default_factory=Done)
+
+    @classmethod
+    def of(cls, http: Request, gateway: Gateway) -> "Call":
+        """The call of a request whose body was not read yet; its deadline header is read when the body is decoded."""
+        started = time.monotonic()
+        given = http.headers.get("x-request-id", "")
+        fits = given.isascii() and given.isprintable() and 0 < len(given) <= LONGEST_REQUEST_ID
+        request_id = given if fits else secrets.token_hex(8)
+        return cls(gateway, http, started, started + gateway.settings.deadline_s, request_id)
+
+    def decode(self, decoder: msgspec.json.Decoder[Body]) -> Body:
+        """The body as the dialect declares it.
+
+        Raises:
+            Refusal: it is no JSON, or a field is wrong; the message says which.
+        """
+        try:
+            return decoder.decode(self.body)
+        except msgspec.ValidationError as error:
+            raise Refusal("invalid", _place(str(error))) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refusal("unreadable", f"the body is not JSON: {error}") from None
+
+    def read_deadline(self) -> None:
+        """Take the deadline from a header.
+
+        Raises:
+            Refusal: it is no number of milliseconds above 0.
+        """
+        for name in DEADLINE_HEADERS:
+            given = self.http.headers.get(name)
+            if given is None:
+                continue
+            if not given.isdigit() or not int(given):
+                raise Refusal("invalid", f"header {name}: expected milliseconds above 0, got {given[:20]!r}")
+            self.shorten_deadline(int(given) / 1_000)
+
+    def shorten_deadline(self, seconds: float) -> None:
+        """Nobody waits longer than so many seconds from the request's beginning."""
+        self.deadline = min(self.deadline, self.started + seconds)
+
+    async def model(self) -> Model:
+        """What is known of the model.
+
+        Raises:
+            Refusal: nothing, because no server was reached yet.
+        """
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.seconds_left):
+                return await self.gateway.model.get()
+        except RankError as error:
+            raise refusal_of(error, self.gateway.load.queued_seconds) from error
+        except TimeoutError:
+            raise Refusal("unavailable", "no ranker can be reached now") from None
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+    async def rank(self, asked: RankRequest, field: str = "items", *, may_truncate: bool = True) -> Ranking:
+        """Rank, as a whole or not at all.
+
+        Args:
+            asked: the dialect's wish, without deadline and wants.
+            field: what the dialect calls the items, for messages.
+            may_truncate: False refuses a request with an item that is too long.
+
+        Raises:
+            Refusal: there is no ranking; the message says why.
+        """
+        model = await self.model()
+        self._check_size(asked, model, field)
+        fitted, cut = fit(asked.items, model.max_text_bytes, asked.truncate_left)
+        history, _ = fit(asked.history, model.max_text_bytes, False)
+        ready = replace(
+            asked,
+            query=fit_text(asked.query, model.max_text_bytes),
+            items=fitted,
+            history=history,
+            want=tuple(name for name in ("item_tokens", "truncated", "context_tokens") if name in model.outputs),
+        )
+        ranking = await self._admitted(ready, field)
+        if cut and ranking.truncated is not None:
+            lost = set(cut)
+            truncated = [was or place in lost for place, was in enumerate(ranking.truncated)]
+            ranking = replace(ranking, truncated=truncated)
+        self._note(ready, ranking, len(cut))
+        if not may_truncate:
+            _refuse_truncated(ranking, field, cut)
+        return ranking
+
+    async def tell(self, ranking: Ranking, wanted: Asked) -> list[float]:
+        """The scores of a ranking.
+
+        Args:
+            ranking: what `rank` gave.
+            wanted: a score type; `own` is what the checkpoint names, `probability` the best number between 0 and 1.
+
+        Raises:
+            Refusal: the ranker has no such scores.
+        """
+        scores = (await self.model()).scores
+        score_type = scores.own if wanted == "own" else scores.probability if wanted == "probability" else wanted
+        self.done.score_type = score_type
+        try:
+            return scores.told(ranking.logits, score_type)
+        except ValueError as error:
+            raise Refusal("invalid", str(error)) from None
+
+    async def _admitted(self, ready: RankRequest, field: str) -> Ranking:
+        context = len(ready.query) + characters_of(ready.history)
+        units = units_of(characters_of(ready.items), len(ready.items), context)
+        try:
+            with self.gateway.load.admitted(units, self.seconds_left) as queued:
+                if self.key is not None:
+                    self.key.take_candidates(len(ready.items), time.time())
+                self.done.queue_seconds = max(self.done.queue_seconds, queued)
+                if not self.seconds_left:
+                    raise Refusal("deadline", "the deadline passed before the ranking was begun")
+                began = time.monotonic()
+                ranking = await self.gateway.backend.rank(replace(ready, deadline_s=self.seconds_left))
+                self.done.backend_seconds += time.monotonic() - began
+                return ranking
+        except InvalidRequest as error:
+            refusal = refusal_of(error, 0.0)
+            raise Refusal(refusal.kind, str(refusal).replace("items[", f"{field}[", 1)) from error
+        except RankError as error:
+            raise refusal_of(error, self.gateway.load.queued_seconds) from error
+
+    def _check_size(self, asked: RankRequest, model: Model, field: str) -> None:
+        settings, count = self.gateway.settings, len(asked.items)
+        most = min(settings.max_documents, model.max_candidates)
+        if not count:
+            raise Refusal("empty", f"{field}: empty; at least one is needed")
+        if count > most:
+            raise Refusal("too_large", f"{field}: {count} documents; at most {most} in one request")
+        self.done.candidates += count
+        characters = len(asked.query) + characters_of(asked.history) + characters_of(asked.items)
+        self.done.characters += characters
+        if self.done.characters > settings.max_characters:
+            said = f"{field}: {characters} characters in all texts; at most {settings.max_characters} in one request"
+            raise Refusal("too_large", said)
+
+    def _note(self, ready: RankRequest, ranking: Ranking, cut: int) -> None:
+        done = self.done
+        done.artifact = ranking.artifact
+        self.gateway.model.scored_by(ranking.artifact)
+        done.cached += ranking.is_cached
+        done.truncated += cut if ranking.truncated is None else sum(ranking.truncated)
+        if (tokens := tokens_of(ranking)) is not None:
+            done.tokens = (done.tokens or 0) + tokens
+
+
+def tokens_of(ranking: Ranking) -> int | None:
+    """Tokens that were read: of the context once, and of all candidates; None where the server does not tell."""
+    if ranking.item_tokens is None or ranking.context_tokens is None:
+        return None
+    return ranking.context_tokens + sum(ranking.item_tokens)
+
+
+def _refuse_truncated(ranking: Ranking, field: str, cut: Sequence[int]) -> None:
+    truncated = cut if ranking.truncated is None else [place for place, was in enumerate(ranking.truncated) if was]
+    if truncated:
+        first = truncated[0]
+        more = f", and {len(truncated) - 1} more" if len(truncated) > 1 else ""
+        said = f"{field}[{first}]: too long for the ranker{more}; shorten it, or let it be truncated"
+        raise Refusal("too_large", said)
+
+
+def _place(message: str) -> str:
+    """msgspec's words with the place first: `documents[3]: Expected ...`."""
+    said, _, where = message.partition(" - at `$")
+    return f"{where.rstrip('`').lstrip('.')}: {said}" if where else said

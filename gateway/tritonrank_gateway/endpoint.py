@@ -1,0 +1,230 @@
+"""A dialect's handler as an HTTP endpoint: keys before the body is read, bounds, hang-ups, errors, metrics, log.
+
+One way for all dialects, so that none forgets a bound. A dialect differs in two things here: how it words an error and
+which status code it gives to it.
+"""
+
+import asyncio
+import json
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from tritonrank_gateway.call import Call, Gateway
+from tritonrank_gateway.metrics import candidate_bucket
+from tritonrank_gateway.refusal import STATUS, Kind, Refusal
+
+Handler = Callable[[Call], Awaitable[Any]]
+"""Answers with what is written as JSON."""
+ACCESS = logging.getLogger("tritonrank_gateway.access")
+FAULTS = logging.getLogger("tritonrank_gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How errors are said.
+
+    Attributes:
+        name: of the dialect, for the log.
+        error: status code and refusal -> the body.
+        status: where it differs from the usual status codes.
+    """
+
+    name: str
+    error: Callable[[int, Refusal], Any]
+    status: Mapping[Kind, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A handler together with the dialect that it speaks and the body that it takes."""
+
+    dialect: Dialect
+    handler: Handler
+    body: type
+
+
+def add_route(router: APIRouter, path: str, route: Route, example: Any, said: str) -> None:
+    """Serve a handler under a path, with its place in the OpenAPI page.
+
+    Args:
+        router: the dialect's.
+        path: such as /v1/rerank.
+        route: what answers.
+        example: a body that works.
+        said: one line about it.
+    """
+    add_routes(router, path, {route.dialect.name: (route, example)}, lambda body, request: route, said)
+
+
+def add_routes(
+    router: APIRouter,
+    path: str,
+    routes: Mapping[str, tuple[Route, Any]],
+    choose: Callable[[bytes, Request], Route],
+    said: str,
+) -> None:
+    """Serve several dialects under one path.
+
+    Args:
+        routes: by name, each with a body that works.
+        choose: which one a request speaks, by its body and headers; by its headers alone while the body is empty.
+    """
+
+    async def endpoint(request: Request) -> Response:
+        return await _answer(request, path, choose)
+
+    schemas = [{"$ref": f"#/components/schemas/{route.body.__name__}"} for route, _ in routes.values()]
+    content = {
+        "schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas},
+        "examples": {name: {"value": example} for name, (_, example) in routes.items()},
+    }
+    router.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        summary=said,
+        tags=list(routes),
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": content}}},
+        response_class=Response,
+    )
+    BODIES.update({route.body.__name__: route.body for route, _ in routes.values()})
+
+
+BODIES: dict[str, type] = {}
+"""The bodies of all routes by name, for the OpenAPI page."""
+
+
+async def _answer(request: Request, path: str, choose: Callable[[bytes, Request], Route]) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    call, dialect = Call.of(request, gateway), choose(b"", request).dialect
+    refusal: Refusal | None = None
+    content: Any = None
+    try:
+        call.key = gateway.keys.of(request.headers)
+        if call.key is not None:
+            call.key.take_request(time.monotonic())
+        call.body = await _read_body(request, gateway.settings.max_body_bytes)
+        route = choose(call.body, request)
+        dialect = route.dialect
+        call.read_deadline()
+        content = await _unless_hung_up(request, route.handler(call))
+    except Refusal as error:
+        refusal = error
+    except ClientDisconnect:
+        refusal = Refusal("hung_up", "the caller hung up")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer without a traceback
+        frames = " <- ".join(
+            f"{one.filename}:{one.lineno}" for one in reversed(traceback.extract_tb(error.__traceback__))
+        )
+        FAULTS.error("%s: %s at %s", path, type(error).__name__, frames)
+        refusal = Refusal("fault", f"the gateway failed ({type(error).__name__}); its log has the details")
+    response = _response(call, dialect, content, refusal)
+    _observe(call, path, dialect, response.status_code, refusal)
+    return response
+
+
+async def _read_body(request: Request, most: int) -> bytes:
+    said = f"the body has more than {most} bytes"
+    if int(request.headers.get("content-length") or 0) > most:
+        raise Refusal("too_large", said)
+    pieces, size = [], 0
+    async for piece in request.stream():
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise Refusal("too_large", said)
+    return b"".join(pieces)
+
+
+async def _unless_hung_up(request: Request, work: Awaitable[Any]) -> Any:
+    """What `work` gives; it is cancelled when the caller goes away.
+
+    Raises:
+        Refusal: the caller hung up.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Refusal("hung_up", "the caller hung up")
+    finally:
+        watcher.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _response(call: Call, dialect: Dialect, content: Any, refusal: Refusal | None) -> Response:
+    headers = {"X-Request-Id": call.request_id}
+    if refusal is None:
+        done = call.done
+        headers |= {"X-Artifact": done.artifact, "X-Score-Type": done.score_type}
+        if done.truncated:
+            headers["X-Truncated-Documents"] = str(done.truncated)
+        return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
+    status = dialect.status.get(refusal.kind, STATUS[refusal.kind])
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.kind == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    body = msgspec.json.encode(dialect.error(status, refusal))
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def _observe(call: Call, path: str, dialect: Dialect, status: int, refusal: Refusal | None) -> None:
+    metrics, done = call.gateway.metrics, call.done
+    seconds = time.monotonic() - call.started
+    if refusal is not None:
+        metrics.refused.labels(path, refusal.kind).inc()
+    else:
+        labels = (path, done.artifact, candidate_bucket(done.candidates))
+        metrics.seconds.labels(*labels).observe(seconds)
+        metrics.queue_seconds.labels(*labels).observe(done.queue_seconds)
+        metrics.documents.labels(*labels).inc(done.candidates)
+        if done.tokens is not None:
+            metrics.tokens.labels(*labels).observe(done.tokens)
+        if done.truncated:
+            metrics.truncated.labels(*labels).inc(done.truncated)
+        if done.cached:
+            metrics.cached.labels(*labels).inc(done.cached)
+    if call.gateway.settings.access_log:
+        ACCESS.info("%s", json.dumps(_line(call, path, dialect, status, seconds, refusal)))
+
+
+def _line(
+    call: Call, path: str, dialect: Dialect, status: int, seconds: float, refusal: Refusal | None
+) -> dict[str, Any]:
+    """A line of the access log: what was asked for and done, and none of its texts."""
+    done = call.done
+    return {
+        "at": round(time.time(), 3),
+        "route": path,
+        "dialect": dialect.name,
+        "status": status,
+        "reason": "" if refusal is None else refusal.kind,
+        "ms": round(1_000 * seconds, 2),
+        "key": "" if call.key is None else call.key.name,
+        "candidates": done.candidates,
+        "characters": done.characters,
+        "tokens": done.tokens,
+        "truncated": done.truncated,
+        "cached": done.cached,
+        "artifact": done.artifact,
+        "request_id": call.request_id,
+    }

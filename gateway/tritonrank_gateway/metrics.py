@@ -1,0 +1,60 @@
+"""The gateway's own Prometheus metrics: histograms by route, artifact and number of candidates.
+
+Triton's summaries cost throughput and know no dialects. For autoscaling one gauge is enough:
+`tritonrank_gateway_queued_seconds`, the estimated seconds of work that wait.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CANDIDATE_BUCKETS = (1, 10, 30, 100, 300, 1_000)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+TOKENS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+LABELS = ("route", "artifact", "candidates")
+
+
+class Metrics:
+    """One registry of one gateway."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        name, registry = "tritonrank_gateway_", self._registry
+        self.seconds = Histogram(
+            f"{name}request_seconds", "From the request's first byte to its answer", LABELS, buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.queue_seconds = Histogram(
+            f"{name}queue_seconds", "Estimated work that waited before an admitted request", LABELS, buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.tokens = Histogram(
+            f"{name}request_tokens", "Tokens of context and candidates", LABELS, buckets=TOKENS, registry=registry
+        )
+        self.documents = Counter(f"{name}documents", "Candidates that were ranked", LABELS, registry=registry)
+        self.truncated = Counter(
+            f"{name}documents_truncated", "Candidates that lost text to a budget", LABELS, registry=registry
+        )
+        self.cached = Counter(f"{name}cache_hits", "Rankings given from the cache", LABELS, registry=registry)
+        self.refused = Counter(f"{name}refused", "Requests that got no ranking", ("route", "reason"), registry=registry)
+        self.in_flight = Gauge(f"{name}in_flight", "Requests that wait for an answer", registry=registry)
+        self.queued_seconds = Gauge(f"{name}queued_seconds", "Estimated seconds of work that wait", registry=registry)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """For parts that have metrics of their own, such as a cache."""
+        return self._registry
+
+    def watch(self, in_flight: Callable[[], float], queued_seconds: Callable[[], float]) -> None:
+        """Ask these two whenever the page is read."""
+        self.in_flight.set_function(in_flight)
+        self.queued_seconds.set_function(queued_seconds)
+
+    def page(self) -> bytes:
+        """All metrics in Prometheus' text form."""
+        return generate_latest(self._registry)
+
+
+def candidate_bucket(candidates: int) -> str:
+    """The label of so many candidates: the next larger of a few numbers."""
+    return next((f"<={most}" for most in CANDIDATE_BUCKETS if candidates <= most), f">{CANDIDATE_BUCKETS[-1]}")

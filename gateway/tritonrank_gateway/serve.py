@@ -1,0 +1,121 @@
+"""One process that serves both applications until it is told to stop.
+
+uvicorn rather than granian: two applications with one event loop, one backend and one set of metrics, and a caller who
+hangs up is seen.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import uvicorn
+
+from tritonrank_gateway.app import create_app, create_metrics_app
+from tritonrank_gateway.backend import TritonBackend
+from tritonrank_gateway.metrics import Metrics
+from tritonrank_gateway.ranking import Backend
+from tritonrank_gateway.settings import GatewaySettings
+
+GRACE_SECONDS = 10
+"""How long running requests may take when the gateway is told to stop."""
+
+
+def compose(settings: GatewaySettings, metrics: Metrics) -> Backend:
+    """What ranks for a gateway with these settings."""
+    url = f"grpc://{settings.triton[0]}"
+    return TritonBackend(url, model=settings.model, timeout=settings.deadline_s)
+
+
+def serve(settings: GatewaySettings) -> None:
+    """Serve until SIGINT or SIGTERM; what runs then is finished.
+
+    Raises:
+        ValueError: a key is wrong.
+        OSError: a port is taken.
+    """
+    _log_to_stdout()
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: GatewaySettings) -> None:
+    metrics = Metrics()
+    app = create_app(settings, compose(settings, metrics), metrics)
+    sockets = [_listen(settings.host, port) for port in (settings.port, settings.metrics_port)]
+    main = _server(app, (settings.tls_certificate, settings.tls_key), lifespan="on")
+    side = _server(create_metrics_app(app.state.gateway))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    running = [
+        asyncio.create_task(_run(server, listener)) for server, listener in zip((main, side), sockets, strict=True)
+    ]
+    stopping = asyncio.create_task(stop.wait())
+    while not (main.started and side.started) and not stop.is_set() and not any(task.done() for task in running):
+        await asyncio.sleep(0.01)
+    _tell(settings, sockets)
+    await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
+    main.should_exit = side.should_exit = True
+    await asyncio.gather(*running)
+    stopping.cancel()
+
+
+def _server(
+    app: Any, tls: tuple[Path | None, Path | None] = (None, None), lifespan: Literal["on", "off"] = "off"
+) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan=lifespan,
+            ssl_certfile=tls[0],
+            ssl_keyfile=tls[1],
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+
+
+async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    await server._serve([listener])  # its own serve() would take the signals, which are for both
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), backlog=1_024, family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise OSError(f"{host}:{port}: cannot listen there ({error.strerror or error}); choose another port") from error
+
+
+def _tell(settings: GatewaySettings, sockets: list[socket.socket]) -> None:
+    port, metrics_port = (one.getsockname()[1] for one in sockets)
+    scheme = "https" if settings.tls_certificate else "http"
+    urls = {"url": f"{scheme}://{settings.host}:{port}", "metrics_url": f"http://{settings.host}:{metrics_port}"}
+    print(json.dumps(urls), flush=True)
+    if settings.ready_file is not None:
+        _write_whole(settings.ready_file, json.dumps(urls) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Whoever waits for the file never sees a part of it."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _log_to_stdout() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    access = logging.getLogger("tritonrank_gateway.access")
+    access.setLevel(logging.INFO)
+    access.propagate = False
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access.addHandler(handler)

@@ -1,0 +1,110 @@
+"""Everything that can be set, once: each field is a flag `--name` and a variable `TRITONRANK_GATEWAY_NAME`."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+PREFIX = "TRITONRANK_GATEWAY_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """The settings of one gateway; `read_settings` makes them of a command line and the environment.
+
+    Raises:
+        ValueError: a value is out of range; the message names the flag.
+    """
+
+    triton: Annotated[tuple[str, ...], "gRPC addresses of Triton, HOST:PORT, parted by commas"] = ("127.0.0.1:8001",)
+    model: Annotated[str, "the ensemble to ask"] = "rank"
+    model_name: Annotated[str, "the name that /v1/models tells; by default the ensemble's"] = ""
+    host: Annotated[str, "address to listen on; 0.0.0.0 only together with keys or behind something"] = "127.0.0.1"
+    port: Annotated[int, "port of the dialects; 0 takes a free one"] = 8080
+    metrics_port: Annotated[int, "port of /metrics and /health/*, on the same address; 0 takes a free one"] = 8081
+    ready_file: Annotated[Path | None, "JSON with both URLs is written here when requests are taken"] = None
+    keys_file: Annotated[Path | None, "TOML with the keys that callers must show, see docs/gateway.md"] = None
+    cors: Annotated[tuple[str, ...], "origins whose pages may call, such as https://shop.example; none by default"] = ()
+    tls_certificate: Annotated[Path | None, "PEM certificate; the dialects are then served over https"] = None
+    tls_key: Annotated[Path | None, "PEM key of that certificate"] = None
+    deadline_s: Annotated[float, "seconds a request may take, unless a header says less"] = 10.0
+    max_body_bytes: Annotated[int, "a larger body is refused with 413"] = 32 * 2**20
+    max_documents: Annotated[int, "more documents are refused; the server's own limit counts, too"] = 1_000
+    max_characters: Annotated[int, "of all texts of a request together; more are refused with 413"] = 8_000_000
+    max_in_flight: Annotated[int, "requests that wait for an answer at once; more are refused with 429"] = 256
+    max_queued_s: Annotated[float, "estimated seconds of work that may be waiting; more is refused with 429"] = 10.0
+    cache_entries: Annotated[int, "rankings that are remembered and given again for the same texts; 0 for none"] = 0
+    playground: Annotated[bool, "serve the page /playground"] = True
+    access_log: Annotated[bool, "write a line of JSON per request to standard output"] = True
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            _require(0 <= getattr(self, name) < 65_536, name, getattr(self, name), "a port")
+        for name in ("deadline_s", *(one.name for one in fields(self) if one.name.startswith("max_"))):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        _require(self.cache_entries >= 0, "cache_entries", self.cache_entries, "0 or more")
+        _require(bool(self.triton) and all(":" in one for one in self.triton), "triton", self.triton, "HOST:PORT")
+        pair = (self.tls_certificate, self.tls_key)
+        _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
+        for name in ("keys_file", "tls_certificate", "tls_key"):
+            path = getattr(self, name)
+            _require(path is None or path.is_file(), name, path, "a file that exists")
+        _require("*" not in self.cors or len(self.cors) == 1, "cors", self.cors, "origins, or * alone")
+
+
+def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> GatewaySettings:
+    """Settings by command line, else by environment, else the defaults.
+
+    Raises:
+        SystemExit: a flag is unknown or its value wrong; the message names it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tritonrank_gateway", description="Rerank dialects before Triton.")
+    for one in fields(GatewaySettings):
+        _add_flag(parser, one)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    try:
+        from_environment = {
+            one.name: _read(one, environment[variable])
+            for one in fields(GatewaySettings)
+            if (variable := PREFIX + one.name.upper()) in environment and one.name not in given
+        }
+        return GatewaySettings(**(from_environment | given))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _add_flag(parser: argparse.ArgumentParser, one: Field[Any]) -> None:
+    flag, said = flag_of(one.name), get_type_hints(GatewaySettings, include_extras=True)[one.name].__metadata__[0]
+    shown = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
+    text = said if one.default in (None, "", ()) else f"{said} [{shown}]"
+    if isinstance(one.default, bool):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif one.name == "cors":
+        parser.add_argument(flag, nargs="+", type=str, default=None, metavar="ORIGIN", help=text)
+    else:
+        parser.add_argument(flag, type=lambda value: _read(one, value), default=None, help=text.replace("%", "%%"))
+
+
+def _read(one: Field[Any], text: str) -> Any:
+    """A setting's value from text."""
+    kind: Any = Path if one.default is None else type(one.default)
+    try:
+        if kind is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{flag_of(one.name)}: expected {kind.__name__}, got {text!r}") from None
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field: deadline_s is --deadline-s."""
+    return "--" + name.replace("_", "-")
+
+
+def _require(fits: bool, name: str, value: object, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{flag_of(name)}: expected {expected}, got {value!r}")
