@@ -162,7 +162,6 @@ def search_space(artifacts: Path, cores: int) -> Space:
         "serve.instances": sorted({1, 2, max(1, cores // 2), cores}),
         "serve.threads": some_cores,
         "serve.queue_delay_us": [0, 500, 2_000, 5_000],
-        "serve.preferred_batch": [0, 2, 4] if is_shared else [0, 100, 200],
         **batch,
     }
     return {key: [AS_IT_IS, *values] for key, values in choices.items()}

@@ -87,7 +87,7 @@ def tiny_recipe(tiny_base: Path) -> Recipe:
 
 @pytest.fixture(scope="session")
 def joint_recipe(tiny_base: Path) -> Recipe:
-    overrides = [f"model.base={tiny_base}", "model.architecture=joint", "quantize.compare_dynamic=false"]
+    overrides = [f"model.base={tiny_base}", "model.architecture=joint"]
     return load_recipe(TESTS / "tiny.yaml", overrides)
 
 

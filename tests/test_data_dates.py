@@ -200,7 +200,7 @@ def on_days(days: Sequence[int]) -> pl.Series:
 
 def test_a_cutoff_and_compact_dates_fit_together(tmp_path: Path) -> None:
     events = load_tables(tables_with(tmp_path, on_days([10, 12, 16, 20])), seed=1).events
-    marked = mark_splits(events, ExampleSettings.model_validate({"split": "date", "cutoff": 20200916}))
+    marked = mark_splits(events, ExampleSettings.model_validate({"cutoff": 20200916}))
     assert marked.filter(pl.col("split") == TEST)["timestamp"].to_list() == [
         int(datetime(2020, 9, 16, tzinfo=UTC).timestamp())
     ]

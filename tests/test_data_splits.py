@@ -51,7 +51,7 @@ def test_the_same_item_does_not_count_as_history() -> None:
     assert ordered["others_before"].to_list() == [0, 0, 2, 1]
 
 
-CUT = ExampleSettings(split="date", cutoff="1970-01-02")  # second 86,400
+CUT = ExampleSettings(cutoff="1970-01-02")  # second 86,400
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_cutoff_date(seconds_and_labels: list[tuple[int, int]], expected: list
 @pytest.mark.parametrize("cutoff", ["1970-01-02T00:00:00Z", "1970-01-02T02:00:00+02:00"])
 def test_a_cutoff_may_name_its_time_zone(cutoff: str) -> None:
     table = events(("u", "a", 86_399, 1), ("u", "b", 86_400, 1))
-    assert marked(table, ExampleSettings(split="date", cutoff=cutoff)) == ["train", "test"]
+    assert marked(table, ExampleSettings(cutoff=cutoff)) == ["train", "test"]
 
 
 @pytest.mark.parametrize("count", [1, 5, 90])

@@ -66,7 +66,7 @@ def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The packaged MiniLM-L6 with a fresh head."""
     model = {"architecture": request.param}
     text = {"query_tokens": 8, "history_tokens": 60, "candidate_tokens": 24}
-    tensorrt = {"calibration": ["minmax"], "candidate_buckets": [128, 1_000]}
+    tensorrt = {"candidate_buckets": [128, 1_000]}
     recipe = Recipe(name="minilm", data={"source": "sample"}, text=text, model=model, tensorrt=tensorrt)
     ranker, _ = untrained_ranker(recipe)
     if request.param == SHARED_CONTEXT:

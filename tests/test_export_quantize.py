@@ -23,11 +23,16 @@ from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
 from tritonrank.graphs.export import compare_with_torch
 from tritonrank.judge.evaluate import judge_artifact
-from tritonrank.judge.gate import verdict
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline.stages import run_stages, stages
 from tritonrank.quantize import int8 as quantize
-from tritonrank.quantize.int8 import calibration_requests, quantizable_nodes, quantize_graphs, reduced_range
+from tritonrank.quantize.int8 import (
+    CALIBRATION_CANDIDATES,
+    calibration_requests,
+    has_reduced_range,
+    quantizable_nodes,
+    quantize_graphs,
+)
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, load_recipe
 from tritonrank.system import machine
@@ -191,7 +196,7 @@ def test_calibration_uses_training_requests_alone(certain: Build, monkeypatch: p
             certain.recipe, workspace.dataset, workspace.teacher, workspace.onnx, workspace.int8, workspace.judgements
         )
     dataset, rules = Dataset.read(workspace.dataset), open_scorer(workspace.onnx).tokenizer.rules
-    few = certain.recipe.quantize.calibration_candidates
+    few = CALIBRATION_CANDIDATES
 
     def asked(examples: list) -> set[tuple[str, tuple[str, ...], tuple[str, ...]]]:
         return {(r.query, tuple(r.history), tuple(r.items[:few])) for r in requests_of(dataset, examples, rules)}
@@ -396,31 +401,24 @@ def test_reduced_range_follows_the_processor(
     flags: set[str], reduced: bool, certain: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
-    assert reduced_range(QuantizeSettings()) is reduced
-    assert reduced_range(QuantizeSettings(reduce_range="on")) is True
-    assert reduced_range(QuantizeSettings(reduce_range="off")) is False
+    assert has_reduced_range() is reduced
     assert quantize.quantize_settings(certain.recipe)["reduce_range"] is reduced  # another CPU, another artifact
 
 
-@pytest.mark.parametrize(("setting", "largest"), [("on", 64), ("off", 127)])
+@pytest.mark.parametrize(("flags", "largest"), [({"avx2"}, 64), ({"avx512_vnni"}, 127)])
 def test_reduced_range_keeps_weights_within_seven_bits(
-    setting: str, largest: int, certain: Build, requests: list[Request], tmp_path: Path
+    flags: set[str],
+    largest: int,
+    certain: Build,
+    requests: list[Request],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = QuantizeSettings(reduce_range=setting, noise=1_000)
-    quantize_graphs(certain.workspace.onnx, tmp_path, requests[:2], settings)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
+    quantize_graphs(certain.workspace.onnx, tmp_path, requests[:2], QuantizeSettings(noise=1_000))
     graph = onnx.load(tmp_path / MODEL_FILE).graph
     weights = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert largest - 1 <= max(int(np.abs(w.astype(int)).max()) for w in weights) <= largest
-
-
-def test_dynamic_int8_is_judged_beside_when_asked(certain: Build) -> None:
-    found = read_manifest(certain.workspace.int8).metrics["dynamic INT8 (comparison)"]
-    assert found["child"] == "dynamic INT8"
-    assert found["examples"] == 40
-    judged = judge_artifact("INT8", certain.workspace.int8, certain.workspace.dataset, certain.workspace.judgements)
-    parent = judge_artifact("FP32", certain.workspace.onnx, certain.workspace.dataset, certain.workspace.judgements)
-    static = verdict(judged, parent, certain.recipe.gate.budget)
-    assert found["child_ndcg"] != static.child_ndcg  # it is not the static graph judged twice
 
 
 def test_the_recipe_of_this_build_is_the_one_on_disk(certain: Build) -> None:

@@ -81,7 +81,7 @@ def ladder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save_checkpoint(recipe, model, made.checkpoint)
     export_graphs(made.checkpoint, made.graph, OPSET)
     copy_text_files(made.checkpoint, made.graph)
-    quantize_graphs(made.graph, made.int8, REQUESTS, QuantizeSettings(calibration_candidates=8, noise=1_000))
+    quantize_graphs(made.graph, made.int8, REQUESTS, QuantizeSettings(noise=1_000))
     copy_text_files(made.graph, made.int8)
     return made
 

@@ -12,16 +12,13 @@ from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.int8 import (
     _Calibration,
     graph_feeds,
+    has_reduced_range,
     linear_nodes,
     quantizable_nodes,
-    reduced_range,
     with_few_quantized,
 )
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
-from tritonrank.recipe import QuantizeSettings
 from tritonrank_runtime.engines import model_files, open_engine
-
-SETTINGS = QuantizeSettings(smooth=False, rounding="nearest")
 
 
 def quantized_alone(source: Path, target: Path, feeds: list[dict[str, np.ndarray]], nodes: list[str]) -> None:
@@ -34,7 +31,7 @@ def quantized_alone(source: Path, target: Path, feeds: list[dict[str, np.ndarray
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
-        reduce_range=reduced_range(SETTINGS),
+        reduce_range=has_reduced_range(),
         op_types_to_quantize=["MatMul"],
         nodes_to_quantize=nodes,
         extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},

@@ -45,8 +45,7 @@ SETTINGS = {
     | {"candidate_tokens": 12},
     "examples": {"training_examples": 32, "training_negatives": 3, "judged_negatives": 9}
     | {"validation_users": 10, "test_users": 10},
-    "finetune": {"epochs": 12, "learning_rate": 0.01, "evaluations": EVALUATIONS, "patience": EVALUATIONS}
-    | {"mixed_precision": "off"},
+    "finetune": {"epochs": 12, "learning_rate": 0.01, "evaluations": EVALUATIONS} | {"mixed_precision": "off"},
 }
 # The architecture that a recipe gets when it says nothing, and the other.
 SHARED_CONTEXT = pytest.mark.parametrize("run", ["shared-context"], indirect=True)
@@ -441,19 +440,20 @@ def test_a_batch_holds_the_examples_tokens_labels_and_teacher(run: Run) -> None:
 
 
 def test_distillation_loss_is_the_divergence_from_the_teacher() -> None:
-    student, teacher, temperature = torch.tensor(LOGITS[:2]), torch.tensor([[0.5, 2.0, -1.0, 0.0], [3.0, 3, 0, 0]]), 2.5
+    student, teacher = torch.tensor(LOGITS[:2]), torch.tensor([[0.5, 2.0, -1.0, 0.0], [3.0, 3, 0, 0]])
     expected = 0.0
     for ours, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
-        p, q = (np.exp(np.array(scores) / temperature) for scores in (theirs, ours))
+        p, q = (np.exp(np.array(scores)) for scores in (theirs, ours))
         p, q = p / p.sum(), q / q.sum()
-        expected += float((p * np.log(p / q)).sum()) * temperature**2 / 2
-    assert distillation_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-5)
-    assert distillation_loss(teacher + 4, teacher, temperature).item() == pytest.approx(0, abs=1e-6)
+        expected += float((p * np.log(p / q)).sum()) / 2
+    assert distillation_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert distillation_loss(teacher + 4, teacher).item() == pytest.approx(0, abs=1e-6)
 
 
 @SHARED_CONTEXT
-def test_a_student_learns_its_teachers_scores(run: Run, tmp_path: Path) -> None:
-    """From nothing else: with distillation 1 the labels do not count."""
+def test_a_student_learns_its_teachers_scores(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing else: the labels do not count."""
+    monkeypatch.setattr(stage, "DISTILLATION", 1.0)
     dataset = Dataset.read(run.dataset)
     requests = requests_of(dataset, dataset.training, TextRules.load(run.folder))
 
@@ -464,7 +464,7 @@ def test_a_student_learns_its_teachers_scores(run: Run, tmp_path: Path) -> None:
         ours, theirs = (np.concatenate([scores - scores.mean() for scores in one]) for one in lists)
         return float(np.corrcoef(ours, theirs)[0, 1])
 
-    settings = [f"finetune.teacher={run.folder}", "finetune.distillation=1", "finetune.evaluations=1", "seed=18"]
+    settings = [f"finetune.teacher={run.folder}", "finetune.evaluations=1", "seed=18"]
     little, more = (run.again(tmp_path / str(epochs), *settings, f"finetune.epochs={epochs}") for epochs in (0.25, 12))
     assert agreement(more) > max(0.6, 2 * agreement(little))
     assert len(list((tmp_path / "judgements").glob("training-*.parquet"))) == 1, "the teacher is asked once"

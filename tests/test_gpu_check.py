@@ -315,10 +315,10 @@ def test_a_plan_takes_the_first_profile_that_holds_the_request() -> None:
 
 def test_a_pack_of_another_version_is_served_with_what_is_known(pack: Path) -> None:
     with open_pack(pack) as opened:
-        opened.manifest["serve"] |= {"of_the_future": 3, "max_history": 7}
+        opened.manifest["serve"] |= {"of_the_future": 3, "queue_requests": 7}
         serve = recipe_of(opened, executor="torch").serve
-        assert (serve.max_history, serve.executor) == (7, "torch")
-        opened.manifest["serve"]["max_history"] = -1
+        assert (serve.queue_requests, serve.executor) == (7, "torch")
+        opened.manifest["serve"]["queue_requests"] = -1
         with pytest.raises(RecipeError, match="its serving settings are not this version's; pack it again"):
             recipe_of(opened)
 

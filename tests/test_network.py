@@ -41,7 +41,6 @@ SMALL = (
     "examples.validation_users=5",
     "finetune.epochs=1",
     "finetune.evaluations=1",
-    "quantize.compare_dynamic=false",
     "quantize.calibration_examples=8",
     "gate.budget=0.9",
 )

@@ -64,7 +64,7 @@ def prepared(
         case "movielens":
             chosen = recipe({"source": "movielens", "path": str(movielens_folder)})
         case _:
-            chosen = recipe(SAMPLE, split="date", cutoff="2025-05-15")
+            chosen = recipe(SAMPLE, cutoff="2025-05-15")
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
     prepare(chosen, folder)
     return load_tables(chosen.data, chosen.seed), Dataset.read(folder)
@@ -243,8 +243,8 @@ def test_a_missing_source_is_named_before_anything_is_hashed(tmp_path: Path) -> 
         ),
         (recipe(SAMPLE, judged_negatives=110), r"examples\.judged_negatives asks for 110 .* to 9\d or less"),
         (recipe(SAMPLE, training_negatives=115), r"examples\.training_negatives asks for 115"),
-        (recipe(SAMPLE, split="date", cutoff="2035-01-01"), r"no test example .* examples\.cutoff"),
-        (recipe(SAMPLE, split="date", cutoff="1999-01-01"), r"no train example"),
+        (recipe(SAMPLE, cutoff="2035-01-01"), r"no test example .* examples\.cutoff"),
+        (recipe(SAMPLE, cutoff="1999-01-01"), r"no train example"),
     ],
 )
 def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path, chosen: Recipe, message: str) -> None:

@@ -114,9 +114,15 @@ def test_distillation_needs_a_prune_section(tiny_recipe: Recipe) -> None:
 # What follows runs the real stages.
 
 SMALLER = {
-    "prune": {"layers": 1, "heads": 2, "ffn_neurons": 64, "calibration_examples": 16},
-    "distill": {"examples": 40, "pool": 8, "hard_negatives": 2, "random_negatives": 3, "epochs": 2, "evaluations": 2}
-    | {"patience": 2, "learning_rate": 0.001, "mixed_precision": "off"},
+    "prune": {"layers": 1, "heads": 2, "ffn_neurons": 64},
+    "distill": {
+        "examples": 40,
+        "pool": 8,
+        "hard_negatives": 2,
+        "random_negatives": 3,
+        "epochs": 2,
+        "learning_rate": 0.001,
+    },
 }
 
 
@@ -137,7 +143,7 @@ def test_a_bad_cut_closes_the_gate_and_what_is_served_stays(
     before = {folder: verify_artifact(folder).artifact for folder in published}
     recipe_path = tmp_path / "pruned.yaml"
     values = yaml.safe_load(build.recipe_path.read_text())
-    values |= {"prune": {"compare": False, "reserve_tokens": 0}, "distill": {}}
+    values |= {"prune": {"reserve_tokens": 0}, "distill": {}}
     recipe_path.write_text(yaml.safe_dump(values | {"gate": {"budget": 0.05, "prune_budget": 0.3}}))
 
     def spoilt(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
@@ -307,7 +313,7 @@ def test_the_whole_ladder_is_in_the_summary(pruned: Workspace, tiny_recipe: Reci
     """Pruned, distilled, quantized, assembled: every rung judged, with its own size."""
     root = tmp_path / "tiny"
     shutil.copytree(pruned.root, root)
-    recipe = smaller(tiny_recipe, gate={"prune_budget": 1.0, "budget": 0.99}, quantize={"compare_dynamic": False})
+    recipe = smaller(tiny_recipe, gate={"prune_budget": 1.0, "budget": 0.99})
     run_stages(recipe, Workspace(root))
     rows = {row["name"]: row for row in json.loads((root / "summary" / "summary.json").read_text())["rows"]}
     names = ["fine-tuned", "pruned", "student", "ONNX FP32", "INT8"]

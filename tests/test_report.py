@@ -51,9 +51,9 @@ def pruned(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.T
     for folder in (workspace.dataset, workspace.teacher, workspace.judgements):
         shutil.copytree(folder, made.root / folder.name)
     values = tiny_recipe.model_dump(mode="json")
-    values["prune"] = {"layers": 1, "heads": 2, "ffn_neurons": 64, "calibration_examples": 8, "reserve_tokens": 10}
+    values["prune"] = {"layers": 1, "heads": 2, "ffn_neurons": 64, "reserve_tokens": 10}
     values["distill"] = {"examples": 8, "pool": 6, "hard_negatives": 2, "random_negatives": 2, "epochs": 1}
-    values["distill"] |= {"examples_per_step": 4, "evaluations": 1, "mixed_precision": "off"}
+    values["finetune"] |= {"examples_per_step": 4, "evaluations": 1}
     values["gate"] = {"budget": 0.99, "prune_budget": 1}
     run_stages(Recipe.model_validate(values), made, until="export")
     rules, scratch = TextRules.load(made.onnx), tmp_path_factory.mktemp("scratch")
@@ -61,7 +61,7 @@ def pruned(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.T
     quantize_graphs(made.onnx, scratch, requests, tiny_recipe.quantize)
     record = CalibrationRecord.load(scratch)
     assert record is not None
-    values["quantize"] |= {"noise": 0.7 * record.noise.all_layers, "compare_dynamic": False}
+    values["quantize"] |= {"noise": 0.7 * record.noise.all_layers}
     run_stages(Recipe.model_validate(values), made)
     return made
 
@@ -300,7 +300,7 @@ def test_activations_are_recorded_as_the_graph_sees_them(
 ) -> None:
     """Without SmoothQuant the quantized activations are tensors of the FP32 graph: each is looked up there."""
     requests = calibration_requests(tiny_recipe, Dataset.read(pruned.dataset), TextRules.load(pruned.onnx))
-    quantize_graphs(pruned.onnx, tmp_path, requests, tiny_recipe.quantize.model_copy(update={"smooth": False}))
+    quantize_graphs(pruned.onnx, tmp_path, requests, tiny_recipe.quantize, smooths=False)
     record = CalibrationRecord.load(tmp_path)
     assert record is not None
     assert {activation.graph for activation in record.activations} == {CONTEXT_FILE, CANDIDATES_FILE}
@@ -503,7 +503,6 @@ def test_a_ranker_that_is_not_pruned_has_no_such_section(workspace: Workspace, t
     text = Outline(page.read_text(encoding="utf-8")).text
     assert "What was pruned where" not in text
     assert "so that single layers were not measured" in text  # noise: 1000
-    assert "dynamic INT8 against ONNX FP32 (only compared, never published)" in text
     assert "pruned" not in markdown.read_text(encoding="utf-8")
 
 

@@ -111,7 +111,7 @@ def _rankers(family: str, root: Path) -> list[tuple[tuple[str, str, str], Path]]
             if architecture == SHARED_CONTEXT:
                 precisions |= {"batched-fp32": ladder.folders["fp32"], "cpu-int8": own / "cpu-int8"}
                 precisions["cpu-int8"].mkdir()
-                settings = QuantizeSettings(calibration_candidates=8, noise=1_000, rounding="nearest")
+                settings = QuantizeSettings(noise=1_000)
                 quantize_graphs(ladder.onnx, precisions["cpu-int8"], REQUESTS, settings)
             made += [((family, architecture, precision), folder) for precision, folder in precisions.items()]
         else:

@@ -282,8 +282,8 @@ def test_a_graph_without_a_chosen_layer_stays_as_it_is(
     workspace: Workspace, calibration: list[Request], tmp_path: Path
 ) -> None:
     """An empty list of nodes means all of them to ONNX Runtime."""
-    settings = QuantizeSettings(noise=1_000, smooth=False, exclude=["^(?!/query_1/)"])
-    assert quantize_graphs(workspace.onnx, tmp_path, calibration, settings) == ["/query_1/MatMul"]
+    settings = QuantizeSettings(noise=1_000, exclude=["^(?!/query_1/)"])
+    assert quantize_graphs(workspace.onnx, tmp_path, calibration, settings, smooths=False) == ["/query_1/MatMul"]
     assert onnx.load(tmp_path / CONTEXT_FILE) == onnx.load(workspace.onnx / CONTEXT_FILE)
     assert quantized(tmp_path / CANDIDATES_FILE) == {"/query_1/MatMul"}
 

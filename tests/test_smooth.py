@@ -122,7 +122,7 @@ def test_smoothing_makes_int8_quieter_where_a_channel_is_loud(workspace: Workspa
     for smooth in (False, True):
         folder = tmp_path / str(smooth)
         folder.mkdir()
-        quantize_graphs(loud, folder, requests, QuantizeSettings(smooth=smooth, noise=1_000))
+        quantize_graphs(loud, folder, requests, QuantizeSettings(noise=1_000), smooths=smooth)
         noise[smooth] = NoiseMeter(loud, tensors).of(folder)
     assert noise[True] < noise[False] / 2
 

@@ -344,7 +344,7 @@ def test_mse_takes_the_range_with_the_least_error() -> None:
 
 def test_a_noise_limit_leaves_the_loudest_layers_in_fp32(shared: TensorRTLadder, tmp_path: Path) -> None:
     everything = shared.calibration.noise
-    strict = shared.recipe.tensorrt.model_copy(update={"noise": 0.6 * everything, "calibration": ["minmax"]})
+    strict = shared.recipe.tensorrt.model_copy(update={"noise": 0.6 * everything})
     found = quantize_graph(
         shared.folders["fp32"], tmp_path, REQUESTS, shared.recipe.model_copy(update={"tensorrt": strict})
     )
@@ -354,9 +354,7 @@ def test_a_noise_limit_leaves_the_loudest_layers_in_fp32(shared: TensorRTLadder,
 
 
 def test_without_smoothing_the_residual_is_not_rounded_either(shared: TensorRTLadder, tmp_path: Path) -> None:
-    plain = shared.recipe.quantize.model_copy(update={"smooth": False})
-    recipe = shared.recipe.model_copy(update={"quantize": plain})
-    found = quantize_graph(shared.folders["fp32"], tmp_path, REQUESTS, recipe)
+    found = quantize_graph(shared.folders["fp32"], tmp_path, REQUESTS, shared.recipe, smooths=False)
     assert len(found.nodes) == LINEAR_LAYERS
     assert not any(node.name.endswith("_smooth") for node in onnx.load(tmp_path / "model.onnx").graph.node)
 

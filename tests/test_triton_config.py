@@ -7,7 +7,15 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.recipe import ServeSettings
-from tritonrank.serve.triton_config import ADMISSION_TENSORS, as_text, model_configs, score_instances
+from tritonrank.serve.triton_config import (
+    ADMISSION_TENSORS,
+    ITEM_CACHE_ENTRIES,
+    MOST_HISTORY,
+    MOST_TEXT_BYTES,
+    as_text,
+    model_configs,
+    score_instances,
+)
 from tritonrank_runtime.architectures import architecture_of_inputs
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +26,6 @@ SETTINGS = {
     "default": ServeSettings(),
     "small": ServeSettings(
         max_candidates=5,
-        max_history=7,
         rows_per_batch=3,
         deadline_ms=50,
         queue_requests=2,
@@ -29,7 +36,7 @@ SETTINGS = {
         threads=2,
         executor="torch",
     ),
-    "wide batches": ServeSettings(max_candidates=10, rows_per_batch=1_000, item_cache_entries=0, instances=3),
+    "wide batches": ServeSettings(max_candidates=10, rows_per_batch=1_000, instances=3),
 }
 
 Configs = dict[str, pb.ModelConfig]
@@ -248,6 +255,9 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
     )  # nor is a default all there ever is
     derived = {
         "queue": "rank",
+        "max_history": MOST_HISTORY,
+        "max_text_bytes": MOST_TEXT_BYTES,
+        "item_cache_entries": ITEM_CACHE_ENTRIES,
         "deadline_us": SETTINGS["small"].deadline_ms * 1_000,
         "context_cache_bytes": SETTINGS["small"].context_cache_mb * 1_000_000,
     }
@@ -297,9 +307,6 @@ def test_warm_up_batches_are_batches_that_may_come(made: tuple[ServeSettings, tu
 @pytest.mark.parametrize("tensors", [BERT, SHARED], ids=["joint", "shared-context"])
 def test_batching_and_threads_are_as_told(tensors: tuple[str, ...]) -> None:
     plain = model_configs(ServeSettings(), tensors, cores=4)["score"]
-    assert not plain.dynamic_batching.preferred_batch_size
     assert "threads" not in plain.parameters
-    told = model_configs(ServeSettings(threads=2, preferred_batch=1_024), tensors, cores=4)["score"]
+    told = model_configs(ServeSettings(threads=2), tensors, cores=4)["score"]
     assert told.parameters["threads"].string_value == "2"
-    # Triton refuses a preferred batch that no execution can hold.
-    assert list(told.dynamic_batching.preferred_batch_size) == [min(1_024, told.max_batch_size)]

@@ -49,7 +49,7 @@ def choose_positives(
                 f"no {split} example can be made from {events.height} events of {events['user_id'].n_unique()} users. "
                 + (
                     "A judged user needs a positive before examples.cutoff and one after it; choose another date"
-                    if settings.split == "date"
+                    if settings.cutoff
                     else "A judged user needs three positives or more; check the labels, or lower the value from "
                     "which an event is positive (data.positive_rating, data.positive_label)"
                 )

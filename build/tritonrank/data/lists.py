@@ -33,7 +33,7 @@ class ListMaker:
     Args:
         item_ids: the catalogue.
         events: all events, as ``mark_splits`` returns them.
-        settings: how many negatives, and by which power of popularity.
+        settings: how many negatives.
         seed: fixes negatives and order, example by example.
     """
 
@@ -42,7 +42,7 @@ class ListMaker:
         self._settings = settings
         self._seed = seed
         self._index = {item: index for index, item in enumerate(self._item_ids)}
-        self._sampler = NegativeSampler(training_popularity(events, self._index), settings.popularity_exponent)
+        self._sampler = NegativeSampler(training_popularity(events, self._index))
         self._seen = events.group_by("user_id").agg(pl.col("item_id").unique(maintain_order=True))
         self._liked = events.filter(LIKED).group_by("user_id", maintain_order=True).agg("item_id")
 

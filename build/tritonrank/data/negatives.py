@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 QUICK_ROUNDS = 3
+POPULARITY_EXPONENT = 0.75
+"""As in word2vec (Mikolov et al. 2013): frequent items are drawn often, and the tail is not forgotten."""
 
 
 def example_random(seed: int, example_id: str) -> np.random.Generator:
@@ -31,7 +33,7 @@ class NegativeSampler:
         exponent: 0 draws all items alike, 1 in proportion to (popularity + 1).
     """
 
-    def __init__(self, popularity: NDArray[np.int64], exponent: float) -> None:
+    def __init__(self, popularity: NDArray[np.int64], exponent: float = POPULARITY_EXPONENT) -> None:
         self._weights = (popularity + 1.0) ** exponent
         self._cumulative = np.cumsum(self._weights)
 

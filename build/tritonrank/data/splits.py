@@ -22,7 +22,7 @@ def mark_splits(events: pl.DataFrame, settings: ExampleSettings) -> pl.DataFrame
 
     Args:
         events: the events table of a source.
-        settings: ``split`` and ``cutoff`` are used.
+        settings: ``cutoff`` is used.
 
     Returns:
         The events sorted by (user_id, timestamp, row), with the columns

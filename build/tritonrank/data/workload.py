@@ -119,14 +119,14 @@ class _Source:
     """
 
     def __init__(self, folder: Path, template: str, history_items: int) -> None:
-        exponent = verify_artifact(folder).settings["examples"]["popularity_exponent"]
+        verify_artifact(folder)
         dataset, events = Dataset.read(folder), pl.read_parquet(folder / "events.parquet", glob=False)
         self.texts = {item: render_fields(template, fields) for item, fields in dataset.items.items()}
         self._test = dataset.test
         self._history_items = history_items
         self._item_ids = list(dataset.items)
         index = {item: place for place, item in enumerate(self._item_ids)}
-        self._sampler = NegativeSampler(training_popularity(events, index), exponent)
+        self._sampler = NegativeSampler(training_popularity(events, index))
         textless = {index[item] for item, text in self.texts.items() if not text}  # the server refuses them
         met = events.group_by("user_id").agg("item_id")
         self._barred = {

@@ -28,7 +28,7 @@ from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
-from tritonrank.graphs.export import Difference, check_signature, export_settings, trace_graph
+from tritonrank.graphs.export import OPSET, TOLERANCE, Difference, check_signature, export_settings, trace_graph
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import load_shared_context_ranker, longest_input
@@ -68,15 +68,15 @@ def export_batched(
     parents = {"checkpoint": read_manifest(checkpoint_folder), "onnx": read_manifest(onnx_folder)}
     with write_artifact(folder, "export-batched", export_settings(recipe), parents) as draft:
         ranker = load_shared_context_ranker(str(checkpoint_folder))
-        export_batched_graph(ranker, draft.folder, recipe.export.opset)
+        export_batched_graph(ranker, draft.folder)
         copy_text_files(checkpoint_folder, draft.folder)
         dataset = Dataset.read(dataset_folder)
         requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(checkpoint_folder))
-        difference = compare_batched(ranker, draft.folder, onnx_folder, requests, recipe.export.tolerance)
+        difference = compare_batched(ranker, draft.folder, onnx_folder, requests)
         console.print(
             f"  largest difference: {difference.on_grid:.1e} to PyTorch on a grid of padded shapes, "
             f"{difference.on_requests:.1e} to the engine on {len(requests)} requests "
-            f"(tolerance {recipe.export.tolerance:.0e})",
+            f"(tolerance {TOLERANCE:.0e})",
             highlight=False,
         )
         draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
@@ -92,7 +92,7 @@ class _BatchedPass(nn.Module):
 
 
 @torch.no_grad()
-def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int) -> None:
+def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int = OPSET) -> None:
     """Write model.onnx of a ranker."""
     inputs = {
         "context_ids": torch.tensor([[1, 2, 3, 4, 5], [6, 7, PADDING, PADDING, PADDING]], dtype=torch.int32),
@@ -105,7 +105,11 @@ def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int) 
 
 
 def compare_batched(
-    ranker: SharedContextRanker, folder: Path, onnx_folder: Path, requests: Sequence[Request], tolerance: float
+    ranker: SharedContextRanker,
+    folder: Path,
+    onnx_folder: Path,
+    requests: Sequence[Request],
+    tolerance: float = TOLERANCE,
 ) -> Difference:
     """Run the graph against PyTorch on the grid and against the engine on real requests.
 
@@ -131,8 +135,8 @@ def compare_batched(
     for what, difference in (("PyTorch on the shape grid", on_grid), ("the engine on real requests", on_requests)):
         if not difference <= tolerance:
             raise ArtifactError(
-                f"{path}: logits differ from {what} by {difference:.2e}, more than export.tolerance {tolerance:.0e}. "
-                "Try another export.opset, or look for operators that the exporter approximates"
+                f"{path}: logits differ from {what} by {difference:.2e}, more than {tolerance:.0e}. "
+                "Look for operators that the exporter approximates"
             )
     return Difference(on_grid, on_requests)
 

@@ -39,11 +39,10 @@ def judge_against_parent(recipe: Recipe, workspace: Workspace, judged: Path | st
     else:
         with RankClient(judged) as client:
             child = judge_test_examples(judged, ServerScorer(client), workspace.dataset, rules)
-    samples = recipe.gate.bootstrap_samples
-    found = verdict(child, parent, recipe.gate.budget, samples, recipe.seed)
+    found = verdict(child, parent, recipe.gate.budget, seed=recipe.seed)
     found = with_worst_requests(found, child, parent, workspace.dataset, rules)
     for metric in SHOWN_METRICS:
-        own, other = (one.interval(metric, samples) for one in (child, parent))
+        own, other = (one.interval(metric) for one in (child, parent))
         console.print(f"{metric:<10} {own}   {parent.name}: {other}", highlight=False, markup=False, soft_wrap=True)
     show_verdict(found)
     require_passed(found, workspace.root / "closed-gate-evaluate.txt", "Judge another: --artifact or --server.")

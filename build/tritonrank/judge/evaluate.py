@@ -22,7 +22,7 @@ from tritonrank.artifacts import read_manifest, sha256_file, whole_file
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
-from tritonrank.judge.metrics import METRICS, Interval, all_metrics, interval
+from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, METRICS, Interval, all_metrics, interval
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import Scorer
 
@@ -43,7 +43,7 @@ class Judgement:
     def values(self, metric: str = "ndcg@10") -> NDArray[np.float64]:
         return self.table[metric].to_numpy()
 
-    def interval(self, metric: str = "ndcg@10", samples: int = 2_000) -> Interval:
+    def interval(self, metric: str = "ndcg@10", samples: int = BOOTSTRAP_SAMPLES) -> Interval:
         return interval(self.values(metric), samples)
 
     def first(self, examples: int) -> "Judgement":

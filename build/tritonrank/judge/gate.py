@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tritonrank.errors import GateError
 from tritonrank.judge.evaluate import Judgement
-from tritonrank.judge.metrics import Interval, interval, kendall_tau, top_overlap
+from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, Interval, interval, kendall_tau, top_overlap
 
 # Below this a bootstrap of the mean says little about users not seen: resampling cannot show rare, bad requests.
 FEWEST_EXAMPLES = 30
@@ -74,13 +74,17 @@ class Verdict:
         )
 
 
-def paired_difference(first: Judgement, second: Judgement, metric: str = "ndcg@10", samples: int = 2_000) -> Interval:
+def paired_difference(
+    first: Judgement, second: Judgement, metric: str = "ndcg@10", samples: int = BOOTSTRAP_SAMPLES
+) -> Interval:
     """Mean of (first - second) over the same examples, with its paired 95% interval."""
     _require_same_examples(first, second)
     return interval(first.values(metric) - second.values(metric), samples)
 
 
-def verdict(child: Judgement, parent: Judgement, budget: float, samples: int = 2_000, seed: int = 0) -> Verdict:
+def verdict(
+    child: Judgement, parent: Judgement, budget: float, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> Verdict:
     """Compare two judgements of the same examples.
 
     Args:

@@ -28,6 +28,7 @@ from tritonrank.judge.evaluate import (
     judge_test_examples,
 )
 from tritonrank.judge.gate import show_verdict, verdict
+from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES
 from tritonrank.judge.rungs import CHECKPOINT, INT8, PRUNED, STUDENT, UNCUT, UNCUT_WAY_OUT
 from tritonrank.judge.rungs import FINE_TUNED as FINE_TUNED  # for those who name their rungs here
 from tritonrank.judge.worst import forget_closed_gate, require_passed, with_worst_requests
@@ -92,7 +93,7 @@ def require_ranking(
     others.append((judge_teacher(recipe, teacher.folder, dataset_folder, judgements), total_budget(recipe, step)))
     metrics = {}
     for other, budget in others:
-        found = verdict(judged, other, budget, recipe.gate.bootstrap_samples, recipe.seed)
+        found = verdict(judged, other, budget, seed=recipe.seed)
         found = with_worst_requests(found, judged, other, dataset_folder, TextRules.load(child.folder))
         show_verdict(found)
         way_out = WAYS_OUT.get(child.name, OTHER_WAY_OUT).format(root=root)
@@ -167,7 +168,7 @@ def gate_settings(recipe: Recipe, step: str) -> dict[str, Any]:
     return {
         "step_budget": step_budget(recipe, step),
         "total_budget": total_budget(recipe, step),
-        "bootstrap_samples": recipe.gate.bootstrap_samples,
+        "bootstrap_samples": BOOTSTRAP_SAMPLES,
     }
 
 

@@ -26,7 +26,7 @@ from tritonrank.errors import GateError
 from tritonrank.graphs.graph_view import element_types
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.quantize.half import KINDS, kinds_of_nodes, to_half
-from tritonrank.quantize.int8 import calibration_requests, split_for_noise
+from tritonrank.quantize.int8 import CALIBRATION_CANDIDATES, calibration_requests, split_for_noise
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.rankers.scorers import Request, tensors_of
@@ -51,7 +51,7 @@ def halve_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "half_noise": recipe.tensorrt.half_noise,
         "calibration_examples": recipe.quantize.calibration_examples,
-        "calibration_candidates": recipe.quantize.calibration_candidates,
+        "calibration_candidates": CALIBRATION_CANDIDATES,
         "gate": gate_settings(recipe, "quantize"),
         "seed": recipe.seed,
     }

@@ -23,7 +23,6 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QuantFormat,
     QuantType,
-    quantize_dynamic,
     quantize_static,
 )
 from rich.console import Console
@@ -36,8 +35,6 @@ from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.graphs.weight_file import share_weights
-from tritonrank.judge.evaluate import judge_artifact
-from tritonrank.judge.gate import Verdict, verdict
 from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
 from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise, record_activations
 from tritonrank.quantize.embeddings import shrink_word_embeddings
@@ -49,11 +46,8 @@ from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.system.machine import has_int8_dot_product
 from tritonrank.system.quiet import quiet_libraries
 
-CALIBRATION_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
+CALIBRATION_CANDIDATES = 8
+"""Taken from each calibration request: what more requests show is worth more than what more candidates show."""
 
 NOISE_SHARE = 4
 """One calibration request in so many is kept out of the calibration, and the noise of a graph is measured on those:
@@ -71,7 +65,7 @@ def quantize_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "quantize": recipe.quantize.model_dump(mode="json"),
         "gate": gate_settings(recipe, "quantize"),
-        "reduce_range": reduced_range(recipe.quantize),
+        "reduce_range": has_reduced_range(),
         "seed": recipe.seed,
     }
 
@@ -107,17 +101,17 @@ def quantize(
         console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
         rungs = Rung("INT8", draft.folder), Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
         draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
-        draft.metrics |= {"int8_nodes": nodes, "fp32_nodes": kept, "reduce_range": reduced_range(recipe.quantize)}
-        if recipe.quantize.compare_dynamic:
-            dynamic = _judge_dynamic(recipe, onnx_folder, nodes, dataset_folder, judgements)
-            draft.metrics["dynamic INT8 (comparison)"] = dynamic.as_metrics()
+        draft.metrics |= {"int8_nodes": nodes, "fp32_nodes": kept, "reduce_range": has_reduced_range()}
 
 
-def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
+def quantize_graphs(
+    onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings, *, smooths: bool = True
+) -> list[str]:
     """Write the Q/DQ graphs with as many INT8 layers as the noise limit allows, and return their node names.
 
     The two graphs of a shared-context ranker hold the same layers: one is INT8 in both or in neither. calibration.json
-    beside them records what was seen on the way.
+    beside them records what was seen on the way. ``smooths``: outliers of activations move into the weights first
+    (SmoothQuant), which halves the noise of INT8.
 
     Raises:
         ArtifactError: a written graph does not hold the Q/DQ pairs that were asked for.
@@ -129,7 +123,7 @@ def quantize_graphs(onnx_folder: Path, folder: Path, requests: list[Request], se
     nodes = quantizable_nodes(onnx_folder, settings.exclude)
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
         fitted, kept_aside = split_for_noise(tensors)
-        writer = _Writer(onnx_folder, fitted, settings, Path(scratch))
+        writer = _Writer(onnx_folder, fitted, Path(scratch), smooths=smooths)
         writer.write(folder, nodes)
         noise = NoiseMeter(onnx_folder, kept_aside)
         final = all_layers = noise.of(folder)
@@ -153,10 +147,10 @@ class _Writer:
     the first time, and every choice is that one with the other layers' Q/DQ pairs taken out again.
     """
 
-    def __init__(self, source: Path, requests: list[RequestTensors], settings: QuantizeSettings, scratch: Path) -> None:
+    def __init__(self, source: Path, requests: list[RequestTensors], scratch: Path, *, smooths: bool) -> None:
         self.feeds = graph_feeds(source, requests)
-        self._settings, self._scratch = settings, scratch
-        if settings.smooth:
+        self._scratch = scratch
+        if smooths:
             smooth_graphs(self.feeds, scratch)
             self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
         self._fp32 = {path: onnx.load(path) for path in self.feeds}
@@ -171,7 +165,7 @@ class _Writer:
             onnx.save(with_few_quantized(quantized, fp32, set(nodes)), folder / source.name)
 
     def _quantize(self, nodes: list[str]) -> None:
-        rounder = WeightRounder(self.feeds) if self._settings.rounding == "compensated" else None
+        rounder = WeightRounder(self.feeds)
         for source, feeds in self.feeds.items():
             chosen = [node for node in linear_nodes(source) if node in set(nodes)]
             if not chosen:  # an empty list would mean all of them
@@ -185,14 +179,13 @@ class _Writer:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
-                reduce_range=reduced_range(self._settings),
+                reduce_range=has_reduced_range(),
                 op_types_to_quantize=["MatMul"],
                 nodes_to_quantize=chosen,
-                calibrate_method=CALIBRATION_METHODS[self._settings.calibration],
+                calibrate_method=CalibrationMethod.MinMax,  # what is rare is not clipped
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
             )
-            if rounder:
-                rounder.apply(path, LARGEST_WEIGHT_REDUCED if reduced_range(self._settings) else LARGEST_WEIGHT)
+            rounder.apply(path, LARGEST_WEIGHT_REDUCED if has_reduced_range() else LARGEST_WEIGHT)
             self._quantized[source] = onnx.load(path)
 
 
@@ -244,9 +237,9 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
         graph.initializer.remove(tensor)
 
 
-def reduced_range(settings: QuantizeSettings) -> bool:
+def has_reduced_range() -> bool:
     """Whether weights get 7 bits: u8 x s8 pairs saturate 16-bit sums on CPUs without VNNI."""
-    return not has_int8_dot_product() if settings.reduce_range == "auto" else settings.reduce_range == "on"
+    return not has_int8_dot_product()
 
 
 def quantizable_nodes(folder: Path, exclude: list[str]) -> list[str]:
@@ -290,7 +283,7 @@ def calibration_requests(recipe: Recipe, dataset: Dataset, rules: TextRules) -> 
     wanted = min(recipe.quantize.calibration_examples, len(dataset.training))
     picks = generator.choice(len(dataset.training), size=wanted, replace=False)
     requests = requests_of(dataset, [dataset.training[i] for i in sorted(picks)], rules)
-    return [Request(r.query, r.history, r.items[: recipe.quantize.calibration_candidates]) for r in requests]
+    return [Request(r.query, r.history, r.items[:CALIBRATION_CANDIDATES]) for r in requests]
 
 
 class _Calibration(CalibrationDataReader):
@@ -314,29 +307,3 @@ def _check_quantized(source: Path, path: Path, nodes: list[str]) -> None:
         raise ArtifactError(
             f"{path}: {found} of {len(chosen)} chosen MatMuls found; without Q/DQ on both inputs: {bare}"
         )
-
-
-def _judge_dynamic(
-    recipe: Recipe, onnx_folder: Path, nodes: list[str], dataset_folder: Path, judgements: Path
-) -> Verdict:
-    """What dynamic INT8 would have done to the ranking; never published."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        copy_text_files(onnx_folder, folder)
-        with quiet_libraries():
-            for source in model_files(onnx_folder):
-                chosen = [node for node in linear_nodes(source) if node in set(nodes)]
-                if not chosen:  # to ONNX Runtime no names mean all nodes
-                    onnx.save(onnx.load(source), folder / source.name)  # its weights may lie in another file
-                    continue
-                quantize_dynamic(
-                    source,
-                    folder / source.name,
-                    weight_type=QuantType.QInt8,
-                    per_channel=True,
-                    reduce_range=reduced_range(recipe.quantize),
-                    nodes_to_quantize=chosen,
-                )
-        child = judge_artifact("dynamic INT8", folder, dataset_folder, judgements)
-    parent = judge_artifact("ONNX FP32", onnx_folder, dataset_folder, judgements)
-    return verdict(child, parent, recipe.gate.budget, recipe.gate.bootstrap_samples, recipe.seed)

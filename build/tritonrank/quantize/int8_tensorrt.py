@@ -64,10 +64,8 @@ class Calibration:
 
 
 def tensorrt_int8_settings(recipe: Recipe) -> dict[str, Any]:
-    quantize = recipe.quantize.model_dump(
-        mode="json", include={"calibration_examples", "calibration_candidates", "smooth", "exclude"}
-    )
-    tensorrt = recipe.tensorrt.model_dump(mode="json", include={"calibration", "noise"})
+    quantize = recipe.quantize.model_dump(mode="json", include={"calibration_examples", "exclude"})
+    tensorrt = recipe.tensorrt.model_dump(mode="json", include={"noise"})
     gate = gate_settings(recipe, "quantize")
     return {"quantize": quantize, "tensorrt": tensorrt, "gate": gate, "seed": recipe.seed}
 
@@ -123,8 +121,13 @@ def quantize_tensorrt(
         draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
 
 
-def quantize_graph(source: Path, folder: Path, requests: Sequence[Request], recipe: Recipe) -> Calibration:
+def quantize_graph(
+    source: Path, folder: Path, requests: Sequence[Request], recipe: Recipe, *, smooths: bool = True
+) -> Calibration:
     """Write model.onnx with as many INT8 layers as ``tensorrt.noise`` allows, and prove TensorRT's rules on it.
+
+    Of all methods to choose activation ranges the one with the least noise is taken. ``smooths`` as of
+    ``int8.quantize_graphs``.
 
     Raises:
         ArtifactError: a rule is broken.
@@ -139,13 +142,13 @@ def quantize_graph(source: Path, folder: Path, requests: Sequence[Request], reci
     noise = NoiseMeter(source, kept_aside)
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / graph.name
-        if recipe.quantize.smooth:
+        if smooths:
             smooth_graphs({graph: feeds}, fp32.parent)
         else:
             shutil.copyfile(graph, fp32)
         writer = _Writer(fp32, nodes, feeds)
         by_method: dict[str, float] = {}
-        for method in recipe.tensorrt.calibration:
+        for method in METHODS:
             writer.method = method
             writer.write(folder, nodes)
             by_method[method] = noise.of(folder)

@@ -7,7 +7,7 @@ wants different. ``load_recipe`` reports all faults of a file together, each wit
 
 from tritonrank.recipe.base import Settings, SourcePath
 from tritonrank.recipe.data import DataSettings, ExampleSettings, MovieLensData, SampleData, TablesData
-from tritonrank.recipe.graphs import ExportSettings, GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
 from tritonrank.recipe.serving import ServeSettings
@@ -18,7 +18,6 @@ from tritonrank.recipe.training import (
     FinetuneSettings,
     ModelSettings,
     PruneSettings,
-    TrainingSettings,
 )
 from tritonrank.recipe.whole import Recipe
 
@@ -28,7 +27,6 @@ __all__ = [
     "DataSettings",
     "DistillSettings",
     "ExampleSettings",
-    "ExportSettings",
     "FinetuneSettings",
     "GateSettings",
     "ModelSettings",
@@ -43,7 +41,6 @@ __all__ = [
     "TablesData",
     "TensorRTSettings",
     "TextSettings",
-    "TrainingSettings",
     "load_recipe",
     "setting_rows",
 ]

@@ -3,7 +3,7 @@
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from tritonrank.recipe.base import Settings, SourcePath
 from tritonrank.system.dates import iso_seconds
@@ -52,16 +52,16 @@ DataSettings = Annotated[SampleData | MovieLensData | TablesData, Field(discrimi
 class ExampleSettings(Settings):
     """How events become examples for training and judging."""
 
-    split: Literal["user", "date"] = Field(
-        "user", description="per user (last positive = test, second-last = validation) or at one global cut-off"
+    cutoff: str | None = Field(
+        None,
+        description="ISO date: a user's first positive from then on is the test, the last before it the validation. "
+        "Without it the last positive is the test, the second-last the validation",
     )
-    cutoff: str | None = Field(None, description="ISO date of the global cut-off; only with split: date")
     training_examples: int = Field(2_400, ge=1, description="examples at the most; one per positive, newest first")
     training_negatives: int = Field(7, ge=1, le=200, description="sampled unseen items per training example")
     judged_negatives: int = Field(99, ge=9, le=999, description="sampled unseen items per judged example")
     validation_users: int = Field(100, ge=1, description="users for early stopping, fixed before training")
     test_users: int = Field(400, ge=1, description="users for the gates and the tables, fixed before training")
-    popularity_exponent: float = Field(0.75, ge=0, le=2, description="negatives are drawn by popularity^this")
 
     @field_validator("cutoff", mode="before")
     @classmethod
@@ -73,9 +73,3 @@ class ExampleSettings(Settings):
         if isinstance(value, str) and iso_seconds(value) is None:
             raise ValueError("expected an ISO date such as 2015-06-30")
         return value
-
-    @model_validator(mode="after")
-    def _cutoff_belongs_to_date(self) -> "ExampleSettings":
-        if (self.split == "date") != (self.cutoff is not None):
-            raise ValueError("split: date needs a cutoff, and cutoff needs split: date")
-        return self

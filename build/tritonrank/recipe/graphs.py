@@ -23,12 +23,6 @@ class GateSettings(Settings):
     )
     distill_budget: float | None = Field(None, gt=0, lt=1, description="against the pruned ranker; default: `budget`")
     quantize_budget: float | None = Field(None, gt=0, lt=1, description="against the FP32 graph; default: `budget`")
-    bootstrap_samples: int = Field(2_000, ge=200, description="resamples behind every interval")
-
-
-class ExportSettings(Settings):
-    opset: int = Field(18, ge=17, le=23, description="ONNX operator set; 17 brought LayerNormalization")
-    tolerance: float = Field(1e-4, gt=0, lt=0.1, description="largest |logit difference| between PyTorch and ONNX")
 
 
 class QuantizeSettings(Settings):
@@ -37,21 +31,6 @@ class QuantizeSettings(Settings):
     )
     calibration_examples: int = Field(
         96, ge=8, description="training requests, true padding; a quarter of them measures the noise of the result"
-    )
-    calibration_candidates: int = Field(8, ge=1, description="candidates taken from each calibration request")
-    calibration: Literal["minmax", "percentile", "entropy"] = Field(
-        "minmax", description="how activation ranges are chosen"
-    )
-    reduce_range: Literal["auto", "on", "off"] = Field(
-        "auto", description="7-bit weights; auto: on without VNNI, where u8s8 products saturate"
-    )
-    smooth: bool = Field(
-        True, description="SmoothQuant: outliers of activations move into the weights first; halves the noise of INT8"
-    )
-    rounding: Literal["compensated", "nearest"] = Field(
-        "compensated",
-        description="compensated: weights are rounded so that their errors cancel (GPTQ), 5 to 15 times less error in "
-        "a layer's output for half a minute of work; nearest: each on its own",
     )
     embeddings: bool = Field(
         False,
@@ -65,9 +44,6 @@ class QuantizeSettings(Settings):
         "linear layers that disturb most stay in FP32 until it holds. On MovieLens 0.06 cost 3% of NDCG, 0.0225 0.9%",
     )
     exclude: list[str] = Field([], description="regular expressions of MatMul node names kept in FP32 in any case")
-    compare_dynamic: bool = Field(
-        False, description="also judge dynamic INT8; for comparison only: its scores depend on the batch"
-    )
 
     @field_validator("exclude")
     @classmethod
@@ -85,11 +61,6 @@ class TensorRTSettings(Settings):
 
     precisions: list[Literal["fp32", "fp16", "int8", "int8-fp16"]] = Field(
         [], description="what `compile` builds plans of; fp16 suits most GPUs, int8-fp16 has to prove that it is faster"
-    )
-    calibration: list[Literal["minmax", "percentile", "entropy", "mse"]] = Field(
-        ["minmax", "percentile", "entropy", "mse"],
-        min_length=1,
-        description="methods to choose activation ranges; all are tried, the one with the least noise is taken",
     )
     noise: float = Field(
         0.03, gt=0, description="like quantize.noise, for INT8 as TensorRT takes it: symmetric, signed activations"
@@ -118,19 +89,11 @@ class TensorRTSettings(Settings):
         description="tokens of a candidate (joint: of a row) to pad to, ascending; the longest that the text settings "
         "allow is always one",
     )
-    workspace_mb: int = Field(4_096, ge=16, description="megabytes that a kernel may use while it is chosen and run")
-    optimization_level: int = Field(3, ge=0, le=5, description="builder effort; 3 is TensorRT's own default")
     version_compatible: bool = Field(
         False, description="plans that later TensorRT versions load, at some cost in speed; the server has to allow it"
     )
     hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = Field(
         "none", description="GPUs beside the one that built a plan; costs speed"
-    )
-
-    rtx_targets: list[Literal["7.5", "8.0", "8.6", "8.9", "12.0"]] = Field(
-        ["8.0", "8.9"],
-        min_length=1,
-        description="compute capabilities that TensorRT-RTX compiles for ahead of time; TensorRT takes the GPU's own",
     )
 
     @field_validator("candidate_buckets", "token_buckets")

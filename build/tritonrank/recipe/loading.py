@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tritonrank.errors import RecipeError
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.overrides import apply_override, read_override_files
+from tritonrank.recipe.removed import what_became_of
 from tritonrank.recipe.whole import Recipe
 
 
@@ -69,7 +70,9 @@ def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int]) -
     if fault["type"] == "extra_forbidden":
         names = [row[0].split(" ")[0].split(".")[-1] for row in setting_rows()] + list(Recipe.model_fields)
         near = difflib.get_close_matches(location[-1], names, n=1)
-        message = "no such setting" + (f"; did you mean {near[0]}?" if near else "; see `tritonrank settings`")
+        message = what_became_of(".".join(location)) or "no such setting" + (
+            f"; did you mean {near[0]}?" if near else "; see `tritonrank settings`"
+        )
     elif fault["type"] == "missing":
         message = "is required"
     elif fault["type"] == "string_type" and isinstance(fault["input"], dict):

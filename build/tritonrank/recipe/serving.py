@@ -9,9 +9,6 @@ from tritonrank.recipe.base import Settings
 
 class ServeSettings(Settings):
     max_candidates: int = Field(1_000, ge=1, le=1_000, description="candidates in one request")
-    max_history: int = Field(1_000, ge=1, le=100_000, description="history items accepted in one request")
-    max_text_bytes: int = Field(65_536, ge=256, description="bytes of one query, history item or candidate")
-    item_cache_entries: int = Field(100_000, ge=0, description="item texts whose token ids the server remembers")
     deadline_ms: int = Field(2_000, ge=10, description="longest that a request may take; it may ask for less")
     queue_share: float = Field(
         0.75,
@@ -31,13 +28,6 @@ class ServeSettings(Settings):
         "the other and answered together: more of them only delay the first, and leave another instance idle",
     )
     queue_delay_us: int = Field(0, ge=0, description="microseconds to wait for batch mates; 0: batch what waits")
-    preferred_batch: int = Field(
-        0,
-        ge=0,
-        le=1_024,
-        description="requests (rows of a joint ranker) that are worth waiting for, up to queue_delay_us; cut to what "
-        "one execution may hold; 0: none in particular",
-    )
     rows_per_batch: int = Field(
         16, ge=1, le=1024, description="rows in one run of a joint ranker; runs go side by side, one core each"
     )
@@ -51,11 +41,6 @@ class ServeSettings(Settings):
         "auto",
         description="copies of the scorer; auto: one per 4 cores, at least 2, so that a large request leaves "
         "one free. Busy ones share out the cores. With tensor_parallel one per so many cores. On GPUs two on each",
-    )
-    tokenizers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
-        "auto",
-        description="copies of tokenize, and of select, beside a scorer on a GPU, which takes more requests than one "
-        "copy can prepare; auto: one per two cores. Beside a scorer on the CPU there is one, which bounds its queue",
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",

@@ -51,28 +51,21 @@ class ModelSettings(Settings):
         return self.model_copy(update={"checkpoint": None, "revision": revision})
 
 
-class TrainingSettings(Settings):
-    """What every training of a ranker has: fine-tuning and distillation."""
+class FinetuneSettings(Settings):
+    """How a ranker is trained; distillation takes from here what its own section does not have."""
 
     loss: Literal["listwise", "pairwise", "binary"] = Field(
         "listwise", description="softmax cross-entropy over the list, RankNet, or binary cross-entropy"
     )
-    distillation: float = Field(0.5, ge=0, le=1, description="share of the loss that the teacher's scores have")
-    temperature: float = Field(1.0, gt=0, description="divides the scores of both in the distillation loss")
     epochs: float = Field(1.0, gt=0, description="passes over the training examples")
     examples_per_step: int = Field(8, ge=1, description="examples (lists) per optimizer step and process")
     learning_rate: float = Field(8e-5, gt=0, lt=1, description="peak, after warm-up; 8e-5 suits small encoders")
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(0.01, ge=0, description="not applied to biases and LayerNorm")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
-    evaluations: int = Field(4, ge=1, description="how often NDCG@10 is judged on the validation users")
-    patience: int = Field(2, ge=1, description="evaluations without a better NDCG@10 before training stops")
+    evaluations: int = Field(
+        4, ge=1, description="how often NDCG@10 is judged on the validation users; the best weights count"
+    )
     mixed_precision: Literal["auto", "off", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the GPU or CPU computes it natively, else off"
     )
-
-
-class FinetuneSettings(TrainingSettings):
     teacher: str | None = Field(
         None,
         min_length=1,
@@ -96,28 +89,16 @@ class PruneSettings(Settings):
         description="ablation: drop the layer without which the loss stays lowest, one after the other; influence: "
         "1 - cosine of its input and output; taylor: |activation x gradient| of what it adds",
     )
-    criterion: Literal["taylor", "magnitude"] = Field(
-        "taylor", description="for heads and neurons: |activation x gradient| of the ranking loss, or the weights' norm"
-    )
-    calibration_examples: int = Field(
-        64, ge=8, description="training requests on which importance is measured, never judged ones"
-    )
-    vocabulary: bool = Field(True, description="drop tokens that neither the data nor the reserve needs")
     reserve_tokens: int = Field(
-        1_000, ge=0, description="most frequent tokens of the base vocabulary kept in any case, for texts to come"
-    )
-    positions: bool = Field(True, description="drop position embeddings that the token budgets of `text` never reach")
-    compare: bool = Field(
-        True, description="also judge what the other criteria would have kept, on the validation users"
+        1_000,
+        ge=0,
+        description="most frequent tokens of the base vocabulary kept beside those of the data, for texts to come",
     )
 
 
-class DistillSettings(TrainingSettings):
-    """The pruned ranker learns from the unpruned one; needs a prune section."""
+class DistillSettings(Settings):
+    """The pruned ranker learns from the unpruned one; needs a prune section. The rest is as in `finetune`."""
 
-    distillation: float = Field(
-        0.7, ge=0, le=1, description="share of the loss that the teacher's scores have; the labels have the rest"
-    )
     epochs: float = Field(2.0, gt=0, description="passes over the examples; the teacher's scores are computed once")
     learning_rate: float = Field(1e-4, gt=0, lt=1, description="peak, after warm-up; higher than for fine-tuning, "
                                  "because a cut model has further to go")  # fmt: skip
@@ -127,12 +108,10 @@ class DistillSettings(TrainingSettings):
     )
     hard_negatives: int = Field(6, ge=0, description="of the pool, those that the teacher scores highest")
     random_negatives: int = Field(5, ge=0, description="of the rest of the pool, drawn by lot")
-    hidden_states: float = Field(
-        0.0,
-        ge=0,
-        description="weight of the hidden-state loss: kept layers imitate their originals; runs the teacher in each "
-        "step, which about doubles its time",
-    )
+
+    def training(self, finetune: FinetuneSettings) -> FinetuneSettings:
+        """How the student is trained."""
+        return finetune.model_copy(update={"epochs": self.epochs, "learning_rate": self.learning_rate})
 
     @model_validator(mode="after")
     def _negatives_come_from_the_pool(self) -> "DistillSettings":

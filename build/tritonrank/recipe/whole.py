@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from tritonrank.recipe.base import Settings
 from tritonrank.recipe.data import DataSettings, ExampleSettings
-from tritonrank.recipe.graphs import ExportSettings, GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.serving import ServeSettings
 from tritonrank.recipe.text import TextSettings
 from tritonrank.recipe.training import DistillSettings, FinetuneSettings, ModelSettings, PruneSettings
@@ -28,7 +28,6 @@ class Recipe(Settings):
     prune: PruneSettings | None = None
     distill: DistillSettings | None = None
     gate: GateSettings = GateSettings()
-    export: ExportSettings = ExportSettings()
     quantize: QuantizeSettings = QuantizeSettings()
     tensorrt: TensorRTSettings = TensorRTSettings()
     serve: ServeSettings = ServeSettings()

@@ -41,7 +41,6 @@ RUNGS = {
 """What tables call a model artifact -> its folder below artifacts/<recipe>/, in the order of the ladder."""
 PLANS = "plans"
 GATE_METRIC = "gate against "
-COMPARISON_METRIC = "dynamic INT8 (comparison)"
 
 
 class Artifact(NamedTuple):
@@ -154,7 +153,6 @@ class Gate:
     kendall_tau: float | None
     passed: bool
     reason: str
-    is_comparison: bool = False
     """judged to compare, never published"""
 
     def in_words(self) -> str:
@@ -223,7 +221,6 @@ def ladder(build: Build) -> list[LadderRow]:
     """All rungs that are there, the teacher first; plans of TensorRT last."""
     timed, live = _timed(build), read_live(build.root)
     rows: list[LadderRow] = []
-    samples = build.artifacts["summary"].manifest.settings["bootstrap_samples"]
     teacher_judgement = build.judgement(build.teacher)
     summary_rows = {row["name"]: row for row in build.summary["rows"]}
     for name, artifact in build.rungs().items():
@@ -233,8 +230,8 @@ def ladder(build: Build) -> list[LadderRow]:
         judgement = build.judgement(name)
         ndcg, difference = _from_summary(summary_rows, name) if name in timed else (None, None)
         if judgement is not None:
-            ndcg = judgement.interval(samples=samples)
-            difference = paired_difference(judgement, teacher_judgement, samples=samples) if teacher_judgement else None
+            ndcg = judgement.interval()
+            difference = paired_difference(judgement, teacher_judgement) if teacher_judgement else None
         rows.append(
             LadderRow(
                 name=name,
@@ -265,8 +262,6 @@ def gates(build: Build) -> list[Gate]:
         for name, verdict in artifact.manifest.metrics.items():
             if name.startswith(GATE_METRIC):
                 found.append(_gate(verdict))
-            elif name == COMPARISON_METRIC:
-                found.append(_gate(verdict, is_comparison=True))
     return found
 
 
@@ -352,8 +347,8 @@ def _plans(build: Build) -> Iterator[LadderRow]:
             yield LadderRow(f"plan {folder.name}", manifest.artifact, None, sum(sizes.values()), None, None, None, None)
 
 
-def _gate(verdict: Mapping[str, Any], *, is_comparison: bool = False) -> Gate:
-    names = set(Gate.__dataclass_fields__) - {"is_comparison"}
+def _gate(verdict: Mapping[str, Any]) -> Gate:
+    names = set(Gate.__dataclass_fields__)
     optional: dict[str, Any] = {"top10_overlap": None, "kendall_tau": None}  # older builds did not measure the latter
     known = {name: value for name, value in verdict.items() if name in names}
-    return Gate(**optional | known, is_comparison=is_comparison)
+    return Gate(**optional | known)

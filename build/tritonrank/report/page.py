@@ -179,7 +179,7 @@ def gate_plots(passed: list[Gate]) -> list[tuple[float, Markup]]:
                 100 * gate.drop,
                 100 * gate.drop_low,
                 100 * gate.drop_high,
-                BASELINE if gate.is_comparison else RUNG,
+                RUNG,
                 100 * gate.bound,
             )
             for gate in passed

@@ -33,7 +33,7 @@ from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer, Judgement, cached, judge, judge_artifact
 from tritonrank.judge.gate import paired_difference
 from tritonrank.judge.gatekeeper import judge_uncut, teacher_name
-from tritonrank.judge.metrics import METRICS
+from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, METRICS
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.judge.rungs import CHECKPOINT_RUNGS, INT8, ONNX_FP32, PRUNED, STUDENT, UNCUT
 from tritonrank.rankers.cost import gflop_per_request
@@ -52,7 +52,7 @@ FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
 
 
 def summary_settings(recipe: Recipe) -> dict[str, Any]:
-    return {"seed": recipe.seed, "bootstrap_samples": recipe.gate.bootstrap_samples, "revision": 3}
+    return {"seed": recipe.seed, "bootstrap_samples": BOOTSTRAP_SAMPLES, "revision": 3}
 
 
 def summarize(recipe: Recipe, workspace: Workspace) -> None:
@@ -65,10 +65,9 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
         judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
         name_of_teacher = teacher_name(recipe)
         teacher = judged[name_of_teacher]
-        samples = recipe.gate.bootstrap_samples
         uncut = judge_uncut(recipe, workspace.teacher, workspace.dataset, workspace.judgements)
         references = {uncut.name: uncut} if uncut else {}
-        rows = [_quality(judgement, teacher, samples) for judgement in (baselines | references | judged).values()]
+        rows = [_quality(judgement, teacher) for judgement in (baselines | references | judged).values()]
         for row in rows:
             row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
         requests = _timed_requests(dataset, workspace)
@@ -88,7 +87,7 @@ def summarize(recipe: Recipe, workspace: Workspace) -> None:
             "recipe": recipe.name,
             "teacher": name_of_teacher,
             "served": served,
-            "beaten_by": beaten_by(judged[served], baselines | references, samples),
+            "beaten_by": beaten_by(judged[served], baselines | references),
             "trained": recipe.model.checkpoint is None,
             "text": read_manifest(workspace.dataset).metrics.get(TEXT_METRICS),
             "items_without_text": read_manifest(workspace.dataset).metrics.get("items_without_text"),
@@ -126,19 +125,18 @@ def served_rung(recipe: Recipe, workspace: Workspace) -> str:
     return next((name for name in rungs if rungs[name] == folder), list(rungs)[-1])
 
 
-def beaten_by(served: Judgement, others: Mapping[str, Judgement], samples: int) -> list[dict[str, Any]]:
+def beaten_by(served: Judgement, others: Mapping[str, Judgement]) -> list[dict[str, Any]]:
     """Who ranks better than what is served, beyond doubt: the paired interval excludes 0.
 
     Args:
         served: the judgement of what is served.
         others: baselines, of which those that are free count, and the teacher with whole texts where there is one.
-        samples: bootstrap resamples.
 
     Returns:
         name and difference (mean, low, high of NDCG@10: theirs minus the served ranker's), largest first.
     """
     differences = {
-        name: paired_difference(other, served, samples=samples)
+        name: paired_difference(other, served)
         for name, other in others.items()
         if name in FREE_BASELINES or name.endswith(UNCUT)
     }
@@ -203,13 +201,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _quality(judgement: Judgement, teacher: Judgement, samples: int) -> dict[str, Any]:
-    values = {metric: vars(judgement.interval(metric, samples)) for metric in METRICS}
+def _quality(judgement: Judgement, teacher: Judgement) -> dict[str, Any]:
+    values = {metric: vars(judgement.interval(metric)) for metric in METRICS}
     return {
         "name": judgement.name,
         **values,
         "examples": len(judgement.table),
-        "difference": vars(paired_difference(judgement, teacher.first(len(judgement.table)), samples=samples)),
+        "difference": vars(paired_difference(judgement, teacher.first(len(judgement.table)))),
     }
 
 

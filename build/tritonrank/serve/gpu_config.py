@@ -50,7 +50,7 @@ def gpu_configs(
         recipe: its serve section, and on how many GPUs a tensor-parallel plan runs.
         target: any but the CPU.
         profiles: those of the plan; for onnxruntime, which has none, those that a plan would have.
-        cores: what ``tokenizers: auto`` is divided by.
+        cores: of the machine that serves; tokenizers get half of them.
         scores: what clients are told of the scores.
 
     Raises:
@@ -59,9 +59,8 @@ def gpu_configs(
     check_room(recipe, profiles)
     configs = model_configs(recipe.serve, list(profiles[0]), cores, scores=scores)
     _drop_deadline(configs["rank"], configs["tokenize"])
-    told = recipe.serve.tokenizers
-    for name in ("tokenize", "select"):
-        configs[name].instance_group[0].count = max(1, cores // CORES_PER_TOKENIZER) if told == "auto" else told
+    for name in ("tokenize", "select"):  # a scorer on a GPU takes more requests than one copy of them can prepare
+        configs[name].instance_group[0].count = max(1, cores // CORES_PER_TOKENIZER)
     set_parameters(configs["tokenize"], queue_requests=NO_LIMIT)
     if target is not Target.TENSORRT_TP:
         buckets = buckets_of(profiles)
@@ -107,8 +106,6 @@ def _bound_queue(config: pb.ModelConfig, settings: ServeSettings) -> None:
     """Refuse what does not fit the queue, and what waited until its deadline."""
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = settings.queue_delay_us
-    if settings.preferred_batch:
-        batching.preferred_batch_size.append(min(settings.preferred_batch, config.max_batch_size))
     policy = batching.default_queue_policy
     policy.max_queue_size = settings.queue_requests
     policy.default_timeout_microseconds = settings.deadline_ms * 1_000

@@ -97,7 +97,7 @@ def _judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Art
         if model_files(artifact.folder):
             write_rounding_twins(artifact.folder, graphs)
         else:
-            export_graphs(artifact.folder, graphs, recipe.export.opset)
+            export_graphs(artifact.folder, graphs)
         write_models(recipe, graphs, repository, available_cores())
         made = artifact.manifest
         identity = {"artifact": made.artifact[:16], "recipe": recipe.name, "stage": made.stage}

@@ -31,6 +31,12 @@ JOINT_WARMUP = ((1, 16), (16, 64), (64, 96))
 SHARED_CONTEXT_WARMUP = ((16, 1, 8), (64, 10, 16), (96, 100, 16))
 """(context tokens, candidates, tokens), for the same reason"""
 ENSEMBLE = "rank"
+MOST_HISTORY = 1_000
+"""History items accepted in one request; ``text.history_items`` of them are read."""
+MOST_TEXT_BYTES = 65_536
+"""Of one query, history item or candidate: hundreds of times what the token budgets keep of it."""
+ITEM_CACHE_ENTRIES = 100_000
+"""Item texts whose token ids the server remembers; ``text.py`` bounds their tokens, too."""
 ADMISSION_TENSORS = ("deadline", "ticket")
 """What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
 SHARED_CONTEXT_DIMS = {"context_ids": [-1], "candidate_ids": [-1, -1]}
@@ -135,9 +141,9 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
     set_parameters(
         config,
         max_candidates=settings.max_candidates,
-        max_history=settings.max_history,
-        max_text_bytes=settings.max_text_bytes,
-        item_cache_entries=settings.item_cache_entries,
+        max_history=MOST_HISTORY,
+        max_text_bytes=MOST_TEXT_BYTES,
+        item_cache_entries=ITEM_CACHE_ENTRIES,
         queue=ENSEMBLE,
         queue_requests=settings.queue_requests,
         queue_share=settings.queue_share,
@@ -164,8 +170,6 @@ def _score(
     if settings.device == "cuda":
         config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU  # so many on each GPU; each is told its own
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
-    if settings.preferred_batch:
-        config.dynamic_batching.preferred_batch_size.append(min(settings.preferred_batch, config.max_batch_size))
     for name in engine_inputs:
         dims = SHARED_CONTEXT_DIMS.get(name, [-1])
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=dims, allow_ragged_batch=True)

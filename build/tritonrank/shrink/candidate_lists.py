@@ -76,7 +76,7 @@ class _ListMaker:
         self._items = list(dataset.items)
         index = {item: place for place, item in enumerate(self._items)}
         popularity = training_popularity(events, index)
-        self._sampler = NegativeSampler(popularity, recipe.examples.popularity_exponent)
+        self._sampler = NegativeSampler(popularity)
         # Whatever a user met at any time is no negative: it might be what the judge asks for.
         met = events.group_by("user_id").agg(pl.col("item_id").unique(maintain_order=True))
         self._met = {user: np.array([index[item] for item in items]) for user, items in met.iter_rows()}

@@ -30,7 +30,7 @@ from tritonrank.rankers.modeling import first_position
 from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import torch_scorer
-from tritonrank.recipe import PruneSettings, Recipe
+from tritonrank.recipe import Recipe
 from tritonrank.shrink.cut import Kept, cut, everything
 from tritonrank.shrink.importance import Batch, choose_layers, measure_importance, most_important
 from tritonrank.shrink.sizes import target_sizes
@@ -38,7 +38,12 @@ from tritonrank.shrink.vocabulary import coverage, plain_tokenizer, shrunk, toke
 from tritonrank.train.batches import Collator
 
 LAYER_CRITERIA = ("ablation", "influence", "taylor")
-CRITERIA = ("taylor", "magnitude")
+CRITERION = "taylor"
+"""For heads and neurons: |activation x gradient| of the ranking loss. Wherever the norm of the weights was tried, it
+kept worse ones (docs/log.md)."""
+CRITERIA = (CRITERION, "magnitude")
+CALIBRATION_EXAMPLES = 64
+"""Training requests on which importance is measured, never judged ones."""
 COUNTED_REQUESTS = 50
 EXAMPLES_PER_BATCH = 8
 HELD_OUT_SHARE = 5
@@ -85,21 +90,19 @@ def prune(recipe: Recipe, dataset_folder: Path, teacher_folder: Path, folder: Pa
             return gflop_of(resized(teacher.config, sizes), counted)
 
         target = target_sizes(full, head_size_of(teacher.config), settings, recipe.tensor_parallel, gflop)
-        cutter = _Cutter(teacher, target, _calibration(dataset, teacher, tokenizer, settings, recipe.seed))
-        kept = cutter.kept(settings.layer_criterion, settings.criterion)
+        cutter = _Cutter(teacher, target, _calibration(dataset, teacher, tokenizer, recipe.seed))
+        kept = cutter.kept(settings.layer_criterion, CRITERION)
         draft.metrics |= cutter.measured
-        if settings.compare and target != full:
-            draft.metrics["validation ndcg@10 by criteria"] = _compare(cutter, settings, dataset, tokenizer)
-        if settings.vocabulary:
-            tokens, draft.metrics["vocabulary"] = _vocabulary(dataset, teacher, teacher_folder, settings.reserve_tokens)
-            kept = replace(kept, tokens=tokens)
-        if settings.positions:
-            kept = replace(kept, positions=min(full.positions, _positions(teacher, tokenizer)))
+        if target != full:
+            draft.metrics["validation ndcg@10 by criteria"] = _compare(
+                cutter, settings.layer_criterion, dataset, tokenizer
+            )
+        tokens, draft.metrics["vocabulary"] = _vocabulary(dataset, teacher, teacher_folder, settings.reserve_tokens)
+        kept = replace(kept, tokens=tokens, positions=min(full.positions, _positions(teacher, tokenizer)))
         smaller = cut(teacher, kept)
         smaller.save_pretrained(draft.folder, safe_serialization=True)
         copy_tokenizer(str(teacher_folder), draft.folder)
-        if settings.vocabulary:
-            write_tokenizer(draft.folder, kept.tokens)
+        write_tokenizer(draft.folder, kept.tokens)
         tokenizer.rules.save(draft.folder)
         score_meaning(teacher_folder).save(draft.folder)
         kept.save(draft.folder)
@@ -148,12 +151,10 @@ class _Cutter:
         return self._layers[criterion]
 
 
-def _compare(
-    cutter: _Cutter, settings: PruneSettings, dataset: Dataset, tokenizer: RequestTokenizer
-) -> dict[str, float]:
+def _compare(cutter: _Cutter, chosen: str, dataset: Dataset, tokenizer: RequestTokenizer) -> dict[str, float]:
     """NDCG@10 on the validation users right after cutting, before anything is repaired, by both criteria's names."""
-    pairs: list[tuple[str, str]] = [(settings.layer_criterion, criterion) for criterion in CRITERIA]
-    pairs += [(layer_criterion, settings.criterion) for layer_criterion in LAYER_CRITERIA]
+    pairs: list[tuple[str, str]] = [(chosen, criterion) for criterion in CRITERIA]
+    pairs += [(layer_criterion, CRITERION) for layer_criterion in LAYER_CRITERIA]
     requests = requests_of(dataset, dataset.validation, tokenizer.rules)
     found: dict[str, float] = {}
     by_choice: dict[str, float] = {}
@@ -169,12 +170,10 @@ def _compare(
     return found
 
 
-def _calibration(
-    dataset: Dataset, teacher: PreTrainedModel, tokenizer: RequestTokenizer, settings: PruneSettings, seed: int
-) -> list[Batch]:
+def _calibration(dataset: Dataset, teacher: PreTrainedModel, tokenizer: RequestTokenizer, seed: int) -> list[Batch]:
     """Training examples drawn by seed, never judged ones."""
     generator = np.random.default_rng(seed)
-    wanted = min(settings.calibration_examples, len(dataset.training))
+    wanted = min(CALIBRATION_EXAMPLES, len(dataset.training))
     picks = generator.choice(len(dataset.training), size=wanted, replace=False)
     collate = Collator(dataset, tokenizer, teacher)
     examples = [dataset.training[i] for i in sorted(picks)]

@@ -43,6 +43,13 @@ from tritonrank.tensorrt.plans import (
 from tritonrank.tensorrt.profiles import Profile, profiles_of
 
 OLDEST_TENSORRT = (10, 13)
+WORKSPACE_BYTES = 4 * 2**30
+"""What a kernel may use while it is chosen and run; TensorRT takes no more than it needs."""
+OPTIMIZATION_LEVEL = 3
+"""Builder effort: TensorRT's own default."""
+RTX_TARGETS = ("8.0", "8.9")
+"""Compute capabilities that TensorRT-RTX compiles for ahead of time, to see that a graph compiles; TensorRT itself
+takes that of the GPU that is there."""
 ENGINE_FILE = "engine.json"
 """What TensorRT's inspector says of the plan's layers; needs a GPU."""
 
@@ -128,7 +135,7 @@ def identify(
     identity = PlanIdentity(
         module=builder.name,
         version=builder.version,
-        compute_capabilities=targets(recipe.tensorrt, builder),
+        compute_capabilities=targets(builder),
         gpu=builder.gpu.name if builder.gpu else "",
         driver=builder.gpu.driver if builder.gpu else "",
         precision=precision,
@@ -144,11 +151,11 @@ def identify(
 
 def compile_settings(recipe: Recipe, precision: str, builder: Builder) -> dict[str, Any]:
     """What a plan depends on beside its graph: the recipe, TensorRT and the GPU."""
-    settings = recipe.tensorrt.model_dump(mode="json", exclude={"precisions", "calibration", "noise", "half_noise"})
+    settings = recipe.tensorrt.model_dump(mode="json", exclude={"precisions", "noise", "half_noise"})
     return {
         "precision": precision,
         "tensorrt": settings,
-        "builder": [builder.name, builder.version, *targets(recipe.tensorrt, builder)],
+        "builder": [builder.name, builder.version, *targets(builder)],
         "gpu": builder.gpu.name if builder.gpu else "",
     }
 
@@ -186,11 +193,11 @@ def find_builder(precision: str | None = None, ranks: int = 1) -> Builder:
     )
 
 
-def targets(settings: TensorRTSettings, builder: Builder) -> list[str]:
-    """Compute capabilities that a plan is built for: that of the GPU, or those that TensorRT-RTX is told."""
+def targets(builder: Builder) -> list[str]:
+    """Compute capabilities that a plan is built for: that of the GPU, or those of RTX_TARGETS."""
     if builder.name == TENSORRT:
         return [builder.gpu.compute_capability] if builder.gpu else []
-    return list(settings.rtx_targets)
+    return list(RTX_TARGETS)
 
 
 def build_plan(
@@ -258,8 +265,8 @@ def layer_types(engine: dict[str, Any]) -> dict[str, int]:
 
 def _configure(config: Any, settings: TensorRTSettings, builder: Builder) -> None:
     trt = builder.trt
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mb * 2**20)
-    config.builder_optimization_level = settings.optimization_level
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.builder_optimization_level = OPTIMIZATION_LEVEL
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector has no layers to tell
     if settings.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -267,7 +274,7 @@ def _configure(config: Any, settings: TensorRTSettings, builder: Builder) -> Non
         name = settings.hardware_compatibility.replace("-", "_").upper()
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
     if builder.name == TENSORRT_RTX:
-        wanted = targets(settings, builder)
+        wanted = targets(builder)
         config.num_compute_capabilities = len(wanted)
         for place, capability in enumerate(wanted):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), place)

@@ -24,16 +24,15 @@ def list_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Te
     return losses.sum() / pairs.sum().clamp(min=1)
 
 
-def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     """How far the student's ranking distribution is from the teacher's: listwise soft labels.
 
-    Cross-entropy of the softmax over each list, less the teacher's own entropy (so 0 when they agree), times the
-    squared temperature, which keeps the gradients' size independent of it (Hinton et al. 2015).
+    Cross-entropy of the softmax over each list, less the teacher's own entropy (so 0 when they agree), which is
+    the distillation of Hinton et al. 2015 at temperature 1.
 
     Args:
         logits, teacher_logits: (lists, candidates).
-        temperature: above 1 the teacher's low scores count for more.
     """
-    teacher = functional.log_softmax(teacher_logits.to(logits.dtype) / temperature, dim=1)
-    student = functional.log_softmax(logits / temperature, dim=1)
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    teacher = functional.log_softmax(teacher_logits.to(logits.dtype), dim=1)
+    student = functional.log_softmax(logits, dim=1)
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

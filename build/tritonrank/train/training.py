@@ -1,14 +1,14 @@
 """Train a ranker on lists: what fine-tuning and distillation have in common.
 
-The Hugging Face Trainer does the work; what is ours is the loss over lists, NDCG@10 as the judge of when to stop, the
-progress shown, and that an interrupted run goes on from its last evaluation.
+The Hugging Face Trainer does the work; what is ours is the loss over lists, NDCG@10 as the judge of which weights to
+keep, the progress shown, and that an interrupted run goes on from its last evaluation.
 """
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -35,20 +34,27 @@ from tritonrank.data.requests import requests_of
 from tritonrank.errors import RecipeError
 from tritonrank.judge.metrics import ndcg
 from tritonrank.rankers.scorers import torch_scorer
-from tritonrank.recipe import TrainingSettings
+from tritonrank.recipe import FinetuneSettings
 from tritonrank.system.machine import has_bf16_products
 from tritonrank.train.batches import Collator
 from tritonrank.train.losses import distillation_loss, list_loss
 
-FurtherLoss = Callable[[dict[str, Any]], torch.Tensor]
-"""Called with a batch after the model has seen it; what it gives is added to the loss."""
+WARMUP_RATIO = 0.1
+"""Share of the steps in which the learning rate rises; after it, it falls to 0, so that the last weights are mostly the
+best and nothing is stopped early."""
+WEIGHT_DECAY = 0.01
+"""As BERT was trained; not applied to biases and LayerNorm."""
+DISTILLATION = 0.5
+"""Share of the loss that a teacher's scores have; the labels have the rest. Both recipes that distil chose it."""
+GRADIENT_CLIP = 1.0
+"""Largest global norm of the gradient, as BERT was trained."""
 
 console = Console()
 
 
 def train_ranker(
     section: str,
-    settings: TrainingSettings,
+    settings: FinetuneSettings,
     dataset: Dataset,
     model: PreTrainedModel,
     tokenizer: RequestTokenizer,
@@ -56,13 +62,12 @@ def train_ranker(
     work: Path,
     key: str,
     seed: int,
-    further_loss: FurtherLoss | None = None,
 ) -> dict[str, Any]:
     """Train in place, up to the best validation NDCG@10.
 
     Args:
         section: of the recipe; what the progress bar and errors call this training.
-        settings: of that section.
+        settings: loss, steps and learning rate.
         dataset: its training examples are learnt from, its validation examples judge.
         model: starts from its weights and ends with the best ones.
         tokenizer: of this model.
@@ -70,7 +75,6 @@ def train_ranker(
         work: folder of the run's checkpoints; a run that was interrupted goes on from them. The caller removes it.
         key: what the run depends on; checkpoints of another key are not used.
         seed: of the order of the examples and of dropout.
-        further_loss: see FurtherLoss.
 
     Returns:
         What goes into the manifest: seconds, steps, losses, validation NDCG@10.
@@ -78,18 +82,17 @@ def train_ranker(
     Raises:
         RecipeError: mixed precision that this machine does not have.
     """
-    precision = _precision(section, settings)
+    precision = _precision(settings)
     arguments = _arguments(settings, len(dataset.training), precision, work, seed)
     trainer = _RankingTrainer(
         settings=settings,
         judge=_Judge(dataset, tokenizer, precision),
-        further_loss=further_loss,
         model=model,
         args=arguments,
         train_dataset=dataset.training,
         eval_dataset=dataset.validation,
         data_collator=Collator(dataset, tokenizer, model, teacher_scores),
-        callbacks=[_Progress(section), EarlyStoppingCallback(early_stopping_patience=settings.patience)],
+        callbacks=[_Progress(section)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress bar takes its place
     started = time.monotonic()
@@ -110,13 +113,10 @@ def wait_for_all() -> None:
 class _RankingTrainer(Trainer):
     """The Trainer with a loss over lists and NDCG@10 on the validation users as its evaluation."""
 
-    def __init__(
-        self, *, settings: TrainingSettings, judge: "_Judge", further_loss: FurtherLoss | None, **options: Any
-    ) -> None:
+    def __init__(self, *, settings: FinetuneSettings, judge: "_Judge", **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
         self._judge = judge
-        self._further_loss = further_loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         labels, teacher_logits = inputs.pop("labels"), inputs.pop("teacher_logits", None)
@@ -125,10 +125,8 @@ class _RankingTrainer(Trainer):
         logits = logits.float().view(labels.shape)
         loss = list_loss(logits, labels, self._settings.loss)
         if teacher_logits is not None:
-            soft = distillation_loss(logits, teacher_logits, self._settings.temperature)
-            loss = torch.lerp(loss, soft, self._settings.distillation)
-        if self._further_loss is not None:
-            loss = loss + self._further_loss(inputs)
+            soft = distillation_loss(logits, teacher_logits)
+            loss = torch.lerp(loss, soft, DISTILLATION)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -197,7 +195,7 @@ class _Progress(TrainerCallback):
 
 
 def _arguments(
-    settings: TrainingSettings, examples: int, precision: torch.dtype | None, work: Path, seed: int
+    settings: FinetuneSettings, examples: int, precision: torch.dtype | None, work: Path, seed: int
 ) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = max(1, round(examples * settings.epochs / (settings.examples_per_step * world)))
@@ -208,9 +206,9 @@ def _arguments(
         max_steps=steps,
         per_device_train_batch_size=settings.examples_per_step,
         learning_rate=settings.learning_rate,
-        warmup_ratio=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.gradient_clip,
+        warmup_ratio=WARMUP_RATIO,
+        weight_decay=WEIGHT_DECAY,
+        max_grad_norm=GRADIENT_CLIP,
         lr_scheduler_type="linear",
         bf16=precision is torch.bfloat16,
         fp16=precision is torch.float16,
@@ -233,13 +231,13 @@ def _arguments(
     )
 
 
-def _precision(section: str, settings: TrainingSettings) -> torch.dtype | None:
+def _precision(settings: FinetuneSettings) -> torch.dtype | None:
     """The dtype of mixed precision, or None; ``auto`` takes bf16 only where the hardware multiplies in it."""
     if settings.mixed_precision == "off":
         return None
     if settings.mixed_precision == "fp16":
         if not torch.cuda.is_available():
-            raise RecipeError(f"{section}.mixed_precision: fp16 needs a GPU; use auto, bf16 or off")
+            raise RecipeError("finetune.mixed_precision: fp16 needs a GPU; use auto, bf16 or off")
         return torch.float16
     if settings.mixed_precision == "bf16":
         return torch.bfloat16
