@@ -162,16 +162,16 @@ def test_settings_lists_every_setting_whole(columns: str) -> None:
     rows = list(setting_rows())
     assert len(rows) > 50
     lines = result.output.splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == [f"{key} = {default}" for key, default, _ in rows]
+    assert [line for line in lines if not line.startswith(" ")] == [f"{row.key} = {row.default}" for row in rows]
     words = set(result.output.split())
-    assert {word for _, _, meaning in rows for word in meaning.split()} <= words, "values and file names are whole"
+    assert {word for row in rows for word in row.description.split()} <= words, "values and file names are whole"
     assert max(len(line) for line in lines if line.startswith(" ")) <= int(columns)
 
 
 def test_every_setting_says_what_it_means() -> None:
-    for key, default, description in setting_rows():
-        assert default, key
-        assert len(description.split()) >= 2 or key.startswith("data.source"), key
+    for row in setting_rows():
+        assert row.default, row.key
+        assert len(row.description.split()) >= 2, row.key
 
 
 def test_the_command_line_starts_without_torch() -> None:

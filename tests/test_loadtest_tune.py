@@ -219,7 +219,7 @@ def test_what_was_built_anew_is_measured_anew(bench: Bench, stage: str) -> None:
 
 
 def test_the_space_is_made_of_settings_that_exist(bench: Bench) -> None:
-    known = {key for key, _, _ in setting_rows()}
+    known = {row.key for row in setting_rows()}
     space = search_space(bench.artifacts, cores=4)
     assert set(space) <= known
     assert all(values[0] == AS_IT_IS for values in space.values())

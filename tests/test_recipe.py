@@ -244,12 +244,12 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path, architecture: str) -
 
 def test_every_setting_has_a_description_and_a_unique_key() -> None:
     rows = list(setting_rows())
-    assert not {key for key, _, description in rows if not description.strip()}
-    assert len({key for key, _, _ in rows}) == len(rows)
+    assert not {row.key for row in rows if not row.description.strip()}
+    assert len({row.key for row in rows}) == len(rows)
 
 
 def test_the_reference_lists_every_field_of_every_section() -> None:
-    keys = {key.partition(" ")[0] for key, _, _ in setting_rows()}
+    keys = {row.key.partition(" ")[0] for row in setting_rows()}
     for name, field in Recipe.model_fields.items():
         for kind in get_args(field.annotation) or (field.annotation,):  # a section that may be absent is a union
             if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -259,7 +259,7 @@ def test_the_reference_lists_every_field_of_every_section() -> None:
 
 def test_the_listed_defaults_are_what_a_recipe_gets(tmp_path: Path) -> None:
     loaded = load_recipe(write(tmp_path, SMALLEST + "\nprune: {}\ndistill: {}\n"))
-    for key, default, _ in setting_rows():
+    for key, default, *_ in setting_rows():
         section, _, name = key.partition(" ")[0].rpartition(".")
         if default != "required" and section != "data":
             assert repr(getattr(getattr(loaded, section) if section else loaded, name)) == default, key
@@ -267,7 +267,7 @@ def test_the_listed_defaults_are_what_a_recipe_gets(tmp_path: Path) -> None:
 
 def test_minus_one_is_refused_by_every_number(tmp_path: Path) -> None:
     path = write(tmp_path, SMALLEST)
-    for key, default, _ in setting_rows():
+    for key, default, *_ in setting_rows():
         if key.startswith("data.") or not default.replace(".", "").replace("e-", "").isdigit():
             continue
         assert f"{key}: " in faults_of(path, f"{key}=-1"), key

@@ -31,7 +31,9 @@ def build(
 
     With --target also compile and assemble for GPUs, on the machine that will serve; see `tritonrank assemble --help`.
     """
-    loaded, workspace = open_recipe(recipe, overrides, artifacts)  # before torch is imported: a fault shows at once
+    # Before torch is imported: a fault shows at once.
+    loaded, workspace = open_recipe(recipe, overrides, artifacts, target)
+    for_cpu, _ = open_recipe(recipe, overrides, artifacts)  # what the stages make is the CPU's, whatever comes after
     from tritonrank.pipeline.stages import run_stages
     from tritonrank.report.summary_table import show_summary
 
@@ -39,7 +41,7 @@ def build(
         from tritonrank.pipeline.gpu_targets import build_target, check_target
 
         check_target(loaded, target)  # what is missing for it shows before the whole build
-    run_stages(loaded, workspace)
+    run_stages(for_cpu, workspace)
     show_summary(workspace.summary)
     if target is not Target.CPU:
         typer.echo(f"{build_target(loaded, workspace, target)}")
@@ -117,10 +119,12 @@ def compile_command(
     graphs compile. For example: tritonrank compile build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]'
     """
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    # A model that needs several GPUs may not fit on one.
+    target = Target.TENSORRT_TP if loaded.tensor_parallel > 1 else Target.TENSORRT
+    loaded, workspace = open_recipe(recipe, overrides, artifacts, target)
     from tritonrank.pipeline.gpu_targets import compile_ranks, compile_recipe
 
-    # A model that needs several GPUs may not fit on one.
-    for folder in (compile_ranks if loaded.tensor_parallel > 1 else compile_recipe)(loaded, workspace):
+    for folder in (compile_ranks if target is Target.TENSORRT_TP else compile_recipe)(loaded, workspace):
         typer.echo(f"{folder}")
 
 
@@ -152,7 +156,7 @@ def assemble(
 
     For example: tritonrank assemble build/recipes/demo.yaml --set 'tensorrt.precisions=[fp16]' --target tensorrt
     """
-    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    loaded, workspace = open_recipe(recipe, overrides, artifacts, target)
     if target is Target.CPU:
         from tritonrank.pipeline.stages import run_stages
 

@@ -48,9 +48,13 @@ def options(
     """What stands before the command."""
 
 
-def open_recipe(recipe: Path, overrides: list[str], artifacts: Path) -> "tuple[Recipe, Workspace]":
-    """The recipe, checked, and where its artifacts lie."""
-    from tritonrank.recipe import load_recipe  # not above: machines that serve have no pydantic
+def open_recipe(
+    recipe: Path, overrides: list[str], artifacts: Path, target: Target | None = None
+) -> "tuple[Recipe, Workspace]":
+    """The recipe, checked, and where its artifacts lie; with a target no setting may be named that it ignores."""
+    from tritonrank.recipe import load_recipe, require_effects  # not above: machines that serve have no pydantic
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides, target or Target.CPU)
+    if target is not None:
+        require_effects(loaded, target, overrides)
     return loaded, Workspace.of(loaded, artifacts)

@@ -1,7 +1,9 @@
 """The verb that lists the settings of a recipe."""
 
+import json
 import shutil
 import textwrap
+from typing import Annotated
 
 import typer
 
@@ -9,10 +11,22 @@ from tritonrank.cli.options import app
 
 
 @app.command()
-def settings() -> None:
-    """List every setting of a recipe with its default and the reason for it."""
-    from tritonrank.recipe import setting_rows
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md")] = False,
+    schema: Annotated[bool, typer.Option("--json", help="As a JSON Schema, for editors that check YAML")] = False,
+) -> None:
+    """List every setting of a recipe with its default, the reason for it, and where it has an effect.
 
+    A setting that the chosen target does not use is refused by build, assemble and compile.
+    """
+    from tritonrank.recipe import Recipe, setting_rows, settings_page
+
+    if schema:
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+        return
+    if markdown:
+        typer.echo(settings_page(), nl=False)
+        return
     # Not a table: in 80 columns that cuts values and file names, or breaks every sentence after three words.
     indent = 4 * " "
     meanings = textwrap.TextWrapper(
@@ -22,7 +36,7 @@ def settings() -> None:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    for key, default, meaning in setting_rows():
-        typer.echo(typer.style(key, bold=True) + f" = {default}")
-        for line in meanings.wrap(meaning):
+    for row in setting_rows():
+        typer.echo(typer.style(row.key, bold=True) + f" = {row.default}")
+        for line in meanings.wrap(row.description + (f" [{row.used}]" if row.used else "")):
             typer.echo(line)

@@ -5,11 +5,13 @@ Every setting is declared here once, with its default, its unit and the reason f
 wants different. ``load_recipe`` reports all faults of a file together, each with line and key.
 """
 
+from tritonrank.recipe.applicability import require_effects
 from tritonrank.recipe.base import Settings, SourcePath
 from tritonrank.recipe.data import DataSettings, ExampleSettings, MovieLensData, SampleData, TablesData
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
+from tritonrank.recipe.page import settings_page
 from tritonrank.recipe.serving import ServeSettings
 from tritonrank.recipe.text import DEFAULT_BUDGETS, TextSettings
 from tritonrank.recipe.training import (
@@ -42,5 +44,7 @@ __all__ = [
     "TensorRTSettings",
     "TextSettings",
     "load_recipe",
+    "require_effects",
     "setting_rows",
+    "settings_page",
 ]

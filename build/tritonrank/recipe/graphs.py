@@ -1,10 +1,11 @@
 """The gate, and the graphs that it judges: ONNX, INT8, TensorRT."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from tritonrank.recipe.applicability import Used
 from tritonrank.recipe.base import Settings
 
 
@@ -71,7 +72,9 @@ class TensorRTSettings(Settings):
         description="largest change of the logits by FP16, as quantize.noise; kinds of operators go back to FP32 until "
         "it holds",
     )
-    requests: int = Field(
+    requests: Annotated[
+        int, Used("the rows of a joint ranker's plan are those of candidate_buckets", architecture="shared-context")
+    ] = Field(
         4,
         ge=1,
         le=64,

@@ -1,15 +1,31 @@
 """Every setting with its default and its reason: the reference behind ``tritonrank settings``."""
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from tritonrank.recipe.applicability import used_where
 from tritonrank.recipe.whole import Recipe
 
 
-def setting_rows(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every setting as (key, default, description), in file order."""
+class SettingRow(NamedTuple):
+    """One setting."""
+
+    key: str
+    default: str
+    description: str
+    used: str
+    """where it has an effect; empty: everywhere"""
+
+
+def setting_rows() -> Iterator[SettingRow]:
+    """Every setting, in file order."""
+    return _rows(Recipe, "", "")
+
+
+def _rows(model: type[BaseModel], prefix: str, used: str) -> Iterator[SettingRow]:
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         sections = _sections(field.annotation)
@@ -17,19 +33,26 @@ def setting_rows(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[
             yield from _data_rows(key, sections)
         elif sections:
             for section in sections:
-                yield from setting_rows(section, f"{key}.")
+                yield from _rows(section, f"{key}.", _used(field))
         else:
-            yield key, "required" if field.is_required() else repr(field.default), field.description or ""
+            default = "required" if field.is_required() else repr(field.default)
+            where = "; ".join(filter(None, [used, _used(field)]))
+            yield SettingRow(key, default, field.description or "", where)
 
 
-def _data_rows(key: str, sources: list[type[BaseModel]]) -> Iterator[tuple[str, str, str]]:
+def _data_rows(key: str, sources: list[type[BaseModel]]) -> Iterator[SettingRow]:
     """The source decides which settings there are; it is one setting, and the others say whose they are."""
     by_source = {get_args(source.model_fields["source"].annotation)[0]: source for source in sources}
-    yield f"{key}.source", "required", f"where the data come from: {', '.join(by_source)}"
+    yield SettingRow(f"{key}.source", "required", f"where the data come from: {', '.join(by_source)}", "")
     for name, source in by_source.items():
-        for nested, default, description in setting_rows(source, f"{key}."):
-            if nested != f"{key}.source":
-                yield f"{nested} ({name})", default, description
+        for row in _rows(source, f"{key}.", ""):
+            if row.key != f"{key}.source":
+                yield row._replace(key=f"{row.key} ({name})")
+
+
+def _used(field: FieldInfo) -> str:
+    mark = used_where(field)
+    return mark.in_words() if mark else ""
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

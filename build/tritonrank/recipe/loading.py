@@ -1,5 +1,6 @@
 """Reading a recipe: all faults of a file together, each with its line and its key."""
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,20 +9,23 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
+from tritonrank.recipe.applicability import for_target
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.overrides import apply_override, read_override_files
 from tritonrank.recipe.removed import what_became_of
 from tritonrank.recipe.whole import Recipe
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), target: Target = Target.CPU) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: a YAML file.
         overrides: ``section.key=value`` strings, the value in YAML, or ``@FILE`` with a YAML mapping of sections; they
             win over the file, and later ones over earlier ones.
+        target: whose section of `serve` counts; those of the others are checked, too.
 
     Raises:
         RecipeError: the file is missing, is not YAML, or has faults; all faults are in the one message.
@@ -40,12 +44,27 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a YAML mapping with at least `name` and `data`")
-    for override in read_override_files(overrides):
+    told = list(read_override_files(overrides))
+    serve = values.get("serve")
+    others = [one for one in Target if one is not target and isinstance(serve, dict) and one in serve]
+    for other in others:
+        _validate(path, values, told, other, lines)
+    return _validate(path, values, told, target, lines)
+
+
+def _validate(
+    path: Path, values: dict[str, Any], overrides: Sequence[str], target: Target, lines: dict[tuple[str, ...], int]
+) -> Recipe:
+    """The recipe for one target."""
+    values = copy.deepcopy(values)
+    if isinstance(values.get("serve"), dict):  # before the overrides, which win over any section of the file
+        values["serve"] = for_target(values["serve"], target)
+    for override in overrides:
         apply_override(values, override)
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(values, context={"target": target})
     except ValidationError as error:
-        faults = [_describe_fault(fault, path, lines) for fault in error.errors()]
+        faults = [_describe_fault(fault, path, lines, target) for fault in error.errors()]
         raise RecipeError(f"{path} has {len(faults)} fault(s):\n" + "\n".join(faults)) from None
 
 
@@ -57,12 +76,15 @@ def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator
             yield from _key_lines(value_node, location)
 
 
-def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int]) -> str:
+def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int], target: Target) -> str:
     # pydantic puts the tag of a discriminated union (here the data source) into the location; a file has no such key.
     location = tuple(str(part) for part in fault["loc"])
     if location[:1] == ("data",) and len(location) > 1 and location[1] in {"sample", "movielens", "tables"}:
         location = ("data", *location[2:])
     known = location
+    of_target = (*location[:1], str(target), *location[1:])  # serve.tensorrt.instances is checked as serve.instances
+    if location[:1] == ("serve",) and of_target in lines:
+        known = location = of_target
     while known and known not in lines:
         known = known[:-1]
     place = f"{path}:{lines[known]}" if known else f"{path}"

@@ -29,7 +29,7 @@ def read_override_files(overrides: Sequence[str]) -> Iterator[str]:
 
 def apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):
+    if not separator or not re.fullmatch(r"\w+(\.[\w-]+)*", key):
         raise RecipeError(f"--set {override!r}: expected section.key=value, such as finetune.epochs=2")
     *sections, leaf = key.split(".")
     target = values

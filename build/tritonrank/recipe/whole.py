@@ -1,7 +1,11 @@
 """The recipe as a whole, and what its sections ask of one another."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
+from tritonrank.artifacts.workspace import Target
+from tritonrank.recipe.applicability import GPU_TARGETS, Used
 from tritonrank.recipe.base import Settings
 from tritonrank.recipe.data import DataSettings, ExampleSettings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
@@ -13,7 +17,14 @@ from tritonrank.recipe.training import DistillSettings, FinetuneSettings, ModelS
 class Recipe(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="names artifacts/<name>/")
     seed: int = Field(17, ge=0, lt=2**32, description="fixes data, sampling, training order and initial weights")
-    tensor_parallel: int = Field(
+    tensor_parallel: Annotated[
+        int,
+        Used(
+            "every GPU has the whole ranker",
+            (Target.CPU, Target.TENSORRT, Target.TENSORRT_TP),  # tensorrt says itself what does not fit it
+            idle=1,
+        ),
+    ] = Field(
         1,
         ge=1,
         le=64,
@@ -29,7 +40,10 @@ class Recipe(Settings):
     distill: DistillSettings | None = None
     gate: GateSettings = GateSettings()
     quantize: QuantizeSettings = QuantizeSettings()
-    tensorrt: TensorRTSettings = TensorRTSettings()
+    tensorrt: Annotated[
+        TensorRTSettings,
+        Used("graphs and plans of this section are made for GPUs", GPU_TARGETS, or_device="cuda"),
+    ] = TensorRTSettings()
     serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")
