@@ -132,9 +132,9 @@ def test_tensorrt_comes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, tin
     only(monkeypatch, tensorrt="10.13.0", tensorrt_rtx="1.7")
     builder = find_builder()
     assert (builder.name, builder.version) == ("tensorrt", "10.13.0")
-    assert targets(tiny_recipe.tensorrt, builder) == ["8.0"]
+    assert targets(builder) == ["8.0"]
     only(monkeypatch, tensorrt_rtx="1.7")
-    assert targets(tiny_recipe.tensorrt, find_builder()) == ["8.0", "8.9"]
+    assert targets(find_builder()) == ["8.0", "8.9"]
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def test_a_text_file_of_another_model_is_noticed(certain: Build, requests: list[
 def test_a_failed_proof_publishes_nothing(certain: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = export.export_graphs
 
-    def tampered(checkpoint: Path, folder: Path, opset: int) -> None:
-        real(checkpoint, folder, opset)
+    def tampered(checkpoint: Path, folder: Path) -> None:
+        real(checkpoint, folder)
         model = onnx.load(folder / MODEL_FILE)
         change_weight(model)
         onnx.save(model, folder / MODEL_FILE)

@@ -244,7 +244,7 @@ def test_a_plan_of_another_graph_is_refused(target: Target, joint_recipe: Recipe
 @pytest.mark.parametrize("target", RECIPES)
 @pytest.mark.parametrize(
     ("section", "change", "stage"),
-    [("finetune", {"epochs": 7.0}, "teacher"), ("export", {"opset": 17}, "onnx"), ("", {"seed": 3}, "dataset")],
+    [("finetune", {"epochs": 7.0}, "teacher"), ("", {"seed": 3}, "dataset")],
 )
 def test_plans_that_the_recipe_would_not_make_any_more_are_refused(
     section: str,

@@ -95,7 +95,6 @@ def test_all_stages_run_once_in_order(makers: Makers, tiny_recipe: Recipe) -> No
         ("text", {"history_tokens": 60}, "prepare"),
         ("model", {"base": PACKAGED_MINILM}, "prepare"),
         ("finetune", {"learning_rate": 0.002}, "finetune"),
-        ("export", {"tolerance": 1e-5}, "export"),
         ("quantize", {"exclude": ["layer.0"]}, "quantize"),
         ("gate", {"budget": 0.2}, "quantize"),
         ("serve", {"deadline_ms": 99}, "assemble"),

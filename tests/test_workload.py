@@ -128,7 +128,7 @@ def test_candidates_are_drawn_by_popularity(
     """With one candidate each, the counts are those of single draws by weight among what the user never met."""
     requests = make(requests=20_000, candidates="1", users="zipf:0")
     liked = Counter(dataset.training_events.filter(pl.col("label") == 1)["item_id"].to_list())
-    weights = np.array([(liked[item] + 1) ** RECIPE.examples.popularity_exponent for item in dataset.items])
+    weights = np.array([(liked[item] + 1) ** POPULARITY_EXPONENT for item in dataset.items])
     expected = np.zeros(len(weights))
     met = met_items(artifacts)
     for user, visits in Counter(request.user_id for request in requests).items():
@@ -239,7 +239,7 @@ def test_items_without_a_text_are_not_offered(artifacts: Path, dataset: Dataset,
     root = tmp_path / "tiny"
     shutil.copytree(artifacts, root)
     blank = dataset.test[0].candidates[3]
-    with write_artifact(root / "dataset", "prepare", {"examples": {"popularity_exponent": 0.75}}, {}) as draft:
+    with write_artifact(root / "dataset", "prepare", {}, {}) as draft:
         for path in (artifacts / "dataset").glob("*.parquet"):
             shutil.copyfile(path, draft.folder / path.name)
         items = pl.read_parquet(draft.folder / "items.parquet")
