@@ -96,6 +96,13 @@ def test_what_has_no_effect_is_refused(text: str, target: Target, key: str, inst
     assert line.endswith(instead)
 
 
+@pytest.mark.parametrize(
+    ("text", "target"), [("serve: {instances: 1}", Target.TENSORRT_TP), ("tensor_parallel: 1", Target.ONNXRUNTIME)]
+)
+def test_what_is_so_anyway_may_be_said(text: str, target: Target, recipe: Path) -> None:
+    require_effects(loaded(recipe, text, target=target), target)
+
+
 def test_all_of_them_come_in_one_message(recipe: Path) -> None:
     found = loaded(recipe, "serve: {queue_share: 0.5, threads: 2, queue_requests: 9}", target=Target.TENSORRT)
     with pytest.raises(RecipeError) as caught:

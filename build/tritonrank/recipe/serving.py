@@ -71,7 +71,7 @@ class ServeSettings(Settings):
     )
     instances: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"],
-        Used("all GPUs together are one instance", (Target.CPU, Target.ONNXRUNTIME, Target.TENSORRT)),
+        Used("all GPUs together are one instance", (Target.CPU, Target.ONNXRUNTIME, Target.TENSORRT), idle=1),
     ] = Field(
         "auto",
         description="copies of the scorer; auto: one per 4 cores, at least 2, so that a large request leaves "
