@@ -17,6 +17,7 @@ from conftest import TESTS
 from test_cli import main
 from tritonrank.artifacts import write_artifact
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.negatives import POPULARITY_EXPONENT
 from tritonrank.data.prepare import Dataset, prepare
 from tritonrank.data.workload import make_workload
 from tritonrank.data.workload_settings import (
