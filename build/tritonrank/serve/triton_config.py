@@ -122,7 +122,7 @@ def _rank(settings: ServeSettings, engine_inputs: Sequence[str], scores: Mapping
         config,
         **scores,
         max_candidates=settings.max_candidates,
-        max_text_bytes=settings.max_text_bytes,
+        max_text_bytes=MOST_TEXT_BYTES,
         deadline_ms=settings.deadline_ms,
     )
     return config
