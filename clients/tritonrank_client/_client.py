@@ -24,8 +24,8 @@ class RankClient(ClientBase):
 
     Args:
         url: grpc://, grpcs://, http:// or https://, host and port: the scheme decides protocol and encryption.
-            Without a port, http is 80, https and grpcs are 443. An HTTP URL may have a base path.
-            file:///FOLDER is an artifact on this machine, without a server (see `open`).
+            Without a port, http is 80, https and grpcs are 443. An HTTP URL may have a base path. Before the URL of a
+            gateway stands gateway+; file:///FOLDER is an artifact on this machine, without a server (see `open`).
         model: the ensemble to ask.
         model_version: a version number as text; empty lets the server choose.
         timeout: seconds a call may take, retries included, unless the call says otherwise.
@@ -165,6 +165,10 @@ class RankClient(ClientBase):
             call, lambda seconds: (self._transport.metadata(seconds), self._transport.config(call.seconds_left))
         )
         return self._read(call, lambda: read_model_info(metadata, config))
+
+    def _is_triton(self) -> bool:
+        """Whether a Triton answers at an HTTP URL; tried again like `rank` while nobody does."""
+        return self._attempt(self._begin(None), self._transport.is_triton)
 
     def close(self) -> None:
         """Close the connections. May be called again. A call still running in another thread ends first."""

@@ -178,6 +178,9 @@ class GrpcTransport:
         answer = self._ask("ModelConfig", self._messages.model(service_pb2.ModelConfigRequest), seconds)
         return plain(answer.config)
 
+    def is_triton(self, seconds: float) -> bool:
+        return True
+
     def close(self) -> None:
         self._wire.close()
 

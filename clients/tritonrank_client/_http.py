@@ -64,19 +64,22 @@ class HttpTransport:
             raise
 
     def server_live(self, seconds: float) -> bool:
-        return _is_yes(self._get(self._pages.live, seconds))
+        return is_yes(self._get(self._pages.live, seconds))
 
     def server_ready(self, seconds: float) -> bool:
-        return _is_yes(self._get(self._pages.ready, seconds))
+        return is_yes(self._get(self._pages.ready, seconds))
 
     def model_ready(self, seconds: float) -> bool:
-        return _is_yes(self._get(self._pages.model_ready, seconds))
+        return is_yes(self._get(self._pages.model_ready, seconds))
 
     def metadata(self, seconds: float) -> Any:
         return _read_json(self._get(self._pages.metadata, seconds))
 
     def config(self, seconds: float) -> Any:
         return _read_json(self._get(self._pages.config, seconds))
+
+    def is_triton(self, seconds: float) -> bool:
+        return _is_triton(self._get(self._pages.server, seconds))
 
     def close(self) -> None:
         with self._lock:
@@ -183,20 +186,17 @@ class AsyncHttpTransport:
         try:
             return _read_inference(answer, request_id)
         except ForeignAnswerError:
-            # aiohttp has the connection back and does not say which it was, so all go; calls on them are sent again.
-            if session is self._session and not session.closed:
-                self._session = self._open_session()
-            await session.close()
+            await self._start_afresh(session)
             raise
 
     async def server_live(self, seconds: float) -> bool:
-        return _is_yes(await self._get(self._pages.live, seconds))
+        return is_yes(await self._get(self._pages.live, seconds))
 
     async def server_ready(self, seconds: float) -> bool:
-        return _is_yes(await self._get(self._pages.ready, seconds))
+        return is_yes(await self._get(self._pages.ready, seconds))
 
     async def model_ready(self, seconds: float) -> bool:
-        return _is_yes(await self._get(self._pages.model_ready, seconds))
+        return is_yes(await self._get(self._pages.model_ready, seconds))
 
     async def metadata(self, seconds: float) -> Any:
         return _read_json(await self._get(self._pages.metadata, seconds))
@@ -206,6 +206,12 @@ class AsyncHttpTransport:
 
     async def close(self) -> None:
         await self._session.close()
+
+    async def _start_afresh(self, session: aiohttp.ClientSession) -> None:
+        # aiohttp has the connection back and does not say which it was, so all go; calls on them are sent again.
+        if session is self._session and not session.closed:
+            self._session = self._open_session()
+        await session.close()
 
     async def _get(self, path: str, seconds: float) -> Answer:
         return await self._exchange("GET", path, self._pages.headers, None, seconds)
@@ -248,6 +254,7 @@ class _Pages:
         model = f"{settings.path}/v2/models/{quote(settings.model, safe='')}"
         if settings.model_version:
             model += f"/versions/{settings.model_version}"
+        self.server = f"{settings.path}/v2"
         self.live = f"{settings.path}/v2/health/live"
         self.ready = f"{settings.path}/v2/health/ready"
         self.model_ready = f"{model}/ready"
@@ -301,11 +308,21 @@ def _read_json(answer: Answer) -> Any:
     return json.loads(checked_body(answer))
 
 
-def _is_yes(answer: Answer) -> bool:
+def is_yes(answer: Answer) -> bool:
     """Whether a health page says yes. Triton says no with 400; what others say in its place is raised."""
     if 300 <= answer.status < 400 or answer.status in (401, 403, 407):
         checked_body(answer)
     return answer.status == 200
+
+
+def _is_triton(answer: Answer) -> bool:
+    """Whether a server's page about itself is Triton's; one that is not there now is raised, to be asked again."""
+    if 300 <= answer.status < 400 or answer.status >= 500:
+        checked_body(answer)
+    try:
+        return answer.status == 200 and "extensions" in json.loads(answer.body)
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def checked_body(answer: Answer) -> bytes:
@@ -339,8 +356,9 @@ def _redirection(answer: Answer) -> str:
 
 
 def _error_of(body: bytes) -> str:
-    """The message in an error of Triton's, or the beginning of what came instead."""
+    """The message in an error of Triton's or a gateway's, or the beginning of what came instead."""
     try:
-        return str(json.loads(body)["error"])
+        error = json.loads(body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)  # an object is a gateway's
     except (ValueError, TypeError, KeyError, RecursionError):
         return body[:1000].decode("utf-8", errors="replace")

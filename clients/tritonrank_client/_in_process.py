@@ -88,6 +88,9 @@ class InProcessTransport:
     def config(self, seconds: float) -> Any:
         return self._folder.config()
 
+    def is_triton(self, seconds: float) -> bool:
+        return False
+
     def close(self) -> None:
         """Let go of the engine; a call that is still running keeps it to its end."""
         self._ranker = None

@@ -11,6 +11,7 @@ from ._options import (
     DEFAULT_LARGEST_ANSWER_BYTES,
     DEFAULT_MODEL,
     DEFAULT_TIMEOUT_SECONDS,
+    GATEWAY,
     TLS,
     KeepAlive,
     Retry,
@@ -32,7 +33,9 @@ def open(
 ) -> RankClient:
     """The client for a target; its methods and results are the same for each, and so are its errors.
 
-    - `grpc://`, `grpcs://`, `http://`, `https://`: a Triton.
+    - `grpc://`, `grpcs://`: a Triton.
+    - `http://`, `https://`: a Triton or a gateway. Which of them is asked once, now: a Triton answers `/v2` with its
+      name. `gateway+http://` and `gateway+https://` say that it is a gateway, and nothing is asked.
     - a path, or `file:///...`: an artifact in this process, without a server: a build (`artifacts/NAME`), its
       `repository`, or the folder of one stage (`onnx`, `int8`). It brings the code that it ranks with, which runs
       with the rights of this process. Needs numpy, tokenizers and onnxruntime; texts, limits and order are those of
@@ -46,6 +49,7 @@ def open(
     Raises:
         ValueError: an argument is wrong, or the folder holds no artifact that can rank here; the message names it.
         ModuleNotFoundError: what a folder's ranker needs is not installed; the message has the command.
+        Unavailable, DeadlineExceeded: nobody answered whether there is a Triton or a gateway.
     """
     options: dict[str, Any] = dict(  # noqa: C408 - as they are passed on
         model=model,
@@ -76,4 +80,7 @@ def _url_of(target: str | Path, options: Mapping[str, Any]) -> str:
     """The URL that says all: a path as a file URL, a gateway as one."""
     if isinstance(target, Path) or "://" not in target:
         return Path(target).absolute().as_uri()
-    return target
+    if not target.startswith(("http://", "https://")):
+        return target
+    with RankClient(target, **options) as asking:
+        return target if asking._is_triton() else GATEWAY + target

@@ -26,13 +26,16 @@ OVERLOAD_ATTEMPTS = 3
 LARGEST_MESSAGE_BYTES = 2**31 - 1
 """gRPC's own limit, that of a signed 32-bit length."""
 
+GATEWAY = "gateway+"
+"""Before http or https: a gateway is there, not a Triton."""
+
 FOLDER_SCHEME = "file"
 
-SCHEMES = {"grpc": False, "grpcs": True, "http": False, "https": True}
+SCHEMES = {"grpc": False, "grpcs": True, "http": False, "https": True, "gateway+http": False, "gateway+https": True}
 """Those with a host -> whether they are encrypted."""
 
 # As everybody writes the address behind an ingress. Plain gRPC has no port of its own, so it must be named.
-DEFAULT_PORTS = {"http": 80, "https": 443, "grpcs": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443, "grpcs": 443, "gateway+http": 80, "gateway+https": 443}
 
 HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
@@ -173,6 +176,9 @@ class Settings:
         else:
             self._check_url()
             _require(self.threads == 0, "threads", self.threads, "none for a server; it has its own")
+        if self.is_gateway:
+            is_default = self.model == DEFAULT_MODEL and not self.model_version
+            _require(is_default, "model", self.model, "none for a gateway; it has one")
         _require(bool(self.model) and isinstance(self.model, str), "model", self.model, "a model's name")
         version_fits = isinstance(self.model_version, str) and (not self.model_version or self.model_version.isdigit())
         _require(version_fits, "model_version", self.model_version, "a number as text, or an empty one")
@@ -196,6 +202,11 @@ class Settings:
     def is_grpc(self) -> bool:
         """Whether the URL names gRPC rather than HTTP."""
         return self._parts.scheme in ("grpc", "grpcs")
+
+    @property
+    def is_gateway(self) -> bool:
+        """Whether the URL names a gateway rather than a Triton."""
+        return self._parts.scheme.startswith(GATEWAY)
 
     @property
     def is_folder(self) -> bool:
@@ -248,7 +259,8 @@ class Settings:
     def _check_url(self) -> None:
         wanted = (
             "expected SCHEME://HOST:PORT with scheme grpc, grpcs, http or https, such as grpc://127.0.0.1:8001, "
-            "or file:///FOLDER; without a port, http is 80, https and grpcs are 443"
+            "gateway+http or gateway+https for a gateway, or file:///FOLDER; "
+            "without a port, http is 80, https and grpcs are 443"
         )
         if not isinstance(self.url, str):
             raise TypeError(f"url: {wanted}; got {self.url!r}")

@@ -35,6 +35,9 @@ class Transport(Protocol):
     def config(self, seconds: float) -> Any:
         """The model's configuration, likewise."""
 
+    def is_triton(self, seconds: float) -> bool:
+        """Whether a Triton answers; a gateway is none."""
+
     def close(self) -> None:
         """Close the connections."""
 
@@ -73,6 +76,10 @@ def open_transport(settings: Settings) -> Transport:
         from ._in_process import InProcessTransport
 
         return InProcessTransport(settings)
+    if settings.is_gateway:
+        from ._gateway import GatewayTransport
+
+        return GatewayTransport(settings)
     if settings.is_grpc:
         from ._grpc import GrpcTransport
 
@@ -88,6 +95,10 @@ def open_async_transport(settings: Settings) -> AsyncTransport:
         from ._in_process import AsyncInProcessTransport
 
         return AsyncInProcessTransport(settings)
+    if settings.is_gateway:
+        from ._gateway import AsyncGatewayTransport
+
+        return AsyncGatewayTransport(settings)
     if settings.is_grpc:
         from ._grpc import AsyncGrpcTransport
 

@@ -26,6 +26,7 @@ from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.texts import characters_of, fit, fit_text
 
 DEADLINE_HEADERS = ("x-deadline-ms", "x-envoy-expected-rq-timeout-ms")
+USER_HEADER = "x-user-id"
 LONGEST_REQUEST_ID = 128
 Body = TypeVar("Body")
 Asked = ScoreType | Literal["own", "probability"]
@@ -161,6 +162,7 @@ class Call:
         history, _ = fit(asked.history, model.max_text_bytes, False)
         ready = replace(
             asked,
+            user=asked.user or self.http.headers.get(USER_HEADER, ""),
             query=fit_text(asked.query, model.max_text_bytes),
             items=fitted,
             history=history,

@@ -26,6 +26,7 @@ class RankRequest:
         want: what to tell beside the ranking.
         max_item_tokens: an item is cut to so many tokens; 0 is the ranker's own budget.
         truncate_left: an item that is too long keeps its end.
+        user: who asks, where that is known: requests of one user go to the same replica, and are answered the same.
     """
 
     query: str
@@ -37,6 +38,7 @@ class RankRequest:
     want: tuple[Wish, ...] = ()
     max_item_tokens: int = 0
     truncate_left: bool = False
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

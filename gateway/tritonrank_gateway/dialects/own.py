@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter
 from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from tritonrank_client import RankError
 
-from tritonrank_gateway.call import Call, tokens_of
+from tritonrank_gateway.call import Call, Gateway, tokens_of
 from tritonrank_gateway.documents import Document
 from tritonrank_gateway.endpoint import Dialect, Route, add_route
-from tritonrank_gateway.ranking import Item, Ranking, RankRequest
-from tritonrank_gateway.refusal import Refusal
+from tritonrank_gateway.ranking import Item, Ranking, RankRequest, Wish
+from tritonrank_gateway.refusal import STATUS, Refusal, refusal_of
 
 router = APIRouter()
 
@@ -32,6 +35,8 @@ class OwnRank(msgspec.Struct, forbid_unknown_fields=True):
     truncate: bool = True
     truncation_direction: Literal["left", "right"] = "right"
     return_items: bool = False
+    details: list[Wish] = []
+    user: str = ""
 
 
 DECODER = msgspec.json.Decoder(OwnRank)
@@ -51,11 +56,12 @@ async def rank(call: Call) -> dict[str, Any]:
         top_k=body.top_k,
         max_item_tokens=body.max_item_tokens,
         truncate_left=body.truncation_direction == "left",
+        user=body.user,
     )
     ranking = await call.rank(asked, "items", may_truncate=body.truncate)
     scores = await call.tell(ranking, body.score_type)
     places = zip(ranking.indices, ranking.logits, scores, strict=True)
-    return {
+    answer = {
         "model": call.gateway.model_name,
         "artifact": ranking.artifact,
         "score_type": call.done.score_type,
@@ -69,6 +75,8 @@ async def rank(call: Call) -> dict[str, Any]:
         "seconds": {"queue": call.done.queue_seconds, "ranker": call.done.backend_seconds},
         "cached": ranking.is_cached,
     }
+    # Of all items in the order of the request, those that top_k or equal ids left out as well.
+    return answer | ({"details": {name: getattr(ranking, name) for name in body.details}} if body.details else {})
 
 
 def _item(document: Document) -> Item:
@@ -97,3 +105,21 @@ def error(status: int, refusal: Refusal) -> dict[str, Any]:
 RANK = Route(Dialect("own", error), rank, OwnRank)
 EXAMPLE = {"query": "a lamp for my desk", "items": ["desk lamp", "garden chair", "desk"], "history": ["oak desk"]}
 add_route(router, "/v1/rank", RANK, EXAMPLE, "Rank items for a query and a history")
+
+
+@router.get("/v1/rank", summary="What ranks: the model as its server describes it", tags=["own"])
+async def describe(request: Request) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    try:
+        gateway.keys.of(request.headers)
+        info = await gateway.backend.info()
+    except Refusal as refusal:
+        return _refused(refusal)
+    except RankError as failure:
+        return _refused(refusal_of(failure, gateway.load.queued_seconds))
+    return Response(msgspec.json.encode(info), media_type="application/json")
+
+
+def _refused(refusal: Refusal) -> Response:
+    status = STATUS[refusal.kind]
+    return Response(msgspec.json.encode(error(status, refusal)), status, media_type="application/json")
