@@ -16,19 +16,12 @@ from typing import Any, Literal
 import uvicorn
 
 from tritonrank_gateway.app import create_app, create_metrics_app
-from tritonrank_gateway.backend import TritonBackend
+from tritonrank_gateway.compose import compose
 from tritonrank_gateway.metrics import Metrics
-from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.settings import GatewaySettings
 
 GRACE_SECONDS = 10
 """How long running requests may take when the gateway is told to stop."""
-
-
-def compose(settings: GatewaySettings, metrics: Metrics) -> Backend:
-    """What ranks for a gateway with these settings."""
-    url = f"grpc://{settings.triton[0]}"
-    return TritonBackend(url, model=settings.model, timeout=settings.deadline_s)
 
 
 def serve(settings: GatewaySettings) -> None:

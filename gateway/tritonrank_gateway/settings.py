@@ -35,7 +35,10 @@ class GatewaySettings:
     max_characters: Annotated[int, "of all texts of a request together; more are refused with 413"] = 8_000_000
     max_in_flight: Annotated[int, "requests that wait for an answer at once; more are refused with 429"] = 256
     max_queued_s: Annotated[float, "estimated seconds of work that may be waiting; more is refused with 429"] = 10.0
-    cache_entries: Annotated[int, "rankings that are remembered and given again for the same texts; 0 for none"] = 0
+    cache_mb: Annotated[int, "MiB of rankings that are kept and given again for the same texts; 0 for none"] = 0
+    golden: Annotated[Path | None, "golden.json of the artifact's repository, to tell which replica is well"] = None
+    probe_s: Annotated[float, "seconds between two golden requests to one of several replicas"] = 1.0
+    hedge_after_s: Annotated[float, "a request that takes longer goes to a second replica, too; 0 for never"] = 0.0
     playground: Annotated[bool, "serve the page /playground"] = True
     access_log: Annotated[bool, "write a line of JSON per request to standard output"] = True
 
@@ -44,11 +47,13 @@ class GatewaySettings:
             _require(0 <= getattr(self, name) < 65_536, name, getattr(self, name), "a port")
         for name in ("deadline_s", *(one.name for one in fields(self) if one.name.startswith("max_"))):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        _require(self.cache_entries >= 0, "cache_entries", self.cache_entries, "0 or more")
+        for name in ("cache_mb", "hedge_after_s"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.probe_s > 0, "probe_s", self.probe_s, "a number above 0")
         _require(bool(self.triton) and all(":" in one for one in self.triton), "triton", self.triton, "HOST:PORT")
         pair = (self.tls_certificate, self.tls_key)
         _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
-        for name in ("keys_file", "tls_certificate", "tls_key"):
+        for name in ("keys_file", "golden", "tls_certificate", "tls_key"):
             path = getattr(self, name)
             _require(path is None or path.is_file(), name, path, "a file that exists")
         _require("*" not in self.cors or len(self.cors) == 1, "cors", self.cors, "origins, or * alone")

@@ -1,0 +1,92 @@
+"""The backend of a gateway by its settings: one Triton or several, with a result cache in front or without."""
+
+from functools import partial
+
+from prometheus_client import Counter, Gauge
+from tritonrank_client import Retry
+
+from tritonrank_gateway.backend import PASS_REFUSALS_ON, TritonBackend
+from tritonrank_gateway.golden import GoldenRequest
+from tritonrank_gateway.metrics import Metrics
+from tritonrank_gateway.ranking import Backend
+from tritonrank_gateway.replicas import PoolSettings, Replica, ReplicaPool, names_of
+from tritonrank_gateway.result_cache import CachedBackend
+from tritonrank_gateway.settings import GatewaySettings
+
+NEVER_AGAIN = Retry(attempts=1)
+"""Of a replica's client: another replica is asked instead."""
+
+
+def compose(settings: GatewaySettings, metrics: Metrics) -> Backend:
+    """What ranks for a gateway with these settings.
+
+    Raises:
+        ValueError: a replica is named twice, or the golden file cannot be read.
+    """
+    urls = [f"grpc://{address}" for address in settings.triton]
+    backend: Backend
+    backend = _triton(urls[0], settings, PASS_REFUSALS_ON) if len(urls) == 1 else _pool(urls, settings, metrics)
+    return _cached(backend, settings, metrics) if settings.cache_mb else backend
+
+
+def _triton(url: str, settings: GatewaySettings, retry: Retry) -> TritonBackend:
+    return TritonBackend(url, model=settings.model, timeout=settings.deadline_s, retry=retry)
+
+
+def _pool(urls: list[str], settings: GatewaySettings, metrics: Metrics) -> ReplicaPool:
+    events = Counter(
+        "tritonrank_gateway_replica_events",
+        "Replicas put out of rotation (eject) and back (return), requests sent to another (retry) or to two (hedge)",
+        ("replica", "event"),
+        registry=metrics.registry,
+    )
+    is_up = Gauge(
+        "tritonrank_gateway_replica_up", "Whether a replica is in rotation", ("replica",), registry=metrics.registry
+    )
+    load = Gauge(
+        "tritonrank_gateway_replica_candidates",
+        "Candidates that a replica is ranking",
+        ("replica",),
+        registry=metrics.registry,
+    )
+
+    def watch(event: str, replica: Replica) -> None:
+        events.labels(replica.name, event).inc()
+
+    golden = GoldenRequest.read(settings.golden) if settings.golden is not None else GoldenRequest()
+    pool = ReplicaPool(
+        {name: _triton(url, settings, NEVER_AGAIN) for name, url in zip(names_of(urls), urls, strict=True)},
+        golden,
+        PoolSettings(probe_seconds=settings.probe_s, hedge_after_seconds=settings.hedge_after_s),
+        watch,
+    )
+    for replica in pool.replicas:
+        is_up.labels(replica.name).set_function(partial(_is_up, replica))
+        load.labels(replica.name).set_function(partial(_load, replica))
+    return pool
+
+
+def _cached(backend: Backend, settings: GatewaySettings, metrics: Metrics) -> CachedBackend:
+    registry = metrics.registry
+    events = Counter(
+        "tritonrank_gateway_cache_requests",
+        "Requests by what the result cache did: hit, miss, shared with an equal one, emptied by another artifact",
+        ("result",),
+        registry=registry,
+    )
+    cached = CachedBackend(backend, settings.cache_mb * 2**20, watch=lambda event: events.labels(event).inc())
+    for name, said, value in (
+        ("hit_rate", "Share of requests that Triton did not see, since the start", lambda: cached.counts.hit_rate),
+        ("bytes", "Bytes of kept rankings", lambda: float(cached.bytes)),
+        ("entries", "Kept rankings", lambda: float(len(cached))),
+    ):
+        Gauge(f"tritonrank_gateway_cache_{name}", said, registry=registry).set_function(value)
+    return cached
+
+
+def _is_up(replica: Replica) -> float:
+    return float(replica.is_up)
+
+
+def _load(replica: Replica) -> float:
+    return float(replica.load)
