@@ -29,7 +29,14 @@ from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.settings import GatewaySettings
 
 SCHEMAS = "#/components/schemas/{name}"
-HEADERS_TO_PAGES = ["X-Request-Id", "X-Artifact", "X-Score-Type", "X-Truncated-Documents", "Retry-After"]
+HEADERS_TO_PAGES = [
+    "X-Request-Id",
+    "X-Artifact",
+    "X-Score-Type",
+    "X-Truncated-Documents",
+    "Retry-After",
+    "Server-Timing",
+]
 
 
 def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | None = None) -> FastAPI:
@@ -71,7 +78,7 @@ def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | N
             CORSMiddleware,
             allow_origins=list(settings.cors),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-Id"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-Id", "X-User-Id"],
             expose_headers=HEADERS_TO_PAGES,
         )
     app.openapi = _openapi(app)  # type: ignore[method-assign]

@@ -174,7 +174,12 @@ def _response(call: Call, dialect: Dialect, content: Any, refusal: Refusal | Non
     headers = {"X-Request-Id": call.request_id}
     if refusal is None:
         done = call.done
-        headers |= {"X-Artifact": done.artifact, "X-Score-Type": done.score_type}
+        spent, total = 1_000 * done.backend_seconds, 1_000 * (time.monotonic() - call.started)
+        headers |= {
+            "X-Artifact": done.artifact,
+            "X-Score-Type": done.score_type,
+            "Server-Timing": f"triton;dur={spent:.2f}, total;dur={total:.2f}",  # https://www.w3.org/TR/server-timing/
+        }
         if done.truncated:
             headers["X-Truncated-Documents"] = str(done.truncated)
         return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
