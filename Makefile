@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DIALECTS := .venv-dialects
 PERF_ANALYZER := .tools/bin/perf_analyzer
 RECIPE ?= build/recipes/demo.yaml
 ARTIFACTS ?= artifacts/demo
@@ -13,7 +14,7 @@ PACK ?=
 OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel clean
+.PHONY: help setup dialect-clients demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,12 +25,21 @@ setup: $(VENV)/.installed $(PERF_ANALYZER) ## make .venv with everything, pinned
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: on Debian, apt install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (torch and transformers among it: this takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,loadtests,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,gateway,loadtests,dev]'
 	@touch $@
 
 # The last thing that the network is needed for: after this, tests and demo run without it.
 $(PERF_ANALYZER): | $(VENV)/.installed
 	@$(BIN)/python -m loadtests.tools
+
+dialect-clients: $(DIALECTS)/.installed ## make .venv-dialects: the real clients that the gateway's contract tests run
+
+$(DIALECTS)/.installed: $(wildcard tests/dialect_clients/*.txt)
+	@$(PYTHON) -m venv $(DIALECTS)
+	@$(PYTHON) -m venv $(DIALECTS)/cohere-7
+	@$(DIALECTS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/dialect_clients/requirements.txt
+	@$(DIALECTS)/cohere-7/bin/python -m pip install --quiet --disable-pip-version-check -r tests/dialect_clients/requirements-cohere-7.txt
+	@touch $@
 
 demo: setup ## build the demo recipe, serve it with Triton, rank three requests, stop
 	@$(BIN)/tritonrank demo $(RECIPE)

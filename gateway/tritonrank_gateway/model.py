@@ -82,7 +82,7 @@ def model_of(info: ModelInfo) -> Model:
     Raises:
         ValueError: a parameter cannot be read; the message names it.
     """
-    parameters = {name: str(value["string_value"]) for name, value in info.config.get("parameters", {}).items()}
+    parameters = info.parameters
     return Model(
         info.name,
         frozenset(output.name for output in info.outputs),

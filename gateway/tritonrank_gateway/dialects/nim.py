@@ -1,4 +1,5 @@
-"""NVIDIA's reranking NIM: POST /v1/ranking, and /ranking for clients that bring no version in their base.
+"""NVIDIA's reranking NIM: POST /v1/ranking; /ranking for clients that bring no version in their base, and the path with
+the model's name in it that NVIDIA's own cloud has.
 
 Answers are logits. `truncate: "NONE"` refuses passages that are too long, `"END"` cuts them; without it they are cut.
 """
@@ -58,5 +59,5 @@ EXAMPLE = {
     "query": {"text": "a lamp for my desk"},
     "passages": [{"text": "desk lamp"}, {"text": "chair"}],
 }
-for _path in ("/v1/ranking", "/ranking"):
+for _path in ("/v1/ranking", "/ranking", "/v1/retrieval/{model:path}/reranking"):
     add_route(router, _path, ROUTE, EXAMPLE, "Rank passages, as NVIDIA's NIM does")
