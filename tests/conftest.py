@@ -17,12 +17,13 @@ import pytest
 import torch
 import yaml
 from google.protobuf import text_format
+from stage_runs import publish_instead
 from tiny_models import save_ranker
 from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
-from tritonrank.artifacts import write_artifact
+from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset, prepare_settings
+from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline.stages import run_stages
@@ -255,9 +256,12 @@ def _label_by_the_checkpoint(build: Build) -> None:
     requests = requests_of(dataset, dataset.test, scorer.tokenizer.rules)
     favourites = [scorer.score(request) for request in requests]
     labels = [(scores == scores.max()).astype("int8").tolist() for scores in favourites]
-    with write_artifact(folder, "prepare", prepare_settings(build.recipe), {}) as draft:
+
+    def relabelled(draft: Draft) -> None:
         for path in folder.glob("*.parquet"):
             shutil.copyfile(path, draft.folder / path.name)
         test = pl.read_parquet(folder / "test.parquet")
-        relabelled = test.with_columns(pl.Series("labels", labels, dtype=test.schema["labels"]))
-        relabelled.write_parquet(draft.folder / "test.parquet")
+        changed = test.with_columns(pl.Series("labels", labels, dtype=test.schema["labels"]))
+        changed.write_parquet(draft.folder / "test.parquet")
+
+    publish_instead(build.recipe, build.workspace, relabelled)

@@ -25,11 +25,12 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError, TritonRankError
 from tritonrank.graphs.export import export_graphs
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline.finetune import check_models
 from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.checkpoint_source import identity
 from tritonrank.rankers.pretrained import load_any_ranker, load_encoder, load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
-from tritonrank.train.finetune import check_models, untrained_ranker
+from tritonrank.train.finetune import untrained_ranker
 
 RULES = {"query_tokens": 8, "history_items": 2, "history_tokens": 24, "candidate_tokens": 12}
 EXAMPLES = {"training_examples": 32, "judged_negatives": 9, "validation_users": 5, "test_users": 5}
@@ -53,7 +54,7 @@ def values_for(name: object, key: str = "checkpoint", **model: object) -> dict[s
 def refusal(name: object, key: str = "checkpoint", **model: object) -> str:
     """What a build says before it does anything."""
     with pytest.raises(ArtifactError) as caught:
-        check_models(recipe_for(name, key, **model), Path("nothing/teacher"))
+        check_models(recipe_for(name, key, **model), Workspace(Path("nothing")))
     return str(caught.value)
 
 
@@ -260,11 +261,11 @@ def test_a_teacher_is_checked_before_any_work(kind: str, folder: Path, rankers: 
     values = values_for(rankers["roberta"], "base") | {"finetune": {"teacher": str(folder)}}
     recipe = Recipe.model_validate(values)
     with pytest.raises(ArtifactError, match=r"finetune\.teacher: .*text\.json"):
-        check_models(recipe, Path("nothing/teacher"))
+        check_models(recipe, Workspace(Path("nothing")))
     spoil, expected = UNUSABLE[kind]
     spoil(folder)
     with pytest.raises(ArtifactError, match=f"(?s){re.escape(str(folder))}.*{expected.split('.*')[0]}"):
-        check_models(recipe, Path("nothing/teacher"))
+        check_models(recipe, Workspace(Path("nothing")))
 
 
 POINTED = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "special_tokens_map.json")
@@ -283,7 +284,7 @@ def test_pointers_are_named_with_the_command_that_fetches_them(file: str, folder
 def test_pointers_to_what_is_not_read_do_no_harm(folder: Path) -> None:
     for file in ("pytorch_model.bin", "model.onnx", "picture.png"):
         (folder / file).write_text(POINTER)
-    check_models(recipe_for(folder), Path("nothing/teacher"))
+    check_models(recipe_for(folder), Workspace(Path("nothing")))
     (folder / "model.safetensors").unlink()
     assert "git lfs pull" in refusal(folder)
 
@@ -356,7 +357,7 @@ def test_a_special_token_that_no_text_can_hold_needs_no_embedding(folder: Path) 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     tokenizer.save_pretrained(folder)
-    check_models(recipe_for(folder), Path("nothing/teacher"))
+    check_models(recipe_for(folder), Workspace(Path("nothing")))
 
 
 def test_the_tokenizer_of_another_model_is_refused(rankers: dict[str, Path], tmp_path: Path) -> None:
@@ -389,7 +390,7 @@ def test_a_path_that_is_not_there_is_never_asked_for_at_the_hub(
     broken.symlink_to("gone")
     assert "gone" in refusal(broken)
     for name in ("~/ranker", "./ranker", "ranker", "ranker/", "../" + tmp_path.name + "/ranker"):
-        check_models(recipe_for(name), Path("nothing/teacher"))
+        check_models(recipe_for(name), Workspace(Path("nothing")))
 
 
 @pytest.mark.parametrize(
@@ -437,7 +438,7 @@ def test_files_that_may_not_be_read_are_named(locked: str, rankers: dict[str, Pa
 def test_a_revision_is_for_the_hub(folder: Path) -> None:
     for values in (values_for(folder, revision="main"), values_for(PACKAGED_MINILM, "base", revision="main")):
         with pytest.raises(RecipeError, match=r"model\.revision"):
-            check_models(Recipe.model_validate(values), Path("nothing/teacher"))
+            check_models(Recipe.model_validate(values), Workspace(Path("nothing")))
 
 
 # The command line
@@ -589,7 +590,7 @@ def test_whatever_stands_in_a_file_only_our_own_errors_come_out(folder: Path) ->
         for content in contents:
             path.write_bytes(content)
             with suppress(TritonRankError):
-                check_models(recipe_for(folder), Path("nothing/teacher"))
+                check_models(recipe_for(folder), Workspace(Path("nothing")))
         if before is None:
             path.unlink()
         else:
@@ -599,7 +600,7 @@ def test_whatever_stands_in_a_file_only_our_own_errors_come_out(folder: Path) ->
 def test_stored_prompts_are_mentioned_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change_json(folder / "config_sentence_transformers.json", prompts={"query": "", "document": ""})
     recipe = recipe_for(folder)
-    check_models(recipe, tmp_path / "teacher")
+    check_models(recipe, Workspace(tmp_path))
     assert "prompt" not in capsys.readouterr().err
     prompts = {"query": "Find the product: ", "document": ""}
     change_json(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")

@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tritonrank.artifacts import stage_key
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.loading import load_tables, source_files
-from tritonrank.data.prepare import prepare_settings
 from tritonrank.errors import DataError
+from tritonrank.pipeline import prepare
 from tritonrank.recipe import Recipe, TablesData
 
 START = 1_600_000_000
@@ -231,19 +231,19 @@ def test_the_stage_depends_on_every_part(tmp_path: Path) -> None:
         "items.parquet",
         *(f"part-{number:05d}-c000.snappy.parquet" for number in range(3)),
     ]
-    keys = [stage_key("prepare", prepare_settings(recipe), {})]
+    keys = [prepare.stage(recipe, Workspace(tmp_path)).key()]
     os.utime(tmp_path / "events" / "_SUCCESS", (1, 1))
-    assert stage_key("prepare", prepare_settings(recipe), {}) == keys[0]
+    assert prepare.stage(recipe, Workspace(tmp_path)).key() == keys[0]
     some_events(5).write_parquet(tmp_path / "events" / "part-00001-c000.snappy.parquet")
-    keys.append(stage_key("prepare", prepare_settings(recipe), {}))
+    keys.append(prepare.stage(recipe, Workspace(tmp_path)).key())
     some_events(5).write_parquet(tmp_path / "events" / "part-00009.parquet")
-    keys.append(stage_key("prepare", prepare_settings(recipe), {}))
+    keys.append(prepare.stage(recipe, Workspace(tmp_path)).key())
     (tmp_path / "events" / "part-00009.parquet").rename(tmp_path / "events" / "part-00000.parquet")
-    keys.append(stage_key("prepare", prepare_settings(recipe), {}))
+    keys.append(prepare.stage(recipe, Workspace(tmp_path)).key())
     assert len(set(keys)) == 4
 
 
 def test_a_stage_of_an_empty_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
     with pytest.raises(DataError, match="no table in this folder"):
-        prepare_settings(Recipe(name="a", data=tables(tmp_path)))
+        prepare.stage(Recipe(name="a", data=tables(tmp_path)), Workspace(tmp_path)).key()

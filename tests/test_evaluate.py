@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
-from tritonrank.data.prepare import Dataset, Example, prepare
+from stage_runs import prepared
+from tritonrank.data.prepare import Dataset, Example
 from tritonrank.errors import ArtifactError
 from tritonrank.judge import evaluate
 from tritonrank.judge.evaluate import (
@@ -69,7 +70,7 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "examples": {"judged_negatives": 12, "test_users": 8, "validation_users": 5, "training_examples": 20},
         "text": {"item_template": RULES.item_template},
     }
-    prepare(Recipe.model_validate(recipe), folder)
+    prepared(Recipe.model_validate(recipe), folder)
     return folder
 
 

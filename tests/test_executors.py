@@ -12,15 +12,18 @@ import pytest
 import torch
 from google.protobuf import text_format
 from safetensors.torch import load_file, save_file
+from stage_runs import run_verb
 from tiny_models import save_ranker
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import RecipeError, ServerError
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline.assemble import assemble_settings
 from tritonrank.rankers.scorers import EngineScorer, Request, ServerScorer, tensors_of
 from tritonrank.recipe import Recipe, ServeSettings, load_recipe
-from tritonrank.serve.assemble import HALF_SHARE, assemble, assemble_settings, python_sources
+from tritonrank.serve.assemble import HALF_SHARE
 from tritonrank.serve.serving import check_golden_cases, golden_requests, golden_tolerance, serving
+from tritonrank.serve.sources import python_sources
 from tritonrank.serve.triton_config import model_configs
 from tritonrank_client import RankClient
 from tritonrank_runtime.architecture import EngineOptions
@@ -135,7 +138,7 @@ def test_a_checkpoint_in_half_precision_is_read(workspace: Workspace, held_out: 
 def torch_repository(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torch") / "repository"
     recipe = with_serve(tiny_recipe, executor="torch")
-    assemble(recipe, workspace.dataset, workspace.served_model(recipe), folder)
+    run_verb("assemble", recipe, workspace, folder)
     return folder
 
 
@@ -186,7 +189,7 @@ def test_golden_scores_may_differ_more_where_fp16_computes(
     tiny_recipe: Recipe, workspace: Workspace, tmp_path: Path
 ) -> None:
     recipe = with_serve(tiny_recipe, executor="torch", device="cuda")
-    assemble(recipe, workspace.dataset, workspace.served_model(recipe), tmp_path / "repository")
+    run_verb("assemble", recipe, workspace, tmp_path / "repository")
     golden = golden_requests(tmp_path / "repository")
     scores = [score for _, scores in golden for score in scores if score != NO_TEXT_SCORE]
     assert golden_tolerance(tmp_path / "repository") == pytest.approx(max(1e-4, HALF_SHARE * np.std(scores)))

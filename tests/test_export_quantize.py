@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorData, TensorsData
+from stage_runs import run_verb
 from tritonrank import cli
-from tritonrank.artifacts import is_current, read_manifest
+from tritonrank.artifacts import read_manifest
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, GateError, RecipeError
@@ -29,10 +30,10 @@ from tritonrank.quantize import int8 as quantize
 from tritonrank.quantize.int8 import (
     CALIBRATION_CANDIDATES,
     calibration_requests,
-    has_reduced_range,
     quantizable_nodes,
     quantize_graphs,
 )
+from tritonrank.quantize.reduced_range import has_reduced_range
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, load_recipe
 from tritonrank.system import machine
@@ -144,7 +145,7 @@ def test_a_failed_proof_publishes_nothing(certain: Build, tmp_path: Path, monkey
 
     monkeypatch.setattr(export, "export_graphs", tampered)
     with pytest.raises(ArtifactError, match="logits differ from PyTorch"):
-        export.export(certain.recipe, certain.workspace.dataset, certain.workspace.teacher, tmp_path / "onnx")
+        run_verb("export", certain.recipe, certain.workspace, tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,9 +193,7 @@ def test_calibration_uses_training_requests_alone(certain: Build, monkeypatch: p
 
     monkeypatch.setattr(quantize, "quantize_graphs", record)
     with pytest.raises(InterruptedError):
-        quantize.quantize(
-            certain.recipe, workspace.dataset, workspace.teacher, workspace.onnx, workspace.int8, workspace.judgements
-        )
+        run_verb("quantize", certain.recipe, workspace)
     dataset, rules = Dataset.read(workspace.dataset), open_scorer(workspace.onnx).tokenizer.rules
     few = CALIBRATION_CANDIDATES
 
@@ -339,8 +338,6 @@ def test_a_bad_step_closes_the_gate(
     assert not any(example.user_id in told for example in examples)
 
     assert read_manifest(build.workspace.int8) == before  # what was published before is still there, whole and current
-    stage = next(stage for stage in stages(build.recipe, build.workspace) if stage.verb == "quantize")
-    assert is_current(stage.folder, stage.key())
     assert not build.workspace.int8.with_name("int8.tmp").exists()
     run_stages(build.recipe, build.workspace, until="quantize")
     assert capsys.readouterr().out.count("up to date") == 4
@@ -349,11 +346,12 @@ def test_a_bad_step_closes_the_gate(
 def test_the_gate_closes_when_the_first_build_is_bad(
     certain: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    w = certain.workspace
+    build = certain.copied(tmp_path)
+    shutil.rmtree(build.workspace.int8)
     weights_zeroed(monkeypatch)
     with pytest.raises(GateError, match="INT8 was not published"):
-        quantize.quantize(certain.recipe, w.dataset, w.teacher, w.onnx, tmp_path / "int8", tmp_path / "judgements")
-    assert not (tmp_path / "int8").exists()
+        run_verb("quantize", build.recipe, build.workspace)
+    assert not build.workspace.int8.exists()
 
 
 def largest_dependence_on_batch_mates(path: Path, requests: list[Request], folder: Path) -> float:
@@ -402,7 +400,8 @@ def test_reduced_range_follows_the_processor(
 ) -> None:
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
     assert has_reduced_range() is reduced
-    assert quantize.quantize_settings(certain.recipe)["reduce_range"] is reduced  # another CPU, another artifact
+    stage = next(stage for stage in stages(certain.recipe, certain.workspace) if stage.verb == "quantize")
+    assert stage.settings()["reduce_range"] is reduced  # another CPU, another artifact
 
 
 @pytest.mark.parametrize(("flags", "largest"), [({"avx2"}, 64), ({"avx512_vnni"}, 127)])

@@ -12,11 +12,11 @@ from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.int8 import (
     _Calibration,
     graph_feeds,
-    has_reduced_range,
     linear_nodes,
     quantizable_nodes,
     with_few_quantized,
 )
+from tritonrank.quantize.reduced_range import has_reduced_range
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank_runtime.engines import model_files, open_engine
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from stage_runs import run_verb
 from tiny_models import save_ranker
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset, prepare
+from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.metrics import ndcg
@@ -32,7 +33,7 @@ from tritonrank.rankers.scorers import Request, torch_scorer
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.train import training as stage
 from tritonrank.train.batches import Collator, packed_batch
-from tritonrank.train.finetune import finetune, untrained_ranker
+from tritonrank.train.finetune import untrained_ranker
 from tritonrank.train.losses import distillation_loss, list_loss
 from tritonrank_runtime.text import TextRules
 
@@ -70,10 +71,13 @@ class Run:
     dataset: Path
     folder: Path
 
-    def again(self, folder: Path, *overrides: str) -> Path:
-        """Fine-tune once more into another folder."""
-        finetune(load_recipe(self.recipe_path, overrides), self.dataset, folder)
-        return folder
+    def again(self, root: Path, *overrides: str) -> Path:
+        """Fine-tune once more, below another folder; where the checkpoint is."""
+        workspace = Workspace(root)
+        if not workspace.dataset.exists():
+            shutil.copytree(self.dataset, workspace.dataset)
+        run_verb("finetune", load_recipe(self.recipe_path, overrides), workspace)
+        return workspace.teacher
 
 
 @pytest.fixture(scope="module", params=["shared-context", "joint"])
@@ -89,8 +93,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     recipe = load_recipe(recipe_path)
     assert recipe.model.architecture == request.param
     made = Run(recipe_path, recipe, root / "dataset", root / "teacher")
-    prepare(recipe, made.dataset)
-    finetune(recipe, made.dataset, made.folder)
+    run_verb("prepare", recipe, Workspace(root))
+    run_verb("finetune", recipe, Workspace(root))
     return made
 
 
@@ -224,18 +228,19 @@ def interrupted(run: Run, tmp_path: Path) -> Interrupted:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stage, "list_loss", until_interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run.again(tmp_path / "teacher")
+            run.again(tmp_path)
     return Interrupted(tmp_path / "teacher", tmp_path / "teacher.work")
 
 
 def test_interrupted_training_publishes_nothing(interrupted: Interrupted) -> None:
-    assert [path.name for path in interrupted.work.parent.iterdir()] == [interrupted.work.name]
+    there = {path.name for path in interrupted.work.parent.iterdir()}
+    assert there == {"dataset", interrupted.work.name}
 
 
 def test_interrupted_training_resumes_and_ends_with_the_same_weights(
     run: Run, interrupted: Interrupted, steps_taken: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.again(interrupted.folder)
+    run.again(interrupted.folder.parent)
     assert f"resuming from checkpoint-{STEPS // EVALUATIONS}" in capsys.readouterr().out
     assert len(steps_taken) == STEPS - STEPS // EVALUATIONS
     assert read_manifest(interrupted.folder).metrics["steps"] == STEPS
@@ -249,7 +254,7 @@ def test_a_checkpoint_that_was_being_written_is_not_resumed_from(
     half = interrupted.work / f"checkpoint-{2 * STEPS // EVALUATIONS}"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    run.again(interrupted.folder)
+    run.again(interrupted.folder.parent)
     assert len(steps_taken) == STEPS - STEPS // EVALUATIONS
     assert weights_of(interrupted.folder) == weights_of(run.folder)
 
@@ -257,7 +262,7 @@ def test_a_checkpoint_that_was_being_written_is_not_resumed_from(
 def test_other_settings_start_afresh(
     run: Run, interrupted: Interrupted, steps_taken: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run.again(interrupted.folder, "finetune.epochs=2", "finetune.evaluations=1")
+    run.again(interrupted.folder.parent, "finetune.epochs=2", "finetune.evaluations=1")
     assert "resuming" not in capsys.readouterr().out
     assert len(steps_taken) == STEPS * 2 // 12
     assert not interrupted.work.exists()
@@ -284,7 +289,7 @@ def test_two_processes_train_together(run: Run, tmp_path: Path) -> None:
 @JOINT
 def test_a_ready_checkpoint_is_taken_as_it_is(run: Run, tmp_path: Path, steps_taken: list[int]) -> None:
     checkpoint = save_ranker("bert", tmp_path / "ready")
-    folder = run.again(tmp_path / "teacher", f"model.checkpoint={checkpoint}")
+    folder = run.again(tmp_path, f"model.checkpoint={checkpoint}")
     assert read_manifest(folder).metrics == {"trained": False}
     assert not steps_taken
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
@@ -301,7 +306,7 @@ def test_a_ready_checkpoint_is_taken_as_it_is(run: Run, tmp_path: Path, steps_ta
 @SHARED_CONTEXT
 def test_a_ready_shared_context_checkpoint_is_taken_as_it_is(run: Run, tmp_path: Path, steps_taken: list[int]) -> None:
     settings = [f"model.checkpoint={run.folder}", "model.architecture=shared-context"]
-    folder = run.again(tmp_path / "teacher", *settings)
+    folder = run.again(tmp_path, *settings)
     assert read_manifest(folder).metrics == {"trained": False}
     assert not steps_taken
     request = Request("warm light", ["oak desk lamp", "cast iron pan"], ["Ceramic teapot", "blue shoe", "wool"])
@@ -315,7 +320,7 @@ def test_a_classifier_is_no_ranker(run: Run, tmp_path: Path) -> None:
     architecture = run.recipe.model.architecture
     settings = [f"model.checkpoint={classifier}", f"model.architecture={architecture}"]
     with pytest.raises(ArtifactError, match=r"classifier: .*one label, this one 2.*model\.base"):
-        run.again(tmp_path / "teacher", *settings)
+        run.again(tmp_path, *settings)
     assert not (tmp_path / "teacher").exists()
 
 
@@ -386,7 +391,7 @@ TOO_LONG = {"joint": "rows of up to 40 tokens", "shared-context": "a context and
 def test_too_long_rows_for_the_model_are_refused(run: Run, tmp_path: Path) -> None:
     short = save_ranker("bert", tmp_path / "short", positions=39, head=False)
     with pytest.raises(RecipeError, match=rf"text: .*{TOO_LONG[run.recipe.model.architecture]}.*takes 39"):
-        run.again(tmp_path / "teacher", f"model.base={short}")
+        run.again(tmp_path, f"model.base={short}")
     enough = save_ranker("bert", tmp_path / "enough", positions=40, head=False)
     untrained_ranker(load_recipe(run.recipe_path, [f"model.base={enough}"]))
 
@@ -472,12 +477,12 @@ def test_a_student_learns_its_teachers_scores(run: Run, tmp_path: Path, monkeypa
 
 def test_a_teacher_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"finetune\.teacher: .*absent: no such folder"):
-        run.again(tmp_path / "teacher", f"finetune.teacher={tmp_path / 'absent'}")
+        run.again(tmp_path, f"finetune.teacher={tmp_path / 'absent'}")
     assert not (tmp_path / "teacher").exists()
 
 
 def test_fp16_needs_a_gpu(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match=r"finetune\.mixed_precision: fp16 needs a GPU"):
-        run.again(tmp_path / "teacher", "finetune.mixed_precision=fp16")
+        run.again(tmp_path, "finetune.mixed_precision=fp16")
     assert list(tmp_path.iterdir()) == []

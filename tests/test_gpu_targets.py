@@ -20,11 +20,11 @@ from tritonrank.artifacts import sha256_file, verify_artifact, write_artifact
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.pipeline import gpu_targets
-from tritonrank.pipeline.gpu_targets import GOLDEN_SHARES, assemble_for_gpu, assemble_target, build_target
+from tritonrank.pipeline.gpu_targets import GOLDEN_SHARES, assemble_target, assembling_stage, build_target
 from tritonrank.recipe import Recipe
 from tritonrank.serve.serving import assemble_command, golden_requests, serving
 from tritonrank.tensorrt import plans as plans_module
-from tritonrank.tensorrt.compile_ranks import one_profile, rank_plan_file, ranks_folder
+from tritonrank.tensorrt.compile_ranks import one_profile, rank_plan_file
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE
 from tritonrank.tensorrt.profiles import profiles_of
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
@@ -63,7 +63,7 @@ def plant(own: Workspace) -> Plant:
 
     def make(recipe: Recipe, **changes: Any) -> Path:
         ranks = recipe.tensor_parallel
-        folder = own.plans / "fp32" if ranks == 1 else ranks_folder(recipe, own, "fp32")
+        folder = own.plans / "fp32" if ranks == 1 else own.rank_plans(recipe, "fp32")
         folder.parent.mkdir(exist_ok=True)
         graph = own.onnx / "model.onnx"
         inputs = [tensor.name for tensor in onnx.load(graph).graph.input]
@@ -191,19 +191,11 @@ def test_missing_and_damaged_plans_are_refused(
 def test_plans_for_fewer_gpus_are_refused(ranks: int, joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
     plans = plant(for_ranks(joint_recipe))
     with pytest.raises(ArtifactError, match=rf"plans of 2 ranks; tensor_parallel is {ranks}.*tensor_parallel={ranks}"):
-        assemble_for_gpu(
-            for_ranks(joint_recipe, ranks),
-            Target.TENSORRT_TP,
-            "fp32",
-            own.dataset,
-            own.onnx,
-            plans,
-            own.repository_for(Target.TENSORRT_TP),
-        )
+        assembling_stage(for_ranks(joint_recipe, ranks), own, Target.TENSORRT_TP, "fp32", plans)
 
 
 def test_plans_lie_apart_by_precision_and_number(joint_recipe: Recipe, own: Workspace) -> None:
-    assert ranks_folder(for_ranks(joint_recipe, 4), own, "int8").relative_to(own.root) == Path("plans/int8-tp4")
+    assert own.rank_plans(for_ranks(joint_recipe, 4), "int8").relative_to(own.root) == Path("plans/int8-tp4")
 
 
 def test_a_plan_that_cannot_hold_a_request_is_refused(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
@@ -259,7 +251,7 @@ def test_plans_that_the_recipe_would_not_make_any_more_are_refused(
     recipe = RECIPES[target](joint_recipe)
     plant(recipe)
     changed = {section: getattr(recipe, section).model_copy(update=change)} if section else change
-    with pytest.raises(ArtifactError, match=rf"{stage}: missing, damaged, or not what .*tritonrank compile"):
+    with pytest.raises(ArtifactError, match=rf"{stage}: not what .*tritonrank compile"):
         assemble_target(recipe.model_copy(update=changed), own, target)
     assert not own.repository_for(target).exists()
 
@@ -325,14 +317,14 @@ def test_the_command_passes_the_target_on(
 ) -> None:
     asked: list[tuple[str, Target]] = []
 
-    def make(recipe: Recipe, workspace: Workspace, wanted: Target) -> Path:
+    def make(recipe: Recipe, workspace: Workspace, wanted: Target, **_: bool) -> Path:
         asked.append((recipe.name, wanted))
         return workspace.repository_for(wanted)
 
     monkeypatch.setattr(gpu_targets, f"{command}_target", make)
     monkeypatch.setattr(gpu_targets, "check_target", lambda *_: None)
     monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", lambda *_, **__: None)
-    monkeypatch.setattr("tritonrank.report.summary.show_summary", lambda _: None)
+    monkeypatch.setattr("tritonrank.report.summary_table.show_summary", lambda _: None)
     recipe = Path(__file__).parent / "tiny.yaml"
     monkeypatch.setattr(
         "sys.argv", ["tritonrank", command, str(recipe), "--artifacts", str(tmp_path), "--target", target]

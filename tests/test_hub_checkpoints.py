@@ -18,10 +18,10 @@ from tiny_models import save_ranker
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
+from tritonrank.pipeline.finetune import check_models
 from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers import checkpoint_source
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
-from tritonrank.train.finetune import check_models
 
 MODEL = "org/ranker"
 
@@ -124,7 +124,7 @@ def test_a_base_has_a_revision_too(
     assert recipe.model.untrained.revision == first
     assert recipe_for(MODEL, revision=first).model.untrained.source == PACKAGED_MINILM
     assert recipe_for(MODEL, revision=first).model.untrained.revision is None
-    check_models(recipe, tmp_path / "teacher")
+    check_models(recipe, Workspace(tmp_path))
 
 
 def test_without_a_network_the_cached_commit_is_taken_and_named(
@@ -176,7 +176,7 @@ def test_a_hub_that_cannot_be_asked_is_no_wait(
     assert "hf download" in refusal(MODEL)
     cached(versions[0], tmp_path / "cache", "4" * 40)
     forget()
-    check_models(recipe_for(MODEL), tmp_path / "teacher")
+    check_models(recipe_for(MODEL), Workspace(tmp_path))
     hub.status = None
     point_at(FakeHub(url="http://127.0.0.1:9"), tmp_path / "empty", monkeypatch)
     forget()
@@ -202,7 +202,7 @@ def test_weights_are_not_downloaded_of_what_is_refused(hub: FakeHub, versions: t
 def test_shards_are_downloaded_and_pickles_are_not(hub: FakeHub, versions: tuple[Path, Path], tmp_path: Path) -> None:
     names = {path.name for path in sharded(versions[0])}
     hub.push(MODEL, versions[0])
-    check_models(recipe_for(MODEL), tmp_path / "teacher")
+    check_models(recipe_for(MODEL), Workspace(tmp_path))
     assert names <= set(hub.downloaded)
     only_pickled(versions[1])
     hub.push("org/pickled", versions[1])
@@ -222,11 +222,11 @@ def test_code_at_the_hub_is_refused_before_it_is_there(hub: FakeHub, versions: t
 
 def test_a_folder_of_the_name_comes_first(hub: FakeHub, versions: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(versions[0], tmp_path / MODEL)
-    check_models(recipe_for(MODEL), tmp_path / "teacher")
+    check_models(recipe_for(MODEL), Workspace(tmp_path))
     assert not hub.downloaded
     assert "no such folder" in refusal("org/other"), "org/ is a folder here, so a folder is meant"
     with pytest.raises(ArtifactError, match="no such folder"):
-        check_models(recipe_for("./nowhere/ranker"), tmp_path / "teacher")
+        check_models(recipe_for("./nowhere/ranker"), Workspace(tmp_path))
 
 
 def test_the_command_line_works_offline_and_says_the_commit(versions: tuple[Path, Path], tmp_path: Path) -> None:

@@ -185,12 +185,13 @@ def test_a_killed_build_leaves_nothing_that_stays(tmp_path: Path, tiny_recipe: R
     code = """
         import sys
         from pathlib import Path
-        from tritonrank.data.prepare import prepare
+        from tritonrank.artifacts.workspace import Workspace
+        from tritonrank.pipeline.stages import run_stages
         from tritonrank.recipe import Recipe
 
-        prepare(Recipe.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+        run_stages(Recipe.model_validate_json(sys.argv[1]), Workspace(Path(sys.argv[2])), until="prepare")
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), recipe.model_dump_json(), str(workspace.dataset)]
+    command = [sys.executable, "-c", textwrap.dedent(code), recipe.model_dump_json(), str(workspace.root)]
     draft = workspace.root / "dataset.tmp"
     with subprocess.Popen(command) as build:
         deadline = time.monotonic() + DEADLINE_SECONDS

@@ -109,7 +109,8 @@ def test_the_installed_pipeline_finds_its_serving_sources(wheel: Path, tmp_path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = """
-from tritonrank.serve.assemble import assemble_settings, serving_sources
+from tritonrank.pipeline.assemble import assemble_settings
+from tritonrank.serve.sources import serving_sources
 from tritonrank.recipe import Recipe
 print(serving_sources())
 print(sorted(assemble_settings(Recipe(name="x", data={"source": "sample"}))["sources"]))

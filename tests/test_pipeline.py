@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +13,22 @@ from conftest import TESTS, Build
 from onnx import numpy_helper
 from tiny_models import save_ranker
 from tritonrank import cli
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft, read_manifest
+from tritonrank.artifacts.rungs import model_rungs
+from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data import prepare
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, GateError, RecipeError
-from tritonrank.graphs import export
 from tritonrank.judge.evaluate import ExampleScorer, judge_artifact
 from tritonrank.judge.gate import paired_difference
+from tritonrank.pipeline import stages as pipeline
 from tritonrank.pipeline.stages import run_stages, stages
-from tritonrank.quantize import int8 as quantize
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.report import summary
 from tritonrank.report.summary import baseline_judgements
 from tritonrank.report.summary_table import SUMMARY_FILE
-from tritonrank.serve import assemble
 from tritonrank.serve.assemble import GOLDEN_CANDIDATES, golden_cases
-from tritonrank.shrink import distill, prune
-from tritonrank.train import finetune
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
@@ -38,33 +36,21 @@ VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
 
 
 class Makers:
-    """Stand-ins for the makers: each publishes one small file, under the settings and parents of the real one."""
+    """Stand-ins for what the stages make: one small file each. All else is the stages' own."""
 
     def __init__(self, patched: pytest.MonkeyPatch, workspace: Workspace) -> None:
         self.workspace = workspace
         self.ran: list[str] = []
-        for module, verb in [
-            (prepare, "prepare"),
-            (finetune, "finetune"),
-            (prune, "prune"),
-            (distill, "distill"),
-            (export, "export"),
-            (quantize, "quantize"),
-            (assemble, "assemble"),
-            (summary, "summarize"),
-        ]:
-            patched.setattr(module, verb, self._maker(verb))
+        declared = pipeline.stages
+        patched.setattr(pipeline, "stages", lambda *given: [self._with_stand_in(stage) for stage in declared(*given)])
 
-    def _maker(self, verb: str) -> Callable[..., None]:
-        def make(recipe: Recipe, *_: object) -> None:
-            stage = next(stage for stage in stages(recipe, self.workspace) if stage.verb == verb)
-            parents = {name: read_manifest(folder) for name, folder in stage.parents.items()}
-            with write_artifact(stage.folder, verb, stage.settings(), parents) as draft:
-                # As with real weights, what comes out depends on what went in.
-                (draft.folder / "out.json").write_text(json.dumps([stage.key(), stage.settings()]))
-            self.ran.append(verb)
+    def _with_stand_in(self, stage: Stage) -> Stage:
+        def make(draft: Draft) -> None:
+            self.ran.append(stage.verb)
+            # As with real weights, what comes out depends on what went in.
+            (draft.folder / "out.json").write_text(json.dumps([draft.key, stage.settings()]))
 
-        return make
+        return replace(stage, make=make)
 
     def run(self, recipe: Recipe, until: str | None = None, force: str | None = None) -> list[str]:
         """The verbs that really ran."""
@@ -217,7 +203,7 @@ def test_graphs_for_tensorrt_are_judged_on_the_dataset_that_is_there(precision: 
 def test_the_summary_depends_on_every_rung_that_it_tells_of(serve: dict[str, str], tiny_recipe: Recipe) -> None:
     workspace, recipe = Workspace(Path("tiny")), changed(smaller(tiny_recipe, "prune", "distill"), "serve", **serve)
     parents = stages(recipe, workspace)[-1].parents
-    assert set(summary.model_rungs(recipe, workspace).values()) | {workspace.dataset} == set(parents.values())
+    assert set(model_rungs(recipe, workspace).values()) | {workspace.dataset} == set(parents.values())
 
 
 def test_pruning_alone_is_exported_as_it_is(makers: Makers, tiny_recipe: Recipe) -> None:
@@ -233,10 +219,17 @@ def test_a_stage_without_its_section_says_so(verb: str, makers: Makers, tiny_rec
 
 
 def test_a_failing_stage_stops_the_build(makers: Makers, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(_: Draft) -> None:
         raise ArtifactError("the export went wrong")
 
-    monkeypatch.setattr(export, "export", fail)
+    stages_before = pipeline.stages
+    monkeypatch.setattr(
+        pipeline,
+        "stages",
+        lambda *given: [
+            replace(stage, make=fail) if stage.verb == "export" else stage for stage in stages_before(*given)
+        ],
+    )
     with pytest.raises(ArtifactError, match="went wrong"):
         makers.run(tiny_recipe)
     assert makers.ran == ["prepare", "finetune"]
@@ -317,7 +310,7 @@ def test_summary_pairs_each_row_with_the_teacher_on_the_same_examples(
 ) -> None:
     rows, dataset = read_summary(workspace), Dataset.read(workspace.dataset)
     judged = baseline_judgements(tiny_recipe, dataset, workspace)
-    rungs = summary.model_rungs(tiny_recipe, workspace)
+    rungs = model_rungs(tiny_recipe, workspace)
     for name, folder in rungs.items():
         judged[name] = judge_artifact(name, folder, workspace.dataset, workspace.judgements)
     assert {tuple(j.example_ids) for j in judged.values()} == {tuple(e.example_id for e in dataset.test)}

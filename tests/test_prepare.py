@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from tritonrank.artifacts import read_manifest, stage_key, verify_artifact
+from stage_runs import prepared as prepared_in
+from tritonrank.artifacts import read_manifest, verify_artifact
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.lists import ListMaker
 from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.negatives import NegativeSampler
-from tritonrank.data.prepare import Dataset, Example, prepare, prepare_settings
+from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.splits import mark_splits
 from tritonrank.errors import ArtifactError, DataError
+from tritonrank.pipeline import prepare
 from tritonrank.recipe import Recipe
 
 SMALL = {"training_examples": 150, "judged_negatives": 20, "validation_users": 15, "test_users": 30}
@@ -66,8 +69,12 @@ def prepared(
         case _:
             chosen = recipe(SAMPLE, cutoff="2025-05-15")
     folder = tmp_path_factory.mktemp("prepared") / "dataset"
-    prepare(chosen, folder)
+    prepared_in(chosen, folder)
     return load_tables(chosen.data, chosen.seed), Dataset.read(folder)
+
+
+def key_of(chosen: Recipe) -> str:
+    return prepare.stage(chosen, Workspace(Path("nothing"))).key()
 
 
 def every(dataset: Dataset) -> Iterator[Example]:
@@ -177,17 +184,17 @@ def test_popularity_is_counted_on_training_events_only(monkeypatch: pytest.Monke
 
 
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, again = (prepare(recipe(SAMPLE), tmp_path / name) for name in ("first", "again"))
+    first, again = (prepared_in(recipe(SAMPLE), tmp_path / name) for name in ("first", "again"))
     assert first.files == again.files
     assert first.artifact == again.artifact
     assert verify_artifact(tmp_path / "first") == first
-    other = prepare(recipe(SAMPLE, seed=18), tmp_path / "other")
+    other = prepared_in(recipe(SAMPLE, seed=18), tmp_path / "other")
     assert other.files["test.parquet"] != first.files["test.parquet"]
 
 
 def test_asking_for_more_keeps_what_there_was(tmp_path: Path) -> None:
-    prepare(recipe(SAMPLE), tmp_path / "some")
-    prepare(recipe(SAMPLE, test_users=50, validation_users=40, training_examples=300), tmp_path / "more")
+    prepared_in(recipe(SAMPLE), tmp_path / "some")
+    prepared_in(recipe(SAMPLE, test_users=50, validation_users=40, training_examples=300), tmp_path / "more")
     some, more = Dataset.read(tmp_path / "some"), Dataset.read(tmp_path / "more")
     assert some.test == more.test[:30]
     assert some.validation == more.validation[:15]
@@ -197,7 +204,7 @@ def test_asking_for_more_keeps_what_there_was(tmp_path: Path) -> None:
 
 def test_the_metrics_add_up(tmp_path: Path, movielens_folder: Path) -> None:
     chosen = recipe({"source": "movielens", "path": str(movielens_folder)}, test_users=1000)
-    metrics = prepare(chosen, tmp_path / "dataset").metrics
+    metrics = prepared_in(chosen, tmp_path / "dataset").metrics
     assert metrics["users"] == 41
     assert metrics["items"] == 80
     for split, wanted in (("validation", 15), ("test", 1000)):
@@ -210,7 +217,7 @@ def test_the_metrics_add_up(tmp_path: Path, movielens_folder: Path) -> None:
 
 
 def test_items_keep_their_fields(tmp_path: Path) -> None:
-    prepare(recipe(SAMPLE), tmp_path / "dataset")
+    prepared_in(recipe(SAMPLE), tmp_path / "dataset")
     items = Dataset.read(tmp_path / "dataset").items
     assert list(items)[:2] == ["item-00001", "item-00002"]
     assert list(items["item-00001"]) == ["title", "brand", "category", "attributes", "price"]
@@ -220,18 +227,18 @@ def test_the_key_follows_the_content_of_the_source(tmp_path: Path, movielens_fol
     for file in movielens_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     chosen = recipe({"source": "movielens", "path": str(tmp_path)})
-    before = stage_key("prepare", prepare_settings(chosen), {})
-    assert stage_key("prepare", prepare_settings(chosen), {}) == before
+    before = key_of(chosen)
+    assert key_of(chosen) == before
     with (tmp_path / "ratings.csv").open("a") as ratings:
         ratings.write("1,10,5,1000000099\n")
-    assert stage_key("prepare", prepare_settings(chosen), {}) != before
-    assert stage_key("prepare", prepare_settings(recipe(SAMPLE)), {}) != before
+    assert key_of(chosen) != before
+    assert key_of(recipe(SAMPLE)) != before
 
 
 def test_a_missing_source_is_named_before_anything_is_hashed(tmp_path: Path) -> None:
     chosen = recipe({"source": "tables", "items": "none.csv", "events": "no.parquet", "text_fields": ["title"]})
     with pytest.raises(DataError, match=r"(?s)none\.csv: no such file.*no\.parquet: no such file"):
-        prepare_settings(chosen)
+        prepare.stage(chosen, Workspace(Path("nothing"))).key()
 
 
 @pytest.mark.parametrize(
@@ -249,7 +256,7 @@ def test_a_missing_source_is_named_before_anything_is_hashed(tmp_path: Path) -> 
 )
 def test_what_cannot_be_prepared_leaves_nothing_behind(tmp_path: Path, chosen: Recipe, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        prepare(chosen, tmp_path / "dataset")
+        prepared_in(chosen, tmp_path / "dataset")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ArtifactError):
         read_manifest(tmp_path / "dataset")
@@ -263,14 +270,14 @@ def test_stored_history_is_bounded(tmp_path: Path) -> None:
     items.write_csv(tmp_path / "items.csv")
     events.write_csv(tmp_path / "events.csv")
     paths = {"items": str(tmp_path / "items.csv"), "events": str(tmp_path / "events.csv")}
-    prepare(recipe({"source": "tables", "text_fields": ["title"], **paths}), tmp_path / "dataset")
+    prepared_in(recipe({"source": "tables", "text_fields": ["title"], **paths}), tmp_path / "dataset")
     (test,) = Dataset.read(tmp_path / "dataset").test
     assert test.history == [f"i{n}" for n in range(29, 229)]
 
 
 def test_a_folder_whose_name_is_a_pattern_is_read_as_it_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "mine [old] *" / "dataset"
-    prepare(recipe(SAMPLE), folder)
+    prepared_in(recipe(SAMPLE), folder)
     assert len(Dataset.read(folder).test) == 30
 
 
@@ -281,7 +288,7 @@ def test_what_was_left_out_is_recorded(tmp_path: Path) -> None:
     pl.concat([items, items[:2]]).write_csv(tmp_path / "items.csv")
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "events.csv")
     paths = {"items": str(tmp_path / "items.csv"), "events": str(tmp_path / "events.csv")}
-    metrics = prepare(recipe({"source": "tables", "text_fields": ["title"], **paths}), tmp_path / "dataset").metrics
+    metrics = prepared_in(recipe({"source": "tables", "text_fields": ["title"], **paths}), tmp_path / "dataset").metrics
     assert metrics["items"] == 60
     assert metrics["events"] == len(rows) - 1
     assert sorted(metrics["left_out"].values()) == [1, 2]

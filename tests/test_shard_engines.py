@@ -13,15 +13,17 @@ from tensorrt_ladder import PRECISIONS, TensorRTLadder, ladder_of
 from test_families import recipe_for, spread_logits
 from tiny_models import FAMILIES, save_ranker
 from tritonrank.artifacts import verify_artifact
+from tritonrank.artifacts.stage import bring_up_to_date
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.parallel.shard import write_shards
+from tritonrank.pipeline import compile_ranks
 from tritonrank.pipeline.gpu_targets import assemble_target
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.recipe import Recipe
 from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
-from tritonrank.tensorrt.compile_ranks import compile_precision_ranks, one_profile
+from tritonrank.tensorrt.compile_ranks import one_profile
 from tritonrank.tensorrt.plans import check_plans
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
@@ -111,12 +113,15 @@ def test_a_recipe_compiles_to_plans_that_the_target_takes(
     shutil.copytree(joint_workspace.root, workspace.root)
     tensorrt = joint_recipe.tensorrt.model_copy(update={"precisions": ["fp32"]})
     recipe = joint_recipe.model_copy(update={"tensor_parallel": RANKS, "tensorrt": tensorrt})
-    folder = compile_precision_ranks(recipe, workspace, "fp32", builder)
+    bring_up_to_date(compile_ranks.shards(recipe, workspace, "fp32"))
+    stage = compile_ranks.stage(recipe, workspace, "fp32", builder)
+    folder = stage.folder
+    bring_up_to_date(stage)
     held = verify_artifact(folder)
     assert {"model.plan", "model.plan.rank0", "model.plan.rank1", "plan.json"} <= set(held.files)
     assert held.files["model.plan"] == held.files["model.plan.rank0"] != held.files["model.plan.rank1"]
     created = held.created
-    assert compile_precision_ranks(recipe, workspace, "fp32", builder) == folder
+    bring_up_to_date(stage)
     assert verify_artifact(folder).created == created, "up to date"
     repository = assemble_target(recipe, workspace, Target.TENSORRT_TP)
     with pytest.raises(ArtifactError, match="TensorRT-RTX engine, which Triton's tensorrt backend does not load"):

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from stage_runs import run_verb
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
@@ -219,7 +220,7 @@ def test_a_failed_proof_publishes_nothing(
 
     monkeypatch.setattr(export, "export_graphs", tampered)
     with pytest.raises(ArtifactError, match="logits differ from PyTorch"):
-        export.export(tiny_recipe, workspace.dataset, workspace.teacher, tmp_path / "onnx")
+        run_verb("export", tiny_recipe, workspace, tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,21 +14,23 @@ import yaml
 from conftest import TESTS
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
+from stage_runs import prepared, publish_instead, run_verb
 from tiny_models import FAMILIES, WORDS, save_ranker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft, read_manifest
+from tritonrank.artifacts.rungs import Rung
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset, Example, prepare
+from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import DataError, GateError, RecipeError
-from tritonrank.judge.gatekeeper import Rung, judge_teacher, require_ranking, uncut_rules
+from tritonrank.judge.gatekeeper import judge_teacher, require_ranking, uncut_rules
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.scorers import Request, torch_scorer
 from tritonrank.rankers.text_budgets import Needs, rules_of_checkpoint
 from tritonrank.rankers.text_counts import text_warnings
 from tritonrank.recipe import DEFAULT_BUDGETS, Recipe, load_recipe
-from tritonrank.train.finetune import finetune, text_rules
+from tritonrank.train.finetune import text_rules
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
@@ -113,7 +115,7 @@ def test_items_without_text_are_nowhere_in_a_dataset(
     with_gaps: dict[str, Any], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(with_gaps, {"checkpoint": str(checkpoint)})
-    manifest = prepare(recipe, tmp_path / "dataset")
+    manifest = prepared(recipe, tmp_path / "dataset")
     dataset = Dataset.read(tmp_path / "dataset")
     absent = {f"i{n}" for n in WITHOUT_TEXT}
     assert not absent & set(dataset.items)
@@ -143,26 +145,26 @@ def test_items_without_text_are_nowhere_in_a_dataset(
 def test_punctuation_of_the_template_is_no_text(tmp_path: Path) -> None:
     random = np.random.default_rng(2)
     data = write_tables(tmp_path, ["" if n % 8 == 0 else words(random, 3) for n in range(80)])
-    manifest = prepare(recipe_of(data, item_template="Title: {title}, "), tmp_path / "dataset")
+    manifest = prepared(recipe_of(data, item_template="Title: {title}, "), tmp_path / "dataset")
     assert manifest.metrics["items_without_text"]["count"] == 10
 
 
 def test_a_catalogue_without_enough_texts_is_an_error_that_says_so(tmp_path: Path) -> None:
     data = write_tables(tmp_path, ["" if n > 8 else f"lamp {n}" for n in range(80)])
     with pytest.raises(DataError, match=r"71 of 80 items have no text .*\{title\}.*i9, .*leaves 9 items"):
-        prepare(recipe_of(data), tmp_path / "dataset")
+        prepared(recipe_of(data), tmp_path / "dataset")
     nothing = write_tables(tmp_path / "nothing", [""] * 80)
     with pytest.raises(DataError, match="80 of 80 items have no text"):
-        prepare(recipe_of(nothing), tmp_path / "dataset")
+        prepared(recipe_of(nothing), tmp_path / "dataset")
     assert not (tmp_path / "dataset").exists()
 
 
 def test_another_tokenizer_prepares_anew_and_leaves_later_stages_alone(
     with_gaps: dict[str, Any], checkpoint: Path, tmp_path: Path
 ) -> None:
-    named = prepare(recipe_of(with_gaps, candidate_tokens=20), tmp_path / "named")
-    fewer = prepare(recipe_of(with_gaps, candidate_tokens=4), tmp_path / "fewer")
-    other = prepare(recipe_of(with_gaps, {"checkpoint": str(checkpoint)}), tmp_path / "other")
+    named = prepared(recipe_of(with_gaps, candidate_tokens=20), tmp_path / "named")
+    fewer = prepared(recipe_of(with_gaps, candidate_tokens=4), tmp_path / "fewer")
+    other = prepared(recipe_of(with_gaps, {"checkpoint": str(checkpoint)}), tmp_path / "other")
     assert len({named.key, fewer.key, other.key}) == 3
     assert named.artifact == fewer.artifact == other.artifact
 
@@ -175,7 +177,7 @@ def test_counts_are_those_of_the_models_own_tokenizer(checkpoint: Path, tmp_path
     texts = [words(random, int(random.integers(2, 60))) for _ in range(80)]
     data = write_tables(tmp_path, texts, lambda random: words(random, int(random.integers(1, 12))))
     budgets = {"query_tokens": 6, "history_items": 4, "history_tokens": 50, "candidate_tokens": 30}
-    metrics = prepare(recipe_of(data, {"checkpoint": str(checkpoint)}, **budgets), tmp_path / "dataset").metrics
+    metrics = prepared(recipe_of(data, {"checkpoint": str(checkpoint)}, **budgets), tmp_path / "dataset").metrics
     counts, dataset = metrics["text"], Dataset.read(tmp_path / "dataset")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
@@ -209,7 +211,7 @@ def test_cut_texts_are_told_with_the_setting_that_holds_them(
     long: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_tables(tmp_path, ["lamp " * (40 if n < long else 4) for n in range(80)])
-    prepare(recipe_of(data), tmp_path / "dataset")
+    prepared(recipe_of(data), tmp_path / "dataset")
     said = capsys.readouterr().out
     assert ("--set text.candidate_tokens=40" in said) == warned
     assert f"{long / 80:.1%} cut" in said
@@ -218,7 +220,7 @@ def test_cut_texts_are_told_with_the_setting_that_holds_them(
 def test_a_history_that_hardly_fits_is_told(tmp_path: Path) -> None:
     random = np.random.default_rng(4)
     data = write_tables(tmp_path, [words(random, 30) for _ in range(80)])
-    metrics = prepare(recipe_of(data, history_items=5, history_tokens=40), tmp_path / "dataset").metrics
+    metrics = prepared(recipe_of(data, history_items=5, history_tokens=40), tmp_path / "dataset").metrics
     (warning,) = [said for said in text_warnings(metrics["text"]) if "history" in said]
     enough = int(re.search(r"text\.history_tokens=(\d+)", warning)[1])  # type: ignore[index]
     assert 100 < enough < 250
@@ -227,7 +229,7 @@ def test_a_history_that_hardly_fits_is_told(tmp_path: Path) -> None:
 def test_a_ranking_that_is_the_same_for_everybody_is_told(checkpoint: Path, tmp_path: Path) -> None:
     data = write_tables(tmp_path, [f"lamp {n}" for n in range(80)])
     for text, told in (({}, True), ({"history_items": 2}, False)):
-        metrics = prepare(recipe_of(data, {"checkpoint": str(checkpoint)}, **text), tmp_path / "dataset").metrics
+        metrics = prepared(recipe_of(data, {"checkpoint": str(checkpoint)}, **text), tmp_path / "dataset").metrics
         assert any("--set text.history_items=8" in said for said in text_warnings(metrics["text"])) == told
 
 
@@ -375,10 +377,13 @@ def label_by(workspace: Workspace, recipe: Recipe, rules: TextRules) -> None:
     tables = {path.name: pl.read_parquet(path) for path in workspace.dataset.glob("*.parquet")}
     test = tables["test.parquet"]
     tables["test.parquet"] = test.with_columns(pl.Series("labels", labels, dtype=test.schema["labels"]))
-    with write_artifact(workspace.dataset, "prepare", manifest.settings, {}) as draft:
+
+    def relabelled(draft: Draft) -> None:
         for name, table in tables.items():
             table.write_parquet(draft.folder / name)
         draft.metrics |= manifest.metrics
+
+    publish_instead(recipe, workspace, relabelled)
 
 
 def test_a_checkpoint_whose_texts_are_cut_does_not_pass_for_itself(
@@ -392,13 +397,12 @@ def test_a_checkpoint_whose_texts_are_cut_does_not_pass_for_itself(
     assert whole is not None
     assert whole.candidate_tokens == 88
     label_by(workspace, recipe, whole)
-    finetune(recipe, workspace.dataset, workspace.teacher)
+    run_verb("finetune", recipe, workspace)
     rung = Rung("INT8", workspace.teacher)
-    arguments = (recipe, "quantize", rung, rung, rung, workspace.dataset, workspace.judgements)
     with pytest.raises(
         GateError, match=r"INT8 against checkpoint, uncut: NDCG@10 fell by .*text\.candidate_tokens=auto"
     ):
-        require_ranking(*arguments)
+        require_ranking(recipe, workspace, "quantize", rung, rung)
     uncut = judge_teacher(recipe, workspace.teacher, workspace.dataset, workspace.judgements)
     assert (uncut.name, uncut.values().mean()) == ("checkpoint, uncut", 1.0)
     capsys.readouterr()
@@ -417,15 +421,15 @@ def test_where_whole_texts_make_no_difference_nothing_is_judged_twice(
     recipe = recipe_of(passages, model, **text)
     if why == "trained here":
         recipe = recipe_of(passages, {"architecture": "joint"}, candidate_tokens=32)
-    prepare(recipe, folder / "dataset")
+    prepared(recipe, folder / "dataset")
     teacher = folder / "teacher"
     if why != "trained here":
-        finetune(recipe, folder / "dataset", teacher)
+        run_verb("finetune", recipe, Workspace(folder))
     assert uncut_rules(recipe, teacher, folder / "dataset") is None
 
 
 def test_rendered_texts_are_what_is_counted(with_gaps: dict[str, Any], tmp_path: Path) -> None:
-    prepare(recipe_of(with_gaps, item_template="{title} {title}"), tmp_path / "dataset")
+    prepared(recipe_of(with_gaps, item_template="{title} {title}"), tmp_path / "dataset")
     counts = read_manifest(tmp_path / "dataset").metrics["text"]
     items = Dataset.read(tmp_path / "dataset").items
     tokenizer = AutoTokenizer.from_pretrained(save_ranker("bert", tmp_path / "other"))

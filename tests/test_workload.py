@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import TESTS
+from stage_runs import prepared
 from test_cli import main
 from tritonrank.artifacts import write_artifact
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.negatives import POPULARITY_EXPONENT
-from tritonrank.data.prepare import Dataset, prepare
+from tritonrank.data.prepare import Dataset
 from tritonrank.data.workload import make_workload
 from tritonrank.data.workload_settings import (
     LognormalSizes,
@@ -45,7 +46,7 @@ TEST_USERS = RECIPE.examples.test_users
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """artifacts/tiny with a dataset and text rules, and no model; tests must not change it."""
     workspace = Workspace.of(RECIPE, tmp_path_factory.mktemp("artifacts"))
-    prepare(RECIPE, workspace.dataset)
+    prepared(RECIPE, workspace.dataset)
     workspace.teacher.mkdir()
     TextRules(**RECIPE.text.model_dump()).save(workspace.teacher)
     return workspace.root

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
@@ -202,7 +201,8 @@ def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if len(text) == HASH_LENGTH and not set(text) - set("0123456789abcdef"):
         return f"{text[:HASH_SHOWN]}..."
-    return shorten(text, VALUE_SHOWN, placeholder=" ...") or "empty"
+    one_line = " ".join(text.split())
+    return (one_line if len(one_line) <= VALUE_SHOWN else f"{one_line[:VALUE_SHOWN]}...") or "empty"
 
 
 def _first_fault(error: ArtifactError) -> str:

@@ -76,6 +76,14 @@ class Workspace:
     def shards(self) -> Path:
         return self.root / "shards"
 
+    def shards_of(self, precision: str) -> Path:
+        """The shards that plans of a precision are compiled from; ``shards`` are those that CPUs serve."""
+        return self.root / f"shards-{precision}"
+
+    def rank_plans(self, recipe: "Recipe", precision: str) -> Path:
+        """The plans of all ranks of a precision."""
+        return self.plans / f"{precision}-tp{recipe.tensor_parallel}"
+
     @property
     def repository(self) -> Path:
         return self.root / "repository"
@@ -106,11 +114,20 @@ class Workspace:
             return self.fp16 if "fp16" in recipe.tensorrt.precisions else self.onnx
         return self.onnx if recipe.quantize.method == "none" else self.int8
 
+    def loaded_model(self, recipe: "Recipe") -> Path:
+        """What the repository for CPUs holds of it: the model itself, or the shards of it."""
+        return self.shards if recipe.tensor_parallel > 1 else self.served_model(recipe)
+
     def batched_fp32(self, recipe: "Recipe") -> Path:
         """The FP32 graph with a batch of whole requests or rows, which TensorRT's precisions are made of."""
-        return self.onnx if recipe.model.architecture == "joint" else self.onnx_batched
+        return self.onnx if is_batched_already(recipe) else self.onnx_batched
 
     def tensorrt_graph(self, recipe: "Recipe", precision: str) -> Path:
         """The artifact whose model.onnx a plan of this precision is compiled from."""
         folders = {"fp16": self.fp16, "int8": self.int8_tensorrt, "int8-fp16": self.int8_fp16}
         return folders.get(precision, self.batched_fp32(recipe))
+
+
+def is_batched_already(recipe: "Recipe") -> bool:
+    """Whether the graph that CPUs serve has a batch of rows, as TensorRT's precisions need it."""
+    return recipe.model.architecture == "joint"

@@ -1,12 +1,10 @@
 """The verbs that build: all stages, one of them, or a repository for a GPU."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritonrank.artifacts.locks import only_writer
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.cli.options import (
     DEFAULT_ARTIFACTS,
@@ -18,6 +16,9 @@ from tritonrank.cli.options import (
     app,
     open_recipe,
 )
+
+if TYPE_CHECKING:
+    from tritonrank.recipe import Recipe
 
 
 @app.command()
@@ -71,16 +72,7 @@ def finetune(
 ) -> None:
     """Fine-tune the base model. Resumes when interrupted; also under torchrun --nproc-per-node N -m tritonrank."""
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        from tritonrank.pipeline.stages import run_stages
-
-        run_stages(loaded, workspace, until="finetune")
-        return
-    # Under torchrun every process comes through here, and only one may write the dataset: it has to exist already.
-    from tritonrank.train.finetune import finetune as run
-
-    with writing(workspace):
-        run(loaded, workspace.dataset, workspace.teacher)
+    _train(loaded, workspace, "finetune")
 
 
 _stage_command("prune", "Cut layers, heads, neurons and tokens of the fine-tuned ranker (section `prune`).")
@@ -92,16 +84,7 @@ def distill(
 ) -> None:
     """Let the pruned ranker learn from the unpruned one. Resumes when interrupted; also under torchrun."""
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        from tritonrank.pipeline.stages import run_stages
-
-        run_stages(loaded, workspace, until="distill")
-        return
-    # As with finetune, what it starts from has to exist already.
-    from tritonrank.shrink.distill import distill as run
-
-    with writing(workspace):
-        run(loaded, workspace.dataset, workspace.teacher, workspace.pruned, workspace.student, workspace.judgements)
+    _train(loaded, workspace, "distill")
 
 
 _stage_command("export", "Write the checkpoint as ONNX and prove that it computes the same.")
@@ -122,9 +105,9 @@ def compile_command(
     # A model that needs several GPUs may not fit on one.
     target = Target.TENSORRT_TP if loaded.tensor_parallel > 1 else Target.TENSORRT
     loaded, workspace = open_recipe(recipe, overrides, artifacts, target)
-    from tritonrank.pipeline.gpu_targets import compile_ranks, compile_recipe
+    from tritonrank.pipeline.gpu_targets import compile_ranks_of, compile_recipe
 
-    for folder in (compile_ranks if target is Target.TENSORRT_TP else compile_recipe)(loaded, workspace):
+    for folder in (compile_ranks_of if target is Target.TENSORRT_TP else compile_recipe)(loaded, workspace):
         typer.echo(f"{folder}")
 
 
@@ -164,9 +147,14 @@ def assemble(
         return
     from tritonrank.pipeline.gpu_targets import assemble_target
 
-    typer.echo(f"{assemble_target(loaded, workspace, target)}")
+    typer.echo(f"{assemble_target(loaded, workspace, target, force=force)}")
 
 
-def writing(workspace: Workspace) -> AbstractContextManager[None]:
-    """The lock of a workspace for the one process of torchrun that writes; the others wait for it anyway."""
-    return only_writer(workspace.root) if os.environ.get("RANK", "0") == "0" else nullcontext()
+def _train(recipe: "Recipe", workspace: Workspace, verb: str) -> None:
+    """Run the stages up to one that trains, or one process's part of it under torchrun."""
+    from tritonrank.pipeline.stages import run_stages, take_part_in
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        run_stages(recipe, workspace, until=verb)
+    else:
+        take_part_in(verb, recipe, workspace)

@@ -18,10 +18,10 @@ import polars as pl
 from rich.console import Console
 from tritonrank_runtime.item_text import render_fields
 
-from tritonrank.artifacts import Manifest, read_manifest, sha256_file, write_artifact
+from tritonrank.artifacts import Draft, read_manifest
 from tritonrank.data.choices import choose_positives
 from tritonrank.data.lists import ListMaker
-from tritonrank.data.loading import Tables, load_tables, source_files
+from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.splits import LIKED, TEST, TRAIN, VALIDATION, mark_splits
 from tritonrank.errors import DataError
 from tritonrank.rankers.text_counts import (
@@ -84,8 +84,8 @@ class Dataset:
         )
 
 
-def prepare(recipe: Recipe, folder: Path) -> Manifest:
-    """Write items, events and examples as an artifact.
+def prepare(recipe: Recipe, draft: Draft) -> None:
+    """Write items, events and examples.
 
     The files: items.parquet and events.parquet (the source's tables; events by user and time, with the column split:
     train, validation, test, or "" for events nobody may use), and train.parquet, validation.parquet, test.parquet
@@ -105,69 +105,40 @@ def prepare(recipe: Recipe, folder: Path) -> Manifest:
         who_decided,
     )
 
-    settings = prepare_settings(recipe)
-    with write_artifact(folder, "prepare", settings, parents={}) as draft:
-        source = load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
-        _check_template(recipe, source)
-        lengths = TextLengths(open_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
-        item_lengths = lengths.of_items(source.items)
-        tables, without_text = _with_text(recipe, source, item_lengths)
-        queries = sorted(set(tables.events["query"]) - {""})
-        query_lengths = lengths.of_texts(queries)
-        rules = resolve_rules(recipe, Needs(max(query_lengths, default=0), max(item_lengths.values())))
+    source = load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
+    _check_template(recipe, source)
+    lengths = TextLengths(open_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
+    item_lengths = lengths.of_items(source.items)
+    tables, without_text = _with_text(recipe, source, item_lengths)
+    queries = sorted(set(tables.events["query"]) - {""})
+    query_lengths = lengths.of_texts(queries)
+    rules = resolve_rules(recipe, Needs(max(query_lengths, default=0), max(item_lengths.values())))
 
-        events = mark_splits(tables.events, recipe.examples)
-        chosen, skipped = choose_positives(events, recipe.examples, recipe.seed)
-        lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed)
+    events = mark_splits(tables.events, recipe.examples)
+    chosen, skipped = choose_positives(events, recipe.examples, recipe.seed)
+    lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed)
 
-        tables.items.write_parquet(draft.folder / "items.parquet")
-        events.select(*tables.events.columns, "split").write_parquet(draft.folder / "events.parquet")
-        examples = {split: lists.make(split, positives) for split, positives in chosen.items()}
-        for split, made in examples.items():
-            made.write_parquet(draft.folder / f"{split}.parquet")
-        template = recipe.text.item_template
-        shown = [render_fields(template, row) for row in tables.items.head(TEXTS_SHOWN).iter_rows(named=True)]
-        kept_lengths = {item: item_lengths[item] for item in tables.items["item_id"]}
-        draft.metrics |= {
-            "items": tables.items.height,
-            "items_without_text": without_text,
-            "users": events["user_id"].n_unique(),
-            "events": events.height,
-            "positive_events": events.filter(LIKED).height,
-            "training_events": events.filter(pl.col("split") == TRAIN).height,
-            "examples": {split: made.height for split, made in examples.items()},
-            "skipped_users": skipped,
-            "left_out": source.left_out,
-            TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST], shown),
-        }
-    manifest = read_manifest(folder)
-    show_counts(manifest.metrics, console)
-    return manifest
-
-
-def prepare_settings(recipe: Recipe) -> dict[str, Any]:
-    """What the dataset and its counts depend on, JSON-able: settings, tokenizer, content (sha256) of the source files.
-
-    Other budgets count the texts again; the dataset comes out as it was, so that nothing after it is made again.
-
-    Raises:
-        DataError: a source file is missing; the loader's message says what was expected.
-    """
-    from tritonrank.rankers.text_budgets import tokenizer_identity
-
-    files = list(source_files(recipe.data))
-    if not all(file.is_file() for file in files):
-        # Raises with everything that is wrong, not only the first missing file.
-        load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
-    return {
-        "data": recipe.data.model_dump(mode="json"),
-        "text": recipe.text.model_dump(mode="json"),
-        "tokenizer": tokenizer_identity(recipe),
-        "architecture": recipe.model.architecture,
-        "examples": recipe.examples.model_dump(mode="json"),
-        "seed": recipe.seed,
-        "sources": {str(file): sha256_file(file) for file in files},
+    tables.items.write_parquet(draft.folder / "items.parquet")
+    events.select(*tables.events.columns, "split").write_parquet(draft.folder / "events.parquet")
+    examples = {split: lists.make(split, positives) for split, positives in chosen.items()}
+    for split, made in examples.items():
+        made.write_parquet(draft.folder / f"{split}.parquet")
+    template = recipe.text.item_template
+    shown = [render_fields(template, row) for row in tables.items.head(TEXTS_SHOWN).iter_rows(named=True)]
+    kept_lengths = {item: item_lengths[item] for item in tables.items["item_id"]}
+    draft.metrics |= {
+        "items": tables.items.height,
+        "items_without_text": without_text,
+        "users": events["user_id"].n_unique(),
+        "events": events.height,
+        "positive_events": events.filter(LIKED).height,
+        "training_events": events.filter(pl.col("split") == TRAIN).height,
+        "examples": {split: made.height for split, made in examples.items()},
+        "skipped_users": skipped,
+        "left_out": source.left_out,
+        TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST], shown),
     }
+    show_counts(draft.metrics, console)
 
 
 def _check_template(recipe: Recipe, tables: Tables) -> None:

@@ -24,11 +24,12 @@ from tritonrank_runtime.sessions import RUNTIME_ERRORS, open_session
 from tritonrank_runtime.shared_context import INPUT_NAMES, BatchedEngine
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
-from tritonrank.graphs.export import OPSET, TOLERANCE, Difference, check_signature, export_settings, trace_graph
+from tritonrank.graphs.export import OPSET, TOLERANCE, Difference, check_signature, trace_graph
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import load_shared_context_ranker, longest_input
@@ -50,36 +51,31 @@ AXES = {
 console = Console()
 
 
-def export_batched(
-    recipe: Recipe, dataset_folder: Path, checkpoint_folder: Path, onnx_folder: Path, folder: Path
-) -> None:
+def export_batched(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     """Write model.onnx (FP32, int32 inputs) with tokenizer and text rules beside it.
 
     Args:
-        recipe: its export section.
-        dataset_folder: requests to compare on.
-        checkpoint_folder: a shared-context ranker.
-        onnx_folder: its two graphs, as they are served on the CPU.
-        folder: where the artifact goes.
+        recipe: it says which checkpoint is exported.
+        workspace: with a shared-context ranker, its two graphs as they are served on the CPU, and the dataset.
+        draft: gets the graph.
 
     Raises:
         ArtifactError: the graph differs from PyTorch or from the engine, or padding changes a score.
     """
-    parents = {"checkpoint": read_manifest(checkpoint_folder), "onnx": read_manifest(onnx_folder)}
-    with write_artifact(folder, "export-batched", export_settings(recipe), parents) as draft:
-        ranker = load_shared_context_ranker(str(checkpoint_folder))
-        export_batched_graph(ranker, draft.folder)
-        copy_text_files(checkpoint_folder, draft.folder)
-        dataset = Dataset.read(dataset_folder)
-        requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(checkpoint_folder))
-        difference = compare_batched(ranker, draft.folder, onnx_folder, requests)
-        console.print(
-            f"  largest difference: {difference.on_grid:.1e} to PyTorch on a grid of padded shapes, "
-            f"{difference.on_requests:.1e} to the engine on {len(requests)} requests "
-            f"(tolerance {TOLERANCE:.0e})",
-            highlight=False,
-        )
-        draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
+    checkpoint_folder = workspace.ranker(recipe)
+    ranker = load_shared_context_ranker(str(checkpoint_folder))
+    export_batched_graph(ranker, draft.folder)
+    copy_text_files(checkpoint_folder, draft.folder)
+    dataset = Dataset.read(workspace.dataset)
+    requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(checkpoint_folder))
+    difference = compare_batched(ranker, draft.folder, workspace.onnx, requests)
+    console.print(
+        f"  largest difference: {difference.on_grid:.1e} to PyTorch on a grid of padded shapes, "
+        f"{difference.on_requests:.1e} to the engine on {len(requests)} requests "
+        f"(tolerance {TOLERANCE:.0e})",
+        highlight=False,
+    )
+    draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
 
 
 class _BatchedPass(nn.Module):

@@ -30,7 +30,8 @@ from tritonrank_runtime.padding import PADDING
 from tritonrank_runtime.sessions import RUNTIME_ERRORS
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
@@ -65,30 +66,30 @@ class Difference:
     on_requests: float
 
 
-def export_settings(recipe: Recipe) -> dict[str, Any]:
-    return {"export": {"opset": OPSET, "tolerance": TOLERANCE}}
-
-
-def export(recipe: Recipe, dataset_folder: Path, checkpoint_folder: Path, folder: Path) -> None:
+def export(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     """Write the graphs (FP32, int32 inputs) with tokenizer and text rules beside them.
+
+    Args:
+        recipe: it says which checkpoint is exported.
+        workspace: with that checkpoint, and the dataset for requests to compare on.
+        draft: gets the graphs.
 
     Raises:
         ArtifactError: the graph differs from PyTorch in names, axes, shapes or values.
     """
-    parents = {"checkpoint": read_manifest(checkpoint_folder)}
-    with write_artifact(folder, "export", export_settings(recipe), parents) as draft:
-        export_graphs(checkpoint_folder, draft.folder)
-        copy_text_files(checkpoint_folder, draft.folder)
-        dataset = Dataset.read(dataset_folder)
-        requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(checkpoint_folder))
-        requests = [Request(r.query, r.history, r.items[:COMPARED_CANDIDATES]) for r in requests]
-        difference = compare_with_torch(checkpoint_folder, draft.folder, requests)
-        console.print(
-            f"  largest difference to PyTorch: {difference.on_grid:.1e} on a grid of shapes, "
-            f"{difference.on_requests:.1e} on {len(requests)} requests (tolerance {TOLERANCE:.0e})",
-            highlight=False,
-        )
-        draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
+    checkpoint_folder = workspace.ranker(recipe)
+    export_graphs(checkpoint_folder, draft.folder)
+    copy_text_files(checkpoint_folder, draft.folder)
+    dataset = Dataset.read(workspace.dataset)
+    requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(checkpoint_folder))
+    requests = [Request(r.query, r.history, r.items[:COMPARED_CANDIDATES]) for r in requests]
+    difference = compare_with_torch(checkpoint_folder, draft.folder, requests)
+    console.print(
+        f"  largest difference to PyTorch: {difference.on_grid:.1e} on a grid of shapes, "
+        f"{difference.on_requests:.1e} on {len(requests)} requests (tolerance {TOLERANCE:.0e})",
+        highlight=False,
+    )
+    draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
 
 
 def export_graphs(checkpoint_folder: Path, folder: Path, opset: int = OPSET) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,6 +19,9 @@ from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.rungs import Rung, gate_metric, teacher_name, uncut_name
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.judge.budgets import step_budget, total_budget
 from tritonrank.judge.evaluate import (
     Judgement,
     cached,
@@ -28,9 +31,7 @@ from tritonrank.judge.evaluate import (
     judge_test_examples,
 )
 from tritonrank.judge.gate import show_verdict, verdict
-from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES
-from tritonrank.judge.rungs import CHECKPOINT, INT8, PRUNED, STUDENT, UNCUT, UNCUT_WAY_OUT
-from tritonrank.judge.rungs import FINE_TUNED as FINE_TUNED  # for those who name their rungs here
+from tritonrank.judge.ways_out import OTHER_WAY_OUT, UNCUT_WAY_OUT, WAYS_OUT
 from tritonrank.judge.worst import forget_closed_gate, require_passed, with_worst_requests
 from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import torch_scorer
@@ -39,68 +40,44 @@ from tritonrank.recipe import Recipe
 
 UNCUT_FROM = 0.03
 """Share of judged candidates whose texts are cut, from which a ready checkpoint is judged with whole texts too."""
-WAYS_OUT = {
-    PRUNED: "Cut less (prune.gflop, or the sizes in the prune section), or allow more: --set gate.prune_budget=0.8",
-    STUDENT: "Train the student longer (distill.epochs), or on more (distill.examples)",
-    INT8: "The FP32 graph passed; serve it: tritonrank build RECIPE --set quantize.method=none, then: tritonrank "
-    "serve {root}. Or keep more layers out of INT8: --set quantize.noise=0.01",
-}
-"""What can be done when the gate closes on a rung; ``{root}`` is the folder of the recipe's artifacts."""
-OTHER_WAY_OUT = "What was built before passed and can be served: leave this precision out of tensorrt.precisions"
 
 console = Console()
 
 
-class Rung(NamedTuple):
-    """A model artifact and what tables call it."""
-
-    name: str
-    folder: Path
-
-
-def teacher_name(recipe: Recipe) -> str:
-    """What tables call the ranker that everything is held against."""
-    return CHECKPOINT if recipe.model.checkpoint else FINE_TUNED
-
-
-def require_ranking(
-    recipe: Recipe, step: str, child: Rung, parent: Rung, teacher: Rung, dataset_folder: Path, judgements: Path
-) -> dict[str, Any]:
-    """Judge a step on the test examples.
+def require_ranking(recipe: Recipe, workspace: Workspace, step: str, child: Rung, parent: Rung) -> dict[str, Any]:
+    """Judge a step on the test examples, against what it started from and against the teacher.
 
     Args:
         recipe: its gate section.
+        workspace: its dataset judges, its teacher may be the parent.
         step: prune, distill or quantize.
         child: the artifact that the step made, still a draft.
         parent: what the step started from.
-        teacher: the fine-tuned ranker; may be the parent.
-        dataset_folder: the prepared dataset.
-        judgements: cache of judgements.
 
     Returns:
-        The verdicts for the manifest, by ``gate against <name>``.
+        The verdicts for the manifest, by ``gate_metric``.
 
     Raises:
         GateError: the ranking became worse than a budget allows; whom it hurt is in a file beside the artifacts.
     """
-    root = judgements.parent
-    record = root / f"closed-gate-{step}.txt"
-    judged = judge_artifact(child.name, child.folder, dataset_folder, judgements)
+    record = workspace.root / f"closed-gate-{step}.txt"
+    dataset, judgements = workspace.dataset, workspace.judgements
+    judged = judge_artifact(child.name, child.folder, dataset, judgements)
     others: list[tuple[Judgement, float]] = []
-    if parent.folder != teacher.folder:
-        before = judge_artifact(parent.name, parent.folder, dataset_folder, judgements)
+    if parent.folder != workspace.teacher:
+        before = judge_artifact(parent.name, parent.folder, dataset, judgements)
         others.append((before, step_budget(recipe, step)))
-    others.append((judge_teacher(recipe, teacher.folder, dataset_folder, judgements), total_budget(recipe, step)))
+    others.append((judge_teacher(recipe, workspace.teacher, dataset, judgements), total_budget(recipe, step)))
     metrics = {}
     for other, budget in others:
         found = verdict(judged, other, budget, seed=recipe.seed)
-        found = with_worst_requests(found, judged, other, dataset_folder, TextRules.load(child.folder))
+        found = with_worst_requests(found, judged, other, dataset, TextRules.load(child.folder))
         show_verdict(found)
-        way_out = WAYS_OUT.get(child.name, OTHER_WAY_OUT).format(root=root)
+        way_out = WAYS_OUT.get(child.name, OTHER_WAY_OUT).format(root=workspace.root)
         if other.name == uncut_name(recipe):  # what this step started from reads as little
             way_out = UNCUT_WAY_OUT
         require_passed(found, record, f"{child.name} was not published. {way_out}.")
-        metrics[f"gate against {other.name}"] = found.as_metrics()
+        metrics[gate_metric(other.name)] = found.as_metrics()
     forget_closed_gate(record)
     return metrics
 
@@ -141,11 +118,6 @@ def judge_uncut(recipe: Recipe, folder: Path, dataset_folder: Path, judgements: 
     return cached(uncut_name(recipe), path, make)
 
 
-def uncut_name(recipe: Recipe) -> str:
-    """What tables call the teacher with whole texts."""
-    return f"{teacher_name(recipe)}{UNCUT}"
-
-
 def uncut_rules(recipe: Recipe, folder: Path, dataset_folder: Path) -> TextRules | None:
     """Rules under which a ready checkpoint reads whole texts; None where it does, or cannot read more."""
     counts = read_manifest(dataset_folder).metrics.get(TEXT_METRICS)
@@ -161,23 +133,3 @@ def uncut_rules(recipe: Recipe, folder: Path, dataset_folder: Path) -> TextRules
     whole = rules_of_checkpoint(recipe.model, text, needs)
     reads_more = whole.candidate_tokens > rules.candidate_tokens or whole.query_tokens > rules.query_tokens
     return whole if reads_more else None
-
-
-def gate_settings(recipe: Recipe, step: str) -> dict[str, Any]:
-    """What a step's verdict depends on; another step's budget does not make this one again."""
-    return {
-        "step_budget": step_budget(recipe, step),
-        "total_budget": total_budget(recipe, step),
-        "bootstrap_samples": BOOTSTRAP_SAMPLES,
-    }
-
-
-def step_budget(recipe: Recipe, step: str) -> float:
-    """What a step may cost against its parent."""
-    own: float | None = getattr(recipe.gate, f"{step}_budget")
-    return recipe.gate.budget if own is None else own
-
-
-def total_budget(recipe: Recipe, step: str) -> float:
-    """What everything up to this step may cost against the teacher; distillation has yet to repair what pruning did."""
-    return step_budget(recipe, step) if step == "prune" and recipe.distill else recipe.gate.budget

@@ -30,7 +30,8 @@ from tritonrank_runtime.shard_runner import SHARDS_FILE, shard_file
 from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
@@ -54,39 +55,33 @@ REORDERED_TIMES = 4
 console = Console()
 
 
-def shard_settings(recipe: Recipe) -> dict[str, Any]:
-    return {"tensor_parallel": recipe.tensor_parallel}
-
-
-def shard(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: Path) -> None:
+def shard(recipe: Recipe, workspace: Workspace, model_folder: Path, draft: Draft) -> None:
     """Write the shards of a model artifact, with tokenizer and text rules beside them.
 
     Args:
         recipe: its tensor_parallel says into how many ranks.
-        dataset_folder: requests to compare on.
+        workspace: with the dataset, for requests to compare on.
         model_folder: an ONNX artifact in any precision.
-        folder: where the artifact goes.
+        draft: gets the shards.
 
     Raises:
         ArtifactError: the graphs cannot be cut into so many ranks, or the shards score differently.
     """
-    parents = {"model": read_manifest(model_folder), "dataset": read_manifest(dataset_folder)}
-    with write_artifact(folder, "shard", shard_settings(recipe), parents) as draft:
-        sizes = write_shards(model_folder, draft.folder, recipe.tensor_parallel)
-        copy_text_files(model_folder, draft.folder)
-        dataset = Dataset.read(dataset_folder)
-        requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(model_folder))
-        tokenizer = RequestTokenizer.from_folder(model_folder)
-        difference = compare_with_whole(
-            model_folder, draft.folder, [tensors_of(request, tokenizer) for request in requests]
-        )
-        shares = " + ".join(f"{size / 1e6:.1f}" for size in sizes["rank_bytes"])
-        console.print(
-            f"  {shares} MB of layers; each rank also holds {sizes['replicated_bytes'] / 1e6:.1f} MB\n"
-            f"  largest difference to the whole ranker: {difference:.1e} on {len(requests)} requests",
-            highlight=False,
-        )
-        draft.metrics |= sizes | {"difference_on_requests": difference}
+    sizes = write_shards(model_folder, draft.folder, recipe.tensor_parallel)
+    copy_text_files(model_folder, draft.folder)
+    dataset = Dataset.read(workspace.dataset)
+    requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(model_folder))
+    tokenizer = RequestTokenizer.from_folder(model_folder)
+    difference = compare_with_whole(
+        model_folder, draft.folder, [tensors_of(request, tokenizer) for request in requests]
+    )
+    shares = " + ".join(f"{size / 1e6:.1f}" for size in sizes["rank_bytes"])
+    console.print(
+        f"  {shares} MB of layers; each rank also holds {sizes['replicated_bytes'] / 1e6:.1f} MB\n"
+        f"  largest difference to the whole ranker: {difference:.1e} on {len(requests)} requests",
+        highlight=False,
+    )
+    draft.metrics |= sizes | {"difference_on_requests": difference}
 
 
 def write_shards(model_folder: Path, folder: Path, ranks: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ up in another order, and a rounding to FP16 or INT8 makes a step of the last dig
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,31 +16,34 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer
 
-from tritonrank.artifacts import Manifest, is_current, sha256_file, verify_artifact, write_artifact
+from tritonrank.artifacts import Draft, Manifest, sha256_file, verify_artifact
+from tritonrank.artifacts.stage import Stage, bring_up_to_date
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.pipeline.stages import Stage, run_stages, stages, tensorrt_stages
+from tritonrank.pipeline import compile, compile_ranks
+from tritonrank.pipeline.assemble import assemble_settings
+from tritonrank.pipeline.stages import run_stages, stages
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import (
-    assemble_settings,
-    python_sources,
     write_ensemble,
     write_identity_and_golden_cases,
     write_warmup_masks,
 )
 from tritonrank.serve.gpu_config import check_room, gpu_configs
-from tritonrank.tensorrt.compile import compile_precision, find_builder, require_precisions
+from tritonrank.serve.sources import python_sources
+from tritonrank.tensorrt.compile import find_builder, require_precisions
 from tritonrank.tensorrt.compile_ranks import (
-    compile_precision_ranks,
     find_ranks_builder,
     one_profile,
     rank_plan_file,
-    ranks_folder,
 )
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, profiles_from, profiles_of
 
+REVISION = 1
+"""Of the stage that assembles."""
+TOOLS = ("onnx", "onnxruntime", "numpy", "tokenizers")
 ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")
 """What ONNX Runtime gains from on a GPU: INT8 it would compute in floating point between two roundings."""
 GOLDEN_SHARES = {"fp32": 0.02, "fp16": 0.02, "int8": 0.15, "int8-fp16": 0.15}
@@ -58,7 +61,7 @@ def build_target(recipe: Recipe, workspace: Workspace, target: Target) -> Path:
     """
     if target is not Target.ONNXRUNTIME:
         _first_precision(recipe, target)  # a fault of the recipe shows before minutes of compilation
-        (compile_ranks if target is Target.TENSORRT_TP else compile_recipe)(recipe, workspace)
+        (compile_ranks_of if target is Target.TENSORRT_TP else compile_recipe)(recipe, workspace)
     return assemble_target(recipe, workspace, target)
 
 
@@ -74,8 +77,14 @@ def check_target(recipe: Recipe, target: Target) -> None:
         find(_first_precision(recipe, target), recipe.tensor_parallel)
 
 
-def assemble_target(recipe: Recipe, workspace: Workspace, target: Target) -> Path:
+def assemble_target(recipe: Recipe, workspace: Workspace, target: Target, *, force: bool = False) -> Path:
     """Assemble plans that were compiled before, or for onnxruntime a graph, which is built if it is not up to date.
+
+    Args:
+        recipe: what to serve.
+        workspace: where its artifacts are.
+        target: any but the CPU.
+        force: assemble even if the repository is up to date.
 
     Returns:
         The folder of the repository.
@@ -92,46 +101,39 @@ def assemble_target(recipe: Recipe, workspace: Workspace, target: Target) -> Pat
     else:
         precision = _first_precision(recipe, target)
         _require_current_graph(recipe, workspace, target, precision)
-    graph = workspace.tensorrt_graph(recipe, precision)
-    engines = {
-        Target.ONNXRUNTIME: graph,
+    engine_folder = {
+        Target.ONNXRUNTIME: workspace.tensorrt_graph(recipe, precision),
         Target.TENSORRT: workspace.plans / precision,
-        Target.TENSORRT_TP: ranks_folder(recipe, workspace, precision),
-    }
-    folder = workspace.repository_for(target)
-    assemble_for_gpu(recipe, target, precision, workspace.dataset, graph, engines[target], folder)
-    return folder
+        Target.TENSORRT_TP: workspace.rank_plans(recipe, precision),
+    }[target]
+    stage = assembling_stage(recipe, workspace, target, precision, engine_folder)
+    bring_up_to_date(stage, force=force)
+    return stage.folder
 
 
-def assemble_for_gpu(
-    recipe: Recipe,
-    target: Target,
-    precision: str,
-    dataset_folder: Path,
-    graph_folder: Path,
-    engine_folder: Path,
-    folder: Path,
-) -> None:
-    """Write the complete repository.
+def assembling_stage(
+    recipe: Recipe, workspace: Workspace, target: Target, precision: str, engine_folder: Path
+) -> Stage:
+    """The stage that writes the complete repository of a target.
 
     Args:
         recipe: its serve section says how to serve, its tensor_parallel on how many GPUs.
+        workspace: with the graph of that precision, whose scores are the golden ones, and the dataset, where golden
+            requests come from.
         target: any but the CPU.
         precision: one of tensorrt.precisions.
-        dataset_folder: where golden requests come from.
-        graph_folder: the artifact with the graph of that precision; its scores are the golden ones.
-        engine_folder: what the scorer loads: the same folder for onnxruntime, else the plans made of it.
-        folder: the repository.
+        engine_folder: what the scorer loads: for onnxruntime the folder of that graph, else the plans made of it.
 
     Raises:
         ArtifactError: the engine is missing, damaged, or not that of the recipe.
         RecipeError: the engine does not hold as many candidates as the recipe allows.
     """
+    graph_folder = workspace.tensorrt_graph(recipe, precision)
     engine = _verified(recipe, target, engine_folder)
     profiles = _profiles(recipe, target, graph_folder, engine_folder)
     files = _engine_files(engine_folder, engine, recipe, target)
-    settings = assemble_settings(recipe) | {"target": str(target), "precision": precision}
-    with write_artifact(folder, "assemble", settings, {"engine": engine}) as draft:
+
+    def make(draft: Draft) -> None:
         configs = gpu_configs(recipe, target, profiles, available_cores(), score_meaning(graph_folder).parameters)
         write_ensemble(configs, python_sources(("tokenize", "select")), graph_folder, draft.folder)
         for name in files:
@@ -139,10 +141,20 @@ def assemble_for_gpu(
         write_warmup_masks(configs["score"], draft.folder)
         identity = {"artifact": engine.artifact[:16], "recipe": recipe.name, "stage": engine.stage}
         cases = write_identity_and_golden_cases(
-            identity, dataset_folder, graph_folder, draft.folder, GOLDEN_SHARES[precision]
+            identity, workspace.dataset, graph_folder, draft.folder, GOLDEN_SHARES[precision]
         )
         draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
-    console.print(f"[bold]{'assemble':<10}[/] -> {folder}  ({target}, {precision})", highlight=False)
+        console.print(f"  for {target}, {precision}", highlight=False)
+
+    return Stage(
+        "assemble",
+        workspace.repository_for(target),
+        lambda: assemble_settings(recipe) | {"target": str(target), "precision": precision},
+        {"engine": engine_folder},
+        make,
+        REVISION,
+        TOOLS,
+    )
 
 
 def _first_precision(recipe: Recipe, target: Target) -> str:
@@ -177,10 +189,10 @@ def _require_current_graph(recipe: Recipe, workspace: Workspace, target: Target,
             needed |= set(stage.parents.values())
             ancestors.insert(0, stage)
     for stage in ancestors:
-        if not is_current(stage.folder, stage.key()):
+        if (why := stage.why_anew()) is not None:
             raise ArtifactError(
-                f"{stage.folder}: missing, damaged, or not what {stage.verb} makes of the recipe now, and neither are "
-                f"the plans. {_compile_again(recipe, target)}"
+                f"{stage.folder}: not what {stage.verb} makes of the recipe now ({why}), and neither are the plans. "
+                f"{_compile_again(recipe, target)}"
             )
 
 
@@ -263,16 +275,10 @@ def compile_recipe(recipe: Recipe, workspace: Workspace) -> list[Path]:
     require_precisions(recipe)
     builder = find_builder(recipe.tensorrt.precisions[0])
     build_graphs(recipe, workspace)
-    return [compile_precision(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
+    return _made(compile.stage(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions)
 
 
-def build_graphs(recipe: Recipe, workspace: Workspace) -> None:
-    """Run the stages up to the graphs of ``tensorrt.precisions``."""
-    making = tensorrt_stages(recipe, workspace)
-    run_stages(recipe, workspace, until=making[-1].verb if making else "export")
-
-
-def compile_ranks(recipe: Recipe, workspace: Workspace) -> list[Path]:
+def compile_ranks_of(recipe: Recipe, workspace: Workspace) -> list[Path]:
     """Build the graphs that are not up to date, cut them, and compile every rank's shard.
 
     Returns:
@@ -286,4 +292,21 @@ def compile_ranks(recipe: Recipe, workspace: Workspace) -> list[Path]:
     require_precisions(recipe)
     builder = find_ranks_builder(recipe.tensorrt.precisions[0], recipe.tensor_parallel)
     build_graphs(recipe, workspace)
-    return [compile_precision_ranks(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions]
+    _made(compile_ranks.shards(recipe, workspace, precision) for precision in recipe.tensorrt.precisions)
+    return _made(compile_ranks.stage(recipe, workspace, precision, builder) for precision in recipe.tensorrt.precisions)
+
+
+def build_graphs(recipe: Recipe, workspace: Workspace) -> None:
+    """Run the stages up to the graphs of ``tensorrt.precisions``."""
+    graphs = {workspace.tensorrt_graph(recipe, precision) for precision in recipe.tensorrt.precisions}
+    *_, last = (stage for stage in stages(recipe, workspace) if stage.folder in graphs | {workspace.onnx})
+    run_stages(recipe, workspace, until=last.verb)
+
+
+def _made(stages: Iterable[Stage]) -> list[Path]:
+    """Bring stages up to date one after the other; their folders."""
+    folders = []
+    for stage in stages:
+        bring_up_to_date(stage)
+        folders.append(stage.folder)
+    return folders

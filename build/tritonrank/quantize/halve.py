@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from rich.console import Console
@@ -20,13 +19,15 @@ from rich.progress import track
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.rungs import EXPORTED, FP16, MIXED, Rung
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.errors import GateError
 from tritonrank.graphs.graph_view import element_types
-from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.quantize.half import KINDS, kinds_of_nodes, to_half
-from tritonrank.quantize.int8 import CALIBRATION_CANDIDATES, calibration_requests, split_for_noise
+from tritonrank.quantize.int8 import calibration_requests, split_for_noise
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.rankers.scorers import Request, tensors_of
@@ -47,68 +48,36 @@ class Halved:
     """of the graph as it was written"""
 
 
-def halve_settings(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "half_noise": recipe.tensorrt.half_noise,
-        "calibration_examples": recipe.quantize.calibration_examples,
-        "calibration_candidates": CALIBRATION_CANDIDATES,
-        "gate": gate_settings(recipe, "quantize"),
-        "seed": recipe.seed,
-    }
-
-
-def halve_parents(dataset_folder: Path, source: Path, exact: Path) -> dict[str, Path]:
-    """What the artifact is made from; the dataset calibrates and judges it."""
-    return {"source": source, "exact": exact, "dataset": dataset_folder}
-
-
-def halve(
-    recipe: Recipe,
-    verb: str,
-    dataset_folder: Path,
-    teacher_folder: Path,
-    onnx_folder: Path,
-    source: Path,
-    exact: Path,
-    folder: Path,
-    judgements: Path,
-) -> None:
-    """Halve, prove, judge, and publish if the gate passes.
+def halve(recipe: Recipe, workspace: Workspace, source: Path, draft: Draft) -> None:
+    """Halve, prove, and judge.
 
     Args:
         recipe: its tensorrt and gate sections.
-        verb: the stage: ``fp16`` or ``mix``.
-        dataset_folder: calibration and test examples.
-        teacher_folder: the fine-tuned ranker, before anything was pruned.
-        onnx_folder: the FP32 graph that is served on CPUs, the parent of the gate.
-        source: the graph to halve: FP32, or INT8 for TensorRT.
-        exact: the FP32 graph that noise is measured against.
-        folder: where the artifact goes.
-        judgements: cache of judgements.
+        workspace: with the dataset, the FP32 graphs (the batched one is what noise is measured against, the one that
+            CPUs serve is the parent of the gate) and the teacher.
+        source: folder of the graph to halve: the batched FP32 one, or INT8 for TensorRT.
+        draft: gets the graph.
 
     Raises:
         ArtifactError: the graph breaks one of TensorRT's rules.
-        GateError: the ranking became worse than the budget allows; nothing was published.
+        GateError: the ranking became worse than the budget allows.
     """
-    made_from = {name: read_manifest(f) for name, f in halve_parents(dataset_folder, source, exact).items()}
-    requests = calibration_requests(recipe, Dataset.read(dataset_folder), TextRules.load(source))
-    asked = made_from["source"].metrics.get("int8_nodes", [])
-    with write_artifact(folder, verb, halve_settings(recipe), made_from) as draft:
-        copy_text_files(source, draft.folder)
-        found = halve_graph(source, exact, draft.folder, requests, recipe.tensorrt.half_noise)
-        check_graph(draft.folder / MODEL_FILE, asked).require()
-        alone = ", ".join(f"{kind} {noise:.4f}" for kind, noise in found.noise_by_kind.items())
-        console.print(f"  noise of each kind alone in FP16: {alone}", highlight=False)
-        console.print(f"  FP16 with {' and '.join(found.kept)} in FP32: noise {found.noise:.4f}", highlight=False)
-        draft.metrics |= {
-            "fp32_kinds": found.kept,
-            "noise_by_kind": found.noise_by_kind,
-            "noise": found.noise,
-            "int8_nodes": asked,
-        }
-        child = Rung("INT8 + FP16" if asked else "FP16", draft.folder)
-        rungs = child, Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
-        draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
+    requests = calibration_requests(recipe, Dataset.read(workspace.dataset), TextRules.load(source))
+    asked = draft.parents["source"].metrics.get("int8_nodes", [])
+    copy_text_files(source, draft.folder)
+    found = halve_graph(source, workspace.batched_fp32(recipe), draft.folder, requests, recipe.tensorrt.half_noise)
+    check_graph(draft.folder / MODEL_FILE, asked).require()
+    alone = ", ".join(f"{kind} {noise:.4f}" for kind, noise in found.noise_by_kind.items())
+    console.print(f"  noise of each kind alone in FP16: {alone}", highlight=False)
+    console.print(f"  FP16 with {' and '.join(found.kept)} in FP32: noise {found.noise:.4f}", highlight=False)
+    draft.metrics |= {
+        "fp32_kinds": found.kept,
+        "noise_by_kind": found.noise_by_kind,
+        "noise": found.noise,
+        "int8_nodes": asked,
+    }
+    rungs = Rung(MIXED if asked else FP16, draft.folder), Rung(EXPORTED, workspace.onnx)
+    draft.metrics |= require_ranking(recipe, workspace, "quantize", *rungs)
 
 
 def halve_graph(source: Path, exact: Path, folder: Path, requests: Sequence[Request], limit: float) -> Halved:

@@ -14,7 +14,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -30,20 +29,22 @@ from tritonrank_runtime.engine import Feed
 from tritonrank_runtime.engines import model_files, open_engine
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.rungs import EXPORTED, INT8, Rung
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.graphs.weight_file import share_weights
-from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise, record_activations
 from tritonrank.quantize.embeddings import shrink_word_embeddings
+from tritonrank.quantize.reduced_range import has_reduced_range
 from tritonrank.quantize.rounding import WeightRounder
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.quantize.smooth import smooth_graphs
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.recipe import QuantizeSettings, Recipe
-from tritonrank.system.machine import has_int8_dot_product
 from tritonrank.system.quiet import quiet_libraries
 
 CALIBRATION_CANDIDATES = 8
@@ -60,48 +61,32 @@ LARGEST_WEIGHT_REDUCED = 64
 console = Console()
 
 
-def quantize_settings(recipe: Recipe) -> dict[str, Any]:
-    """What the INT8 graph depends on; the reduced range is resolved, so another CPU builds another artifact."""
-    return {
-        "quantize": recipe.quantize.model_dump(mode="json"),
-        "gate": gate_settings(recipe, "quantize"),
-        "reduce_range": has_reduced_range(),
-        "seed": recipe.seed,
-    }
-
-
-def quantize(
-    recipe: Recipe, dataset_folder: Path, teacher_folder: Path, onnx_folder: Path, folder: Path, judgements: Path
-) -> None:
-    """Quantize, judge, and publish if the gate passes.
+def quantize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
+    """Quantize, and judge.
 
     Args:
         recipe: its quantize and gate sections.
-        dataset_folder: calibration and test examples.
-        teacher_folder: the fine-tuned ranker, before anything was pruned.
-        onnx_folder: the FP32 graph, the parent of the gate.
-        folder: where the INT8 artifact goes.
-        judgements: cache of judgements.
+        workspace: with the dataset, the FP32 graph, which is the parent of the gate, and the teacher.
+        draft: gets the INT8 graphs.
 
     Raises:
-        GateError: the ranking became worse than the budget allows; nothing was published.
+        GateError: the ranking became worse than the budget allows.
         RecipeError: quantize.exclude leaves nothing to quantize.
     """
-    parents = {"onnx": read_manifest(onnx_folder), "dataset": read_manifest(dataset_folder)}
-    requests = calibration_requests(recipe, Dataset.read(dataset_folder), TextRules.load(onnx_folder))
-    with write_artifact(folder, "quantize", quantize_settings(recipe), parents) as draft:
-        copy_text_files(onnx_folder, draft.folder)
-        nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize)
-        if recipe.quantize.embeddings:
-            for path in model_files(draft.folder):
-                shrink_word_embeddings(path)
-        share_weights(draft.folder)
-        kept = sorted(set(quantizable_nodes(onnx_folder, [])) - set(nodes))
-        stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
-        console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
-        rungs = Rung("INT8", draft.folder), Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
-        draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
-        draft.metrics |= {"int8_nodes": nodes, "fp32_nodes": kept, "reduce_range": has_reduced_range()}
+    onnx_folder = workspace.onnx
+    requests = calibration_requests(recipe, Dataset.read(workspace.dataset), TextRules.load(onnx_folder))
+    copy_text_files(onnx_folder, draft.folder)
+    nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize)
+    if recipe.quantize.embeddings:
+        for path in model_files(draft.folder):
+            shrink_word_embeddings(path)
+    share_weights(draft.folder)
+    kept = sorted(set(quantizable_nodes(onnx_folder, [])) - set(nodes))
+    stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
+    console.print(f"  INT8: {len(nodes)} of {len(nodes) + len(kept)} linear layers{stayed}", highlight=False)
+    rungs = Rung(INT8, draft.folder), Rung(EXPORTED, onnx_folder)
+    draft.metrics |= require_ranking(recipe, workspace, "quantize", *rungs)
+    draft.metrics |= {"int8_nodes": nodes, "fp32_nodes": kept, "reduce_range": has_reduced_range()}
 
 
 def quantize_graphs(
@@ -235,11 +220,6 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
             graph.node.remove(node)
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)
-
-
-def has_reduced_range() -> bool:
-    """Whether weights get 7 bits: u8 x s8 pairs saturate 16-bit sums on CPUs without VNNI."""
-    return not has_int8_dot_product()
 
 
 def quantizable_nodes(folder: Path, exclude: list[str]) -> list[str]:

@@ -25,10 +25,12 @@ from rich.console import Console
 from tritonrank_runtime.engine import MODEL_FILE, Feed
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.rungs import EXPORTED, INT8_TENSORRT, Rung
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.graphs.graph_view import constant_tensors, opset_of
-from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.quantize.calibrate import LEVELS, METHODS, Magnitudes, activation_magnitudes
 from tritonrank.quantize.half import SMALLEST_HALF
 from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_nodes, quantizable_nodes, split_for_noise
@@ -63,62 +65,43 @@ class Calibration:
     magnitudes: dict[str, Magnitudes]
 
 
-def tensorrt_int8_settings(recipe: Recipe) -> dict[str, Any]:
-    quantize = recipe.quantize.model_dump(mode="json", include={"calibration_examples", "exclude"})
-    tensorrt = recipe.tensorrt.model_dump(mode="json", include={"noise"})
-    gate = gate_settings(recipe, "quantize")
-    return {"quantize": quantize, "tensorrt": tensorrt, "gate": gate, "seed": recipe.seed}
-
-
-def quantize_tensorrt(
-    recipe: Recipe,
-    dataset_folder: Path,
-    teacher_folder: Path,
-    onnx_folder: Path,
-    source: Path,
-    folder: Path,
-    judgements: Path,
-) -> None:
-    """Quantize, prove, judge, and publish if the gate passes.
+def quantize_tensorrt(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
+    """Quantize, prove, and judge.
 
     Args:
         recipe: its quantize, tensorrt and gate sections.
-        dataset_folder: calibration and test examples.
-        teacher_folder: the fine-tuned ranker, before anything was pruned.
-        onnx_folder: the FP32 graph that is served on CPUs, the parent of the gate.
-        source: the FP32 graph: a batched or a joint one.
-        folder: where the artifact goes.
-        judgements: cache of judgements.
+        workspace: with the dataset, the batched or joint FP32 graph, the one that CPUs serve, which is the parent of
+            the gate, and the teacher.
+        draft: gets the graph.
 
     Raises:
         ArtifactError: the graph breaks one of TensorRT's rules.
-        GateError: the ranking became worse than the budget allows; nothing was published.
+        GateError: the ranking became worse than the budget allows.
         RecipeError: quantize.exclude leaves nothing to quantize.
     """
-    made_from = {"source": read_manifest(source), "dataset": read_manifest(dataset_folder)}
-    requests = calibration_requests(recipe, Dataset.read(dataset_folder), TextRules.load(source))
-    with write_artifact(folder, "quantize-tensorrt", tensorrt_int8_settings(recipe), made_from) as draft:
-        copy_text_files(source, draft.folder)
-        found = quantize_graph(source, draft.folder, requests, recipe)
-        kept = sorted(set(linear_nodes(source / MODEL_FILE)) - set(found.nodes))
-        compared = ", ".join(f"{method} {noise:.3f}" for method, noise in found.noise_by_method.items())
-        console.print(f"  noise of all layers by calibration: {compared}; taken: {found.method}", highlight=False)
-        stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
-        console.print(
-            f"  INT8 on both inputs: {len(found.nodes)} of {len(found.nodes) + len(kept)} linear layers, "
-            f"noise {found.noise:.3f}{stayed}",
-            highlight=False,
-        )
-        draft.metrics |= {
-            "int8_nodes": found.nodes,
-            "fp32_nodes": kept,
-            "calibration": found.method,
-            "noise_by_calibration": found.noise_by_method,
-            "noise": found.noise,
-            "activations": {name: _recorded(found, name) for name in found.ranges},
-        }
-        rungs = Rung("INT8 (TensorRT)", draft.folder), Rung("ONNX FP32", onnx_folder), Rung(FINE_TUNED, teacher_folder)
-        draft.metrics |= require_ranking(recipe, "quantize", *rungs, dataset_folder, judgements)
+    source = workspace.batched_fp32(recipe)
+    requests = calibration_requests(recipe, Dataset.read(workspace.dataset), TextRules.load(source))
+    copy_text_files(source, draft.folder)
+    found = quantize_graph(source, draft.folder, requests, recipe)
+    kept = sorted(set(linear_nodes(source / MODEL_FILE)) - set(found.nodes))
+    compared = ", ".join(f"{method} {noise:.3f}" for method, noise in found.noise_by_method.items())
+    console.print(f"  noise of all layers by calibration: {compared}; taken: {found.method}", highlight=False)
+    stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
+    console.print(
+        f"  INT8 on both inputs: {len(found.nodes)} of {len(found.nodes) + len(kept)} linear layers, "
+        f"noise {found.noise:.3f}{stayed}",
+        highlight=False,
+    )
+    draft.metrics |= {
+        "int8_nodes": found.nodes,
+        "fp32_nodes": kept,
+        "calibration": found.method,
+        "noise_by_calibration": found.noise_by_method,
+        "noise": found.noise,
+        "activations": {name: _recorded(found, name) for name in found.ranges},
+    }
+    rungs = Rung(INT8_TENSORRT, draft.folder), Rung(EXPORTED, workspace.onnx)
+    draft.metrics |= require_ranking(recipe, workspace, "quantize", *rungs)
 
 
 def quantize_graph(

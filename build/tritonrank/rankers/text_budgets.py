@@ -15,9 +15,6 @@ from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 from tritonrank.artifacts import read_manifest, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.rankers.checkpoint_source import determining_files, folder_of, identity, is_hub_id
-from tritonrank.rankers.checkpoint_tokenizer import request_tokenizer
-from tritonrank.rankers.modeling import first_position
-from tritonrank.rankers.pretrained import load_config, load_tokenizer
 from tritonrank.recipe import DEFAULT_BUDGETS, PACKAGED_MINILM, ModelSettings, Recipe, TextSettings
 
 TEXT_METRICS = "text"
@@ -160,6 +157,9 @@ def longest_row(model: ModelSettings) -> int:
     Raises:
         ArtifactError: the checkpoint cannot be found.
     """
+    from tritonrank.rankers.modeling import first_position
+    from tritonrank.rankers.pretrained import load_config, load_tokenizer
+
     config, tokenizer = load_config(model.source, model.revision), load_tokenizer(model.source, model.revision)
     rows = getattr(config, "max_position_embeddings", None)
     # XLNet says -1, and a tokenizer without a limit of its own 1e30.
@@ -192,6 +192,10 @@ def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
 
 
 def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
+    # Not above: these come with torch, and whether a stage is up to date is asked without.
+    from tritonrank.rankers.checkpoint_tokenizer import request_tokenizer
+    from tritonrank.rankers.pretrained import load_tokenizer
+
     return request_tokenizer(model.source, load_tokenizer(model.source, model.revision), rules)
 
 

@@ -14,33 +14,28 @@ import polars as pl
 from tritonrank_runtime.engines import loaded_files
 
 from tritonrank.artifacts import MANIFEST, Manifest, is_aside, read_manifest
+from tritonrank.artifacts.rungs import (
+    CHECKPOINT,
+    CHECKPOINT_RUNGS,
+    EXPORTED,
+    FINE_TUNED,
+    FOLDERS,
+    INT8,
+    PRUNED,
+    STUDENT,
+    TEACHERS,
+    gate_verdicts,
+)
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.evaluate import Judgement, judgement_file
 from tritonrank.judge.gate import paired_difference
 from tritonrank.judge.live_record import LIVE, LiveRung, read_live
 from tritonrank.judge.metrics import Interval
-from tritonrank.judge.rungs import CHECKPOINT, CHECKPOINT_RUNGS, FINE_TUNED, INT8, PRUNED, STUDENT
-from tritonrank.judge.rungs import ONNX_FP32 as EXPORTED
 from tritonrank.report.plots import figure
 from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.tensorrt.plans import PLAN_FILE
 
-TEACHERS = (FINE_TUNED, CHECKPOINT)
-"""What the first rung is called: a ranker that was trained here, or a checkpoint that was taken as it is."""
-RUNGS = {
-    FINE_TUNED: "teacher",
-    PRUNED: "pruned",
-    STUDENT: "student",
-    EXPORTED: "onnx",
-    INT8: "int8",
-    "ONNX FP32, batched": "onnx-batched",
-    "FP16": "fp16",
-    "INT8 (TensorRT)": "int8-tensorrt",
-    "INT8 + FP16": "int8-fp16",
-}
-"""What tables call a model artifact -> its folder below artifacts/<recipe>/, in the order of the ladder."""
 PLANS = "plans"
-GATE_METRIC = "gate against "
 
 
 class Artifact(NamedTuple):
@@ -84,14 +79,14 @@ class Build:
     @property
     def teacher(self) -> str:
         """What tables call the first rung."""
-        made = self.artifacts.get(RUNGS[FINE_TUNED])
+        made = self.artifacts.get(FOLDERS[FINE_TUNED])
         return CHECKPOINT if made and made.manifest.metrics.get("trained") is False else FINE_TUNED
 
     def rungs(self) -> dict[str, Artifact]:
         """Model artifacts by what tables call them."""
         return {
             self.teacher if name == FINE_TUNED else name: self.artifacts[folder]
-            for name, folder in RUNGS.items()
+            for name, folder in FOLDERS.items()
             if folder in self.artifacts
         }
 
@@ -251,17 +246,15 @@ def ladder(build: Build) -> list[LadderRow]:
 
 def baselines(build: Build) -> list[BaselineRow]:
     """What the summary says of everything that is not a rung."""
-    rows = [row for row in build.summary["rows"] if row["name"] not in {*RUNGS, *TEACHERS}]
+    rows = [row for row in build.summary["rows"] if row["name"] not in {*FOLDERS, *TEACHERS}]
     return [BaselineRow(row["name"], Interval(**row["ndcg@10"]), Interval(**row["difference"])) for row in rows]
 
 
 def gates(build: Build) -> list[Gate]:
     """Every gate that a published artifact went through, in the order of the ladder."""
-    found = []
+    found: list[Gate] = []
     for artifact in build.rungs().values():
-        for name, verdict in artifact.manifest.metrics.items():
-            if name.startswith(GATE_METRIC):
-                found.append(_gate(verdict))
+        found += map(_gate, gate_verdicts(artifact.manifest.metrics))
     return found
 
 

@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 
+from tritonrank.artifacts.rungs import FINE_TUNED
 from tritonrank.errors import ArtifactError
-from tritonrank.judge.rungs import FINE_TUNED
 from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations

@@ -26,16 +26,16 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.text import TextRules
 
-from tritonrank.artifacts import read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.artifacts import Draft, read_manifest, sha256_file, stage_key
+from tritonrank.artifacts.rungs import UNCUT, checkpoint_of, model_rungs, served_rung, teacher_name
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer, Judgement, cached, judge, judge_artifact
 from tritonrank.judge.gate import paired_difference
-from tritonrank.judge.gatekeeper import judge_uncut, teacher_name
-from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, METRICS
+from tritonrank.judge.gatekeeper import judge_uncut
+from tritonrank.judge.metrics import METRICS
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.judge.rungs import CHECKPOINT_RUNGS, INT8, ONNX_FP32, PRUNED, STUDENT, UNCUT
 from tritonrank.rankers.cost import gflop_per_request
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank.rankers.text_budgets import TEXT_METRICS, text_rules
@@ -51,78 +51,47 @@ FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
 """What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
 
 
-def summary_settings(recipe: Recipe) -> dict[str, Any]:
-    return {"seed": recipe.seed, "bootstrap_samples": BOOTSTRAP_SAMPLES, "revision": 3}
-
-
-def summarize(recipe: Recipe, workspace: Workspace) -> None:
+def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     """Judge what was not judged yet, time the rungs, and write summary.json."""
     dataset = Dataset.read(workspace.dataset)
     rungs = model_rungs(recipe, workspace)
-    parents = {name: read_manifest(folder) for name, folder in summary_parents(recipe, workspace).items()}
-    with write_artifact(workspace.summary, "summarize", summary_settings(recipe), parents) as draft:
-        baselines = baseline_judgements(recipe, dataset, workspace)
-        judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
-        name_of_teacher = teacher_name(recipe)
-        teacher = judged[name_of_teacher]
-        uncut = judge_uncut(recipe, workspace.teacher, workspace.dataset, workspace.judgements)
-        references = {uncut.name: uncut} if uncut else {}
-        rows = [_quality(judgement, teacher) for judgement in (baselines | references | judged).values()]
-        for row in rows:
-            row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
-        requests = _timed_requests(dataset, workspace)
-        scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
-        for name, latency in latencies(scorers, requests, name_of_teacher).items():
-            next(row for row in rows if row["name"] == name).update(latency)
-        counted = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
-        for row in rows:
-            if row["name"] in rungs:
-                checkpoint = checkpoint_of(row["name"], recipe, workspace)
-                gflop = gflop_per_request(
-                    AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], counted
-                )
-                row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
-        served = served_rung(recipe, workspace)
-        result = {
-            "recipe": recipe.name,
-            "teacher": name_of_teacher,
-            "served": served,
-            "beaten_by": beaten_by(judged[served], baselines | references),
-            "trained": recipe.model.checkpoint is None,
-            "text": read_manifest(workspace.dataset).metrics.get(TEXT_METRICS),
-            "items_without_text": read_manifest(workspace.dataset).metrics.get("items_without_text"),
-            "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]]),
-            "machine": machine(),
-            "examples": len(dataset.test),
-            "timed_requests": len(requests),
-            "rows": rows,
-        }
-        (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def summary_parents(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
-    """The artifacts that the summary tells of, the dataset included."""
-    return {"dataset": workspace.dataset, **model_rungs(recipe, workspace)}
-
-
-def checkpoint_of(rung: str, recipe: Recipe, workspace: Workspace) -> Path:
-    """The checkpoint whose weights a rung computes with."""
-    return model_rungs(recipe, workspace)[rung] if rung in CHECKPOINT_RUNGS else workspace.ranker(recipe)
-
-
-def model_rungs(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
-    """Model artifacts by the name that tables use, from the teacher to what is served."""
-    rungs = {teacher_name(recipe): workspace.teacher}
-    rungs |= {PRUNED: workspace.pruned} if recipe.prune else {}
-    rungs |= {STUDENT: workspace.student} if recipe.distill else {}
-    rungs |= {ONNX_FP32: workspace.onnx}
-    return rungs if recipe.quantize.method == "none" else rungs | {INT8: workspace.int8}
-
-
-def served_rung(recipe: Recipe, workspace: Workspace) -> str:
-    """What tables call the ranker that the repository serves; the last rung where it is a graph for a GPU."""
-    folder, rungs = workspace.served_model(recipe), model_rungs(recipe, workspace)
-    return next((name for name in rungs if rungs[name] == folder), list(rungs)[-1])
+    baselines = baseline_judgements(recipe, dataset, workspace)
+    judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
+    name_of_teacher = teacher_name(recipe)
+    teacher = judged[name_of_teacher]
+    uncut = judge_uncut(recipe, workspace.teacher, workspace.dataset, workspace.judgements)
+    references = {uncut.name: uncut} if uncut else {}
+    rows = [_quality(judgement, teacher) for judgement in (baselines | references | judged).values()]
+    for row in rows:
+        row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
+    requests = _timed_requests(dataset, workspace)
+    scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
+    for name, latency in latencies(scorers, requests, name_of_teacher).items():
+        next(row for row in rows if row["name"] == name).update(latency)
+    counted = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
+    for row in rows:
+        if row["name"] in rungs:
+            checkpoint = checkpoint_of(row["name"], recipe, workspace)
+            gflop = gflop_per_request(
+                AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], counted
+            )
+            row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
+    served = served_rung(recipe, workspace)
+    result = {
+        "recipe": recipe.name,
+        "teacher": name_of_teacher,
+        "served": served,
+        "beaten_by": beaten_by(judged[served], baselines | references),
+        "trained": recipe.model.checkpoint is None,
+        "text": read_manifest(workspace.dataset).metrics.get(TEXT_METRICS),
+        "items_without_text": read_manifest(workspace.dataset).metrics.get("items_without_text"),
+        "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]]),
+        "machine": machine(),
+        "examples": len(dataset.test),
+        "timed_requests": len(requests),
+        "rows": rows,
+    }
+    (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def beaten_by(served: Judgement, others: Mapping[str, Judgement]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tritonrank.judge.rungs import FINE_TUNED, UNCUT, UNCUT_WAY_OUT
+from tritonrank.artifacts.rungs import FINE_TUNED, UNCUT
+from tritonrank.judge.ways_out import UNCUT_WAY_OUT
 from tritonrank.rankers.text_counts import text_warnings, without_text_in_words
 
 SUMMARY_FILE = "summary.json"

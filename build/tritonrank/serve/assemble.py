@@ -8,14 +8,13 @@ process: a server is ready when it gives the same.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import tritonrank_runtime
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank_runtime import torch_engine
 from tritonrank_runtime.architectures import ARCHITECTURES, architecture_of_graphs, architecture_of_type
@@ -26,7 +25,8 @@ from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
-from tritonrank.artifacts import read_manifest, sha256_file, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
@@ -36,43 +36,34 @@ from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
 from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
-from tritonrank.serve.triton_config import as_text, model_configs, score_instances
+from tritonrank.serve.sources import python_sources
+from tritonrank.serve.triton_config import as_text, model_configs
 
 GOLDEN_CANDIDATES = 12
 AWKWARD_CANDIDATES = 4
-MODELS_IN_PYTHON = ("tokenize", "score", "select")
 CHECKPOINT_FILES = (torch_engine.CONFIG_FILE, torch_engine.WEIGHTS_FILE)
 HALF_SHARE = 0.02
 """Of the golden scores' spread: what FP16 may change, or TF32, which ONNX Runtime takes for FP32 products on GPUs."""
 
 
-def assemble_settings(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "serve": recipe.serve.model_dump(mode="json"),
-        "score_instances": score_instances(recipe.serve, available_cores(), recipe.tensor_parallel),
-        "sources": {place: sha256_file(path) for place, path in python_sources().items()},
-    }
-
-
-def assemble(recipe: Recipe, dataset_folder: Path, model_folder: Path, folder: Path) -> None:
+def assemble(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     """Write the complete repository for the target ``cpu``.
 
     Args:
         recipe: its serve section says how to serve.
-        dataset_folder: where golden requests come from.
-        model_folder: an ONNX artifact, or the shards of one.
-        folder: the repository.
+        workspace: with an ONNX artifact, the shards of one or a checkpoint, as the recipe serves it, and the dataset,
+            where golden requests come from.
+        draft: gets the repository.
 
     Raises:
-        ArtifactError: the model artifact is missing or incomplete.
+        ArtifactError: the model artifact is incomplete.
     """
-    model = read_manifest(model_folder)
-    with write_artifact(folder, "assemble", assemble_settings(recipe), {"model": model}) as draft:
-        write_models(recipe, model_folder, draft.folder, available_cores())
-        identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
-        share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
-        cases = write_identity_and_golden_cases(identity, dataset_folder, model_folder, draft.folder, share)
-        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
+    model_folder, model = workspace.loaded_model(recipe), draft.parents["model"]
+    write_models(recipe, model_folder, draft.folder, available_cores())
+    identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
+    share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
+    cases = write_identity_and_golden_cases(identity, workspace.dataset, model_folder, draft.folder, share)
+    draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
 
 
 def write_models(recipe: Recipe, model_folder: Path, repository: Path, cores: int) -> None:
@@ -235,19 +226,3 @@ def _shortened(example: Example) -> Example:
     by_label = sorted(range(len(example.labels)), key=lambda place: -example.labels[place])
     kept = sorted(by_label[:GOLDEN_CANDIDATES])
     return replace(example, candidates=[example.candidates[i] for i in kept], labels=[example.labels[i] for i in kept])
-
-
-def python_sources(models: Iterable[str] = MODELS_IN_PYTHON) -> dict[str, Path]:
-    """The Python files of models by their place in the repository: model.py and ``tritonrank_runtime`` beside it."""
-    runtime = sorted(Path(str(tritonrank_runtime.__file__)).parent.glob("*.py"))
-    found = {}
-    for name in models:
-        found[f"{name}/1/model.py"] = serving_sources() / name / "1" / "model.py"
-        found |= {f"{name}/1/{tritonrank_runtime.__name__}/{path.name}": path for path in runtime}
-    return found
-
-
-def serving_sources() -> Path:
-    """The folder with each model's model.py: in a checkout at its root, in an installed package inside it."""
-    inside = Path(__file__).parents[1] / "model_repository"
-    return inside if inside.is_dir() else Path(__file__).parents[3] / "model_repository"

@@ -22,7 +22,8 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import model_files
 from tritonrank_runtime.text import TextRules, copy_text_files
 
-from tritonrank.artifacts import write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.stage import Stage, run_stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import GateError, RecipeError
 from tritonrank.graphs.export import export_graphs
@@ -75,10 +76,14 @@ def judge_live(recipe: Recipe, workspace: Workspace, only: Sequence[str] = ()) -
         judged.append(compare(before, live, artifact.manifest.artifact))
     known = {name: earlier[made.manifest.artifact] for name, made in there.items() if made.manifest.artifact in earlier}
     known |= {rung.name: rung for rung in judged}
-    parents = {name: there[name].manifest for name in known}
-    with write_artifact(workspace.root / LIVE, "live", {"serve": serve.model_dump(mode="json")}, parents) as draft:
-        rows = [known[name].as_row() for name in there if name in known]
+    rows = [known[name].as_row() for name in there if name in known]
+
+    def record(draft: Draft) -> None:
         (draft.folder / LIVE_FILE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+    settings = {"serve": serve.model_dump(mode="json")}
+    parents = {name: there[name].folder for name in known}
+    run_stage(Stage("live", workspace.root / LIVE, lambda: settings, parents, record, revision=1, tools=()))
     show(judged)
     if failed := [rung.name for rung in judged if not rung.passed]:
         raise GateError(

@@ -18,11 +18,13 @@ from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.rungs import PRUNED, Rung, teacher_name
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.negatives import stable_hash
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
-from tritonrank.judge.gatekeeper import FINE_TUNED, Rung, gate_settings, require_ranking
+from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.judge.metrics import ndcg
 from tritonrank.rankers.anatomy import Sizes, head_size_of, resized, sizes_of
 from tritonrank.rankers.cost import gflop_of
@@ -52,69 +54,53 @@ HELD_OUT_SHARE = 5
 console = Console()
 
 
-def prune_settings(recipe: Recipe) -> dict[str, Any]:
-    """What the pruned ranker depends on, beside teacher and dataset."""
-    return {
-        "seed": recipe.seed,
-        "tensor_parallel": recipe.tensor_parallel,
-        "prune": recipe.prune.model_dump(mode="json") if recipe.prune else None,
-        "gate": gate_settings(recipe, "prune"),
-    }
-
-
-def prune(recipe: Recipe, dataset_folder: Path, teacher_folder: Path, folder: Path, judgements: Path) -> None:
-    """Cut the teacher to the recipe's target, judge it, and publish it if the gate passes.
+def prune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
+    """Cut the teacher to the recipe's target, and judge it.
 
     Args:
         recipe: its prune and gate sections.
-        dataset_folder: calibration, validation and test examples.
-        teacher_folder: the fine-tuned ranker, of either architecture.
-        folder: where the smaller checkpoint goes; pruning.json beside it names what stayed.
-        judgements: cache of judgements.
+        workspace: with the dataset and the fine-tuned ranker, of either architecture.
+        draft: gets the smaller checkpoint; pruning.json beside it names what stayed.
 
     Raises:
-        GateError: the ranking became worse than this step may make it; nothing was published.
+        GateError: the ranking became worse than this step may make it.
         RecipeError: the target cannot be met.
     """
     settings = recipe.prune
     assert settings is not None  # the pipeline has this stage only with the section
-    parents = {"teacher": read_manifest(teacher_folder), "dataset": read_manifest(dataset_folder)}
-    with write_artifact(folder, "prune", prune_settings(recipe), parents) as draft:
-        dataset, teacher = Dataset.read(dataset_folder), load_any_ranker(teacher_folder).eval()
-        tokenizer = RequestTokenizer.from_folder(teacher_folder, cache_entries=100_000)
-        requests = requests_of(dataset, dataset.validation[:COUNTED_REQUESTS], tokenizer.rules)
-        counted = [tokenizer.tensors(tokenizer.context(r.query, r.history), tokenizer.items(r.items)) for r in requests]
-        full = sizes_of(teacher.config)
+    dataset, teacher = Dataset.read(workspace.dataset), load_any_ranker(workspace.teacher).eval()
+    tokenizer = RequestTokenizer.from_folder(workspace.teacher, cache_entries=100_000)
+    requests = requests_of(dataset, dataset.validation[:COUNTED_REQUESTS], tokenizer.rules)
+    counted = [tokenizer.tensors(tokenizer.context(r.query, r.history), tokenizer.items(r.items)) for r in requests]
+    full = sizes_of(teacher.config)
 
-        def gflop(sizes: Sizes) -> float:
-            return gflop_of(resized(teacher.config, sizes), counted)
+    def gflop(sizes: Sizes) -> float:
+        return gflop_of(resized(teacher.config, sizes), counted)
 
-        target = target_sizes(full, head_size_of(teacher.config), settings, recipe.tensor_parallel, gflop)
-        cutter = _Cutter(teacher, target, _calibration(dataset, teacher, tokenizer, recipe.seed))
-        kept = cutter.kept(settings.layer_criterion, CRITERION)
-        draft.metrics |= cutter.measured
-        if target != full:
-            draft.metrics["validation ndcg@10 by criteria"] = _compare(
-                cutter, settings.layer_criterion, dataset, tokenizer
-            )
-        tokens, draft.metrics["vocabulary"] = _vocabulary(dataset, teacher, teacher_folder, settings.reserve_tokens)
-        kept = replace(kept, tokens=tokens, positions=min(full.positions, _positions(teacher, tokenizer)))
-        smaller = cut(teacher, kept)
-        smaller.save_pretrained(draft.folder, safe_serialization=True)
-        copy_tokenizer(str(teacher_folder), draft.folder)
-        write_tokenizer(draft.folder, kept.tokens)
-        tokenizer.rules.save(draft.folder)
-        score_meaning(teacher_folder).save(draft.folder)
-        kept.save(draft.folder)
-        sizes = {"teacher": full, "pruned": kept.sizes}
-        draft.metrics |= {
-            "sizes": {name: asdict(size) for name, size in sizes.items()},
-            "gflop_per_request": {name: gflop(size) for name, size in sizes.items()},
-            "parameters": {"teacher": _parameters(teacher), "pruned": _parameters(smaller)},
-        }
-        _show(draft.metrics)
-        rungs = Rung("pruned", draft.folder), Rung(FINE_TUNED, teacher_folder), Rung(FINE_TUNED, teacher_folder)
-        draft.metrics |= require_ranking(recipe, "prune", *rungs, dataset_folder, judgements)
+    target = target_sizes(full, head_size_of(teacher.config), settings, recipe.tensor_parallel, gflop)
+    cutter = _Cutter(teacher, target, _calibration(dataset, teacher, tokenizer, recipe.seed))
+    kept = cutter.kept(settings.layer_criterion, CRITERION)
+    draft.metrics |= cutter.measured
+    if target != full:
+        draft.metrics["validation ndcg@10 by criteria"] = _compare(cutter, settings.layer_criterion, dataset, tokenizer)
+    tokens, draft.metrics["vocabulary"] = _vocabulary(dataset, teacher, workspace.teacher, settings.reserve_tokens)
+    kept = replace(kept, tokens=tokens, positions=min(full.positions, _positions(teacher, tokenizer)))
+    smaller = cut(teacher, kept)
+    smaller.save_pretrained(draft.folder, safe_serialization=True)
+    copy_tokenizer(str(workspace.teacher), draft.folder)
+    write_tokenizer(draft.folder, kept.tokens)
+    tokenizer.rules.save(draft.folder)
+    score_meaning(workspace.teacher).save(draft.folder)
+    kept.save(draft.folder)
+    sizes = {"teacher": full, "pruned": kept.sizes}
+    draft.metrics |= {
+        "sizes": {name: asdict(size) for name, size in sizes.items()},
+        "gflop_per_request": {name: gflop(size) for name, size in sizes.items()},
+        "parameters": {"teacher": _parameters(teacher), "pruned": _parameters(smaller)},
+    }
+    _show(draft.metrics)
+    rungs = Rung(PRUNED, draft.folder), Rung(teacher_name(recipe), workspace.teacher)
+    draft.metrics |= require_ranking(recipe, workspace, "prune", *rungs)
 
 
 class _Cutter:

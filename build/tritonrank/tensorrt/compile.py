@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
-from tritonrank.artifacts import Manifest, is_current, read_manifest, sha256_file, stage_key, write_artifact
+from tritonrank.artifacts import Draft, sha256_file
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.quantize.qdq_rules import asked_of, check_graph
@@ -81,51 +81,46 @@ def require_precisions(recipe: Recipe) -> None:
         )
 
 
-def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, builder: Builder) -> Path:
-    """Write ``plans/<precision>``: model.plan, plan.json, tokenizer and text rules; nothing if it is up to date."""
-    source, folder = workspace.tensorrt_graph(recipe, precision), workspace.plans / precision
-    parents = {"graph": read_manifest(source)}
-    settings = compile_settings(recipe, precision, builder)
-    if is_compiled(folder, settings, parents, builder):
-        return folder
-    with write_artifact(folder, "compile", settings, parents) as draft:
-        copy_text_files(source, draft.folder)
-        graph = source / MODEL_FILE
-        report = check_graph(graph, asked_of(graph))
-        report.require()
-        inputs = [tensor.name for tensor in onnx.load(graph).graph.input]
-        profiles = profiles_of(recipe, RequestTokenizer.from_folder(source), inputs)
-        plan = build_plan(graph, profiles, recipe.tensorrt, builder, workspace.plans)
-        (draft.folder / PLAN_FILE).write_bytes(plan)
-        identity = identify(draft.folder, recipe, precision, builder, profiles, graph)
-        draft.metrics |= {"plan": asdict(identity), "int8_nodes": report.int8}
-        console.print(
-            f"  {precision}: {len(plan) / 1e6:.0f} MB, {len(profiles)} profiles, "
-            f"compute capability {', '.join(identity.compute_capabilities)}",
-            highlight=False,
-        )
-        if builder.gpu is not None and builder.name == TENSORRT:
-            layers = inspect(plan, builder)
-            (draft.folder / ENGINE_FILE).write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
-            draft.metrics["layers"] = found = layer_types(layers)
-            counted = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
-            console.print(f"  layers of the engine by input type: {counted}", highlight=False)
-            if report.int8 and not found.get("Int8"):
-                console.print(
-                    f"  [yellow]{len(report.int8)} products are INT8 in the graph, no layer of the engine is[/]: "
-                    "it fused them in another precision; compare its speed with fp16's"
-                )
-    return folder
+def compile_precision(recipe: Recipe, workspace: Workspace, precision: str, builder: Builder, draft: Draft) -> None:
+    """Write model.plan and plan.json, with tokenizer and text rules beside them.
 
+    Args:
+        recipe: its tensorrt section.
+        workspace: with the graph of that precision; timings of kernels are kept beside the plans.
+        precision: one of tensorrt.precisions.
+        builder: what compiles.
+        draft: gets the plan.
 
-def is_compiled(folder: Path, settings: dict[str, Any], parents: dict[str, Manifest], builder: Builder) -> bool:
-    """Whether a folder's plans are up to date; says so, or that they are built now."""
-    if is_current(folder, stage_key("compile", settings, parents)):
-        console.print(f"[bold]{'compile':<10}[/] up to date  [dim]{folder}[/]", highlight=False)
-        return True
-    console.print(f"[bold]{'compile':<10}[/] -> {folder}  ({builder.name} {builder.version})", highlight=False)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return False
+    Raises:
+        ArtifactError: TensorRT refuses the graph, or the graph breaks one of its rules.
+    """
+    source = workspace.tensorrt_graph(recipe, precision)
+    copy_text_files(source, draft.folder)
+    graph = source / MODEL_FILE
+    report = check_graph(graph, asked_of(graph))
+    report.require()
+    inputs = [tensor.name for tensor in onnx.load(graph).graph.input]
+    profiles = profiles_of(recipe, RequestTokenizer.from_folder(source), inputs)
+    plan = build_plan(graph, profiles, recipe.tensorrt, builder, workspace.plans)
+    (draft.folder / PLAN_FILE).write_bytes(plan)
+    identity = identify(draft.folder, recipe, precision, builder, profiles, graph)
+    draft.metrics |= {"plan": asdict(identity), "int8_nodes": report.int8}
+    console.print(
+        f"  {precision} by {builder.name} {builder.version}: {len(plan) / 1e6:.0f} MB, {len(profiles)} profiles, "
+        f"compute capability {', '.join(identity.compute_capabilities)}",
+        highlight=False,
+    )
+    if builder.gpu is not None and builder.name == TENSORRT:
+        layers = inspect(plan, builder)
+        (draft.folder / ENGINE_FILE).write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
+        draft.metrics["layers"] = found = layer_types(layers)
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
+        console.print(f"  layers of the engine by input type: {counted}", highlight=False)
+        if report.int8 and not found.get("Int8"):
+            console.print(
+                f"  [yellow]{len(report.int8)} products are INT8 in the graph, no layer of the engine is[/]: "
+                "it fused them in another precision; compare its speed with fp16's"
+            )
 
 
 def identify(
@@ -147,17 +142,6 @@ def identify(
     )
     write_identity(folder, identity)
     return identity
-
-
-def compile_settings(recipe: Recipe, precision: str, builder: Builder) -> dict[str, Any]:
-    """What a plan depends on beside its graph: the recipe, TensorRT and the GPU."""
-    settings = recipe.tensorrt.model_dump(mode="json", exclude={"precisions", "noise", "half_noise"})
-    return {
-        "precision": precision,
-        "tensorrt": settings,
-        "builder": [builder.name, builder.version, *targets(builder)],
-        "gpu": builder.gpu.name if builder.gpu else "",
-    }
 
 
 def find_builder(precision: str | None = None, ranks: int = 1) -> Builder:

@@ -10,7 +10,6 @@ and no CUDA graphs, so the profile spans all sizes, and a shared-context plan ta
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from tritonrank_runtime.engine import MODEL_FILE
@@ -18,18 +17,15 @@ from tritonrank_runtime.shard_runner import read_shards, shard_file
 from tritonrank_runtime.shared_context import INPUT_NAMES
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
-from tritonrank.artifacts import is_current, read_manifest, stage_key, write_artifact
+from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
-from tritonrank.parallel.shard import shard, shard_settings
 from tritonrank.recipe import Recipe
 from tritonrank.tensorrt.compile import (
     Builder,
     build_plan,
-    compile_settings,
     find_builder,
     identify,
-    is_compiled,
 )
 from tritonrank.tensorrt.plans import PLAN_FILE, TENSORRT, rebuild_command, version_numbers
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
@@ -56,41 +52,39 @@ def find_ranks_builder(precision: str, ranks: int) -> Builder:
     return builder
 
 
-def ranks_folder(recipe: Recipe, workspace: Workspace, precision: str) -> Path:
-    """Where the plans of all ranks go."""
-    return workspace.plans / f"{precision}-tp{recipe.tensor_parallel}"
+def compile_precision_ranks(
+    recipe: Recipe, workspace: Workspace, precision: str, builder: Builder, draft: Draft
+) -> None:
+    """Write the plans of all ranks of one precision.
 
+    Args:
+        recipe: its tensorrt section, and tensor_parallel.
+        workspace: with the graph of that precision and its shards.
+        precision: one of tensorrt.precisions.
+        builder: what compiles.
+        draft: gets the plans.
 
-def compile_precision_ranks(recipe: Recipe, workspace: Workspace, precision: str, builder: Builder) -> Path:
-    """Write the plans of one precision, and its shards before; nothing that is up to date."""
-    source, folder = workspace.tensorrt_graph(recipe, precision), ranks_folder(recipe, workspace, precision)
-    shards = workspace.root / f"shards-{precision}"
-    made_from = {"model": read_manifest(source), "dataset": read_manifest(workspace.dataset)}
-    if not is_current(shards, stage_key("shard", shard_settings(recipe), made_from)):
-        console.print(f"[bold]{'shard':<10}[/] -> {shards}", highlight=False)
-        shard(recipe, workspace.dataset, source, shards)
-    parents = {"shards": read_manifest(shards)}
-    settings = compile_settings(recipe, precision, builder) | shard_settings(recipe)
-    if is_compiled(folder, settings, parents, builder):
-        return folder
-    with write_artifact(folder, "compile", settings, parents) as draft:
-        copy_text_files(source, draft.folder)
-        inputs = read_shards(shards)["graphs"][MODEL_FILE]["inputs"]
-        profile = one_profile(profiles_of(recipe, RequestTokenizer.from_folder(source), inputs))
-        for rank in range(recipe.tensor_parallel):
-            graph = shards / shard_file(rank, MODEL_FILE)
-            plan = build_plan(graph, [profile], recipe.tensorrt, builder, workspace.plans)
-            (draft.folder / rank_plan_file(rank)).write_bytes(plan)
-        os.link(draft.folder / rank_plan_file(0), draft.folder / PLAN_FILE)  # the backend wants one of this name, too
-        # Of the graph that was cut, as for a whole plan: whoever assembles compares it with the recipe's.
-        identity = identify(draft.folder, recipe, precision, builder, [profile], source / MODEL_FILE)
-        sizes = [(draft.folder / rank_plan_file(rank)).stat().st_size for rank in range(recipe.tensor_parallel)]
-        draft.metrics |= {"plan": asdict(identity), "ranks": recipe.tensor_parallel, "rank_bytes": sizes}
-        console.print(
-            f"  {precision}: {' + '.join(f'{size / 1e6:.0f}' for size in sizes)} MB in {len(sizes)} ranks, one profile",
-            highlight=False,
-        )
-    return folder
+    Raises:
+        ArtifactError: TensorRT refuses a shard.
+    """
+    source, shards = workspace.tensorrt_graph(recipe, precision), workspace.shards_of(precision)
+    copy_text_files(source, draft.folder)
+    inputs = read_shards(shards)["graphs"][MODEL_FILE]["inputs"]
+    profile = one_profile(profiles_of(recipe, RequestTokenizer.from_folder(source), inputs))
+    for rank in range(recipe.tensor_parallel):
+        graph = shards / shard_file(rank, MODEL_FILE)
+        plan = build_plan(graph, [profile], recipe.tensorrt, builder, workspace.plans)
+        (draft.folder / rank_plan_file(rank)).write_bytes(plan)
+    os.link(draft.folder / rank_plan_file(0), draft.folder / PLAN_FILE)  # the backend wants one of this name, too
+    # Of the graph that was cut, as for a whole plan: whoever assembles compares it with the recipe's.
+    identity = identify(draft.folder, recipe, precision, builder, [profile], source / MODEL_FILE)
+    sizes = [(draft.folder / rank_plan_file(rank)).stat().st_size for rank in range(recipe.tensor_parallel)]
+    draft.metrics |= {"plan": asdict(identity), "ranks": recipe.tensor_parallel, "rank_bytes": sizes}
+    console.print(
+        f"  {precision} by {builder.name} {builder.version}: {' + '.join(f'{size / 1e6:.0f}' for size in sizes)} MB "
+        f"in {len(sizes)} ranks, one profile",
+        highlight=False,
+    )
 
 
 def rank_plan_file(rank: int) -> str:

@@ -8,10 +8,7 @@ on CPUs, nccl on GPUs):
 An interrupted run resumes from its last evaluation when it is started again with the same settings.
 """
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
@@ -20,13 +17,14 @@ from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 
-from tritonrank.artifacts import read_manifest, stage_key, write_artifact
+from tritonrank.artifacts import Draft, work_folder
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.checkpoint_check import Purpose, check_checkpoint, mention_prompts
-from tritonrank.rankers.checkpoint_source import folder_of, identity
+from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.checkpoint_tokenizer import check_vocabulary, make_ordinary, markers_of, request_tokenizer
 from tritonrank.rankers.modeling import SharedContextRanker, from_encoder
 from tritonrank.rankers.pretrained import (
@@ -37,61 +35,59 @@ from tritonrank.rankers.pretrained import (
     longest_input,
 )
 from tritonrank.rankers.score_meaning import ScoreMeaning, score_meaning
-from tritonrank.rankers.text_budgets import rules_to_try, text_rules, text_settings
+from tritonrank.rankers.text_budgets import rules_to_try, text_rules
 from tritonrank.recipe import Recipe
+from tritonrank.train.teacher import teacher_folder
 from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
 
 console = Console()
 
 
-def finetune_settings(recipe: Recipe) -> dict[str, Any]:
-    """What the fine-tuned checkpoint depends on, beside the dataset."""
-    teacher = None if recipe.model.checkpoint else recipe.finetune.teacher
-    return {
-        "seed": recipe.seed,
-        "text": text_settings(recipe),
-        "model": recipe.model.model_dump(mode="json"),
-        "model_identity": identity(recipe.model.source, recipe.model.revision),
-        "finetune": recipe.finetune.model_dump(mode="json"),
-        "teacher_identity": content_hash(_teacher_folder(teacher)) if teacher else None,
-    }
+def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
+    """Train on the dataset's training examples and write the checkpoint with the best validation NDCG@10.
 
-
-def check_models(recipe: Recipe, folder: Path) -> None:
-    """Load what the recipe names and let go of it again, so that what cannot be used shows before any work.
+    With ``model.checkpoint`` in the recipe nothing is trained: that ranker is taken as it is. Under torchrun every
+    process trains, and the first one writes.
 
     Args:
-        recipe: its model and finetune sections.
-        folder: where the checkpoint goes; nothing is loaded if it was made from the same models.
+        recipe: what to do.
+        workspace: with a prepared dataset.
+        draft: gets the checkpoint.
 
     Raises:
-        ArtifactError: a model or its tokenizer cannot be used.
-        RecipeError: the token budgets exceed what the model can take, or the template holds a token that it may not.
+        ArtifactError: the base model cannot be used.
+        RecipeError: the token budgets exceed what the model can take.
     """
-    if recipe.finetune.teacher and not recipe.model.checkpoint:
-        _check_teacher(_teacher_folder(recipe.finetune.teacher))
-    if _is_made_from(folder, finetune_settings(recipe)):
+    set_seed(recipe.seed)
+    rules = text_rules(recipe, workspace.dataset)
+    model, tokenizer = untrained_ranker(recipe, rules)
+    if recipe.model.checkpoint:
+        save_checkpoint(recipe, model, draft.folder, rules)
+        draft.metrics |= {"trained": False}
+        console.print(f"  took the checkpoint as it is: {recipe.model.checkpoint}", markup=False, highlight=False)
         return
+    dataset, work = Dataset.read(workspace.dataset), work_folder(workspace.teacher)
+    teacher_scores = _teacher_scores(recipe, dataset, workspace)
+    metrics = train_ranker(
+        "finetune", recipe.finetune, dataset, model, tokenizer, teacher_scores, work, draft.key, recipe.seed
+    )
+    if is_main_process():
+        save_checkpoint(recipe, model, draft.folder, rules)
+        draft.metrics |= {"trained": True} | metrics
+    wait_for_all()
+
+
+def check_model(recipe: Recipe) -> None:
+    """Load the model that the recipe names and let go of it again.
+
+    Raises:
+        ArtifactError, RecipeError: as ``untrained_ranker``.
+    """
     untrained_ranker(recipe)
     mention_prompts(recipe.model.source, recipe.model.revision)
 
 
-def _is_made_from(folder: Path, settings: dict[str, Any]) -> bool:
-    try:
-        made_from = read_manifest(folder).settings
-    except ArtifactError:
-        return False
-    return bool(made_from == json.loads(json.dumps(settings)))
-
-
-def _teacher_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise RecipeError(f"finetune.teacher: {folder}: no such folder; build the teacher first, with its own recipe")
-    return folder
-
-
-def _check_teacher(folder: Path) -> None:
+def check_teacher(folder: Path) -> None:
     """A checkpoint, graphs or shards, with the rules by which it reads requests."""
     if not (is_sharded(folder) or model_files(folder)):
         check_checkpoint(str(folder), Purpose.TEACHER)
@@ -100,45 +96,6 @@ def _check_teacher(folder: Path) -> None:
             f"finetune.teacher: {folder}: no {RULES_FILE}, which says how the teacher reads a request. Take a teacher "
             "that a recipe built, such as artifacts/OTHER/teacher; one with model.checkpoint makes it of any ranker"
         )
-
-
-def finetune(recipe: Recipe, dataset_folder: Path, folder: Path) -> None:
-    """Train on the dataset's training examples and write the checkpoint with the best validation NDCG@10.
-
-    With ``model.checkpoint`` in the recipe nothing is trained: that ranker is taken as it is.
-
-    Args:
-        recipe: what to do.
-        dataset_folder: a prepared dataset.
-        folder: where the checkpoint goes; written by rank 0 alone.
-
-    Raises:
-        ArtifactError: the base model cannot be used.
-        RecipeError: the token budgets exceed what the model can take.
-    """
-    settings, parents = finetune_settings(recipe), {"dataset": read_manifest(dataset_folder)}
-    set_seed(recipe.seed)
-    rules = text_rules(recipe, dataset_folder)
-    model, tokenizer = untrained_ranker(recipe, rules)
-    if recipe.model.checkpoint:
-        with write_artifact(folder, "finetune", settings, parents) as draft:
-            save_checkpoint(recipe, model, draft.folder, rules)
-            draft.metrics |= {"trained": False}
-        console.print(f"  took the checkpoint as it is: {recipe.model.checkpoint}", markup=False, highlight=False)
-        return
-    work = folder.with_name(f"{folder.name}.work")
-    key = stage_key("finetune", settings, parents)
-    dataset = Dataset.read(dataset_folder)
-    teacher_scores = _teacher_scores(recipe, dataset, dataset_folder, folder.with_name("judgements"))
-    metrics = train_ranker(
-        "finetune", recipe.finetune, dataset, model, tokenizer, teacher_scores, work, key, recipe.seed
-    )
-    if is_main_process():
-        with write_artifact(folder, "finetune", settings, parents) as draft:
-            save_checkpoint(recipe, model, draft.folder, rules)
-            draft.metrics |= {"trained": True} | metrics
-        shutil.rmtree(work, ignore_errors=True)
-    wait_for_all()
 
 
 def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[PreTrainedModel, RequestTokenizer]:
@@ -199,17 +156,15 @@ def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules:
     (meaning if recipe.model.checkpoint else ScoreMeaning()).save(folder)  # what is trained here has a head of its own
 
 
-def _teacher_scores(
-    recipe: Recipe, dataset: Dataset, dataset_folder: Path, judgements: Path
-) -> dict[str, list[float]] | None:
+def _teacher_scores(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, list[float]] | None:
     """What the teacher gives each training candidate, computed once and kept; None without a teacher."""
     if recipe.finetune.teacher is None:
         return None
-    folder = _teacher_folder(recipe.finetune.teacher)
-    key = f"training-{content_hash(folder)[:24]}-{examples_hash(dataset_folder, 'train')[:16]}"
+    folder = teacher_folder(recipe.finetune.teacher)
+    key = f"training-{content_hash(folder)[:24]}-{examples_hash(workspace.dataset, 'train')[:16]}"
     judgement = cached(
         "teacher",
-        judgements / f"{key}.parquet",
+        workspace.judgements / f"{key}.parquet",
         lambda: judge_scorer("teacher", open_scorer(folder), dataset, dataset.training, TextRules.load(folder)),
     )
     return dict(zip(judgement.example_ids, judgement.table["scores"].to_list(), strict=True))

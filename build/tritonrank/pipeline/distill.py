@@ -1,0 +1,40 @@
+"""Stage ``distill``: the pruned ranker learns the ranking of its teacher (shrink/distill.py)."""
+
+from typing import Any
+
+from tritonrank.artifacts import Draft, stage_key
+from tritonrank.artifacts.stage import Stage
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.judge.budgets import gate_settings
+from tritonrank.recipe import Recipe
+
+REVISION = 1
+TOOLS = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def stage(recipe: Recipe, workspace: Workspace) -> Stage:
+    def training() -> dict[str, Any]:
+        section = recipe.distill
+        return {
+            "seed": recipe.seed,
+            "distill": section.model_dump(mode="json") if section else None,
+            "training": section.training(recipe.finetune).model_dump(mode="json", exclude={"teacher"})
+            if section
+            else None,
+        }
+
+    def make(draft: Draft) -> None:
+        from tritonrank.shrink.distill import distill
+
+        # Without the gate: after it has closed, another budget does not mean training again.
+        distill(recipe, workspace, draft, stage_key("distill", training(), draft.parents, REVISION, TOOLS))
+
+    return Stage(
+        "distill",
+        workspace.student,
+        lambda: training() | {"gate": gate_settings(recipe, "distill")},
+        {"pruned": workspace.pruned, "dataset": workspace.dataset, "teacher": workspace.teacher},
+        make,
+        REVISION,
+        TOOLS,
+    )

@@ -1,0 +1,31 @@
+"""Stage ``quantize``: the FP32 graphs become INT8 for CPUs (quantize/int8.py)."""
+
+from typing import Any
+
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.stage import Stage
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.judge.budgets import gate_settings
+from tritonrank.quantize.reduced_range import has_reduced_range
+from tritonrank.recipe import Recipe
+
+REVISION = 1
+TOOLS = ("onnx", "onnxruntime", "numpy", "tokenizers")
+
+
+def stage(recipe: Recipe, workspace: Workspace) -> Stage:
+    def settings() -> dict[str, Any]:
+        return {
+            "quantize": recipe.quantize.model_dump(mode="json"),
+            "gate": gate_settings(recipe, "quantize"),
+            "reduce_range": has_reduced_range(),  # another CPU builds another artifact
+            "seed": recipe.seed,
+        }
+
+    def make(draft: Draft) -> None:
+        from tritonrank.quantize.int8 import quantize
+
+        quantize(recipe, workspace, draft)
+
+    parents = {"onnx": workspace.onnx, "dataset": workspace.dataset}
+    return Stage("quantize", workspace.int8, settings, parents, make, REVISION, TOOLS)
