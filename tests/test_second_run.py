@@ -18,9 +18,8 @@ from tritonrank.serve.serving import CheckedRepository
 def with_every_stage(recipe: Recipe) -> Recipe:
     """The tiny recipe, pruned, distilled, cut into ranks and with all graphs for TensorRT."""
     values = recipe.model_dump(mode="json")
-    values["prune"] = {"layers": 1, "heads": 2, "ffn_neurons": 64, "calibration_examples": 8, "compare": False}
+    values["prune"] = {"layers": 1, "heads": 2, "ffn_neurons": 64}
     values["distill"] = {"examples": 8, "pool": 6, "hard_negatives": 2, "random_negatives": 2, "epochs": 1}
-    values["distill"] |= {"examples_per_step": 4, "evaluations": 1, "mixed_precision": "off"}
     values["gate"] = {"budget": 0.99, "prune_budget": 1}
     values["tensorrt"] |= {"precisions": ["fp16", "int8-fp16"], "noise": 1_000.0}
     return Recipe.model_validate(values | {"tensor_parallel": 2})
