@@ -220,14 +220,14 @@ class RequestTokenizer:
         found = self._encode_whole([text[:most] for text in texts])
         rest = {place: text[most:] for place, text in enumerate(texts) if len(text) > most}
         # Thousands of blanks or accents are cut to too little: without their runs more of the text comes into sight.
-        squeezed = {
+        denser = {
             place: shorter
             for place in rest
             if len(found[place]) < tokens and (shorter := squeezed(texts[place])) != texts[place]
         }
-        again = self._encode_whole([text[:most] for text in squeezed.values()])
-        whole = self._encode_whole([whole_words(texts[place][:most]) for place in squeezed])
-        for (place, text), ids, known in zip(squeezed.items(), again, whole, strict=True):
+        again = self._encode_whole([text[:most] for text in denser.values()])
+        whole = self._encode_whole([whole_words(texts[place][:most]) for place in denser])
+        for (place, text), ids, known in zip(denser.items(), again, whole, strict=True):
             if ids[: len(known)] == known:
                 found[place], rest[place] = ids, text[most:]
         return [_cut(ids, tokens, bool(rest.get(place, "").strip())) for place, ids in enumerate(found)]
