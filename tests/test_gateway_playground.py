@@ -51,6 +51,8 @@ def test_a_ranking_greets_the_visitor(page: Page) -> None:
 
 
 def test_it_shows_what_the_ranker_says(page: Page, served: Served) -> None:
+    page.get_by_text("Settings", exact=True).first.click()
+    page.locator("#side-a").get_by_label("Scores").select_option("logit")
     ask(page, "a desk", ITEMS, "lamp\nchair")
     with RankClient(served.urls["grpc"]) as client:
         expected = client.rank(query="a desk", history=["lamp", "chair"], items=ITEMS)

@@ -29,6 +29,7 @@ from tritonrank_runtime.text import RequestTokenizer
 ITEM_CACHE_ENTRIES = 100_000
 CONTEXT_CACHE_BYTES = 256_000_000
 MANIFEST = "manifest.json"
+LOOK_SECONDS = 0.05
 
 
 class BusyError(RuntimeError):
@@ -121,8 +122,7 @@ class LocalRanker:
         if not self._waiting.acquire(blocking=False):
             raise BusyError(f"{self.limits.queue_requests} requests wait already, as many as may")
         try:
-            if not self._turn.acquire(timeout=max(0.0, ends_at - time.monotonic())):
-                raise LateError("the request waited for others until its time ran out")
+            self._wait_for_turn(ends_at, is_wanted)
             try:
                 scores, candidates, context = self._score(request, lambda: time.monotonic() < ends_at and is_wanted())
             finally:
@@ -137,6 +137,12 @@ class LocalRanker:
             np.array([ids.is_cut for ids in candidates], dtype=np.bool_),
             len(context),
         )
+
+    def _wait_for_turn(self, ends_at: float, is_wanted: Callable[[], bool]) -> None:
+        """Wait, and look now and then whether anybody still waits for the answer: who does not makes room."""
+        while not self._turn.acquire(timeout=max(0.0, min(LOOK_SECONDS, ends_at - time.monotonic()))):
+            if time.monotonic() >= ends_at or not is_wanted():
+                raise LateError("the request waited for others until its time ran out")
 
     def _score(
         self, request: Request, is_wanted: Callable[[], bool]

@@ -35,8 +35,8 @@ def open_with_copy(beside: Path, open_: Callable[[Any], Opened]) -> Opened:
             f"{beside}: its {RUNTIME} is of a release that ranks in a server only; assemble the artifact again "
             "(tritonrank assemble RECIPE), or serve it (tritonrank serve) and open grpc://127.0.0.1:8001"
         )
-    with _lock, _alone(beside):
-        return open_(_entry())
+    with _lock, _alone(beside), _naming_what_is_missing():
+        return open_(importlib.import_module(ENTRY))
 
 
 def open_with_installed(open_: Callable[[Any], Opened]) -> Opened:
@@ -45,12 +45,14 @@ def open_with_installed(open_: Callable[[Any], Opened]) -> Opened:
     Raises:
         ModuleNotFoundError: the runtime, or a package that it needs, is not installed.
     """
-    return open_(_entry())
+    with _naming_what_is_missing():
+        return open_(importlib.import_module(ENTRY))
 
 
-def _entry() -> Any:
+@contextmanager
+def _naming_what_is_missing() -> Iterator[None]:
     try:
-        return importlib.import_module(ENTRY)
+        yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"to rank in this process, {error.name} is needed and not installed in {sys.prefix}: {INSTALL}",
