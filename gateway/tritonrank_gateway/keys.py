@@ -137,6 +137,8 @@ def _from_file(path: Path) -> list[Key]:
         told = tomllib.loads(path.read_text(encoding="utf-8"))["keys"]
     except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected TOML with tables [keys.NAME] ({type(error).__name__} {error})") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{path}: keys: expected tables [keys.NAME]")  # noqa: TRY004 - a wrong file, not a wrong call
     return [_from_table(path, name, values) for name, values in told.items()]
 
 

@@ -75,6 +75,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.
             for one in fields(GatewaySettings)
             if (variable := PREFIX + one.name.upper()) in environment and one.name not in given
         }
+        given |= {"cors": tuple(given["cors"])} if "cors" in given else {}
         return GatewaySettings(**(from_environment | given))
     except ValueError as error:
         parser.error(str(error))
