@@ -20,7 +20,7 @@ from loadtests.peers.environments import (
     run_to_end,
 )
 from loadtests.peers.libraries import LibrarySystem
-from loadtests.peers.servers import InfinitySystem, OursSystem, PlainTritonSystem
+from loadtests.peers.servers import InfinitySystem, OurGatewaySystem, OursSystem, PlainTritonSystem
 from loadtests.peers.system import System
 from loadtests.processes import child_environment
 
@@ -164,6 +164,16 @@ def our_server(name: str, artifacts: Path, work: Path) -> System:
     return OursSystem(name=f"{name}, Triton", settings=settings, artifacts=artifacts, log=log)
 
 
+def our_gateway(name: str, artifacts: Path, work: Path) -> System:
+    """The same repository behind Triton and our gateway."""
+    settings = {
+        "server": "tritonrank serve, and tritonrank_gateway with its defaults before it",
+        "client": "tritonrank_client, the gateway's /v1/rank over HTTP, one attempt",
+    }
+    log = log_file(work, f"{name} gateway")
+    return OurGatewaySystem(name=f"{name}, gateway", settings=settings, artifacts=artifacts, log=log)
+
+
 def our_library(name: str, model: Path, work: Path) -> System:
     """A model artifact of ours in process."""
 
@@ -192,9 +202,10 @@ def our_library(name: str, model: Path, work: Path) -> System:
 
 
 def our_systems(servers: Mapping[str, Path], libraries: Mapping[str, Path], work: Path) -> list[System]:
-    """Ours by name: what is served, then what runs in process."""
+    """Ours by name: what is served, the same through the gateway, then what runs in process."""
     return [
         *(our_server(f"ours, {name}", folder, work) for name, folder in servers.items()),
+        *(our_gateway(f"ours, {name}", folder, work) for name, folder in servers.items()),
         *(our_library(f"ours, {name}", folder, work) for name, folder in libraries.items()),
     ]
 

@@ -22,6 +22,7 @@ from loadtests.processes import LOOPBACK, Process, SystemFaultError, free_port, 
 
 TRITON_PROCESS = "tritonserver"
 TRITON_PACKAGES = ("nvidia-pytriton", "onnxruntime", "transformers", "tokenizers", "numpy", "tritonclient")
+GATEWAY_PACKAGES = ("fastapi", "uvicorn", "msgspec")
 SERVED_MODEL = "ranker"
 
 
@@ -209,9 +210,13 @@ class OursSystem(_BehindTriton):
         url = self._server.start(
             [str(own_environment().python), "-m", "tritonrank", "serve", str(self._artifacts.resolve()), *ports]
         )
-        # One attempt: a refusal is a result, and a retry would hide it.
-        self._client = RankClient(url, timeout=REQUEST_SECONDS, retry=Retry(attempts=1))
+        self._client = self.open_client(url)
         self._close_client = self._client.close
+
+    def open_client(self, url: str) -> RankClient:
+        """The client for the server at this URL."""
+        # One attempt: a refusal is a result, and a retry would hide it.
+        return RankClient(url, timeout=REQUEST_SECONDS, retry=Retry(attempts=1))
 
     def rank(self, case: Case) -> Sequence[float]:
         assert self._client is not None
@@ -221,6 +226,45 @@ class OursSystem(_BehindTriton):
         for ranked in result.ranking:
             scores[ranked.index] = ranked.score
         return scores
+
+
+class OurGatewaySystem(OursSystem):
+    """The same behind our gateway: ``POST /v1/rank`` over HTTP, asked through our client.
+
+    Its difference to ``OursSystem`` is what the gateway costs.
+    """
+
+    def __init__(self, *, name: str, settings: dict[str, str], artifacts: Path, log: Path) -> None:
+        super().__init__(name=name, settings=settings, artifacts=artifacts, log=log)
+        self._gateway_log = log.with_suffix(".gateway.log")
+        self._gateway: Process | None = None
+
+    def versions(self) -> dict[str, str]:
+        return super().versions() | own_environment().versions(GATEWAY_PACKAGES)
+
+    def open_client(self, url: str) -> RankClient:
+        command = [str(own_environment().python), "-m", "tritonrank_gateway", "--triton", url.removeprefix("grpc://")]
+        command += ["--port", "0", "--metrics-port", "0", "--no-access-log"]
+        self._gateway = Process(command, self._gateway_log)
+        found: list[str] = []
+
+        def has_printed_url() -> bool:
+            text = self._gateway_log.read_text(encoding="utf-8", errors="replace")
+            found.extend(re.findall(r'"url": "(http://[\w.]+:\d+)"', text)[:1])
+            return bool(found)
+
+        self._gateway.wait_until(has_printed_url, self.name)
+        return super().open_client(f"gateway+{found[0]}")
+
+    def memory_bytes(self) -> int:
+        assert self._gateway is not None
+        return super().memory_bytes() + resident_bytes(self._gateway.pid)
+
+    def stop(self) -> None:
+        if self._gateway is not None:
+            self._gateway.stop()
+            self._gateway = None
+        super().stop()
 
 
 def _nothing() -> None:
