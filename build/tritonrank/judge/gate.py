@@ -5,6 +5,8 @@ budget AND the one-sided 95% paired-bootstrap bound of the drop is within three 
 with too few examples is a failure, not a pass: the gate says that it cannot decide.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -50,7 +52,14 @@ class Verdict:
     """requests that rank worse than before"""
 
     def as_metrics(self) -> dict[str, Any]:
+        """What a manifest keeps of it."""
         return asdict(self)
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any]) -> "Verdict":
+        """Read back from a manifest; what an older build did not measure is NaN."""
+        unmeasured: dict[str, Any] = {"top10_overlap": math.nan, "kendall_tau": math.nan, "worst": []}
+        return cls(**unmeasured | {name: metrics[name] for name in cls.__dataclass_fields__ if name in metrics})
 
     def require(self, advice: str = "") -> None:
         """Raise unless the gate passed.

@@ -5,6 +5,7 @@ build's summary. So what was rebuilt since the last summary shows its own qualit
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from tritonrank.artifacts.rungs import (
 )
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.evaluate import Judgement, judgement_file
-from tritonrank.judge.gate import paired_difference
+from tritonrank.judge.gate import Verdict, paired_difference
 from tritonrank.judge.live_record import LIVE, LiveRung, read_live
 from tritonrank.judge.metrics import Interval
 from tritonrank.report.plots import figure
@@ -130,46 +131,6 @@ class BaselineRow:
     difference: Interval
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What a manifest says of a gate: those fields of gate.Verdict that are told, of which older builds lack some."""
-
-    child: str
-    parent: str
-    examples: int
-    parent_ndcg: float
-    child_ndcg: float
-    drop: float
-    drop_low: float
-    drop_high: float
-    bound: float
-    budget: float
-    top10_overlap: float | None
-    kendall_tau: float | None
-    passed: bool
-    reason: str
-    """judged to compare, never published"""
-
-    def in_words(self) -> str:
-        """The verdict for somebody who does not know what a gate is."""
-        budget, threefold = (f"{figure(100 * share)}%" for share in (self.budget, 3 * self.budget))
-        ranked = f"NDCG@10 went from {self.parent_ndcg:.4f} to {self.child_ndcg:.4f} on {self.examples} requests"
-        if self.drop > 0:
-            change = f"a fall of {self.drop:.2%}, where {budget} was allowed"
-        else:
-            change = f"no fall ({-self.drop:+.2%}), where a fall of {budget} was allowed"
-        sure = (
-            f"resampling those requests, 95% of the time the fall stays below {self.bound:.2%}, where "
-            f"{threefold} was allowed"
-        )
-        alike = []
-        if self.top10_overlap is not None:
-            alike.append(f"{self.top10_overlap:.1%} of the ten best are the same")
-        if self.kendall_tau is not None:
-            alike.append(f"Kendall's tau of the whole order is {self.kendall_tau:.3f}")
-        return f"{ranked}: {change}; {sure}." + (f" {' and '.join(alike)}." if alike else "")
-
-
 def read_build(root: Path) -> Build:
     """Read the manifests and the summary of ``artifacts/<recipe>/``.
 
@@ -250,12 +211,30 @@ def baselines(build: Build) -> list[BaselineRow]:
     return [BaselineRow(row["name"], Interval(**row["ndcg@10"]), Interval(**row["difference"])) for row in rows]
 
 
-def gates(build: Build) -> list[Gate]:
+def gates(build: Build) -> list[Verdict]:
     """Every gate that a published artifact went through, in the order of the ladder."""
-    found: list[Gate] = []
-    for artifact in build.rungs().values():
-        found += map(_gate, gate_verdicts(artifact.manifest.metrics))
-    return found
+    metrics = (artifact.manifest.metrics for artifact in build.rungs().values())
+    return [Verdict.from_metrics(kept) for one in metrics for kept in gate_verdicts(one)]
+
+
+def verdict_in_words(found: Verdict) -> str:
+    """The verdict for somebody who does not know what a gate is."""
+    budget, threefold = (f"{figure(100 * share)}%" for share in (found.budget, 3 * found.budget))
+    ranked = f"NDCG@10 went from {found.parent_ndcg:.4f} to {found.child_ndcg:.4f} on {found.examples} requests"
+    if found.drop > 0:
+        change = f"a fall of {found.drop:.2%}, where {budget} was allowed"
+    else:
+        change = f"no fall ({-found.drop:+.2%}), where a fall of {budget} was allowed"
+    sure = (
+        f"resampling those requests, 95% of the time the fall stays below {found.bound:.2%}, where "
+        f"{threefold} was allowed"
+    )
+    alike = []
+    if not math.isnan(found.top10_overlap):
+        alike.append(f"{found.top10_overlap:.1%} of the ten best are the same")
+    if not math.isnan(found.kendall_tau):
+        alike.append(f"Kendall's tau of the whole order is {found.kendall_tau:.3f}")
+    return f"{ranked}: {change}; {sure}." + (f" {' and '.join(alike)}." if alike else "")
 
 
 def exact_ratio(row: Mapping[str, Any]) -> bool:
@@ -338,10 +317,3 @@ def _plans(build: Build) -> Iterator[LadderRow]:
             # A group's model.plan is a name for its first rank's.
             sizes = {manifest.files[path.name]: path.stat().st_size for path in folder.glob(f"{PLAN_FILE}*")}
             yield LadderRow(f"plan {folder.name}", manifest.artifact, None, sum(sizes.values()), None, None, None, None)
-
-
-def _gate(verdict: Mapping[str, Any]) -> Gate:
-    names = set(Gate.__dataclass_fields__)
-    optional: dict[str, Any] = {"top10_overlap": None, "kendall_tau": None}  # older builds did not measure the latter
-    known = {name: value for name, value in verdict.items() if name in names}
-    return Gate(**optional | known)

@@ -21,19 +21,20 @@ from rich.console import Console
 
 from tritonrank.artifacts.rungs import FINE_TUNED
 from tritonrank.errors import ArtifactError
+from tritonrank.judge.gate import Verdict
 from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
 from tritonrank.report.ladder import (
     BaselineRow,
     Build,
-    Gate,
     LadderRow,
     baselines,
     exact_ratio,
     gates,
     ladder,
     read_build,
+    verdict_in_words,
 )
 from tritonrank.report.plots import (
     BarRow,
@@ -169,7 +170,7 @@ def quality_plot(rows: list[LadderRow], others: list[BaselineRow]) -> Markup:
     return interval_plot(drawn, "NDCG@10, 95% intervals over users")
 
 
-def gate_plots(passed: list[Gate]) -> list[tuple[float, Markup]]:
+def gate_plots(passed: list[Verdict]) -> list[tuple[float, Markup]]:
     """By budget, because what a step may cost before it is repaired would dwarf all others: drops in percent."""
     plots = []
     for budget in dict.fromkeys(gate.budget for gate in passed):
@@ -233,7 +234,7 @@ def render(template: str, contents: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "md": escape_markdown, "called": called}
+    environment.filters |= {"figure": figure, "md": escape_markdown, "called": called, "in_words": verdict_in_words}
     environment.globals["zip"] = zip
     return environment.get_template(template).render(contents)
 
