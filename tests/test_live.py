@@ -69,7 +69,6 @@ def odd_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Workspa
         "text": {"history_items": 3},
         "examples": {"judged_negatives": 9, "training_negatives": 3, "validation_users": 10, "test_users": 40},
         "model": {"checkpoint": str(save_ranker("bert", root / "checkpoint"))},
-        "gate": {"bootstrap_samples": 200},
         "quantize": {"method": "none"},
     }
     recipe, workspace = Recipe.model_validate(values), Workspace(root / "artifacts")

@@ -177,7 +177,6 @@ def test_pruning_and_distillation_come_before_export(makers: Makers, tiny_recipe
         ({"prune_budget": 0.5}, "prune"),
         ({"distill_budget": 0.1}, "distill"),
         ({"quantize_budget": 0.1}, "quantize"),
-        ({"bootstrap_samples": 500}, "prune"),
     ],
 )
 def test_a_budget_is_that_of_its_step(
@@ -318,7 +317,7 @@ def test_summary_pairs_each_row_with_the_teacher_on_the_same_examples(
     for name, judgement in judged.items():
         differences = judgement.values() - teacher.values()
         assert rows[name]["difference"]["mean"] == pytest.approx(float(np.mean(differences)))
-        paired = paired_difference(judgement, teacher, samples=tiny_recipe.gate.bootstrap_samples)
+        paired = paired_difference(judgement, teacher)
         assert rows[name]["difference"] == pytest.approx(vars(paired))
     assert rows["fine-tuned"]["difference"] == {"mean": 0, "low": 0, "high": 0}
 

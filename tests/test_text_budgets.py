@@ -84,7 +84,6 @@ def recipe_of(data: dict[str, Any], model: dict[str, Any] | None = None, **text:
             "examples": SMALL,
             "model": model or {},
             "text": text,
-            "gate": {"bootstrap_samples": 200},
         }
     )
 
