@@ -131,7 +131,7 @@ def test_the_ensemble_is_wired(made: tuple[Target, str, Configs]) -> None:
         assert set(step.input_map.values()) <= known
         known |= set(step.output_map.values())
     assert {tensor.name for tensor in rank.output} <= known
-    assert not any("deadline" in as_text(config) for name, config in configs.items() if name != "tokenize")
+    assert not any('"deadline"' in as_text(config) for name, config in configs.items() if name != "tokenize")
     assert "deadline" not in {tensor.name for tensor in configs["tokenize"].output}
     types = {tensor.name: tensor.data_type for tensor in configs["tokenize"].output}
     assert all(types[tensor.name] == tensor.data_type for tensor in configs["score"].input)
