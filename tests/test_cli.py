@@ -13,7 +13,18 @@ from tritonrank.recipe import Recipe, setting_rows
 from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "assemble", "evaluate"]
-COMMANDS += ["compile", "check-graph", "pack", "gpu-check", "serve", "demo", "workload", "report", "settings"]
+COMMANDS += [
+    "compile",
+    "check-graph",
+    "pack",
+    "gpu-check",
+    "serve",
+    "demo",
+    "workload",
+    "report",
+    "settings",
+    "recipes",
+]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
 RECIPE_COMMANDS += ["assemble", "evaluate", "demo"]
 
@@ -69,7 +80,8 @@ def test_a_real_process_reports_a_missing_recipe(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"RecipeError: {tmp_path / 'absent.yaml'}: no such recipe")
-    assert "build/recipes/*.yaml" in done.stderr
+    assert "movielens-small" in done.stderr
+    assert "tritonrank recipes" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

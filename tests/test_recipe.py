@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 from tritonrank.errors import RecipeError
-from tritonrank.recipe import ExampleSettings, Recipe, load_recipe, setting_rows
+from tritonrank.recipe import ExampleSettings, Recipe, load_recipe, setting_rows, shipped_recipes
 from tritonrank.system.dates import iso_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,7 @@ def test_what_is_not_a_recipe_is_refused(tmp_path: Path, text: str | bytes, said
 def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:
     message = faults_of(tmp_path / "none.yaml")
     assert message.startswith(f"{tmp_path / 'none.yaml'}: no such recipe")
-    assert "build/recipes/" in message
+    assert "tritonrank recipes" in message
     assert "cannot be read" in faults_of(tmp_path)
 
 
@@ -288,3 +288,11 @@ def test_a_file_of_overrides_that_is_none_is_named(content: str | None, tmp_path
     if content is not None:
         file.write_text(content)
     assert f"--set @{file}" in faults_of(recipe, f"@{file}")
+
+
+def test_a_recipe_that_is_shipped_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {path.stem for path in RECIPES} == set(shipped_recipes())
+    assert load_recipe("demo") == load_recipe(ROOT / "build" / "recipes" / "demo.yaml")
+    write(tmp_path, SMALLEST).rename(tmp_path / "demo")
+    assert load_recipe("demo").name == "small", "a file that is there comes first"

@@ -8,8 +8,8 @@ asyncio. Each speaks gRPC or HTTP; the scheme of the URL decides::
         for place in result.ranking:
             print(place.score, place.item)
 
-Everything public is on this page; the modules behind it may move. Only numpy and tritonclient are needed (and
-typer and rich for the command line): no torch, no transformers, no tritonrank.
+Everything public is on this page; the modules behind it may move. Only numpy and tritonclient are needed
+(the command line, extra ``cli``, needs typer and rich as well): no torch, no transformers, no tritonrank.
 """
 
 from importlib.metadata import version

@@ -20,7 +20,7 @@ app = typer.Typer(
     "Start with: tritonrank build build/recipes/demo.yaml, then: tritonrank serve artifacts/demo",
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as build/recipes/demo.yaml")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A file, or a name that `tritonrank recipes` lists")]
 Overrides = Annotated[
     list[str],
     typer.Option(

@@ -1,4 +1,4 @@
-"""The verb that lists the settings of a recipe."""
+"""The verbs that tell what a recipe can say, and which recipes there are."""
 
 import json
 import shutil
@@ -40,3 +40,15 @@ def settings(
         typer.echo(typer.style(row.key, bold=True) + f" = {row.default}")
         for line in meanings.wrap(row.description + (f" [{row.used}]" if row.used else "")):
             typer.echo(line)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with tritonrank: each can be built by its name, from any folder."""
+    from tritonrank.recipe import shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        opening = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+        typer.echo(typer.style(name, bold=True) + f"  {path}")
+        typer.echo(textwrap.fill(opening, initial_indent="    ", subsequent_indent="    "))
+    typer.echo("\nBuild one: tritonrank build demo. Change one: copy its file.")

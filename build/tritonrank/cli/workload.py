@@ -6,13 +6,11 @@ from typing import Annotated
 import typer
 
 from tritonrank.cli.options import app
-from tritonrank.data.workload_settings import WorkloadSettings, workload_settings
-
-WORKLOAD_DEFAULTS = WorkloadSettings()
+from tritonrank.data.workload_options import OPTIONS
 
 
 def _workload_option(setting: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(help=WorkloadSettings.model_fields[setting].description)
+    option: typer.models.OptionInfo = typer.Option(help=OPTIONS[setting].meaning)
     return option
 
 
@@ -22,17 +20,19 @@ def workload(
     out: Annotated[
         Path | None, typer.Option(help="The file to write; default: workload.jsonl in ARTIFACTS", metavar="FILE")
     ] = None,
-    requests: Annotated[int, _workload_option("requests")] = WORKLOAD_DEFAULTS.requests,
-    candidates: Annotated[str, _workload_option("candidates")] = WORKLOAD_DEFAULTS.candidates,
-    users: Annotated[str, _workload_option("users")] = WORKLOAD_DEFAULTS.users,
-    returns: Annotated[float, _workload_option("returns")] = WORKLOAD_DEFAULTS.returns,
-    returns_within: Annotated[int, _workload_option("returns_within")] = WORKLOAD_DEFAULTS.returns_within,
-    rate: Annotated[float, _workload_option("rate")] = WORKLOAD_DEFAULTS.rate,
-    arrivals: Annotated[str, _workload_option("arrivals")] = WORKLOAD_DEFAULTS.arrivals,
-    seed: Annotated[int, _workload_option("seed")] = WORKLOAD_DEFAULTS.seed,
-    history_items: Annotated[int | None, _workload_option("history_items")] = WORKLOAD_DEFAULTS.history_items,
+    requests: Annotated[int, _workload_option("requests")] = OPTIONS["requests"].default,
+    candidates: Annotated[str, _workload_option("candidates")] = OPTIONS["candidates"].default,
+    users: Annotated[str, _workload_option("users")] = OPTIONS["users"].default,
+    returns: Annotated[float, _workload_option("returns")] = OPTIONS["returns"].default,
+    returns_within: Annotated[int, _workload_option("returns_within")] = OPTIONS["returns_within"].default,
+    rate: Annotated[float, _workload_option("rate")] = OPTIONS["rate"].default,
+    arrivals: Annotated[str, _workload_option("arrivals")] = OPTIONS["arrivals"].default,
+    seed: Annotated[int, _workload_option("seed")] = OPTIONS["seed"].default,
+    history_items: Annotated[int | None, _workload_option("history_items")] = OPTIONS["history_items"].default,
 ) -> None:
     """Write requests of the dataset with arrival times, one JSON line each, for benchmarks and load tests."""
+    from tritonrank.data.workload_settings import workload_settings
+
     chosen = workload_settings(
         {
             "requests": requests,

@@ -1,6 +1,6 @@
 """What a workload looks like: how many requests, how many candidates each, who asks, and how often.
 
-Kept apart from the making of it, so that the command line can show defaults without loading the data libraries.
+Kept apart from the making of it, which needs the data libraries.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError, field_validator
 
 from tritonrank.data.arrivals import arrival_ratio
+from tritonrank.data.workload_options import OPTIONS
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import Settings
 
@@ -64,40 +65,23 @@ class LognormalSizes:
         return sizes.clip(1, MOST_CANDIDATES).astype("int64")
 
 
+def _field(name: str, **bounds: Any) -> Any:
+    option = OPTIONS[name]
+    return Field(option.default, description=option.meaning, **bounds)
+
+
 class WorkloadSettings(Settings):
     """The settings of ``tritonrank workload``, each an option of the same name."""
 
-    requests: int = Field(1_000, ge=1, le=10_000_000, description="Requests in the file")
-    candidates: str = Field(
-        "100",
-        coerce_numbers_to_str=True,
-        # Not lognormal:100:...: rich, which prints the help, takes :100: for an emoji.
-        description="Candidates per request: a number, lognormal:80:0.9 (median, sigma; clipped to 1 and 1000) or "
-        "10:0.5,100:0.4,1000:0.1 (numbers with weights). With the length of the judged lists, judged requests keep "
-        "theirs, with labels",
-    )
-    users: str = Field(
-        "fresh",
-        description="fresh: no context twice, so no cache of contexts can help. zipf:1.1: users return, drawn by "
-        "Zipf's law with this exponent, and keep their context",
-    )
-    returns: float = Field(
-        0.0,
-        ge=0,
-        le=0.99,
-        description="Share of requests of users who come back soon, with the same context and other candidates",
-    )
-    returns_within: int = Field(50, ge=1, le=100_000, description="How soon: one of so many requests ago, at the most")
-    rate: float = Field(10.0, ge=0.001, le=1_000_000, description="Mean requests per second; arrivals are Poisson")
-    arrivals: str = Field(
-        "steady",
-        description="steady: the same rate all along. day:4: a day's curve compressed into requests / rate seconds, "
-        "the busiest moment 4 times the quietest. spike:10: 10 times the rate for a tenth of that time, in the middle",
-    )
-    seed: int = Field(17, ge=0, lt=2**32, description="The same seed gives the same file, byte for byte")
-    history_items: int | None = Field(
-        None, ge=0, le=200, description="Newest history items per request; default: as many as the model's text rules"
-    )
+    requests: int = _field("requests", ge=1, le=10_000_000)
+    candidates: str = _field("candidates", coerce_numbers_to_str=True)
+    users: str = _field("users")
+    returns: float = _field("returns", ge=0, le=0.99)
+    returns_within: int = _field("returns_within", ge=1, le=100_000)
+    rate: float = _field("rate", ge=0.001, le=1_000_000)
+    arrivals: str = _field("arrivals")
+    seed: int = _field("seed", ge=0, lt=2**32)
+    history_items: int | None = _field("history_items", ge=0, le=200)
 
     @field_validator("candidates")
     @classmethod

@@ -13,6 +13,7 @@ from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
 from tritonrank.recipe.page import settings_page
 from tritonrank.recipe.serving import ServeSettings
+from tritonrank.recipe.shipped import shipped_recipes
 from tritonrank.recipe.text import DEFAULT_BUDGETS, TextSettings
 from tritonrank.recipe.training import (
     PACKAGED_MINILM,
@@ -47,4 +48,5 @@ __all__ = [
     "require_effects",
     "setting_rows",
     "settings_page",
+    "shipped_recipes",
 ]

@@ -15,6 +15,7 @@ from tritonrank.recipe.applicability import for_target
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.overrides import apply_override, read_override_files
 from tritonrank.recipe.removed import what_became_of
+from tritonrank.recipe.shipped import find_recipe, shipped_recipes
 from tritonrank.recipe.whole import Recipe
 
 
@@ -22,7 +23,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), target: Target 
     """Read and check a recipe.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a recipe that comes with tritonrank.
         overrides: ``section.key=value`` strings, the value in YAML, or ``@FILE`` with a YAML mapping of sections; they
             win over the file, and later ones over earlier ones.
         target: whose section of `serve` counts; those of the others are checked, too.
@@ -30,11 +31,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), target: Target 
     Raises:
         RecipeError: the file is missing, is not YAML, or has faults; all faults are in the one message.
     """
-    path = Path(path)
+    path = find_recipe(Path(path))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe. The ones that come with tritonrank: build/recipes/*.yaml") from None
+        names = ", ".join(shipped_recipes())
+        raise RecipeError(
+            f"{path}: no such recipe. Those that come with tritonrank go by name: {names} (tritonrank recipes)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     try:

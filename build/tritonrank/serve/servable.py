@@ -1,13 +1,12 @@
 """What was named to ``tritonrank serve``: the repository in it, or what it is instead and what to type."""
 
 import json
+import re
 import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-
-import yaml
 
 from tritonrank.artifacts import MANIFEST, Manifest
 from tritonrank.errors import ArtifactError
@@ -178,10 +177,10 @@ def _from_checkpoint(folder: Path) -> str:
 
 
 def _recipe_name(path: Path) -> str | None:
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(loaded, dict) and isinstance(loaded.get("name"), str):
-            return str(loaded["name"])
+    """The name in a recipe, without a YAML parser, which a machine that serves does not have."""
+    with suppress(OSError, ValueError):
+        found = re.search(r"^name:[ \t]*[\"']?([a-z0-9][a-z0-9_-]*)", path.read_text(encoding="utf-8"), flags=re.M)
+        return found.group(1) if found else None
     return None
 
 
