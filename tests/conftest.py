@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -17,8 +19,10 @@ import pytest
 import torch
 import yaml
 from google.protobuf import text_format
+from kept_builds import kept
 from stage_runs import publish_instead
 from tiny_models import save_ranker
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.artifacts import Draft
@@ -47,6 +51,23 @@ def save_encoder(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def optimizer_steps(last: int | None = None) -> Iterator[list[int]]:
+    """Grows by one with each step of an optimizer; the one after ``last`` is interrupted, as by Ctrl-C."""
+    steps: list[int] = []
+
+    def count(*_: object) -> None:
+        if len(steps) == last:
+            raise KeyboardInterrupt
+        steps.append(1)
+
+    hook = register_optimizer_step_pre_hook(count)
+    try:
+        yield steps
+    finally:
+        hook.remove()
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What users install, built as the Dockerfile builds it."""
@@ -67,8 +88,19 @@ def perf_analyzer() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer BERT."""
+def kept_root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where builds are kept between sessions, see kept_builds.py; `make clean` empties it."""
+    cache = getattr(request.config, "cache", None)  # -p no:cacheprovider
+    return tmp_path_factory.mktemp("kept") if cache is None else Path(cache.mkdir("builds"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(kept_root: Path) -> Path:
+    """A random two-layer BERT; always in the same place, because recipes name it."""
+    return kept(kept_root, "base", _save_tiny_base)
+
+
+def _save_tiny_base(folder: Path) -> None:
     torch.manual_seed(5)
     config = BertConfig(
         vocab_size=30_522,
@@ -78,7 +110,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=128,
         initializer_range=0.2,  # so that logits spread and tolerances mean something
     )
-    return save_encoder(BertModel(config), tmp_path_factory.mktemp("base"))
+    save_encoder(BertModel(config), folder)
 
 
 @pytest.fixture(scope="session")
@@ -93,19 +125,26 @@ def joint_recipe(tiny_base: Path) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def workspace(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tiny_recipe: Recipe, kept_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """artifacts/tiny with every stage built, a shared-context ranker; tests must not change it."""
+    built = kept(kept_root, "tiny", lambda folder: run_stages(tiny_recipe, Workspace(folder)))
     workspace = Workspace.of(tiny_recipe, tmp_path_factory.mktemp("artifacts"))
-    run_stages(tiny_recipe, workspace)
+    shutil.copytree(built, workspace.root)
     return workspace
 
 
 @pytest.fixture(scope="session")
-def joint_workspace(workspace: Workspace, joint_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def joint_workspace(
+    workspace: Workspace, joint_recipe: Recipe, kept_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Workspace:
     """The same recipe and dataset for a joint ranker, built as far as it is served; tests must not change it."""
+
+    def build(folder: Path) -> None:
+        shutil.copytree(workspace.dataset, Workspace(folder).dataset)
+        run_stages(joint_recipe, Workspace(folder), until="assemble")
+
     joint = Workspace.of(joint_recipe, tmp_path_factory.mktemp("joint"))
-    shutil.copytree(workspace.dataset, joint.dataset)
-    run_stages(joint_recipe, joint, until="assemble")
+    shutil.copytree(kept(kept_root, "joint", build), joint.root)
     return joint
 
 
@@ -129,6 +168,8 @@ class Served:
     triton: LocalTriton
     workspace: Workspace
     joint_workspace: Workspace
+    doors: Path
+    """A folder for each scorer, see DOOR."""
 
     @property
     def urls(self) -> dict[str, str]:
@@ -147,14 +188,45 @@ def served(
     add_ensemble(repository, joint_workspace, joint)
     for scorer in ("score", "score_fp32"):
         set_parameters(repository / scorer, context_row_tokens="200", candidate_row_tokens="200")
-    for scorer in ("score", "score_fp32", "score_joint"):
-        set_parameters(repository / scorer, deadline_us="60000000")
     for scorer in ("score", "score_joint"):
         set_parameters(repository / scorer, vocabulary_size="1000000")
     twin = {"rank": "rank_joint_fp32", "score": "score_joint_fp32"}
     add_ensemble(repository, joint_workspace, joint | twin, fp32=True)
+    doors = repository.with_name("doors")
+    for scorer in ("score", "score_fp32", "score_joint", "score_joint_fp32"):
+        set_parameters(repository / scorer, deadline_us="60000000")
+        (doors / scorer).mkdir(parents=True)
+        with (repository / scorer / "1" / "model.py").open("a", encoding="utf-8") as code:
+            code.write(DOOR.format(folder=str(doors / scorer)))
     with LocalTriton(repository) as triton:
-        yield Served(triton, workspace, joint_workspace)
+        yield Served(triton, workspace, joint_workspace, doors)
+
+
+DOOR = """
+
+import time
+from pathlib import Path
+
+DOOR = Path({folder!r})
+initialize_without_a_door = TritonPythonModel.initialize
+
+
+def initialize(self, args):
+    initialize_without_a_door(self, args)
+    run = self.engine.run
+
+    def run_behind_the_door(tensors, **options):
+        while (DOOR / "shut").exists():
+            (DOOR / "waiting").touch()
+            time.sleep(0.002)
+        return run(tensors, **options)
+
+    self.engine.run = run_behind_the_door
+
+
+TritonPythonModel.initialize = initialize
+"""
+"""Put behind a scorer's code: while its folder has a file ``shut``, the engine does not begin, and says so."""
 
 
 def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str], *, fp32: bool = False) -> None:
@@ -229,30 +301,35 @@ class Build:
 
 
 @pytest.fixture(scope="session")
-def certain(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def certain(kept_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """A build whose checkpoint is right by definition: each test user's positive is what it ranks first itself.
 
     So NDCG@10 of checkpoint and FP32 graph is 1, and whatever a step breaks shows at once. Nothing is trained. Tests
     must not change it.
     """
     root = tmp_path_factory.mktemp("certain")
-    checkpoint = save_ranker("bert", root / "checkpoint")
+    checkpoint = kept(kept_root, "checkpoint", lambda folder: save_ranker("bert", folder))
     values = yaml.safe_load((TESTS / "tiny.yaml").read_text())
     values |= {"name": "certain", "model": {"checkpoint": str(checkpoint)}, "gate": {"budget": 0.15}}
     values["examples"] |= {"validation_users": 5, "test_users": 40, "training_examples": 40}
     recipe_path = root / "certain.yaml"
     recipe_path.write_text(yaml.safe_dump(values))
     build = Build(recipe_path, load_recipe(recipe_path), Workspace(root / "artifacts" / "certain"))
-    run_stages(build.recipe, build.workspace, until="finetune")
-    _label_by_the_checkpoint(build)
-    run_stages(build.recipe, build.workspace, until="quantize")
+    shutil.copytree(kept(kept_root, "certain", partial(_build_certain, build.recipe)), build.workspace.root)
     return build
 
 
-def _label_by_the_checkpoint(build: Build) -> None:
+def _build_certain(recipe: Recipe, folder: Path) -> None:
+    workspace = Workspace(folder)
+    run_stages(recipe, workspace, until="finetune")
+    _label_by_the_checkpoint(recipe, workspace)
+    run_stages(recipe, workspace, until="quantize")
+
+
+def _label_by_the_checkpoint(recipe: Recipe, workspace: Workspace) -> None:
     """Publish the dataset once more, as the same stage would, with the checkpoint's favourites as the positives."""
-    folder = build.workspace.dataset
-    dataset, scorer = Dataset.read(folder), open_scorer(build.workspace.teacher)
+    folder = workspace.dataset
+    dataset, scorer = Dataset.read(folder), open_scorer(workspace.teacher)
     requests = requests_of(dataset, dataset.test, scorer.tokenizer.rules)
     favourites = [scorer.score(request) for request in requests]
     labels = [(scores == scores.max()).astype("int8").tolist() for scores in favourites]
@@ -264,4 +341,4 @@ def _label_by_the_checkpoint(build: Build) -> None:
         changed = test.with_columns(pl.Series("labels", labels, dtype=test.schema["labels"]))
         changed.write_parquet(draft.folder / "test.parquet")
 
-    publish_instead(build.recipe, build.workspace, relabelled)
+    publish_instead(recipe, workspace, relabelled)

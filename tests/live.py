@@ -1,6 +1,5 @@
 """For the tests of a live server: its statistics, a scorer that is kept busy, and requests without our client."""
 
-import random
 import re
 import tempfile
 import time
@@ -27,8 +26,6 @@ PROTOCOLS = ("http", "grpc")
 ENSEMBLES = ("rank", "rank_fp32", "rank_joint", "rank_joint_fp32")
 INT8_ENSEMBLES = ("rank", "rank_joint")
 TENSOR_CLIENTS: Mapping[str, ModuleType] = {"http": tritonclient.http, "grpc": tritonclient.grpc}
-BIG_TEXT_WORDS = 40  # more than the tokens of a candidate
-BIG_ROW_TOKENS = 100  # of a candidate that comes straight to the scorer, as no client's can
 PATIENCE_SECONDS = 30.0
 
 # The batcher keeps requests with deadline and ticket and those without apart; those of an ensemble have both.
@@ -51,10 +48,15 @@ class Statistics:
     executions: int
     batches: Counter[int]
     """batch size -> executions"""
+    answered: int
+    refused: int
+    """requests, each"""
 
     def __sub__(self, earlier: "Statistics") -> "Statistics":
         batches = self.batches - earlier.batches
-        return Statistics(self.inferences - earlier.inferences, self.executions - earlier.executions, batches)
+        inferences, executions = self.inferences - earlier.inferences, self.executions - earlier.executions
+        answered, refused = self.answered - earlier.answered, self.refused - earlier.refused
+        return Statistics(inferences, executions, batches, answered, refused)
 
 
 def is_joint(ensemble: str) -> bool:
@@ -86,7 +88,9 @@ def _statistics(served: Served, model: str) -> Statistics:
     with tritonclient.http.InferenceServerClient(served.triton.http_url.removeprefix("http://")) as client:
         (found,) = client.get_inference_statistics(model)["model_stats"]
     batches = {int(one["batch_size"]): int(one["compute_infer"]["count"]) for one in found.get("batch_stats", ())}
-    return Statistics(int(found.get("inference_count", 0)), int(found.get("execution_count", 0)), Counter(batches))
+    inferences, executions = (int(found.get(f"{name}_count", 0)) for name in ("inference", "execution"))
+    answered, refused = (int(found["inference_stats"][outcome].get("count", 0)) for outcome in ("success", "fail"))
+    return Statistics(inferences, executions, Counter(batches), answered, refused)
 
 
 def metric(served: Served, name: str, **labels: str) -> float:
@@ -111,38 +115,45 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIEN
 
 
 @contextmanager
-def busy_scorer(served: Served, model: str = "rank", candidates: int = 1_000) -> Iterator[None]:
-    """Inside the block the scorer works on one request of many tokens, so that all others have to queue.
+def busy_scorer(served: Served, model: str = "rank") -> Iterator[None]:
+    """Inside the block the scorer works on one small request and is not done with it, so that all others have to queue.
 
-    For a joint ranker this is the largest request that a client can send. A shared-context ranker is done with that too
-    soon, so it gets one past the limits, straight to the scorer.
+    Whatever waits for an answer of the scorer must end outside.
     """
-    before = requests_started(served, scorer_of(model))
+    door = served.doors / scorer_of(model)
+    (door / "shut").touch()
     with ThreadPoolExecutor(1) as pool:
-        big = pool.submit(_send_big_texts if is_joint(model) else _send_big_rows, served, model, candidates)
+        held = pool.submit(_send_small, served, model)
         try:
-            wait_until(lambda: requests_started(served, scorer_of(model)) > before, "the scorer takes the big request")
+            wait_until((door / "waiting").exists, "the scorer takes the small request")
             yield
         finally:
-            wait([big])
-        big.result()
+            (door / "shut").unlink()
+            wait([held])
+            (door / "waiting").unlink()
+        held.result()
 
 
-def _send_big_texts(served: Served, model: str, candidates: int) -> None:
-    words = random.Random(candidates)
-    texts = [" ".join(f"{words.getrandbits(20):x}" for _ in range(BIG_TEXT_WORDS)) for _ in range(candidates)]
+def _send_small(served: Served, model: str) -> None:
     with RankClient(served.triton.grpc_url, model=model, timeout=60) as client:
-        client.rank(items=texts, history=texts[:4])
+        client.rank(items=["desk", "lamp"], history=["oak"])
 
 
-def _send_big_rows(served: Served, model: str, candidates: int) -> None:
-    ids = np.random.default_rng(1).integers(1_000, 9_000, size=(1, candidates, BIG_ROW_TOKENS), dtype=np.int32)
-    infer(served, "grpc", scorer_of(model), {"context_ids": ids[0, :1, :90], "candidate_ids": ids, **NO_DEADLINE})
+def wait_until_queued(
+    served: Served, model: str, before: Statistics, requests: int, *, or_refused: bool = False
+) -> None:
+    """Wait until so many more requests have left the ensemble's tokenizer, which puts them into the scorer's queue.
 
+    Args:
+        before: the tokenizer's statistics.
+        or_refused: those count too that it refused.
+    """
 
-def requests_started(served: Served, scorer: str) -> int:
-    """How many requests a scorer has begun so far, those in work included, which Triton does not tell."""
-    return sum(int.from_bytes(counter.read_bytes()[:8], "little") for counter in counter_files(served, scorer))
+    def left() -> int:
+        since = _statistics(served, tokenizer_of(model)) - before
+        return since.answered + or_refused * since.refused
+
+    wait_until(lambda: left() >= requests, f"{requests} requests are tokenized")
 
 
 def counter_files(served: Served, scorer: str) -> list[Path]:

@@ -289,6 +289,7 @@ def test_pointers_to_what_is_not_read_do_no_harm(folder: Path) -> None:
     assert "git lfs pull" in refusal(folder)
 
 
+@pytest.mark.slow
 def test_a_pickled_checkpoint_is_usable_after_the_command_of_its_refusal(folder: Path) -> None:
     expected = load_file(folder / "model.safetensors")
     only_pickled(folder)
@@ -451,18 +452,19 @@ def run_tritonrank(*arguments: str, cwd: Path, **environment: str) -> subprocess
     )
 
 
-def test_the_command_line_refuses_before_it_prepares(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["prepare", pytest.param("evaluate", marks=pytest.mark.slow)])
+def test_the_command_line_refuses_before_it_prepares(verb: str, folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(POINTER)
     recipe = tmp_path / "only.yaml"
     recipe.write_text(yaml.safe_dump(values_for(folder)))
-    for verb in ("prepare", "evaluate"):
-        done = run_tritonrank(verb, str(recipe), cwd=tmp_path)
-        assert done.returncode == 2
-        assert "git lfs pull" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "artifacts").exists()
+    done = run_tritonrank(verb, str(recipe), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "git lfs pull" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "artifacts").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_trained_is_said_to_be_taken(folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "only.yaml"
     recipe.write_text(yaml.safe_dump(values_for(folder)))
@@ -504,6 +506,7 @@ def test_no_way_to_load_a_checkpoint_runs_its_code(with_code: Path, tmp_path: Pa
             way()
 
 
+@pytest.mark.slow
 def test_no_prompt_offers_to_run_code_on_a_terminal(with_code: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "only.yaml"
     recipe.write_text(yaml.safe_dump(values_for(with_code)))

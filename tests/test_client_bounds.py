@@ -258,6 +258,7 @@ def test_no_proxy_of_the_environment_is_used(
 # --- outages ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_default_settings_ride_out_an_outage(face: Face) -> None:  # noqa: F811
     first = MisbehavingServer()
     client = face.open(first, retry=None, timeout=10.0)
@@ -284,6 +285,7 @@ def test_an_outage_costs_no_retry_budget(server: MisbehavingServer, http_face: F
     assert result.attempts == 13
 
 
+@pytest.mark.slow
 def test_a_restarted_server_is_found_soon(face: Face) -> None:  # noqa: F811
     first = MisbehavingServer()
     client = face.open(first, retry=Retry(attempts=1))

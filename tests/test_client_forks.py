@@ -25,6 +25,7 @@ SETTINGS = {
     "loops": 1_200,
     "exits": 200,
 }
+QUICK = ("threads", "prefork", "fork_amid_calls")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,10 @@ def urls() -> Iterator[dict[str, str]]:
         server.wait(timeout=20)
 
 
-@pytest.mark.parametrize(("setting", "calls"), SETTINGS.items())
+@pytest.mark.parametrize(
+    ("setting", "calls"),
+    [pytest.param(*one, marks=[] if one[0] in QUICK else [pytest.mark.slow], id=one[0]) for one in SETTINGS.items()],
+)
 def test_no_caller_gets_the_answer_of_another(urls: dict[str, str], setting: str, calls: int) -> None:
     def run(protocol: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, TESTS / "forking_callers.py", setting, urls[protocol], str(calls)]

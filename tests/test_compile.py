@@ -97,10 +97,10 @@ def test_a_token_bucket_that_no_row_fills_is_an_error(tiny_recipe: Recipe, token
     [
         (
             "tensorrt: {candidate_buckets: [16, 500]}",
-            r"buckets end at 500, but serve\.max_candidates is 1000",
+            r"candidate_buckets.*serve\.max_candidates",
         ),
-        ("tensorrt: {candidate_buckets: [1000, 16]}", "expected numbers above 0 in ascending order"),
-        ("tensorrt: {token_buckets: [0]}", "expected numbers above 0 in ascending order"),
+        ("tensorrt: {candidate_buckets: [1000, 16]}", "candidate_buckets"),
+        ("tensorrt: {token_buckets: [0]}", "token_buckets"),
         ("tensorrt: {precisions: [fp8]}", r"tensorrt\.precisions"),
     ],
 )
@@ -145,8 +145,8 @@ def test_tensorrt_comes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, tin
             A100,
             r"pip install 'tritonrank\[tensorrt\]'.*docker build --target builder .*docker run .*tritonrank-builder",
         ),
-        ({"tensorrt": "10.5.0"}, A100, r"TensorRT 10\.5\.0 is too old; 10\.13 or later"),
-        ({"tensorrt": "11.2.1"}, None, "nvidia-smi finds none here. On a GPU machine: docker run"),
+        ({"tensorrt": "10.5.0"}, A100, r"10\.5\.0.*10\.13"),
+        ({"tensorrt": "11.2.1"}, None, "nvidia-smi.*docker run"),
     ],
 )
 def test_what_is_missing_is_said_with_the_command_that_helps(
@@ -159,7 +159,7 @@ def test_what_is_missing_is_said_with_the_command_that_helps(
 
 
 def test_nothing_to_compile_is_an_error(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"tensorrt\.precisions is empty.*--set 'tensorrt\.precisions=\[fp16\]'"):
+    with pytest.raises(RecipeError, match=r"tensorrt\.precisions.*--set 'tensorrt\.precisions=\[fp16\]'"):
         compile_recipe(tiny_recipe, Workspace(tmp_path))
 
 
@@ -248,14 +248,14 @@ def test_a_plan_that_fits_is_accepted(changes: dict[str, Any], version: str, gpu
 @pytest.mark.parametrize(
     ("changes", "version", "gpu", "message"),
     [
-        ({}, "11.3.0", A100, r"built with TensorRT 11\.2\.1\.2, here is 11\.3\.0"),
-        ({"version_compatible": True}, "11.1.0", A100, r"here is 11\.1\.0"),
-        ({"version_compatible": True, "version": "8.6.1"}, "11.1.0", A100, r"here is 11\.1\.0"),
-        ({}, None, A100, "no TensorRT is found here"),
-        ({}, VERSION, None, "no GPU is found here"),
-        ({}, VERSION, Gpu("NVIDIA L4", "8.9", "1"), r"built on NVIDIA A100.* here is NVIDIA L4 \(8\.9\)"),
-        ({}, VERSION, Gpu("NVIDIA A30", "8.0", "1"), "here is NVIDIA A30"),
-        ({"hardware_compatibility": "ampere-plus"}, VERSION, Gpu("Tesla T4", "7.5", "1"), "here is Tesla T4"),
+        ({}, "11.3.0", A100, r"11\.2\.1\.2.*11\.3\.0"),
+        ({"version_compatible": True}, "11.1.0", A100, r"11\.1\.0"),
+        ({"version_compatible": True, "version": "8.6.1"}, "11.1.0", A100, r"11\.1\.0"),
+        ({}, None, A100, "no TensorRT"),
+        ({}, VERSION, None, "no GPU"),
+        ({}, VERSION, Gpu("NVIDIA L4", "8.9", "1"), r"NVIDIA A100.*NVIDIA L4 \(8\.9\)"),
+        ({}, VERSION, Gpu("NVIDIA A30", "8.0", "1"), "NVIDIA A30"),
+        ({"hardware_compatibility": "ampere-plus"}, VERSION, Gpu("Tesla T4", "7.5", "1"), "Tesla T4"),
         ({"module": "tensorrt_rtx"}, VERSION, A100, "TensorRT-RTX engine"),
         ({"sha256": "0"}, VERSION, A100, "truncated or changed"),
     ],
@@ -290,7 +290,7 @@ def damage_identity(folder: Path) -> None:
     [
         (truncate, "truncated or changed"),
         (lose_the_plan_of, "truncated or changed"),
-        (lose_identity, r"without plan\.json: nobody knows where it may run"),
+        (lose_identity, r"plan\.json"),
         (damage_identity, "cannot be read"),
     ],
 )
@@ -307,7 +307,7 @@ def test_every_plan_of_a_repository_is_checked(tmp_path: Path, monkeypatch: pyte
     make_plan(tmp_path / "other" / "1", version="10.13.0")
     monkeypatch.setattr(plans_module, "runtime_version", lambda: VERSION)
     monkeypatch.setattr(plans_module, "find_gpu", lambda: A100)
-    with pytest.raises(ArtifactError, match=r"other/1/model\.plan cannot be served: it was built with"):
+    with pytest.raises(ArtifactError, match=r"other/1/model\.plan"):
         check_plans(tmp_path)
     shutil.rmtree(tmp_path / "other")
     check_plans(tmp_path)
@@ -322,7 +322,7 @@ def test_serve_refuses_a_foreign_plan_before_triton_starts(
     monkeypatch.setattr("tritonrank.serve.serving.verify_artifact", lambda _: None)
     monkeypatch.setattr("tritonrank.serve.serving.check_contents", lambda *_: None)
     monkeypatch.setattr("tritonrank.serve.serving.LocalTriton", lambda *_, **__: pytest.fail("Triton was started"))
-    with pytest.raises(ArtifactError, match=r"model\.plan cannot be served"), serving(repository):
+    with pytest.raises(ArtifactError, match=r"model\.plan"), serving(repository):
         pass
 
 

@@ -94,7 +94,7 @@ def lose_an_axis(model: onnx.ModelProto) -> None:
 
 
 TAMPERINGS = {
-    change_weight: r"logits differ from PyTorch by .* on the shape grid, more than export\.tolerance 1e-04",
+    change_weight: r"shape grid",
     freeze_rows: r"axis 0 of input_ids is frozen",
     freeze_tokens_inside: r"cannot run 1 rows of 2 tokens|give shape",
     rename_input: r"inputs \['ids', .*expected \['input_ids', 'attention_mask', 'token_type_ids'\]",

@@ -1,6 +1,5 @@
 """Every family goes the whole way: checkpoint -> ONNX -> INT8 -> scores in process -> the repository's configs."""
 
-import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 from numpy.typing import NDArray
-from tiny_models import FAMILIES, TEXTS, WITH_SEGMENTS, save_ranker
+from tiny_models import RANKERS, TEXTS, WITH_SEGMENTS, save_ranker
 from transformers import AutoTokenizer, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.errors import RecipeError
@@ -67,7 +66,7 @@ class Ladder:
         return [scorer.score(request) for request in REQUESTS]
 
 
-@pytest.fixture(scope="module", params=list(itertools.product(FAMILIES, (JOINT, SHARED_CONTEXT))), ids="-".join)
+@pytest.fixture(scope="module", params=RANKERS)
 def ladder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ladder:
     family, architecture = request.param
     root = tmp_path_factory.mktemp(f"{family}-{architecture}")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import optimizer_steps
 from safetensors.torch import load_file, save_file
 from stage_runs import run_verb
 from tiny_models import save_ranker
@@ -103,16 +104,9 @@ def weights_of(folder: Path) -> str:
 
 
 @pytest.fixture
-def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one per optimizer step."""
-    steps: list[int] = []
-
-    def counting(*arguments: object) -> torch.Tensor:
-        steps.append(1)
-        return list_loss(*arguments)
-
-    monkeypatch.setattr(stage, "list_loss", counting)
-    return steps
+def steps_taken() -> Iterator[list[int]]:
+    with optimizer_steps() as steps:
+        yield steps
 
 
 LOGITS = [[1.5, -0.5, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0], [-2.0, 3.0, 30.0, -30.0]]
@@ -217,18 +211,8 @@ class Interrupted:
 
 @pytest.fixture
 def interrupted(run: Run, tmp_path: Path) -> Interrupted:
-    steps: list[int] = []
-
-    def until_interrupted(*arguments: object) -> torch.Tensor:
-        steps.append(1)
-        if len(steps) > STEPS // 2:
-            raise KeyboardInterrupt
-        return list_loss(*arguments)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stage, "list_loss", until_interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run.again(tmp_path)
+    with optimizer_steps(last=STEPS // 2), pytest.raises(KeyboardInterrupt):
+        run.again(tmp_path)
     return Interrupted(tmp_path / "teacher", tmp_path / "teacher.work")
 
 
@@ -268,6 +252,7 @@ def test_other_settings_start_afresh(
     assert not interrupted.work.exists()
 
 
+@pytest.mark.slow
 @SHARED_CONTEXT
 def test_two_processes_train_together(run: Run, tmp_path: Path) -> None:
     workspace = Workspace.of(run.recipe, tmp_path)

@@ -26,6 +26,7 @@ SEED = 5
 """None of its first requests is one of those that end Triton 2.51."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_server_stands_a_short_fuzz(workspace: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "fuzz.json"
@@ -64,6 +65,7 @@ def processes(name: str) -> list[psutil.Process]:
     return [one for one in family if any(name in word for word in one.cmdline()[:1])]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("victim", ["tritonserver", "triton_python_backend_stub"])
 def test_an_end_is_noticed_counted_and_waited_for(server: FuzzedServer, victim: str) -> None:
@@ -173,6 +175,7 @@ def test_the_same_seed_sends_the_same_and_another_something_else() -> None:
     assert sent(1) != sent(2)
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_looks_like_what_is_searched_for() -> None:
     """An answer may repeat it."""
     assert [body[:200] for body in sent(3) if LEAK.search(body.decode("utf-8", "replace"))] == []

@@ -154,7 +154,7 @@ def test_build_compiles_first(
     recipe = for_plan(joint_recipe)
     monkeypatch.setattr(gpu_targets, "compile_recipe", lambda wanted, _: plant(wanted))
     assert build_target(recipe, own, Target.TENSORRT) == own.repository_for(Target.TENSORRT)
-    with pytest.raises(RecipeError, match=r"target tensorrt needs one of tensorrt\.precisions"):
+    with pytest.raises(RecipeError, match=r"tensorrt\.precisions"):
         build_target(for_plan(joint_recipe, precisions=[]), own, Target.TENSORRT)
 
 
@@ -163,11 +163,11 @@ def test_build_compiles_first(
 
 def test_a_recipe_that_does_not_fit_the_target_is_refused(joint_recipe: Recipe, own: Workspace) -> None:
     for recipe in (joint_recipe, joint_recipe.model_copy(update={"tensor_parallel": 2})):
-        with pytest.raises(RecipeError, match=r"needs tensor_parallel above 1 and one of tensorrt\.precisions"):
+        with pytest.raises(RecipeError, match=r"tensor_parallel.*tensorrt\.precisions"):
             assemble_target(recipe, own, Target.TENSORRT_TP)
-    with pytest.raises(RecipeError, match=r"target tensorrt needs one of tensorrt\.precisions.*precisions=\[fp16\]"):
+    with pytest.raises(RecipeError, match=r"tensorrt\.precisions.*--set \S*precisions=\[fp16\]"):
         assemble_target(joint_recipe, own, Target.TENSORRT)
-    with pytest.raises(RecipeError, match=r"tensor_parallel is 2; use --target tensorrt-tp"):
+    with pytest.raises(RecipeError, match=r"tensor_parallel.*--target tensorrt-tp"):
         assemble_target(for_ranks(joint_recipe), own, Target.TENSORRT)
 
 
@@ -177,12 +177,12 @@ def test_missing_and_damaged_plans_are_refused(
 ) -> None:
     recipe = RECIPES[target](joint_recipe)
     ranks = "" if target is Target.TENSORRT else f" --set tensor_parallel={RANKS}"
-    again = rf"Compile for {target}: .*tritonrank compile RECIPE --set 'tensorrt\.precisions=\[fp32\]'{ranks}$"
-    with pytest.raises(ArtifactError, match=rf"no plans are here\. {again}"):
+    again = rf"tritonrank compile RECIPE --set 'tensorrt\.precisions=\[fp32\]'{ranks}$"
+    with pytest.raises(ArtifactError, match=again):
         assemble_target(recipe, own, target)
     last = PLAN_FILE if target is Target.TENSORRT else rank_plan_file(1)
     (plant(recipe) / last).write_bytes(b"truncated")
-    with pytest.raises(ArtifactError, match=rf"(?s){last}: changed since it was built.*tritonrank compile RECIPE"):
+    with pytest.raises(ArtifactError, match=rf"(?s){last}.*tritonrank compile RECIPE"):
         assemble_target(recipe, own, target)
     assert not own.repository_for(target).exists()
 
@@ -190,7 +190,7 @@ def test_missing_and_damaged_plans_are_refused(
 @pytest.mark.parametrize("ranks", [3, 4])
 def test_plans_for_fewer_gpus_are_refused(ranks: int, joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
     plans = plant(for_ranks(joint_recipe))
-    with pytest.raises(ArtifactError, match=rf"plans of 2 ranks; tensor_parallel is {ranks}.*tensor_parallel={ranks}"):
+    with pytest.raises(ArtifactError, match=rf"tritonrank compile.*tensor_parallel={ranks}"):
         assembling_stage(for_ranks(joint_recipe, ranks), own, Target.TENSORRT_TP, "fp32", plans)
 
 
@@ -203,15 +203,15 @@ def test_a_plan_that_cannot_hold_a_request_is_refused(joint_recipe: Recipe, own:
     for ranks, target in ((1, Target.TENSORRT), (RANKS, Target.TENSORRT_TP)):
         plant(small.model_copy(update={"tensor_parallel": ranks}))
         recipe = for_plan(joint_recipe).model_copy(update={"tensor_parallel": ranks})
-        with pytest.raises(RecipeError, match=r"serve\.max_candidates is 1000.*tensorrt\.candidate_buckets"):
+        with pytest.raises(RecipeError, match=r"serve\.max_candidates.*tensorrt\.candidate_buckets"):
             assemble_target(recipe, own, target)
 
 
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (Target.TENSORRT, r"compiled for 16x\d+, 1000x\d+; by .* it is 64x\d+, 800x\d+ now\. Compile"),
-        (Target.TENSORRT_TP, r"compiled for 1000x\d+; by .* it is 800x\d+ now\. Compile"),
+        (Target.TENSORRT, r"16x\d+, 1000x\d+.*64x\d+, 800x\d+.*tritonrank compile"),
+        (Target.TENSORRT_TP, r"1000x\d+.*800x\d+.*tritonrank compile"),
     ],
 )
 def test_a_plan_for_other_buckets_is_refused(
@@ -229,7 +229,7 @@ def test_a_plan_for_other_buckets_is_refused(
 def test_a_plan_of_another_graph_is_refused(target: Target, joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
     recipe = RECIPES[target](joint_recipe)
     plant(recipe, graph="0" * 64)
-    with pytest.raises(ArtifactError, match=r"compiled from another graph than .*model\.onnx.*tritonrank compile"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx.*tritonrank compile"):
         assemble_target(recipe, own, target)
 
 
@@ -251,7 +251,7 @@ def test_plans_that_the_recipe_would_not_make_any_more_are_refused(
     recipe = RECIPES[target](joint_recipe)
     plant(recipe)
     changed = {section: getattr(recipe, section).model_copy(update=change)} if section else change
-    with pytest.raises(ArtifactError, match=rf"{stage}: not what .*tritonrank compile"):
+    with pytest.raises(ArtifactError, match=rf"{stage}.*tritonrank compile"):
         assemble_target(recipe.model_copy(update=changed), own, target)
     assert not own.repository_for(target).exists()
 
@@ -266,7 +266,7 @@ def start(repository: Path) -> None:
 
 def test_plans_are_refused_where_no_gpu_is(joint_recipe: Recipe, own: Workspace, plant: Plant) -> None:
     plant(for_plan(joint_recipe))
-    with pytest.raises(ArtifactError, match=r"cannot be served: .*no GPU is found here.*Rebuild it on the machine"):
+    with pytest.raises(ArtifactError, match=r"no GPU.*tritonrank compile"):
         start(assemble_target(for_plan(joint_recipe), own, Target.TENSORRT))
 
 

@@ -229,6 +229,7 @@ def test_a_folder_of_the_name_comes_first(hub: FakeHub, versions: tuple[Path, Pa
         check_models(recipe_for("./nowhere/ranker"), Workspace(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_command_line_works_offline_and_says_the_commit(versions: tuple[Path, Path], tmp_path: Path) -> None:
     cached(versions[0], tmp_path / "home" / "hub", "5" * 40)
     recipe = tmp_path / "only.yaml"

@@ -21,7 +21,7 @@ from tritonrank.report.page import make_report
 from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.serve import live
 from tritonrank.serve.live import compare, judge_live
-from tritonrank_client import RankClient
+from tritonrank_client import RankClient, Retry
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def test_a_ready_checkpoint_is_called_one_and_has_no_untrained_state(odd_texts: 
         assert "12 of 80 items have no text" in text.replace("\\", "")
 
 
+@pytest.mark.slow
 def test_graphs_for_tensorrt_answer_through_triton_on_the_cpu(copied: Workspace, tiny_recipe: Recipe) -> None:
     tensorrt = tiny_recipe.tensorrt.model_copy(update={"precisions": ["fp16"]})
     recipe = tiny_recipe.model_copy(update={"tensorrt": tensorrt})
@@ -130,6 +131,7 @@ def passed(workspace: Workspace) -> dict[str, bool]:
     return {row["name"]: row["passed"] for row in json.loads((workspace.root / LIVE / LIVE_FILE).read_text())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serve", [{"executor": "torch"}, {"device": "cuda"}])
 def test_rungs_are_served_as_they_were_judged_whatever_the_recipe_serves_with(
     serve: dict[str, str], copied: Workspace, tiny_recipe: Recipe
@@ -141,7 +143,7 @@ def test_rungs_are_served_as_they_were_judged_whatever_the_recipe_serves_with(
 
 def test_a_request_without_an_answer_is_an_error_of_the_server() -> None:
     with (
-        RankClient("grpc://127.0.0.1:1") as client,
+        RankClient("grpc://127.0.0.1:1", retry=Retry(attempts=1)) as client,
         pytest.raises(ServerError, match=r"grpc://127\.0\.0\.1:1"),
     ):
         ServerScorer(client).score(Request("desk", [], ["lamp"]))

@@ -14,6 +14,7 @@ from loadtests.faults import Outcome, faults_of
 GOOD = Outcome("kill -9 select", 0.1, 2.0, 1, 80, 80, 0, {}, 2.1)
 
 
+@pytest.mark.slow
 def test_a_killed_part_is_told_repaired_and_lost_to_nobody(workspace: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
     # Attempts are given, so that this is about the server alone.

@@ -229,6 +229,7 @@ def test_a_generator_without_senders_blames_itself(loads: dict[str, Future[Sent]
 # Locust as it is
 
 
+@pytest.mark.slow
 def test_the_web_page_shows_the_load(small_workload: Path, tmp_path: Path) -> None:
     server, port = MisbehavingServer(), free_port()
     command = [*locust(small_workload, server.urls["grpc"]), "--seconds", "2", "--autostart", "--autoquit", "1"]
@@ -303,6 +304,7 @@ def test_the_web_page_and_the_master_listen_on_loopback(
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
@@ -334,6 +336,7 @@ def test_the_number_of_users_is_taken_or_refused(
     )
 
 
+@pytest.mark.slow
 def test_the_users_typed_into_the_page_are_taken(small_workload: Path, tmp_path: Path) -> None:
     server, port = MisbehavingServer(), free_port()
     command = [*locust(small_workload, server.urls["grpc"]), "--seconds", "1", "--web-port", str(port)]
@@ -353,6 +356,7 @@ def test_the_users_typed_into_the_page_are_taken(small_workload: Path, tmp_path:
         server.close()
 
 
+@pytest.mark.slow
 def test_a_load_of_which_nothing_was_sent_is_no_success(small_workload: Path) -> None:
     """Locust's exit code counts failures, and of no request none fails: it is ended before the first is due."""
     server = MisbehavingServer()

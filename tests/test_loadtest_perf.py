@@ -370,6 +370,7 @@ def test_the_real_one_measures_the_real_server(
     assert all(second.rss_bytes for second in run.server)
 
 
+@pytest.mark.slow
 def test_both_generators_measure_the_same_rows(live: LiveServer, workload: Path, perf_analyzer: Path) -> None:
     rows = sendable(read_workload(workload))[:10]
     found = compare(live.grpc_url, "grpc", rows, perf_analyzer)

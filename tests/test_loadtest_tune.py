@@ -251,6 +251,7 @@ def test_the_result_is_what_the_pipeline_takes(bench: Bench, tmp_path: Path) -> 
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_assembling_a_trial_leaves_the_artifacts_alone(bench: Bench) -> None:
     before = {path: path.stat().st_mtime_ns for path in bench.artifacts.rglob("*") if path.is_file()}
     assemble(bench, {"serve.instances": 3, "serve.threads": 2})
@@ -282,6 +283,7 @@ def test_without_a_build_there_is_nothing_to_tune(bench: Bench) -> None:
         assemble(bench, {})
 
 
+@pytest.mark.slow
 def test_settings_with_which_nothing_is_answered_are_no_measurement(
     small_workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def objectives(tmp_path: Path) -> Any:
     return write
 
 
+@pytest.mark.slow
 def test_a_slowed_server_fails_the_load_test(
     server: MisbehavingServer,
     objectives: Any,
@@ -102,6 +103,7 @@ def test_a_slowed_server_fails_the_load_test(
     assert run("judge", out, "--slo", objectives(STRICT)).exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_in_time_stands_an_overload(
     server: MisbehavingServer,
     objectives: Any,
@@ -123,6 +125,7 @@ def test_a_server_that_refuses_in_time_stands_an_overload(
     assert len(made.verdicts) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("requests", "starts_over"), [(300, False), (30, True)])
 def test_a_soak_says_beforehand_that_its_workload_starts_over(
     requests: int, starts_over: bool, server: MisbehavingServer, objectives: Any, small_workload: Path, tmp_path: Path
@@ -146,6 +149,7 @@ def test_what_the_search_for_saturation_has_sent_counts_as_well(capsys: pytest.C
     assert "--requests 151" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_judged_is_kept(
     server: MisbehavingServer, objectives: Any, small_workload: Path, tmp_path: Path
 ) -> None:

@@ -67,7 +67,10 @@ def last_line(result: Result) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("target", "objectives"),
-    [(DEAD, None), (DEAD, ANY_MAY_FAIL), (None, SAYS_HOW_MANY)],
+    [
+        (DEAD, None),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((DEAD, ANY_MAY_FAIL), (None, SAYS_HOW_MANY))),
+    ],
     ids=["stopped server", "stopped server, any may fail", "refusing server"],
 )
 def test_a_run_without_an_answer_never_passes(
@@ -85,6 +88,7 @@ def test_a_run_without_an_answer_never_passes(
     assert "nothing was answered" in again.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objectives", "code"), [(None, 1), (LATENCY_ONLY, 1), (SAYS_HOW_MANY, 0)], ids=["none", "latency", "how many"]
 )
@@ -104,6 +108,7 @@ def test_a_run_that_is_answered_passes_without_objectives(verb: Callable[..., Re
     assert (result.exit_code, last_line(result)["passed"], last_line(result)["why"]) == (0, True, []), result.output
 
 
+@pytest.mark.slow
 def test_quick_refusals_alone_stand_no_overload(
     verb: Callable[..., Result], server: MisbehavingServer, tmp_path: Path
 ) -> None:
@@ -115,6 +120,7 @@ def test_quick_refusals_alone_stand_no_overload(
     assert [one.met for one in overload] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "objectives"),
     [
@@ -168,6 +174,7 @@ def test_a_sweep_with_a_level_without_figures_has_not_passed(small_workload: Pat
     assert (result.exit_code, found["passed"], found["levels"], found["failed"]) == (1, False, 1, 1), result.output
 
 
+@pytest.mark.slow
 def test_a_phase_that_nobody_answered_is_not_outweighed_by_others(verb: Callable[..., Result], tmp_path: Path) -> None:
     verb("run", *RUN)
     run = read_run(tmp_path / "run.json")

@@ -164,6 +164,7 @@ def test_where_no_lock_can_be_made_there_is_none(code: int, tmp_path: Path, monk
     assert take(tmp_path / "file", wait=True) is None
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_recipe_at_once_both_end_well(tmp_path: Path) -> None:
     recipe = tmp_path / "shop.yaml"
     recipe.write_text("name: shop\ndata: {source: sample, items: 400, users: 600}\n")

@@ -150,12 +150,14 @@ def stop(watched: subprocess.Popen[str]) -> None:
         raise
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_build_and_serve_and_load_talk_to_this_machine_only(watch: Watch, used: list[str]) -> None:
     assert [(name, fault) for name in used for fault in watch.faults(name)] == []
     assert "connect(" in watch.trace("serve"), "strace saw the calls of its health check"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_onnx_runtime_keeps_no_device_id(watch: Watch, used: list[str]) -> None:
     assert used
@@ -164,6 +166,7 @@ def test_onnx_runtime_keeps_no_device_id(watch: Watch, used: list[str]) -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_the_tests_themselves_talk_to_this_machine_only(watch: Watch) -> None:
     """A file whose first import of a library that calls out is its own."""
     output = watch.run("tests", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_lookup.py")

@@ -117,6 +117,7 @@ tritonrank_client.__main__.run()
     assert Path(done.stdout.splitlines()[0]).is_relative_to(target)  # the wheel's, not this checkout's
 
 
+@pytest.mark.slow
 def test_the_installed_pipeline_finds_its_serving_sources(wheel: Path, tmp_path: Path) -> None:
     """Outside a checkout ``assemble`` takes model.py from inside the package."""
     with zipfile.ZipFile(wheel) as archive:

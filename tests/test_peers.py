@@ -270,6 +270,7 @@ WORDS = ["red", "Bottle", "0.5", "L,", "(1995)", "steel", "children", "Sci-Fi", 
 texts = st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(query=texts, history=st.lists(texts, max_size=9), items=st.lists(texts.filter(bool), min_size=1, max_size=4))
 def test_the_peers_get_our_tokens(tokenizer_folder: Path, query: str, history: list[str], items: list[str]) -> None:

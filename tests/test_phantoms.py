@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from conftest import Served, set_parameters
-from live import NO_DEADLINE, PROTOCOLS, counter_files, infer, metric, requests_started, wait_until
+from live import NO_DEADLINE, PROTOCOLS, counter_files, infer, metric, statistics, wait_until
 from tritonclient.utils import InferenceServerException
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import ServeSettings
@@ -101,6 +101,7 @@ def again_and_again(slow: Served, tensors: Mapping[str, Any], rate: float, secon
     return answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "rate"), [(LARGE, 1), ({"items": [b"a"]}, 40)], ids=["1,000 candidates", "small ones"]
 )
@@ -112,6 +113,7 @@ def test_calls_of_tokenize_alone_refuse_nobody(slow: Served, tensors: dict[str, 
     assert set(ends) == {"ok"}
 
 
+@pytest.mark.slow
 def test_requests_whose_clients_gave_up_refuse_nobody(slow: Served) -> None:
     """Rank calls that end between the steps, and then others with little time, one after the other."""
     with RankClient(slow.triton.grpc_url, retry=ONCE) as client:
@@ -157,7 +159,7 @@ def test_work_whose_deadline_passes_is_stopped_and_makes_room(slow: Served) -> N
     def stopped() -> float:
         return metric(slow, "tritonrank_requests_stopped_total", model="score")
 
-    stopped_before, started_before = stopped(), requests_started(slow, "score")
+    stopped_before, before = stopped(), statistics(slow, "score")
     rows = np.random.default_rng(2).integers(1_000, 9_000, (1, 1_000, 25), dtype=np.int32)
     tensors = {"context_ids": rows[:, 0], "candidate_ids": rows}
     began = time.monotonic()
@@ -166,7 +168,7 @@ def test_work_whose_deadline_passes_is_stopped_and_makes_room(slow: Served) -> N
         found = [*pool.map(lambda _: outcome(slow, "grpc", "score", tensors | soon), range(2))]
     took = time.monotonic() - began
     assert all(one.startswith("Request timeout expired") for one in found), found
-    assert requests_started(slow, "score") == started_before + 2
+    assert (statistics(slow, "score") - before).inferences == 2, "it began both"
     wait_until(lambda: stopped() > stopped_before, "the metrics page has it")
     assert took < 0.4
     assert set(small_requests(slow, 1)) == {"ok"}

@@ -1,6 +1,5 @@
 """Every family, in both architectures: prune -> distil -> ONNX, and what is cut was as good as zeroed."""
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import torch
 import yaml
 from conftest import TESTS
 from numpy.typing import NDArray
-from tiny_models import FAMILIES, TEXTS, save_ranker
+from tiny_models import RANKERS, TEXTS, save_ranker
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.workspace import Workspace
@@ -67,7 +66,7 @@ class Built:
         return np.concatenate([scorer.score(request) for request in REQUESTS])
 
 
-@pytest.fixture(scope="module", params=list(itertools.product(FAMILIES, (JOINT, SHARED_CONTEXT))), ids="-".join)
+@pytest.fixture(scope="module", params=RANKERS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     family, architecture = request.param
     root = tmp_path_factory.mktemp(f"{family}-{architecture}")

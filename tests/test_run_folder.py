@@ -37,6 +37,14 @@ def odd_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    "odd_folder",
+    [
+        pytest.param(odd, id=name, marks=[] if name == "quotes" else [pytest.mark.slow])
+        for name, odd in ODD_NAMES.items()
+    ],
+    indirect=True,
+)
 def test_a_repository_of_any_name_is_served(workspace: Workspace, odd_folder: Path) -> None:
     shutil.copytree(workspace.repository, odd_folder / "repository")
     with serving(odd_folder) as server, RankClient(server.http_url) as client:

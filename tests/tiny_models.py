@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from string import ascii_letters
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -30,9 +31,22 @@ from transformers import (
     XLMRobertaForSequenceClassification,
     XLMRobertaTokenizerFast,
 )
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
 
 FAMILIES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 WITH_SEGMENTS = {"bert", "electra"}
+RANKERS = [
+    pytest.param(
+        (family, architecture),
+        id=f"{family}-{architecture}",
+        marks=[] if (family, architecture) in (("bert", JOINT), ("roberta", SHARED_CONTEXT)) else [pytest.mark.slow],
+    )
+    for family in FAMILIES
+    for architecture in (JOINT, SHARED_CONTEXT)
+]
+"""For a fixture: every family in both architectures. Two of them, which differ in all that families differ in, suffice
+while one works; the others are slow."""
 TEXTS = [
     "Solid oak desk lamp, brass, warm light, reading",
     "Trail running shoe, waterproof, blue, size 42",
