@@ -27,7 +27,8 @@ import tritonclient.http
 from tritonrank.errors import ServerError
 from tritonrank.serve import server as server_module
 from tritonrank.serve import triton_wheel
-from tritonrank.serve.server import LocalTriton, run_until_signalled
+from tritonrank.serve.running import run_until_signalled
+from tritonrank.serve.server import LocalTriton
 
 from loadtests import tools
 
@@ -330,13 +331,13 @@ def test_a_taken_port_is_named_before_anything_starts(
 
 @pytest.mark.usefixtures("leaves_nothing_behind")
 def test_a_port_lost_between_choice_and_use_is_chosen_anew(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose_ports, choices = server_module._choose_ports, []
+    choose_ports, choices = server_module.choose_ports, []
 
     def choose_a_taken_port_first(wanted: dict[str, int], host: str) -> dict[str, int]:
         choices.append(choose_ports(wanted, host) | ({} if choices else {"http_port": other.getsockname()[1]}))
         return choices[-1]
 
-    monkeypatch.setattr(server_module, "_choose_ports", choose_a_taken_port_first)
+    monkeypatch.setattr(server_module, "choose_ports", choose_a_taken_port_first)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -346,7 +347,7 @@ def test_a_port_lost_between_choice_and_use_is_chosen_anew(repository: Path, mon
 
 
 def test_one_port_cannot_serve_twice(repository: Path) -> None:
-    port = server_module._choose_ports({"http_port": 0})["http_port"]
+    port = server_module.choose_ports({"http_port": 0})["http_port"]
     with pytest.raises(ServerError, match=f"port {port} "):
         LocalTriton(repository, http_port=port, grpc_port=port).start()
 
@@ -400,7 +401,8 @@ def serving_program(repository: Path) -> subprocess.Popen[str]:
         import signal, threading, time
         from pathlib import Path
         from tritonrank.serve import server as server_module
-        from tritonrank.serve.server import LocalTriton, run_until_signalled
+        from tritonrank.serve.running import run_until_signalled
+        from tritonrank.serve.server import LocalTriton
         server_module.RUN_FOLDER_PREFIX = {RUN_FOLDER_PREFIX!r}
         def tell_once_signals_are_handled():
             while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # it is the last that gets a handler

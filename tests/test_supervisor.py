@@ -27,10 +27,12 @@ import pytest
 from test_server import make_repository, wait_until
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, ServerError
+from tritonrank.serve import server_watch
 from tritonrank.serve import supervisor as supervisor_module
 from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.server_watch import WrongScoreError
 from tritonrank.serve.serving import CheckedRepository, check_golden_cases
-from tritonrank.serve.supervisor import SupervisedTriton, WrongScoreError
+from tritonrank.serve.supervisor import SupervisedTriton
 
 BACK_SECONDS = 5.0
 TRUTH_SECONDS = 2.0
@@ -334,7 +336,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden requests and further starts come soon."""
-    monkeypatch.setattr(supervisor_module, "GOLDEN_SECONDS", 0.3)
+    monkeypatch.setattr(server_watch, "GOLDEN_SECONDS", 0.3)
     monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_SECONDS", 0.01)
 
 
@@ -378,8 +380,8 @@ def test_one_failure_is_no_loss(echo: Path) -> None:
 @pytest.mark.usefixtures("soon")
 def test_a_busy_server_is_left_to_its_work_but_not_for_ever(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = BusyGolden()
-    monkeypatch.setattr(supervisor_module, "GOLDEN_DEADLINE_SECONDS", 0.3)
-    monkeypatch.setattr(supervisor_module, "BUSY_SECONDS", 6.0)
+    monkeypatch.setattr(server_watch, "GOLDEN_DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr(server_watch, "BUSY_SECONDS", 6.0)
     with supervised(echo, golden) as server:
         wait_until(lambda: golden.asked > 3, START_SECONDS, lambda: "nobody asks")
         assert server.restarts == 0

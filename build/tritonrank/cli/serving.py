@@ -48,7 +48,7 @@ def serve(
 
     The server is the container's own where there is one (/opt/tritonserver), else the one that pip installs.
     """
-    from tritonrank.serve.server import end_when_terminated, run_until_signalled
+    from tritonrank.serve.running import end_when_terminated, run_until_signalled
     from tritonrank.serve.serving import example_command, serving
 
     end_when_terminated()

@@ -8,7 +8,7 @@ from rich.table import Table
 from tritonrank_client import RankClient, RankResult
 
 from tritonrank.rankers.server_scorer import Request
-from tritonrank.serve.server import RunningServer
+from tritonrank.serve.running import RunningServer
 from tritonrank.serve.serving import golden_requests, serving
 
 SHOWN_REQUESTS = 3

@@ -11,26 +11,25 @@ sees to it). Nobody brings a lost server back here: ``supervisor.py`` does.
 """
 
 import atexit
-import http.client
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
-from urllib.parse import urlsplit
+from typing import Self
 
 from tritonrank.errors import ServerError
 from tritonrank.serve import server_keeper
+from tritonrank.serve.ports import answers, choose_ports
 from tritonrank.serve.run_folder import link_repository, make_run_folder
+from tritonrank.serve.running import POLL_SECONDS
+from tritonrank.serve.server_command import server_command
 from tritonrank.serve.server_log import (
     FileLog,
     RelayedLog,
@@ -40,10 +39,9 @@ from tritonrank.serve.server_log import (
     readable_lines,
 )
 from tritonrank.serve.server_processes import STOPPED, Part, children_of
-from tritonrank.serve.triton_install import LOOPBACK, TritonInstall, check_host, is_container, prepare_triton
+from tritonrank.serve.triton_install import LOOPBACK, check_host, is_container, prepare_triton
 
 EVERY_ADDRESS = "0.0.0.0"
-POLL_SECONDS = 0.1
 START_ATTEMPTS = 3
 """A free port is found, released, then bound by the server; another program may take it in between."""
 PORT_TAKEN = "already in use"
@@ -56,30 +54,6 @@ KILL_SECONDS = 3.0
 TRITON_PROCESS = "tritonserver"
 REPOSITORY_LINKS = "models"
 """Below the run folder: the repository as Triton sees it."""
-UNUSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
-"""Clients could read, write or fill files and memory of the server, or change its models, through these; nothing here
-needs them. They answer to a secret that nobody knows."""
-
-
-class RunningServer(Protocol):
-    """What can be asked of a server that runs, whether somebody watches over it or not."""
-
-    @property
-    def http_url(self) -> str: ...
-
-    @property
-    def grpc_url(self) -> str: ...
-
-    @property
-    def metrics_url(self) -> str: ...
-
-    def check(self) -> None:
-        """Raise ServerError when it is gone for good."""
-        ...
-
-    def stop(self) -> None:
-        """Stop it and remove all traces of it; may be repeated."""
-        ...
 
 
 class LocalTriton:
@@ -186,7 +160,7 @@ class LocalTriton:
         check_host(self.host)
         try:
             for attempt in range(1, START_ATTEMPTS + 1):
-                self._ports = _choose_ports(self._wanted_ports, self.host)
+                self._ports = choose_ports(self._wanted_ports, self.host)
                 self._launch()
                 try:
                     self._wait_until_ready()
@@ -341,7 +315,15 @@ class LocalTriton:
                 [
                     *(sys.executable, "-I", "-S", str(Path(server_keeper.__file__).resolve())),
                     *(str(argument) for argument in (os.getpid(), run_folder, exit_seconds, ready_file)),
-                    *self._server_command(install, shared_memory_prefix=run_folder.name),
+                    *server_command(
+                        install,
+                        repository=run_folder / REPOSITORY_LINKS,
+                        host=self.host,
+                        ports=self._ports,
+                        exit_timeout_seconds=self.exit_timeout_seconds,
+                        shared_memory_prefix=run_folder.name,
+                    ),
+                    *self.extra_arguments,
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -369,38 +351,12 @@ class LocalTriton:
         named = (Part.of(TRITON_PROCESS, self.pid), Part.of("the server's keeper", keeper.pid))
         self._parts = [*filter(None, named), *children_of(self.pid)]
 
-    def _server_command(self, install: TritonInstall, *, shared_memory_prefix: str) -> list[str]:
-        closed = f"{UNUSED_PROTOCOLS}:closed={secrets.token_urlsafe(32)}"
-        return [
-            str(install.executable),
-            f"--model-repository={self.run_folder / REPOSITORY_LINKS}",
-            f"--backend-directory={install.backends}",
-            f"--cache-directory={install.caches}",
-            f"--http-port={self._ports['http_port']}",
-            f"--grpc-port={self._ports['grpc_port']}",
-            f"--metrics-port={self._ports['metrics_port']}",
-            f"--http-address={self.host}",
-            f"--grpc-address={self.host}",
-            f"--metrics-address={self.host}",
-            f"--http-restricted-api={closed}",
-            f"--grpc-restricted-protocol={closed}",
-            "--model-control-mode=none",
-            "--exit-on-error=true",
-            "--strict-readiness=true",
-            "--disable-auto-complete-config",
-            f"--exit-timeout-secs={self.exit_timeout_seconds}",
-            # Names that are ours, so that the keeper can find what a killed server left in /dev/shm.
-            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
-            *install.options,
-            *self.extra_arguments,
-        ]
-
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.ready_timeout_seconds
         # The server opens HTTP once the models are loaded, and the metrics port last.
         waiting_for = [f"{self.http_url}/v2/health/ready", self.metrics_url]
         while waiting_for:
-            if _answers(waiting_for[0]):
+            if answers(waiting_for[0]):
                 waiting_for.pop(0)
                 continue
             self.check()
@@ -426,68 +382,3 @@ class LocalTriton:
     def _log_report(self) -> str:
         where = f"; all of it: {self.log_file}" if self.log_file else ""
         return f"Last lines of its log{where}\n{textwrap.indent(self.log_tail(), '  ')}"
-
-
-def run_until_signalled(server: RunningServer) -> None:
-    """Wait for SIGINT (Ctrl-C) or SIGTERM, then stop the server. Call it from the main thread.
-
-    Raises:
-        ServerError: the server is gone for good.
-    """
-    signalled = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: signalled.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not signalled.wait(POLL_SECONDS):
-            server.check()
-    finally:
-        # Before stopping, so that a second Ctrl-C need not wait for slow requests; the keeper finishes the work.
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        server.stop()
-
-
-def end_when_terminated() -> None:
-    """From now on SIGTERM ends this program in order, while models load too. Call it from the main thread.
-
-    The first process of a container has no default action for it: without this ``docker stop`` would wait in vain.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-
-
-def _choose_ports(wanted: Mapping[str, int], host: str = LOOPBACK) -> dict[str, int]:
-    """Replace every 0 by a free port, all of them different.
-
-    Raises:
-        ServerError: a port that was asked for is taken, or asked for twice.
-    """
-    with ExitStack() as sockets:
-        ports = {}
-        # Given ports first, so that a free one is never one of them.
-        for name, port in sorted(wanted.items(), key=lambda item: item[1] == 0):
-            probe = sockets.enter_context(socket.socket())
-            # As the server does: a port whose last connection closed a moment ago counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port != 0))
-            try:
-                probe.bind((host, port))
-                probe.listen()
-            except (OSError, OverflowError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise ServerError(
-                    f"port {port} cannot be used on {host} ({reason}). "
-                    f"Choose another with --{name.replace('_', '-')}, or 0 for a free one"
-                ) from None
-            ports[name] = probe.getsockname()[1]
-    return ports
-
-
-def _answers(url: str) -> bool:
-    """Whether a GET on our own server gives 200; never through a proxy that the environment names."""
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.netloc, timeout=5)
-    try:
-        connection.request("GET", address.path)
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()

@@ -20,9 +20,12 @@ from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, RankErro
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.rankers.server_scorer import Request
+from tritonrank.serve.ready_file import remove_ready_file
+from tritonrank.serve.running import RunningServer
 from tritonrank.serve.servable import check_contents, repository_of
-from tritonrank.serve.server import LocalTriton, RunningServer
-from tritonrank.serve.supervisor import SupervisedTriton, WrongScoreError, remove_ready_file
+from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.server_watch import WrongScoreError
+from tritonrank.serve.supervisor import SupervisedTriton
 from tritonrank.tensorrt.plans import PLAN_FILE, check_plans, plan_settings
 
 GOLDEN_FILE = "golden.json"

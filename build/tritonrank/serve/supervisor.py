@@ -20,45 +20,25 @@ a failed start: whoever sends what ends it may be quicker than the golden reques
 """
 
 import atexit
-import http.client
-import json
 import os
-import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
-from urllib.parse import urlsplit
+from typing import Any, Self
 
-from tritonrank.errors import ServerError, TritonRankError
+from tritonrank.errors import ServerError
+from tritonrank.serve.ports import ports_of
+from tritonrank.serve.ready_file import now, remove_ready_file, write_ready_file
 from tritonrank.serve.server import TRITON_PROCESS, LocalTriton
-from tritonrank.serve.server_keeper import READY_FILE_PROCESS
-from tritonrank.serve.server_processes import STOPPED, TRACED, Part, worked_seconds
+from tritonrank.serve.server_processes import Part
+from tritonrank.serve.server_watch import LOOK_SECONDS, GoldenCheck, Watch
 
 RESTARTS_VARIABLE = "TRITONRANK_RESTARTS"
 """Environment variable that tells the models how often their server was brought back; a metric shows it."""
-QUEUE_FOLDERS = "tritonrank-queue-*"
-"""Below the run folder, made by the models (``admission.py``)."""
-MARKER_FILE = "watched"
-"""In the run folder, as long as it is the one that the server started with."""
-LOOK_SECONDS = 0.2
-STOPPED_LOOKS = 5
-"""A part that is found stopped more often than this within STOPPED_WINDOW_SECONDS is lost."""
-STOPPED_WINDOW_SECONDS = 5.0
-HEALTH_SECONDS = 0.5
-GOLDEN_SECONDS = 3.0
-GOLDEN_DEADLINE_SECONDS = 1.0
-MOST_MISSES = 2
-"""Golden requests, or questions for Triton's health, that may go without their answer in a row, less one."""
-IDLE_CORES = 0.2
-"""A server that uses less of the processor, or waits less for it, while a request waits does not work on it."""
-BUSY_SECONDS = 60.0
-"""A server that answers nothing for so long counts as lost, whatever it works on."""
 FAILED_STARTS = 5
 """In a row; then the server is given up."""
 FIRST_PAUSE_SECONDS = 0.5
@@ -67,30 +47,8 @@ STOP_SECONDS = 10.0
 """For a start that is under way to notice that it is cancelled."""
 
 
-class WrongScoreError(ServerError):
-    """A golden request was answered with other scores than in process."""
-
-
 class LostAgainError(ServerError):
     """All models were loaded, and a part was lost before the golden requests were answered."""
-
-
-class GoldenCheck(Protocol):
-    """What a server has to answer; ``serve.py`` has the one for an artifact."""
-
-    def prove(self, server: LocalTriton, cancelled: threading.Event) -> None:
-        """All golden requests, patiently. Raises ServerError when one is not answered as in process."""
-        ...
-
-    def ask(self, server: LocalTriton, seconds: float) -> None:
-        """One small golden request.
-
-        Raises:
-            TimeoutError: no answer in time.
-            WrongScoreError: other scores than in process.
-            ServerError: a failure.
-        """
-        ...
 
 
 class SupervisedTriton:
@@ -197,7 +155,7 @@ class SupervisedTriton:
     def _start_server(self) -> None:
         again = self._server is not None
         server = self._make(
-            **self._options | (_ports_of(self._server) if self._server else {}),
+            **self._options | (ports_of(self._server) if self._server else {}),
             environment={RESTARTS_VARIABLE: str(self.restarts + again)},
             ready_file=self._ready_file,
             keeps_log=again,
@@ -211,7 +169,7 @@ class SupervisedTriton:
             self._golden.prove(server, self._stopping)
             if self._stopping.is_set():
                 raise ServerError("the server was told to stop while it started")
-            _write_ready_file(self._ready_file, server, self.restarts + again)
+            write_ready_file(self._ready_file, server.pid, self.restarts + again)
         except BaseException as error:
             lost = _lost_part(server)
             server.kill()
@@ -227,7 +185,7 @@ class SupervisedTriton:
             self._given_up = ServerError(f"the supervisor itself failed: {type(error).__name__}: {error}")
 
     def _watch_over(self) -> None:
-        watch, seen_at = _Watch(self.server, self._golden), time.monotonic()
+        watch, seen_at = Watch(self.server, self._golden), time.monotonic()
         while not self._stopping.wait(LOOK_SECONDS):
             lost = watch.look()
             if lost is None:
@@ -243,7 +201,7 @@ class SupervisedTriton:
                 return
             self.restarts += 1
             _tell(f"{lost}; back after {time.monotonic() - seen_at:.1f} s (restart {self.restarts})")
-            watch, seen_at = _Watch(self.server, self._golden), time.monotonic()
+            watch, seen_at = Watch(self.server, self._golden), time.monotonic()
         watch.close()
 
     def _bring_back(self, lost: str) -> bool:
@@ -270,104 +228,6 @@ class SupervisedTriton:
         return False
 
 
-class _Watch:
-    """Looks after one server until it is lost or closed; the golden requests go from a thread of its own."""
-
-    def __init__(self, server: LocalTriton, golden: GoldenCheck) -> None:
-        self._server = server
-        self._golden = golden
-        self._queue_folders = {folder: _inode(folder) for folder in server.run_folder.glob(QUEUE_FOLDERS)}
-        # The models make a queue folder that is gone anew, and with it the run folder, but not this file in it.
-        self._marker = server.run_folder / MARKER_FILE
-        with suppress(OSError):
-            self._marker.touch()
-        self._stops: deque[float] = deque()
-        self._is_traced = False
-        self._silence: str | None = None
-        """why the answers say that the server is lost"""
-        self._closed = threading.Event()
-        threading.Thread(target=self._listen, name="golden requests", daemon=True).start()
-
-    def close(self) -> None:
-        self._closed.set()
-
-    def look(self) -> str | None:
-        """What is lost; None while everything is there."""
-        stopped, traced = [], False
-        for part in self._server.parts:
-            state = part.state()
-            if state is None:
-                return f"{part} ended"
-            traced = traced or state.letter == TRACED
-            if state.letter == STOPPED:
-                stopped.append(part)
-        self._is_traced = traced
-        if not self._marker.exists():
-            return f"the server's folder {self._server.run_folder} was removed"
-        for folder, inode in self._queue_folders.items():
-            if _inode(folder) != inode:
-                return f"the server's folder {folder} was removed"
-        return self._wake(stopped) or self._silence
-
-    def _wake(self, stopped: Sequence[Part]) -> str | None:
-        """Tell stopped parts to go on; one that was stopped too often is lost."""
-        if not stopped:
-            return None
-        for part in stopped:
-            part.send(signal.SIGCONT)
-        now = time.monotonic()
-        self._stops.append(now)
-        while self._stops[0] < now - STOPPED_WINDOW_SECONDS:
-            self._stops.popleft()
-        return f"{stopped[0]} does not stay awake" if len(self._stops) > STOPPED_LOOKS else None
-
-    def _listen(self) -> None:
-        """Ask for health and golden scores until the answers say that the server is lost."""
-        refusals = misses = 0
-        asked_at, answered_at = -GOLDEN_SECONDS, time.monotonic()
-        while not self._closed.wait(HEALTH_SECONDS):
-            if self._is_traced:
-                answered_at = time.monotonic()
-                continue
-            refusals = refusals + 1 if _refuses(self._server.http_url) else 0
-            if refusals >= MOST_MISSES:
-                self._silence = "Triton said that it is not ready"
-                return
-            if not misses and time.monotonic() - asked_at < GOLDEN_SECONDS:
-                continue
-            asked_at, worked_before = time.monotonic(), self._worked_seconds()
-            try:
-                self._golden.ask(self._server, GOLDEN_DEADLINE_SECONDS)
-            except TimeoutError as error:
-                cores = (self._worked_seconds() - worked_before) / max(time.monotonic() - asked_at, 1e-3)
-                is_silent_for = time.monotonic() - answered_at
-                misses = misses + 1 if cores < IDLE_CORES else 0
-                fault = f"no golden request was answered for {is_silent_for:.0f} s ({error})"
-                if is_silent_for > BUSY_SECONDS:
-                    misses = MOST_MISSES
-            except WrongScoreError as error:
-                misses, fault = MOST_MISSES, str(error)
-            except TritonRankError as error:
-                misses, fault = misses + 1, str(error)
-            else:
-                misses, fault, answered_at = 0, "", time.monotonic()
-            if misses >= MOST_MISSES and not self._is_traced:
-                self._silence = fault
-                return
-
-    def _worked_seconds(self) -> float:
-        """Of all who have a part in an answer, this thread included: on a crowded machine each of them has to wait."""
-        own = worked_seconds(os.getpid(), threading.get_native_id())
-        return own + sum(worked_seconds(part.pid) for part in self._server.parts)
-
-
-def _inode(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_ino
-    except OSError:
-        return None
-
-
 def _lost_part(server: LocalTriton) -> Part | None:
     """A part that has ended; its connections break a moment before it does."""
     ends = time.monotonic() + LOOK_SECONDS
@@ -378,58 +238,6 @@ def _lost_part(server: LocalTriton) -> Part | None:
         time.sleep(0.01)
 
 
-def _refuses(http_url: str) -> bool:
-    """Whether Triton says that it is not ready, or nobody listens; a busy machine's silence is neither."""
-    connection = http.client.HTTPConnection(urlsplit(http_url).netloc, timeout=GOLDEN_DEADLINE_SECONDS)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status != http.client.OK
-    except TimeoutError:
-        return False
-    except (OSError, http.client.HTTPException):
-        return True
-    finally:
-        connection.close()
-
-
-def _ports_of(server: LocalTriton) -> dict[str, int]:
-    urls = {"http_port": server.http_url, "grpc_port": server.grpc_url, "metrics_port": server.metrics_url}
-    return {name: port for name, url in urls.items() if (port := urlsplit(url).port)}
-
-
-def _write_ready_file(file: Path | None, server: LocalTriton, restarts: int) -> None:
-    if file is None:
-        return
-    said = {"restarts": restarts, "since": _now(), READY_FILE_PROCESS: server.pid}
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(said) + "\n", encoding="utf-8")
-        draft.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise ServerError(f"{file}: cannot be written ({error.strerror}); choose another with --ready-file") from None
-
-
-def remove_ready_file(ready_file: Path | None) -> None:
-    """Nothing is ready, or not yet.
-
-    Raises:
-        ServerError: the file cannot be removed.
-    """
-    if ready_file is not None:
-        try:
-            ready_file.unlink(missing_ok=True)
-        except OSError as error:
-            raise ServerError(
-                f"{ready_file}: cannot be removed ({error.strerror}); choose another with --ready-file"
-            ) from None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def _tell(what: str) -> None:
     with suppress(OSError, ValueError):  # nobody reads it any more
-        print(f"{_now()} {' '.join(what.split())[:LONGEST_LINE]}", file=sys.stderr, flush=True)
+        print(f"{now()} {' '.join(what.split())[:LONGEST_LINE]}", file=sys.stderr, flush=True)

@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tritonrank.serve.server import LocalTriton, run_until_signalled
+from tritonrank.serve.running import run_until_signalled
+from tritonrank.serve.server import LocalTriton
 
 REPOSITORY = Path(__file__).parents[1] / "plain_triton"
 

@@ -1,0 +1,55 @@
+"""A server that runs: what can be asked of it, and how a program stays with it until it is told to end."""
+
+import signal
+import sys
+import threading
+from typing import Protocol
+
+POLL_SECONDS = 0.1
+
+
+class RunningServer(Protocol):
+    """What can be asked of a server that runs, whether somebody watches over it or not."""
+
+    @property
+    def http_url(self) -> str: ...
+
+    @property
+    def grpc_url(self) -> str: ...
+
+    @property
+    def metrics_url(self) -> str: ...
+
+    def check(self) -> None:
+        """Raise ServerError when it is gone for good."""
+        ...
+
+    def stop(self) -> None:
+        """Stop it and remove all traces of it; may be repeated."""
+        ...
+
+
+def run_until_signalled(server: RunningServer) -> None:
+    """Wait for SIGINT (Ctrl-C) or SIGTERM, then stop the server. Call it from the main thread.
+
+    Raises:
+        ServerError: the server is gone for good.
+    """
+    signalled = threading.Event()
+    previous = {number: signal.signal(number, lambda *_: signalled.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not signalled.wait(POLL_SECONDS):
+            server.check()
+    finally:
+        # Before stopping, so that a second Ctrl-C need not wait for slow requests; the keeper finishes the work.
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        server.stop()
+
+
+def end_when_terminated() -> None:
+    """From now on SIGTERM ends this program in order, while models load too. Call it from the main thread.
+
+    The first process of a container has no default action for it: without this ``docker stop`` would wait in vain.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
