@@ -57,6 +57,9 @@ def test_the_wheel_holds_every_source_of_its_packages(names: set[str]) -> None:
         assert len(sources) > 8
         assert sources <= names
     assert "tritonrank_client/py.typed" in names
+    page = {f"tritonrank_gateway/{name}" for name in sources_below(ROOT / "gateway" / "tritonrank_gateway", "page/*.*")}
+    assert len(page) == 5
+    assert page <= names
 
 
 def test_the_wheel_holds_the_serving_sources_as_text(names: set[str], wheel: Path) -> None:
