@@ -7,6 +7,7 @@ from loadtests.agree import agree
 from loadtests.compare import compare
 from loadtests.faults import faults
 from loadtests.fuzz.verb import fuzz
+from loadtests.gateway import gateway
 from loadtests.judge import judge
 from loadtests.loadtest import loadtest
 from loadtests.overload import overload
@@ -36,6 +37,7 @@ app.command()(agree)
 app.command()(compare)
 app.command()(tune)
 app.command()(fuzz)
+app.command()(gateway)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

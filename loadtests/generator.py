@@ -59,7 +59,8 @@ def generate(
         plan, results = Path(scratch) / "plan.json", Path(scratch) / "run.json"
         plan.write_text(settings.plan.model_dump_json(), encoding="utf-8")
         inner = replace(settings, run_file=results)
-        command = [*_locust(server.url(protocol), processes), *inner.arguments(plan)]
+        url = settings.gateway or server.url(protocol)
+        command = [*_locust(url, processes), *inner.arguments(plan)]
         with ServerSampler(server) as sampler:
             _run_locust(command, Path(scratch) / "locust.log", results, settings)
         run = read_run(results)

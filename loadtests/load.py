@@ -18,6 +18,7 @@ from tritonrank_client import RankClient, RankResult, Retry
 
 from loadtests.accounting import Outcome, Recorder
 from loadtests.checks import GoldenRequest, check_golden, check_ranking, failure_kind
+from loadtests.dialects import Ranker, open_dialect
 from loadtests.machine import describe_machine
 from loadtests.results import FailureKind
 from loadtests.settings import LoadSettings
@@ -68,7 +69,7 @@ class Load:
         self.stopped_at: float | None = None
         self.is_stopped = False
         self._golden = settings.read_golden()
-        self._client: RankClient | None = None
+        self._client: Ranker | None = None
         self._schedule: Iterator[Arrival] = iter(())
         self._begun = gevent.event.Event()
         self._origin = 0.0
@@ -90,7 +91,8 @@ class Load:
             self.due = [arrival.due for arrival in self._arrivals()]
         if share is not None:
             # One attempt: what the server refuses is counted, and a retry would be load that nobody planned.
-            self._client = RankClient(self.url, retry=Retry(attempts=1))
+            dialect = self.settings.dialect
+            self._client = open_dialect(self.url, dialect) if dialect else RankClient(self.url, retry=Retry(attempts=1))
             self._schedule = self._share(share, shares)
         self._begun.set()
 

@@ -7,9 +7,11 @@ import typer
 from loadtests.objectives import Objectives
 from loadtests.results import Run
 from loadtests.session import (
+    NO_DIALECT,
     NO_FILE,
     RAMP_BEYOND,
     SLO,
+    DialectOption,
     OutOption,
     ProcessesOption,
     ProtocolOption,
@@ -33,6 +35,7 @@ def loadtest(
     slo: SloOption = SLO,
     seconds: Annotated[float, typer.Option(min=4, help="Of all phases together")] = 180.0,
     protocol: ProtocolOption = "grpc",
+    dialect: DialectOption = NO_DIALECT,
     processes: ProcessesOption = 0,
     out: OutOption = NO_FILE,
 ) -> None:
@@ -42,7 +45,19 @@ def loadtest(
         plan = loadtest_plan(objectives, session.capacity_per_second(), seconds)
         return session.send(plan, name="loadtest", verb="loadtest")
 
-    measure(target, workload, slo, send, "steady", "ramp", "spike", protocol=protocol, processes=processes, out=out)
+    measure(
+        target,
+        workload,
+        slo,
+        send,
+        "steady",
+        "ramp",
+        "spike",
+        protocol=protocol,
+        processes=processes,
+        out=out,
+        dialect=dialect,
+    )
 
 
 def loadtest_plan(objectives: Objectives, capacity: float, seconds: float) -> Plan:

@@ -7,9 +7,11 @@ import typer
 from loadtests.objectives import Objectives
 from loadtests.results import Run
 from loadtests.session import (
+    NO_DIALECT,
     NO_FILE,
     SLO,
     WARM_UP_SECONDS,
+    DialectOption,
     OutOption,
     ProcessesOption,
     ProtocolOption,
@@ -32,6 +34,7 @@ def overload(
     times: Annotated[float, typer.Option(min=1.1, max=100, help="Saturation")] = 3.0,
     saturation: SaturationOption = None,
     protocol: ProtocolOption = "grpc",
+    dialect: DialectOption = NO_DIALECT,
     processes: ProcessesOption = 0,
     out: OutOption = NO_FILE,
 ) -> None:
@@ -43,4 +46,4 @@ def overload(
 
         return send_at_saturation(session, saturation, "overload", plan)
 
-    measure(target, workload, slo, send, "overload", protocol=protocol, processes=processes, out=out)
+    measure(target, workload, slo, send, "overload", protocol=protocol, processes=processes, out=out, dialect=dialect)

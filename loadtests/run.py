@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from loadtests.session import (
+    NO_DIALECT,
     NO_FILE,
+    DialectOption,
     GoldenOption,
     OutOption,
     ProcessesOption,
@@ -30,6 +32,7 @@ def run(
     peak: Annotated[float, typer.Option(help="Times the rate, of spike and overload")] = 3.0,
     clients: Annotated[int, typer.Option(min=1, help="Of the shape closed, each waiting for its answers")] = 1,
     protocol: ProtocolOption = "grpc",
+    dialect: DialectOption = NO_DIALECT,
     candidates: Annotated[int | None, typer.Option(min=1, help="Cut every request to so many")] = None,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Of each request")] = 2_000.0,
     golden: GoldenOption = NO_FILE,
@@ -50,6 +53,7 @@ def run(
         golden=golden,
         senders=senders,
         processes=processes,
+        dialect=dialect,
     ) as session:
         plan = plan_of(shape, rate=rate, seconds=seconds, warm_up_seconds=warm_up, peak=peak, clients=clients)
         found = session.send(plan, name=name)

@@ -9,8 +9,9 @@ finish(run, out)
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -21,6 +22,7 @@ from rich.table import Column, Table
 
 from loadtests.checks import GOLDEN_FILE
 from loadtests.console import fail
+from loadtests.dialects import Dialect, open_gateway
 from loadtests.generator import GeneratorError, generate
 from loadtests.machine import Machine, describe_machine
 from loadtests.objectives import DEFAULT_FILE, Objectives, ObjectivesError, judged, read_objectives, saturation
@@ -52,10 +54,14 @@ SaturationOption = Annotated[
 ]
 ProtocolOption = Annotated[Protocol, typer.Option(help="grpc or http; of a URL, its own")]
 ProcessesOption = Annotated[int, typer.Option(min=0, help="Locust's workers; 0: one process that does everything")]
+DialectOption = Annotated[
+    Dialect | None, typer.Option(help="Load a gateway before the server, in this dialect; default: tensors, no gateway")
+]
 GoldenOption = Annotated[
     Path | None, typer.Option(help="golden.json or its folder, whose scores must be right; default: the artifacts'")
 ]
 NO_FILE: Path | None = None
+NO_DIALECT: Dialect | None = None
 SLO = DEFAULT_FILE
 
 FAULTS = (TargetError, WorkloadError, PlanError, ObjectivesError, RunFileError, GeneratorError)
@@ -129,6 +135,7 @@ def open_session(
     golden: Path | None = None,
     senders: int | None = None,
     processes: int = 0,
+    dialect: Dialect | None = None,
 ) -> Iterator[Session]:
     """A session; ends the program with a message where there is nothing to test or to send.
 
@@ -141,6 +148,8 @@ def open_session(
         golden: None takes the artifacts' own.
         senders: None: as many as the deadline asks for.
         processes: of Locust.
+        dialect: send this to a gateway before the server, which is started here unless the URL is one's. Others than
+            our own carry no history, so golden requests are not sent with them.
     """
     folder = None if "://" in target else Path(target)
     try:
@@ -149,13 +158,18 @@ def open_session(
             plan=plan_of("closed", rate=1, seconds=1),
             deadline_seconds=deadline_ms / 1_000,
             candidates=candidates,
-            golden=golden or _golden_of(folder),
+            golden=golden or (_golden_of(folder) if dialect in (None, "own") else None),
             senders=senders,
         )
         settings.read_requests()
         settings.read_golden()
         machine = describe_machine()
-        with open_target(target) as server:
+        with ExitStack() as stack:
+            server = stack.enter_context(open_target(target))
+            if dialect is not None:
+                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loadtest-")))
+                url = target if folder is None else stack.enter_context(open_gateway(server, scratch / "gateway.log"))
+                settings = replace(settings, dialect=dialect, gateway=url)
             yield Session(server, protocol_of(target, protocol), settings, processes, machine=machine)
     except FAULTS as error:
         fail(str(error))
@@ -170,6 +184,7 @@ def measure(
     protocol: Protocol,
     processes: int,
     out: Path | None,
+    dialect: Dialect | None = None,
 ) -> NoReturn:
     """Send what a verb sends, judge it by the objectives, and end the program as ``finish`` does.
 
@@ -182,6 +197,7 @@ def measure(
         protocol: of the clients.
         processes: of Locust.
         out: file of the run.
+        dialect: of a gateway; None: tensors.
     """
     objectives = objectives_or_exit(slo)
     if not objectives.has_any(*parts):
@@ -194,6 +210,7 @@ def measure(
         deadline_ms=load.deadline_ms,
         candidates=load.candidates,
         processes=processes,
+        dialect=dialect,
     ) as session:
         run = send(session, objectives)
     finish(run, out, objectives)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.checks import GoldenRequest, read_golden
+from loadtests.dialects import DIALECTS
 from loadtests.shapes import SHAPES, Plan, PlanError, plan_of, read_plan
 from loadtests.workload import WorkloadRequest, cut_to, read_workload
 
@@ -31,6 +32,8 @@ class LoadSettings:
         run_file: where the results go; None: nowhere but to Locust.
         name: of the run.
         sent_before: requests of the workload that the server was sent already; the load begins behind them.
+        dialect: that a gateway is spoken to in; empty: tensors.
+        gateway: its URL.
     """
 
     workload: Path
@@ -42,6 +45,8 @@ class LoadSettings:
     run_file: Path | None = None
     name: str = ""
     sent_before: int = 0
+    dialect: str = ""
+    gateway: str = ""
 
     def read_requests(self) -> list[WorkloadRequest]:
         """The workload, cut to the wanted candidates.
@@ -79,6 +84,7 @@ class LoadSettings:
             "run-file": self.run_file,
             "run-name": self.name or None,
             "sent-before": self.sent_before or None,
+            "dialect": self.dialect or None,
         }
         return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
 
@@ -101,6 +107,7 @@ def add_arguments(parser: Any) -> None:
         "--senders", type=int, default=0, help="requests in flight at once at the most; 0: --users, or by deadline"
     )
     parser.add_argument("--sent-before", type=int, default=0, help="requests of the workload to begin behind")
+    parser.add_argument("--dialect", default="", choices=("", *DIALECTS), help="of a gateway; empty: tensors of Triton")
     parser.add_argument("--plan", default="", include_in_web_ui=False, help="JSON file of phases, instead of a shape")
     parser.add_argument("--run-file", default="", include_in_web_ui=False, help="JSON file for the results")
     parser.add_argument("--run-name", default="", include_in_web_ui=False, help="of the run in that file")
@@ -144,4 +151,5 @@ def settings_of(options: Any) -> LoadSettings:
         run_file=Path(options.run_file) if options.run_file else None,
         name=options.run_name,
         sent_before=max(0, options.sent_before),
+        dialect=options.dialect,
     )
