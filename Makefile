@@ -51,10 +51,10 @@ serve: setup ## build the demo recipe if needed, serve it until Ctrl-C (ARTIFACT
 test: setup ## run the tests, real Triton included, without the slow ones
 	@$(BIN)/python -m pytest
 
-test-slow: setup ## the tests that `make test` leaves out: more families, real loads, many server starts
+test-slow: setup dialect-clients ## the tests that `make test` leaves out: more families, real loads, many server starts
 	@$(BIN)/python -m pytest -m slow
 
-test-all: setup ## every test but test-engines, in one run
+test-all: setup dialect-clients ## every test but test-engines, in one run
 	@$(BIN)/python -m pytest -m 'not engines'
 
 test-engines: setup ## compile every graph for TensorRT with TensorRT-RTX, no GPU needed (minutes)

@@ -57,6 +57,7 @@ from tritonrank.serve.serving import GOLDEN_FILE, check_golden_cases, golden_req
 from tritonrank_client import (
     AsyncRankClient,
     DeadlineExceeded,
+    InvalidRequest,
     Overloaded,
     RankClient,
     Retry,
@@ -665,8 +666,11 @@ def test_a_model_that_did_not_load_is_not_ready(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_inner_model_is_no_ranker(served: Served, protocol: str) -> None:
-    """A wrong model= that exists: the server refuses the inputs or the client the outputs; never a wrong ranking."""
-    with RankClient(served.urls[protocol], model="tokenize") as client, pytest.raises(ServerFault, match="indices"):
+    """A wrong model= that exists: the server refuses the tensors or the client the outputs; never a wrong ranking."""
+    with (
+        RankClient(served.urls[protocol], model="tokenize") as client,
+        pytest.raises((InvalidRequest, ServerFault), match="model 'tokenize'"),
+    ):
         client.rank(items=["a"])
 
 

@@ -108,6 +108,7 @@ def test_a_working_folder_that_is_gone_is_one_message(
     assert capsys.readouterr().err.startswith(("StorageError: ", "DataError: "))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_the_older_artifact_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
