@@ -57,7 +57,8 @@ def serve(
     options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
     with serving(artifacts, ready_file, **options, shows_log=shows_log) as server:
         typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}\n")
-        typer.echo(f"Try it from another terminal:\n\n{example_command(artifacts, server)}\n\nCtrl-C stops the server.")
+        example = example_command(artifacts, server.grpc_url)
+        typer.echo(f"Try it from another terminal:\n\n{example}\n\nCtrl-C stops the server.")
         run_until_signalled(server)
 
 

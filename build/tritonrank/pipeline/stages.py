@@ -28,6 +28,7 @@ from tritonrank.pipeline import (
     shard,
     summarize,
 )
+from tritonrank.pipeline.outlook import say_outlook
 from tritonrank.recipe import Recipe
 
 
@@ -87,6 +88,7 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         with only_writer(workspace.root):
             for stage in chosen:
                 tidy(stage.folder)
+            say_outlook(recipe, chosen)
             for stage in chosen:
                 bring_up_to_date(stage, force=stage.verb == force)
     finally:

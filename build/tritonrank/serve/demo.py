@@ -1,5 +1,9 @@
 """The demo's last act: rank a few requests through a real server and show what it did and how long each step took."""
 
+import json
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import tritonclient.http
@@ -9,10 +13,12 @@ from tritonrank_client import RankClient, RankResult
 
 from tritonrank.rankers.server_scorer import Request
 from tritonrank.serve.running import RunningServer
-from tritonrank.serve.serving import golden_requests, serving
+from tritonrank.serve.serving import example_command, golden_requests, serving
 
 SHOWN_REQUESTS = 3
 SHOWN_ITEMS = 5
+HTTP_PORT, GRPC_PORT = 8000, 8001
+"""Those that ``tritonrank serve`` takes."""
 STEPS = ("tokenize", "score", "select")
 
 console = Console()
@@ -26,7 +32,35 @@ def run_demo(repository: Path) -> None:
         console.print(f"ready: {server.http_url} and {server.grpc_url}; golden requests answered as in process")
         for number, request in enumerate(requests, start=1):
             _rank_and_show(server, number, request)
-    console.print("\nserver stopped. Keep one running with: [bold]make serve[/]")
+    _say_what_next(repository, requests[0])
+
+
+def _say_what_next(repository: Path, request: Request) -> None:
+    """The commands that a newcomer may want now, each complete."""
+    artifacts = repository.parent
+    texts = {"query": [request.query], "items": request.items[:2]}
+    inputs = [{"name": n, "datatype": "BYTES", "shape": [len(data)], "data": data} for n, data in texts.items()]
+    body = shlex.quote(json.dumps({"inputs": inputs}, ensure_ascii=False))
+    activate = [] if shutil.which("tritonrank") else [f"source {Path(sys.prefix) / 'bin' / 'activate'}"]
+    steps = {
+        "Keep it running (Ctrl-C stops it), and rank from another terminal": [
+            *activate,
+            f"tritonrank serve {artifacts}",
+            f"curl -s http://127.0.0.1:{HTTP_PORT}/v2/models/rank/infer -d {body}",
+            example_command(artifacts, f"grpc://127.0.0.1:{GRPC_PORT}"),
+        ],
+        "See what each step of the build cost, and who lost": [f"tritonrank report {artifacts}"],
+        "Bring your own model, your own data": [
+            "README.md says how, in a few lines of YAML each",
+            "tritonrank settings",
+        ],
+        "Read on": ["docs/README.md: the client, load tests, security, the container, GPUs"],
+    }
+    console.print("\nserver stopped. [bold]What to try next[/]")
+    for purpose, commands in steps.items():
+        console.print(f"\n{purpose}:", highlight=False)
+        for command in commands:
+            console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _rank_and_show(server: RunningServer, number: int, request: Request) -> None:

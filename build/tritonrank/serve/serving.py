@@ -21,7 +21,6 @@ from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.rankers.server_scorer import Request
 from tritonrank.serve.ready_file import remove_ready_file
-from tritonrank.serve.running import RunningServer
 from tritonrank.serve.servable import check_contents, repository_of
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.server_watch import WrongScoreError
@@ -203,10 +202,10 @@ def assemble_command(repository: Path) -> str:
     return f"tritonrank assemble RECIPE --target {target} {plan_settings(manifest.settings.get('precision'), ranks)}"
 
 
-def example_command(artifacts: Path, server: RunningServer) -> str:
+def example_command(artifacts: Path, grpc_url: str) -> str:
     """A request to copy and paste: the first golden one through the client's command line."""
     request, _ = golden_requests(repository_of(artifacts))[0]
     items = "\n".join(json.dumps(item, ensure_ascii=False) for item in request.items[:4])
     options = [f"--query {shlex.quote(request.query)}"] if request.query else []
     options += [f"--history {shlex.quote(item)}" for item in request.history[-2:]]
-    return f"tritonrank-client rank --url {server.grpc_url} {' '.join(options)} --items - <<'END'\n{items}\nEND"
+    return f"tritonrank-client rank --url {grpc_url} {' '.join(options)} --items - <<'END'\n{items}\nEND"
