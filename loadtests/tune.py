@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from tritonrank.rankers.architectures import architecture_of_files
 from tritonrank_runtime.cores import available_cores
 
 from loadtests.console import fail
@@ -153,16 +154,13 @@ def search_space(artifacts: Path, cores: int) -> Space:
     model = artifacts / REPOSITORY / "score" / "1"
     if not model.is_dir():
         raise TrialError(f"{model}: no such folder. Build it first: tritonrank build RECIPE")
-    is_shared = (model / "context.onnx").is_file()
+    architecture = architecture_of_files(path.name for path in model.iterdir())
     some_cores = sorted({1, max(1, cores // 2), cores})
-    batch: Space = (
-        {"serve.requests_per_execution": [1, 2, 4, 8]} if is_shared else {"serve.rows_per_batch": [8, 16, 32, 64]}
-    )
     choices: dict[str, Sequence[CategoricalChoiceType]] = {
         "serve.instances": sorted({1, 2, max(1, cores // 2), cores}),
         "serve.threads": some_cores,
         "serve.queue_delay_us": [0, 500, 2_000, 5_000],
-        **batch,
+        **architecture.speed_settings,
     }
     return {key: [AS_IT_IS, *values] for key, values in choices.items()}
 

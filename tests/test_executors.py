@@ -32,7 +32,8 @@ from tritonrank_runtime.engine import ExecutorError, RowsError
 from tritonrank_runtime.engines import engine_of, model_files, open_engine, open_executor
 from tritonrank_runtime.sessions import CUDA_PROVIDER, open_session
 from tritonrank_runtime.text import RequestTokenizer
-from tritonrank_runtime.torch_engine import CONFIG_FILE, WEIGHTS_FILE, load_network, open_torch_engine
+from tritonrank_runtime.torch_engine import open_torch_engine
+from tritonrank_runtime.torch_passes import CONFIG_FILE, WEIGHTS_FILE, load_network
 
 TOLERANCE = 1e-4
 TESTS = Path(__file__).parent

@@ -31,9 +31,10 @@ from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import load_ranker
 from tritonrank.rankers.scorers import Request, torch_scorer
+from tritonrank.rankers.shared_context import packed_batch
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.train import training as stage
-from tritonrank.train.batches import Collator, packed_batch
+from tritonrank.train.batches import Collator
 from tritonrank.train.finetune import untrained_ranker
 from tritonrank.train.losses import distillation_loss, list_loss
 from tritonrank_runtime.text import TextRules

@@ -17,8 +17,8 @@ from test_pack import SCORED, SIZES
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.gpu_check import check as checking
-from tritonrank.gpu_check import executors as gpu_executors
 from tritonrank.gpu_check import graphs as gpu_graphs
+from tritonrank.gpu_check import network_runs
 from tritonrank.gpu_check import pack as packing
 from tritonrank.gpu_check import triton as gpu_triton
 from tritonrank.gpu_check.check import agreement_with, describe_machine, gpu_check, take_turns
@@ -47,7 +47,7 @@ from tritonrank.tensorrt.profiles import Profile, Range
 from tritonrank_runtime.engine import Tensors
 from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.text import RequestTokenizer
-from tritonrank_runtime.torch_engine import load_network, row_positions
+from tritonrank_runtime.torch_passes import load_network, row_positions
 
 ROOT = Path(__file__).parents[1]
 EXECUTORS = ["PyTorch FP32, eager", "PyTorch FP32, eager, pair by pair", "PyTorch FP32, padded", "ONNX Runtime FP32"]
@@ -139,14 +139,14 @@ def test_scores_that_are_not_the_cpus_close_the_gate(
     runs: int, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record is written all the same: a bad number is shown, not hidden, though it fails when it is timed."""
-    padded_run, ran = gpu_executors.PaddedRunner.run, itertools.count(1)
+    padded_run, ran = network_runs.PaddedRunner.run, itertools.count(1)
 
-    def run(self: gpu_executors.PaddedRunner, request: Tensors) -> Any:
+    def run(self: network_runs.PaddedRunner, request: Tensors) -> Any:
         if next(ran) > runs:
             raise RuntimeError("CUDA out of memory")
         return padded_run(self, request) + 0.01
 
-    monkeypatch.setattr(gpu_executors.PaddedRunner, "run", run)
+    monkeypatch.setattr(network_runs.PaddedRunner, "run", run)
     with pytest.raises(GateError, match="not the CPU's scores: PyTorch FP32, padded; see"):
         gpu_check(pack, tmp_path / "bad.json", cpu=True, triton=False)
     failed = [row.name for row in read_report(tmp_path / "bad.json").rows if not row.agreement.passed]
@@ -274,13 +274,13 @@ def test_pair_by_pair_and_padded_score_as_the_engine(
     if is_pruned:
         teacher = load_any_ranker(checkpoint)
         longest = max(request["candidate_ids"].shape[1] for request in requests)
-        assert longest % gpu_executors.TOKEN_MULTIPLE
+        assert longest % network_runs.TOKEN_MULTIPLE
         kept = replace(everything(sizes_of(teacher.config)), positions=teacher.config.context_positions + longest)
         checkpoint = tmp_path
         cut(teacher, kept).save_pretrained(checkpoint)
     network = load_network(checkpoint)
     pairs = PairByPair(network, "cpu")
-    rows = gpu_executors.PaddedRunner(network.folded().score_batch, row_positions(network.config))
+    rows = network_runs.PaddedRunner(network.folded().score_batch, row_positions(network.config))
     for tensors in requests:
         (expected,) = open_engine(workspace.onnx).run([tensors])
         np.testing.assert_allclose(pairs.run(tensors), expected, atol=1e-4)

@@ -22,10 +22,11 @@ from tiny_models import FAMILIES, WITH_SEGMENTS, save_ranker
 from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, PreTrainedModel
 from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.modeling import SharedContextRanker, _rename, first_position, from_encoder
-from tritonrank.rankers.pretrained import is_shared_context, load_any_ranker, load_encoder, load_shared_context_ranker
+from tritonrank.rankers.pretrained import load_any_ranker, load_config, load_encoder
+from tritonrank.rankers.shared_context import load_shared_context_ranker, packed_batch
 from tritonrank.recipe import Recipe
-from tritonrank.train.batches import packed_batch
 from tritonrank.train.finetune import untrained_ranker
 from tritonrank_runtime.padding import PADDING
 
@@ -316,7 +317,7 @@ def test_dropout_is_for_training_alone(made: Made) -> None:
 
 def test_a_saved_ranker_is_loaded_as_what_it_was(made: Made, tmp_path: Path) -> None:
     made.ranker.save_pretrained(tmp_path)
-    assert is_shared_context(str(tmp_path))
+    assert architecture_of(load_config(str(tmp_path))).name == "shared-context"
     loaded = load_any_ranker(tmp_path)
     assert isinstance(loaded, SharedContextRanker)
     assert loaded.dtype == torch.float32

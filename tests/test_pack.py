@@ -26,7 +26,8 @@ from tritonrank.rankers.agreement import mean_overlap, relative_difference, top_
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.text import RequestTokenizer
-from tritonrank_runtime.torch_engine import WEIGHTS_FILE, open_torch_engine
+from tritonrank_runtime.torch_engine import open_torch_engine
+from tritonrank_runtime.torch_passes import WEIGHTS_FILE
 
 SIZES = {5: 6, 20: 4, 1_000: 2}
 SCORED = {5: 2, 20: 2, 1_000: 1}

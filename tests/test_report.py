@@ -35,9 +35,9 @@ from tritonrank.report.page import escape_markdown, make_report
 from tritonrank.report.plots import IntervalRow, LayerParts, figure, interval_plot, kept_matrix, ticks
 from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.shrink.cut import Kept
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.sessions import open_session
+from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 RUNGS = {"fine-tuned": "teacher", "pruned": "pruned", "student": "student", "ONNX FP32": "onnx", "INT8": "int8"}

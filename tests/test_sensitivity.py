@@ -14,8 +14,9 @@ from tritonrank.errors import GateError
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.rankers.scorers import Request
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, MODEL_FILE
+from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.engines import open_engine
+from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE
 
 HIDDEN, INTERMEDIATE = 64, 128  # of the tiny encoder
 

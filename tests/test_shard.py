@@ -35,12 +35,12 @@ from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.scorers import tensors_of
 from tritonrank.recipe import QuantizeSettings
 from tritonrank.train.finetune import save_checkpoint, untrained_ranker
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, MODEL_FILE, Feed
+from tritonrank_runtime.engine import MODEL_FILE, Feed
 from tritonrank_runtime.engines import model_files, open_engine
 from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.sessions import open_session
 from tritonrank_runtime.shard_runner import ShardRunner, read_shards, shard_file
-from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE, SHARED_CONTEXT
 from tritonrank_runtime.text import RequestTokenizer
 
 HEADS, LAYERS = 4, 2

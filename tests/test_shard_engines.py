@@ -27,10 +27,10 @@ from tritonrank.tensorrt.compile_ranks import one_profile
 from tritonrank.tensorrt.plans import check_plans
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, MODEL_FILE
+from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.shard_runner import shard_file
-from tritonrank_runtime.shared_context import SHARED_CONTEXT
+from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE, SHARED_CONTEXT
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 RANKS = 2

@@ -23,8 +23,9 @@ from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_n
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.serve.assemble import engine_inputs
-from tritonrank_runtime.engine import CANDIDATES_FILE, CONTEXT_FILE, WEIGHTS_FILE
+from tritonrank_runtime.engine import WEIGHTS_FILE
 from tritonrank_runtime.engines import loaded_files, open_engine
+from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE
 from tritonrank_runtime.text import TextRules, copy_text_files
 
 GRAPHS = (CONTEXT_FILE, CANDIDATES_FILE)

@@ -22,7 +22,7 @@ from tritonrank.quantize.half import to_half
 from tritonrank.quantize.halve import halve_graph
 from tritonrank.quantize.int8_tensorrt import half_scale, insert_qdq, quantize_graph, quantized_weight
 from tritonrank.quantize.qdq_rules import check_graph
-from tritonrank.rankers.pretrained import load_shared_context_ranker
+from tritonrank.rankers.shared_context import load_shared_context_ranker
 from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.shared_context import SHARED_CONTEXT, BatchedEngine

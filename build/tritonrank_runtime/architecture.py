@@ -119,6 +119,9 @@ class Architecture(ABC):
     """The graphs that are served on a CPU, in the order in which they run."""
     batch_is_request: bool
     """Whether an entry of the scorer's batch is a request; else it is one of its rows."""
+    has_score_batch = False
+    """Whether its network scores padded requests side by side (``score_batch``): its served graphs do not, so engines
+    that take one graph and few shapes get one of this."""
 
     # ---- rows
 
@@ -168,6 +171,18 @@ class Architecture(ABC):
             RowsError: they are not one request, or of too many candidates.
         """
         return tensors
+
+    def batch_of_one(self, tensors: Tensors) -> dict[str, NDArray[np.int32]]:
+        """A request as the graph takes it whose batch is the scorer's."""
+        if self.batch_is_request:
+            return {name: np.ascontiguousarray(tensor[np.newaxis]) for name, tensor in tensors.items()}
+        return {**tensors}
+
+    def candidates_axis(self, name: str) -> int | None:
+        """The axis of a batch's tensor that counts candidates; None of a tensor that holds none."""
+        if not self.batch_is_request:
+            return 0
+        return next(1 if one.axes > 1 else None for one in self.inputs if one.name == name)
 
     # ---- limits
 

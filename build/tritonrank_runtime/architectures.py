@@ -37,6 +37,12 @@ def architecture_of_graphs(inputs: Mapping[str, Sequence[str]]) -> Architecture:
     return next((one for one in ARCHITECTURES if one.takes_graphs(inputs)), DEFAULT)
 
 
+def architecture_of_files(names: Iterable[str]) -> Architecture | None:
+    """By the names of the graphs that serve it on a CPU; None where they are not those of one."""
+    found = {*names} & {*graph_names()}
+    return next((one for one in ARCHITECTURES if {*one.graph_files} == found), None)
+
+
 def graph_names() -> list[str]:
     """The names that a ranker's graphs can have, in the order in which they run."""
     return list(dict.fromkeys(name for one in ARCHITECTURES for name in one.graph_files))

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 """The graph of a ranker that is one graph."""
-CONTEXT_FILE = "context.onnx"
-CANDIDATES_FILE = "candidates.onnx"
 WEIGHTS_FILE = "weights.bin"
 """What several graphs of a folder have in common."""
 

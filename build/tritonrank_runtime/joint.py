@@ -96,7 +96,7 @@ class Joint(Architecture):
         return [one.name for one in self.inputs if has_segments or one.name != "token_type_ids"]
 
     def torch_graphs(self, folder: Path, device: str) -> dict[str, Graph]:
-        from tritonrank_runtime.torch_engine import JointPass, load_joint
+        from tritonrank_runtime.torch_passes import JointPass, load_joint
 
         return {MODEL_FILE: JointPass(load_joint(folder), device, self.input_names)}
 

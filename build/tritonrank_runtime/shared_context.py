@@ -21,8 +21,6 @@ from tritonrank_runtime.architecture import VOCABULARY, Architecture, EngineOpti
 from tritonrank_runtime.context_cache import ContextCache
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engine import (
-    CANDIDATES_FILE,
-    CONTEXT_FILE,
     MODEL_FILE,
     Engine,
     Feed,
@@ -47,6 +45,8 @@ if TYPE_CHECKING:
     from tritonrank_runtime.text import TextRules
 
 SHARED_CONTEXT = "shared-context"
+CONTEXT_FILE = "context.onnx"
+CANDIDATES_FILE = "candidates.onnx"
 
 
 class SharedContext(Architecture):
@@ -59,6 +59,7 @@ class SharedContext(Architecture):
     )
     graph_files = (CONTEXT_FILE, CANDIDATES_FILE)
     batch_is_request = True
+    has_score_batch = True
 
     def rows(
         self, layout: PairLayout, context: Sequence[int], candidates: Sequence[Sequence[int]]
@@ -115,7 +116,7 @@ class SharedContext(Architecture):
         return [one.name for one in self.inputs]
 
     def torch_graphs(self, folder: Path, device: str) -> dict[str, Graph]:
-        from tritonrank_runtime.torch_engine import CandidatePass, ContextPass, as_half, load_network
+        from tritonrank_runtime.torch_passes import CandidatePass, ContextPass, as_half, load_network
 
         network = load_network(folder).folded()
         network = network if device == "cpu" else as_half(network, device)

@@ -5,6 +5,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritonrank_runtime.architectures import architecture_named
+
 if TYPE_CHECKING:
     from tritonrank.recipe import Recipe
 
@@ -130,4 +132,4 @@ class Workspace:
 
 def is_batched_already(recipe: "Recipe") -> bool:
     """Whether the graph that CPUs serve has a batch of rows, as TensorRT's precisions need it."""
-    return recipe.model.architecture == "joint"
+    return not architecture_named(recipe.model.architecture).has_score_batch

@@ -8,27 +8,23 @@ pair by pair, which gives the same scores) and what launching hundreds of kernel
 captured once as CUDA graphs, and fused by torch.compile).
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 from tritonrank_runtime.architectures import architecture_named
 from tritonrank_runtime.engine import Engine, ExecutorError, Logits, Tensors
 from tritonrank_runtime.engines import open_engine
-from tritonrank_runtime.shared_context import INPUT_NAMES
 
 from tritonrank.errors import TritonRankError
+from tritonrank.gpu_check.network_runs import CudaGraphRunner, PaddedRunner, PairByPair, smallest_request
 from tritonrank.gpu_check.packed import Pack
 from tritonrank.gpu_check.report import Missing
 from tritonrank.tensorrt.plans import TENSORRT
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
     from tritonrank_runtime.network import SharedContextNetwork
 
     from tritonrank.gpu_check.graphs import Graphs
@@ -39,12 +35,6 @@ HALF_TOLERANCE = 1e-2
 INT8_TOLERANCE = 0.25
 """INT8 may change logits by 3% of their spread (root mean square): the largest of thousands is several times that. Its
 gate is NDCG, on the CPU; this finds plans that are broken."""
-CONTEXT_MULTIPLE, TOKEN_MULTIPLE, CANDIDATE_MULTIPLE = 16, 8, 8
-"""Shapes that a captured graph is padded to."""
-WARMUP_RUNS = 3
-"""Before a capture: libraries allocate their workspaces in the first runs."""
-PAIRS_PER_RUN = 256
-"""Of a thousand long pairs the masks alone would take much memory."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
         return Executor(f"PyTorch {precision}, {name}", precision, tolerance, run, is_baseline)
 
     try:
-        from tritonrank_runtime import torch_engine
+        from tritonrank_runtime import torch_engine, torch_passes
 
         eager = torch_engine.open_torch_engine(pack.folder, device)
     except ImportError as error:
@@ -109,18 +99,18 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
         yield Missing("PyTorch", str(error))
         return
     yield found("eager", _one_by_one(eager), is_baseline=True)
-    if not architecture_named(pack.manifest["architecture"]).batch_is_request:
+    if not architecture_named(pack.manifest["architecture"]).has_score_batch:
         return
-    network = torch_engine.load_network(pack.folder)
-    pairs = network if device == "cpu" else torch_engine.as_half(network, device)
+    network = torch_passes.load_network(pack.folder)
+    pairs = network if device == "cpu" else torch_passes.as_half(network, device)
     yield found("eager, pair by pair", PairByPair(pairs, device).run)
-    folded = torch_engine.load_network(pack.folder).folded()
-    longest = torch_engine.row_positions(folded.config)
+    folded = torch_passes.load_network(pack.folder).folded()
+    longest = torch_passes.row_positions(folded.config)
     if device == "cpu":
         yield found("padded", PaddedRunner(folded.score_batch, longest).run)
         yield Missing("CUDA graphs and torch.compile", "left out of a rehearsal; the padded way runs the same code")
         return
-    half = torch_engine.as_half(folded, device)
+    half = torch_passes.as_half(folded, device)
     yield found("CUDA graphs", CudaGraphRunner(half.score_batch, longest).run)
     yield from _compiled(half, longest, found)
 
@@ -132,7 +122,7 @@ def _compiled(
 
     def make() -> Executor:
         runner = CudaGraphRunner(torch.compile(network.score_batch, dynamic=True), longest)
-        runner.run(_smallest_request())  # what the compiler lacks (Triton, a C compiler) shows now
+        runner.run(smallest_request())  # what the compiler lacks (Triton, a C compiler) shows now
         return found("torch.compile, CUDA graphs", runner.run)
 
     yield attempt("torch.compile", make)
@@ -205,140 +195,6 @@ def _tensorrt_builder() -> tuple["Builder | None", str]:
 
 def _one_by_one(engine: Engine) -> Callable[[Tensors], Logits]:
     return lambda tensors: engine.run([tensors])[0]
-
-
-class PairByPair:
-    """A shared-context ranker as a joint one works: the context once more for every candidate. The same scores."""
-
-    def __init__(self, network: "SharedContextNetwork", device: str) -> None:
-        self._network, self._device = network, device
-
-    def run(self, request: Tensors) -> Logits:
-        import torch
-
-        context, candidates = (torch.from_numpy(request[name]).to(self._device) for name in INPUT_NAMES)
-        with torch.inference_mode():
-            parts = [
-                self._network(*self._pairs(context, part))[:, 0] for part in torch.split(candidates, PAIRS_PER_RUN)
-            ]
-            logits: Logits = torch.cat(parts).float().cpu().numpy()
-        return logits
-
-    def _pairs(self, context: "Tensor", candidates: "Tensor") -> tuple["Tensor", "Tensor", "Tensor", "Tensor"]:
-        """Arguments of ``forward``: one sequence per candidate."""
-        import torch
-
-        pairs, tokens = candidates.shape
-        repeated = context.expand(pairs, -1)
-        is_token = candidates >= 0
-        places = torch.arange(tokens, device=context.device) + self._network.config.context_positions
-        positions = torch.cat([torch.arange(len(context), device=context.device), places])
-        segments = torch.cat([torch.zeros_like(repeated), is_token.to(repeated.dtype) * 2 - 1], dim=1)
-        first_tokens = torch.full((pairs, 1), len(context), device=context.device)
-        token_ids = torch.cat([repeated, candidates.clamp(min=0)], dim=1)
-        return token_ids, positions.expand(pairs, -1), segments, first_tokens
-
-
-class PaddedRunner:
-    """``score_batch`` on requests that are padded to a few shapes, as captured graphs and plans need them.
-
-    Args:
-        score_batch: a network's.
-        longest: as ``padded`` takes it.
-    """
-
-    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]", longest: tuple[int, int]) -> None:
-        self._score_batch, self._longest = score_batch, longest
-
-    def run(self, request: Tensors) -> Logits:
-        import torch
-
-        context, candidates = (torch.from_numpy(tensor) for tensor in padded(request, self._longest))
-        with torch.no_grad():
-            logits = self._score_batch(context, candidates)
-        found: Logits = logits[0, : len(request["candidate_ids"])].float().numpy()
-        return found
-
-
-class CudaGraphRunner:
-    """``score_batch`` captured once per padded shape, then replayed: one launch instead of hundreds.
-
-    Args:
-        score_batch: a network's.
-        longest: as ``padded`` takes it.
-    """
-
-    def __init__(self, score_batch: "Callable[[Tensor, Tensor], Tensor]", longest: tuple[int, int]) -> None:
-        self._score_batch, self._longest = score_batch, longest
-        self._memory: Any = None
-        """shared by all graphs: no two run at once, and nothing in it outlives a run but the logits"""
-        self._captured: dict[tuple[int, ...], _Captured] = {}
-
-    def run(self, request: Tensors) -> Logits:
-        import torch
-
-        arrays = padded(request, self._longest)
-        shape = (*arrays[0].shape, *arrays[1].shape)
-        captured = self._captured.get(shape)
-        if captured is None:
-            captured = self._captured[shape] = self._capture(arrays)
-        for held, array in zip(captured.inputs, arrays, strict=True):
-            held.copy_(torch.from_numpy(array))
-        captured.graph.replay()
-        found: Logits = captured.logits[0, : len(request["candidate_ids"])].float().cpu().numpy()  # waits
-        return found
-
-    def _capture(self, arrays: "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]") -> "_Captured":
-        import torch
-
-        inputs = tuple(torch.from_numpy(array).cuda() for array in arrays)
-        # As PyTorch's documentation of CUDA graphs asks: first runs on a stream beside the current one.
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(beside):
-            for _ in range(WARMUP_RUNS):
-                self._score_batch(*inputs)
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph, pool=self._memory):
-            logits = self._score_batch(*inputs)
-        self._memory = self._memory or graph.pool()
-        return _Captured(graph, inputs, logits)
-
-
-@dataclass(frozen=True)
-class _Captured:
-    graph: "torch.cuda.CUDAGraph"
-    inputs: "tuple[Tensor, ...]"
-    logits: "Tensor"
-
-
-def padded(request: Tensors, longest: tuple[int, int]) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
-    """context_ids (1, tokens) and candidate_ids (1, candidates, tokens), padded with -1 to round numbers.
-
-    Args:
-        request: what to pad.
-        longest: tokens of a context and of a candidate that the ranker has positions for; a pruned one has as many as
-            its longest texts, which need not be a round number.
-    """
-    context, candidates = (request[name] for name in INPUT_NAMES)
-    shape = [
-        min(-(-size // multiple) * multiple, most)
-        for size, multiple, most in (
-            (len(context), CONTEXT_MULTIPLE, longest[0]),
-            (candidates.shape[0], CANDIDATE_MULTIPLE, sys.maxsize),
-            (candidates.shape[1], TOKEN_MULTIPLE, longest[1]),
-        )
-    ]
-    context_ids = np.full((1, shape[0]), -1, dtype=np.int32)
-    candidate_ids = np.full((1, shape[1], shape[2]), -1, dtype=np.int32)
-    context_ids[0, : len(context)] = context
-    candidate_ids[0, : candidates.shape[0], : candidates.shape[1]] = candidates
-    return context_ids, candidate_ids
-
-
-def _smallest_request() -> Tensors:
-    return {"context_ids": np.ones(1, dtype=np.int32), "candidate_ids": np.ones((1, 1), dtype=np.int32)}
 
 
 def first_line(error: Exception) -> str:

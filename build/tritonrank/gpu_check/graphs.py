@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from tritonrank_runtime.architectures import architecture_named
 from tritonrank_runtime.engine import MODEL_FILE
-from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.errors import RecipeError
@@ -21,8 +21,8 @@ from tritonrank.graphs.batched import export_batched_graph
 from tritonrank.graphs.export import export_graphs
 from tritonrank.quantize.half import to_half
 from tritonrank.quantize.int8_tensorrt import quantize_graph
-from tritonrank.rankers.pretrained import load_shared_context_ranker
 from tritonrank.rankers.scorers import Request
+from tritonrank.rankers.shared_context import load_shared_context_ranker
 from tritonrank.recipe import Recipe, SampleData, ServeSettings
 from tritonrank.tensorrt.compile import Builder, build_plan
 from tritonrank.tensorrt.plan_engine import PlanEngine
@@ -48,7 +48,7 @@ class Graphs:
     @cached_property
     def fp32(self) -> Path:
         folder = self._folder("fp32")
-        if self._pack.manifest["architecture"] == SHARED_CONTEXT:
+        if architecture_named(self._pack.manifest["architecture"]).has_score_batch:
             export_batched_graph(load_shared_context_ranker(str(self._pack.folder)), folder, OPSET)
         else:
             export_graphs(self._pack.folder, folder, OPSET)

@@ -24,7 +24,8 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
-from tritonrank_runtime.torch_engine import CONFIG_FILE, WEIGHTS_FILE, open_torch_engine
+from tritonrank_runtime.torch_engine import open_torch_engine
+from tritonrank_runtime.torch_passes import CONFIG_FILE, WEIGHTS_FILE
 
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
 from tritonrank.data.workload import workload_lines

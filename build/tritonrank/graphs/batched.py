@@ -10,16 +10,14 @@ against the engine that serves the same checkpoint, on real requests of differen
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor, nn
 from tritonrank_runtime.engine import MODEL_FILE, Feed
 from tritonrank_runtime.engines import open_engine
-from tritonrank_runtime.padding import PADDING
+from tritonrank_runtime.padding import PADDING, side_by_side
 from tritonrank_runtime.sessions import RUNTIME_ERRORS, open_session
 from tritonrank_runtime.shared_context import INPUT_NAMES, BatchedEngine
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
@@ -29,11 +27,13 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
-from tritonrank.graphs.export import OPSET, TOLERANCE, Difference, check_signature, trace_graph
+from tritonrank.graphs.export import OPSET, TOLERANCE, Difference, check_signature
 from tritonrank.rankers.agreement import largest_difference
-from tritonrank.rankers.modeling import SharedContextRanker
-from tritonrank.rankers.pretrained import load_shared_context_ranker, longest_input
+from tritonrank.rankers.graph_writing import trace_graph
+from tritonrank.rankers.modeling import BatchPass, SharedContextRanker
+from tritonrank.rankers.pretrained import longest_input
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
+from tritonrank.rankers.shared_context import load_shared_context_ranker, random_request, split_logits
 from tritonrank.recipe import Recipe
 from tritonrank.system.quiet import quiet_libraries
 
@@ -78,15 +78,6 @@ def export_batched(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     draft.metrics |= {"difference_on_grid": difference.on_grid, "difference_on_requests": difference.on_requests}
 
 
-class _BatchedPass(nn.Module):
-    def __init__(self, ranker: SharedContextRanker) -> None:
-        super().__init__()
-        self.ranker = ranker
-
-    def forward(self, context_ids: Tensor, candidate_ids: Tensor) -> Tensor:
-        return self.ranker.score_batch(context_ids, candidate_ids)
-
-
 @torch.no_grad()
 def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int = OPSET) -> None:
     """Write model.onnx of a ranker."""
@@ -97,7 +88,7 @@ def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int =
         ),
     }
     with quiet_libraries():
-        trace_graph(_BatchedPass(ranker.folded()), inputs, AXES, ["logits"], folder / MODEL_FILE, opset)
+        trace_graph(BatchPass(ranker.folded()), inputs, AXES, ["logits"], folder / MODEL_FILE, opset)
 
 
 def compare_batched(
@@ -147,18 +138,10 @@ def padded_requests(
         shape: context tokens, candidates and tokens to pad to at least.
         more_requests: requests of nothing but padding to add, as a batch of a fixed size needs.
     """
-    contexts = [request["context_ids"] for request in requests]
-    candidates = [request["candidate_ids"] for request in requests]
-    context_tokens = max(shape[0], *(len(ids) for ids in contexts))
-    most, tokens = (max(shape[1 + axis], *(ids.shape[axis] for ids in candidates)) for axis in (0, 1))
-    total = len(requests) + more_requests
-    feed: dict[str, NDArray[Any]] = {
-        "context_ids": np.full((total, context_tokens), PADDING, dtype=np.int32),
-        "candidate_ids": np.full((total, most, tokens), PADDING, dtype=np.int32),
-    }
-    for place, (context_ids, candidate_ids) in enumerate(zip(contexts, candidates, strict=True)):
-        feed["context_ids"][place, : len(context_ids)] = context_ids
-        feed["candidate_ids"][place, : candidate_ids.shape[0], : candidate_ids.shape[1]] = candidate_ids
+    feed = {}
+    for name, least in zip(INPUT_NAMES, (shape[:1], shape[1:]), strict=True):
+        given = [request[name] for request in requests]
+        feed[name] = side_by_side([*given, *[given[0][:0]] * more_requests], shape=least)
     return feed
 
 
@@ -168,29 +151,16 @@ def _grid_difference(
     """Requests of every size up to the shape's, in one run; the first fills it."""
     requests, context_tokens, candidates, tokens = shape
     generator = np.random.default_rng(requests * 1_000 + context_tokens)
-    made = [_random_request(generator, ranker.config.vocab_size, context_tokens, candidates, tokens)]
+    made = [random_request(generator, ranker.config.vocab_size, context_tokens, candidates, tokens)]
     while len(made) < requests:
         sizes = (int(generator.integers(1, most + 1)) for most in (context_tokens, candidates, tokens))
-        made.append(_random_request(generator, ranker.config.vocab_size, *sizes))
+        made.append(random_request(generator, ranker.config.vocab_size, *sizes))
     found = _run(batched, padded_requests(made, more_requests=1), f"shape {shape}", path)
     scored, expected = list[NDArray[np.float32]](), list[NDArray[np.float32]]()
     for row, request in zip(found, made, strict=False):  # the last row is padding alone
-        with torch.inference_mode():
-            keys, values = ranker.encode_context(torch.from_numpy(request["context_ids"]))
-            expected.append(ranker.score_candidates(keys, values, torch.from_numpy(request["candidate_ids"])).numpy())
+        expected.append(split_logits(ranker, request))
         scored.append(row[: len(expected[-1])])
     return largest_difference(scored, expected)
-
-
-def _random_request(
-    generator: np.random.Generator, vocabulary: int, context_tokens: int, candidates: int, tokens: int
-) -> RequestTensors:
-    lengths = generator.integers(1, tokens + 1, size=candidates)
-    lengths[0] = tokens
-    candidate_ids = generator.integers(5, vocabulary, size=(candidates, tokens), dtype=np.int32)
-    candidate_ids[np.arange(tokens)[None, :] >= lengths[:, None]] = PADDING
-    context_ids = generator.integers(5, vocabulary, size=context_tokens, dtype=np.int32)
-    return {"context_ids": context_ids, "candidate_ids": candidate_ids}
 
 
 def _run(batched: BatchedEngine, feed: Feed, what: str, path: Path) -> NDArray[np.float32]:

@@ -12,12 +12,13 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
+from tritonrank_runtime.architectures import ARCHITECTURES
 from tritonrank_runtime.sessions import RUNTIME_ERRORS
 
 from tritonrank.errors import ArtifactError
 
 SIZES = (5, 7, 11, 13)
-FILLERS = {"token_type_ids": 0, "attention_mask": 1}
+FILLERS = {one.name: one.example for kind in ARCHITECTURES for one in kind.inputs if not one.is_text}
 TOKEN = 2
 """A token id that every vocabulary has."""
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from tokenizers import Tokenizer
-from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest
@@ -33,6 +32,7 @@ from tritonrank.judge.evaluate import (
 from tritonrank.judge.gate import show_verdict, verdict
 from tritonrank.judge.ways_out import OTHER_WAY_OUT, UNCUT_WAY_OUT, WAYS_OUT
 from tritonrank.judge.worst import forget_closed_gate, require_passed, with_worst_requests
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.rankers.text_budgets import TEXT_METRICS, Needs, rules_of_checkpoint
@@ -121,7 +121,8 @@ def judge_uncut(recipe: Recipe, folder: Path, dataset_folder: Path, judgements: 
 def uncut_rules(recipe: Recipe, folder: Path, dataset_folder: Path) -> TextRules | None:
     """Rules under which a ready checkpoint reads whole texts; None where it does, or cannot read more."""
     counts = read_manifest(dataset_folder).metrics.get(TEXT_METRICS)
-    if not recipe.model.checkpoint or recipe.model.architecture != JOINT or counts is None:
+    shares = architecture_named(recipe.model.architecture).shares_positions
+    if not recipe.model.checkpoint or not shares or counts is None:
         return None
     cut = max(counts[kind]["cut_share"] for kind in ("judged_candidates", "queries"))
     if cut <= UNCUT_FROM:

@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from tritonrank.rankers.modeling import SharedContextConfig, shared_context_name
+from tritonrank.rankers.architectures import architecture_of
+from tritonrank.rankers.modeling import shared_context_name
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,18 @@ def sizes_of(config: Any) -> Sizes:
 
 def heads_of(config: Any) -> int:
     """Attention heads per layer that are there; all layers have equally many."""
-    return int(config.num_attention_heads - len(dict(config.pruned_heads or {}).get(0, [])))
+    return architecture_of(config).heads(config)
 
 
 def head_size_of(config: Any) -> int:
-    if isinstance(config, SharedContextConfig):
-        return config.head_size
-    return int(config.hidden_size // config.num_attention_heads)
+    return architecture_of(config).head_size(config)
 
 
 def resized(config: Any, sizes: Sizes) -> Any:
     """A copy of the config with other sizes."""
     copy = deepcopy(config)
     copy.num_hidden_layers = sizes.layers
-    if isinstance(copy, SharedContextConfig):
-        copy.num_attention_heads = sizes.heads  # its head_size is a number of its own
-    else:
-        missing = list(range(sizes.heads, copy.num_attention_heads))
-        copy.pruned_heads = dict.fromkeys(range(sizes.layers), missing) if missing else {}
+    architecture_of(copy).set_heads(copy, sizes.heads)
     setattr(copy, _ffn_setting(copy), sizes.ffn_neurons)
     copy.vocab_size = sizes.vocabulary
     copy.max_position_embeddings = sizes.positions
@@ -81,20 +76,13 @@ def part_name(model: PreTrainedModel, name: str) -> str:
 @contextmanager
 def only_layers(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
     """While this lasts the model has only these of its layers; no weight is copied."""
-    owner, attribute = _layer_list(model)
+    owner, attribute = architecture_of(model.config).layer_list(model)
     all_layers = getattr(owner, attribute)
     setattr(owner, attribute, nn.ModuleList(all_layers[layer] for layer in kept))
     try:
         yield
     finally:
         setattr(owner, attribute, all_layers)
-
-
-def _layer_list(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    if isinstance(model.config, SharedContextConfig):
-        return model, "layers"
-    encoder = getattr(model, model.base_model_prefix)
-    return (encoder.transformer if model.config.model_type == "distilbert" else encoder.encoder), "layer"
 
 
 def _ffn_setting(config: Any) -> str:

@@ -19,7 +19,7 @@ from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
-from tritonrank.rankers.modeling import SharedContextRanker, counts_from_padding, first_position
+from tritonrank.rankers.modeling import counts_from_padding, first_position
 
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 STRUCTURAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -119,7 +119,7 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerFast, model: PreTr
             f"{rows}. Either it is another model's tokenizer, or tokens were added without "
             "model.resize_token_embeddings(len(tokenizer)): take the tokenizer that the model was trained with"
         )
-    if isinstance(model, SharedContextRanker) or not counts_from_padding(model.config.model_type):
+    if not counts_from_padding(model.config.model_type):
         return
     padding = first_position(model.config) - 1
     if tokenizer.pad_token_id != padding:
@@ -132,8 +132,7 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerFast, model: PreTr
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """Tokens that a model has an embedding for."""
-    words = model.embeddings.words if isinstance(model, SharedContextRanker) else model.get_input_embeddings()
-    return int(words.weight.shape[0])
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _unmark(added_tokens: Iterable[dict[str, Any]], names: set[str]) -> None:

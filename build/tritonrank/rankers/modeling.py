@@ -85,6 +85,9 @@ class SharedContextRanker(SharedContextPasses, PreTrainedModel):
         self.add_modules(config)
         PreTrainedModel.post_init(self)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.words
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
@@ -93,6 +96,39 @@ class SharedContextRanker(SharedContextPasses, PreTrainedModel):
         if isinstance(module, nn.LayerNorm):
             module.weight.data.fill_(1.0)
             module.bias.data.zero_()
+
+
+class ContextPass(nn.Module):
+    """``encode_context`` as a module of its own, which is what an exporter takes."""
+
+    def __init__(self, ranker: SharedContextRanker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, context_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.ranker.encode_context(context_ids)
+
+
+class CandidatePass(nn.Module):
+    """``score_candidates``, likewise."""
+
+    def __init__(self, ranker: SharedContextRanker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, context_keys: Tensor, context_values: Tensor, candidate_ids: Tensor) -> Tensor:
+        return self.ranker.score_candidates(context_keys, context_values, candidate_ids)
+
+
+class BatchPass(nn.Module):
+    """``score_batch``, likewise."""
+
+    def __init__(self, ranker: SharedContextRanker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, context_ids: Tensor, candidate_ids: Tensor) -> Tensor:
+        return self.ranker.score_batch(context_ids, candidate_ids)
 
 
 _NAMES = {

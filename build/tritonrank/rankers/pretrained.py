@@ -18,14 +18,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
+from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.checkpoint_check import PLAIN_TOKENIZER_CLASSES, refuse_code
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
 from tritonrank.rankers.checkpoint_source import folder_of
-from tritonrank.rankers.modeling import SharedContextRanker, first_position
+from tritonrank.rankers.modeling import first_position
 from tritonrank.system.quiet import quiet_libraries
 
 UNLIMITED = 1_000_000
@@ -90,9 +90,7 @@ def load_ranker(name: str, revision: str | None = None, *, new_head: bool) -> Pr
             f"{name}: a ranker is a sequence-classification checkpoint with one label; this one is "
             f"{config.architectures} with {config.num_labels} labels. To fine-tune it, name it as model.base instead"
         )
-    model, found = _load(AutoModelForSequenceClassification, name, revision, output_loading_info=True)
-    _refuse_missing(name, found["missing_keys"])
-    return model
+    return load_whole(AutoModelForSequenceClassification, name, revision)
 
 
 def load_any_ranker(folder: Path) -> PreTrainedModel:
@@ -102,33 +100,19 @@ def load_any_ranker(folder: Path) -> PreTrainedModel:
         ArtifactError: the folder holds no ranker.
     """
     name = str(folder)
-    return load_shared_context_ranker(name) if is_shared_context(name) else load_ranker(name, new_head=False)
+    return architecture_of(load_config(name)).load(name)
 
 
-def load_shared_context_ranker(name: str, revision: str | None = None) -> SharedContextRanker:
-    """A checkpoint that was fine-tuned as a shared-context ranker, FP32.
+def load_whole(model_class: type, name: str, revision: str | None = None) -> PreTrainedModel:
+    """A checkpoint all of whose weights are there, FP32.
 
     Raises:
-        ArtifactError: not to be found, not safetensors, another kind of model, or weights are missing.
+        ArtifactError: it cannot be loaded, is not safetensors, or weights are missing.
     """
-    if not is_shared_context(name, revision):
-        raise ArtifactError(
-            f"{name}: not a shared-context ranker. Other checkpoints are served as they are with model.architecture: "
-            "joint; to train one under the shared-context mask, name it as model.base"
-        )
-    ranker: SharedContextRanker
-    ranker, found = _load(SharedContextRanker, name, revision, output_loading_info=True)
+    model: PreTrainedModel
+    model, found = _load(model_class, name, revision, output_loading_info=True)
     _refuse_missing(name, found["missing_keys"])
-    return ranker
-
-
-def is_shared_context(name: str, revision: str | None = None) -> bool:
-    """Whether a checkpoint says of itself that it is a shared-context ranker.
-
-    Raises:
-        ArtifactError: there is no config to read.
-    """
-    return bool(load_config(name, revision).model_type == SHARED_CONTEXT)
+    return model
 
 
 def load_config(name: str, revision: str | None = None) -> Any:

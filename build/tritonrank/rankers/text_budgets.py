@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tritonrank_runtime.architectures import DEFAULT
 from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.checkpoint_source import determining_files, folder_of, identity, is_hub_id
 from tritonrank.recipe import DEFAULT_BUDGETS, PACKAGED_MINILM, ModelSettings, Recipe, TextSettings
 
@@ -71,7 +71,7 @@ def resolve_rules(recipe: Recipe, needs: Needs) -> TextRules:
 
 
 def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) -> TextRules:
-    """The rules of a joint checkpoint: what is named stands, the rest shares its positions by what the data need.
+    """The rules of a ready checkpoint: what is named stands, the rest shares its positions by what the data need.
 
     Args:
         model: the checkpoint.
@@ -82,8 +82,9 @@ def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) 
         ArtifactError: the checkpoint cannot be found.
     """
     limit = longest_row(model)
+    served = architecture_named(model.architecture).served
     specials = _special_tokens(model)
-    longest = max(tokens for tokens in range(max(1, limit - 64), limit + 1) if DEFAULT.run_tokens(tokens) <= limit)
+    longest = max(tokens for tokens in range(max(1, limit - 64), limit + 1) if served.run_tokens(tokens) <= limit)
     room = (
         longest - specials - 1
     )  # the separator between query and history has its place, whether they are there or not
@@ -100,7 +101,7 @@ def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) 
         text.query_tokens, max(0, min(query, max(left // 2, left - _named(text.candidate_tokens, candidate))))
     )
     candidate = _named(text.candidate_tokens, max(4, min(candidate, left - query)))
-    return TextRules(text.item_template, query, items, history, candidate, DEFAULT.name)
+    return TextRules(text.item_template, query, items, history, candidate, served.name)
 
 
 def budgets_without_data(recipe: Recipe) -> dict[str, int]:
@@ -168,8 +169,8 @@ def longest_row(model: ModelSettings) -> int:
 
 
 def _depends_on_data(recipe: Recipe) -> bool:
-    """Whether budgets are left to a joint checkpoint that does not say what it was trained with."""
-    if recipe.model.checkpoint is None or recipe.model.architecture != DEFAULT.name:
+    """Whether budgets are left to a ready checkpoint that does not say what it was trained with."""
+    if recipe.model.checkpoint is None or not architecture_named(recipe.model.architecture).shares_positions:
         return False
     is_named = all(getattr(recipe.text, setting) != "auto" for setting in DEFAULT_BUDGETS)
     return not is_named and _own_rules(recipe.model.checkpoint) is None

@@ -16,14 +16,19 @@ from typing import Any
 import numpy as np
 import onnx
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank_runtime import torch_engine
-from tritonrank_runtime.architectures import ARCHITECTURES, architecture_of_graphs, architecture_of_type
+from tritonrank_runtime.architectures import (
+    ARCHITECTURES,
+    architecture_of_files,
+    architecture_of_graphs,
+    architecture_of_type,
+)
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import loaded_files, model_files
 from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
+from tritonrank_runtime.torch_passes import CONFIG_FILE, WEIGHTS_FILE
 
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
@@ -41,7 +46,7 @@ from tritonrank.serve.triton_config import as_text, model_configs
 
 GOLDEN_CANDIDATES = 12
 AWKWARD_CANDIDATES = 4
-CHECKPOINT_FILES = (torch_engine.CONFIG_FILE, torch_engine.WEIGHTS_FILE)
+CHECKPOINT_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 HALF_SHARE = 0.02
 """Of the golden scores' spread: what FP16 may change, or TF32, which ONNX Runtime takes for FP32 products on GPUs."""
 
@@ -169,7 +174,7 @@ def engine_inputs(model_folder: Path) -> list[str]:
     else:
         graphs = {path.name: onnx.load(path, load_external_data=False).graph for path in model_files(model_folder)}
         inputs = {name: [tensor.name for tensor in graph.input] for name, graph in graphs.items()}
-        if [*inputs] not in [[*one.graph_files] for one in ARCHITECTURES]:
+        if architecture_of_files(inputs) is None:
             expected = " or ".join(" and ".join(one.graph_files) for one in ARCHITECTURES)
             raise ArtifactError(
                 f"{model_folder}: graphs {[*inputs]}; expected {expected}; "
@@ -181,7 +186,7 @@ def engine_inputs(model_folder: Path) -> list[str]:
 
 def is_checkpoint(model_folder: Path) -> bool:
     """Whether a folder holds what the executor torch runs."""
-    return (model_folder / torch_engine.WEIGHTS_FILE).is_file()
+    return (model_folder / WEIGHTS_FILE).is_file()
 
 
 def _served_files(model_folder: Path) -> list[Path]:

@@ -22,10 +22,12 @@ from tritonrank_runtime.engine import MODEL_FILE
 
 from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
+from tritonrank.rankers.architecture import Warmup
+from tritonrank.rankers.architectures import architecture_of_inputs
 from tritonrank.recipe import Recipe, ServeSettings
-from tritonrank.serve.triton_config import ADMISSION_TENSORS, model_configs, set_parameters, warmup_mask_file
+from tritonrank.serve.triton_config import ADMISSION_TENSORS, add_warmup, logits_dims, model_configs, set_parameters
 from tritonrank.tensorrt.plans import PLAN_FILE, rebuild_command
-from tritonrank.tensorrt.profiles import Profile, Shape, buckets_of, is_shared_context
+from tritonrank.tensorrt.profiles import Profile, Shape, buckets_of
 
 NO_LIMIT = 1_000_000
 """Requests that ``tokenize`` may let through: the scorer's own queue refuses what is too much."""
@@ -89,7 +91,7 @@ def _score(recipe: Recipe, target: Target, profiles: Sequence[Profile]) -> pb.Mo
     config = pb.ModelConfig(name="score", max_batch_size=most)
     for name, one in profiles[0].items():
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=[-1] * (len(one.best) - 1))
-    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1] if is_shared_context(profiles[0]) else [1])
+    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=logits_dims(profiles[0]))
     _bound_queue(config, recipe.serve)
     if target is Target.ONNXRUNTIME:
         _run_onnx(config, recipe.serve)
@@ -155,24 +157,16 @@ def _warmups(target: Target, profiles: Sequence[Profile]) -> Iterator[Shapes]:
 
 
 def _warm_up(config: pb.ModelConfig, shapes: Shapes) -> None:
-    """A zero is a token; only a mask has to be made of ones, which lie in a file (``write_warmup_masks``)."""
     described = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-    warmup = config.model_warmup.add(name=described, batch_size=_rows(shapes))
-    for name, shape in shapes.items():
-        tensor = warmup.inputs[name]
-        tensor.data_type = pb.TYPE_INT32
-        tensor.dims.extend(shape[1:])
-        if name == "attention_mask":
-            tensor.input_data_file = warmup_mask_file(shape[1])
-        else:
-            tensor.zero_data = True
+    add_warmup(config, Warmup(described, _rows(shapes), {name: shape[1:] for name, shape in shapes.items()}))
 
 
 def _batches(profile: Profile, some: Sequence[int]) -> Iterator[Shapes]:
-    """Executions of a bucket: so many requests of a shared-context ranker, and the most; a joint one's rows are one."""
+    """Executions of a bucket: so many requests, and the most; where rows are the batch, those of one request."""
     full = {name: shapes.best for name, shapes in profile.items()}
     most = _batch(profile)
-    for requests in sorted({*(one for one in some if one < most), most}) if is_shared_context(profile) else [most]:
+    is_request = architecture_of_inputs(profile).served.batch_is_request
+    for requests in sorted({*(one for one in some if one < most), most}) if is_request else [most]:
         yield {name: (requests, *shape[1:]) for name, shape in full.items()}
 
 

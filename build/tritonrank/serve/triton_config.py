@@ -5,8 +5,7 @@
     score       token ids -> logits; the dynamic batcher hands over concurrent requests together
     select      logits -> ranking
 
-For a joint ranker the scorer's batch dimension is the row (context and candidate), for a shared-context ranker it is
-the request.
+The scorer's batch dimension is the request or a row of one, as the ranker's architecture says.
 
 Nothing is left to auto-completion, and the text depends on the recipe and the number of cores alone, so that the copy
 in git can be compared. There is no queue policy, because any of them makes the batcher stall: ``admission.py`` bounds
@@ -14,22 +13,19 @@ the scorer's queue and keeps deadlines.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonrank_runtime.architectures import architecture_of_inputs
 
+from tritonrank.rankers.architecture import Warmup
+from tritonrank.rankers.architectures import architecture_of_inputs
 from tritonrank.recipe import ServeSettings
 
 CORES_PER_INSTANCE = 4
 FEWEST_INSTANCES = 2
 """With one, every small request waits for the large one before it: its p99 beside 1,000-candidate requests was 21 times
 the unloaded one, with two twice (measured; docs/log.md). They share out the cores: an instance alone takes all."""
-JOINT_WARMUP = ((1, 16), (16, 64), (64, 96))
-"""(rows, tokens) that each scorer runs before it reports ready, so that memory is allocated and pages are touched."""
-SHARED_CONTEXT_WARMUP = ((16, 1, 8), (64, 10, 16), (96, 100, 16))
-"""(context tokens, candidates, tokens), for the same reason"""
 ENSEMBLE = "rank"
 MOST_HISTORY = 1_000
 """History items accepted in one request; ``text.history_items`` of them are read."""
@@ -39,7 +35,6 @@ ITEM_CACHE_ENTRIES = 100_000
 """Item texts whose token ids the server remembers; ``text.py`` bounds their tokens, too."""
 ADMISSION_TENSORS = ("deadline", "ticket")
 """What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
-SHARED_CONTEXT_DIMS = {"context_ids": [-1], "candidate_ids": [-1, -1]}
 
 
 def model_configs(
@@ -131,12 +126,12 @@ def _rank(settings: ServeSettings, engine_inputs: Sequence[str], scores: Mapping
 def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.ModelConfig:
     config = _python_model("tokenize")
     config.input.extend(_request_inputs())
-    for name in engine_inputs:
-        config.output.add(name=name, data_type=pb.TYPE_INT32, dims=SHARED_CONTEXT_DIMS.get(name, [-1, -1]))
+    batch = _batch_dims(engine_inputs)
+    for name, dims in _entry_dims(engine_inputs).items():
+        config.output.add(name=name, data_type=pb.TYPE_INT32, dims=[*batch, *dims])
     config.output.append(pb.ModelOutput(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1]))
-    per_row_dims = [1] if _is_shared_context(engine_inputs) else [-1, 1]
     for name in ADMISSION_TENSORS:
-        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_INT64, dims=per_row_dims))
+        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_INT64, dims=[*batch, 1]))
     config.output.extend(_told_outputs())
     set_parameters(
         config,
@@ -161,29 +156,20 @@ def _score(
     ids: Mapping[str, int],
 ) -> pb.ModelConfig:
     config = _python_model("score")
-    is_shared = _is_shared_context(engine_inputs)
-    # Of a joint ranker the batch is of rows, and as large as the largest request.
-    config.max_batch_size = (
-        settings.requests_per_execution if is_shared else max(settings.max_candidates, settings.rows_per_batch)
-    )
+    architecture = architecture_of_inputs(engine_inputs)
+    config.max_batch_size = architecture.max_batch_size(settings)
     config.instance_group[0].count = instances
     if settings.device == "cuda":
         config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU  # so many on each GPU; each is told its own
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
-    for name in engine_inputs:
-        dims = SHARED_CONTEXT_DIMS.get(name, [-1])
+    for name, dims in _entry_dims(engine_inputs).items():
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=dims, allow_ragged_batch=True)
     for name in ADMISSION_TENSORS:
         config.input.add(name=name, data_type=pb.TYPE_INT64, dims=[1], optional=True)
-    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=[-1] if is_shared else [1])
-    if is_shared:
-        # Of a joint ranker max_batch_size bounds the candidates.
-        cache_bytes = settings.context_cache_mb * 1_000_000
-        set_parameters(config, context_cache_bytes=cache_bytes, max_candidates=settings.max_candidates)
-    else:
-        set_parameters(config, rows_per_batch=settings.rows_per_batch)
+    config.output.add(name="logits", data_type=pb.TYPE_FP32, dims=logits_dims(engine_inputs))
+    set_parameters(config, **architecture.score_parameters(settings))
     set_parameters(config, queue=ENSEMBLE, deadline_us=settings.deadline_ms * 1_000)
-    for one in architecture_of_inputs(engine_inputs).inputs:
+    for one in architecture.served.inputs:
         for parameter, limits in ((one.longest, longest_rows), (one.ids, ids)):
             if parameter and limits.get(one.name, sys.maxsize) < sys.maxsize:
                 set_parameters(config, **{parameter: limits[one.name]})
@@ -191,55 +177,50 @@ def _score(
         set_parameters(config, threads=settings.threads)
     if settings.executor != "onnxruntime":
         config.parameters["executor"].string_value = settings.executor
-    if is_shared:
-        _warm_up_shared_context(config, settings.max_candidates, longest_rows)
-    else:
-        _warm_up_joint(config, longest_rows)
+    for warmup in architecture.warmups(settings, longest_rows):
+        add_warmup(config, warmup)
     return config
 
 
-def _warm_up_shared_context(config: pb.ModelConfig, max_candidates: int, longest: Mapping[str, int]) -> None:
-    # The scorer refuses more candidates or tokens, and would not start; what is cut to the same is run once.
-    shapes = (
-        (min(context, longest["context_ids"]), min(candidates, max_candidates), min(tokens, longest["candidate_ids"]))
-        for context, candidates, tokens in SHARED_CONTEXT_WARMUP
-    )
-    for context_tokens, candidates, tokens in dict.fromkeys(shapes):
-        described = f"{context_tokens} context tokens, {candidates} candidates of {tokens} tokens"
-        warmup = config.model_warmup.add(name=described, batch_size=1)
-        for name, dims in (("context_ids", [context_tokens]), ("candidate_ids", [candidates, tokens])):
-            warmup.inputs[name].data_type = pb.TYPE_INT32
-            warmup.inputs[name].dims.extend(dims)
-            warmup.inputs[name].zero_data = True
-
-
-def _warm_up_joint(config: pb.ModelConfig, longest: Mapping[str, int]) -> None:
-    # The bundled server dies (SIGSEGV) of a warm-up batch that is larger than the scorer's.
-    shapes = ((min(rows, config.max_batch_size), min(tokens, *longest.values())) for rows, tokens in JOINT_WARMUP)
-    for rows, tokens in dict.fromkeys(shapes):
-        warmup = config.model_warmup.add(name=f"{rows} rows of {tokens} tokens", batch_size=rows)
-        for name in longest:
-            tensor = warmup.inputs[name]
-            tensor.data_type = pb.TYPE_INT32
-            tensor.dims.append(tokens)
-            if name == "attention_mask":
-                tensor.input_data_file = warmup_mask_file(tokens)
-            else:
-                tensor.zero_data = True
+def add_warmup(config: pb.ModelConfig, warmup: Warmup) -> None:
+    """Zeros, which every ranker takes for ids; what has to hold ones lies in a file (``write_warmup_masks``)."""
+    added = config.model_warmup.add(name=warmup.what, batch_size=warmup.batch_size)
+    examples = {one.name: one.example for one in architecture_of_inputs(warmup.shapes).served.inputs}
+    for name, shape in warmup.shapes.items():
+        tensor = added.inputs[name]
+        tensor.data_type = pb.TYPE_INT32
+        tensor.dims.extend(shape)
+        if examples[name]:
+            tensor.input_data_file = warmup_mask_file(*shape)
+        else:
+            tensor.zero_data = True
 
 
 def _select(engine_inputs: Sequence[str]) -> pb.ModelConfig:
     config = _python_model("select")
-    logits_dims = [-1] if _is_shared_context(engine_inputs) else [-1, 1]
-    config.input.add(name="logits", data_type=pb.TYPE_FP32, dims=logits_dims)
+    dims = [*_batch_dims(engine_inputs), *logits_dims(engine_inputs)]
+    config.input.add(name="logits", data_type=pb.TYPE_FP32, dims=dims)
     config.input.add(name="row_of_candidate", data_type=pb.TYPE_INT32, dims=[-1])
     config.input.extend(tensor for tensor in _request_inputs() if tensor.name in {"item_ids", "top_k"})
     config.output.extend(_outputs())
     return config
 
 
-def _is_shared_context(engine_inputs: Sequence[str]) -> bool:
-    return "context_ids" in engine_inputs
+def _batch_dims(engine_inputs: Sequence[str]) -> list[int]:
+    """What a request's tensors have before the dimensions of an entry of the scorer's batch: a number of entries, or
+    nothing where the request is the entry."""
+    return [] if architecture_of_inputs(engine_inputs).served.batch_is_request else [-1]
+
+
+def _entry_dims(engine_inputs: Sequence[str]) -> dict[str, list[int]]:
+    """The dimensions of one entry of the scorer's batch."""
+    known = {one.name: one for one in architecture_of_inputs(engine_inputs).served.inputs}
+    return {name: [-1] * known[name].axes for name in engine_inputs}
+
+
+def logits_dims(engine_inputs: Iterable[str]) -> list[int]:
+    """The dimensions of the logits of one entry of the scorer's batch: all of a request, or one of a row."""
+    return [-1] if architecture_of_inputs(engine_inputs).served.batch_is_request else [1]
 
 
 def _python_model(name: str) -> pb.ModelConfig:

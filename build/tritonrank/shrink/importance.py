@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tritonrank.rankers.anatomy import head_size_of, heads_of, only_layers, parts_of
+from tritonrank.rankers.architectures import architecture_of
 from tritonrank.train.losses import list_loss
 
 LINEAR_PARTS = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
@@ -91,11 +92,6 @@ def ranking_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     return list_loss(logits.view(labels.shape), labels, "listwise")
 
 
-def token_mask(batch: Batch) -> Tensor:
-    """True where a batch holds a token and not padding: (sequences, tokens)."""
-    return batch["segments"] >= 0 if "segments" in batch else batch["attention_mask"] > 0
-
-
 def _ablate(model: PreTrainedModel, batches: Sequence[Batch], layers: list[int], count: int) -> LayerChoice:
     kept, steps = layers, []
     with torch.inference_mode():
@@ -120,8 +116,9 @@ def _layer_influence(model: PreTrainedModel, batches: Sequence[Batch]) -> Values
                 ranking_loss(model, batch)
             for layer in layers:
                 alike = functional.cosine_similarity(before[layer], after[layer], dim=-1)
-                # The last layer of a shared-context ranker sees nothing but the candidates' first tokens.
-                mask = token_mask(batch) if token_mask(batch).shape == alike.shape else torch.ones_like(alike)
+                mask = architecture_of(model.config).token_mask(batch)
+                if mask.shape != alike.shape:  # a last layer may see nothing but the candidates' first tokens
+                    mask = torch.ones_like(alike, dtype=torch.bool)
                 totals[layer] += float(((1 - alike) * mask).sum())
                 tokens[layer] += float(mask.sum())
     return totals / tokens

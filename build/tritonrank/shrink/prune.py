@@ -15,7 +15,6 @@ import numpy as np
 from rich.console import Console
 from transformers import PreTrainedModel
 from tritonrank_runtime.item_text import render_fields
-from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import Draft
@@ -27,6 +26,7 @@ from tritonrank.data.requests import requests_of
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.judge.metrics import ndcg
 from tritonrank.rankers.anatomy import Sizes, head_size_of, resized, sizes_of
+from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.modeling import first_position
 from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
@@ -190,11 +190,7 @@ def _vocabulary(
 
 def _positions(teacher: PreTrainedModel, tokenizer: RequestTokenizer) -> int:
     """Rows of the position table that the token budgets can reach."""
-    if tokenizer.rules.architecture == SHARED_CONTEXT:
-        longest = int(teacher.config.context_positions) + tokenizer.longest_rows["candidate_ids"]
-    else:
-        longest = tokenizer.architecture.run_tokens(tokenizer.longest_rows["input_ids"])
-    return first_position(teacher.config) + longest
+    return first_position(teacher.config) + architecture_of(teacher.config).positions(teacher.config, tokenizer)
 
 
 def _parameters(model: PreTrainedModel) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
+from tritonrank_runtime.architectures import architecture_of_inputs
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.shard_runner import read_shards, shard_file
-from tritonrank_runtime.shared_context import INPUT_NAMES
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.artifacts import Draft
@@ -94,16 +94,15 @@ def rank_plan_file(rank: int) -> str:
 
 def one_profile(profiles: Sequence[Profile]) -> Profile:
     """A profile that holds what all of these hold, one request at a time."""
+    architecture = architecture_of_inputs(profiles[0])
     merged = {}
     for name in profiles[0]:
         smallest = tuple(map(min, *(profile[name].smallest for profile in profiles), profiles[0][name].smallest))
         largest = tuple(map(max, *(profile[name].largest for profile in profiles), profiles[0][name].largest))
-        best = list(largest)
-        if name in INPUT_NAMES:
+        if architecture.batch_is_request:
             largest = (1, *largest[1:])
-            best = list(largest)
-        rows_axis = 1 if name == INPUT_NAMES[1] else 0
-        if name != INPUT_NAMES[0]:
-            best[rows_axis] = min(best[rows_axis], TYPICAL_CANDIDATES)
+        best = list(largest)
+        if (axis := architecture.candidates_axis(name)) is not None:
+            best[axis] = min(best[axis], TYPICAL_CANDIDATES)
         merged[name] = Range(smallest, tuple(best), largest)
     return merged

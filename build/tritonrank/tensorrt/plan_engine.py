@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tritonrank_runtime.engine import Feed, Logits, Tensors
-from tritonrank_runtime.shared_context import INPUT_NAMES
+from tritonrank_runtime.architectures import architecture_of_inputs
+from tritonrank_runtime.engine import Logits, Tensors
 
 from tritonrank.errors import ArtifactError
 from tritonrank.tensorrt.profiles import Profile
@@ -48,7 +48,8 @@ class PlanEngine:
         Raises:
             ArtifactError: no profile holds it, or TensorRT refuses to run.
         """
-        feed = _feed(request, list(self._profiles[0]))
+        names = list(self._profiles[0])
+        feed = architecture_of_inputs(names).batch_of_one({name: request[name] for name in names})
         context = self._contexts[fitting_profile(self._profiles, {name: one.shape for name, one in feed.items()})]
         with torch.cuda.stream(self._stream):
             inputs = {name: torch.from_numpy(tensor).cuda() for name, tensor in feed.items()}
@@ -84,10 +85,3 @@ def fitting_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int,
         if all(fits):
             return number
     raise ArtifactError(f"no optimization profile of the plan holds {dict(shapes)}; see tensorrt.candidate_buckets")
-
-
-def _feed(request: Tensors, names: Sequence[str]) -> Feed:
-    """A request as a batch of one; rows of a joint ranker are a batch already."""
-    if names[0] == INPUT_NAMES[0]:
-        return {name: np.ascontiguousarray(request[name][np.newaxis]) for name in names}
-    return {name: request[name] for name in names}

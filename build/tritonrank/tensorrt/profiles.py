@@ -6,28 +6,17 @@ model and puts together whatever has one shape, the largest requests, too. The r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from tritonrank_runtime.padding import Buckets
-from tritonrank_runtime.shared_context import INPUT_NAMES, SHARED_CONTEXT
 from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.errors import RecipeError
+from tritonrank.rankers.architecture import Range as Range
+from tritonrank.rankers.architecture import Shape as Shape
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.recipe import Recipe
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Range:
-    """The shapes of one input: smallest, the one that kernels are chosen for, largest."""
-
-    smallest: Shape
-    best: Shape
-    largest: Shape
-
 
 Profile = dict[str, Range]
 """By input name."""
@@ -44,29 +33,19 @@ def profiles_of(recipe: Recipe, tokenizer: RequestTokenizer, input_names: list[s
     Raises:
         RecipeError: a token bucket is longer than any row can be.
     """
-    is_shared = tokenizer.rules.architecture == SHARED_CONTEXT
+    architecture = architecture_named(tokenizer.rules.architecture)
     longest = tokenizer.architecture.run_tokens([*tokenizer.longest_rows.values()][-1])
     settings = recipe.tensorrt
     if settings.token_buckets and settings.token_buckets[-1] > longest:
-        what = "a candidate" if is_shared else "a row"
         raise RecipeError(
-            f"tensorrt.token_buckets: {settings.token_buckets[-1]} is more than the {longest} tokens that {what} can "
-            "have by the text settings"
+            f"tensorrt.token_buckets: {settings.token_buckets[-1]} is more than the {longest} tokens that "
+            f"{architecture.bucketed} can have by the text settings"
         )
-    profiles = []
-    for fewest, most in pairwise([0, *settings.candidate_buckets]):
-        for shortest, tokens in pairwise([0, *sorted({*settings.token_buckets, longest})]):
-            if is_shared:
-                largest = (settings.requests, tokenizer.longest_rows["context_ids"]), (settings.requests, most, tokens)
-                shapes = (
-                    Range((1, 1), largest[0], largest[0]),
-                    Range((1, fewest + 1, shortest + 1), largest[1], largest[1]),
-                )
-                profiles.append(dict(zip(INPUT_NAMES, shapes, strict=True)))
-            else:
-                rows = Range((fewest + 1, shortest + 1), (most, tokens), (most, tokens))
-                profiles.append(dict.fromkeys(input_names, rows))
-    return profiles
+    return [
+        architecture.profile(input_names, settings.requests, (fewest + 1, most), (shortest + 1, tokens), tokenizer)
+        for fewest, most in pairwise([0, *settings.candidate_buckets])
+        for shortest, tokens in pairwise([0, *sorted({*settings.token_buckets, longest})])
+    ]
 
 
 def profiles_from(described: Sequence[Mapping[str, Any]]) -> list[Profile]:
@@ -82,7 +61,3 @@ def buckets_of(profiles: Sequence[Profile]) -> Buckets:
     shapes = [list(profile.values())[-1].largest[-2:] for profile in profiles]  # joint (rows, tokens), of each input
     candidates, tokens = (tuple(sorted({shape[axis] for shape in shapes})) for axis in (0, 1))
     return Buckets(candidates, tokens)
-
-
-def is_shared_context(profile: Profile) -> bool:
-    return INPUT_NAMES[0] in profile

@@ -14,7 +14,6 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 from tritonrank_runtime.engines import model_files
 from tritonrank_runtime.shard_workers import is_sharded
-from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import Draft, work_folder
@@ -23,14 +22,11 @@ from tritonrank.data.prepare import Dataset
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.checkpoint_check import Purpose, check_checkpoint, mention_prompts
 from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.checkpoint_tokenizer import check_vocabulary, make_ordinary, markers_of, request_tokenizer
-from tritonrank.rankers.modeling import SharedContextRanker, from_encoder
 from tritonrank.rankers.pretrained import (
-    load_encoder,
-    load_ranker,
-    load_shared_context_ranker,
     load_tokenizer,
     longest_input,
 )
@@ -110,38 +106,15 @@ def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[Pr
     check_checkpoint(name, purpose, architecture, revision)
     fast = load_tokenizer(name, revision)
     tokenizer = request_tokenizer(name, fast, rules or rules_to_try(recipe))
-    if architecture == SHARED_CONTEXT:
-        model: PreTrainedModel = _shared_context_ranker(recipe, tokenizer)
-    else:
-        model = load_ranker(name, revision, new_head=recipe.model.checkpoint is None)
-        _check_length(name, tokenizer.architecture.run_tokens(tokenizer.longest_rows["input_ids"]), "rows", model)
+    ranker = architecture_named(architecture)
+    model = ranker.untrained(recipe.model, tokenizer)
+    if (tokens := ranker.positions(model.config, tokenizer)) > longest_input(model):
+        raise RecipeError(
+            f"text: query_tokens + history_tokens + candidate_tokens make {ranker.longest_input} of up to {tokens} "
+            f"tokens; {name} takes {longest_input(model)}. Lower text.history_tokens"
+        )
     check_vocabulary(name, fast, model)
     return model, tokenizer
-
-
-def _shared_context_ranker(recipe: Recipe, tokenizer: RequestTokenizer) -> SharedContextRanker:
-    context, candidate = tokenizer.longest_rows.values()
-    if recipe.model.checkpoint is None:
-        name = recipe.model.base
-        model = from_encoder(load_encoder(name, recipe.model.revision), name, context_positions=context)
-    else:
-        name = recipe.model.checkpoint
-        model = load_shared_context_ranker(name, recipe.model.revision)
-        if context > model.config.context_positions:
-            raise RecipeError(
-                f"text: query_tokens + history_tokens make contexts of up to {context} tokens; {name} was trained for "
-                f"{model.config.context_positions}. Lower text.history_tokens"
-            )
-    _check_length(name, model.config.context_positions + candidate, "a context and a candidate", model)
-    return model
-
-
-def _check_length(name: str, tokens: int, what: str, model: PreTrainedModel) -> None:
-    if tokens > longest_input(model):
-        raise RecipeError(
-            f"text: query_tokens + history_tokens + candidate_tokens make {what} of up to {tokens} tokens; "
-            f"{name} takes {longest_input(model)}. Lower text.history_tokens"
-        )
 
 
 def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules: TextRules | None = None) -> None:
