@@ -172,6 +172,17 @@ def test_a_caller_who_hangs_up_frees_the_place(
     wait_until(lambda: metric(gateway, "refused_total", reason="hung_up") == before + MOST_IN_FLIGHT)
 
 
+def test_a_given_up_call_is_cancelled_on_the_wire_where_wanted(triton: MisbehavingServer, tmp_path: Any) -> None:
+    for flags, cancelled in ((("--cancel-on-hang-up",), 1), ((), 0)):
+        triton.behave(Slow(0.5))
+        triton.gave_up, answered = 0, triton.answered
+        with running_gateway(triton.urls["grpc"], tmp_path / str(cancelled), *flags) as own:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(own.url + "/v1/rank", json=BODIES["/v1/rank"], timeout=0.25)
+            wait_until(lambda before=answered: triton.answered > before)
+            assert triton.gave_up == cancelled
+
+
 def wait_until(is_so: Any, seconds: float = 5.0) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():

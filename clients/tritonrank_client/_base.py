@@ -44,6 +44,7 @@ class ClientBase:
         tls: TLS | None = None,
         keep_alive: KeepAlive | None = None,
         largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES,
+        cancel_abandoned: bool = False,
         threads: int = 0,
     ) -> None:
         self._settings = Settings(
@@ -56,6 +57,7 @@ class ClientBase:
             tls=tls,
             keep_alive=keep_alive or KeepAlive(),
             largest_answer_bytes=largest_answer_bytes,
+            cancel_abandoned=cancel_abandoned,
             threads=threads,
         )
         self._budget = RetryBudget(self._settings.retry.budget_ratio, self._settings.retry.budget_burst)

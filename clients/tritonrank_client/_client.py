@@ -34,6 +34,8 @@ class RankClient(ClientBase):
         tls: certificates; None on an encrypted URL trusts the system's authorities.
         keep_alive: how dead gRPC connections are found.
         largest_answer_bytes: an answer of more bytes is a ServerFault.
+        cancel_abandoned: over gRPC, cancel calls on the wire that nobody waits for, so that the server drops what it
+            has not begun. Only for Triton 2.74 and later: the bundled 2.51 can end when short calls are cancelled.
         threads: of a folder: cores that one request takes; 0 is all that this process may use.
 
     Raises:
@@ -52,6 +54,7 @@ class RankClient(ClientBase):
         tls: TLS | None = None,
         keep_alive: KeepAlive | None = None,
         largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES,
+        cancel_abandoned: bool = False,
         threads: int = 0,
     ) -> None:
         super().__init__(
@@ -64,6 +67,7 @@ class RankClient(ClientBase):
             tls=tls,
             keep_alive=keep_alive,
             largest_answer_bytes=largest_answer_bytes,
+            cancel_abandoned=cancel_abandoned,
             threads=threads,
         )
         self._transport = open_transport(self._settings)

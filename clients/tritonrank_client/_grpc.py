@@ -1,10 +1,11 @@
 """gRPC, blocking and asyncio. One channel per client: gRPC's unary calls are safe for threads and share it.
 
 Both clients stand on one `Wire` of gRPC futures, which blocking callers and tasks wait for in their own ways. A caller
-who runs out of time stops waiting, and that is all: the call itself is never cancelled on the wire and carries a
-deadline that is seconds later than the caller's. tritonserver 2.51 can end with a segmentation fault when short calls
-are cancelled while it answers them (https://github.com/triton-inference-server/server/issues/7368). The server still
-learns the real deadline, as the request parameter `timeout`; an answer that comes too late is thrown away.
+who runs out of time stops waiting, and that is all: the call itself is not cancelled on the wire, unless the settings
+say so, and carries a deadline that is seconds later than the caller's. tritonserver 2.51 can end with a segmentation
+fault when short calls are cancelled while it answers them (https://github.com/triton-inference-
+server/server/issues/7368). The server still learns the real deadline, as the request parameter `timeout`; an answer
+that comes too late is thrown away.
 """
 
 import asyncio
@@ -84,7 +85,10 @@ class Wire:
         return future
 
     def abandon(self, future: Any) -> None:
-        """Nobody waits for this call any more. It goes on; a reference is kept, because gRPC cancels a lost call."""
+        """Nobody waits for this call any more. It goes on, unless the settings have it cancelled; a reference is kept,
+        because gRPC cancels a lost call."""
+        if self._settings.cancel_abandoned:
+            future.cancel()  # of an answered call: nothing
         with self._changed:
             if future in self._running:
                 self._abandoned.add(future)

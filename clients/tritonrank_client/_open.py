@@ -29,6 +29,7 @@ def open(
     tls: TLS | None = None,
     keep_alive: KeepAlive | None = None,
     largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES,
+    cancel_abandoned: bool = False,
     threads: int = 0,
 ) -> RankClient:
     """The client for a target; its methods and results are the same for each, and so are its errors.
@@ -43,7 +44,8 @@ def open(
 
     Args:
         target: what to ask.
-        model, model_version, timeout, headers, retry, tls, keep_alive, largest_answer_bytes: as for `RankClient`.
+        model, model_version, timeout, headers, retry, tls, keep_alive, largest_answer_bytes,
+            cancel_abandoned: as for `RankClient`.
         threads: of a folder: cores that one request takes; 0 is all that this process may use.
 
     Raises:
@@ -60,6 +62,7 @@ def open(
         tls=tls,
         keep_alive=keep_alive,
         largest_answer_bytes=largest_answer_bytes,
+        cancel_abandoned=cancel_abandoned,
         threads=threads,
     )
     return RankClient(_url_of(target, options), **options)

@@ -168,6 +168,7 @@ class Settings:
     tls: TLS | None = None
     keep_alive: KeepAlive = field(default_factory=KeepAlive)
     largest_answer_bytes: int = DEFAULT_LARGEST_ANSWER_BYTES
+    cancel_abandoned: bool = False
     threads: int = 0
 
     def __post_init__(self) -> None:

@@ -16,13 +16,22 @@ class TritonBackend:
         model: the ensemble.
         timeout: seconds a request without a deadline of its own may take.
         retry: when the client asks again.
+        cancel_abandoned: calls that nobody waits for are cancelled on the wire.
     """
 
     def __init__(
-        self, url: str, *, model: str = "rank", timeout: float = 10.0, retry: Retry = PASS_REFUSALS_ON
+        self,
+        url: str,
+        *,
+        model: str = "rank",
+        timeout: float = 10.0,
+        retry: Retry = PASS_REFUSALS_ON,
+        cancel_abandoned: bool = False,
     ) -> None:
         self.url = url
-        self._client = AsyncRankClient(url, model=model, timeout=timeout, retry=retry)
+        self._client = AsyncRankClient(
+            url, model=model, timeout=timeout, retry=retry, cancel_abandoned=cancel_abandoned
+        )
 
     async def rank(self, request: RankRequest) -> Ranking:
         result = await self._client.rank(

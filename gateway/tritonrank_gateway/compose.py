@@ -30,7 +30,13 @@ def compose(settings: GatewaySettings, metrics: Metrics) -> Backend:
 
 
 def _triton(url: str, settings: GatewaySettings, retry: Retry) -> TritonBackend:
-    return TritonBackend(url, model=settings.model, timeout=settings.deadline_s, retry=retry)
+    return TritonBackend(
+        url,
+        model=settings.model,
+        timeout=settings.deadline_s,
+        retry=retry,
+        cancel_abandoned=settings.cancel_on_hang_up,
+    )
 
 
 def _pool(urls: list[str], settings: GatewaySettings, metrics: Metrics) -> ReplicaPool:

@@ -39,6 +39,7 @@ class GatewaySettings:
     golden: Annotated[Path | None, "golden.json of the artifact's repository, to tell which replica is well"] = None
     probe_s: Annotated[float, "seconds between two golden requests to one of several replicas"] = 1.0
     hedge_after_s: Annotated[float, "a request that takes longer goes to a second replica, too; 0 for never"] = 0.0
+    cancel_on_hang_up: Annotated[bool, "cancel given up calls on the wire, too; for Triton 2.74 and later"] = False
     playground: Annotated[bool, "serve the page /playground"] = True
     access_log: Annotated[bool, "write a line of JSON per request to standard output"] = True
 
