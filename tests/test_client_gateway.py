@@ -37,7 +37,7 @@ OPTIONS = [
     {"top_k": 3, "want": ["item_tokens", "truncated", "context_tokens"]},
     {"item_ids": [1, 2, 3, "1", "e", "f", 1, 8, 9], "want": ["truncated"]},
     {"max_item_tokens": 3, "truncate_left": True, "want": ["item_tokens"]},
-    {"request_id": "r-1"},
+    {"request_id": "r-1", "user": "Ünal"},
     {"request_id": "ü 漢" * 100},
 ]
 

@@ -222,6 +222,15 @@ def test_its_own_runtime_and_nothing_of_ours(workspace: Workspace) -> None:
     assert not list(workspace.repository.rglob("__pycache__"))
 
 
+def test_the_command_line_ranks_with_a_folder(workspace: Workspace, local: RankClient) -> None:
+    command = [sys.executable, "-m", "tritonrank_client.cli", "rank", "--url", workspace.root.as_uri()]
+    command += ["--items", "-", "--query", "desk", "--json"]
+    done = subprocess.run(command, input="oak desk\nlamp\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [place["score"] for place in json.loads(done.stdout)["ranking"]]
+    assert found == pytest.approx(local.rank(query="desk", items=["oak desk", "lamp"]).scores, abs=1e-5)
+
+
 def test_a_package_that_is_missing_is_named(workspace: Workspace) -> None:
     code = (
         "import sys\n"

@@ -44,6 +44,7 @@ class AsyncRankClient(ClientBase):
         want: Collection[Detail] = (),
         max_item_tokens: int = 0,
         truncate_left: bool = False,
+        user: str = "",
     ) -> RankResult:
         """Rank items for a context: see `RankClient.rank`."""
         call = self._begin(timeout)
@@ -57,6 +58,7 @@ class AsyncRankClient(ClientBase):
             want=want,
             max_item_tokens=max_item_tokens,
             truncate_left=truncate_left,
+            user=user,
         )
         if not request.items:
             return self._empty_result(call, request)

@@ -85,6 +85,7 @@ class RankClient(ClientBase):
         want: Collection[Detail] = (),
         max_item_tokens: int = 0,
         truncate_left: bool = False,
+        user: str = "",
     ) -> RankResult:
         """Rank items for a context.
 
@@ -104,6 +105,8 @@ class RankClient(ClientBase):
             max_item_tokens: an item is cut to so many tokens, where the ranker's own budget is not less; 0 is that
                 budget.
             truncate_left: an item that is too long keeps its end, and not its beginning.
+            user: who asks. A gateway sends requests of one user to the same replica, which has kept that user's
+                context; it changes no answer, and a Triton or a folder has no use for it.
 
         Raises:
             InvalidRequest: an argument is wrong, or the server refused it.
@@ -126,6 +129,7 @@ class RankClient(ClientBase):
             want=want,
             max_item_tokens=max_item_tokens,
             truncate_left=truncate_left,
+            user=user,
         )
         if not request.items:
             return self._empty_result(call, request)

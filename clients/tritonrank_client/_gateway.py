@@ -118,6 +118,8 @@ class _Dialect:
             body["max_item_tokens"] = tensors["max_item_tokens"][0]
         if tensors.get("truncate_left", [False])[0]:
             body["truncation_direction"] = "left"
+        if request.user:
+            body["user"] = request.user
         return body
 
     def inference(

@@ -51,6 +51,7 @@ class RankRequest:
     request_id: str
     tensors: tuple[Tensor, ...]
     want: tuple[Detail, ...] = ()
+    user: str = ""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -80,6 +81,7 @@ def build_request(
     want: Collection[Detail] = (),
     max_item_tokens: int = 0,
     truncate_left: bool = False,
+    user: str = "",
 ) -> RankRequest:
     """Check the caller's arguments and encode them. A request without items is one to which the answer is known.
 
@@ -106,9 +108,10 @@ def build_request(
         tensors.append(Tensor("max_item_tokens", "INT32", np.array([most_tokens], dtype=np.int32)))
     if truncate_left:
         tensors.append(Tensor("truncate_left", "BOOL", np.array([True])))
+    _encode_text("user", user)
     if not _encode_text("request_id", request_id).decode().isprintable():  # Triton cuts it at a zero byte
         raise InvalidRequest(f"request_id: expected printable text, got {request_id!r}")
-    return RankRequest(kept_items, kept_ids, limit, request_id, tuple(tensors), _check_want(want))
+    return RankRequest(kept_items, kept_ids, limit, request_id, tuple(tensors), _check_want(want), user)
 
 
 def encode(request: RankRequest, input_type: Any) -> list[Any]:

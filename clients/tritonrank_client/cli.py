@@ -37,7 +37,8 @@ Url = Annotated[
     str,
     typer.Option(
         envvar="TRITONRANK_URL",
-        help="grpc://, grpcs://, http:// or https://, host and port; https and grpcs are 443 without one.",
+        help="grpc://, grpcs://, http:// or https://, host and port; https and grpcs are 443 without one. "
+        "gateway+http:// is a gateway; file:///FOLDER ranks with an artifact, without a server.",
         show_default=True,
     ),
 ]
@@ -150,7 +151,7 @@ def _client(
         client = RankClient(
             url, model=model, timeout=timeout, headers=_parse_headers(headers or []), retry=retry, tls=tls
         )
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         raise InvalidRequest(str(error)) from error
     with client:
         yield client
