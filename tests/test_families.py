@@ -19,7 +19,7 @@ from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.int8 import quantize_graphs
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
-from tritonrank.serve.assemble import engine_inputs, write_models
+from tritonrank.serve.models import engine_inputs, write_models
 from tritonrank.train.finetune import save_checkpoint, text_rules, untrained_ranker
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.engines import model_files
@@ -122,7 +122,7 @@ def test_inputs_are_those_of_the_family(ladder: Ladder) -> None:
 
 
 def test_configs_name_segments_only_where_the_family_has_them(ladder: Ladder, tmp_path: Path) -> None:
-    write_models(ladder.recipe, ladder.int8, tmp_path / "repository", cores=2)
+    write_models(ladder.recipe.serve, ladder.int8, tmp_path / "repository", cores=2)
     texts = {path.parent.name: path.read_text() for path in (tmp_path / "repository").glob("*/config.pbtxt")}
     assert set(texts) == {"rank", "tokenize", "score", "select"}
     assert {"token_type_ids" in texts[name] for name in ("rank", "tokenize", "score")} == {ladder.has_segment_input}

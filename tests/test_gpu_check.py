@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import tritonrank.gpu_check
+from blocked import BUILDERS, without
 from test_pack import SCORED, SIZES
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, GateError, RecipeError
@@ -37,6 +38,7 @@ from tritonrank.gpu_check.report import (
     read_report,
     write_report,
 )
+from tritonrank.gpu_check.triton import serving_of
 from tritonrank.rankers.anatomy import sizes_of
 from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import Request, tensors_of
@@ -226,6 +228,17 @@ sys.exit(gpu_check.main())
     assert "tritonrank[build,server]" in why["Triton"]
 
 
+@pytest.mark.slow
+def test_a_machine_that_can_build_nothing_serves_the_pack(pack: Path, tmp_path: Path) -> None:
+    """The verb with Triton on top of PyTorch: what builds is not there."""
+    out = tmp_path / "served.json"
+    command = [sys.executable, "-m", "tritonrank", "gpu-check", str(pack), "--cpu", "--out", str(out)]
+    environment = without(tmp_path / "blocked", BUILDERS - {"torch", "pydantic"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert [row.name for row in read_report(out).rows] == [*EXECUTORS[:3], "Triton, PyTorch FP32"]
+
+
 def test_a_measurement_is_named_after_its_gpu_and_recipe(rehearsed: tuple[Report, Path]) -> None:
     report, _ = rehearsed
     machine = replace(report.machine, gpu="NVIDIA H100 80GB HBM3")
@@ -316,8 +329,9 @@ def test_a_plan_takes_the_first_profile_that_holds_the_request() -> None:
 def test_a_pack_of_another_version_is_served_with_what_is_known(pack: Path) -> None:
     with open_pack(pack) as opened:
         opened.manifest["serve"] |= {"of_the_future": 3, "queue_requests": 7}
-        serve = recipe_of(opened, executor="torch").serve
-        assert (serve.queue_requests, serve.executor) == (7, "torch")
+        assert recipe_of(opened).serve.queue_requests == 7
+        served = serving_of(opened, "cpu")
+        assert (served.queue_requests, served.executor, served.queue_share) == (7, "torch", 0)
         opened.manifest["serve"]["queue_requests"] = -1
         with pytest.raises(RecipeError, match="its serving settings are not this version's; pack it again"):
             recipe_of(opened)

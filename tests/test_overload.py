@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import ServeSettings
-from tritonrank.serve.assemble import engine_inputs
+from tritonrank.serve.models import engine_inputs
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank_runtime.cores import available_cores

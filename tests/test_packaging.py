@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.rankers.score_meaning import ScoreMeaning
 from tritonrank.recipe import load_recipe
-from tritonrank.serve.assemble import known_ids, longest_rows
+from tritonrank.serve.models import known_ids, longest_rows
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank.train.finetune import text_rules
 from tritonrank_runtime.shared_context import INPUT_NAMES, SHARED_CONTEXT

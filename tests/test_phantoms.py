@@ -18,7 +18,7 @@ from live import NO_DEADLINE, PROTOCOLS, counter_files, infer, metric, statistic
 from tritonclient.utils import InferenceServerException
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import ServeSettings
-from tritonrank.serve.assemble import engine_inputs, known_ids, longest_rows
+from tritonrank.serve.models import engine_inputs, known_ids, longest_rows
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, Retry

@@ -30,7 +30,7 @@ from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.rankers.server_scorer import ServerScorer
 from tritonrank.recipe import Recipe
-from tritonrank.serve.assemble import write_models
+from tritonrank.serve.models import write_models
 from tritonrank.serve.serving import serving
 from tritonrank_client import RankClient, Retry
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
@@ -343,11 +343,11 @@ def test_triton_serves_shards_and_survives_a_killed_worker(
 def test_one_process_per_rank_counts_as_one_instance(
     sharded: Workspace, sharded_recipe: Recipe, tmp_path: Path
 ) -> None:
-    write_models(sharded_recipe, sharded.shards, tmp_path, cores=8)
+    write_models(sharded_recipe.serve, sharded.shards, tmp_path, cores=8)
     text = (tmp_path / "score" / "config.pbtxt").read_text()
     assert "count: 1\n" in text  # tiny.yaml says so
     by_cores = sharded_recipe.serve.model_copy(update={"instances": "auto"})
-    write_models(sharded_recipe.model_copy(update={"serve": by_cores}), sharded.shards, tmp_path / "auto", cores=8)
+    write_models(by_cores, sharded.shards, tmp_path / "auto", cores=8)
     assert (
         f"count: {8 // sharded_recipe.tensor_parallel}\n" in (tmp_path / "auto" / "score" / "config.pbtxt").read_text()
     )

@@ -22,7 +22,7 @@ from tritonrank.quantize import int8 as quantize
 from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_nodes, quantizable_nodes, quantize_graphs
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import QuantizeSettings, Recipe
-from tritonrank.serve.assemble import engine_inputs
+from tritonrank.serve.models import engine_inputs
 from tritonrank_runtime.engine import WEIGHTS_FILE
 from tritonrank_runtime.engines import loaded_files, open_engine
 from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE

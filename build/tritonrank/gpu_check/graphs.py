@@ -8,7 +8,6 @@ quality.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import onnx
 from tritonrank_runtime.architectures import architecture_named
@@ -93,21 +92,20 @@ class Graphs:
         return folder
 
 
-def recipe_of(pack: Pack, **serve: Any) -> Recipe:
+def recipe_of(pack: Pack) -> Recipe:
     """A recipe with the pack's serving settings, and defaults for what a pack does not know.
 
     A pack may come from another version: settings that this one does not have are left out.
 
     Args:
         pack: an open pack.
-        serve: settings of the serve section that win over the pack's.
 
     Raises:
         RecipeError: this version does not take a setting's value.
     """
     known = {name: value for name, value in pack.manifest["serve"].items() if name in ServeSettings.model_fields}
     try:
-        settings = ServeSettings(**known | serve)
+        settings = ServeSettings(**known)
     except ValueError as error:
         raise RecipeError(f"{pack.name}: its serving settings are not this version's; pack it again: {error}") from None
     return Recipe(name=pack.manifest["recipe"], data=SampleData(), serve=settings)

@@ -25,12 +25,9 @@ from tritonrank.pipeline.assemble import assemble_settings
 from tritonrank.pipeline.stages import run_stages, stages
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import Recipe
-from tritonrank.serve.assemble import (
-    write_ensemble,
-    write_identity_and_golden_cases,
-    write_warmup_masks,
-)
+from tritonrank.serve.assemble import write_identity_and_golden_cases
 from tritonrank.serve.gpu_config import check_room, gpu_configs
+from tritonrank.serve.models import write_ensemble, write_warmup_masks
 from tritonrank.serve.sources import python_sources
 from tritonrank.tensorrt.compile import find_builder, require_precisions
 from tritonrank.tensorrt.compile_ranks import (

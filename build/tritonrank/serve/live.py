@@ -34,7 +34,8 @@ from tritonrank.judge.metrics import ranking
 from tritonrank.rankers.server_scorer import ServerScorer
 from tritonrank.recipe import Recipe
 from tritonrank.report.ladder import Artifact, read_build
-from tritonrank.serve.assemble import write_identity_and_golden_cases, write_models
+from tritonrank.serve.assemble import write_identity_and_golden_cases
+from tritonrank.serve.models import write_models
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import check_golden_cases
 
@@ -103,7 +104,7 @@ def _judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Art
             write_rounding_twins(artifact.folder, graphs)
         else:
             export_graphs(artifact.folder, graphs)
-        write_models(recipe, graphs, repository, available_cores())
+        write_models(recipe.serve, graphs, repository, available_cores())
         made = artifact.manifest
         identity = {"artifact": made.artifact[:16], "recipe": recipe.name, "stage": made.stage}
         write_identity_and_golden_cases(identity, workspace.dataset, graphs, repository)

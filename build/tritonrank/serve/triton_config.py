@@ -14,13 +14,17 @@ the scorer's queue and keeps deadlines.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
-from tritonrank.recipe import ServeSettings
+
+if TYPE_CHECKING:
+    from tritonrank.recipe import ServeSettings
 
 CORES_PER_INSTANCE = 4
 FEWEST_INSTANCES = 2
@@ -37,8 +41,29 @@ ADMISSION_TENSORS = ("deadline", "ticket")
 """What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What the configs take from a recipe's serve section, for machines that have no library to check one with."""
+
+    max_candidates: int
+    deadline_ms: int
+    queue_share: float
+    queue_requests: int
+    requests_per_execution: int
+    queue_delay_us: int
+    rows_per_batch: int
+    context_cache_mb: int
+    instances: int | Literal["auto"]
+    threads: int | Literal["auto"]
+    executor: str
+    device: str
+
+
+AnyServing: TypeAlias = "ServeSettings | Serving"
+
+
 def model_configs(
-    settings: ServeSettings,
+    settings: AnyServing,
     engine_inputs: Sequence[str],
     cores: int,
     ranks: int = 1,
@@ -73,7 +98,7 @@ def as_text(config: pb.ModelConfig) -> str:
     )
 
 
-def score_instances(settings: ServeSettings, cores: int, ranks: int = 1) -> int:
+def score_instances(settings: AnyServing, cores: int, ranks: int = 1) -> int:
     if settings.instances != "auto":
         return settings.instances
     if settings.device == "cuda":  # per GPU: what one does on the CPU overlaps with the other's kernels
@@ -88,7 +113,7 @@ def warmup_mask_file(tokens: int) -> str:
     return f"attention_mask_{tokens}"
 
 
-def _rank(settings: ServeSettings, engine_inputs: Sequence[str], scores: Mapping[str, str]) -> pb.ModelConfig:
+def _rank(settings: AnyServing, engine_inputs: Sequence[str], scores: Mapping[str, str]) -> pb.ModelConfig:
     config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=0, input=_request_inputs())
     config.output.extend([*_outputs(), *_told_outputs()])
     steps = config.ensemble_scheduling.step
@@ -123,7 +148,7 @@ def _rank(settings: ServeSettings, engine_inputs: Sequence[str], scores: Mapping
     return config
 
 
-def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.ModelConfig:
+def _tokenize(settings: AnyServing, engine_inputs: Sequence[str]) -> pb.ModelConfig:
     config = _python_model("tokenize")
     config.input.extend(_request_inputs())
     batch = _batch_dims(engine_inputs)
@@ -149,7 +174,7 @@ def _tokenize(settings: ServeSettings, engine_inputs: Sequence[str]) -> pb.Model
 
 
 def _score(
-    settings: ServeSettings,
+    settings: AnyServing,
     engine_inputs: Sequence[str],
     instances: int,
     longest_rows: Mapping[str, int],
