@@ -18,9 +18,9 @@ from tritonrank.gpu_check.executors import EXACT_TOLERANCE, HALF_TOLERANCE
 from tritonrank.gpu_check.packed import Pack, PackedRequest
 from tritonrank.rankers.agreement import Scores
 from tritonrank.rankers.server_scorer import Request, ServerScorer
+from tritonrank.rankers.serving import Serving
 from tritonrank.serve.models import write_golden_cases, write_models
 from tritonrank.serve.server import LocalTriton
-from tritonrank.serve.triton_config import Serving
 
 REQUEST_SECONDS = 60.0
 START_SECONDS = 280.0

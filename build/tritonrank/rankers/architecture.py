@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from tritonrank_runtime.architecture import Architecture
 from tritonrank_runtime.engine import Logits, Tensors
 
-from tritonrank.recipe import ModelSettings, ServeSettings
+from tritonrank.rankers.serving import AnyServing
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel
     from tritonrank_runtime.text import RequestTokenizer
+
+    from tritonrank.recipe import ModelSettings
 
 RequestTensors = dict[str, NDArray[np.int32]]
 """One request as the engine takes it, by input name."""
@@ -101,7 +103,7 @@ class RankerArchitecture(ABC):
         """
 
     @abstractmethod
-    def untrained(self, model: ModelSettings, tokenizer: "RequestTokenizer") -> "PreTrainedModel":
+    def untrained(self, model: "ModelSettings", tokenizer: "RequestTokenizer") -> "PreTrainedModel":
         """What training starts from, or the ready checkpoint.
 
         Raises:
@@ -189,15 +191,15 @@ class RankerArchitecture(ABC):
     # ---- the scorer's config
 
     @abstractmethod
-    def max_batch_size(self, settings: ServeSettings) -> int:
+    def max_batch_size(self, settings: AnyServing) -> int:
         """Entries of the scorer's batch at the most."""
 
     @abstractmethod
-    def score_parameters(self, settings: ServeSettings) -> dict[str, int]:
+    def score_parameters(self, settings: AnyServing) -> dict[str, int]:
         """What the scorer is told beside what every scorer is told."""
 
     @abstractmethod
-    def warmups(self, settings: ServeSettings, longest_rows: Mapping[str, int]) -> list[Warmup]:
+    def warmups(self, settings: AnyServing, longest_rows: Mapping[str, int]) -> list[Warmup]:
         """Small, middling and large.
 
         Args:

@@ -11,13 +11,15 @@ from tritonrank_runtime.joint import Joint, run_in_batches
 from tritonrank_runtime.padding import side_by_side
 
 from tritonrank.rankers.architecture import Axes, GridCase, Range, RankerArchitecture, RequestTensors, Warmup
-from tritonrank.recipe import ModelSettings, ServeSettings
+from tritonrank.rankers.serving import AnyServing
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel
     from tritonrank_runtime.text import RequestTokenizer
+
+    from tritonrank.recipe import ModelSettings
 
 GRID = ((1, 2), (1, 7), (3, 16), (5, 33), (2, 101))
 """(rows, tokens) on which ONNX is compared with PyTorch."""
@@ -39,7 +41,7 @@ class JointArchitecture(RankerArchitecture):
 
         return load_ranker(name, revision, new_head=False)
 
-    def untrained(self, model: ModelSettings, tokenizer: "RequestTokenizer") -> "PreTrainedModel":
+    def untrained(self, model: "ModelSettings", tokenizer: "RequestTokenizer") -> "PreTrainedModel":
         from tritonrank.rankers.pretrained import load_ranker
 
         return load_ranker(model.source, model.revision, new_head=model.checkpoint is None)
@@ -135,14 +137,14 @@ class JointArchitecture(RankerArchitecture):
         rows = Range((candidates[0], tokens[0]), (candidates[1], tokens[1]), (candidates[1], tokens[1]))
         return dict.fromkeys(input_names, rows)
 
-    def max_batch_size(self, settings: ServeSettings) -> int:
+    def max_batch_size(self, settings: AnyServing) -> int:
         """The batch is of rows, and as large as the largest request."""
         return max(settings.max_candidates, settings.rows_per_batch)
 
-    def score_parameters(self, settings: ServeSettings) -> dict[str, int]:
+    def score_parameters(self, settings: AnyServing) -> dict[str, int]:
         return {"rows_per_batch": settings.rows_per_batch}
 
-    def warmups(self, settings: ServeSettings, longest_rows: Mapping[str, int]) -> list[Warmup]:
+    def warmups(self, settings: AnyServing, longest_rows: Mapping[str, int]) -> list[Warmup]:
         # The bundled server dies (SIGSEGV) of a warm-up batch that is larger than the scorer's.
         most = self.max_batch_size(settings)
         shapes = ((min(rows, most), min(tokens, *longest_rows.values())) for rows, tokens in WARMUP)

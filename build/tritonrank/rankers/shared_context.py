@@ -20,7 +20,7 @@ from tritonrank.rankers.architecture import (
     RequestTensors,
     Warmup,
 )
-from tritonrank.recipe import ModelSettings, ServeSettings
+from tritonrank.rankers.serving import AnyServing
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tritonrank_runtime.text import RequestTokenizer
 
     from tritonrank.rankers.modeling import SharedContextRanker
+    from tritonrank.recipe import ModelSettings
 
 GRID = ((2, 1, 2), (7, 3, 5), (33, 5, 16), (60, 13, 31), (1, 2, 3))
 """(context tokens, candidates, tokens) on which ONNX is compared with PyTorch."""
@@ -52,7 +53,7 @@ class SharedContextArchitecture(RankerArchitecture):
     def load(self, name: str, revision: str | None = None) -> "PreTrainedModel":
         return load_shared_context_ranker(name, revision)
 
-    def untrained(self, model: ModelSettings, tokenizer: "RequestTokenizer") -> "PreTrainedModel":
+    def untrained(self, model: "ModelSettings", tokenizer: "RequestTokenizer") -> "PreTrainedModel":
         from tritonrank.rankers.modeling import from_encoder
         from tritonrank.rankers.pretrained import load_encoder
 
@@ -173,15 +174,15 @@ class SharedContextArchitecture(RankerArchitecture):
         ranges = Range((1, 1), context, context), Range((1, candidates[0], tokens[0]), largest, largest)
         return dict(zip(INPUT_NAMES, ranges, strict=True))
 
-    def max_batch_size(self, settings: ServeSettings) -> int:
+    def max_batch_size(self, settings: AnyServing) -> int:
         return settings.requests_per_execution
 
-    def score_parameters(self, settings: ServeSettings) -> dict[str, int]:
+    def score_parameters(self, settings: AnyServing) -> dict[str, int]:
         """Nothing but a parameter bounds the candidates of a request, which is one entry of the batch."""
         cache_bytes = settings.context_cache_mb * 1_000_000
         return {"context_cache_bytes": cache_bytes, "max_candidates": settings.max_candidates}
 
-    def warmups(self, settings: ServeSettings, longest_rows: Mapping[str, int]) -> list[Warmup]:
+    def warmups(self, settings: AnyServing, longest_rows: Mapping[str, int]) -> list[Warmup]:
         # The scorer refuses more candidates or tokens, and would not start; what is cut to the same is run once.
         most_context, most_tokens = (longest_rows[name] for name in INPUT_NAMES)
         shapes = (

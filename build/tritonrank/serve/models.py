@@ -27,9 +27,10 @@ from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.checkpoint_files import CONFIG, WEIGHTS, read_object
 from tritonrank.rankers.score_meaning import score_meaning
+from tritonrank.rankers.serving import AnyServing
 from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.serve.sources import python_sources
-from tritonrank.serve.triton_config import AnyServing, as_text, model_configs
+from tritonrank.serve.triton_config import as_text, model_configs
 
 CHECKPOINT_FILES = (CONFIG, WEIGHTS)
 """As ``torch_engine`` opens them, which cannot be asked where PyTorch is not installed."""

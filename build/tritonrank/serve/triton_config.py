@@ -14,17 +14,13 @@ the scorer's queue and keeps deadlines.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
-
-if TYPE_CHECKING:
-    from tritonrank.recipe import ServeSettings
+from tritonrank.rankers.serving import AnyServing
 
 CORES_PER_INSTANCE = 4
 FEWEST_INSTANCES = 2
@@ -39,27 +35,6 @@ ITEM_CACHE_ENTRIES = 100_000
 """Item texts whose token ids the server remembers; ``text.py`` bounds their tokens, too."""
 ADMISSION_TENSORS = ("deadline", "ticket")
 """What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What the configs take from a recipe's serve section, for machines that have no library to check one with."""
-
-    max_candidates: int
-    deadline_ms: int
-    queue_share: float
-    queue_requests: int
-    requests_per_execution: int
-    queue_delay_us: int
-    rows_per_batch: int
-    context_cache_mb: int
-    instances: int | Literal["auto"]
-    threads: int | Literal["auto"]
-    executor: str
-    device: str
-
-
-AnyServing: TypeAlias = "ServeSettings | Serving"
 
 
 def model_configs(

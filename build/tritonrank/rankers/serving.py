@@ -1,0 +1,31 @@
+"""How a ranker is served, for whoever writes configs: a recipe's serve section, or a plain object with the same names.
+
+Apart from the recipe, because a machine that serves has no library to check one with.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from tritonrank.recipe import ServeSettings
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the configs take from a recipe's serve section, for machines that have no library to check one with."""
+
+    max_candidates: int
+    deadline_ms: int
+    queue_share: float
+    queue_requests: int
+    requests_per_execution: int
+    queue_delay_us: int
+    rows_per_batch: int
+    context_cache_mb: int
+    instances: int | Literal["auto"]
+    threads: int | Literal["auto"]
+    executor: str
+    device: str
+
+
+AnyServing: TypeAlias = "ServeSettings | Serving"
