@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +77,31 @@ def test_a_second_run_does_nothing_for_any_stage(
             for stage in stages(recipe, made)
             if tool in stage.tools
         }
+
+
+def test_a_build_with_nothing_to_do_waits_for_no_library(
+    workspace: Workspace, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Whether anything is to be done is known from the declarations; what makes artifacts takes seconds to load."""
+    made = Workspace(tmp_path / "tiny")
+    shutil.copytree(workspace.root, made.root)
+    code = """
+        import sys
+        from pathlib import Path
+        from tritonrank.artifacts.workspace import Workspace
+        from tritonrank.pipeline.stages import run_stages
+        from tritonrank.recipe import Recipe
+
+        run_stages(Recipe.model_validate_json(sys.argv[1]), Workspace(Path(sys.argv[2])))
+        print(sorted({"torch", "transformers", "optimum", "onnx", "onnxruntime", "scipy"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), tiny_recipe.model_dump_json(), str(made.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    *lines, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert all("up to date" in line for line in lines)
+    assert len(lines) == len(stages(tiny_recipe, made))
 
 
 def test_every_stage_names_tools_that_manifests_record(tiny_recipe: Recipe) -> None:
