@@ -1,5 +1,6 @@
 """A second build does nothing, and says why where it does: with every real stage."""
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -65,15 +66,15 @@ def test_a_second_run_does_nothing_for_any_stage(
     for stage in stages(recipe, made):
         repaired = replace(stage, revision=stage.revision + 1).why_anew()
         assert repaired == f"{stage.verb}'s code has revision 2, the artifact revision 1"
-    real = manifest.tool_version
+    version = importlib.metadata.version
     for tool in manifest.RECORDED_TOOLS:
         with monkeypatch.context() as patched:
             patched.setattr(
-                manifest.importlib.metadata, "version", lambda name, tool=tool: "99.1" if name == tool else real(name)
+                importlib.metadata, "version", lambda name, tool=tool: "99.1" if name == tool else version(name)
             )
             anew = {stage.verb: why for stage in stages(recipe, made) if (why := stage.why_anew()) is not None}
         assert anew == {
-            stage.verb: f"made with {tool} {real(tool)}, here is 99.1"
+            stage.verb: f"made with {tool} {manifest.tool_version(tool)}, here is 99.1"
             for stage in stages(recipe, made)
             if tool in stage.tools
         }
@@ -137,10 +138,8 @@ def test_another_library_makes_its_stages_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = copied(workspace, tmp_path / "tiny", "dataset", "teacher", "onnx")
-    real = manifest.tool_version
-    monkeypatch.setattr(
-        manifest.importlib.metadata, "version", lambda name: "99.1" if name == "onnxruntime" else real(name)
-    )
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.1" if name == "onnxruntime" else version(name))
     before = read_manifest(made.onnx).tools["onnxruntime"]
     run_stages(tiny_recipe, made, until="export")
     said = lines_of(capsys.readouterr().out)
