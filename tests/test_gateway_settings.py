@@ -4,6 +4,7 @@ import hashlib
 import re
 import ssl
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -209,3 +210,29 @@ def test_every_route_is_described_with_an_example_that_works() -> None:
         asyncio.run(send())
     finally:
         triton.close()
+
+
+def test_the_gateway_needs_no_build_tools() -> None:
+    blocked = {"torch", "transformers", "onnx", "onnxruntime", "polars", "tritonrank", "tritonrank_runtime"}
+    code = f"""
+import sys
+from importlib.abc import MetaPathFinder
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is not the gateway's")
+
+sys.meta_path.insert(0, Refuse())
+import tritonrank_gateway.__main__
+from tritonrank_gateway.app import create_app
+from tritonrank_gateway.compose import compose
+from tritonrank_gateway.metrics import Metrics
+from tritonrank_gateway.settings import GatewaySettings
+
+settings = GatewaySettings(triton=("127.0.0.1:1", "127.0.0.1:2"), cache_mb=1)
+create_app(settings, compose(settings, Metrics())).openapi()
+assert not {blocked!r} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]

@@ -3,9 +3,9 @@
 Both clients stand on one `Wire` of gRPC futures, which blocking callers and tasks wait for in their own ways. A caller
 who runs out of time stops waiting, and that is all: the call itself is not cancelled on the wire, unless the settings
 say so, and carries a deadline that is seconds later than the caller's. tritonserver 2.51 can end with a segmentation
-fault when short calls are cancelled while it answers them (https://github.com/triton-inference-
-server/server/issues/7368). The server still learns the real deadline, as the request parameter `timeout`; an answer
-that comes too late is thrown away.
+fault when short calls are cancelled while it answers them
+(https://github.com/triton-inference-server/server/issues/7368). The server still learns the real deadline, as the
+request parameter `timeout`; an answer that comes too late is thrown away.
 """
 
 import asyncio
