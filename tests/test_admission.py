@@ -7,24 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tritonrank_runtime import admission
+from tritonrank_runtime import admission, scorer_counts
 from tritonrank_runtime.admission import (
     EXPIRED,
     FAR_BEYOND,
-    LARGER_CLASSES,
     ON_ITS_WAY_SECONDS,
     TRUSTED_SECONDS,
     Admission,
     QueueFullError,
     RefusedError,
-    ScorerState,
-    Speed,
-    StartedCounter,
     TooLongError,
-    deadline_after,
-    is_expired,
-    seconds_left,
 )
+from tritonrank_runtime.deadlines import deadline_after, is_expired, seconds_left
+from tritonrank_runtime.scorer_counts import LARGER_CLASSES, ScorerState, Speed, StartedCounter
 
 
 class Clock:
@@ -213,9 +208,9 @@ def test_a_deadline_expires() -> None:
 
 
 def test_models_of_one_server_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = admission.counter_folder("rank")
-    assert folder == admission.counter_folder("rank") != admission.counter_folder("other")
+    monkeypatch.setattr(scorer_counts.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = scorer_counts.counter_folder("rank")
+    assert folder == scorer_counts.counter_folder("rank") != scorer_counts.counter_folder("other")
     assert str(os.getppid()) in folder.parent.name
     for one in (folder, folder.parent):
         assert one.stat().st_mode & 0o077 == 0

@@ -19,19 +19,15 @@ import triton_python_backend_utils as pb_utils
 # The copy beside this file, whatever of that name the environment has.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tritonrank_runtime.admission import (
-    EXPIRED,
-    StartedCounter,
-    counter_folder,
-    deadline_after,
-    is_expired,
-)
+from tritonrank_runtime.admission import EXPIRED
 from tritonrank_runtime.architectures import architecture_of_inputs
 from tritonrank_runtime.backend import array, cancelled, failure, family, invalid, raise_by, unavailable, unexpected
 from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.deadlines import deadline_after, is_expired
 from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
 from tritonrank_runtime.engines import open_executor
 from tritonrank_runtime.interpreter import check_interpreter
+from tritonrank_runtime.scorer_counts import StartedCounter, counter_folder
 
 NEVER = 2**62
 

@@ -19,18 +19,14 @@ import triton_python_backend_utils as pb_utils
 # The copy beside this file, whatever of that name the environment has.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tritonrank_runtime.admission import (
-    Admission,
-    RefusedError,
-    counter_folder,
-    deadline_after,
-    seconds_left,
-)
+from tritonrank_runtime.admission import Admission, RefusedError
 from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
 from tritonrank_runtime.candidate_rows import NO_ROW, unique_rows
+from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.item_text import TextError, decode_texts
 from tritonrank_runtime.padding import Buckets
+from tritonrank_runtime.scorer_counts import counter_folder
 from tritonrank_runtime.text import RequestTokenizer
 
 TOLD = ("item_tokens", "truncated", "context_tokens")
