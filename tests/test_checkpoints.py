@@ -1,5 +1,6 @@
 """Checkpoints that cannot be used are refused by name before any work, each with the next step; none runs code."""
 
+import importlib.util
 import json
 import os
 import pty
@@ -74,6 +75,14 @@ def rankers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def folder(rankers: dict[str, Path], tmp_path: Path) -> Path:
     """A good BERT ranker, to be spoiled."""
     return shutil.copytree(rankers["bert"], tmp_path / "ranker")
+
+
+def without_sentencepiece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is for who installed the extra ``build`` alone."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "sentencepiece" else find(name, *rest)
+    )
 
 
 def only_sentencepiece(folder: Path, file: str, kind: str) -> None:
@@ -238,7 +247,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
-def test_what_cannot_be_used_is_named_with_the_next_step(kind: str, folder: Path) -> None:
+def test_what_cannot_be_used_is_named_with_the_next_step(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_sentencepiece(monkeypatch)
     spoil, expected = UNUSABLE[kind]
     spoil(folder)
     message = refusal(folder)
@@ -250,7 +262,8 @@ def test_what_cannot_be_used_is_named_with_the_next_step(kind: str, folder: Path
 @pytest.mark.parametrize(
     "kind", ["sentencepiece of xlm-r", "no template", "causal", "seq2seq", "code of the checkpoint", "truncated"]
 )
-def test_a_base_is_refused_alike(kind: str, folder: Path) -> None:
+def test_a_base_is_refused_alike(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_sentencepiece(monkeypatch)
     spoil, expected = UNUSABLE[kind]
     spoil(folder)
     assert re.search(f"(?s){expected}", refusal(folder, "base"))

@@ -24,6 +24,8 @@ COMMANDS += [
     "report",
     "settings",
     "recipes",
+    "up",
+    "convert-weights",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
 RECIPE_COMMANDS += ["assemble", "evaluate", "demo"]

@@ -29,6 +29,8 @@ RULES_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
 SCORES_FILE = "scores.json"
 """What a score means: activation and calibration; models made before it was written have none."""
+GOLDEN_TOKENS_FILE = "golden_tokens.json"
+"""Pairs of texts with their token ids, where somebody proved them."""
 
 # A text is cut to this many characters per budgeted token before it is tokenized, so that a 64 kB text costs no more
 # than a short one. English word pieces have 4 to 5 characters; 32 leaves room for long words.
@@ -257,8 +259,9 @@ def copy_text_files(source: Path, target: Path) -> None:
     where there is one, its output."""
     for name in (TOKENIZER_FILE, RULES_FILE):
         shutil.copyfile(source / name, target / name)
-    if (source / SCORES_FILE).is_file():
-        shutil.copyfile(source / SCORES_FILE, target / SCORES_FILE)
+    for name in (SCORES_FILE, GOLDEN_TOKENS_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def _cut(ids: Sequence[int], tokens: int, is_cut: bool) -> _Tokens:

@@ -2,64 +2,67 @@
 
 Each refusal names the file and the next step. No code of a checkpoint runs, whatever it says of itself: only
 safetensors weights are read, and a checkpoint that names code of its own, beside it or at the hub, is refused here and
-by everything that loads one (``refuse_code``).
+by everything that loads one (``refuse_code``). The one exception is ``tritonrank up --trust-remote-code``, which makes
+graphs with it, so that none runs where they are served.
 """
 
 import importlib.util
 import json
 import shlex
-from collections.abc import Iterator, Mapping
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
+from tritonrank.rankers.checkpoint_code import refuse_code
 from tritonrank.rankers.checkpoint_files import (
     ADAPTER,
+    ADAPTER_WEIGHTS,
     CONFIG,
     MODULES,
     SENTENCE_TRANSFORMERS,
     TOKENIZER_CONFIG,
-    WEIGHTS,
-    WEIGHTS_INDEX,
+    adapter_base,
     module_folders,
     modules_of,
     read_object,
-    shards_of,
 )
-from tritonrank.rankers.checkpoint_source import DETERMINING_SUFFIXES, folder_of, is_hub_id
+from tritonrank.rankers.checkpoint_source import DETERMINING_SUFFIXES, folder_of
+from tritonrank.rankers.checkpoint_weights import (
+    OTHER_WEIGHTS,
+    Purpose,
+    check_weights,
+    local_name,
+    original_wanted,
+    spelled,
+)
 from tritonrank.rankers.modeling import counts_from_padding
+from tritonrank.rankers.modular_head import HEAD_MODULES, kinds_of
 
 POINTERS = (b"version https://git-lfs", b"# xet version")
 """How a file begins that stands for another one, which git-lfs or git-xet fetches."""
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-OTHER_WEIGHTS = {".bin": "pickle", ".pt": "pickle", ".pth": "pickle", ".ckpt": "pickle", ".onnx": "ONNX"} | {
-    ".gguf": "GGUF", ".h5": "TensorFlow", ".msgpack": "Flax", ".mlmodel": "Core ML"
-}  # fmt: skip
 SENTENCEPIECE = {".model", ".spm"}
 VOCABULARIES = ("vocab.txt", "vocab.json")
 RANKER_HEAD = "ForSequenceClassification"
-PLAIN_TOKENIZER_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
-"""Names of the tokenizer that is its tokenizer.json and nothing more; the second is what transformers 5 writes."""
+TRUST = "--trust-remote-code"
+CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 console = Console(stderr=True)
 
 
-class Purpose(StrEnum):
-    """The setting that names a checkpoint."""
-
-    CHECKPOINT = "model.checkpoint"
-    BASE = "model.base"
-    TEACHER = "finetune.teacher"
-
-
-def check_checkpoint(name: str, purpose: Purpose, architecture: str = JOINT, revision: str | None = None) -> None:
+def check_checkpoint(
+    name: str,
+    purpose: Purpose,
+    architecture: str = JOINT,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
     """Refuse by its files what cannot be used.
 
     Args:
@@ -67,6 +70,7 @@ def check_checkpoint(name: str, purpose: Purpose, architecture: str = JOINT, rev
         purpose: what for.
         architecture: the recipe's; a teacher may be of either.
         revision: of a hub id.
+        trust_remote_code: whether code of the checkpoint may run where the graphs are made.
 
     Raises:
         ArtifactError: with the next step to take.
@@ -74,74 +78,16 @@ def check_checkpoint(name: str, purpose: Purpose, architecture: str = JOINT, rev
     folder = folder_of(name, revision, weights=False)
     try:
         _refuse_pointers(name, folder)
-        refuse_code(name, folder)
-        _check_config(name, folder, purpose, architecture)
+        if purpose is Purpose.UP and (folder / ADAPTER).is_file():
+            return _check_adapter(name, folder, trust_remote_code)
+        if not trust_remote_code:
+            flag = f", or, if you trust it, let it make the graphs: {TRUST}" if purpose is Purpose.UP else ""
+            refuse_code(name, folder, flag)
+        _check_config(name, folder, purpose, architecture, trust_remote_code)
         _check_tokenizer_files(name, folder)
-        _check_weights(name, folder_of(name, revision), purpose)
+        check_weights(name, folder_of(name, revision), purpose)
     except OSError as error:
         raise ArtifactError(f"{name}: {error.filename} cannot be read: {error.strerror}") from None
-
-
-def refuse_code(name: str, folder: Path) -> None:
-    """Refuse a checkpoint that names code of its own to load it with; none is ever run.
-
-    Raises:
-        ArtifactError: it does.
-    """
-    for file in (CONFIG, TOKENIZER_CONFIG):
-        for key, value in _pairs(read_object(folder / file)):
-            if key == "auto_map" and value:
-                raise ArtifactError(
-                    f"{name}: {file} wants code of the checkpoint to run (auto_map: {_in_short(value)}), and "
-                    "none ever does. Choose a checkpoint whose architecture is part of transformers; if this one's is, "
-                    f"take auto_map out of a copy of {file}, and name the copy's folder"
-                )
-            if key.strip("_").startswith("attn_implementation") and "/" in json.dumps(value):
-                raise ArtifactError(
-                    f"{name}: {file} wants code from the hub to run ({key}: {value}), and none ever does. Take {key} "
-                    f"out of a copy of {file}, and name the copy's folder"
-                )
-    for module in modules_of(folder):
-        module_type = str(module.get("type", ""))
-        if not module_type.startswith("sentence_transformers."):
-            raise ArtifactError(
-                f"{name}: {MODULES} wants code of the checkpoint to run ({module_type}), and none ever does. Choose a "
-                "checkpoint of sentence-transformers' own modules"
-            )
-    kind = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class")
-    if kind is not None and not _is_tokenizer_class(kind):
-        raise ArtifactError(
-            f"{name}: {TOKENIZER_CONFIG} names a tokenizer_class {kind}, which transformers does not have, and whose "
-            f"code never runs. If {TOKENIZER_FILE} says everything, write PreTrainedTokenizerFast there in a copy, and "
-            "name the copy's folder"
-        )
-
-
-def _in_short(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, Mapping | list) else str(value)
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values at every depth."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _pairs(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _pairs(inner)
-
-
-def _is_tokenizer_class(kind: Any) -> bool:
-    from transformers import PreTrainedTokenizerBase
-    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
-
-    if not isinstance(kind, str):
-        return False
-    found = [tokenizer_class_from_name(one) for one in (kind, f"{kind.removesuffix('Fast')}Fast")]
-    return kind in PLAIN_TOKENIZER_CLASSES or any(
-        isinstance(one, type) and issubclass(one, PreTrainedTokenizerBase) for one in found
-    )
 
 
 def _refuse_pointers(name: str, folder: Path) -> None:
@@ -174,7 +120,7 @@ def _is_pointer(path: Path) -> bool:
         return file.read(64).startswith(POINTERS)
 
 
-def _check_config(name: str, folder: Path, purpose: Purpose, architecture: str) -> None:
+def _check_config(name: str, folder: Path, purpose: Purpose, architecture: str, trust_remote_code: bool) -> None:
     _refuse_adapter(name, folder)
     if not (folder / CONFIG).is_file():
         raise ArtifactError(f"{name}: no {CONFIG} in {folder}. {_what_lies_there(name, folder)}")
@@ -187,7 +133,8 @@ def _check_config(name: str, folder: Path, purpose: Purpose, architecture: str) 
         )
     if model_type == SHARED_CONTEXT:
         return _check_shared_context(name, purpose, architecture)
-    _refuse_unknown_type(name, model_type)
+    if not trust_remote_code:
+        _refuse_unknown_type(name, model_type)
     if method := config.get("quantization_config"):
         method = method.get("quant_method", "an unknown method") if isinstance(method, dict) else method
         raise ArtifactError(
@@ -211,10 +158,10 @@ def _refuse_adapter(name: str, folder: Path) -> None:
     if not (folder / ADAPTER).is_file():
         return
     base = read_object(folder / ADAPTER).get("base_model_name_or_path") or "ITS_BASE"
-    merged = f"{_local_name(name)}-merged"
+    merged = f"{local_name(name)}-merged"
     line = (
         "from peft import AutoPeftModelForSequenceClassification as M; from transformers import AutoTokenizer as T; "
-        f"m = M.from_pretrained({json.dumps(_spelled(name))}, num_labels=1).merge_and_unload(); "
+        f"m = M.from_pretrained({json.dumps(spelled(name))}, num_labels=1).merge_and_unload(); "
         f"m.save_pretrained({json.dumps(merged)}); "
         f"T.from_pretrained({json.dumps(str(base))}).save_pretrained({json.dumps(merged)})"
     )
@@ -222,16 +169,6 @@ def _refuse_adapter(name: str, folder: Path) -> None:
         f"{name}: an adapter ({ADAPTER}) for {base}, not a whole model. Merge it with its base, and name the result:\n"
         f"  pip install peft\n  python -c {shlex.quote(line)}"
     )
-
-
-def _spelled(name: str) -> str:
-    """A name as Python takes it."""
-    return str(Path(name).expanduser()) if name.startswith("~") else name
-
-
-def _local_name(name: str) -> str:
-    """The folder that something made of a checkpoint goes to: its own, or for a model of the hub one of its name."""
-    return name.rpartition("/")[2] if is_hub_id(name) else _spelled(name)
 
 
 def _what_lies_there(name: str, folder: Path) -> str:
@@ -243,15 +180,8 @@ def _what_lies_there(name: str, folder: Path) -> str:
         return f"Did you mean {', '.join(map(str, below[:3]))}?"
     kinds = sorted({OTHER_WEIGHTS[path.suffix] for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS})
     if "ONNX" in kinds or "GGUF" in kinds:
-        return _original_wanted(kinds)
+        return original_wanted(kinds)
     return "Name the folder of a Hugging Face checkpoint, as save_pretrained writes it, or a model of the hub"
-
-
-def _original_wanted(kinds: list[str]) -> str:
-    return (
-        f"Only {' and '.join(kinds)} weights lie there, which were made from a checkpoint; name that checkpoint "
-        f"(config.json, {WEIGHTS}, {TOKENIZER_FILE}): the build writes its own graphs"
-    )
 
 
 def _refuse_unknown_type(name: str, model_type: str) -> None:
@@ -281,11 +211,11 @@ def _check_architectures(name: str, folder: Path, config: Mapping[str, Any], pur
     architectures = [str(one) for one in named] if isinstance(named, list) else []
     kind = ", ".join(architectures) or "unnamed"
     has_head = any(RANKER_HEAD in one for one in architectures)
-    modules = [str(module.get("type", "")).rpartition(".")[2] for module in modules_of(folder)]
-    if any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in architectures) and "XLNet" not in kind:
+    modules = kinds_of(modules_of(folder))
+    if "LogitScore" in modules or (any(one.endswith(CAUSAL) for one in architectures) and "XLNet" not in kind):
         raise ArtifactError(
             f"{name}: a causal language model ({kind}). It would rank by the probability of its answer, which is not "
-            "served here; choose a cross-encoder, or an encoder as model.base"
+            "served here yet; choose a cross-encoder, or an encoder as model.base"
         )
     if not has_head and (
         config.get("is_encoder_decoder") or any(one.endswith("ConditionalGeneration") for one in architectures)
@@ -298,11 +228,13 @@ def _check_architectures(name: str, folder: Path, config: Mapping[str, Any], pur
         return _check_base(name, config)
     if len(modules) > 1:
         is_cross_encoder = read_object(folder / SENTENCE_TRANSFORMERS).get("model_type") == "CrossEncoder"
+        if purpose is Purpose.UP and is_cross_encoder:
+            return _check_modules(name, modules)
         if is_cross_encoder or "Dense" in modules:
             raise ArtifactError(
                 f"{name}: its score comes from modules of sentence-transformers ({MODULES}: {', '.join(modules)}), "
-                f"which are not served; a {RANKER_HEAD} head is. Choose a cross-encoder that is one transformers "
-                "checkpoint, or name this one as model.base: its encoder is then fine-tuned with a head of its own"
+                f"which a recipe cannot build; a {RANKER_HEAD} head it can. tritonrank up serves it as it is. Or "
+                "name this one as model.base: its encoder is then fine-tuned with a head of its own"
             )
         raise ArtifactError(
             f"{name}: an embedder that encodes two texts apart ({MODULES}: {', '.join(modules)}), not a ranker of "
@@ -317,7 +249,7 @@ def _check_architectures(name: str, folder: Path, config: Mapping[str, Any], pur
             f"{kind}. {hint}"
         )
     labels = _label_count(config)
-    if labels != 1:
+    if labels != 1 and not (purpose is Purpose.UP and labels == 2):
         pair = (
             " The yes/no heads of some rerankers (score = difference of both logits) are not served yet: subtract one "
             "row of the head's weight and bias from the other, and save the model with num_labels 1."
@@ -328,6 +260,40 @@ def _check_architectures(name: str, folder: Path, config: Mapping[str, Any], pur
             f"{name}: a ranker has one label, this one {labels} ({CONFIG}: id2label).{pair} To fine-tune it with a new "
             "head, name it as model.base"
         )
+
+
+def _check_modules(name: str, modules: list[str]) -> None:
+    if unknown := [kind for kind in modules[1:] if kind not in HEAD_MODULES]:
+        raise ArtifactError(
+            f"{name}: {MODULES} names {', '.join(unknown)}, which is not served; after the backbone come "
+            f"{', '.join(sorted(HEAD_MODULES))}"
+        )
+
+
+def _check_adapter(name: str, folder: Path, trust_remote_code: bool) -> None:
+    """An adapter that ``up`` will merge: peft is there, weights are safe, and its base is a ranker or an encoder."""
+    if importlib.util.find_spec("peft") is None:
+        raise ArtifactError(f"{name}: an adapter ({ADAPTER}), which peft merges with its base: pip install peft")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ArtifactError(
+            f"{name}: no {ADAPTER_WEIGHTS}; a pickle is never read. Convert it: tritonrank convert-weights "
+            f"{shlex.quote(str(folder))}"
+        )
+    kind = read_object(folder / ADAPTER).get("task_type")
+    if kind != "SEQ_CLS":
+        raise ArtifactError(
+            f"{name}: an adapter for the task {kind} ({ADAPTER}: task_type); a ranker's is SEQ_CLS. Name its base, or "
+            "another adapter"
+        )
+    base = adapter_base(folder)
+    base_folder = folder_of(base, weights=False)
+    if not trust_remote_code:
+        refuse_code(base, base_folder, f", or, if you trust it, let it make the graphs: {TRUST}")
+    config = read_object(base_folder / CONFIG)
+    if any(str(one).endswith(CAUSAL) for one in config.get("architectures") or []):
+        raise ArtifactError(f"{name}: its base {base} is a causal language model, which is not served here yet")
+    _check_tokenizer_files(base, base_folder)
+    check_weights(base, folder_of(base), Purpose.UP)
 
 
 def _label_count(config: Mapping[str, Any]) -> int:
@@ -356,7 +322,7 @@ def _check_tokenizer_files(name: str, folder: Path) -> None:
     if pieces and importlib.util.find_spec("sentencepiece") is None:
         line = (
             "from transformers import AutoTokenizer as T; "
-            f"T.from_pretrained({json.dumps(_spelled(name))}).save_pretrained({json.dumps(_local_name(name))})"
+            f"T.from_pretrained({json.dumps(spelled(name))}).save_pretrained({json.dumps(local_name(name))})"
         )
         raise ArtifactError(
             f"{name}: its tokenizer is a SentencePiece model ({', '.join(pieces)}) without {TOKENIZER_FILE}, which the "
@@ -371,52 +337,6 @@ def _check_tokenizer_files(name: str, folder: Path) -> None:
     if "vocab.json" in files and "merges.txt" not in files:
         raise ArtifactError(f"{name}: vocab.json without merges.txt is half a tokenizer. Add merges.txt, or "
                             f"{TOKENIZER_FILE}, from the model that this one was trained from")  # fmt: skip
-
-
-def _check_weights(name: str, folder: Path, purpose: Purpose) -> None:
-    files = [WEIGHTS] if (folder / WEIGHTS).is_file() else []
-    if not files and (folder / WEIGHTS_INDEX).is_file():
-        files = sorted(shards_of(folder))
-        if missing := [file for file in files if not (folder / file).is_file()]:
-            raise ArtifactError(
-                f"{name}: {WEIGHTS_INDEX} names files that are missing: {', '.join(missing)}. Download them again"
-            )
-    if not files:
-        raise ArtifactError(f"{name}: no {WEIGHTS} in {folder}. {_other_weights(name, folder, purpose)}")
-    for file in files:
-        try:
-            with safe_open(folder / file, framework="np") as weights:
-                weights.keys()
-        except SafetensorError as error:
-            raise ArtifactError(
-                f"{name}: {file} ({(folder / file).stat().st_size} bytes) is truncated or damaged ({error}). "
-                "Download it again"
-            ) from None
-
-
-def _other_weights(name: str, folder: Path, purpose: Purpose) -> str:
-    paths = sorted(folder.iterdir())
-    if other := [path.name for path in paths if path.suffix == ".safetensors"]:
-        return (
-            f"Transformers does not look at {', '.join(other)}: rename it if it is the whole model, or add "
-            f"{WEIGHTS_INDEX} if these are its parts"
-        )
-    kinds = sorted({OTHER_WEIGHTS[path.suffix] for path in paths if path.suffix in OTHER_WEIGHTS})
-    if "ONNX" in kinds and not any(path.name in PICKLES for path in paths):
-        return _original_wanted(kinds)
-    auto = "AutoModel" if purpose is Purpose.BASE else "AutoModelForSequenceClassification"
-    local = _local_name(name)
-    line = (
-        f"from transformers import {auto} as M, AutoTokenizer as T; "
-        f"M.from_pretrained({json.dumps(_spelled(name))}).save_pretrained({json.dumps(local)}); "
-        f"T.from_pretrained({json.dumps(_spelled(name))}).save_pretrained({json.dumps(local)})"
-    )
-    others = " pickle, which can hold code, is not." if kinds in ([], ["pickle"]) else (
-        f" {' and '.join(kinds)} weights are not."
-    )  # fmt: skip
-    return f"Only safetensors are read;{others} If you trust the weights, convert them, and name {local}:\n" + (
-        f"  python -c {shlex.quote(line)}"
-    )
 
 
 def mention_prompts(name: str, revision: str | None = None) -> None:

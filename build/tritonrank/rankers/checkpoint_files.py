@@ -16,6 +16,7 @@ MODULES = "modules.json"
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def read_json(path: Path) -> Any:
@@ -74,3 +75,15 @@ def shards_of(folder: Path) -> set[str]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ArtifactError(f"{folder / WEIGHTS_INDEX}: has no weight_map of file names. Download it again")
     return set(weight_map.values())
+
+
+def adapter_base(folder: Path) -> str:
+    """What an adapter belongs to: a folder beside it, or a hub id.
+
+    Raises:
+        ArtifactError: it does not say.
+    """
+    base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ArtifactError(f"{folder / ADAPTER}: base_model_name_or_path is missing; write the base's name there")
+    return str(folder / base) if not Path(base).is_absolute() and (folder / base).is_dir() else base

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from tritonrank.artifacts import MANIFEST, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.rankers.checkpoint_files import WEIGHTS, WEIGHTS_INDEX, module_folders, shards_of
+from tritonrank.rankers.checkpoint_files import ADAPTER_WEIGHTS, WEIGHTS, WEIGHTS_INDEX, module_folders, shards_of
 from tritonrank.recipe import PACKAGED_MINILM
 from tritonrank.system.quiet import quiet_libraries
 
@@ -256,6 +256,8 @@ def _hub_folder(name: str, revision: str | None, weights: bool) -> Path:
             folder = Path(_snapshot(name, revision=commit.sha, allow_patterns=texts))
         if weights:
             files = [WEIGHTS] if not (folder / WEIGHTS_INDEX).is_file() else sorted(shards_of(folder))
+            files += [ADAPTER_WEIGHTS, *(f"{one.relative_to(folder)}/{WEIGHTS}" for one in module_folders(folder))]
+            files += ["*.py"]  # data to everything but `tritonrank up --trust-remote-code`
             _snapshot(name, revision=commit.sha, allow_patterns=files)
         return folder
     except GatedRepoError as error:

@@ -22,7 +22,7 @@ from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.architectures import architecture_of
-from tritonrank.rankers.checkpoint_check import PLAIN_TOKENIZER_CLASSES, refuse_code
+from tritonrank.rankers.checkpoint_code import PLAIN_TOKENIZER_CLASSES, refuse_code
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
 from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.modeling import first_position
@@ -33,19 +33,28 @@ UNLIMITED = 1_000_000
 _REASON_CHARACTERS = 400
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
     """The checkpoint's fast tokenizer; the server needs its tokenizer.json.
+
+    Args:
+        name: hub id, folder or the packaged MiniLM.
+        revision: of a hub id.
+        trust_remote_code: whether code of the checkpoint may run in this process.
 
     Raises:
         ArtifactError: the checkpoint cannot be found or has no fast tokenizer.
     """
-    folder = _code_free(name, revision)
+    folder = folder_of(name, revision) if trust_remote_code else _code_free(name, revision)
     is_plain = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class") in PLAIN_TOKENIZER_CLASSES
     kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
-    tokenizer = _quietly(
+    tokenizer = quietly(
         name,
         f"tokenizer ({TOKENIZER_FILE})" if (folder / TOKENIZER_FILE).is_file() else "tokenizer",
-        lambda: kind.from_pretrained(str(folder), use_fast=True, trust_remote_code=False, local_files_only=True),
+        lambda: kind.from_pretrained(
+            str(folder), use_fast=True, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
+        ),
     )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ArtifactError(f"{name}: has no fast tokenizer ({TOKENIZER_FILE}), which the server needs")
@@ -59,7 +68,7 @@ def load_encoder(name: str, revision: str | None = None) -> PreTrainedModel:
         ArtifactError: not to be found, not safetensors, or weights are missing.
     """
     encoder, found = _load(AutoModel, name, revision, output_loading_info=True)
-    _refuse_missing(name, [key for key in found["missing_keys"] if not key.startswith("pooler.")])
+    refuse_missing(name, [key for key in found["missing_keys"] if not key.startswith("pooler.")])
     checked: PreTrainedModel = encoder.eval()
     return checked
 
@@ -82,7 +91,7 @@ def load_ranker(name: str, revision: str | None = None, *, new_head: bool) -> Pr
         if wrong := [key for key in found["mismatched_keys"] if key.startswith(f"{model.base_model_prefix}.")]:
             raise ArtifactError(f"{name}: weights and config.json do not fit each other: {', '.join(wrong)}")
         encoder = [key for key in found["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
-        _refuse_missing(name, [key for key in encoder if ".pooler." not in key])
+        refuse_missing(name, [key for key in encoder if ".pooler." not in key])
         return model
     config = load_config(name, revision)
     if config.num_labels != 1 or not any("SequenceClassification" in a for a in config.architectures or []):
@@ -111,7 +120,7 @@ def load_whole(model_class: type, name: str, revision: str | None = None) -> Pre
     """
     model: PreTrainedModel
     model, found = _load(model_class, name, revision, output_loading_info=True)
-    _refuse_missing(name, found["missing_keys"])
+    refuse_missing(name, found["missing_keys"])
     return model
 
 
@@ -122,7 +131,7 @@ def load_config(name: str, revision: str | None = None) -> Any:
         ArtifactError: there is none.
     """
     folder = _code_free(name, revision)
-    return _quietly(
+    return quietly(
         name,
         "model",
         lambda: AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True),
@@ -143,7 +152,7 @@ def _code_free(name: str, revision: str | None) -> Path:
     return folder
 
 
-def _refuse_missing(name: str, missing: Iterable[str]) -> None:
+def refuse_missing(name: str, missing: Iterable[str]) -> None:
     """Transformers would put random weights in their place."""
     if names := ", ".join(sorted(missing)):
         raise ArtifactError(f"{name}: weights are missing from the checkpoint: {names}")
@@ -152,14 +161,14 @@ def _refuse_missing(name: str, missing: Iterable[str]) -> None:
 def _load(auto_class: type, name: str, revision: str | None, **options: Any) -> Any:
     folder = _code_free(name, revision)
     options |= {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-    return _quietly(
+    return quietly(
         name,
         "model",
         lambda: auto_class.from_pretrained(str(folder), **options),  # type: ignore[attr-defined]  # an Auto class
     )
 
 
-def _quietly(name: str, what: str, load: Callable[[], Any]) -> Any:
+def quietly(name: str, what: str, load: Callable[[], Any]) -> Any:
     """Load, with whatever the libraries raise as one message.
 
     Broken files make them raise all kinds of errors, tokenizers a bare Exception, so that no list of types would do.

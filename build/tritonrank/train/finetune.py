@@ -23,9 +23,10 @@ from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.architectures import architecture_named
-from tritonrank.rankers.checkpoint_check import Purpose, check_checkpoint, mention_prompts
+from tritonrank.rankers.checkpoint_check import check_checkpoint, mention_prompts
 from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.checkpoint_tokenizer import check_vocabulary, make_ordinary, markers_of, request_tokenizer
+from tritonrank.rankers.checkpoint_weights import Purpose
 from tritonrank.rankers.pretrained import (
     load_tokenizer,
     longest_input,
