@@ -43,6 +43,7 @@ def running_gateway(
     """
     folder.mkdir(parents=True, exist_ok=True)
     ready = folder / "ready.json"
+    ready.unlink(missing_ok=True)
     address = urlsplit(triton).netloc if "://" in triton else triton
     command = [
         sys.executable, "-m", "tritonrank_gateway", "--triton", address, "--port", "0", "--metrics-port", "0",

@@ -20,6 +20,7 @@ from tritonrank_gateway.compose import compose
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.settings import GatewaySettings
 
+BACKLOG = 1_024
 GRACE_SECONDS = 10
 """How long running requests may take when the gateway is told to stop."""
 
@@ -80,12 +81,17 @@ async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Of a socket that does not name TCP, asyncio leaves Nagle's algorithm on: each answer would wait 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server(
-            (host, port), backlog=1_024, family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
+        listener.close()
         raise OSError(f"{host}:{port}: cannot listen there ({error.strerror or error}); choose another port") from error
+    return listener
 
 
 def _tell(settings: GatewaySettings, sockets: list[socket.socket]) -> None:
