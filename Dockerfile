@@ -24,6 +24,7 @@ RUN python -m pip install --no-cache-dir --constraint constraints.txt build hatc
 COPY pyproject.toml README.md LICENSE ./
 COPY build build
 COPY clients clients
+COPY gateway gateway
 COPY model_repository model_repository
 RUN python -m build --wheel --no-isolation --outdir /wheels
 

@@ -34,6 +34,7 @@ from tritonrank.errors import ArtifactError
 from tritonrank.recipe import ServeSettings
 from tritonrank.serve import triton_wheel
 from tritonrank.serve.server import STOP_MARGIN_SECONDS, LocalTriton
+from tritonrank.serve.triton_config import MOST_TEXT_BYTES
 from tritonrank.serve.triton_install import CONTAINER_OPTIONS
 
 ROOT = TESTS.parent
@@ -434,8 +435,7 @@ def test_docker_stop_while_models_load_ends_it_too(workspace: Workspace, tmp_pat
 
 def test_what_a_container_takes_over_http_holds_the_largest_request_of_a_recipe() -> None:
     (limit,) = (option.partition("=")[2] for option in CONTAINER_OPTIONS if option.startswith("--http-max-input-size="))
-    serve = ServeSettings()
-    assert serve.max_candidates * (serve.max_text_bytes + 4) <= int(limit), "each text goes behind its length"
+    assert ServeSettings().max_candidates * (MOST_TEXT_BYTES + 4) <= int(limit), "each text goes behind its length"
 
 
 def test_every_address_is_reached_on_loopback() -> None:

@@ -5,8 +5,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritonrank_runtime.architectures import architecture_named
-
 if TYPE_CHECKING:
     from tritonrank.recipe import Recipe
 
@@ -132,4 +130,6 @@ class Workspace:
 
 def is_batched_already(recipe: "Recipe") -> bool:
     """Whether the graph that CPUs serve has a batch of rows, as TensorRT's precisions need it."""
+    from tritonrank_runtime.architectures import architecture_named  # needs tokenizers, which `serve` does not
+
     return not architecture_named(recipe.model.architecture).has_score_batch
