@@ -1,8 +1,10 @@
 """`tritonrank_client.open` of a folder: what the server answers, in the process that asks."""
 
 import asyncio
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from tritonrank_client import (
     RankClient,
     RankError,
     Retry,
+    ServerFault,
 )
 
 AWKWARD = [
@@ -201,6 +204,46 @@ def test_a_forked_child_opens_it_again(local: RankClient) -> None:
     os.close(writer)
     assert os.read(reader, 1_000) == b"same"
     os.waitpid(child, 0)
+
+
+def test_two_releases_in_one_process(workspace: Workspace, tmp_path: Path, local: RankClient) -> None:
+    """Each artifact ranks by its own copy, and what the process imports is what it was."""
+    other = changed_copy(workspace, tmp_path / "other", queue_requests="8")
+    name = "score/1/tritonrank_runtime/selection.py"
+    source = (other / name).read_text()
+    (other / name).write_text(source.replace("np.argsort(-scores", "np.argsort(scores"))
+    assert (other / name).read_text() != source
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["files"].pop(name)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    before = {name: module for name, module in sys.modules.items() if name.startswith("tritonrank_runtime")}
+    items = ["oak desk", "brass lamp", "garden chair"]
+    asked = {"query": "desk", "items": items}
+    with tritonrank_client.open(workspace.int8) as installed, tritonrank_client.open(other) as reversed_order:
+        with pytest.raises(ServerFault, match="highest first"):
+            reversed_order.rank(**asked)  # type: ignore[arg-type]
+        assert installed.rank(**asked).indices == local.rank(**asked).indices  # type: ignore[arg-type]
+    assert local.rank(**asked).scores == tuple(sorted(local.rank(**asked).scores, reverse=True))  # type: ignore[arg-type]
+    after = {name: module for name, module in sys.modules.items() if name.startswith("tritonrank_runtime")}
+    assert all(after[name] is module for name, module in before.items())
+
+
+def test_nothing_but_the_runtime_can_be_imported_from_a_folder(workspace: Workspace, tmp_path: Path) -> None:
+    folder = changed_copy(workspace, tmp_path / "strange", queue_requests="8")
+    trap = "raise SystemExit('ran what the hash check does not know')\n"
+    for name in ("onnxruntime", "tokenizers", "json"):
+        (folder / "score" / "1" / f"{name}.py").write_text(trap)
+    runtime = folder / "score" / "1" / "tritonrank_runtime"
+    source = runtime / "selection.py"
+    compiled = Path(importlib.util.cache_from_source(str(source)))
+    compiled.parent.mkdir()
+    (tmp_path / "trap.py").write_text(trap)
+    py_compile.compile(
+        str(tmp_path / "trap.py"), str(compiled), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    code = "import sys, tritonrank_client; print(tritonrank_client.open(sys.argv[1]).rank(items=['desk']).indices)"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert done.stdout == "(0,)\n", done.stderr
 
 
 def test_its_own_runtime_and_nothing_of_ours(workspace: Workspace) -> None:

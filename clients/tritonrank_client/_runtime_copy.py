@@ -2,15 +2,18 @@
 
 An artifact brings the code that it was judged with, `tritonrank_runtime`, and two artifacts may bring two releases of
 it. So a copy is loaded under its own name while a lock is held, and put aside afterwards: what the process imports
-under that name, before or later, is what it would be without us. Its code runs with the rights of this process, as it
-would in Triton: open artifacts whose origin you trust.
+under that name, before or later, is what it would be without us. Nothing else in the folder can be imported, and byte
+code that lies there is not run. The copy's code runs with the rights of this process, as it would in Triton: open
+artifacts whose origin you trust.
 """
 
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +54,7 @@ def open_with_installed(open_: Callable[[Any], Opened]) -> Opened:
 
 @contextmanager
 def _naming_what_is_missing() -> Iterator[None]:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 and later would call its maker
     try:
         yield
     except ModuleNotFoundError as error:
@@ -64,13 +68,19 @@ def _naming_what_is_missing() -> Iterator[None]:
 def _alone(beside: Path) -> Iterator[None]:
     """While it lasts, the runtime's name means the copy; afterwards what it meant before."""
     aside = _take_modules()
-    writes_byte_code, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # an artifact is not to be changed
-    sys.path.insert(0, str(beside))
+    byte_code = sys.dont_write_bytecode, sys.pycache_prefix
+    # An artifact is not to be changed, and the hash check knows nothing of byte code: none is written, none is found.
+    sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
     try:
+        package = beside / RUNTIME
+        spec = spec_from_file_location(RUNTIME, package / "__init__.py", submodule_search_locations=[str(package)])
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[RUNTIME] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[RUNTIME])
         yield
     finally:
-        sys.path.remove(str(beside))
-        sys.dont_write_bytecode = writes_byte_code
+        sys.dont_write_bytecode, sys.pycache_prefix = byte_code
         _take_modules()
         sys.modules.update(aside)
 
