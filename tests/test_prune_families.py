@@ -93,9 +93,11 @@ def test_the_student_is_smaller_and_loads_as_any_other(built: Built) -> None:
     kept, tokenizer = Kept.load(built.workspace.pruned), RequestTokenizer.from_folder(built.workspace.student)
     assert parts["embeddings.words"].weight.shape[0] == sizes.vocabulary == len(kept.tokens)
     assert sizes.vocabulary < sizes_of(built.teacher.config).vocabulary
-    longest = tokenizer.longest_rows["input_ids"]
-    if built.architecture == SHARED_CONTEXT:
-        longest = student.config.context_positions + tokenizer.longest_rows["candidate_ids"]
+    longest = (
+        student.config.context_positions + tokenizer.longest_rows["candidate_ids"]
+        if built.architecture == SHARED_CONTEXT
+        else tokenizer.longest_rows["input_ids"]
+    )
     assert longest <= longest_input(student) < longest_input(built.teacher)
     if built.architecture == JOINT:  # nothing of ours is needed to load it
         assert type(student) is type(AutoModelForSequenceClassification.from_pretrained(built.workspace.student))

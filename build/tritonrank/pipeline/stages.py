@@ -77,8 +77,7 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         RecipeError: the recipe has no stage ``until``; without it all stages would run.
     """
     chosen = _up_to(until, recipe, workspace)
-    if any(stage.folder == workspace.teacher for stage in chosen):
-        finetune.check_models(recipe, workspace)
+    finetune.check_models(recipe, workspace)
     taken = take(workspace.root, wait=False)
     if taken is False and force is None and _all_current(chosen):
         for stage in chosen:
