@@ -37,8 +37,8 @@ def test_build_ends_with_one_line_of_json(
     assert last["ndcg@10"] == {name: row["ndcg@10"]["mean"] for name, row in read_summary(workspace).items()}
     table = out.splitlines()[:-1]  # for people, before the line for scripts
     for name, row in read_summary(workspace).items():
-        (line,) = [line for line in table if line.strip().startswith(name)]
-        assert f"[{row['ndcg@10']['low']:.3f} {row['ndcg@10']['high']:.3f}]" in line
+        interval = f"[{row['ndcg@10']['low']:.3f} {row['ndcg@10']['high']:.3f}]"
+        (line,) = [line for line in table if line.strip().startswith(name) and interval in line]
         if name != "fine-tuned":
             assert f"[{row['difference']['low']:+.3f} {row['difference']['high']:+.3f}]" in line  # not cut off
 

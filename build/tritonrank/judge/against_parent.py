@@ -32,8 +32,8 @@ def judge_against_parent(recipe: Recipe, workspace: Workspace, judged: Path | st
         GateError: the ranking is worse than the parent's by more than the budget, or too few examples can tell.
         ArtifactError: a folder is missing or damaged.
     """
-    rules = TextRules.load(workspace.teacher)
     parent = _judge_parent(recipe, workspace, against)
+    rules = TextRules.load(workspace.teacher)
     if isinstance(judged, Path):
         child = judge_artifact(judged.name, judged, workspace.dataset, workspace.judgements)
     else:
