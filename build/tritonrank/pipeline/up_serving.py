@@ -106,8 +106,9 @@ def _say_ready(root: Path, gateway: GatewayChild, started: float) -> None:
     console.print(f"\n[bold]{gateway.url}[/]  (ready after {time.monotonic() - started:.1f} s)\n", highlight=False)
     console.print(command, markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"\nJina, Cohere, TEI, vLLM and NIM clients take this URL. API page: {gateway.url}/docs  metrics: "
-        f"{gateway.metrics_url}/metrics\nTriton itself: {gateway.http_url} and {gateway.grpc_url}. Ctrl-C stops all.",
+        f"\nTry it in a browser: {gateway.url}/playground/\nJina, Cohere, TEI, vLLM and NIM clients take this URL. API "
+        f"page: {gateway.url}/docs  metrics: {gateway.metrics_url}/metrics\n"
+        f"Triton itself: {gateway.http_url} and {gateway.grpc_url}. Ctrl-C stops all.",
         markup=False,
         highlight=False,
         soft_wrap=True,
