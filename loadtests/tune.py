@@ -36,7 +36,7 @@ from loadtests.console import fail
 from loadtests.generator import GeneratorError
 from loadtests.machine import describe_machine
 from loadtests.objectives import ObjectivesError
-from loadtests.results import RunFileError
+from loadtests.results import RunFileError, write_whole
 from loadtests.runs import sha256_file
 from loadtests.session import SLO, ProtocolOption, SloOption, objectives_or_exit
 from loadtests.target import TargetError
@@ -278,7 +278,7 @@ def write_outcome(outcome: Outcome, folder: Path, bench: Bench) -> Path:
         "gain": round(outcome.gain, 4),
         **asdict(outcome),
     }
-    _write_whole(folder / "tune.json", json.dumps(everything, indent=1) + "\n")
+    write_whole(folder / "tune.json", json.dumps(everything, indent=1) + "\n")
     if outcome.best:
         settings: dict[str, dict[str, object]] = {}
         for key, value in outcome.best.items():
@@ -286,7 +286,7 @@ def write_outcome(outcome: Outcome, folder: Path, bench: Bench) -> Path:
             settings.setdefault(section, {})[name] = value
         head = f"# Found by `python -m loadtests tune {bench.recipe}`: {outcome.gain:.2f} times the recipe as it is.\n"
         use = f"# Use: tritonrank assemble {bench.recipe} --set @{best}, or copy into the recipe.\n"
-        _write_whole(best, head + use + yaml.safe_dump(settings, sort_keys=False))
+        write_whole(best, head + use + yaml.safe_dump(settings, sort_keys=False))
     else:
         best.unlink(missing_ok=True)
     return best
@@ -368,9 +368,3 @@ def _name_of(recipe: Path) -> str:
         ) from None
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise TrialError(f"{recipe}: not a recipe: {error}") from None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ __all__ = [
     "whole_file",
     "work_folder",
     "write_artifact",
+    "write_whole",
 ]
 
 KEPT = ".kept-"
@@ -143,21 +144,43 @@ def tidy(folder: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
     """Give a draft file to write, which appears under its name when the block ends and not at all when it raises.
 
     Several processes may do so at a time; the last one stays.
+
+    Args:
+        path: the file; its folder is made.
+        way_out: what whoever named the file can do where it cannot be written, for the message.
+
+    Raises:
+        ArtifactError: it cannot be written, and there is a way out.
+        StorageError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         draft.replace(path)
     except BaseException as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if way_out and isinstance(error, OSError):
+            raise ArtifactError(f"{path}: cannot be written ({error.strerror}); {way_out}") from error
         if (fault := storage_error(error, path)) is not None:
             raise fault from error
         raise
+
+
+def write_whole(path: Path, text: str, way_out: str = "") -> Path:
+    """Write a text file that appears whole or not at all; arguments and errors as for ``whole_file``.
+
+    Returns:
+        The file.
+    """
+    with whole_file(path, way_out) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return path
 
 
 def verify_artifact(folder: Path) -> Manifest:

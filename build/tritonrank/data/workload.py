@@ -23,7 +23,7 @@ from rich.table import Table
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import RULES_FILE, TextRules
 
-from tritonrank.artifacts import verify_artifact
+from tritonrank.artifacts import verify_artifact, whole_file
 from tritonrank.data.arrivals import arrival_times
 from tritonrank.data.lists import history_before, training_popularity
 from tritonrank.data.negatives import NegativeSampler, example_random, stable_hash
@@ -58,7 +58,7 @@ def make_workload(artifacts: Path, out: Path | None, settings: WorkloadSettings)
         DataError: the dataset has fewer contexts, or fewer unseen items for a user, than asked for.
     """
     path = out or artifacts / WORKLOAD_FILE
-    figures = _write_whole(path, workload_lines(artifacts, settings))
+    figures = _write_lines(path, workload_lines(artifacts, settings))
     _show(path, figures)
     return path
 
@@ -328,23 +328,13 @@ class _Figures:
         self.contexts.add((line["user_id"], line["query"], line["history"]))
 
 
-def _write_whole(path: Path, lines: Iterable[dict[str, Any]]) -> _Figures:
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> _Figures:
     figures = _Figures()
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as file:
-                for line in lines:
-                    encoded = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-                    file.write(encoded)
-                    figures.note(line, len(encoded))
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from error
+    with whole_file(path, "choose another file with --out") as draft, draft.open("wb") as file:
+        for line in lines:
+            encoded = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            file.write(encoded)
+            figures.note(line, len(encoded))
     return figures
 
 

@@ -27,7 +27,7 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 from tritonrank_runtime.torch_engine import open_torch_engine
 from tritonrank_runtime.torch_passes import CONFIG_FILE, WEIGHTS_FILE
 
-from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
+from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact, whole_file
 from tritonrank.data.workload import workload_lines
 from tritonrank.data.workload_settings import WorkloadSettings
 from tritonrank.errors import ArtifactError, DataError
@@ -169,26 +169,17 @@ def _fp32_kinds(artifacts: Path) -> list[str]:
 
 
 def _write_archive(folder: Path, names: Sequence[str], path: Path) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with (
-                draft.open("wb") as file,
-                gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as compressed,
-                tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
-            ):
-                for name in names:
-                    content = (folder / name).read_bytes()
-                    member = tarfile.TarInfo(name)  # nobody's, of no date
-                    member.size, member.mode = len(content), 0o644
-                    archive.addfile(member, io.BytesIO(content))
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
+    with (
+        whole_file(path, "choose another file") as draft,
+        draft.open("wb") as file,
+        gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name in names:
+            content = (folder / name).read_bytes()
+            member = tarfile.TarInfo(name)  # nobody's, of no date
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
 
 
 def _show(path: Path, manifest: Mapping[str, Any], requests: Sequence[PackedRequest]) -> None:

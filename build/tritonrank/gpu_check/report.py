@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tritonrank.artifacts import write_whole
 from tritonrank.errors import ArtifactError
 
 REPORT_FORMAT = 1
@@ -128,14 +129,8 @@ def write_report(report: Report, path: Path) -> None:
         ArtifactError: a file cannot be written.
     """
     text = json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for target, content in ((path, text), (path.with_suffix(".md"), as_markdown(report))):
-            draft = target.with_name(target.name + ".tmp")
-            draft.write_text(content, encoding="utf-8")
-            draft.replace(target)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror}); choose another with --out") from None
+    for target, content in ((path, text), (path.with_suffix(".md"), as_markdown(report))):
+        write_whole(target, content, "choose another with --out")
     try:
         read_report(path)
     except ModuleNotFoundError:

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 
+from tritonrank.artifacts import write_whole
 from tritonrank.artifacts.rungs import FINE_TUNED
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.gate import Verdict
@@ -81,8 +82,9 @@ def make_report(artifacts: Path, out: Path | None = None) -> list[Path]:
     if page.suffix.lower() not in {".html", ".htm"}:
         raise ArtifactError(f"{page}: the report is an HTML page; name it so: --out {page.with_suffix('.html')}")
     contents = gather(read_build(artifacts))
-    written = [_write_whole(page, render("page.html.j2", contents))]
-    return [*written, _write_whole(page.with_suffix(".md"), render("page.md.j2", contents))]
+    way_out = "name another place: --out FILE.html"
+    written = [write_whole(page, render("page.html.j2", contents), way_out)]
+    return [*written, write_whole(page.with_suffix(".md"), render("page.md.j2", contents), way_out)]
 
 
 def gather(build: Build) -> dict[str, Any]:
@@ -245,18 +247,3 @@ def escape_markdown(text: object) -> str:
     escaped = re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", one_line)
     # Renderers make links of bare addresses.
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;&#47;")
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written: {error}. Name another place: --out FILE.html") from None
-    return path

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
-from tritonrank.artifacts import Draft, sha256_file
+from tritonrank.artifacts import Draft, sha256_file, whole_file
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.quantize.qdq_rules import asked_of, check_graph
@@ -276,9 +276,8 @@ def _timing_cache(config: Any, builder: Builder, folder: Path) -> Iterator[None]
     if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # damaged: start anew
     yield
-    partial = path.with_suffix(".tmp")
-    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
-    partial.rename(path)
+    with whole_file(path) as draft:
+        draft.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 def _logger(trt: Any) -> Any:
