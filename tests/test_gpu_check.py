@@ -23,8 +23,9 @@ from tritonrank.gpu_check import network_runs
 from tritonrank.gpu_check import pack as packing
 from tritonrank.gpu_check import triton as gpu_triton
 from tritonrank.gpu_check.check import agreement_with, describe_machine, gpu_check, take_turns
-from tritonrank.gpu_check.executors import PairByPair, find_executors, padded
+from tritonrank.gpu_check.executors import find_executors
 from tritonrank.gpu_check.graphs import recipe_of
+from tritonrank.gpu_check.network_runs import PairByPair, padded
 from tritonrank.gpu_check.pack import make_pack
 from tritonrank.gpu_check.packed import open_pack
 from tritonrank.gpu_check.report import (
