@@ -23,10 +23,16 @@ OF_ONE_ARCHITECTURE = {
     "build/tritonrank/rankers/modeling.py",
     "build/tritonrank/graphs/batched.py",  # the graph of ``score_batch``
     "build/tritonrank/gpu_check/network_runs.py",
+    # Checkpoints of many families that rank pairs, served as they are.
+    "build/tritonrank/graphs/pair_graph.py",
+    "build/tritonrank/rankers/pair_ranker.py",
+    "build/tritonrank/rankers/pair_text.py",
+    "build/tritonrank/rankers/golden_rows.py",
+    "build/tritonrank/rankers/golden_tokens.py",
 }
 KNOWN = {
     # What a checkpoint is may be asked before anything of it is loaded: messages name the one that it should be.
-    "build/tritonrank/rankers/checkpoint_check.py": 7,
+    "build/tritonrank/rankers/checkpoint_check.py": 6,
     # A schema, a default, and that of a ready checkpoint; the test below compares them with the list.
     "build/tritonrank/recipe/training.py": 4,
     # A setting says where it is declared which ranker uses it.

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 from tritonrank_runtime.cores import available_cores
-from tritonrank_runtime.shared_context import SHARED_CONTEXT
 
 from tritonrank.artifacts.stage import Stage
 from tritonrank.errors import TritonRankError
-from tritonrank.recipe import PACKAGED_MINILM, Recipe
+from tritonrank.recipe import ModelSettings, Recipe
 
 PURPOSES = {
     "prepare": "read the data, write examples to train on and to judge by",
@@ -41,8 +40,7 @@ LEARNING_CORES = 16
 
 def about_seconds(recipe: Recipe) -> dict[str, float]:
     """How long each stage of a recipe takes on this machine, by verb; nothing where that is not known."""
-    model = recipe.model
-    if model.base != PACKAGED_MINILM or model.checkpoint or model.architecture != SHARED_CONTEXT or _has_gpu():
+    if recipe.model != ModelSettings() or _has_gpu():  # the defaults are what was measured
         return {}
     examples, training = recipe.examples, recipe.finetune
     judged = examples.test_users * (examples.judged_negatives + 1)
