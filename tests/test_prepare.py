@@ -165,9 +165,9 @@ def test_popularity_is_counted_on_training_events_only(monkeypatch: pytest.Monke
     counted: list[np.ndarray[Any, Any]] = []
     initialise = NegativeSampler.__init__
 
-    def remember(self: NegativeSampler, popularity: Any, exponent: float) -> None:
+    def remember(self: NegativeSampler, popularity: Any) -> None:
         counted.append(popularity)
-        initialise(self, popularity, exponent)
+        initialise(self, popularity)
 
     monkeypatch.setattr(NegativeSampler, "__init__", remember)
     settings = recipe(SAMPLE)

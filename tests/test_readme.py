@@ -61,7 +61,7 @@ def test_every_verb_and_option_exists(line: str) -> None:
     program = next(name for name in APPS if line.startswith(f"{name} "))
     verb, *words = shlex.split(line.removeprefix(program))
     command = typer.main.get_command(APPS[program]).commands[verb]
-    options = {name for parameter in command.params for name in parameter.opts}
+    options = {"--help", *(name for parameter in command.params for name in parameter.opts)}
     assert {word for word in words if word.startswith("--")} <= options
 
 

@@ -289,7 +289,7 @@ def test_the_noise_of_each_layer_is_that_of_the_layer_alone(
     quantize_graphs(pruned.onnx, tmp_path, requests, settings)
     tokenizer = RequestTokenizer.from_folder(pruned.onnx)
     _, kept_aside = split_for_noise([tensors_of(request, tokenizer) for request in requests])
-    alone = NoiseMeter(pruned.onnx, kept_aside).of(tmp_path)
+    alone = NoiseMeter(pruned.onnx, kept_aside).roughly(tmp_path)
     assert record.noise.by_layer[loudest] == pytest.approx(alone, rel=1e-3)
     for node, value in record.noise.by_layer.items():
         assert f"{layer_name(node)}: {figure(value)}" in pages[0]
@@ -319,7 +319,9 @@ def test_activations_are_recorded_as_the_graph_sees_them(
         assert (activation.smallest, activation.largest) == pytest.approx((values.min(), values.max()), rel=1e-4)
         step = (activation.high - activation.low) / 255
         inner = np.quantile(values, [0.0005, 0.9995])
-        assert activation.bulk_steps == pytest.approx((inner[1] - inner[0]) / step + 1, abs=2)
+        assert activation.bulk_steps == pytest.approx(
+            (inner[1] - inner[0]) / step + 1, abs=3
+        )  # whole steps, at both ends
         assert sum(activation.counts) == values.size
         assert activation.clipped_share <= 1e-3  # min-max: what was seen is covered, but for rounding at the ends
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tritonrank.recipe import Recipe
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def build(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,
@@ -60,13 +60,15 @@ def _stage_command(verb: str, help_text: str) -> None:
 
         run_stages(loaded, workspace, until=verb, force=verb if force else None)
 
-    app.command(verb, help=help_text + " Earlier stages run first where they are not up to date.")(command)
+    app.command(
+        verb, rich_help_panel="Build", help=help_text + " Earlier stages run first where they are not up to date."
+    )(command)
 
 
 _stage_command("prepare", "Read and check the data; write the examples for training and judging.")
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def finetune(
     recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
 ) -> None:
@@ -78,7 +80,7 @@ def finetune(
 _stage_command("prune", "Cut layers, heads, neurons and tokens of the fine-tuned ranker (section `prune`).")
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def distill(
     recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
 ) -> None:
@@ -92,7 +94,7 @@ _stage_command("quantize", "Write the INT8 graph; the gate decides whether it ma
 _stage_command("shard", "Cut the served model into tensor_parallel ranks; prove that they score as the whole.")
 
 
-@app.command("compile")
+@app.command("compile", rich_help_panel="Build")
 def compile_command(
     recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
 ) -> None:
@@ -111,7 +113,7 @@ def compile_command(
         typer.echo(f"{folder}")
 
 
-@app.command()
+@app.command(rich_help_panel="Build")
 def assemble(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,

@@ -19,7 +19,7 @@ from tritonrank.cli.options import (
 )
 
 
-@app.command()
+@app.command(rich_help_panel="Judge and show")
 def evaluate(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,
@@ -55,7 +55,7 @@ def evaluate(
     judge_against_parent(loaded, workspace, artifact or str(server), against)
 
 
-@app.command()
+@app.command(rich_help_panel="Judge and show")
 def report(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, built to the end")],
     out: Annotated[
@@ -74,7 +74,7 @@ def report(
     typer.echo(json.dumps({"html": str(page), "markdown": str(markdown)}))
 
 
-@app.command("check-graph")
+@app.command("check-graph", rich_help_panel="Judge and show")
 def check_graph(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX graph, such as artifacts/demo/fp16/model.onnx")],
 ) -> None:

@@ -14,7 +14,7 @@ def _workload_option(setting: str) -> typer.models.OptionInfo:
     return option
 
 
-@app.command()
+@app.command(rich_help_panel="Serve and check")
 def workload(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>")],
     out: Annotated[
