@@ -66,6 +66,10 @@ class Clock:
         return self.machine(choices)
 
 
+GRAPHS = ("context.onnx", "candidates.onnx")
+"""Of a shared-context ranker."""
+
+
 @pytest.fixture
 def journal(tmp_path: Path) -> Path:
     return tmp_path / "tune" / "journal.log"
@@ -204,7 +208,8 @@ def bench(certain: Build, tmp_path: Path) -> Bench:
     (tmp_path / "workload.jsonl").write_text("not read here")
     repository = build.workspace.repository / "score" / "1"
     repository.mkdir(parents=True)
-    (repository / "context.onnx").touch()
+    for name in GRAPHS:
+        (repository / name).touch()
     (build.workspace.repository / "manifest.json").write_text("{}")
     return Bench(build.recipe_path, (), build.workspace.root, tmp_path / "workload.jsonl", read_objectives())
 
@@ -227,7 +232,8 @@ def test_the_space_is_made_of_settings_that_exist(bench: Bench) -> None:
         for value in values[1:]:
             load_recipe(bench.recipe, list(set_options({key: value})))
     shared = set(space)
-    (bench.artifacts / "repository" / "score" / "1" / "context.onnx").unlink()
+    for name in GRAPHS:
+        (bench.artifacts / "repository" / "score" / "1" / name).unlink()
     assert shared ^ set(search_space(bench.artifacts, cores=4)) == {
         "serve.requests_per_execution", "serve.rows_per_batch",
     }  # fmt: skip
