@@ -2,10 +2,10 @@
 
 import os
 import platform
-from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
+from tritonrank.system.machine import cpu_flags, processor_name
 from tritonrank_runtime.cores import available_cores
 
 FLAGS_THAT_MATTER = (
@@ -28,11 +28,9 @@ class Machine(BaseModel):
 
 def describe_machine() -> Machine:
     """This machine, as it is now."""
-    information = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in information)}
-    flags = set(fields.get("flags", "").split())
+    flags = cpu_flags()
     return Machine(
-        processor=fields.get("model name", platform.processor()),
+        processor=processor_name(),
         cores=available_cores(),
         flags=[flag for flag in FLAGS_THAT_MATTER if flag in flags],
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),

@@ -18,8 +18,8 @@ from tritonrank.judge.metrics import (
     ndcg,
     ranking,
     recall,
-    top_overlap,
 )
+from tritonrank.rankers.agreement import top_overlap
 
 
 def lists(labels: str, ties: bool, count: int = 200) -> Iterator[tuple[list[float], list[int], int]]:

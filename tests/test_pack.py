@@ -22,7 +22,7 @@ from tritonrank.gpu_check import pack as packing
 from tritonrank.gpu_check.pack import make_pack
 from tritonrank.gpu_check.packed import PACK_FILE, REQUESTS_FILE, open_pack
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.rankers.agreement import mean_overlap, relative_difference, top_10_overlap
+from tritonrank.rankers.agreement import mean_overlap, relative_difference, top_overlap
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.text import RequestTokenizer
@@ -229,8 +229,8 @@ def test_overlap_counts_the_ten_best() -> None:
     scores = np.arange(20, dtype=np.float32)
     swapped = scores.copy()
     swapped[[0, 19]] = swapped[[19, 0]]  # the best becomes the worst
-    assert top_10_overlap(scores, scores) == 1
-    assert top_10_overlap(swapped, scores) == pytest.approx(0.9)
+    assert top_overlap(scores, scores) == 1
+    assert top_overlap(swapped, scores) == pytest.approx(0.9)
     assert mean_overlap([scores[:5]], [scores[:5]]) is None
     assert mean_overlap([swapped, scores[:5]], [scores, scores[:5]]) == pytest.approx(0.9)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tritonrank.parallel.cost import (
+from tensor_parallel_cost import (
     BERT_BASE,
     ENCODERS,
     H100,

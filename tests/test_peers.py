@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from sklearn.metrics import ndcg_score
 from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
 from tritonrank_runtime.text import RequestTokenizer, TextRules
@@ -35,7 +34,6 @@ from loadtests.peers.libraries import LibrarySystem, Worker
 from loadtests.peers.load import Answer, Load, closed_loop, latency_summary, open_loop, percentile, poisson_arrivals
 from loadtests.peers.machine import needed_gflop
 from loadtests.peers.measure import FULL, SHORT, Effort, _answered, measure_turn
-from loadtests.peers.quality import ndcg, paired_difference
 from loadtests.processes import Process, SystemFaultError, resident_bytes
 from loadtests.workload import WorkloadError
 
@@ -233,29 +231,6 @@ def test_a_bad_answer_is_counted_and_scores_nothing(fake: Fake) -> None:
 
 
 # Quality and requests
-
-
-@given(st.integers(0, 10_000), st.integers(1, 30))
-def test_ndcg_agrees_with_sklearn(seed: int, items: int) -> None:
-    generator = np.random.default_rng(seed)
-    scores = generator.permutation(items).astype(float)
-    labels = generator.integers(0, 2, items)
-    labels[generator.integers(items)] = 1
-    expected = 1.0 if items == 1 else ndcg_score([labels], [scores], k=10)
-    assert ndcg(scores.tolist(), labels.tolist()) == pytest.approx(expected)
-
-
-def test_paired_differences_have_an_interval_that_holds_their_mean() -> None:
-    generator = np.random.default_rng(2)
-    reference = generator.random(200)
-    worse = paired_difference((reference - 0.1 + 0.05 * generator.standard_normal(200)).tolist(), reference.tolist())
-    assert worse["low"] < worse["mean"] < worse["high"] < 0
-    assert worse["mean"] == pytest.approx(-0.1, abs=0.02)
-    assert worse["high"] - worse["low"] == pytest.approx(2 * 1.96 * 0.05 / 200**0.5, rel=0.3)
-
-
-def test_ndcg_without_a_positive_is_zero() -> None:
-    assert ndcg([1.0, 2.0], [0, 0]) == 0.0
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import pytest
 from gloo_ranks import RANKS
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from tensor_parallel_cost import Encoder, Load, summed_bytes, sums
 from tensorrt_ladder import ladder_of
 from test_families import OPSET, REQUESTS, recipe_for, spread_logits
 from tiny_models import FAMILIES, save_ranker
@@ -25,7 +26,6 @@ from tritonrank.errors import ArtifactError
 from tritonrank.graphs.export import export_graphs
 from tritonrank.graphs.graph_view import GraphView
 from tritonrank.parallel import shard as sharding
-from tritonrank.parallel.cost import Encoder, Load, summed_bytes, sums
 from tritonrank.parallel.cut_graph import PARTIAL, SHARE
 from tritonrank.parallel.cut_plan import constant_source, shard_plan
 from tritonrank.parallel.segments import segments_of

@@ -15,10 +15,9 @@ is in the table as well. The files, in the order in which a run uses them:
     workers/         what runs inside the other environments
     load.py          closed and open loop
     measure.py       everything that is measured of one system
-    quality.py       NDCG@10 of its answers
     machine.py       how fast this machine can multiply at the best
     report.py        results.json -> tables; workers/plot.py -> the picture
 
-Only workers/ours.py and workers/plain_triton.py import the pipeline: the first because it measures our library in
-process, the second to start the tritonserver that both sides use.
+Only workers/ours.py and workers/plain_triton.py import what models need: the first because it measures our library in
+process, the second to start the tritonserver that both sides use. measure.py judges with the pipeline's own metrics.
 """

@@ -5,13 +5,14 @@ saturation. An open loop sends at times fixed beforehand, whatever became of ear
 the scheduled time: a server that stalls is charged for everyone who had to wait (no coordinated omission).
 """
 
-import itertools
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from tritonrank.data.arrivals import arrival_times
 
 from loadtests.peers.cases import Case
 
@@ -127,8 +128,7 @@ def open_loop(rank: Rank, cases: Iterator[Case], arrivals: Sequence[float], clie
 
 def poisson_arrivals(per_second: float, count: int, seed: int) -> list[float]:
     """The first ``count`` arrival times of a Poisson process: independent exponential gaps, mean 1 / per_second."""
-    generator = random.Random(seed)
-    return list(itertools.accumulate(generator.expovariate(per_second) for _ in range(count)))
+    return [float(seconds) for seconds in arrival_times(np.random.default_rng(seed), count, per_second, "steady")]
 
 
 def percentile(values: Sequence[float], share: float) -> float:

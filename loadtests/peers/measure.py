@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from tritonrank.judge.metrics import interval, ndcg
+from tritonrank.rankers.agreement import largest_difference
+
 from loadtests.peers import load
 from loadtests.peers.cases import Case, Fresh, zipf_cases
 from loadtests.peers.libraries import LibrarySystem
 from loadtests.peers.load import Load, closed_loop, open_loop, poisson_arrivals
-from loadtests.peers.quality import largest_difference, ndcg, paired_difference
 from loadtests.peers.system import System
 from loadtests.processes import SystemFaultError
 
@@ -239,10 +242,10 @@ def compare_with_first(systems: list[dict[str, Any]], first: str) -> None:
         common = [number for number in judged.scores if number in reference.scores] if judged and reference else []
         if judged and reference and common:
             system["quality"]["largest_score_difference"] = largest_difference(
-                [judged.scores[number] for number in common], [reference.scores[number] for number in common]
+                *([np.array(one.scores[number], dtype=np.float32) for number in common] for one in (judged, reference))
             )
-            system["quality"]["ndcg@10_difference"] = paired_difference(
-                [judged.ndcg[number] for number in common], [reference.ndcg[number] for number in common]
+            system["quality"]["ndcg@10_difference"] = vars(
+                interval([judged.ndcg[number] - reference.ndcg[number] for number in common])
             )
 
 

@@ -33,7 +33,7 @@ from tritonrank.data.workload_settings import WorkloadSettings
 from tritonrank.errors import ArtifactError, DataError
 from tritonrank.gpu_check.packed import PACK_FILE, PACK_FORMAT, REQUESTS_FILE, PackedRequest
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.rankers.agreement import top_10_overlap
+from tritonrank.rankers.agreement import top_overlap
 from tritonrank.rankers.scorers import EngineScorer, Request, Scores
 from tritonrank.serve.serving import golden_requests
 
@@ -154,7 +154,7 @@ def _scored(
         if is_scored:
             scores, unrounded = packed.score(request), exact.score(request)
             differences.append(float(np.abs(scores - unrounded).max()))
-            overlaps.append(top_10_overlap(scores, unrounded))
+            overlaps.append(top_overlap(scores, unrounded))
         listed = None if scores is None else [round(float(score), 6) for score in scores]
         result.append(PackedRequest(request.query, request.history, request.items, listed))
     return result, {"largest_difference": max(differences), "top_10_overlap": float(np.mean(overlaps))}

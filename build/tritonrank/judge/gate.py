@@ -15,7 +15,8 @@ from rich.console import Console
 
 from tritonrank.errors import GateError
 from tritonrank.judge.evaluate import Judgement
-from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, Interval, interval, kendall_tau, top_overlap
+from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, Interval, interval, kendall_tau
+from tritonrank.rankers.agreement import top_overlap
 
 # Below this a bootstrap of the mean says little about users not seen: resampling cannot show rare, bad requests.
 FEWEST_EXAMPLES = 30

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank.judge.metrics import kendall_tau, top_overlap
+from tritonrank.judge.metrics import kendall_tau
+from tritonrank.rankers.agreement import top_overlap
 
 Scores = NDArray[np.float32]
 

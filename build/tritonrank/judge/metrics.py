@@ -85,12 +85,6 @@ def interval(values: ArrayLike, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0)
     return Interval(float(np.mean(np.asarray(values, dtype=np.float64))), float(low), float(high))
 
 
-def top_overlap(first: ArrayLike, second: ArrayLike, k: int = 10) -> float:
-    """Share of the first k of one ranking that is also among the first k of the other."""
-    one, other = set(ranking(first)[:k].tolist()), set(ranking(second)[:k].tolist())
-    return len(one & other) / max(1, len(one))
-
-
 def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
     """Rank correlation of two rankings of the same candidates, Kendall's tau-b: 1 = same order, -1 = reversed.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float32]
 TOP = 10
@@ -26,13 +26,14 @@ def relative_difference(found: Scores, expected: Scores) -> float:
     return difference if np.isfinite(difference) else float("inf")
 
 
-def top_10_overlap(found: Scores, expected: Scores) -> float:
-    """Share of the ten best (all, of fewer) that both have."""
-    best = [set(np.argsort(-scores, kind="stable")[:TOP].tolist()) for scores in (found, expected)]
+def top_overlap(found: ArrayLike, expected: ArrayLike, k: int = TOP) -> float:
+    """Share of the k best (all, of fewer) that both have; ties in order of appearance."""
+    both = (np.asarray(scores, dtype=np.float64) for scores in (found, expected))
+    best = [set(np.argsort(-scores, kind="stable")[:k].tolist()) for scores in both]
     return len(best[0] & best[1]) / max(1, len(best[1]))
 
 
 def mean_overlap(found: Sequence[Scores], expected: Sequence[Scores]) -> float | None:
-    """Mean of ``top_10_overlap`` over requests of more than ten candidates; None without any."""
-    overlaps = [top_10_overlap(a, b) for a, b in zip(found, expected, strict=True) if len(b) > TOP]
+    """Mean of ``top_overlap`` over requests of more than ten candidates; None without any."""
+    overlaps = [top_overlap(a, b) for a, b in zip(found, expected, strict=True) if len(b) > TOP]
     return float(np.mean(overlaps)) if overlaps else None
