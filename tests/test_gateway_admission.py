@@ -183,6 +183,18 @@ def test_a_given_up_call_is_cancelled_on_the_wire_where_wanted(triton: Misbehavi
             assert triton.gave_up == cancelled
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(triton: MisbehavingServer, tmp_path: Any) -> None:
+    with running_gateway(triton.urls["grpc"], tmp_path, "--deadline-s", "0.5") as own:
+        address = urlsplit(own.url)
+        with socket.create_connection((str(address.hostname), address.port), timeout=5) as caller:
+            caller.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            began = time.monotonic()
+            told = caller.recv(10_000).decode()
+        assert told.startswith("HTTP/1.1 400")
+        assert "did not come within 0.5 s" in told
+        assert 0.4 < time.monotonic() - began < 4
+
+
 def wait_until(is_so: Any, seconds: float = 5.0) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():

@@ -72,6 +72,7 @@ class Call:
         gateway: what all requests share.
         http: the request.
         body: its body.
+        held_bytes: of it, as far as it was read.
         key: who calls; None where keys are not asked for.
         started: time.monotonic() when it came.
         deadline: time.monotonic() when nobody waits any more.
@@ -84,6 +85,7 @@ class Call:
     deadline: float
     request_id: str
     body: bytes = b""
+    held_bytes: int = 0
     key: Key | None = None
     done: Done = field(default_factory=Done)
 

@@ -24,6 +24,8 @@ from tritonrank_gateway.refusal import STATUS, Kind, Refusal
 
 Handler = Callable[[Call], Awaitable[Any]]
 """Answers with what is written as JSON."""
+MOST_HELD_BYTES = 2**29
+"""Of the bodies of all requests that are here at once."""
 ACCESS = logging.getLogger("tritonrank_gateway.access")
 FAULTS = logging.getLogger("tritonrank_gateway")
 
@@ -112,7 +114,7 @@ async def _answer(request: Request, path: str, choose: Callable[[bytes, Request]
         call.key = gateway.keys.of(request.headers)
         if call.key is not None:
             call.key.take_request(time.monotonic())
-        call.body = await _read_body(request, gateway.settings.max_body_bytes)
+        call.body = await _read_body(request, call)
         route = choose(call.body, request)
         dialect = route.dialect
         call.read_deadline()
@@ -127,21 +129,36 @@ async def _answer(request: Request, path: str, choose: Callable[[bytes, Request]
         )
         FAULTS.error("%s: %s at %s", path, type(error).__name__, frames)
         refusal = Refusal("fault", f"the gateway failed ({type(error).__name__}); its log has the details")
+    finally:
+        gateway.load.held_bytes -= call.held_bytes
     response = _response(call, dialect, content, refusal)
     _observe(call, path, dialect, response.status_code, refusal)
     return response
 
 
-async def _read_body(request: Request, most: int) -> bytes:
-    said = f"the body has more than {most} bytes"
-    if int(request.headers.get("content-length") or 0) > most:
+async def _read_body(request: Request, call: Call) -> bytes:
+    """The body, which has to come in time and be of a size; all bodies together are bounded, too.
+
+    Raises:
+        Refusal: it is too large, or too slow, or too many are here.
+    """
+    settings, load = call.gateway.settings, call.gateway.load
+    said = f"the body has more than {settings.max_body_bytes} bytes"
+    if int(request.headers.get("content-length") or 0) > settings.max_body_bytes:
         raise Refusal("too_large", said)
-    pieces, size = [], 0
-    async for piece in request.stream():
-        pieces.append(piece)
-        size += len(piece)
-        if size > most:
-            raise Refusal("too_large", said)
+    pieces = []
+    try:
+        async with asyncio.timeout(call.seconds_left):
+            async for piece in request.stream():
+                pieces.append(piece)
+                call.held_bytes += len(piece)
+                load.held_bytes += len(piece)
+                if call.held_bytes > settings.max_body_bytes:
+                    raise Refusal("too_large", said)
+                if load.held_bytes > MOST_HELD_BYTES:
+                    raise Refusal("overloaded", "too many bodies are being read; the request was refused as a whole")
+    except TimeoutError:
+        raise Refusal("unreadable", f"the body did not come within {settings.deadline_s:g} s") from None
     return b"".join(pieces)
 
 

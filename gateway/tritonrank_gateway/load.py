@@ -24,6 +24,8 @@ LEAST_BUSY_SECONDS = 0.5
 class Load:
     """The requests that wait for an answer. Used from one event loop.
 
+    ``in_flight`` counts them, ``held_bytes`` those of the bodies that are here.
+
     Args:
         max_in_flight: requests at once.
         max_queued_s: estimated seconds of work at once.
@@ -33,6 +35,7 @@ class Load:
     def __init__(self, max_in_flight: int, max_queued_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_in_flight, self._max_queued_s, self._clock = max_in_flight, max_queued_s, clock
         self.in_flight = 0
+        self.held_bytes = 0
         self._waiting_units = 0
         self._done_units = self._busy_seconds = 0.0
         self._looked_at = clock()
