@@ -25,6 +25,7 @@ COMMANDS += [
     "settings",
     "recipes",
     "up",
+    "calibrate",
     "convert-weights",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]

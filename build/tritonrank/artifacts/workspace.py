@@ -97,6 +97,10 @@ class Workspace:
         return self.root / "summary"
 
     @property
+    def calibration(self) -> Path:
+        return self.root / "calibration"
+
+    @property
     def judgements(self) -> Path:
         return self.root / "judgements"
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -72,6 +72,34 @@ def report(
     page, markdown = make_report(artifacts, out)
     typer.echo(f"{page}\n{markdown}")
     typer.echo(json.dumps({"html": str(page), "markdown": str(markdown)}))
+
+
+@app.command(rich_help_panel="Judge and show")
+def calibrate(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    method: Annotated[
+        Literal["platt", "isotonic"],
+        typer.Option(help="A sigmoid of two numbers, or any rising curve (for more data)"),
+    ] = "platt",
+) -> None:
+    """Fit probabilities to the scores of a build, on the clicks of validation users, and tell clients of them.
+
+    The order of candidates stays. The probability is that of a candidate in lists like the examples'; the report shows
+    how true it is on test users. The repository is assembled anew; a later build of another model leaves the curve out.
+    """
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    from tritonrank.artifacts.stage import bring_up_to_date
+    from tritonrank.pipeline.calibrate import stage
+    from tritonrank.pipeline.stages import run_stages
+
+    run_stages(loaded, workspace, until="assemble")
+    made = bring_up_to_date(stage(loaded, workspace, method))
+    run_stages(loaded, workspace, until="assemble")
+    for name, value in made.metrics.items():
+        if isinstance(value, float):
+            typer.echo(f"{name}: {value:.4f}")
 
 
 @app.command("check-graph", rich_help_panel="Judge and show")

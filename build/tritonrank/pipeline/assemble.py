@@ -7,6 +7,7 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank.artifacts import Draft, sha256_file
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.pipeline.calibrate import fitting_calibration
 from tritonrank.recipe import Recipe
 from tritonrank.serve.sources import python_sources
 from tritonrank.serve.triton_config import score_instances
@@ -24,7 +25,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         "assemble",
         workspace.repository,
         lambda: assemble_settings(recipe),
-        {"model": workspace.loaded_model(recipe)},
+        {"model": workspace.loaded_model(recipe)} | fitting_calibration(recipe, workspace),
         make,
         REVISION,
         golden_tools(recipe),

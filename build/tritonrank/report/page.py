@@ -23,6 +23,7 @@ from tritonrank.artifacts import write_whole
 from tritonrank.artifacts.rungs import FINE_TUNED
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.gate import Verdict
+from tritonrank.judge.reliability import read_reliability, wilson_interval
 from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
@@ -111,6 +112,7 @@ def gather(build: Build) -> dict[str, Any]:
         "quality_plot": quality_plot(rows, others),
         "gates": passed,
         "gate_plots": gate_plots(passed),
+        "calibration": calibration_plots(build),
         "pruning": cut,
         "pruning_plots": pruning_plots(cut) if cut else {},
         "quantizations": [(one, quantization_plots(one)) for one in quantizations(build)],
@@ -191,6 +193,21 @@ def gate_plots(passed: list[Verdict]) -> list[tuple[float, Markup]]:
         marks = [Mark(0.0, "", "zero"), Mark(100 * budget, "budget"), Mark(300 * budget, "3 x budget", "limit dashed")]
         plots.append((budget, interval_plot(rows, "fall of NDCG@10 in %, 95% interval", marks)))
     return plots
+
+
+def calibration_plots(build: Build) -> list[dict[str, Any]]:
+    """How often candidates were right that were given about the same probability, with the sigmoid and with the curve.
+
+    A rate's interval is Wilson's.
+    """
+    shown = []
+    for name, found in read_reliability(build.root / "calibration").items():
+        rows = []
+        for one in found["bins"]:
+            low, high = wilson_interval(one["rate"], one["count"])
+            rows.append(IntervalRow(f"said {one['said']:.3f}", one["rate"], low, high))
+        shown.append({"name": name, "plot": interval_plot(rows, "share that was right"), **found})
+    return shown
 
 
 def pruning_plots(cut: Pruning) -> dict[str, Markup]:

@@ -22,6 +22,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
 from tritonrank.serve.models import write_golden_cases, write_models
@@ -46,7 +47,10 @@ def assemble(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         ArtifactError: the model artifact is incomplete.
     """
     model_folder, model = workspace.loaded_model(recipe), draft.parents["model"]
-    write_models(recipe.serve, model_folder, draft.folder, available_cores())
+    calibration = draft.parents.get("calibration")
+    fits = calibration is not None and calibration.parents.get("model") == model.artifact
+    meaning = score_meaning(workspace.calibration if fits else model_folder)
+    write_models(recipe.serve, model_folder, draft.folder, available_cores(), meaning)
     identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
     share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
     cases = write_identity_and_golden_cases(identity, workspace.dataset, model_folder, draft.folder, share)

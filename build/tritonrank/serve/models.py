@@ -26,7 +26,7 @@ from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.checkpoint_files import CONFIG, WEIGHTS, read_object
-from tritonrank.rankers.score_meaning import score_meaning
+from tritonrank.rankers.score_meaning import ScoreMeaning, score_meaning
 from tritonrank.rankers.serving import AnyServing
 from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.serve.sources import python_sources
@@ -36,13 +36,23 @@ CHECKPOINT_FILES = (CONFIG, WEIGHTS)
 """As ``torch_engine`` opens them, which cannot be asked where PyTorch is not installed."""
 
 
-def write_models(settings: AnyServing, model_folder: Path, repository: Path, cores: int) -> None:
-    """All models of the ensemble with the files they need."""
+def write_models(
+    settings: AnyServing, model_folder: Path, repository: Path, cores: int, meaning: ScoreMeaning | None = None
+) -> None:
+    """All models of the ensemble with the files they need.
+
+    Args:
+        settings: how to serve.
+        model_folder: the model artifact.
+        repository: where the models' folders go.
+        cores: what ``instances: auto`` is divided by.
+        meaning: of the scores; by default what the model artifact says.
+    """
     ranks = int(read_shards(model_folder)["ranks"]) if is_sharded(model_folder) else 1
     inputs = engine_inputs(model_folder)
     tokenizer = RequestTokenizer.from_folder(model_folder)
     longest = longest_rows(inputs, tokenizer)
-    scores = score_meaning(model_folder).parameters
+    scores = (meaning or score_meaning(model_folder)).parameters
     configs = model_configs(settings, inputs, cores, ranks, longest, known_ids(inputs, tokenizer), scores)
     write_ensemble(configs, python_sources(), model_folder, repository)
     for path in _served_files(model_folder):
