@@ -8,7 +8,7 @@ import typer
 from tritonrank.cli.options import DEFAULT_ARTIFACTS, ArtifactsRoot, app
 
 
-@app.command()
+@app.command(rich_help_panel="Serve and check")
 def up(
     target: Annotated[
         str,
@@ -63,7 +63,7 @@ def up(
     serve_target(target, options, artifacts, UpPorts(host, port, http_port, grpc_port))
 
 
-@app.command("convert-weights")
+@app.command("convert-weights", rich_help_panel="Serve and check")
 def convert_weights_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint whose weights are pickles (.bin)")],
 ) -> None:
