@@ -47,6 +47,7 @@ from tritonrank.gpu_check.report import (
     write_report,
 )
 from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
+from tritonrank.system.machine import processor_name
 from tritonrank.tensorrt.plans import find_gpu
 
 ROUNDS = 3
@@ -282,7 +283,7 @@ def describe_machine(*, cpu: bool) -> Machine:
         compute_capability="" if cpu else capability,
         driver="" if cpu or gpu is None else gpu.driver,
         gpu_memory_gb=0.0 if cpu else memory,
-        processor=_processor(),
+        processor=processor_name(),
         cores=available_cores(),
         versions=versions,
     )
@@ -296,15 +297,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def main() -> int:
