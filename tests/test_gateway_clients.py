@@ -33,8 +33,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "haystack": ("haystack_cohere", "haystack_jina", "haystack_tei"),
     "others": ("rerankers_cohere", "rerankers_jina", "rerankers_tei", "huggingface_hub"),
 }
-LOGITS = {"litellm_nim", "langchain_nvidia", "llama_index_nvidia", "litellm_vllm"}
-"""NIM's scores are logits, and vLLM's what the checkpoint names: this one names nothing."""
+LOGITS = {"litellm_nim", "langchain_nvidia", "llama_index_nvidia"}
+OWN_SCORES = {"litellm_vllm"}
+"""vLLM's scores are what the checkpoint names."""
 WITHOUT_QUERY = {"huggingface_hub"}
 
 pytestmark = pytest.mark.slow
@@ -80,7 +81,7 @@ def ask(group: str, gateway: RunningGateway) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names])
 def test_a_real_client_ranks_as_ours(
-    gateway: RunningGateway, expected: dict[str, list[tuple[int, float]]], group: str, name: str
+    served: Served, gateway: RunningGateway, expected: dict[str, list[tuple[int, float]]], group: str, name: str
 ) -> None:
     answer = ask(group, gateway)[name]
     assert isinstance(answer, list), answer["error"]
@@ -89,7 +90,10 @@ def test_a_real_client_ranks_as_ours(
     wanted = expected["" if name in WITHOUT_QUERY else QUERY]
     assert [index for index, _ in answer] == [index for index, _ in wanted][: len(answer)]
     assert len(answer) >= 3
-    scores = [logit if name in LOGITS else 1 / (1 + math.exp(-logit)) for _, logit in wanted]
+    with RankClient(served.triton.grpc_url) as client:
+        is_own_logit = client.model_info().parameters.get("activation", "none") == "none"
+    is_logit = name in LOGITS or (name in OWN_SCORES and is_own_logit)
+    scores = [logit if is_logit else 1 / (1 + math.exp(-logit)) for _, logit in wanted]
     assert [score for _, score in answer] == pytest.approx(scores[: len(answer)], abs=1e-5)
 
 

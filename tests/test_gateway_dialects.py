@@ -67,7 +67,7 @@ def test_own_has_everything(http: httpx.Client, expected: RankResult, served: Se
             query=QUERY, history=["chair", {"title": "shelf"}], items=["desk", {"title": "lamp"}, "desk"],
             item_ids=["a", 7, "a"], top_k=5,
         )  # fmt: skip
-    check(answer["ranking"], same, "score", list(same.scores))
+    check(answer["ranking"], same, "logit", list(same.scores))
     assert {place["item_id"] for place in answer["ranking"]} == {"a", 7}
     assert answer["ranking"][0]["item"] == body["items"][answer["ranking"][0]["index"]]
 
