@@ -77,22 +77,18 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         RecipeError: the recipe has no stage ``until``; without it all stages would run.
     """
     chosen = _up_to(until, recipe, workspace)
-    finetune.check_models(recipe, workspace)
-    taken = take(workspace.root, wait=False)
-    if taken is False and force is None and _all_current(chosen):
+    if force is None and _all_current(chosen):
+        _tidy_where_free(chosen, workspace)
         for stage in chosen:
             say_up_to_date(stage)
         return
-    try:
-        with only_writer(workspace.root):
-            for stage in chosen:
-                tidy(stage.folder)
-            say_outlook(recipe, chosen)
-            for stage in chosen:
-                bring_up_to_date(stage, force=stage.verb == force)
-    finally:
-        if taken:
-            release(workspace.root)
+    finetune.check_models(recipe, workspace)
+    with only_writer(workspace.root):
+        for stage in chosen:
+            tidy(stage.folder)
+        say_outlook(recipe, chosen)
+        for stage in chosen:
+            bring_up_to_date(stage, force=stage.verb == force)
 
 
 def take_part_in(verb: str, recipe: Recipe, workspace: Workspace) -> None:
@@ -126,6 +122,19 @@ def _all_current(chosen: list[Stage]) -> bool:
         return all(stage.why_anew() is None for stage in chosen)
     except ArtifactError:
         return False
+
+
+def _tidy_where_free(chosen: list[Stage], workspace: Workspace) -> None:
+    """Remove what killed builds left, unless another process is writing just now."""
+    taken = take(workspace.root, wait=False)
+    if taken is False:
+        return
+    try:
+        for stage in chosen:
+            tidy(stage.folder)
+    finally:
+        if taken:
+            release(workspace.root)
 
 
 def _unless_precision(recipe: Recipe, *wanted: str) -> str | None:
