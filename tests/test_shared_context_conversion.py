@@ -213,7 +213,7 @@ def test_untouched_graphs_are_accepted(workspace: Workspace, requests: list[Requ
 def test_a_failed_proof_publishes_nothing(
     workspace: Workspace, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tampered(_: Path, folder: Path, __: int) -> None:
+    def tampered(_: Path, folder: Path) -> None:
         for name in GRAPHS:
             model = onnx.load(workspace.onnx / name)
             change_weight("/ffn_in/MatMul")(model)
