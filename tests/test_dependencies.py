@@ -57,6 +57,7 @@ def faults_of(modules: set[str]) -> dict[str, str]:
     return faults
 
 
+@pytest.mark.slow
 def test_all_that_is_named_can_be_imported() -> None:
     modules = {name: modules_of(name) for name in named()}
     assert {name for name, found in modules.items() if not found} <= WITHOUT_MODULES

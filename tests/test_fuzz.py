@@ -170,6 +170,7 @@ def sent(seed: int) -> list[bytes]:
     return bodies
 
 
+@pytest.mark.slow
 def test_the_same_seed_sends_the_same_and_another_something_else() -> None:
     assert sent(1) == sent(1)
     assert sent(1) != sent(2)

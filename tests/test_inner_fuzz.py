@@ -178,6 +178,7 @@ def fuzzed(served: Served) -> Iterator[Served]:
         yield replace(served, triton=triton)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_nonsense_for_the_inner_models_is_answered_without_frames_or_files(fuzzed: Served, protocol: str) -> None:
     served = fuzzed

@@ -180,6 +180,7 @@ def test_two_builds_of_one_recipe_at_once_both_end_well(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "artifacts" / "shop").iterdir()] == ["dataset"]
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_stays(tmp_path: Path, tiny_recipe: Recipe) -> None:
     workspace = Workspace(tmp_path / "tiny")
     recipe = tiny_recipe.model_copy(update={"data": SampleData(items=100, users=20_000)})

@@ -307,6 +307,7 @@ def test_the_stage_says_what_it_made(sharded: Workspace, sharded_recipe: Recipe)
     assert not {"candidates.onnx", "rank0.candidates.onnx"} & served
 
 
+@pytest.mark.slow
 def test_triton_serves_shards_and_survives_a_killed_worker(
     sharded: Workspace, sharded_recipe: Recipe, workspace: Workspace, held_out: list[Request]
 ) -> None:
