@@ -49,7 +49,15 @@ def test_the_name_is_the_recipes(pack: Path) -> None:
 def test_weights_are_there_once_in_half_precision(pack: Path, workspace: Workspace) -> None:
     with open_pack(pack) as opened:
         held = {path.name for path in opened.folder.iterdir()}
-        assert held == {PACK_FILE, REQUESTS_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "text.json"}
+        assert held == {
+            PACK_FILE,
+            REQUESTS_FILE,
+            WEIGHTS_FILE,
+            "config.json",
+            "tokenizer.json",
+            "text.json",
+            "scores.json",
+        }
         weights, exact = load_file(opened.folder / WEIGHTS_FILE), load_file(workspace.teacher / WEIGHTS_FILE)
         assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
         assert all(torch.equal(weights[name], tensor.half()) for name, tensor in exact.items())

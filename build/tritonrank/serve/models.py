@@ -129,7 +129,7 @@ def engine_inputs(model_folder: Path) -> list[str]:
         graphs = {path.name: onnx.load(path, load_external_data=False).graph for path in model_files(model_folder)}
         inputs = {name: [tensor.name for tensor in graph.input] for name, graph in graphs.items()}
         if architecture_of_files(inputs) is None:
-            expected = " or ".join(" and ".join(one.graph_files) for one in ARCHITECTURES)
+            expected = ", or ".join(" and ".join(one.graph_files) for one in ARCHITECTURES)
             raise ArtifactError(
                 f"{model_folder}: graphs {[*inputs]}; expected {expected}; "
                 "export the checkpoint first: tritonrank build RECIPE"
