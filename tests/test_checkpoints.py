@@ -214,7 +214,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_json(f / "config.json", _attn_implementation="somebody/attention"),
         r"config\.json.*code from the hub.*somebody/attention.*copy",
     ),
-    "pickle": (only_pickled, r"model\.safetensors.*pickle.*python -c .*save_pretrained"),
+    "pickle": (only_pickled, r"model\.safetensors.*pickle.*tritonrank convert-weights .*ranker"),
     "onnx": (lambda f: only(f, "model.onnx"), r"model\.safetensors.*ONNX.*name that checkpoint"),
     "tensorflow": (lambda f: only(f, "tf_model.h5"), r"model\.safetensors.*TensorFlow"),
     "another name": (lambda f: (f / "model.safetensors").rename(f / "model.fp16.safetensors"), r"fp16.*rename"),

@@ -11,8 +11,6 @@ from tritonrank.judge.evaluate import Judgement
 from tritonrank.report.summary import beaten_by
 from tritonrank.report.summary_table import SUMMARY_FILE, defeat_in_words, show_summary
 
-SAMPLES = 400
-
 
 def judgement(name: str, values: Sequence[float]) -> Judgement:
     count = len(values)
@@ -32,11 +30,11 @@ def test_only_free_baselines_that_are_better_beyond_doubt_count() -> None:
         "checkpoint, uncut": served + 0.3,
     }
     judged = {name: judgement(name, values.tolist()) for name, values in baselines.items()}
-    found = beaten_by(judgement("INT8", served.tolist()), judged, SAMPLES)
+    found = beaten_by(judgement("INT8", served.tolist()), judged)
     assert [one["name"] for one in found] == ["checkpoint, uncut", "zero-shot cosine", "item kNN"]
     assert found[2]["difference"] == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
     worse = {name: judgement(name, (served - 0.1).tolist()) for name in baselines}
-    assert beaten_by(judgement("INT8", served.tolist()), worse, SAMPLES) == []
+    assert beaten_by(judgement("INT8", served.tolist()), worse) == []
 
 
 def interval(mean: float) -> dict[str, float]:

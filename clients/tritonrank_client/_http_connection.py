@@ -6,6 +6,7 @@ that sends without end fills the memory. Nothing is followed here (a redirection
 nothing unpacked.
 """
 
+import codecs
 import http.client
 import io
 import os
@@ -21,6 +22,9 @@ from typing import Any
 
 from ._fork import keep_inherited
 from ._options import Settings
+
+# getaddrinfo imports this codec at its first use. A child that is forked amid that import waits for its lock for ever.
+codecs.lookup("idna")
 
 PIECE_BYTES = 2**16
 HEADER_BYTES = 2**18
