@@ -1,7 +1,6 @@
 """``tritonrank up`` as a user types it: one command, one URL, right answers, nothing left behind."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -10,12 +9,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny_models import TEXTS, save_ranker
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from test_up import DOCUMENTS, FORMS, QUERY, reference
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline import up_serving
@@ -23,22 +21,27 @@ from tritonrank.pipeline.up import UpOptions
 from tritonrank.pipeline.up_serving import UpPorts, built_folder, serve_target
 from tritonrank.serve import gateway_child
 
-QUERY = "warm lamp"
 SECONDS = 180
 
 
-def sigmoids(checkpoint: Path) -> list[float]:
-    model, tokenizer = (
-        AutoModelForSequenceClassification.from_pretrained(checkpoint),
-        AutoTokenizer.from_pretrained(checkpoint),
-    )
-    rows = tokenizer([QUERY] * len(TEXTS), TEXTS, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        return [1 / (1 + math.exp(-logit)) for logit in model.eval()(**rows).logits[:, 0].tolist()]
+def ask(url: str, path: str, body: dict[str, object]) -> Any:
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
 
 
-def test_one_command_and_one_url(tmp_path: Path) -> None:
-    checkpoint = save_ranker("bert", tmp_path / "checkpoint")
+@pytest.mark.parametrize(
+    "form",
+    [
+        "bert",
+        *(
+            pytest.param(form, marks=pytest.mark.slow)
+            for form in ("xlm-roberta with 8,194 positions", "modernbert", "deberta-v2", "modules")
+        ),
+    ],
+)
+def test_one_command_and_one_url(form: str, tmp_path: Path) -> None:
+    checkpoint = FORMS[form](tmp_path / "checkpoint")
     command = [sys.executable, "-m", "tritonrank", "up", str(checkpoint), "--port", "0", "--precision", "fp32"]
     command += ["--artifacts", str(tmp_path / "artifacts")]
     log = tmp_path / "log"
@@ -50,13 +53,14 @@ def test_one_command_and_one_url(tmp_path: Path) -> None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        body = json.dumps({"query": QUERY, "documents": TEXTS}).encode()
-        request = urllib.request.Request(f"{found[0]}", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            results = json.loads(answer.read())["results"]
-        scores = {result["index"]: result["relevance_score"] for result in results}
-        np.testing.assert_allclose([scores[place] for place in range(len(TEXTS))], sigmoids(checkpoint), atol=1e-4)
-        assert [result["index"] for result in results] == sorted(scores, key=lambda place: -scores[place])
+        logits = reference(form, checkpoint)
+        told = ask(found[1], "/rerank", {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True})
+        np.testing.assert_allclose([one["score"] for one in told], logits[[one["index"] for one in told]], atol=1e-4)
+        results = ask(found[1], "/v1/rerank", {"query": QUERY, "documents": DOCUMENTS})["results"]
+        scores = np.array([one["relevance_score"] for one in results])
+        assert (np.diff(scores) <= 0).all()
+        sigmoids = 1 / (1 + np.exp(-logits))
+        np.testing.assert_allclose(scores, sigmoids[[one["index"] for one in results]], atol=1e-4)
     finally:
         process.send_signal(signal.SIGINT)
         code = process.wait(60)
