@@ -306,10 +306,10 @@ def test_pointers_to_what_is_not_read_do_no_harm(folder: Path) -> None:
 def test_a_pickled_checkpoint_is_usable_after_the_command_of_its_refusal(folder: Path) -> None:
     expected = load_file(folder / "model.safetensors")
     only_pickled(folder)
-    command = re.search(r"(?m)^ *(python -c .*)$", refusal(folder))
+    command = re.search(r"(?m)^ *(tritonrank convert-weights .*)$", refusal(folder))
     assert command is not None
     _, *arguments = shlex.split(command[1])
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "tritonrank", *arguments], check=True, capture_output=True, timeout=120)
     model, _ = untrained_ranker(recipe_for(folder))
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, expected[name]), name

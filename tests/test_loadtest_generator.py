@@ -36,6 +36,8 @@ from misbehaving_server import (
 from loadtests.processes import child_environment, free_port
 from loadtests.results import Run, read_run
 
+pytestmark = pytest.mark.slow  # loads in real time
+
 LOCUSTFILE = TESTS.parent / "loadtests" / "locustfile.py"
 RATE = 25.0
 STALL = (1.0, 1.0)
@@ -229,7 +231,6 @@ def test_a_generator_without_senders_blames_itself(loads: dict[str, Future[Sent]
 # Locust as it is
 
 
-@pytest.mark.slow
 def test_the_web_page_shows_the_load(small_workload: Path, tmp_path: Path) -> None:
     server, port = MisbehavingServer(), free_port()
     command = [*locust(small_workload, server.urls["grpc"]), "--seconds", "2", "--autostart", "--autoquit", "1"]
@@ -304,7 +305,6 @@ def test_the_web_page_and_the_master_listen_on_loopback(
         process.wait()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
@@ -336,7 +336,6 @@ def test_the_number_of_users_is_taken_or_refused(
     )
 
 
-@pytest.mark.slow
 def test_the_users_typed_into_the_page_are_taken(small_workload: Path, tmp_path: Path) -> None:
     server, port = MisbehavingServer(), free_port()
     command = [*locust(small_workload, server.urls["grpc"]), "--seconds", "1", "--web-port", str(port)]
@@ -356,7 +355,6 @@ def test_the_users_typed_into_the_page_are_taken(small_workload: Path, tmp_path:
         server.close()
 
 
-@pytest.mark.slow
 def test_a_load_of_which_nothing_was_sent_is_no_success(small_workload: Path) -> None:
     """Locust's exit code counts failures, and of no request none fails: it is ended before the first is due."""
     server = MisbehavingServer()

@@ -28,6 +28,8 @@ from tritonrank_client import InvalidRequest, RankClient
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.joint import JOINT
 
+pytestmark = pytest.mark.slow  # a server of its own
+
 CANDIDATE_BUCKETS = (4, 16, 64)
 MOST_REQUESTS = 3
 PATIENCE_US = 150_000

@@ -25,6 +25,8 @@ from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, Retry
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.text import RequestTokenizer
 
+pytestmark = pytest.mark.slow  # requests wait in real time
+
 SECONDS_PER_TOKEN = 2e-5
 """A request of a thousand candidates then takes about half a second, one of three a few milliseconds."""
 DIRECT_SECONDS = 1.0
@@ -101,7 +103,6 @@ def again_and_again(slow: Served, tensors: Mapping[str, Any], rate: float, secon
     return answered
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "rate"), [(LARGE, 1), ({"items": [b"a"]}, 40)], ids=["1,000 candidates", "small ones"]
 )
@@ -113,7 +114,6 @@ def test_calls_of_tokenize_alone_refuse_nobody(slow: Served, tensors: dict[str, 
     assert set(ends) == {"ok"}
 
 
-@pytest.mark.slow
 def test_requests_whose_clients_gave_up_refuse_nobody(slow: Served) -> None:
     """Rank calls that end between the steps, and then others with little time, one after the other."""
     with RankClient(slow.triton.grpc_url, retry=ONCE) as client:

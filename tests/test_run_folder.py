@@ -19,6 +19,8 @@ from tritonrank.serve.serving import serving
 from tritonrank.serve.triton_wheel import interpreter_environment
 from tritonrank_client import RankClient
 
+pytestmark = pytest.mark.slow  # a server of its own for each kind of folder
+
 ODD_NAMES = {
     "blank": b"with space",
     "quotes": b'it\'s "here"',

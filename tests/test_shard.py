@@ -43,6 +43,8 @@ from tritonrank_runtime.shard_runner import ShardRunner, read_shards, shard_file
 from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE, SHARED_CONTEXT
 from tritonrank_runtime.text import RequestTokenizer
 
+pytestmark = pytest.mark.slow  # cuts rankers of every kind, and proves them
+
 HEADS, LAYERS = 4, 2
 ARCHITECTURES = (JOINT, SHARED_CONTEXT)
 TOLERANCES = {"fp32": 1e-4, "batched-fp32": 1e-4, "int8-fp16": 0.1}

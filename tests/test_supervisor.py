@@ -34,6 +34,8 @@ from tritonrank.serve.server_watch import WrongScoreError
 from tritonrank.serve.serving import CheckedRepository, check_golden_cases
 from tritonrank.serve.supervisor import SupervisedTriton
 
+pytestmark = pytest.mark.slow  # servers of its own, ended and started again
+
 BACK_SECONDS = 5.0
 TRUTH_SECONDS = 2.0
 START_SECONDS = 60.0
@@ -380,7 +382,6 @@ def test_one_failure_is_no_loss(echo: Path) -> None:
         assert server.restarts == 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("soon")
 def test_a_busy_server_is_left_to_its_work_but_not_for_ever(echo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = BusyGolden()
@@ -392,7 +393,6 @@ def test_a_busy_server_is_left_to_its_work_but_not_for_ever(echo: Path, monkeypa
         wait_until(lambda: server.restarts == 1, START_SECONDS, lambda: "it was left to it for ever")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("soon")
 def test_starts_that_fail_are_tried_again_and_counted_anew_after_each_success(echo: Path) -> None:
     failing = [ServerError("no memory")] * (supervisor_module.FAILED_STARTS - 1)
