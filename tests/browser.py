@@ -50,7 +50,7 @@ def open_page(browser: Browser, url: str, *, refusals: bool = False, **options: 
         options: of the session, such as viewport=PHONE or color_scheme="dark".
     """
     faults: list[str] = []
-    context = browser.new_context(**options)  # type: ignore[arg-type]
+    context = browser.new_context(**options)  # type: ignore[arg-type]  # of several types
     try:
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))

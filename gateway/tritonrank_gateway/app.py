@@ -81,7 +81,7 @@ def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | N
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-Id", "X-User-Id"],
             expose_headers=HEADERS_TO_PAGES,
         )
-    app.openapi = _openapi(app)  # type: ignore[method-assign]
+    app.openapi = _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
 
 
