@@ -23,7 +23,7 @@ PHONE = {"width": 390, "height": 844}
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Chromium as the system's packages install it. Without root nobody can install it, so a test without it is skipped;
+    """Chromium as the system installs it. Without root nobody can install it, so a test without it is skipped;
     CI installs it, and takes a skip for a failure."""
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not installed: apt-get install chromium")
