@@ -27,7 +27,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from tritonclient.grpc import model_config_pb2
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline.stages import run_stages

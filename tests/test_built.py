@@ -11,7 +11,7 @@ from test_pipeline import VERBS, changed
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.rungs import model_rungs
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer, judge_artifact
 from tritonrank.judge.gate import paired_difference

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 from stage_runs import prepared
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.errors import ArtifactError
 from tritonrank.judge import evaluate
 from tritonrank.judge.evaluate import (

@@ -18,7 +18,7 @@ from onnxruntime.quantization.calibrate import MinMaxCalibrater, TensorData, Ten
 from stage_runs import run_verb
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export

@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.metrics import ndcg

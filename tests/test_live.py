@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from tiny_models import WORDS, save_ranker
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.errors import GateError, RecipeError, ServerError
 from tritonrank.judge.evaluate import Judgement, judge_artifact
 from tritonrank.judge.live_record import LIVE, LIVE_FILE

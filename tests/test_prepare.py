@@ -12,10 +12,10 @@ import pytest
 from stage_runs import prepared as prepared_in
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.lists import ListMaker
 from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.negatives import NegativeSampler
-from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.splits import mark_splits
 from tritonrank.errors import ArtifactError, DataError
 from tritonrank.pipeline import prepare

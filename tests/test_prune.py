@@ -16,7 +16,7 @@ from transformers import BertConfig, DistilBertConfig, PreTrainedModel
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import GateError, RecipeError
 from tritonrank.judge.gatekeeper import step_budget, total_budget

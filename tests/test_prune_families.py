@@ -16,7 +16,7 @@ from tiny_models import RANKERS, TEXTS, save_ranker
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline.stages import run_stages

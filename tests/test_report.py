@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.evaluate import judge_artifact, judgement_file

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stage_runs import run_verb
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
 from tritonrank.graphs.export import compare_with_torch, export_graphs

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize.int8 import graph_feeds, quantize_graphs

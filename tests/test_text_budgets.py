@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonrank.artifacts import Draft, read_manifest
 from tritonrank.artifacts.rungs import Rung
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import DataError, GateError, RecipeError
 from tritonrank.judge.gatekeeper import judge_teacher, require_ranking, uncut_rules

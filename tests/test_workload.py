@@ -18,8 +18,8 @@ from stage_runs import prepared
 from test_cli import main
 from tritonrank.artifacts import write_artifact
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.negatives import POPULARITY_EXPONENT
-from tritonrank.data.prepare import Dataset
 from tritonrank.data.workload import make_workload
 from tritonrank.data.workload_settings import (
     LognormalSizes,

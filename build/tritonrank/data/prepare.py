@@ -10,19 +10,18 @@ together with their events, before anything is chosen, and counted.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 from rich.console import Console
 from tritonrank_runtime.item_text import render_fields
 
-from tritonrank.artifacts import Draft, read_manifest
+from tritonrank.artifacts import Draft
 from tritonrank.data.choices import choose_positives
 from tritonrank.data.lists import ListMaker
 from tritonrank.data.loading import Tables, load_tables
-from tritonrank.data.splits import LIKED, TEST, TRAIN, VALIDATION, mark_splits
+from tritonrank.data.splits import LIKED, TEST, TRAIN, mark_splits
 from tritonrank.errors import DataError
 from tritonrank.rankers.text_counts import (
     IDS_SHOWN,
@@ -36,60 +35,12 @@ from tritonrank.recipe import Recipe
 console = Console()
 
 
-@dataclass(frozen=True)
-class Example:
-    """One list to rank."""
-
-    example_id: str
-    """``user_id:n``, where n is the number of the positive event among the user's events in order of time"""
-    user_id: str
-    query: str
-    """empty when there was none"""
-    history: list[str]
-    """ids of items liked before, newest last, at most 200; never the positive itself"""
-    candidates: list[str]
-    """item ids in an order that says nothing"""
-    labels: list[int]
-    """per candidate 1 or 0"""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What ``prepare`` wrote, read back."""
-
-    items: dict[str, dict[str, str]]
-    """item id -> field name -> text, in the order of the items table"""
-    training: list[Example]
-    validation: list[Example]
-    test: list[Example]
-    training_events: pl.DataFrame
-    """the events that may be learnt from (columns of Tables.events), by user and time: what baselines may count"""
-
-    @classmethod
-    def read(cls, folder: Path) -> "Dataset":
-        """Read the artifact of ``prepare``.
-
-        Raises:
-            ArtifactError: there is no artifact in the folder.
-        """
-        read_manifest(folder)
-        fields = pl.read_parquet(folder / "items.parquet", glob=False).rows_by_key("item_id", named=True, unique=True)
-        events = pl.read_parquet(folder / "events.parquet", glob=False)
-        return cls(
-            items=fields,
-            training=_read_examples(folder, TRAIN),
-            validation=_read_examples(folder, VALIDATION),
-            test=_read_examples(folder, TEST),
-            training_events=events.filter(pl.col("split") == TRAIN).drop("split"),
-        )
-
-
 def prepare(recipe: Recipe, draft: Draft) -> None:
     """Write items, events and examples.
 
     The files: items.parquet and events.parquet (the source's tables; events by user and time, with the column split:
     train, validation, test, or "" for events nobody may use), and train.parquet, validation.parquet, test.parquet
-    with the columns of ``Example``.
+    with the columns of ``dataset.Example``.
 
     Raises:
         DataError: the source has faults, the template names a field the items do not have, nobody can be judged or
@@ -171,7 +122,3 @@ def _with_text(recipe: Recipe, source: Tables, lengths: Mapping[str, int]) -> tu
         "users": source.events["user_id"].n_unique() - events["user_id"].n_unique(),
     }
     return (replace(source, items=items, events=events) if absent else source), left_out
-
-
-def _read_examples(folder: Path, split: str) -> list[Example]:
-    return [Example(**row) for row in pl.read_parquet(folder / f"{split}.parquet", glob=False).iter_rows(named=True)]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import TextRules
 
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.rankers.server_scorer import Request
 
 

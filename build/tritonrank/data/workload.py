@@ -25,9 +25,9 @@ from tritonrank_runtime.text import RULES_FILE, TextRules
 
 from tritonrank.artifacts import verify_artifact, whole_file
 from tritonrank.data.arrivals import arrival_times
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.lists import history_before, training_popularity
 from tritonrank.data.negatives import NegativeSampler, example_random, stable_hash
-from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.splits import LIKED, UNUSED
 from tritonrank.data.workload_settings import WorkloadSettings, candidate_sizes, zipf_exponent
 from tritonrank.errors import ArtifactError, DataError

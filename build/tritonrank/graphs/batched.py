@@ -24,7 +24,7 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.export import OPSET, TOLERANCE, Difference, check_signature

@@ -19,7 +19,7 @@ from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file, whole_file
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, METRICS, Interval, all_metrics, interval

@@ -12,7 +12,7 @@ from typing import Any
 
 from tritonrank_runtime.text import TextRules
 
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import Judgement
 from tritonrank.judge.gate import Verdict

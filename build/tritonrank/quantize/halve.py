@@ -22,7 +22,7 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.rungs import EXPORTED, FP16, MIXED, Rung
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.errors import GateError
 from tritonrank.graphs.graph_view import element_types
 from tritonrank.judge.gatekeeper import require_ranking

@@ -28,7 +28,7 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.rungs import EXPORTED, INT8_TENSORRT, Rung
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.graphs.graph_view import constant_tensors, opset_of
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.quantize.calibrate import LEVELS, METHODS, Magnitudes, activation_magnitudes

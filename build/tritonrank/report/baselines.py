@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import TextRules
 
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer
 from tritonrank.rankers.pretrained import load_encoder, load_tokenizer

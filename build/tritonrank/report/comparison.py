@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from tritonrank_runtime.text import TextRules
 
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import Judgement
 from tritonrank.judge.metrics import ranking

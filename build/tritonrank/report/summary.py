@@ -29,7 +29,7 @@ from tritonrank_runtime.text import TextRules
 from tritonrank.artifacts import Draft, read_manifest, sha256_file, stage_key
 from tritonrank.artifacts.rungs import UNCUT, checkpoint_of, model_rungs, served_rung, teacher_name
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer, Judgement, cached, judge, judge_artifact
 from tritonrank.judge.gate import paired_difference

@@ -19,7 +19,7 @@ from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.score_meaning import score_meaning

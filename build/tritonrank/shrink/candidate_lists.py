@@ -17,9 +17,9 @@ from rich.progress import track
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import whole_file
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.lists import EXAMPLE_SCHEMA, training_popularity
 from tritonrank.data.negatives import NegativeSampler, example_random
-from tritonrank.data.prepare import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import RecipeError
 from tritonrank.rankers.scorers import Scorer

@@ -14,8 +14,8 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules
 from tritonrank.artifacts import Draft, sha256_file, stage_key, work_folder
 from tritonrank.artifacts.rungs import PRUNED, STUDENT, Rung
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.negatives import POPULARITY_EXPONENT
-from tritonrank.data.prepare import Dataset
 from tritonrank.judge.evaluate import content_hash, examples_hash
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.judge.open_scorer import open_scorer

@@ -20,8 +20,8 @@ from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.rungs import PRUNED, Rung, teacher_name
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.negatives import stable_hash
-from tritonrank.data.prepare import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.judge.metrics import ndcg

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 from tritonrank_runtime.text import RequestTokenizer
 
-from tritonrank.data.prepare import Dataset, Example
+from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.scorers import tensors_of

@@ -18,7 +18,7 @@ from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import Draft, work_folder
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
 from tritonrank.judge.open_scorer import open_scorer

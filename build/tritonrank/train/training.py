@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from tritonrank_runtime.text import RequestTokenizer
 
-from tritonrank.data.prepare import Dataset
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import RecipeError
 from tritonrank.judge.metrics import ndcg
