@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import TESTS
 from tritonrank import cli
+from tritonrank.cli.panels import IN_ORDER, Panel
 from tritonrank.errors import ArtifactError, DataError, GateError, RecipeError, ServerError
 from tritonrank.pipeline import stages as pipeline
 from tritonrank.recipe import Recipe, setting_rows
@@ -52,6 +53,40 @@ def test_the_first_page_lists_every_command_and_where_to_start() -> None:
         assert f" {command} " in page
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
     assert "tritonrank build build/recipes/demo.yaml" in page
+
+
+def test_panels_and_commands_stand_in_the_order_of_use() -> None:
+    known = {command.name or command.callback.__name__: command for command in cli.app.registered_commands}
+    placed = {name: panel for panel, names in IN_ORDER.items() for name in names}
+    assert {name: command.rich_help_panel for name, command in known.items()} == {name: placed[name] for name in known}
+    page = help_of()
+    panels = [panel for panel in Panel if any(placed[name] is panel for name in known)]
+    headings = [page.index(f"─ {panel} ─") for panel in panels]
+    assert headings == sorted(headings)
+    rows = [page.index(f"│ {name} ") for name in placed if name in known]
+    assert rows == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("tritonrank bui", ["build"]),
+        ("tritonrank build movielens-j", ["movielens-joint-small", "movielens-joint"]),
+        ("tritonrank build {recipes}/d", ["{recipes}/demo.yaml"]),
+        ("tritonrank build {recipes}/nothing", []),
+        ("tritonrank build demo --set quantize.me", ["quantize.method="]),
+        ("tritonrank build demo --set quantize.method=", []),
+    ],
+)
+def test_tab_offers_commands_recipes_and_settings(
+    typed: str, offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = str(TESTS.parent / "build" / "recipes")
+    words = typed.format(recipes=recipes)
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    result = CliRunner().invoke(cli.app, prog_name="tritonrank", env={"_TRITONRANK_COMPLETE": "complete_bash"})
+    assert result.output.split() == [one.format(recipes=recipes) for one in offered]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -200,6 +235,7 @@ def test_a_fault_of_the_recipe_shows_before_torch_is_imported(tmp_path: Path) ->
     code = f"""
 import sys
 from tritonrank import cli
+from tritonrank.cli.panels import IN_ORDER, Panel
 for command in {RECIPE_COMMANDS!r}:
     sys.argv = ["tritonrank", command, {str(tmp_path / "absent.yaml")!r}]
     try:

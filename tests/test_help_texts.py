@@ -55,7 +55,7 @@ def test_brackets_are_there_to_be_compared() -> None:
 
 @pytest.mark.parametrize("apps", ["tritonrank", "loadtests"])
 def test_no_help_text_is_markup(apps: str) -> None:
-    assert APPS[apps].info.cls is LiteralGroup
+    assert issubclass(APPS[apps].info.cls, LiteralGroup)
     app = typer.Typer(cls=LiteralGroup, help=PLANTED)
 
     @app.command(help=PLANTED)

@@ -16,12 +16,13 @@ from tritonrank.cli.options import (
     app,
     open_recipe,
 )
+from tritonrank.cli.panels import Panel
 
 if TYPE_CHECKING:
     from tritonrank.recipe import Recipe
 
 
-@app.command(rich_help_panel="Build")
+@app.command(rich_help_panel=Panel.BUILD)
 def build(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,
@@ -61,14 +62,16 @@ def _stage_command(verb: str, help_text: str) -> None:
         run_stages(loaded, workspace, until=verb, force=verb if force else None)
 
     app.command(
-        verb, rich_help_panel="Build", help=help_text + " Earlier stages run first where they are not up to date."
+        verb,
+        rich_help_panel=Panel.BUILD,
+        help=help_text + "\n\nEarlier stages run first where they are not up to date.",
     )(command)
 
 
 _stage_command("prepare", "Read and check the data; write the examples for training and judging.")
 
 
-@app.command(rich_help_panel="Build")
+@app.command(rich_help_panel=Panel.BUILD)
 def finetune(
     recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
 ) -> None:
@@ -80,7 +83,7 @@ def finetune(
 _stage_command("prune", "Cut layers, heads, neurons and tokens of the fine-tuned ranker (section `prune`).")
 
 
-@app.command(rich_help_panel="Build")
+@app.command(rich_help_panel=Panel.BUILD)
 def distill(
     recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
 ) -> None:
@@ -94,7 +97,7 @@ _stage_command("quantize", "Write the INT8 graph; the gate decides whether it ma
 _stage_command("shard", "Cut the served model into tensor_parallel ranks; prove that they score as the whole.")
 
 
-@app.command("compile", rich_help_panel="Build")
+@app.command("compile", rich_help_panel=Panel.BUILD)
 def compile_command(
     recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
 ) -> None:
@@ -113,7 +116,7 @@ def compile_command(
         typer.echo(f"{folder}")
 
 
-@app.command(rich_help_panel="Build")
+@app.command(rich_help_panel=Panel.BUILD)
 def assemble(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,

@@ -17,9 +17,10 @@ from tritonrank.cli.options import (
     app,
     open_recipe,
 )
+from tritonrank.cli.panels import Panel
 
 
-@app.command(rich_help_panel="Judge and show")
+@app.command(rich_help_panel=Panel.JUDGE)
 def evaluate(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,
@@ -55,7 +56,7 @@ def evaluate(
     judge_against_parent(loaded, workspace, artifact or str(server), against)
 
 
-@app.command(rich_help_panel="Judge and show")
+@app.command(rich_help_panel=Panel.JUDGE)
 def report(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, built to the end")],
     out: Annotated[
@@ -74,7 +75,7 @@ def report(
     typer.echo(json.dumps({"html": str(page), "markdown": str(markdown)}))
 
 
-@app.command(rich_help_panel="Judge and show")
+@app.command(rich_help_panel=Panel.JUDGE)
 def calibrate(
     recipe: RecipePath,
     overrides: Overrides = NO_OVERRIDES,
@@ -102,7 +103,7 @@ def calibrate(
             typer.echo(f"{name}: {value:.4f}")
 
 
-@app.command("check-graph", rich_help_panel="Judge and show")
+@app.command("check-graph", rich_help_panel=Panel.JUDGE)
 def check_graph(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX graph, such as artifacts/demo/fp16/model.onnx")],
 ) -> None:

@@ -7,24 +7,33 @@ import typer
 
 from tritonrank import __version__
 from tritonrank.artifacts.workspace import Target, Workspace
-from tritonrank.system.literal_help import LiteralGroup
+from tritonrank.cli.completion import complete_override, complete_recipe
+from tritonrank.cli.panels import OrderedGroup
 
 if TYPE_CHECKING:
     from tritonrank.recipe import Recipe
 
 app = typer.Typer(
-    cls=LiteralGroup,
+    cls=OrderedGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Turn a fine-tuned Transformer ranker into a real-time Triton deployment.\n\n"
     "Start with: tritonrank build build/recipes/demo.yaml, then: tritonrank serve artifacts/demo",
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A file, or a name that `tritonrank recipes` lists")]
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A file, or a name that `tritonrank recipes` lists", autocompletion=complete_recipe
+    ),
+]
 Overrides = Annotated[
     list[str],
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one setting, such as finetune.epochs=2, or all that @FILE holds"
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, such as finetune.epochs=2, or all that @FILE holds",
+        autocompletion=complete_override,
     ),
 ]
 ArtifactsRoot = Annotated[Path, typer.Option("--artifacts", help="Folder that holds one folder per recipe")]

@@ -14,9 +14,10 @@ from tritonrank.cli.options import (
     app,
     open_recipe,
 )
+from tritonrank.cli.panels import Panel
 
 
-@app.command(rich_help_panel="Serve and check")
+@app.command(rich_help_panel=Panel.SERVE)
 def serve(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],
     host: Annotated[
@@ -62,7 +63,7 @@ def serve(
         run_until_signalled(server)
 
 
-@app.command(rich_help_panel="Serve and check")
+@app.command(rich_help_panel=Panel.SERVE)
 def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:
     """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
@@ -75,7 +76,7 @@ def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: Art
     run_demo(workspace.repository)
 
 
-@app.command(rich_help_panel="Serve and check")
+@app.command(rich_help_panel=Panel.SERVE)
 def pack(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, built to the end")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The archive to write, or a folder for it")] = Path(),
@@ -90,7 +91,7 @@ def pack(
     make_pack(artifacts, out)
 
 
-@app.command("gpu-check", rich_help_panel="Serve and check")
+@app.command("gpu-check", rich_help_panel=Panel.SERVE)
 def gpu_check_command(
     pack: Annotated[Path, typer.Argument(metavar="PACK", help="What `tritonrank pack` made")],
     out: Annotated[

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from tritonrank.cli.options import app
+from tritonrank.cli.panels import Panel
 
 
-@app.command(rich_help_panel="Write recipes")
+@app.command(rich_help_panel=Panel.START)
 def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md")] = False,
     schema: Annotated[bool, typer.Option("--json", help="As a JSON Schema, for editors that check YAML")] = False,
@@ -42,7 +43,7 @@ def settings(
             typer.echo(line)
 
 
-@app.command(rich_help_panel="Write recipes")
+@app.command(rich_help_panel=Panel.START)
 def recipes() -> None:
     """List the recipes that come with tritonrank: each can be built by its name, from any folder."""
     from tritonrank.recipe import shipped_recipes

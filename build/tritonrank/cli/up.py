@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 import typer
 
 from tritonrank.cli.options import DEFAULT_ARTIFACTS, ArtifactsRoot, app
+from tritonrank.cli.panels import Panel
 
 
-@app.command(rich_help_panel="Serve and check")
+@app.command(rich_help_panel=Panel.START)
 def up(
     target: Annotated[
         str,
@@ -63,7 +64,7 @@ def up(
     serve_target(target, options, artifacts, UpPorts(host, port, http_port, grpc_port))
 
 
-@app.command("convert-weights", rich_help_panel="Serve and check")
+@app.command("convert-weights", rich_help_panel=Panel.START)
 def convert_weights_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint whose weights are pickles (.bin)")],
 ) -> None:

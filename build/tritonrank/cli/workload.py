@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tritonrank.cli.options import app
+from tritonrank.cli.panels import Panel
 from tritonrank.data.workload_options import OPTIONS
 
 
@@ -14,7 +15,7 @@ def _workload_option(setting: str) -> typer.models.OptionInfo:
     return option
 
 
-@app.command(rich_help_panel="Serve and check")
+@app.command(rich_help_panel=Panel.SERVE)
 def workload(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>")],
     out: Annotated[
