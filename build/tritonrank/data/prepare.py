@@ -10,7 +10,7 @@ together with their events, before anything is chosen, and counted.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -35,18 +35,45 @@ from tritonrank.recipe import Recipe
 console = Console()
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a recipe's data give, before anything is written."""
+
+    items: pl.DataFrame
+    events: pl.DataFrame
+    """by user and time, with the column split: train, validation, test, or "" for events nobody may use"""
+    examples: dict[str, pl.DataFrame]
+    """by split, with the columns of ``Example``"""
+    metrics: dict[str, Any]
+    """of the dataset's manifest"""
+
+
 def prepare(recipe: Recipe, draft: Draft) -> None:
     """Write items, events and examples.
 
-    The files: items.parquet and events.parquet (the source's tables; events by user and time, with the column split:
-    train, validation, test, or "" for events nobody may use), and train.parquet, validation.parquet, test.parquet
-    with the columns of ``dataset.Example``.
+    The files: items.parquet and events.parquet (the source's tables; events by user and time, with the column split),
+    and train.parquet, validation.parquet, test.parquet with the columns of ``Example``.
+
+    Raises:
+        DataError: as ``make_dataset``.
+    """
+    made = make_dataset(recipe)
+    made.items.write_parquet(draft.folder / "items.parquet")
+    made.events.write_parquet(draft.folder / "events.parquet")
+    for split, examples in made.examples.items():
+        examples.write_parquet(draft.folder / f"{split}.parquet")
+    draft.metrics |= made.metrics
+    show_counts(draft.metrics, console)
+
+
+def make_dataset(recipe: Recipe) -> Prepared:
+    """What ``prepare`` writes and ``check`` looks at.
 
     Raises:
         DataError: the source has faults, the template names a field the items do not have, nobody can be judged or
             nothing can be learnt, or the catalogue is too small for the negatives asked for.
     """
-    # Imported here, because most who read a dataset need no tokenizer, and transformers takes seconds.
+    # Imported here, because most who read a dataset need no tokenizer.
     from tritonrank.rankers.text_budgets import (
         TEXT_METRICS,
         Needs,
@@ -69,15 +96,11 @@ def prepare(recipe: Recipe, draft: Draft) -> None:
     chosen, skipped = choose_positives(events, recipe.examples, recipe.seed)
     lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed)
 
-    tables.items.write_parquet(draft.folder / "items.parquet")
-    events.select(*tables.events.columns, "split").write_parquet(draft.folder / "events.parquet")
     examples = {split: lists.make(split, positives) for split, positives in chosen.items()}
-    for split, made in examples.items():
-        made.write_parquet(draft.folder / f"{split}.parquet")
     template = recipe.text.item_template
     shown = [render_fields(template, row) for row in tables.items.head(TEXTS_SHOWN).iter_rows(named=True)]
     kept_lengths = {item: item_lengths[item] for item in tables.items["item_id"]}
-    draft.metrics |= {
+    metrics = {
         "items": tables.items.height,
         "items_without_text": without_text,
         "users": events["user_id"].n_unique(),
@@ -89,7 +112,7 @@ def prepare(recipe: Recipe, draft: Draft) -> None:
         "left_out": source.left_out,
         TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST], shown),
     }
-    show_counts(draft.metrics, console)
+    return Prepared(tables.items, events.select(*tables.events.columns, "split"), examples, metrics)
 
 
 def _check_template(recipe: Recipe, tables: Tables) -> None:

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
+from tokenizers import Tokenizer
+from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
@@ -22,6 +23,8 @@ TEXT_METRICS = "text"
 
 MEASURED_TOKENS = 32_768
 """Longer texts count as so long; no model here reads more."""
+CACHED_TEXTS = 100_000
+"""Texts whose tokens a tokenizer of a build remembers."""
 ROUNDED_TO = 8
 """Budgets are rounded up to so many tokens, as joint rows are: texts to come are not exactly as long as those seen."""
 
@@ -193,6 +196,13 @@ def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
 
 
 def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
+    if model.source == PACKAGED_MINILM:
+        plain = Tokenizer.from_file(str(folder_of(PACKAGED_MINILM) / TOKENIZER_FILE))
+        named = [token.content for token in plain.get_added_tokens_decoder().values() if token.special]
+        # Its file says all, so that checking a recipe needs no torch; what a special token in a template means is
+        # said below.
+        if not any(token in rules.item_template for token in named):
+            return RequestTokenizer(plain, rules, cache_entries=CACHED_TEXTS)
     # Not above: these come with torch, and whether a stage is up to date is asked without.
     from tritonrank.rankers.checkpoint_tokenizer import request_tokenizer
     from tritonrank.rankers.pretrained import load_tokenizer

@@ -3,11 +3,9 @@
 Counts come from training events only, as do those behind the negatives.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from tritonrank_runtime.item_text import render_fields
@@ -15,14 +13,12 @@ from tritonrank_runtime.text import TextRules
 
 from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
+from tritonrank.judge.counted import NEIGHBOUR_HISTORY, neighbour_baseline, popularity_baseline
 from tritonrank.judge.evaluate import ExampleScorer
 from tritonrank.rankers.pretrained import load_encoder, load_tokenizer
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import Recipe
 from tritonrank.train.finetune import untrained_ranker
-
-NEIGHBOUR_HISTORY = 8
-"""History items that kNN looks at: the newest 8 did better than all of them on MovieLens."""
 
 UNTRAINED = "untrained"
 UNTRAINED_EXAMPLES = 50
@@ -50,31 +46,6 @@ def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[st
 def random_baseline(seed: int) -> ExampleScorer:
     generator = np.random.default_rng(seed)
     return lambda example: generator.random(len(example.candidates), dtype=np.float32)
-
-
-def popularity_baseline(training_events: pl.DataFrame) -> ExampleScorer:
-    """Score = number of positives of the item among the training events."""
-    positives = training_events.filter(pl.col("label") > 0)
-    counts = Counter(positives["item_id"].to_list())
-    return lambda example: np.array([counts[item] for item in example.candidates], dtype=np.float32)
-
-
-def neighbour_baseline(training_events: pl.DataFrame) -> ExampleScorer:
-    """Item kNN (Sarwar et al. 2001): sum over the newest history items of the cosine of their users' sets."""
-    users_of: defaultdict[str, set[str]] = defaultdict(set)
-    positives = training_events.filter(pl.col("label") > 0)
-    for user, item in zip(positives["user_id"], positives["item_id"], strict=True):
-        users_of[item].add(user)
-
-    def similarity(first: str, second: str) -> float:
-        one, other = users_of.get(first), users_of.get(second)
-        return len(one & other) / float(np.sqrt(len(one) * len(other))) if one and other else 0.0
-
-    def score(example: Example) -> NDArray[np.float32]:
-        recent = example.history[-NEIGHBOUR_HISTORY:]
-        return np.array([sum(similarity(h, item) for h in recent) for item in example.candidates], dtype=np.float32)
-
-    return score
 
 
 def cosine_baseline(recipe: Recipe, dataset: Dataset, rules: TextRules) -> ExampleScorer:
