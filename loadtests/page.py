@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tritonrank.report.plots.svg import figure
 
 from loadtests.page_figures import (
     FAILURE_MEANINGS,
@@ -23,7 +24,6 @@ from loadtests.page_figures import (
     server_breakdown,
     server_in,
 )
-from loadtests.page_plots import number
 from loadtests.page_server import ServerFigures
 from loadtests.results import Phase, Run, Spread
 
@@ -55,7 +55,7 @@ def render(run: Run, baseline: Run | None = None, perf: Run | None = None) -> st
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["number"] = number
+    environment.filters["figure"] = figure
     figures = [
         latency_over_throughput(run, baseline, perf),
         *over_time(run, baseline),
@@ -184,7 +184,7 @@ def _compared(
     has_baseline: bool,
 ) -> Compared:
     def shown(value: float | None) -> str:
-        return "-" if value is None else f"{number(value)}{unit}"
+        return "-" if value is None else f"{figure(value)}{unit}"
 
     if not has_baseline:
         return Compared(name, shown(found))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from markupsafe import Markup
+from tritonrank.report.plots.axes import Band, Series, bars, line_plot, stacked_bars
 
-from loadtests.page_plots import Band, Series, bars, line_plot, stacked_bars
 from loadtests.page_server import REST, ServerFigures, server_figures
 from loadtests.results import FailureKind, PerfLevel, Phase, Run, Second, ServerSecond
 

@@ -2,9 +2,11 @@
 
 The name of a kept folder ends with a hash of every source that makes it, of the versions of everything installed, and
 of what the processor can do, because the kernels of INT8 depend on it. Whatever changes, the next session builds anew.
-A session works on copies, so nothing that a test does reaches the next one.
+A session works on copies, so nothing that a test does reaches the next one. Of several processes that test at once
+(``pytest -n 2``), one builds and the others wait for it.
 """
 
+import fcntl
 import hashlib
 import platform
 import shutil
@@ -28,22 +30,21 @@ def kept(root: Path, name: str, make: Callable[[Path], object]) -> Path:
         name: of the folder, among those in ``root``.
         make: gets an empty folder. What it writes must not name that folder, which moves.
     """
-    folder = root / f"{name}-{state_of_everything()}"
-    if folder.is_dir():
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system gives it back when the process ends, in whatever way
+        folder = root / f"{name}-{state_of_everything()}"
+        if folder.is_dir():
+            return folder
+        for outdated in root.glob(f"{name}-*"):
+            shutil.rmtree(outdated, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
+        try:
+            make(scratch)
+            scratch.chmod(0o755)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         return folder
-    for outdated in root.glob(f"{name}-*"):
-        shutil.rmtree(outdated, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
-    try:
-        make(scratch)
-        scratch.chmod(0o755)
-        scratch.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another session was quicker
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
 
 
 @cache

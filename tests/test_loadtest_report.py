@@ -1,6 +1,5 @@
 """The page says what the run's file says, needs nothing from elsewhere, and takes no text for markup."""
 
-import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typer.testing import CliRunner
 from loadtests.__main__ import app
 from loadtests.machine import Machine
 from loadtests.page import differences, headline, render
-from loadtests.page_plots import Band, Series, bars, line_plot, number, stacked_bars, ticks
 from loadtests.page_server import server_figures
 from loadtests.report import write_page
 from loadtests.results import (
@@ -331,49 +329,6 @@ def test_long_runs_are_thinned_to_their_worst_seconds() -> None:
 def points_y(svg: str) -> list[float]:
     lines = re.findall(r'points="([^"]+)"', svg)
     return [float(point.split(",")[1]) for line in lines for point in line.split()]
-
-
-def test_lines_break_where_nothing_is_known() -> None:
-    points = [(0.0, 1.0), (1.0, 2.0), (2.0, None), (3.0, 1.0), (4.0, None), (5.0, 3.0), (6.0, 3.0)]
-    svg = line_plot([Series("a", points, 1)], x_label="s", y_label="ms", bands=[Band(0, 3, "first")])
-    assert svg.count("<polyline") == 2
-    assert svg.count("<circle") == 1  # the value that stands alone
-    ElementTree.fromstring(svg)
-    assert line_plot([Series("a", [(0.0, None)], 1)], x_label="s", y_label="ms") == ""
-
-
-def test_bars_add_up() -> None:
-    svg = ElementTree.fromstring(stacked_bars([("a", {"x": 1.0, "y": 3.0}), ("b", {"x": 2.0})], ["x", "y"], "ms"))
-    widths = [float(rect.attrib["width"]) for rect in svg.iter("rect")]
-    assert widths[1] == pytest.approx(3 * widths[0], rel=0.01)
-    assert widths[2] == pytest.approx(2 * widths[0], rel=0.01)
-    heights = [
-        float(rect.attrib["height"])
-        for rect in ElementTree.fromstring(
-            bars([("1", [80.0]), ("2", [20.0])], colours=[1], x_label="x", y_label="%")
-        ).iter("rect")
-    ]
-    assert heights[0] == pytest.approx(4 * heights[1], rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0, 0), (0, 999), (3, 3), (0.001, 0.0023), (10, 1e7), (-5, 12), (0, 1e-9)]
-)
-def test_ticks_are_round_and_cover_everything(low: float, high: float) -> None:
-    found = ticks(low, high, 5)
-    assert found[0] <= low + 1e-9
-    assert found[-1] >= high - 1e-9
-    assert 2 <= len(found) <= 12
-    steps = {round(after - before, 9) for before, after in itertools.pairwise(found)}
-    assert len(steps) == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0"), (1234.5, "1,234"), (99.96, "100"), (12.34, "12.3"), (0.5, "0.5"), (0.0123, "0.0123"), (8.0, "8")],
-)
-def test_numbers_have_three_digits(value: float, shown: str) -> None:
-    assert number(value) == shown
 
 
 def test_the_verb_writes_the_page_beside_the_run(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import layer_name
 from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.page import escape_markdown, make_report
-from tritonrank.report.plots import IntervalRow, LayerParts, figure, interval_plot, kept_matrix, ticks
+from tritonrank.report.plots.kept_matrix import LayerParts, kept_matrix
+from tritonrank.report.plots.svg import figure
 from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.shrink.cut import Kept
 from tritonrank_runtime.item_text import render_fields
@@ -580,26 +581,3 @@ def without_later_records(manifest: dict[str, Any]) -> None:
         if isinstance(verdict, dict):
             verdict.pop("kendall_tau", None)
             verdict.pop("worst_requests", None)
-
-
-# Numbers
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0"), (0.0123456, "0.0123"), (1.5, "1.5"), (22.44, "22.4"), (1234.5, "1,234"), (-0.3, "-0.3")],
-)
-def test_figures_have_three_digits(value: float, shown: str) -> None:
-    assert figure(value) == shown
-
-
-def test_ticks_that_are_near_each_other_have_different_names() -> None:
-    plot = interval_plot([IntervalRow("a", 1.391, 1.391, 1.391), IntervalRow("b", 1.402, 1.402, 1.402)], "loss")
-    names = re.findall(r'text-anchor="middle">([^<]+)<', plot)
-    assert names == ["1.390", "1.395", "1.400", "1.405"]
-
-
-def test_ticks_cover_the_range() -> None:
-    assert ticks(-0.4, 2.9, 4) == [-1, 0, 1, 2, 3]
-    assert ticks(0, 0.05, 4) == [0, 0.02, 0.04, 0.06]
-    assert ticks(2, 2, 4)[0] <= 2 <= ticks(2, 2, 4)[-1]

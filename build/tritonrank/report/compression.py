@@ -12,7 +12,7 @@ import numpy as np
 
 from tritonrank.quantize.calibration_record import BULK, STEPS, CalibrationRecord, LayerNoise
 from tritonrank.report.ladder import Build
-from tritonrank.report.plots import LayerParts
+from tritonrank.report.plots.kept_matrix import LayerParts
 from tritonrank.shrink.cut import PRUNING_FILE, Kept
 
 MOST_LAYERS_SHOWN = 48

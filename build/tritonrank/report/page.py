@@ -38,16 +38,9 @@ from tritonrank.report.ladder import (
     read_build,
     verdict_in_words,
 )
-from tritonrank.report.plots import (
-    BarRow,
-    IntervalRow,
-    Mark,
-    bar_plot,
-    figure,
-    histogram,
-    interval_plot,
-    kept_matrix,
-)
+from tritonrank.report.plots.kept_matrix import kept_matrix
+from tritonrank.report.plots.rows import BarRow, IntervalRow, Mark, bar_plot, histogram, interval_plot
+from tritonrank.report.plots.svg import figure
 from tritonrank.report.provenance import provenance
 from tritonrank.report.summary_table import defeat_in_words
 

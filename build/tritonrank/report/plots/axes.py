@@ -1,14 +1,11 @@
-"""Plots as inline SVG, drawn here and not by a plotting library: the page's style sheet colours them.
+"""Plots over two axes: lines, bars in groups, and bars made of parts. A line breaks where a value is missing."""
 
-So they follow light and dark, their text is text, a phone shows them one below the other at a readable size, and a page
-of ten plots stays below 200 kB. Every text is escaped. A line breaks where a value is missing.
-"""
-
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
+
+from tritonrank.report.plots.svg import Scale, drawing, figure, text, ticks
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 14, 40
@@ -60,11 +57,11 @@ def line_plot(
     x_ticks = ticks(0.0 if starts_at_zero else min(xs), max(xs), 6)
     y_ticks = ticks(0.0, max([*ys, y_limit or 0.0]) * 1.05, 5)
     x_range = (min(x_ticks[0], min(xs)), max([*xs, *(band.end for band in bands)]) or 1.0)
-    place_x = _Scale(x_range[0], x_range[1] if x_range[1] > x_range[0] else x_range[0] + 1, LEFT, WIDTH - RIGHT)
-    place_y = _Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    place_x = Scale(x_range[0], x_range[1] if x_range[1] > x_range[0] else x_range[0] + 1, LEFT, WIDTH - RIGHT)
+    place_y = Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
     drawn = [*_bands(bands, place_x), *_axes(place_y, y_ticks, x_label, y_label)]
     drawn += [
-        _text("tick", place_x(value), HEIGHT - BOTTOM + 15, number(value), "middle")
+        text("", place_x(value), HEIGHT - BOTTOM + 15, figure(value), "middle")
         for value in x_ticks
         if x_range[0] <= value <= x_range[1]
     ]
@@ -72,7 +69,7 @@ def line_plot(
         drawn.append(_across("limit", place_y(y_limit)))
     for line in series:
         drawn += _line(line, place_x, place_y, x_label, y_label)
-    return _svg(drawn, HEIGHT, f"{y_label} over {x_label}")
+    return drawing(drawn, WIDTH, HEIGHT, f"{y_label} over {x_label}")
 
 
 def stacked_bars(rows: Sequence[tuple[str, Mapping[str, float]]], parts: Sequence[str], unit: str) -> Markup:
@@ -80,23 +77,23 @@ def stacked_bars(rows: Sequence[tuple[str, Mapping[str, float]]], parts: Sequenc
     if not rows:
         return Markup("")
     longest = max((sum(values.values()) for _, values in rows), default=0.0) or 1.0
-    place = _Scale(0.0, longest, 0, WIDTH - 70)
+    place = Scale(0.0, longest, 0, WIDTH - 70)
     height = len(rows) * (BAR_HEIGHT + BAR_GAP + LABEL_HEIGHT)
     drawn = []
     for row, (label, values) in enumerate(rows):
         top = row * (BAR_HEIGHT + BAR_GAP + LABEL_HEIGHT)
-        drawn.append(_text("label", 0, top + 11, label))
+        drawn.append(text("label", 0, top + 11, label))
         start = 0.0
         for colour, part in enumerate(parts, 1):
             value = values.get(part, 0.0)
-            told = escape(f"{label}: {part} {number(value)} {unit}")
+            told = escape(f"{label}: {part} {figure(value)} {unit}")
             drawn.append(
                 f'<rect class="fill{colour}" x="{place(start)}" y="{top + LABEL_HEIGHT}" '
                 f'width="{place(start + value) - place(start):.2f}" height="{BAR_HEIGHT}"><title>{told}</title></rect>'
             )
             start += value
-        drawn.append(_text("tick", place(start) + 5, top + LABEL_HEIGHT + 13, f"{number(start)} {unit}"))
-    return _svg(drawn, height, f"{', '.join(parts)} in {unit}")
+        drawn.append(text("", place(start) + 5, top + LABEL_HEIGHT + 13, f"{figure(start)} {unit}"))
+    return drawing(drawn, WIDTH, height, f"{', '.join(parts)} in {unit}")
 
 
 def bars(
@@ -107,7 +104,7 @@ def bars(
     if not heights:
         return Markup("")
     y_ticks = ticks(0.0, max(heights) or 1.0, 5)
-    place_y = _Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    place_y = Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
     room = (WIDTH - RIGHT - LEFT) / len(values)
     drawn = _axes(place_y, y_ticks, x_label, y_label)
     for place, (label, group) in enumerate(values):
@@ -116,39 +113,16 @@ def bars(
         first = start + (room - width * len(group)) / 2
         for member, height in enumerate(group):
             top = place_y(height or 0.0)
-            told = escape(f"{x_label} {label}: {number(height or 0.0)} {y_label}")
+            told = escape(f"{x_label} {label}: {figure(height or 0.0)} {y_label}")
             drawn.append(
                 f'<rect class="fill{colours[member]}" x="{first + member * width:.2f}" y="{top}" width="{width:.2f}" '
                 f'height="{HEIGHT - BOTTOM - top:.2f}"><title>{told}</title></rect>'
             )
-        drawn.append(_text("tick", start + room / 2, HEIGHT - BOTTOM + 15, label, "middle"))
-    return _svg(drawn, HEIGHT, f"{y_label} by {x_label}")
+        drawn.append(text("", start + room / 2, HEIGHT - BOTTOM + 15, label, "middle"))
+    return drawing(drawn, WIDTH, HEIGHT, f"{y_label} by {x_label}")
 
 
-def ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round numbers that cover the range: steps of 1, 2 or 5 times a power of ten."""
-    if not high > low:
-        high = low + 1.0
-    rough = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
-    return [round(place * step, 10) for place in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    """For people: three digits, or whole; thousands separated."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    shown = f"{value:.{min(digits, 4)}f}"
-    return shown.rstrip("0").rstrip(".") if "." in shown else shown
-
-
-def _bands(bands: Sequence[Band], place_x: "_Scale") -> Iterable[str]:
+def _bands(bands: Sequence[Band], place_x: Scale) -> Iterable[str]:
     for place, band in enumerate(bands):
         start, end = place_x(band.start), place_x(band.end)
         yield (
@@ -156,19 +130,19 @@ def _bands(bands: Sequence[Band], place_x: "_Scale") -> Iterable[str]:
             f'height="{HEIGHT - BOTTOM - TOP}"><title>{escape(band.name)}</title></rect>'
         )
         if len(bands) <= MOST_BAND_NAMES and end - start > 6 * len(band.name):
-            yield _text("tick", (start + end) / 2, TOP - 4, band.name, "middle")
+            yield text("", (start + end) / 2, TOP - 4, band.name, "middle")
 
 
-def _axes(place_y: "_Scale", y_ticks: Sequence[float], x_label: str, y_label: str) -> list[str]:
+def _axes(place_y: Scale, y_ticks: Sequence[float], x_label: str, y_label: str) -> list[str]:
     """Both labels, and the y axis with its grid."""
     middle = (TOP + HEIGHT - BOTTOM) / 2
     drawn = [
-        _text("label", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "middle"),
-        _text("label", 10, middle, y_label, "middle", f' transform="rotate(-90 10 {middle})"'),
+        text("label", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label, "middle"),
+        text("label", 10, middle, y_label, "middle", f' transform="rotate(-90 10 {middle})"'),
     ]
     for value in y_ticks:
         drawn.append(_across("grid", place_y(value)))
-        drawn.append(_text("tick", LEFT - 5, place_y(value) + 4, number(value), "end"))
+        drawn.append(text("", LEFT - 5, place_y(value) + 4, figure(value), "end"))
     return drawn
 
 
@@ -176,11 +150,7 @@ def _across(style: str, y: float) -> str:
     return f'<line class="{style}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
 
-def _text(style: str, x: float, y: float, text: str, anchor: str = "start", more: str = "") -> str:
-    return f'<text class="{style}" x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
-
-
-def _line(line: Series, place_x: "_Scale", place_y: "_Scale", x_label: str, y_label: str) -> list[str]:
+def _line(line: Series, place_x: Scale, place_y: Scale, x_label: str, y_label: str) -> list[str]:
     drawn = []
     pieces: list[list[str]] = [[]]
     for x, y in line.points:
@@ -193,24 +163,7 @@ def _line(line: Series, place_x: "_Scale", place_y: "_Scale", x_label: str, y_la
     alone = {piece[0] for piece in pieces if len(piece) == 1}
     for x, y in line.points:
         if y is not None and (line.dots or f"{place_x(x)},{place_y(y)}" in alone):
-            told = escape(f"{line.name}: {number(y)} {y_label} at {number(x)} {x_label}")
+            told = escape(f"{line.name}: {figure(y)} {y_label} at {figure(x)} {x_label}")
             place = f'cx="{place_x(x)}" cy="{place_y(y)}"'
             drawn.append(f'<circle class="fill{line.colour}" {place} r="3"><title>{told}</title></circle>')
     return drawn
-
-
-class _Scale:
-    """From values to places, rounded to hundredths."""
-
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self._low, self._start = low, start
-        self._factor = (end - start) / (high - low)
-
-    def __call__(self, value: float) -> float:
-        return round(self._start + (value - self._low) * self._factor, 2)
-
-
-def _svg(parts: Iterable[str], height: int, told: str) -> Markup:
-    # Every value in the parts is a number or was escaped where it was put in.
-    body = "\n".join(parts)
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(told)}">\n{body}\n</svg>')
