@@ -9,12 +9,13 @@ everybody behind the stalled request waits for (coordinated omission: Gil Tene, 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tritonrank import artifacts
+from tritonrank.errors import ArtifactError
 
 from loadtests.machine import Machine
 
@@ -334,15 +335,10 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         RunFileError: it cannot be written.
     """
-    draft = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise RunFileError(f"{path}: cannot be written ({error.strerror}); choose another with --out") from error
+        artifacts.write_whole(path, text, "choose another with --out")
+    except ArtifactError as error:
+        raise RunFileError(str(error)) from error
 
 
 def read_run(path: Path) -> Run:

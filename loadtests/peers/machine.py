@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from tritonrank.rankers.layer_flop import layer_flop
+
 from loadtests.peers.cases import Case, PairTexts
 from loadtests.peers.environments import own_environment, run_to_end
 from loadtests.processes import child_environment
@@ -20,9 +22,8 @@ def multiplication_rates(*, brief: bool = False) -> dict[str, float]:
 def needed_gflop(config: Path, texts: PairTexts, cases: list[Case]) -> dict[str, float]:
     """Mean GFLOP that a request needs, by way of ranking; padding and embedding look-ups not counted.
 
-    Per layer and token 2 x (4 hidden^2 + 2 hidden x intermediate) for the linear layers, and 4 x hidden x length for
-    the attention products, where length is what the token attends to. The shared-context figure counts the context
-    once and all layers in full, so an engine that computes only [CLS] rows in the last one needs less.
+    The shared-context figure counts the context once and all layers in full, so an engine that computes only [CLS] rows
+    in the last one needs less.
 
     Args:
         config: config.json of the encoder.
@@ -31,15 +32,13 @@ def needed_gflop(config: Path, texts: PairTexts, cases: list[Case]) -> dict[str,
     """
     values = json.loads(config.read_text(encoding="utf-8"))
     hidden, layers = values["hidden_size"], values["num_hidden_layers"]
-    linear = 2 * (4 * hidden**2 + 2 * hidden * values["intermediate_size"])
+    sizes = hidden, hidden, values["intermediate_size"]
     joint = shared = 0.0
     for case in cases:
         lengths = [len(row) for row in texts.rows(case)]
         context = texts.context_length(case)
-        joint += sum(linear * length + 4 * hidden * length**2 for length in lengths)
-        shared += linear * context + 4 * hidden * context**2
-        for length in lengths:
-            own = length - context + 1  # each candidate has a [CLS] of its own
-            shared += linear * own + 4 * hidden * own * (context + own)
+        joint += layer_flop(*sizes, lengths, lengths)
+        own = [length - context + 1 for length in lengths]  # each candidate has a [CLS] of its own
+        shared += layer_flop(*sizes, [context, *own], [context, *(context + length for length in own)])
     scale = layers / 1e9 / len(cases)
     return {"joint": joint * scale, "shared_context": shared * scale}

@@ -11,6 +11,7 @@ from tritonrank_runtime.joint import Joint, run_in_batches
 from tritonrank_runtime.padding import side_by_side
 
 from tritonrank.rankers.architecture import Axes, GridCase, Range, RankerArchitecture, RequestTensors, Warmup
+from tritonrank.rankers.layer_flop import layer_flop
 from tritonrank.rankers.serving import AnyServing
 
 if TYPE_CHECKING:
@@ -65,9 +66,8 @@ class JointArchitecture(RankerArchitecture):
         hidden, layers = config.hidden_size, config.num_hidden_layers
         intermediate = getattr(config, "intermediate_size", None) or config.hidden_dim  # DistilBERT calls it hidden_dim
         width = self.heads(config) * self.head_size(config)
-        linear = 2 * (4 * hidden * width + 2 * hidden * intermediate)
-        rows = tensors["attention_mask"].sum(axis=1).astype(np.float64)
-        return float(layers * (linear * rows.sum() + 4 * width * (rows**2).sum()))
+        rows = tensors["attention_mask"].sum(axis=1)
+        return float(layers * layer_flop(hidden, width, intermediate, rows, rows))
 
     def torch_run(self, model: Any, rows_per_batch: int) -> Callable[[Sequence[RequestTensors]], list[Logits]]:
         import torch

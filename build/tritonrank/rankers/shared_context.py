@@ -20,6 +20,7 @@ from tritonrank.rankers.architecture import (
     RequestTensors,
     Warmup,
 )
+from tritonrank.rankers.layer_flop import layer_flop
 from tritonrank.rankers.serving import AnyServing
 
 if TYPE_CHECKING:
@@ -83,15 +84,14 @@ class SharedContextArchitecture(RankerArchitecture):
     def flop(self, config: Any, tensors: Tensors) -> float:
         """Context once, candidates against it; the last layer has keys and values for all, the rest for [CLS] alone."""
         hidden, width = config.hidden_size, config.num_attention_heads * config.head_size
-        keys_and_values = 2 * 2 * hidden * width
-        others = 2 * (2 * hidden * width + 2 * hidden * config.intermediate_size)
-        context = float(tensors["context_ids"].size)
-        rows = candidate_lengths(tensors["candidate_ids"]).astype(np.float64)
-        seen = 4 * width * (context**2 + (rows * (context + rows)).sum())
-        seen_by_first = 4 * width * (context + rows).sum()
-        tokens = context + rows.sum()
-        inner = (config.num_hidden_layers - 1) * ((keys_and_values + others) * tokens + seen)
-        return float(inner + keys_and_values * tokens + others * len(rows) + seen_by_first)
+        context = tensors["context_ids"].size
+        rows = candidate_lengths(tensors["candidate_ids"])
+        tokens = np.array([context, *rows])
+        sizes = hidden, width, config.intermediate_size
+        inner = (config.num_hidden_layers - 1) * layer_flop(*sizes, tokens, [context, *(context + rows)])
+        first_alone = layer_flop(*sizes, np.ones(len(rows)), context + rows)
+        keys_and_values_of_the_others = 2 * 2 * hidden * width * float(tokens.sum() - len(rows))
+        return float(inner + first_alone + keys_and_values_of_the_others)
 
     def torch_run(self, model: Any, rows_per_batch: int) -> Callable[[Sequence[RequestTensors]], list[Logits]]:
         import torch

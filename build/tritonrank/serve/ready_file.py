@@ -1,11 +1,10 @@
 """The file that is there while a server is ready, and only then."""
 
 import json
-import os
 import time
-from contextlib import suppress
 from pathlib import Path
 
+from tritonrank.artifacts import write_whole
 from tritonrank.errors import ServerError
 from tritonrank.serve.server_keeper import READY_FILE_PROCESS
 
@@ -19,19 +18,12 @@ def write_ready_file(file: Path | None, process: int, restarts: int) -> None:
         restarts: how often it was brought back.
 
     Raises:
-        ServerError: the file cannot be written.
+        ArtifactError: the file cannot be written.
     """
     if file is None:
         return
     said = {"restarts": restarts, "since": now(), READY_FILE_PROCESS: process}
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(said) + "\n", encoding="utf-8")
-        draft.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise ServerError(f"{file}: cannot be written ({error.strerror}); choose another with --ready-file") from None
+    write_whole(file, json.dumps(said) + "\n", "choose another with --ready-file")
 
 
 def remove_ready_file(ready_file: Path | None) -> None:
