@@ -312,7 +312,6 @@ def certain(kept_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     values = yaml.safe_load((TESTS / "tiny.yaml").read_text())
     values |= {"name": "certain", "model": {"checkpoint": str(checkpoint)}, "gate": {"budget": 0.15}}
     values["examples"] |= {"validation_users": 5, "test_users": 40, "training_examples": 40}
-    values["serve"]["cpu"].pop("requests_per_execution")  # a joint ranker has no use for it
     recipe_path = root / "certain.yaml"
     recipe_path.write_text(yaml.safe_dump(values))
     build = Build(recipe_path, load_recipe(recipe_path), Workspace(root / "artifacts" / "certain"))

@@ -69,11 +69,11 @@ def test_movielens_reads_as_people_speak(tmp_path: Path) -> None:
 def test_movielens_events_keep_their_order(tmp_path: Path) -> None:
     events = load_tables(movielens(tmp_path), seed=1).events
     assert events.rows() == [
-        ("7", "1", "", 1_000_000_100, 1),
-        ("7", "2", "", 1_000_000_090, 0),
-        ("8", "3", "", 1_000_000_080, 1),
+        ("7", "1", "", 1_000_000_100, 1, 1.0),
+        ("7", "2", "", 1_000_000_090, 0, 0.0),
+        ("8", "3", "", 1_000_000_080, 1, 1.0),
     ]
-    assert events.dtypes == [pl.String, pl.String, pl.String, pl.Int64, pl.Int8]
+    assert events.dtypes == [pl.String, pl.String, pl.String, pl.Int64, pl.Int8, pl.Float32]
 
 
 def test_empty_tags_are_no_fault(tmp_path: Path) -> None:
@@ -206,14 +206,14 @@ def test_columns_are_mapped(tmp_path: Path, suffix: str) -> None:
         {"item_id": "10", "sku": "10", "name": "Lamp", "watts": "5.5"},
         {"item_id": "11", "sku": "11", "name": "", "watts": "7.0"},
     ]
-    assert tables.events.rows() == [("a", "11", "lamp", 1_000_000_100, 0), ("b", "10", "", 1_000_000_200, 1)]
+    assert tables.events.rows() == [("a", "11", "lamp", 1_000_000_100, 0, 0.0), ("b", "10", "", 1_000_000_200, 1, 1.0)]
 
 
 def test_query_and_label_are_optional(tmp_path: Path) -> None:
     settings = write_tables(tmp_path, "csv").model_copy(update={"query": None, "label": None})
     assert load_tables(settings, seed=1).events.rows() == [
-        ("a", "11", "", 1_000_000_100, 1),
-        ("b", "10", "", 1_000_000_200, 1),
+        ("a", "11", "", 1_000_000_100, 1, 1.0),
+        ("b", "10", "", 1_000_000_200, 1, 1.0),
     ]
 
 
@@ -372,15 +372,13 @@ def test_a_wrong_name_in_the_template_comes_with_the_other_faults(tmp_path: Path
     assert "stars is 'good'" in message
 
 
-def test_events_of_unknown_items_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_of_unknown_items_are_left_out_and_counted(tmp_path: Path) -> None:
     gone = pl.DataFrame({"who": ["a"], "sku": [99], "at": [1_000_000_300], "search": ["x"], "stars": [5.0]})
     settings = write_tables(tmp_path, "csv", events=pl.concat([EVENTS, EVENTS, gone]))
     tables = load_tables(settings, seed=1)
     assert tables.events["item_id"].to_list() == ["11", "10", "11", "10"]
-    assert list(tables.left_out.values()) == [1]
-    said = capsys.readouterr().out
-    assert "left out: 1 events" in said
-    assert "'99'" in said
+    (dropped,) = tables.dropped
+    assert (dropped.count, dropped.share, dropped.examples) == (1, 0.2, ("99",))
     too_many = write_tables(tmp_path, "csv", events=pl.concat([EVENTS, gone]))
     assert faults_of(too_many) == ["events.csv:4: sku is '99'; expected an item id of items.csv"]
 
@@ -389,7 +387,7 @@ def test_a_repeated_item_is_left_out_where_it_says_the_same(tmp_path: Path) -> N
     settings = write_tables(tmp_path, "parquet", pl.concat([ITEMS, ITEMS, ITEMS[:1]]))
     tables = load_tables(settings, seed=1)
     assert tables.items["item_id"].to_list() == ["10", "11"]
-    assert list(tables.left_out.values()) == [3]
+    assert [dropped.count for dropped in tables.dropped] == [3]
     other = pl.concat([ITEMS, ITEMS[:1].with_columns(name=pl.lit("Other"))])
     assert faults_of(write_tables(tmp_path, "parquet", other)) == [
         "items.parquet: row 3: sku is '10'; expected each id once; this one occurred before"

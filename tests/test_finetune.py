@@ -117,10 +117,12 @@ LABELS = [[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0]]
 def brute_force_loss(kind: str) -> float:
     """The three definitions, written out element by element."""
     lists = list(zip(LOGITS, LABELS, strict=True))
-    if kind == "listwise":  # ListNet, top one: cross-entropy between the labels' and the scores' distributions
+    if kind == "listwise":  # -log of the softmax at every positive, each positive counting the same
         losses = [
-            sum(label / sum(labels) * (math.log(sum(map(math.exp, scores))) - s) for s, label in pairs)
-            for pairs, scores, labels in ((list(zip(*pair, strict=True)), *pair) for pair in lists)
+            math.log(sum(map(math.exp, scores))) - s
+            for scores, labels in lists
+            for s, label in zip(scores, labels, strict=True)
+            if label
         ]
     elif kind == "pairwise":  # RankNet: -log P(positive above negative), each pair counting the same
         losses = [

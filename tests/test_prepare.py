@@ -291,4 +291,4 @@ def test_what_was_left_out_is_recorded(tmp_path: Path) -> None:
     metrics = prepared_in(recipe({"source": "tables", "text_fields": ["title"], **paths}), tmp_path / "dataset").metrics
     assert metrics["items"] == 60
     assert metrics["events"] == len(rows) - 1
-    assert sorted(metrics["left_out"].values()) == [1, 2]
+    assert sorted(found["count"] for found in metrics["dropped"]) == [1, 2]

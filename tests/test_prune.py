@@ -26,9 +26,9 @@ from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.anatomy import Sizes, parts_of, resized, sizes_of
 from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.modeling import SharedContextConfig
-from tritonrank.recipe import PruneSettings, Recipe, load_recipe
+from tritonrank.recipe import DistillSettings, PruneSettings, Recipe, load_recipe
 from tritonrank.shrink import distill, prune
-from tritonrank.shrink.candidate_lists import scored_lists
+from tritonrank.shrink.candidate_lists import choose_negatives, scored_lists
 from tritonrank.shrink.cut import Kept, cut
 from tritonrank.shrink.sizes import target_sizes
 from tritonrank_runtime.text import TextRules
@@ -117,9 +117,7 @@ SMALLER = {
     "prune": {"layers": 1, "heads": 2, "ffn_neurons": 64},
     "distill": {
         "examples": 40,
-        "pool": 8,
-        "hard_negatives": 2,
-        "random_negatives": 3,
+        "pool": 5,
         "epochs": 2,
         "learning_rate": 0.001,
     },
@@ -281,13 +279,16 @@ def test_lists_hold_the_hardest_of_the_pool_and_nothing_the_user_met(
         assert (len(example.candidates), sum(example.labels), len(scores)) == (6, 1, 6)
         assert len(set(example.candidates)) == 6
         assert not met[example.user_id] & set(negatives)
-    all_of_the_pool = smaller(tiny_recipe, distill={"hard_negatives": 8, "random_negatives": 0})
-    whole = scored_lists(all_of_the_pool, pruned.dataset, teacher, TextRules.load(pruned.teacher), tmp_path / "whole")
-    for (some, some_scores), (pool, pool_scores) in zip(made, whole, strict=True):
-        ours = {item: s for item, s, label in zip(some.candidates, some_scores, some.labels, strict=True) if not label}
-        best = sorted((s for s, label in zip(pool_scores, pool.labels, strict=True) if not label), reverse=True)[:2]
-        assert sorted(ours.values(), reverse=True)[:2] == best
-        assert set(ours) <= set(pool.candidates)
+
+
+@pytest.mark.parametrize(("pool", "hardest", "others"), [(2, 1, 1), (8, 4, 4), (11, 6, 5), (20, 6, 5), (32, 6, 5)])
+def test_the_hardest_of_the_pool_are_learnt_from_and_some_of_the_rest(pool: int, hardest: int, others: int) -> None:
+    settings = DistillSettings(pool=pool)
+    assert (settings.hard_negatives, settings.random_negatives) == (hardest, others)
+    scores = np.random.default_rng(pool).normal(size=pool).astype(np.float32)
+    chosen = choose_negatives(np.random.default_rng(1), scores, hardest, others)
+    assert chosen[:hardest] == np.argsort(-scores)[:hardest].tolist()
+    assert len(set(chosen)) == hardest + others
 
 
 def test_a_pool_larger_than_the_catalogue_is_refused(pruned: Workspace, tiny_recipe: Recipe, tmp_path: Path) -> None:

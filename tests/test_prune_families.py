@@ -35,7 +35,7 @@ LAYERS, HEADS, NEURONS, HIDDEN = 3, 4, 64, 32
 REQUESTS = [Request("", [], TEXTS[:3]), Request("waterproof shoe", TEXTS[2:4], TEXTS)]
 SMALLER = """
 prune: {layers: 2, heads: 2, ffn_neurons: 32, reserve_tokens: 10}
-distill: {examples: 8, pool: 6, hard_negatives: 2, random_negatives: 2, epochs: 1}
+distill: {examples: 8, pool: 4, epochs: 1}
 gate: {budget: 0.99, prune_budget: 1}
 """
 

@@ -53,7 +53,7 @@ def pruned(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.T
         shutil.copytree(folder, made.root / folder.name)
     values = tiny_recipe.model_dump(mode="json")
     values["prune"] = {"layers": 1, "heads": 2, "ffn_neurons": 64, "reserve_tokens": 10}
-    values["distill"] = {"examples": 8, "pool": 6, "hard_negatives": 2, "random_negatives": 2, "epochs": 1}
+    values["distill"] = {"examples": 8, "pool": 4, "epochs": 1}
     values["finetune"] |= {"examples_per_step": 4, "evaluations": 1}
     values["gate"] = {"budget": 0.99, "prune_budget": 1}
     run_stages(Recipe.model_validate(values), made, until="export")

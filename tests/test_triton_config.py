@@ -30,7 +30,6 @@ SETTINGS = {
         deadline_ms=50,
         queue_requests=2,
         queue_share=0.25,
-        requests_per_execution=3,
         queue_delay_us=300,
         context_cache_mb=3,
         threads=2,
@@ -207,8 +206,8 @@ def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str
     assert score.WhichOneof("scheduling_choice") == "dynamic_batching"
     assert [tensor.name for tensor in score.input] == [*tensors, *ADMISSION_TENSORS]
     assert all(tensor.allow_ragged_batch for tensor in score.input if tensor.name not in ADMISSION_TENSORS)
-    if tensors == SHARED:  # the requests that may wait fit one execution
-        assert score.max_batch_size == settings.requests_per_execution
+    if tensors == SHARED:  # one after the other, so that the first is not kept for the second
+        assert score.max_batch_size == 1
     else:
         # A request may have this many rows, and a run this many: neither may be refused for its batch dimension.
         assert score.max_batch_size >= settings.max_candidates

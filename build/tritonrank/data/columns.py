@@ -175,8 +175,8 @@ def _report_words(table: SourceTable, column: pl.Series, faults: Faults, setting
     message = f"column {column.name!r} holds words: {', '.join(shown)}{more}; expected numbers"
     if setting == "data.label":
         message += (
-            ". Write a column of numbers for them, such as 0 for what was seen and 1 for what was liked "
-            "(data.positive_label says from which value on); or keep the positive events alone and leave data.label out"
+            f". Give each a weight, 0 for what is no positive: data.label: {{column: {column.name}, "
+            f"{counted[column.name][0]}: 0, ...: 1}}"
         )
     faults.add(table.path, f"column {column.name}", message)
 

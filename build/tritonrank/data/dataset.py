@@ -22,8 +22,8 @@ class Example:
     """ids of items liked before, newest last, at most 200; never the positive itself"""
     candidates: list[str]
     """item ids in an order that says nothing"""
-    labels: list[int]
-    """per candidate 1 or 0"""
+    labels: list[float]
+    """per candidate its gain: above 0 where it is positive (1 unless events have weights), else 0"""
 
 
 @dataclass(frozen=True)

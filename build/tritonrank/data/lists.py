@@ -23,7 +23,7 @@ EXAMPLE_SCHEMA: dict[str, pl.DataType] = {
     "query": pl.String(),
     "history": pl.List(pl.String()),
     "candidates": pl.List(pl.String()),
-    "labels": pl.List(pl.Int8()),
+    "labels": pl.List(pl.Float32()),
 }
 
 
@@ -59,7 +59,7 @@ class ListMaker:
         liked = dict(users.join(self._liked, on="user_id").iter_rows())
         self._check_catalogue(key, negatives, max(map(len, seen.values())))
         indices = {user: np.array([self._index[item] for item in items]) for user, items in seen.items()}
-        columns = chosen.select("user_id", "item_id", "query", "position", "positives_before").iter_rows()
+        columns = chosen.select("user_id", "item_id", "query", "position", "positives_before", "gain").iter_rows()
         return pl.DataFrame(self._rows(columns, indices, liked, negatives), schema=EXAMPLE_SCHEMA, orient="row")
 
     def _rows(
@@ -69,14 +69,14 @@ class ListMaker:
         liked: dict[str, list[str]],
         negatives: int,
     ) -> Iterator[tuple[Any, ...]]:
-        for user, positive, query, position, positives_before in chosen:
+        for user, positive, query, position, positives_before, gain in chosen:
             example_id = f"{user}:{position}"
             random = example_random(self._seed, example_id)
             history = history_before(liked[user], positives_before, positive)
             drawn = self._sampler.draw(random, seen[user], negatives)
             candidates = [positive, *(self._item_ids[index] for index in drawn)]
             shuffled = [candidates[place] for place in random.permutation(len(candidates))]
-            labels = [int(item == positive) for item in shuffled]
+            labels = [gain if item == positive else 0.0 for item in shuffled]
             yield example_id, user, query, history[-STORED_HISTORY:], shuffled, labels
 
     def _check_catalogue(self, key: str, negatives: int, most_seen: int) -> None:

@@ -6,11 +6,12 @@ so that mending the data is one round and not twenty.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from tritonrank.data.dropped import Dropped
 from tritonrank.recipe import DataSettings, MovieLensData, SampleData, TablesData
 
 
@@ -22,9 +23,10 @@ class Tables:
     """item_id: String (unique), then the text fields, all String."""
     events: pl.DataFrame
     """user_id: String, item_id: String, query: String ("" when there is none), timestamp: Int64 (unix seconds),
-    label: Int8 (1 positive, 0 seen but not liked). Rows keep the order of the source."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """what was left out -> rows; nothing that was left out is in the two tables"""
+    label: Int8 (1 positive, 0 seen but not liked), gain: Float32 (how much the positive counts: its weight, 1 where
+    events have none; 0 where it is no positive). Rows keep the order of the source."""
+    dropped: tuple[Dropped, ...] = ()
+    """what was left out or mended, by kind"""
 
 
 def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str] = ()) -> Tables:

@@ -8,6 +8,7 @@ import polars as pl
 
 from tritonrank.data import columns
 from tritonrank.data.faults import Faults
+from tritonrank.data.labels import with_gain
 from tritonrank.data.loading import Tables
 from tritonrank.data.source import check_rows, read_source
 from tritonrank.errors import DataError
@@ -58,12 +59,14 @@ def load(settings: MovieLensData) -> Tables:
         items=_readable(items)
         .join(_frequent_tags(tagged_ids, tag_texts), on="item_id", how="left", maintain_order="left")
         .select("item_id", "title", "year", "genres", pl.col("tags").fill_null("")),
-        events=events.select(
-            "user_id",
-            "item_id",
-            pl.lit("").alias("query"),
-            "timestamp",
-            (stars >= settings.positive_rating).cast(pl.Int8).alias("label"),
+        events=with_gain(
+            events.select(
+                "user_id",
+                "item_id",
+                pl.lit("").alias("query"),
+                "timestamp",
+                (stars >= settings.positive_rating).cast(pl.Int8).alias("label"),
+            )
         ),
     )
 

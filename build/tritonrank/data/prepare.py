@@ -19,6 +19,7 @@ from tritonrank_runtime.item_text import render_fields
 
 from tritonrank.artifacts import Draft
 from tritonrank.data.choices import choose_positives
+from tritonrank.data.dropped import Dropped, as_metrics
 from tritonrank.data.lists import ListMaker
 from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.splits import LIKED, TEST, TRAIN, mark_splits
@@ -44,6 +45,8 @@ class Prepared:
     """by user and time, with the column split: train, validation, test, or "" for events nobody may use"""
     examples: dict[str, pl.DataFrame]
     """by split, with the columns of ``Example``"""
+    dropped: list[Dropped]
+    """what the data lost, by kind"""
     metrics: dict[str, Any]
     """of the dataset's manifest"""
 
@@ -63,6 +66,8 @@ def prepare(recipe: Recipe, draft: Draft) -> None:
     for split, examples in made.examples.items():
         examples.write_parquet(draft.folder / f"{split}.parquet")
     draft.metrics |= made.metrics
+    for dropped in made.dropped:
+        console.print(f"  {dropped}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     show_counts(draft.metrics, console)
 
 
@@ -88,6 +93,7 @@ def make_dataset(recipe: Recipe) -> Prepared:
     lengths = TextLengths(open_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
     item_lengths = lengths.of_items(source.items)
     tables, without_text = _with_text(recipe, source, item_lengths)
+    dropped = [*source.dropped, *_dropped_without_text(without_text)]
     queries = sorted(set(tables.events["query"]) - {""})
     query_lengths = lengths.of_texts(queries)
     rules = resolve_rules(recipe, Needs(max(query_lengths, default=0), max(item_lengths.values())))
@@ -109,10 +115,15 @@ def make_dataset(recipe: Recipe) -> Prepared:
         "training_events": events.filter(pl.col("split") == TRAIN).height,
         "examples": {split: made.height for split, made in examples.items()},
         "skipped_users": skipped,
-        "left_out": source.left_out,
+        "dropped": as_metrics(dropped),
         TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST], shown),
     }
-    return Prepared(tables.items, events.select(*tables.events.columns, "split"), examples, metrics)
+    return Prepared(tables.items, events.select(*tables.events.columns, "split"), examples, dropped, metrics)
+
+
+def _dropped_without_text(found: Mapping[str, Any]) -> list[Dropped]:
+    kind, rule = "items without text by text.item_template", "left out, with the events about them"
+    return [Dropped.of(kind, rule, found["count"], found["of"], found["first"])] if found["count"] else []
 
 
 def _check_template(recipe: Recipe, tables: Tables) -> None:

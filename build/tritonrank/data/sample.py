@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tritonrank.data.labels import with_gain
 from tritonrank.data.loading import Tables
 from tritonrank.data.storefront import BRANDS, CATEGORIES, COLOURS, LINES, Category
 from tritonrank.recipe import SampleData
@@ -64,7 +65,7 @@ def generate(settings: SampleData, seed: int) -> Tables:
     schema = {
         "user_id": pl.String, "item_id": pl.String, "query": pl.String, "timestamp": pl.Int64, "label": pl.Int8
     }  # fmt: skip
-    return Tables(items=catalogue.frame, events=pl.DataFrame(rows, schema=schema, orient="row"))
+    return Tables(items=catalogue.frame, events=with_gain(pl.DataFrame(rows, schema=schema, orient="row")))
 
 
 def _catalogue(count: int, random: np.random.Generator) -> _Catalogue:

@@ -7,10 +7,11 @@ than guessed. An event without a label is a positive, because most logs hold cli
 from collections.abc import Sequence
 
 import polars as pl
-from rich.console import Console
 
 from tritonrank.data import columns
+from tritonrank.data.dropped import EXAMPLES_SHOWN, Dropped
 from tritonrank.data.faults import Faults
+from tritonrank.data.labels import gains
 from tritonrank.data.loading import Tables
 from tritonrank.data.source import SourceTable, check_rows, read_source
 from tritonrank.errors import DataError
@@ -18,8 +19,6 @@ from tritonrank.recipe import TablesData
 
 UNKNOWN_SHARE = 0.2
 """Of the events, that may be of items which are not in the catalogue (any more); more means that ids do not match."""
-
-console = Console()
 
 
 def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
@@ -41,7 +40,7 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     faults = Faults()
     _check_template(settings, template_fields, faults)
     items = read_source(settings.items, faults, {settings.item_id, *fields})
-    optional = {name for name in (settings.query, settings.label) if name}
+    optional = {name for name in (settings.query, settings.label_column) if name}
     events = read_source(settings.events, faults, {settings.user_id, settings.item_id, settings.timestamp, *optional})
     check_rows(items, faults)
     check_rows(events, faults)
@@ -61,29 +60,21 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     queries = (
         columns.texts(events, settings.query, faults, "data.query").str.strip_chars() if settings.query else nothing
     )
-    everything = pl.repeat(True, len(user_ids), dtype=pl.Boolean, eager=True)
-    liked = (
-        columns.numbers(events, settings.label, faults, "data.label") >= settings.positive_label
-        if settings.label
-        else everything
-    )
+    gain = gains(events, settings, faults)
     faults.raise_any()
 
     # The id column may serve as a text field too, under the name it has in the file.
     own_name = [item_ids] if settings.item_id in settings.text_fields and settings.item_id != "item_id" else []
     unknown = event_items.filter(~is_known)
-    left_out = {
-        f"events of items that {settings.items.name} does not have": unknown,
-        f"repeated rows of {settings.items.name}": item_ids.filter(repeated),
+    found = {
+        f"events of items that {settings.items.name} does not have": (unknown, len(is_known)),
+        f"repeated rows of {settings.items.name}": (item_ids.filter(repeated), len(repeated)),
     }
-    counts = {what: len(ids) for what, ids in left_out.items() if len(ids)}
-    for what, count in counts.items():
-        console.print(
-            f"  left out: {count:,} {what}, such as {left_out[what][0]!r}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    dropped = [
+        Dropped.of(kind, "left out", len(ids), rows, ids.unique(maintain_order=True).head(EXAMPLES_SHOWN))
+        for kind, (ids, rows) in found.items()
+        if len(ids)
+    ]
     return Tables(
         items=pl.DataFrame([item_ids.alias("item_id"), *own_name, *field_texts]).filter(~repeated),
         events=pl.DataFrame(
@@ -92,10 +83,11 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
                 event_items.alias("item_id"),
                 queries.alias("query"),
                 seconds.alias("timestamp"),
-                liked.cast(pl.Int8).alias("label"),
+                (gain > 0).cast(pl.Int8).alias("label"),
+                gain,
             ]
         ).filter(is_known),
-        left_out=counts,
+        dropped=tuple(dropped),
     )
 
 

@@ -290,7 +290,7 @@ def _lines(source: _Source, plans: Sequence[_Plan], settings: WorkloadSettings) 
     for number, (plan, at_seconds) in enumerate(zip(plans, times, strict=True)):
         context, example = plan.context, plan.context.judged
         if plan.is_judged and example is not None:
-            item_ids, labels = example.candidates, example.labels
+            item_ids, labels = example.candidates, [int(gain > 0) for gain in example.labels]
         else:
             random = example_random(settings.seed, f"request {number}")
             item_ids, labels = source.draw_candidates(context.user_id, plan.candidates, random), None

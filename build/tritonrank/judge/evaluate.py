@@ -33,7 +33,7 @@ ExampleScorer = Callable[[Example], NDArray[np.float32]]
 class Judgement:
     """Scores and metrics of one scorer, one row per example.
 
-    ``table`` has the columns example_id (String), scores (List(Float32), in candidate order), labels (List(Int8))
+    ``table`` has the columns example_id (String), scores (List(Float32), in candidate order), labels (List(Float32))
     and one Float64 column per metric.
     """
 
@@ -73,7 +73,7 @@ def judge(name: str, score: ExampleScorer, examples: Sequence[Example]) -> Judge
             {"example_id": example.example_id, "scores": scores.tolist(), "labels": example.labels}
             | all_metrics(scores, example.labels)
         )
-    schema = {"scores": pl.List(pl.Float32), "labels": pl.List(pl.Int8)} | dict.fromkeys(METRICS, pl.Float64)
+    schema = {"scores": pl.List(pl.Float32), "labels": pl.List(pl.Float32)} | dict.fromkeys(METRICS, pl.Float64)
     return Judgement(name, pl.DataFrame(rows, schema_overrides=schema))
 
 

@@ -1,7 +1,8 @@
 """Ranking metrics of one list, and what can be said about their mean over many lists.
 
-A list is given by scores and binary labels in the order of its candidates; equal scores keep that order (stable, as
-the server ranks). Examples shuffle their candidates, so ties are broken at random but reproducibly.
+A list is given by scores and labels in the order of its candidates. A label is a gain: 0 for a negative, 1 for a
+positive, or its weight where events have types. Equal scores keep that order (stable, as the server ranks). Examples
+shuffle their candidates, so ties are broken at random but reproducibly.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ def ranking(scores: ArrayLike) -> NDArray[np.int64]:
 
 
 def ndcg(scores: ArrayLike, labels: ArrayLike, k: int = 10) -> float:
-    """Normalized discounted cumulative gain of the first k with gain = label (Järvelin & Kekäläinen 2002)."""
+    """Normalized discounted cumulative gain of the first k with gain = label (Järvelin & Kekäläinen 2002).
+
+    Weights are gains already: a purchase of weight 3 is worth three of weight 1. 2^label - 1 (Burges et al. 2005) is
+    for the grades of annotators, which only say an order; of binary labels both are the same.
+    """
     gains = np.asarray(labels, dtype=np.float64)
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
     best = np.sort(gains)[::-1][:k]
@@ -30,7 +35,7 @@ def ndcg(scores: ArrayLike, labels: ArrayLike, k: int = 10) -> float:
 
 
 def mrr(scores: ArrayLike, labels: ArrayLike, k: int = 10) -> float:
-    """Reciprocal rank of the first positive, 0 if it is not among the first k."""
+    """Reciprocal rank of the first positive (any gain above 0), 0 if it is not among the first k."""
     hits = np.flatnonzero(np.asarray(labels)[ranking(scores)][:k])
     return 1.0 / (int(hits[0]) + 1) if len(hits) else 0.0
 

@@ -9,7 +9,7 @@ from tritonrank.data.loading import load_tables, source_files
 from tritonrank.rankers.text_budgets import tokenizer_identity
 from tritonrank.recipe import Recipe
 
-REVISION = 1
+REVISION = 2
 TOOLS = ("numpy", "polars", "tokenizers", "transformers")
 
 

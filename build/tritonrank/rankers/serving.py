@@ -18,7 +18,6 @@ class Serving:
     deadline_ms: int
     queue_share: float
     queue_requests: int
-    requests_per_execution: int
     queue_delay_us: int
     rows_per_batch: int
     context_cache_mb: int

@@ -49,7 +49,7 @@ class SharedContextArchitecture(RankerArchitecture):
     shares_positions = False
     longest_input = "a context and a candidate"
     bucketed = "a candidate"
-    speed_settings: ClassVar = {"serve.requests_per_execution": (1, 2, 4, 8)}
+    speed_settings: ClassVar = {}
 
     def load(self, name: str, revision: str | None = None) -> "PreTrainedModel":
         return load_shared_context_ranker(name, revision)
@@ -175,7 +175,8 @@ class SharedContextArchitecture(RankerArchitecture):
         return dict(zip(INPUT_NAMES, ranges, strict=True))
 
     def max_batch_size(self, settings: AnyServing) -> int:
-        return settings.requests_per_execution
+        # Requests are computed one after the other and answered together: more would only delay the first.
+        return 1
 
     def score_parameters(self, settings: AnyServing) -> dict[str, int]:
         """Nothing but a parameter bounds the candidates of a request, which is one entry of the batch."""

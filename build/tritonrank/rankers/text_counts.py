@@ -111,8 +111,6 @@ def show_counts(metrics: Mapping[str, Any], console: Console) -> None:
     for split, reasons in metrics["skipped_users"].items():
         if counted := [f"{count:,} {reason}" for reason, count in reasons.items() if count]:
             say(f"  users, {split}: {', '.join(counted)}")
-    if said := without_text_in_words(metrics["items_without_text"]):
-        say(f"  {said}", style="yellow")
     for text in metrics["text"]["examples"]:
         say(f"  an item as it is read: {text!r}")
     console.print(_table(metrics["text"]))

@@ -40,10 +40,45 @@ class TablesData(Settings):
     user_id: str = Field("user_id", description="column of the events table")
     timestamp: str = Field("timestamp", description="column of the events table: ISO dates, 20200913, or unix seconds")
     query: str | None = Field(None, description="column of the events table with the search query, if there is one")
-    label: str | None = Field(
-        None, description="numeric column of the events table; without it all events are positive"
+    label: str | dict[str, str | float] | None = Field(
+        None,
+        description="numeric column of the events table; without it all events are positive. Or types and their "
+        "weights, {column: event_type, view: 0, add_to_cart: 1, purchase: 3}, where 0 is no positive",
     )
-    positive_label: float = Field(1.0, description="label values from here on are positives")
+    positive_label: float = Field(1.0, description="values of a numeric label from here on are positives")
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _types_have_weights(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        column, weights = value.get("column"), {str(key): value for key, value in value.items() if key != "column"}
+        if not isinstance(column, str) or not column:
+            raise ValueError("expected column: and the name of a column of the events table among the types")
+        wrong = [key for key, weight in weights.items() if not _is_weight(weight)]
+        if wrong:
+            raise ValueError(f"the weight of {wrong[0]!r} is {weights[wrong[0]]!r}; expected a number from 0 on")
+        if any(isinstance(key, bool) for key in value):
+            raise ValueError("YAML reads yes, no, on and off as true and false; put the event types into quotes")
+        if not any(weights.values()):
+            raise ValueError("no event type has a weight above 0, so that nothing would be a positive")
+        return {"column": column} | {key: float(weight) for key, weight in weights.items()}
+
+    @property
+    def label_column(self) -> str | None:
+        """The column of the events table that says what a positive is."""
+        return str(self.label["column"]) if isinstance(self.label, dict) else self.label
+
+    @property
+    def event_weights(self) -> dict[str, float] | None:
+        """Weight by event type; None where the label is a number."""
+        if not isinstance(self.label, dict):
+            return None
+        return {key: float(weight) for key, weight in self.label.items() if key != "column"}
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 DataSettings = Annotated[SampleData | MovieLensData | TablesData, Field(discriminator="source")]

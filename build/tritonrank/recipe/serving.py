@@ -36,20 +36,6 @@ class ServeSettings(Settings):
     queue_requests: int = Field(
         64, ge=1, description="requests that may wait for the scorer, however small; more are rejected"
     )
-    requests_per_execution: Annotated[
-        int,
-        Used(
-            "tensorrt.requests bounds a plan's executions, and serve.rows_per_batch those of a joint ranker",
-            OWN_SCORER,
-            architecture="shared-context",
-        ),
-    ] = Field(
-        1,
-        ge=1,
-        le=256,
-        description="requests that a shared-context scorer takes at once, at the most. They are computed one after "
-        "the other and answered together: more of them only delay the first, and leave another instance idle",
-    )
     queue_delay_us: int = Field(0, ge=0, description="microseconds to wait for batch mates; 0: batch what waits")
     rows_per_batch: Annotated[
         int,

@@ -104,17 +104,23 @@ class DistillSettings(Settings):
                                  "because a cut model has further to go")  # fmt: skip
     examples: int = Field(4_000, ge=8, description="training contexts, drawn by seed; all of them if there are fewer")
     pool: int = Field(
-        32, ge=2, le=999, description="unseen items per context that the teacher scores, drawn by popularity"
+        32,
+        ge=2,
+        le=999,
+        description="unseen items per context that the teacher scores, drawn by popularity. The 6 that it scores "
+        "highest are learnt from, and 5 of the rest by lot; of a pool of 11 or fewer all are",
     )
-    hard_negatives: int = Field(6, ge=0, description="of the pool, those that the teacher scores highest")
-    random_negatives: int = Field(5, ge=0, description="of the rest of the pool, drawn by lot")
+
+    @property
+    def hard_negatives(self) -> int:
+        """Of the pool, those that the teacher scores highest: 6, at most half of a small pool."""
+        return min(6, (self.pool + 1) // 2)
+
+    @property
+    def random_negatives(self) -> int:
+        """Of the rest of the pool, drawn by lot: 5, or all that are left."""
+        return min(5, self.pool - self.hard_negatives)
 
     def training(self, finetune: FinetuneSettings) -> FinetuneSettings:
         """How the student is trained."""
         return finetune.model_copy(update={"epochs": self.epochs, "learning_rate": self.learning_rate})
-
-    @model_validator(mode="after")
-    def _negatives_come_from_the_pool(self) -> "DistillSettings":
-        if not 1 <= self.hard_negatives + self.random_negatives <= self.pool:
-            raise ValueError("hard_negatives + random_negatives must be at least 1 and at most pool")
-        return self

@@ -89,22 +89,25 @@ class _ListMaker:
 
     def make(self, example: Example) -> Scored:
         """The example with candidates of its own pool, and the teacher's scores."""
+        settings = self._settings
         random = example_random(self._seed, f"distill:{example.example_id}")
-        drawn = self._sampler.draw(random, self._met[example.user_id], self._settings.pool)
-        liked = [item for item, label in zip(example.candidates, example.labels, strict=True) if label]
+        drawn = self._sampler.draw(random, self._met[example.user_id], settings.pool)
+        liked = {item: gain for item, gain in zip(example.candidates, example.labels, strict=True) if gain}
         pool = [*liked, *(self._items[place] for place in drawn)]
         request = requests_of(self._dataset, [replace(example, candidates=pool)], self._rules)[0]
         scores = self._teacher.score(request)
-        chosen = [*range(len(liked)), *self._negatives(random, scores, len(liked))]
+        beside = choose_negatives(random, scores[len(liked) :], settings.hard_negatives, settings.random_negatives)
+        chosen = [*range(len(liked)), *(len(liked) + place for place in beside)]
         places = random.permutation(chosen).tolist()
-        candidates, labels = [pool[place] for place in places], [int(place < len(liked)) for place in places]
+        candidates, labels = [pool[place] for place in places], [liked.get(pool[place], 0.0) for place in places]
         return replace(example, candidates=candidates, labels=labels), [float(scores[place]) for place in places]
 
-    def _negatives(self, random: np.random.Generator, scores: NDArray[np.float32], first: int) -> list[int]:
-        """Places in the pool: the hardest, then some of the others by lot."""
-        by_score = first + np.argsort(-scores[first:], kind="stable")
-        hard, rest = by_score[: self._settings.hard_negatives], by_score[self._settings.hard_negatives :]
-        return [*hard.tolist(), *random.choice(rest, self._settings.random_negatives, replace=False).tolist()]
+
+def choose_negatives(random: np.random.Generator, scores: NDArray[np.float32], hardest: int, others: int) -> list[int]:
+    """Places of the highest scores, best first, then some of the other places by lot."""
+    by_score = np.argsort(-scores, kind="stable")
+    hard, rest = by_score[:hardest], by_score[hardest:]
+    return [*hard.tolist(), *random.choice(rest, others, replace=False).tolist()]
 
 
 def _write(path: Path, lists: Sequence[Scored]) -> None:

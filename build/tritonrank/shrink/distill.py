@@ -25,7 +25,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.shrink.candidate_lists import scored_lists
 from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
 
-POOL_SETTINGS = {"examples", "pool", "hard_negatives", "random_negatives"}
+POOL_SETTINGS = {"examples", "pool"}
 """Settings that the teacher's scores depend on; the others may change without asking it again."""
 
 

@@ -8,20 +8,35 @@ def list_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Te
     """Mean loss over lists.
 
     Args:
-        logits, labels: (lists, candidates); a label above 0 is a positive.
-        kind: ``listwise`` is the softmax cross-entropy of ListNet's top-one model (Cao et al. 2007) with the labels
-            normalized to sum 1; ``pairwise`` is RankNet's logistic loss over positive-negative pairs (Burges et al.
-            2005); ``binary`` is the cross-entropy of each candidate alone.
+        logits, labels: (lists, candidates); a label is a gain g: 0 for a negative, 1 or its weight for a positive.
+        kind: of the losses below. With one positive of gain 1 per list, each is the usual one for binary labels.
+
+    ``listwise``: softmax cross-entropy (ListNet's top-one model, Cao et al. 2007; with binary labels bounded by NDCG,
+    Bruch et al. 2019). A positive counts by its gain: sum over lists and candidates of -g log softmax(logits), over
+    the sum of g.
+
+    ``pairwise``: RankNet's logistic loss (Burges et al. 2005) over the pairs whose gains differ, each weighted by how
+    much they do, as LambdaRank weighs them by the change of the gain (Burges 2010): sum of (g_i - g_j) softplus(s_j -
+    s_i) where g_i > g_j, over the sum of the weights.
+
+    ``binary``: cross-entropy of each candidate alone against positive or not; a positive weighs its gain, a negative 1,
+    as confidences do in implicit feedback (Hu, Koren & Volinsky 2008).
     """
     labels = labels.to(logits.dtype)
     if kind == "listwise":
-        targets = labels / labels.sum(dim=1, keepdim=True).clamp(min=1)
-        return functional.cross_entropy(logits, targets)
+        return functional.cross_entropy(logits, labels / _or_one(labels.sum(dim=1).mean()))
     if kind == "binary":
-        return functional.binary_cross_entropy_with_logits(logits, labels)
-    pairs = (labels[:, :, None] > labels[:, None, :]).to(logits.dtype)
-    losses = functional.softplus(logits[:, None, :] - logits[:, :, None]) * pairs
-    return losses.sum() / pairs.sum().clamp(min=1)
+        positive = (labels > 0).to(logits.dtype)
+        weights = torch.where(labels > 0, labels, positive.new_ones(()))
+        return functional.binary_cross_entropy_with_logits(logits, positive, weights / weights.mean())
+    weights = (labels[:, :, None] - labels[:, None, :]).clamp(min=0)
+    losses = functional.softplus(logits[:, None, :] - logits[:, :, None]) * weights
+    return losses.sum() / _or_one(weights.sum())
+
+
+def _or_one(total: torch.Tensor) -> torch.Tensor:
+    """What to divide by: nothing where there is nothing to weigh."""
+    return torch.where(total > 0, total, torch.ones_like(total))
 
 
 def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
