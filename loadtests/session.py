@@ -116,7 +116,7 @@ class Session:
         """
         rate = RAMP_BEYOND * self.capacity_per_second()
         run = self.send(plan_of("ramp", rate=rate, seconds=RAMP_SECONDS), name="ramp")
-        show(run)
+        show_measured(run)  # nothing to pass: the ramp only looks for the rate
         if (found := saturation(run)) is None:
             raise GeneratorError(
                 "not even the first step of the ramp was sustained; see the table, and the server's log"
@@ -264,7 +264,15 @@ def finish(run: Run, out: Path | None, objectives: Objectives | None = None) -> 
 
 
 def show(run: Run) -> None:
-    """Phases and verdicts for people."""
+    """What was measured, and why it is not passed."""
+    show_measured(run)
+    out = Console(soft_wrap=False, emoji=False)
+    for reason in run.shortcomings:
+        out.print(f"Not passed: {reason}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_measured(run: Run) -> None:
+    """Phases, what was held against objectives, and one failure of each kind."""
     out = Console(soft_wrap=False, emoji=False)
     names = ("offered/s", "answered/s", "good/s", "p50 ms", "p99 ms", "failed")
     phases = Table("phase", *(_right(name) for name in names))
@@ -293,8 +301,6 @@ def show(run: Run) -> None:
         if kind not in shown:
             out.print(text, style="yellow", markup=False, highlight=False)
         shown.add(kind)
-    for reason in run.shortcomings:
-        out.print(f"Not passed: {reason}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _right(name: str) -> Column:

@@ -33,6 +33,7 @@ from loadtests.results import (
     WorkloadFile,
     write_run,
 )
+from loadtests.session import show, show_measured
 
 HOSTILE = "wrong: <script>alert('x')</script> & \"quotes\""
 PHASE_SECONDS = 5
@@ -356,3 +357,15 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunFileError, match="--out"):
         write_page(made_run(), tmp_path / "file" / "run.html")
+
+
+def test_a_ramp_that_looks_for_the_saturation_is_shown_and_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    run = made_run()
+    lost = run.totals.model_copy(update={"failed": {"expired": 3}})
+    run = run.model_copy(update={"totals": lost, "verdicts": []})
+    show(run)
+    judged = capsys.readouterr().out
+    show_measured(run)
+    shown = capsys.readouterr().out
+    assert judged.startswith(shown)
+    assert "--slo" in judged.removeprefix(shown)

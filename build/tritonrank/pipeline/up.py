@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,9 +97,14 @@ def make_from_checkpoint(name: str, options: UpOptions, artifacts: Path) -> Path
     """
     root = made_folder(name, options, artifacts)
     root.mkdir(parents=True, exist_ok=True)
-    with only_writer(root):
-        for stage in up_stages(name, options, root):
-            bring_up_to_date(stage)
+    try:
+        with only_writer(root):
+            for stage in up_stages(name, options, root):
+                bring_up_to_date(stage)
+    finally:
+        with suppress(OSError):  # it holds something, as it does unless the checkpoint was refused
+            root.rmdir()
+            root.parent.rmdir()
     told = read_manifest(root / "served").metrics
     console.print(f"serving    {told['precision']}: {told['reason']}", highlight=False, markup=False, soft_wrap=True)
     return root
