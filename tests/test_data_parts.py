@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.loading import load_tables, source_files
+from tritonrank.data.loading import load_tables, source_fingerprints
 from tritonrank.errors import DataError
 from tritonrank.pipeline import prepare
 from tritonrank.recipe import Recipe, TablesData
@@ -227,9 +227,9 @@ def test_empty_folders_and_patterns_without_a_file_are_named(tmp_path: Path) -> 
 def test_the_stage_depends_on_every_part(tmp_path: Path) -> None:
     spark(tmp_path / "events")
     recipe = Recipe(name="a", data=tables(tmp_path))
-    assert [path.name for path in source_files(recipe.data)] == [
-        "items.parquet",
-        *(f"part-{number:05d}-c000.snappy.parquet" for number in range(3)),
+    assert list(source_fingerprints(recipe.data) or ()) == [
+        "items/items.parquet",
+        *(f"events/part-{number:05d}-c000.snappy.parquet" for number in range(3)),
     ]
     keys = [prepare.stage(recipe, Workspace(tmp_path)).key()]
     os.utime(tmp_path / "events" / "_SUCCESS", (1, 1))

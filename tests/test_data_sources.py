@@ -425,7 +425,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
     near, far = str(caught.value).splitlines()[1:]
     assert near.strip().startswith("item.csv: no such file")
     for fault in (near, far):
-        assert f"Looked in {tmp_path}" in fault
+        assert f"Looked for {tmp_path}" in fault
     assert near.endswith("There is items.csv")
     assert "There is" not in far
 

@@ -4,9 +4,8 @@ A fault is one line, ``file:line: what is wrong; expected what``. A column that 
 other faults, so of each kind only the first few are shown and the rest are counted.
 """
 
-from pathlib import Path
-
 from tritonrank.errors import DataError
+from tritonrank.system.database_url import Location
 
 SHOWN_PER_KIND = 10
 
@@ -15,14 +14,14 @@ class Faults:
     """Collects faults; ``raise_any`` turns them into one DataError."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Path, str], list[str]] = {}
-        self._hidden: dict[tuple[Path, str], int] = {}
+        self._found: dict[tuple[Location, str], list[str]] = {}
+        self._hidden: dict[tuple[Location, str], int] = {}
 
-    def add(self, path: Path, kind: str, message: str, place: str = "", file: Path | None = None) -> None:
+    def add(self, path: Location, kind: str, message: str, place: str = "", file: Location | None = None) -> None:
         """Note one fault.
 
         Args:
-            path: the file, or the folder of a table in many files.
+            path: the file, the folder of a table in many files, or the address in a database.
             kind: faults of one file and kind are listed together.
             message: what is wrong and what was expected.
             place: ``":12"`` for line 12, ``": row 12"`` where a file has no lines, empty for the whole file.
@@ -34,7 +33,7 @@ class Faults:
         else:
             self.hide(path, kind, 1)
 
-    def hide(self, path: Path, kind: str, count: int) -> None:
+    def hide(self, path: Location, kind: str, count: int) -> None:
         """Count faults of a kind without listing them."""
         self._hidden[path, kind] = self._hidden.get((path, kind), 0) + count
 

@@ -7,12 +7,13 @@ so that mending the data is one round and not twenty.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
+from tritonrank.artifacts import sha256_file
 from tritonrank.data.dropped import Dropped
 from tritonrank.recipe import DataSettings, MovieLensData, SampleData, TablesData
+from tritonrank.system.database_url import DatabaseUrl
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,32 @@ def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str
             return tables.load(settings, template_fields)
 
 
-def source_files(settings: DataSettings) -> Sequence[Path]:
-    """The files that the tables are read from; none for the generated sample."""
-    from tritonrank.data import movielens
-    from tritonrank.data.parts import source_files_of
+def source_fingerprints(settings: DataSettings) -> dict[str, str] | None:
+    """What the tables are read from, by content: name -> sha256; None where something is not there.
 
+    Names are those of the files below the path of the setting, so that the same data elsewhere are the same. None of
+    the generated sample.
+
+    Raises:
+        DataError: a database does not answer.
+    """
+    from tritonrank.data import movielens, tables
+    from tritonrank.data.formats.databases import fingerprint
+    from tritonrank.data.parts import files_of
+
+    found: dict[str, str] = {}
     match settings:
-        case SampleData():
-            return []
         case MovieLensData():
-            return [settings.path / name for name in movielens.FILES]
+            files = {name: settings.path / name for name in movielens.FILES}
         case TablesData():
-            return [*source_files_of(settings.items), *source_files_of(settings.events)]
+            files = {}
+            for table, (location, needed) in tables.wanted(settings).items():
+                if isinstance(location, DatabaseUrl):
+                    found[table] = fingerprint(location, needed)
+                else:
+                    files |= {f"{table}/{name}": file for name, file in files_of(location).items()}
+        case _:
+            files = {}
+    if not all(file.is_file() for file in files.values()):
+        return None
+    return found | {name: sha256_file(file) for name, file in files.items()}

@@ -50,9 +50,12 @@ def find_parts(path: Path) -> list[Part]:
     return sorted(found.values(), key=lambda part: part.file.as_posix())
 
 
-def source_files_of(path: Path) -> list[Path]:
-    """The files whose content a table depends on; the path itself where nothing is there."""
-    return [part.file for part in find_parts(path)] or [path]
+def files_of(path: Path) -> dict[str, Path]:
+    """The files whose content a table depends on, by their names below it; the path itself where nothing is there."""
+    fixed = path.parent if path.is_file() else path
+    while has_wildcard(fixed):
+        fixed = fixed.parent
+    return {part.file.relative_to(fixed).as_posix(): part.file for part in find_parts(path)} or {path.name: path}
 
 
 def has_wildcard(path: Path) -> bool:

@@ -17,7 +17,10 @@ import polars as pl
 from polars import selectors
 
 from tritonrank.data.faults import Faults
+from tritonrank.data.formats.databases import read_database
 from tritonrank.data.parts import Part, find_parts, foreign_table, has_wildcard
+from tritonrank.errors import DataError
+from tritonrank.system.database_url import DatabaseUrl, Location
 
 ROWS_PER_CHUNK = 100_000  # rows held as Python objects at a time
 SEPARATORS = {";": "semicolon", "\t": "tab", "|": "pipe"}
@@ -28,7 +31,7 @@ FORMATS = "expected .parquet or .csv"
 class SourceTable:
     """The rows of one file, or of all parts of a folder one after the other."""
 
-    path: Path
+    path: Location
     frame: pl.DataFrame
     """the columns asked for that are there; all String when the file is CSV"""
     lines: pl.Series
@@ -56,13 +59,13 @@ class SourceTable:
         """Where the column names are: line 1 of a CSV file."""
         return ":1" if self.place == ":{}" and not self.files else ""
 
-    def place_of(self, position: int) -> tuple[Path, str]:
+    def place_of(self, position: int) -> tuple[Location, str]:
         """The file and the place in it of a row."""
         place = self.place.format(self.lines[position])
         return (self.files[bisect_right(self.first_rows, position) - 1] if self.files else self.path), place
 
 
-def read_source(path: Path, faults: Faults, columns: Collection[str] | None = None) -> SourceTable:
+def read_source(path: Location, faults: Faults, columns: Collection[str] | None = None) -> SourceTable:
     """Read a table; what is wrong with it goes to ``faults``.
 
     Args:
@@ -74,6 +77,8 @@ def read_source(path: Path, faults: Faults, columns: Collection[str] | None = No
     Returns:
         The rows; without columns where nothing could be read.
     """
+    if isinstance(path, DatabaseUrl):
+        return _read_database(path, faults, columns)
     try:
         parts = find_parts(path)
     except OSError as error:
@@ -92,6 +97,17 @@ def read_source(path: Path, faults: Faults, columns: Collection[str] | None = No
     return _joined(path, [part.file for part in parts], tables, faults, columns)
 
 
+def _read_database(url: DatabaseUrl, faults: Faults, columns: Collection[str] | None) -> SourceTable:
+    try:
+        cells = read_database(url, columns)
+    except DataError as error:
+        faults.add(url, "database", str(error).removeprefix(f"{url}: "))
+        return _nothing(url)
+    lines = pl.Series("line", range(1, cells.frame.height + 1), dtype=pl.Int64)
+    sound = pl.repeat(True, cells.frame.height, dtype=pl.Boolean, eager=True)
+    return SourceTable(url, cells.frame, lines, sound, cells.place, header=cells.header)
+
+
 def check_rows(table: SourceTable, faults: Faults) -> None:
     """Report a file that was read but has no rows."""
     if table.readable and table.frame.is_empty():
@@ -100,12 +116,12 @@ def check_rows(table: SourceTable, faults: Faults) -> None:
 
 def _why_missing(path: Path) -> str:
     if has_wildcard(path):
-        return f"no file matches; looked in {Path.cwd()}" if not path.is_absolute() else "no file matches"
+        return f"no file matches; looked in {path.parent.absolute()}"
     if path.is_dir():
         return "no table in this folder; expected parts that end in .parquet or .csv"
     message = "no such file or folder; expected a table here, as the recipe's data section says"
     if not path.is_absolute():
-        message += f". Looked in {Path.cwd()}: relative paths begin where the command is run"
+        message += f". Looked for {path.absolute()}: the relative paths of a recipe begin at its folder"
     siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.75)
     return message + (f". There is {path.with_name(near[0])}" if near else "")
@@ -329,5 +345,5 @@ def _frame(rows: list[list[str]], header: list[str]) -> pl.DataFrame:
     return pl.DataFrame(series)
 
 
-def _nothing(path: Path) -> SourceTable:
+def _nothing(path: Location) -> SourceTable:
     return SourceTable(path, pl.DataFrame(), pl.Series(dtype=pl.Int64), pl.Series(dtype=pl.Boolean), ":{}")

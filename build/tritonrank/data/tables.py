@@ -16,9 +16,19 @@ from tritonrank.data.loading import Tables
 from tritonrank.data.source import SourceTable, check_rows, read_source
 from tritonrank.errors import DataError
 from tritonrank.recipe import TablesData
+from tritonrank.system.database_url import Location
 
 UNKNOWN_SHARE = 0.2
 """Of the events, that may be of items which are not in the catalogue (any more); more means that ids do not match."""
+
+
+def wanted(settings: TablesData) -> dict[str, tuple[Location, set[str]]]:
+    """Per table where it is and which of its columns are read."""
+    optional = {name for name in (settings.query, settings.label_column) if name}
+    return {
+        "items": (settings.items, {settings.item_id, *settings.text_fields}),
+        "events": (settings.events, {settings.user_id, settings.item_id, settings.timestamp, *optional}),
+    }
 
 
 def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
@@ -39,9 +49,7 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
         )
     faults = Faults()
     _check_template(settings, template_fields, faults)
-    items = read_source(settings.items, faults, {settings.item_id, *fields})
-    optional = {name for name in (settings.query, settings.label_column) if name}
-    events = read_source(settings.events, faults, {settings.user_id, settings.item_id, settings.timestamp, *optional})
+    items, events = (read_source(location, faults, needed) for location, needed in wanted(settings).values())
     check_rows(items, faults)
     check_rows(events, faults)
 

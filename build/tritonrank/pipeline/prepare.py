@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tritonrank.artifacts import Draft, sha256_file
+from tritonrank.artifacts import Draft
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.loading import load_tables, source_files
+from tritonrank.data.loading import load_tables, source_fingerprints
 from tritonrank.rankers.text_budgets import tokenizer_identity
 from tritonrank.recipe import Recipe
 
@@ -17,18 +17,18 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
     """Other budgets count the texts again; the dataset comes out as it was, so that nothing after it is made again."""
 
     def settings() -> dict[str, Any]:
-        files = list(source_files(recipe.data))
-        if not all(file.is_file() for file in files):
+        fingerprints = source_fingerprints(recipe.data)
+        if fingerprints is None:
             # Raises with everything that is wrong, not only the first missing file.
             load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
         return {
-            "data": recipe.data.model_dump(mode="json"),
+            "data": recipe.data.model_dump(mode="json", exclude=set(recipe.data.LOCATIONS)),
             "text": recipe.text.model_dump(mode="json"),
             "tokenizer": tokenizer_identity(recipe),
             "architecture": recipe.model.architecture,
             "examples": recipe.examples.model_dump(mode="json"),
             "seed": recipe.seed,
-            "sources": {str(file): sha256_file(file) for file in files},
+            "sources": fingerprints,
         }
 
     def make(draft: Draft) -> None:

@@ -6,7 +6,7 @@ wants different. ``load_recipe`` reports all faults of a file together, each wit
 """
 
 from tritonrank.recipe.applicability import require_effects
-from tritonrank.recipe.base import Settings, SourcePath
+from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
 from tritonrank.recipe.data import DataSettings, ExampleSettings, MovieLensData, SampleData, TablesData
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.listing import setting_rows
@@ -40,6 +40,7 @@ __all__ = [
     "SampleData",
     "ServeSettings",
     "Settings",
+    "SourceLocation",
     "SourcePath",
     "TablesData",
     "TensorRTSettings",

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+
+from tritonrank.system.database_url import DatabaseUrl, is_url
 
 
 class Settings(BaseModel):
@@ -19,3 +21,23 @@ def _expand_home(path: Path) -> Path:
 
 SourcePath = Annotated[Path, AfterValidator(_expand_home)]
 """A file or folder of the user's; ``~`` is the home folder."""
+
+
+def _read_location(value: object) -> Path | DatabaseUrl:
+    match value:
+        case DatabaseUrl():
+            return value
+        case str() if is_url(value):
+            return DatabaseUrl.parse(value)
+        case str() | Path():
+            return _expand_home(Path(value))
+    raise ValueError("expected a path or the URL of a database")
+
+
+SourceLocation = Annotated[
+    Path | DatabaseUrl,
+    BeforeValidator(_read_location),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
+"""A file or folder of the user's, or a table in a database by its URL; written out without a password."""

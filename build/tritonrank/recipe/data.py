@@ -1,17 +1,18 @@
 """Where the data come from, and how they become examples."""
 
 import datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tritonrank.recipe.base import Settings, SourcePath
+from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
 from tritonrank.system.dates import iso_seconds
 
 
 class SampleData(Settings):
     """A generated storefront: deterministic, no third-party data, no download."""
 
+    LOCATIONS: ClassVar[frozenset[str]] = frozenset()
     source: Literal["sample"] = "sample"
     items: int = Field(400, ge=50, le=20_000, description="items in the catalogue")
     users: int = Field(600, ge=20, le=100_000, description="users with a taste of their own")
@@ -20,21 +21,23 @@ class SampleData(Settings):
 class MovieLensData(Settings):
     """A folder with movies.csv, ratings.csv and tags.csv (ml-latest-small and its relatives)."""
 
+    LOCATIONS: ClassVar[frozenset[str]] = frozenset({"path"})
+    """the settings that say where the data are: a dataset depends on the data alone, wherever they are"""
     source: Literal["movielens"]
-    path: SourcePath = Field(description="the folder; a relative path is relative to the working directory")
+    path: SourcePath = Field(description="the folder; a relative path begins at the recipe's folder")
     positive_rating: float = Field(4.0, ge=0.5, le=5, description="stars from which a rating is a positive")
 
 
 class TablesData(Settings):
-    """The user's own Parquet or CSV tables. Relative paths begin at the working directory."""
+    """The user's own tables, in files or databases. Relative paths begin at the recipe's folder."""
 
+    LOCATIONS: ClassVar[frozenset[str]] = frozenset({"items", "events"})
     source: Literal["tables"]
-    items: SourcePath = Field(
-        description="items table: a .parquet or .csv file, a folder of them, or a pattern such as items-*.parquet"
+    items: SourceLocation = Field(
+        description="items table: a .csv, .tsv, .jsonl or .parquet file (.gz or .zst, too), a folder of them, a "
+        "pattern such as items-*.parquet, or the URL of a table such as sqlite:///shop.db#products (docs/data.md)"
     )
-    events: SourcePath = Field(
-        description="events table, in one file or many as items; folders called day=2020-01-01 add a column day"
-    )
+    events: SourceLocation = Field(description="events table, as items; folders called day=2020-01-01 add a column day")
     item_id: str = Field("item_id", description="column of both tables that identifies an item")
     text_fields: list[str] = Field(min_length=1, description="columns of the items table that the template may use")
     user_id: str = Field("user_id", description="column of the events table")

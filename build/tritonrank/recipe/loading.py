@@ -14,9 +14,11 @@ from tritonrank.errors import RecipeError
 from tritonrank.recipe.applicability import for_target
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.overrides import apply_override, read_override_files
+from tritonrank.recipe.paths import begin_at_recipe
 from tritonrank.recipe.removed import what_became_of
 from tritonrank.recipe.shipped import find_recipe, shipped_recipes
 from tritonrank.recipe.whole import Recipe
+from tritonrank.system.database_url import without_password
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), target: Target = Target.CPU) -> Recipe:
@@ -48,6 +50,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), target: Target 
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a YAML mapping with at least `name` and `data`")
+    begin_at_recipe(values.get("data"), path)
     told = list(read_override_files(overrides))
     serve = values.get("serve")
     others = [one for one in Target if one is not target and isinstance(serve, dict) and one in serve]
@@ -104,5 +107,6 @@ def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int], t
     elif fault["type"] == "string_type" and isinstance(fault["input"], dict):
         message += " (found a mapping, which is what braces mean in YAML: put the text into quotes)"
     else:
-        message += f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""
+        found = without_password(fault["input"]) if isinstance(fault["input"], str) else fault["input"]
+        message += f" (found {found!r})" if not isinstance(found, dict) else ""
     return f"  {place}: {'.'.join(location) or 'recipe'}: {message}"
