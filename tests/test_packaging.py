@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.rankers.score_meaning import ScoreMeaning
 from tritonrank.recipe import load_recipe
-from tritonrank.serve.models import known_ids, longest_rows
+from tritonrank.serve.models import known_ids, longest_rows, told_parameters
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank.train.finetune import text_rules
 from tritonrank_runtime.shared_context import INPUT_NAMES, SHARED_CONTEXT
@@ -251,8 +251,8 @@ def generated_configs() -> dict[str, str]:
     tokenizer = RequestTokenizer(load_tokenizer(recipe.model.base).backend_tokenizer, text_rules(recipe))
     longest = longest_rows(INPUT_NAMES, tokenizer)
     ids = known_ids(INPUT_NAMES, tokenizer)
-    scores = ScoreMeaning().parameters
-    configs = model_configs(recipe.serve, INPUT_NAMES, CORES, longest_rows=longest, ids=ids, scores=scores)
+    told = told_parameters(ScoreMeaning(), tokenizer.rules)
+    configs = model_configs(recipe.serve, INPUT_NAMES, CORES, longest_rows=longest, ids=ids, told=told)
     return {name: as_text(config) for name, config in configs.items()}
 
 

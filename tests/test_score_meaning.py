@@ -58,7 +58,7 @@ def test_meaning_travels_with_tokenizer_and_rules(tmp_path: Path) -> None:
     meaning.save(source)
     copy_text_files(source, target)
     assert score_meaning(target) == meaning
-    config = model_configs(ServeSettings(max_candidates=7), ["input_ids"], cores=2, scores=meaning.parameters)["rank"]
+    config = model_configs(ServeSettings(max_candidates=7), ["input_ids"], cores=2, told=meaning.parameters)["rank"]
     told = {name: value.string_value for name, value in config.parameters.items()}
     assert (told["activation"], told["max_candidates"]) == ("none", "7")
     assert json.loads(told["calibration"]) == meaning.calibration
@@ -76,4 +76,5 @@ def test_clients_are_told(served: Served, protocol: str) -> None:
         parameters = client.model_info().parameters
     assert parameters["activation"] == "sigmoid"
     assert parameters["calibration"] == ""
-    assert set(parameters) == {"activation", "calibration", "max_candidates", "max_text_bytes", "deadline_ms"}
+    told = {"activation", "calibration", "max_candidates", "max_text_bytes", "deadline_ms"}
+    assert set(parameters) == told | {"item_template", "item_fields"}

@@ -100,7 +100,7 @@ def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, 
     rank = configs["rank"]
     wires = {tensor.name: signature(tensor, False) for tensor in rank.input}
     optional = {tensor.name for tensor in rank.input if tensor.optional}
-    assert optional == {"query", "history", "items", "item_ids", "top_k", "max_item_tokens", "truncate_left"}
+    assert optional == {"query", "history", "items", "item_ids", "top_k", "max_item_tokens", "truncate_left", "strict"}
     for step in rank.ensemble_scheduling.step:
         model = configs[step.model_name]
         # A joint ranker's rows are the batch. A shared-context request is a batch of one, whose dimension Triton's
@@ -128,6 +128,8 @@ def test_what_clients_see_does_not_depend_on_the_model() -> None:
         "item_tokens": (pb.TYPE_INT32, [-1]),
         "truncated": (pb.TYPE_BOOL, [-1]),
         "context_tokens": (pb.TYPE_INT32, [1]),
+        "unscored": (pb.TYPE_STRING, [-1]),
+        "fields": (pb.TYPE_STRING, [1]),
     }
 
 
@@ -138,7 +140,7 @@ def test_a_shared_context_ranker_has_the_same_face_and_other_tensors_inside() ->
     assert shared["tokenize"].parameters == joint["tokenize"].parameters
     dims = {tensor.name: list(tensor.dims) for tensor in shared["tokenize"].output}
     ours = {"row_of_candidate": [-1], "deadline": [1], "ticket": [1]}
-    ours |= {"item_tokens": [-1], "truncated": [-1], "context_tokens": [1]}
+    ours |= {"item_tokens": [-1], "truncated": [-1], "context_tokens": [1], "unscored": [-1], "fields": [1]}
     assert dims == {"context_ids": [-1], "candidate_ids": [-1, -1]} | ours
     assert {tensor.name: list(tensor.dims) for tensor in shared["score"].output} == {"logits": [-1]}
     assert {tensor.name: list(tensor.dims) for tensor in joint["score"].output} == {"logits": [1]}

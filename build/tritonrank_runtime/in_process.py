@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores, unique_rows
 from tritonrank_runtime.engine import Engine, Watch
 from tritonrank_runtime.engines import model_files, open_executor
+from tritonrank_runtime.item_report import ItemReader
 from tritonrank_runtime.item_text import TextError, decode_texts
 from tritonrank_runtime.selection import best_first
 from tritonrank_runtime.text import RequestTokenizer
@@ -74,6 +75,7 @@ class Request:
     top_k: int = 0
     max_item_tokens: int = 0
     truncate_left: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,19 @@ class Ranking:
     item_tokens: NDArray[np.int32]
     truncated: NDArray[np.bool_]
     context_tokens: int
+    unscored: Sequence[str]
+    fields: str
+    """JSON; see ``ItemReader.fields_json``"""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A request's tokens, and what of it could not be used."""
+
+    candidates: Sequence[Any]
+    context: Sequence[int]
+    unscored: Sequence[str]
+    fields: str
 
 
 class LocalRanker:
@@ -124,7 +139,8 @@ class LocalRanker:
         try:
             self._wait_for_turn(ends_at, is_wanted)
             try:
-                scores, candidates, context = self._score(request, lambda: time.monotonic() < ends_at and is_wanted())
+                read = self._read(request)
+                scores = self._score(read, lambda: time.monotonic() < ends_at and is_wanted())
             finally:
                 self._turn.release()
         finally:
@@ -133,9 +149,11 @@ class LocalRanker:
         return Ranking(
             order,
             scores[order],
-            np.array([len(ids) for ids in candidates], dtype=np.int32),
-            np.array([ids.is_cut for ids in candidates], dtype=np.bool_),
-            len(context),
+            np.array([len(ids) for ids in read.candidates], dtype=np.int32),
+            np.array([ids.is_cut for ids in read.candidates], dtype=np.bool_),
+            len(read.context),
+            read.unscored,
+            read.fields,
         )
 
     def _wait_for_turn(self, ends_at: float, is_wanted: Callable[[], bool]) -> None:
@@ -144,31 +162,31 @@ class LocalRanker:
             if time.monotonic() >= ends_at or not is_wanted():
                 raise LateError("the request waited for others until its time ran out")
 
-    def _score(
-        self, request: Request, is_wanted: Callable[[], bool]
-    ) -> tuple[NDArray[np.float32], Sequence[Any], Sequence[int]]:
-        """Scores of the candidates, their token ids, and those of the context."""
-        limits, render = self.limits, self._tokenizer.render
+    def _read(self, request: Request) -> "_Read":
+        """The tokens of a request."""
+        limits = self.limits
         items = self._texts("items", request.items, limits.max_candidates)
         history = self._texts("history", request.history, limits.max_history)
         self._texts("item_ids", request.item_ids or (), limits.max_candidates)
         (query,) = self._texts("query", [request.query], 1)
-        candidates = self._tokenizer.items(
-            [render(item, f"items[{i}]") for i, item in enumerate(items)],
-            request.max_item_tokens,
-            request.truncate_left,
-        )
-        context = self._tokenizer.context(query, [render(item, f"history[{i}]") for i, item in enumerate(history)])
-        rows, row_of_candidate = unique_rows(candidates)
+        reader = ItemReader(self._tokenizer.rules.item_template, request.strict)
+        texts = reader.render(items, "items")
+        candidates = self._tokenizer.items(texts, request.max_item_tokens, request.truncate_left)
+        context = self._tokenizer.context(query, reader.render(history, "history"))
+        return _Read(candidates, context, reader.unscored(texts, candidates), reader.fields_json())
+
+    def _score(self, read: "_Read", is_wanted: Callable[[], bool]) -> NDArray[np.float32]:
+        """Scores of the candidates."""
+        rows, row_of_candidate = unique_rows(read.candidates)
         if not (row_of_candidate != NO_ROW).any():  # nothing to compute, and no logits that anybody looks at
-            return candidate_scores(np.empty(0, dtype=np.float32), row_of_candidate), candidates, context
-        tensors = self._tokenizer.tensors(context, rows)
+            return candidate_scores(np.empty(0, dtype=np.float32), row_of_candidate)
+        tensors = self._tokenizer.tensors(read.context, rows)
         (logits,) = self._engine.run([tensors], watch=Watch(lambda _: is_wanted()))
         if not len(logits):
             raise LateError("the request's time ran out while it was computed")
         if not np.isfinite(logits).all():
             raise RuntimeError("the engine's logits are not finite numbers")
-        return candidate_scores(logits, row_of_candidate), candidates, context
+        return candidate_scores(logits, row_of_candidate)
 
     def _texts(self, field: str, values: Sequence[bytes], limit: int) -> list[str]:
         if len(values) > limit:

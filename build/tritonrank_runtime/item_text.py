@@ -9,6 +9,9 @@ from typing import Any
 FEWEST_DIGITS_AS_TEXT = 4_000
 """Python refuses to read an integer of more than 4,300 digits; one of so many stays the text that it is."""
 
+PLACE = re.compile(r"\{(\w+)\}")
+"""Of a field in a template."""
+
 # What fills a long text without making a token, in nearly every tokenizer: blanks, controls, accents and marks that go
 # on top of a letter, zero-width and direction marks. A few say as much as thousands.
 _FILLING = "\\s\x00-\x1f\x7f-\x9f\xad\u0300-\u036f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufffd"
@@ -38,6 +41,11 @@ def decode_texts(raw: Iterable[bytes], field: str, max_bytes: int) -> list[str]:
     return texts
 
 
+def template_fields(template: str) -> tuple[str, ...]:
+    """The names of the fields that a template uses, in its order."""
+    return tuple(dict.fromkeys(PLACE.findall(template)))
+
+
 def render_item(template: str, text: str, field: str = "item") -> str:
     """The text of an item: a JSON object goes through the template, anything else is the text itself.
 
@@ -47,6 +55,16 @@ def render_item(template: str, text: str, field: str = "item") -> str:
     Raises:
         TextError: a field that the template names holds something that is not text, number or list of these, or
             text that is not valid Unicode.
+    """
+    fields = read_fields(text, field)
+    return fields if isinstance(fields, str) else render_fields(template, fields, field)
+
+
+def read_fields(text: str, field: str = "item") -> str | dict[str, Any]:
+    """The fields of an item that is a JSON object, and the text of any other; see ``render_item``.
+
+    Raises:
+        TextError: JSON is nested too deeply, or a text is not valid Unicode.
     """
     if not text.lstrip().startswith("{"):
         return text
@@ -60,7 +78,7 @@ def render_item(template: str, text: str, field: str = "item") -> str:
         return text
     if list(value) == [""] and isinstance(value[""], str):
         return _whole_characters(value[""], f"{field}: field ''")
-    return render_fields(template, value, field)
+    return value
 
 
 def render_fields(template: str, fields: Mapping[str, Any], field: str = "item") -> str:
@@ -83,7 +101,7 @@ def render_fields(template: str, fields: Mapping[str, Any], field: str = "item")
         is_empty = is_empty and not any(part.strip() for part in parts)
         return _whole_characters(", ".join(parts), f"{field}: field {match[1]!r}")
 
-    filled, places = re.subn(r"\{(\w+)\}", fill, template)
+    filled, places = PLACE.subn(fill, template)
     return "" if places and is_empty else " ".join(filled.split())
 
 

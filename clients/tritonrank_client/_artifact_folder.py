@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ._options import DEFAULT_MODEL
 
 MANIFEST = "manifest.json"
+TEXT_RULES = "text.json"
 REPOSITORY = "repository"
 ASSEMBLE = "assemble"
 MODELS = ("tokenize", "score", "select")
@@ -21,6 +23,7 @@ INPUTS = (
     ("top_k", "INT32", 1),
     ("max_item_tokens", "INT32", 1),
     ("truncate_left", "BOOL", 1),
+    ("strict", "BOOL", 1),
 )
 OUTPUTS = (
     ("indices", "INT32", ANY),
@@ -29,6 +32,8 @@ OUTPUTS = (
     ("item_tokens", "INT32", ANY),
     ("truncated", "BOOL", ANY),
     ("context_tokens", "INT32", 1),
+    ("unscored", "BYTES", ANY),
+    ("fields", "BYTES", 1),
 )
 """Name, datatype and size of what a server of the same release would declare."""
 
@@ -98,8 +103,12 @@ class ArtifactFolder:
         }
 
     def config(self) -> dict[str, Any]:
-        """The ensemble's configuration; of an artifact that is not assembled, nothing."""
-        return self._config(DEFAULT_MODEL) if self.is_repository else {}
+        """The ensemble's configuration; of an artifact that is not assembled, what its text rules say."""
+        if self.is_repository:
+            return self._config(DEFAULT_MODEL)
+        template = _read_object(self.path / TEXT_RULES)["item_template"]
+        told = {"item_template": template, "item_fields": ",".join(dict.fromkeys(re.findall(r"\{(\w+)\}", template)))}
+        return {"parameters": {name: {"string_value": value} for name, value in told.items()}}
 
     def _config(self, model: str) -> dict[str, Any]:
         from google.protobuf import text_format
@@ -115,9 +124,11 @@ class ArtifactFolder:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+    return _read_object(folder / MANIFEST)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return dict(manifest)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); copy the artifact again") from error

@@ -44,6 +44,7 @@ class AsyncRankClient(ClientBase):
         want: Collection[Detail] = (),
         max_item_tokens: int = 0,
         truncate_left: bool = False,
+        strict: bool = False,
         user: str = "",
     ) -> RankResult:
         """Rank items for a context: see `RankClient.rank`."""
@@ -58,6 +59,7 @@ class AsyncRankClient(ClientBase):
             want=want,
             max_item_tokens=max_item_tokens,
             truncate_left=truncate_left,
+            strict=strict,
             user=user,
         )
         if not request.items:

@@ -77,7 +77,8 @@ class ClientBase:
     def _empty_result(self, call: Call, request: RankRequest) -> RankResult:
         """The ranking of no items, which needs no server; nobody has counted the context's tokens."""
         item_tokens, truncated = (() if name in request.want else None for name in ("item_tokens", "truncated"))
-        return RankResult((), "", call.seconds, call.attempts, item_tokens, truncated)
+        unscored: dict[int, str] | None = {} if "unscored" in request.want else None
+        return RankResult((), "", call.seconds, call.attempts, item_tokens, truncated, unscored=unscored)
 
     def _result(self, call: Call, answer: object, request: RankRequest) -> RankResult:
         read = self._read(call, lambda: read_answer(answer, request))
@@ -89,6 +90,9 @@ class ClientBase:
             read.item_tokens,
             read.truncated,
             read.context_tokens,
+            read.unscored,
+            read.missing_fields,
+            read.unknown_fields,
         )
 
     def _read(self, call: Call, read: Callable[[], Answer]) -> Answer:

@@ -85,6 +85,7 @@ class RankClient(ClientBase):
         want: Collection[Detail] = (),
         max_item_tokens: int = 0,
         truncate_left: bool = False,
+        strict: bool = False,
         user: str = "",
     ) -> RankResult:
         """Rank items for a context.
@@ -100,11 +101,15 @@ class RankClient(ClientBase):
                 a request still in its queue when the time has run out is dropped there.
             request_id: printable text that shows up in the server's trace and log; by default one is made up. The
                 answer must bear it.
-            want: what to tell beside the ranking: "item_tokens", "truncated", "context_tokens". A server that
+            want: what to tell beside the ranking: "item_tokens", "truncated", "context_tokens", "unscored" (which
+                items could not be scored, and why), "fields" (whose fields do not fit the template). A server that
                 was assembled by a release without them refuses the request.
             max_item_tokens: an item is cut to so many tokens, where the ranker's own budget is not less; 0 is that
                 budget.
             truncate_left: an item that is too long keeps its end, and not its beginning.
+            strict: refuse the request, with the item's place and the field, where an item or a history entry has
+                nothing to score or lacks a field of the template. Without it such items come last, and the others are
+                ranked. A server of a release without it refuses the request.
             user: who asks. A gateway sends requests of one user to the same replica, which has kept that user's
                 context; it changes no answer, and a Triton or a folder has no use for it.
 
@@ -129,6 +134,7 @@ class RankClient(ClientBase):
             want=want,
             max_item_tokens=max_item_tokens,
             truncate_left=truncate_left,
+            strict=strict,
             user=user,
         )
         if not request.items:

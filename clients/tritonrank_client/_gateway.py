@@ -7,7 +7,7 @@ its replicas. Which model it asks is its choice as well.
 import json
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,12 @@ import numpy.typing as npt
 from ._http import IDENTITY, AsyncHttpTransport, HttpTransport, checked_body, is_yes
 from ._http_connection import Answer
 from ._options import Settings
+from ._results import Detail
 from ._wire import VERBATIM, ForeignAnswerError, RankRequest, check_answer_id
 
 LONGEST_REQUEST_ID = 128
 """A gateway makes up an id of its own in place of a longer one."""
-DETAILS = frozenset({"item_tokens", "truncated", "context_tokens"})
+DETAILS = frozenset(get_args(Detail))
 
 
 class GatewayTransport(HttpTransport):
@@ -118,6 +119,8 @@ class _Dialect:
             body["max_item_tokens"] = tensors["max_item_tokens"][0]
         if tensors.get("truncate_left", [False])[0]:
             body["truncation_direction"] = "left"
+        if tensors.get("strict", [False])[0]:
+            body["strict"] = True
         if request.user:
             body["user"] = request.user
         return body
@@ -149,6 +152,8 @@ class _GatewayAnswer:
         if name == "artifact":
             return np.array([self._answer[name]], dtype=np.object_)
         value = self._answer["details"].get(name)
+        if isinstance(value, dict):  # as Triton has it: JSON in a text
+            value = json.dumps(value)
         return None if value is None else np.atleast_1d(np.array(value))
 
 

@@ -21,6 +21,9 @@ from ._options import Settings
 from ._runtime_copy import open_with_copy, open_with_installed
 from ._wire import RankRequest
 
+NEWER_OUTPUTS = frozenset({"unscored", "fields"})
+"""What a runtime beside an older artifact does not have."""
+OPTIONS = ("top_k", "max_item_tokens", "truncate_left", "strict")
 MOST_WAITING_THREADS = 65
 """One request computes; as many as a recipe's queue holds wait for it, each in a thread of its own."""
 
@@ -49,12 +52,19 @@ class InProcessTransport:
     ) -> "LocalAnswer":
         """The answer of `rank`. `abandoned` stops the work when it is set."""
         entry, ranker = self._opened()
+        if unknown := (inputs.keys() - entry.Request.__dataclass_fields__) | (
+            NEWER_OUTPUTS & set(outputs) - entry.Ranking.__dataclass_fields__.keys()
+        ):
+            raise InvalidRequest(
+                f"{self._folder.path}: assembled by a release that knows no {min(unknown)!r}. Assemble it again: "
+                "tritonrank build RECIPE"
+            )
         request = entry.Request(
             query=inputs["query"][0],
             history=inputs["history"],
             items=inputs["items"],
             item_ids=inputs.get("item_ids"),
-            **{name: inputs[name][0] for name in ("top_k", "max_item_tokens", "truncate_left") if name in inputs},
+            **{name: inputs[name][0] for name in OPTIONS if name in inputs},
         )
         is_wanted = (lambda: not abandoned.is_set()) if abandoned is not None else (lambda: True)
         try:
@@ -175,6 +185,8 @@ class LocalAnswer:
             "truncated": ranking.truncated,
             "context_tokens": np.array([ranking.context_tokens], dtype=np.int32),
         }
+        for name in NEWER_OUTPUTS & ranking.__dataclass_fields__.keys():
+            self._outputs[name] = np.atleast_1d(np.array(getattr(ranking, name), dtype=np.object_))
 
     def as_numpy(self, name: str) -> npt.NDArray[Any] | None:
         return self._outputs.get(name)

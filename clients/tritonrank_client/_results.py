@@ -10,8 +10,9 @@ Item = str | Mapping[str, Any]
 ItemId = str | int
 """An item's id. The server compares ids as text: 7 and "7" are one."""
 
-Detail = Literal["item_tokens", "truncated", "context_tokens"]
-"""What a call may ask for beside the ranking: how many tokens were read, and which items lost text to their budget."""
+Detail = Literal["item_tokens", "truncated", "context_tokens", "unscored", "fields"]
+"""What a call may ask for beside the ranking: how many tokens were read, which items lost text to their budget, which
+could not be scored and why, and whose fields do not fit the server's template."""
 
 NO_TEXT_SCORE = -3.4028234663852886e38
 """What the server gives to an item without text: the lowest finite 32-bit float. Such items come last."""
@@ -49,6 +50,11 @@ class RankResult:
         item_tokens: tokens of each item that were scored, in the order of the request; None unless asked for.
         truncated: whether an item lost text to its token budget, likewise.
         context_tokens: tokens of query and history together, likewise.
+        unscored: position in the request of each item that could not be scored -> why: "empty" (no text), "no_field"
+            (none of the template's fields) or "no_token" (the tokenizer knows nothing of the text); likewise.
+        missing_fields: field of the template -> how many items and history entries lack it. None unless "fields" was
+            asked for; at most 100 names.
+        unknown_fields: field that the template does not name -> how many have it, likewise.
     """
 
     ranking: tuple[RankedItem, ...]
@@ -58,6 +64,9 @@ class RankResult:
     item_tokens: tuple[int, ...] | None = None
     truncated: tuple[bool, ...] | None = None
     context_tokens: int | None = None
+    unscored: Mapping[int, str] | None = None
+    missing_fields: Mapping[str, int] | None = None
+    unknown_fields: Mapping[str, int] | None = None
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -113,6 +122,9 @@ class ModelInfo:
         parameters: those of the configuration as texts, such as `activation` (how the checkpoint wants its logits read:
             "sigmoid" or "none"), `calibration`, `max_candidates`, `max_text_bytes`, `deadline_ms`. Empty for servers
             that were assembled before there were any.
+        template: how the fields of an item become its text, such as "{title} {brand}"; empty where it is not told.
+        fields: the names that the template uses, in its order. None of them is required alone: an item that has at
+            least one of them is scored, and `strict=True` wants them all.
     """
 
     name: str
@@ -122,3 +134,5 @@ class ModelInfo:
     outputs: tuple[TensorInfo, ...]
     config: Mapping[str, Any]
     parameters: dict[str, str] = field(default_factory=dict)
+    template: str = ""
+    fields: tuple[str, ...] = ()

@@ -5,9 +5,10 @@ input classes take the same arrays. An answer is checked against the request: a 
 reported as such and never as an IndexError in the caller's code.
 
     inputs   query BYTES[1], history BYTES[-1], items BYTES[-1], item_ids BYTES[-1] (optional), top_k INT32[1],
-             max_item_tokens INT32[1] and truncate_left BOOL[1] (both optional)
+             max_item_tokens INT32[1], truncate_left BOOL[1] and strict BOOL[1] (all optional)
     outputs  indices INT32[-1], scores FP32[-1], artifact BYTES[1]      best first
-             item_tokens INT32[-1], truncated BOOL[-1], context_tokens INT32[1]      in request order; when asked for
+             item_tokens INT32[-1], truncated BOOL[-1], unscored BYTES[-1]           in request order; when asked for
+             context_tokens INT32[1], fields BYTES[1] (JSON)                         when asked for
 
 Every request bears an id, and its answer must bear the same one.
 """
@@ -68,6 +69,9 @@ class Answered:
     item_tokens: tuple[int, ...] | None = None
     truncated: tuple[bool, ...] | None = None
     context_tokens: int | None = None
+    unscored: dict[int, str] | None = None
+    missing_fields: dict[str, int] | None = None
+    unknown_fields: dict[str, int] | None = None
 
 
 def build_request(
@@ -81,6 +85,7 @@ def build_request(
     want: Collection[Detail] = (),
     max_item_tokens: int = 0,
     truncate_left: bool = False,
+    strict: bool = False,
     user: str = "",
 ) -> RankRequest:
     """Check the caller's arguments and encode them. A request without items is one to which the answer is known.
@@ -108,6 +113,8 @@ def build_request(
         tensors.append(Tensor("max_item_tokens", "INT32", np.array([most_tokens], dtype=np.int32)))
     if truncate_left:
         tensors.append(Tensor("truncate_left", "BOOL", np.array([True])))
+    if strict:
+        tensors.append(Tensor("strict", "BOOL", np.array([True])))
     _encode_text("user", user)
     if not _encode_text("request_id", request_id).decode().isprintable():  # Triton cuts it at a zero byte
         raise InvalidRequest(f"request_id: expected printable text, got {request_id!r}")
@@ -168,7 +175,12 @@ def read_answer(answer: Any, request: RankRequest) -> Answered:
         details["truncated"] = tuple(map(bool, _detail(answer, "truncated", "b", items)))
     if "context_tokens" in request.want:
         (details["context_tokens"],) = _detail(answer, "context_tokens", "iu", 1)
-    return Answered(ranking, _artifact_name(artifact[0]), **details)
+    if "unscored" in request.want:
+        reasons = [_text("unscored", reason) for reason in _detail(answer, "unscored", "OUS", items)]
+        details["unscored"] = {place: reason for place, reason in enumerate(reasons) if reason}
+    if "fields" in request.want:
+        details["missing_fields"], details["unknown_fields"] = _field_counts(_detail(answer, "fields", "OUS", 1)[0])
+    return Answered(ranking, _text("artifact", artifact[0]), **details)
 
 
 def read_model_info(metadata: Any, config: Any) -> ModelInfo:
@@ -178,6 +190,7 @@ def read_model_info(metadata: Any, config: Any) -> ModelInfo:
         ServerFault: a field is missing or of another type.
     """
     try:
+        parameters = _parameters(config.get("parameters"))
         return ModelInfo(
             name=str(metadata["name"]),
             versions=tuple(str(version) for version in metadata.get("versions", ())),
@@ -185,7 +198,9 @@ def read_model_info(metadata: Any, config: Any) -> ModelInfo:
             inputs=_tensor_infos(metadata["inputs"]),
             outputs=_tensor_infos(metadata["outputs"]),
             config=dict(config.items()),
-            parameters=_parameters(config.get("parameters")),
+            parameters=parameters,
+            template=parameters.get("item_template", ""),
+            fields=tuple(filter(None, parameters.get("item_fields", "").split(","))),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _broken(f"model metadata: {type(error).__name__} {error}") from error
@@ -347,13 +362,22 @@ def _output(answer: Any, name: str, kinds: str) -> npt.NDArray[Any]:
     return np.asarray(values)
 
 
-def _artifact_name(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if isinstance(value, str):  # HTTP with JSON data instead of binary
         return value
     try:
         return bytes(value).decode("utf-8")
     except (TypeError, ValueError) as error:
-        raise _broken("artifact: expected UTF-8 text") from error
+        raise _broken(f"{name}: expected UTF-8 text") from error
+
+
+def _field_counts(value: Any) -> list[dict[str, int]]:
+    """Missing and unknown fields, by name."""
+    try:
+        counts = json.loads(_text("fields", value))
+        return [{str(name): int(count) for name, count in counts[kind].items()} for kind in ("missing", "unknown")]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _broken(f"fields: expected JSON with counts ({type(error).__name__} {error})") from error
 
 
 def _tensor_infos(tensors: Iterable[Mapping[str, Any]]) -> tuple[TensorInfo, ...]:

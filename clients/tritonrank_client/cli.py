@@ -21,7 +21,7 @@ from rich.text import Text
 from ._client import RankClient
 from ._errors import InvalidRequest, RankError
 from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, OVERLOAD_ATTEMPTS, TLS, Retry
-from ._results import Item, ModelInfo, RankResult
+from ._results import Detail, Item, ModelInfo, RankResult
 
 app = typer.Typer(
     name="tritonrank-client",
@@ -50,6 +50,7 @@ RootCertificates = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")]
 
+REPORTED: tuple[Detail, ...] = ("unscored", "fields")
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 
 
@@ -70,6 +71,10 @@ def rank(
         list[str] | None, typer.Option(help="What the user saw before; repeatable, newest last.")
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", help="How many to return; 0 is all.")] = 0,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse items that have nothing to score or lack a field of the template."),
+    ] = False,
     model: ModelName = DEFAULT_MODEL,
     timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
     header: Header = None,
@@ -79,7 +84,15 @@ def rank(
     """Rank items for a query and a history."""
     with _errors_as_messages(), _client(url, model, timeout, header, root_certificates) as client:
         texts, item_ids = _read_items(items)
-        result = client.rank(query=query, history=history or [], items=texts, item_ids=item_ids, top_k=top_k)
+        result = client.rank(
+            query=query,
+            history=history or [],
+            items=texts,
+            item_ids=item_ids,
+            top_k=top_k,
+            strict=strict,
+            want=_reports(client),
+        )
         if as_json:
             _print_json(asdict(result))
         else:
@@ -117,7 +130,8 @@ def info(
     root_certificates: RootCertificates = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the model's versions, inputs and outputs; with --json its whole configuration, too."""
+    """Show the model's versions, inputs and outputs, and which fields of an item it reads; with --json its whole
+    configuration, too."""
     with _errors_as_messages(), _client(url, model, timeout, header, root_certificates) as client:
         described = client.model_info()
         if as_json:
@@ -165,6 +179,16 @@ def _parse_headers(lines: list[str]) -> dict[str, str]:
             raise InvalidRequest(f"--header: expected 'Name: value', got {line!r}")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def _reports(client: RankClient) -> list[Detail]:
+    """What the server can tell of items that do not fit; older ones refuse to be asked. Whoever cannot be asked at all
+    is asked for the ranking alone, which says why."""
+    try:
+        known = {output.name for output in client.model_info().outputs}
+    except RankError:
+        return []
+    return [name for name in REPORTED if name in known]
 
 
 def _read_items(source: str) -> tuple[list[Item], list[str] | None]:
@@ -232,9 +256,16 @@ def _print_ranking(result: RankResult) -> None:
     for position, place in enumerate(result.ranking, start=1):
         text = place.item if isinstance(place.item, str) else json.dumps(place.item, ensure_ascii=False)
         # Text, because rich would take brackets in a title for markup.
-        score = f"{place.score:.4f}" if place.has_text else "no text"
+        score = f"{place.score:.4f}" if place.has_text else (result.unscored or {}).get(place.index, "no text")
         table.add_row(str(position), score, Text("" if place.item_id is None else str(place.item_id)), Text(text))
     Console().print(table)
+    for counts, what in (
+        (result.missing_fields, "lack a field that the template uses"),
+        (result.unknown_fields, "have a field that it does not use"),
+    ):
+        if counts:
+            told = ", ".join(f"{name} ({count})" for name, count in counts.items())
+            print(f"items and history entries {what}: {told}", file=sys.stderr)
 
 
 def _print_model(described: ModelInfo) -> None:
@@ -246,6 +277,8 @@ def _print_model(described: ModelInfo) -> None:
         for tensor in tensors:
             table.add_row(role, Text(tensor.name), tensor.datatype, Text(str(list(tensor.shape))))
     Console().print(table)
+    if described.template:
+        print(f"an item's text: {described.template}\nits fields: {', '.join(described.fields) or 'none'}")
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ class TritonBackend:
             want=request.want,
             max_item_tokens=request.max_item_tokens,
             truncate_left=request.truncate_left,
+            strict=request.strict,
         )
         return Ranking(
             indices=[place.index for place in result.ranking],
@@ -52,6 +53,10 @@ class TritonBackend:
             context_tokens=result.context_tokens,
             item_tokens=None if result.item_tokens is None else list(result.item_tokens),
             truncated=None if result.truncated is None else list(result.truncated),
+            unscored=result.unscored,
+            fields=None
+            if result.missing_fields is None or result.unknown_fields is None
+            else {"missing": result.missing_fields, "unknown": result.unknown_fields},
         )
 
     async def info(self) -> ModelInfo:

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 from starlette.requests import Request
@@ -19,7 +19,7 @@ from tritonrank_gateway.keys import Key, Keys
 from tritonrank_gateway.load import Load, units_of
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel, Model
-from tritonrank_gateway.ranking import Backend, Ranking, RankRequest
+from tritonrank_gateway.ranking import Backend, Ranking, RankRequest, Wish
 from tritonrank_gateway.refusal import Refusal, refusal_of
 from tritonrank_gateway.scores import ScoreType
 from tritonrank_gateway.settings import GatewaySettings
@@ -57,6 +57,7 @@ class Done:
     characters: int = 0
     tokens: int | None = None
     truncated: int = 0
+    unscored: list[int] = field(default_factory=list)
     cached: int = 0
     queue_seconds: float = 0.0
     backend_seconds: float = 0.0
@@ -168,7 +169,7 @@ class Call:
             query=fit_text(asked.query, model.max_text_bytes),
             items=fitted,
             history=history,
-            want=tuple(name for name in ("item_tokens", "truncated", "context_tokens") if name in model.outputs),
+            want=tuple(name for name in get_args(Wish) if name in model.outputs),
         )
         ranking = await self._admitted(ready, field)
         if cut and ranking.truncated is not None:
@@ -238,6 +239,7 @@ class Call:
         self.gateway.model.scored_by(ranking.artifact)
         done.cached += ranking.is_cached
         done.truncated += cut if ranking.truncated is None else sum(ranking.truncated)
+        done.unscored += ranking.unscored or ()
         if (tokens := tokens_of(ranking)) is not None:
             done.tokens = (done.tokens or 0) + tokens
 

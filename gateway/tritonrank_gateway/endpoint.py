@@ -26,6 +26,8 @@ Handler = Callable[[Call], Awaitable[Any]]
 """Answers with what is written as JSON."""
 MOST_HELD_BYTES = 2**29
 """Of the bodies of all requests that are here at once."""
+MOST_PLACES_TOLD = 100
+"""Of documents that could not be scored, in a header: others would make it too long for some proxies."""
 ACCESS = logging.getLogger("tritonrank_gateway.access")
 FAULTS = logging.getLogger("tritonrank_gateway")
 
@@ -199,6 +201,8 @@ def _response(call: Call, dialect: Dialect, content: Any, refusal: Refusal | Non
         }
         if done.truncated:
             headers["X-Truncated-Documents"] = str(done.truncated)
+        if done.unscored:
+            headers["X-Unscored-Documents"] = ",".join(map(str, done.unscored[:MOST_PLACES_TOLD]))
         return Response(msgspec.json.encode(content), headers=headers, media_type="application/json")
     status = dialect.status.get(refusal.kind, STATUS[refusal.kind])
     if refusal.retry_after is not None:
@@ -223,6 +227,8 @@ def _observe(call: Call, path: str, dialect: Dialect, status: int, refusal: Refu
             metrics.tokens.labels(*labels).observe(done.tokens)
         if done.truncated:
             metrics.truncated.labels(*labels).inc(done.truncated)
+        if done.unscored:
+            metrics.unscored.labels(*labels).inc(len(done.unscored))
         if done.cached:
             metrics.cached.labels(*labels).inc(done.cached)
     if call.gateway.settings.access_log:
@@ -246,6 +252,7 @@ def _line(
         "characters": done.characters,
         "tokens": done.tokens,
         "truncated": done.truncated,
+        "unscored": len(done.unscored),
         "cached": done.cached,
         "artifact": done.artifact,
         "request_id": call.request_id,

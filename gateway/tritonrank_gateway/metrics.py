@@ -35,6 +35,10 @@ class Metrics:
         self.truncated = Counter(
             f"{name}documents_truncated", "Candidates that lost text to a budget", LABELS, registry=registry
         )
+        self.unscored = Counter(
+            f"{name}documents_unscored", "Candidates ranked last because nothing in them can be scored", LABELS,
+            registry=registry,
+        )  # fmt: skip
         self.cached = Counter(f"{name}cache_hits", "Rankings given from the cache", LABELS, registry=registry)
         self.refused = Counter(f"{name}refused", "Requests that got no ranking", ("route", "reason"), registry=registry)
         self.in_flight = Gauge(f"{name}in_flight", "Requests that wait for an answer", registry=registry)

@@ -26,6 +26,8 @@ class Model:
         parameters: those of the ensemble's config.
         scores: how its scores may be told.
         max_candidates, max_text_bytes: the server's own limits.
+        template: how an item's fields become its text; empty where the server does not say.
+        fields: the names that the template uses.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Model:
     scores: Scores = field(default_factory=Scores)
     max_candidates: int = 1_000
     max_text_bytes: int = 65_536
+    template: str = ""
+    fields: tuple[str, ...] = ()
 
 
 class KnownModel:
@@ -90,4 +94,6 @@ def model_of(info: ModelInfo) -> Model:
         scores_of(parameters),
         max_candidates=int(parameters.get("max_candidates", 1_000)),
         max_text_bytes=int(parameters.get("max_text_bytes", 65_536)),
+        template=info.template,
+        fields=info.fields,
     )

@@ -9,7 +9,7 @@ from tritonrank_client import ModelInfo
 Item = str | Mapping[str, Any]
 """A text, or fields that the server renders by its template."""
 
-Wish = Literal["item_tokens", "truncated", "context_tokens"]
+Wish = Literal["item_tokens", "truncated", "context_tokens", "unscored", "fields"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class RankRequest:
         want: what to tell beside the ranking.
         max_item_tokens: an item is cut to so many tokens; 0 is the ranker's own budget.
         truncate_left: an item that is too long keeps its end.
+        strict: refuse what has nothing to score or lacks a field of the template.
         user: who asks, where that is known: requests of one user go to the same replica, and are answered the same.
     """
 
@@ -38,6 +39,7 @@ class RankRequest:
     want: tuple[Wish, ...] = ()
     max_item_tokens: int = 0
     truncate_left: bool = False
+    strict: bool = False
     user: str = ""
 
 
@@ -49,9 +51,11 @@ class Ranking:
         indices: positions in the request.
         logits: raw scores, one per index; NO_TEXT_SCORE for an item without text.
         artifact: what scored.
-        context_tokens: tokens of query and history; this and the next two are None unless wanted.
+        context_tokens: tokens of query and history; this and the next four are None unless wanted.
         item_tokens: tokens of each item, in the order of the request.
         truncated: whether an item lost text to its budget, in the order of the request.
+        unscored: position of an item that has no score -> why.
+        fields: "missing" and "unknown": by field, how many items and history entries lack it or have it for nothing.
         is_cached: the answer was kept from before.
     """
 
@@ -61,6 +65,8 @@ class Ranking:
     context_tokens: int | None = None
     item_tokens: list[int] | None = None
     truncated: list[bool] | None = None
+    unscored: Mapping[int, str] | None = None
+    fields: Mapping[str, Mapping[str, int]] | None = None
     is_cached: bool = False
 
 

@@ -19,7 +19,7 @@ import sys
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,6 +30,8 @@ from tritonrank_gateway.ranking import Backend, Ranking, RankRequest
 DEFAULT_RECHECK_SECONDS = 5.0
 ENTRY_BYTES = 400
 """What Python's own objects around an entry take: its key, its place in the order, the entry itself."""
+TOLD_BYTES = 300
+"""What an item that could not be scored, or a field that does not fit, takes with its name."""
 NOT_PART_OF_THE_KEY = frozenset({"deadline_s", "user"})
 """Fields of a request that do not change its answer."""
 
@@ -61,6 +63,8 @@ class _Entry:
     context_tokens: int | None
     item_tokens: "array[int] | None"
     truncated: bytes | None
+    unscored: Mapping[int, str] | None
+    fields: Mapping[str, Mapping[str, int]] | None
 
     @classmethod
     def of(cls, ranking: Ranking) -> "_Entry":
@@ -70,12 +74,15 @@ class _Entry:
             ranking.context_tokens,
             None if ranking.item_tokens is None else array("i", ranking.item_tokens),
             None if ranking.truncated is None else bytes(ranking.truncated),
+            ranking.unscored,
+            ranking.fields,
         )
 
     @property
     def size_bytes(self) -> int:
         parts = (self.indices, self.logits, self.item_tokens, self.truncated)
-        return ENTRY_BYTES + sum(sys.getsizeof(part) for part in parts if part is not None)
+        told = len(self.unscored or ()) + sum(map(len, (self.fields or {}).values()))
+        return ENTRY_BYTES + told * TOLD_BYTES + sum(sys.getsizeof(part) for part in parts if part is not None)
 
     def ranking(self, artifact: str) -> Ranking:
         return Ranking(
@@ -85,6 +92,8 @@ class _Entry:
             context_tokens=self.context_tokens,
             item_tokens=None if self.item_tokens is None else self.item_tokens.tolist(),
             truncated=None if self.truncated is None else [bool(one) for one in self.truncated],
+            unscored=self.unscored,
+            fields=self.fields,
             is_cached=True,
         )
 

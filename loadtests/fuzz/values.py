@@ -14,12 +14,12 @@ JsonObject = dict[str, Any]
 MODELS = ("rank", "rank", "tokenize", "score", "score", "select")
 """What is asked, in shares; all but the ensemble are calls past it."""
 OUTPUTS = {
-    "rank": ("indices", "scores", "artifact", "item_tokens", "truncated", "context_tokens"),
+    "rank": ("indices", "scores", "artifact", "item_tokens", "truncated", "context_tokens", "unscored", "fields"),
     "tokenize": ("context_ids", "candidate_ids", "row_of_candidate", "deadline"),
     "score": ("logits",),
     "select": ("indices", "scores", "artifact"),
 }
-OPTIONAL = ("item_ids", "top_k", "max_item_tokens", "truncate_left")
+OPTIONAL = ("item_ids", "top_k", "max_item_tokens", "truncate_left", "strict")
 TEXTS: Sequence[str] = (
     "", "lamp", "\0", "a\0b", "\n\nERROR no such line\r\n", '{"title":"x"}', '{"title":{"a":1}}', '{"title":[[1]]}',
     '{"title":"\\ud800"}', '{"title":NaN}', '{"title":-Infinity}', '{"title":1e999}', '{"title":' + "9" * 5_000 + "}",

@@ -12,7 +12,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.serve.sources import python_sources
 from tritonrank.serve.triton_config import score_instances
 
-REVISION = 1
+REVISION = 2
 
 
 def stage(recipe: Recipe, workspace: Workspace) -> Stage:

@@ -14,7 +14,7 @@ import onnx
 from rich.console import Console
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engine import MODEL_FILE
-from tritonrank_runtime.text import RequestTokenizer
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 from tritonrank.artifacts import Draft, Manifest, sha256_file, verify_artifact
 from tritonrank.artifacts.stage import Stage, bring_up_to_date
@@ -27,7 +27,7 @@ from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import write_identity_and_golden_cases
 from tritonrank.serve.gpu_config import check_room, gpu_configs
-from tritonrank.serve.models import write_ensemble, write_warmup_masks
+from tritonrank.serve.models import told_parameters, write_ensemble, write_warmup_masks
 from tritonrank.serve.sources import python_sources
 from tritonrank.tensorrt.compile import find_builder, require_precisions
 from tritonrank.tensorrt.compile_ranks import (
@@ -38,7 +38,7 @@ from tritonrank.tensorrt.compile_ranks import (
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, profiles_from, profiles_of
 
-REVISION = 1
+REVISION = 2
 """Of the stage that assembles."""
 TOOLS = ("onnx", "onnxruntime", "numpy", "tokenizers")
 ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")
@@ -131,7 +131,8 @@ def assembling_stage(
     files = _engine_files(engine_folder, engine, recipe, target)
 
     def make(draft: Draft) -> None:
-        configs = gpu_configs(recipe, target, profiles, available_cores(), score_meaning(graph_folder).parameters)
+        told = told_parameters(score_meaning(graph_folder), TextRules.load(graph_folder))
+        configs = gpu_configs(recipe, target, profiles, available_cores(), told)
         write_ensemble(configs, python_sources(("tokenize", "select")), graph_folder, draft.folder)
         for name in files:
             shutil.copyfile(engine_folder / name, draft.folder / "score" / "1" / name)

@@ -44,7 +44,7 @@ Shapes = Mapping[str, Shape]
 
 
 def gpu_configs(
-    recipe: Recipe, target: Target, profiles: Sequence[Profile], cores: int, scores: Mapping[str, str] | None = None
+    recipe: Recipe, target: Target, profiles: Sequence[Profile], cores: int, told: Mapping[str, str] | None = None
 ) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
@@ -53,13 +53,13 @@ def gpu_configs(
         target: any but the CPU.
         profiles: those of the plan; for onnxruntime, which has none, those that a plan would have.
         cores: of the machine that serves; tokenizers get half of them.
-        scores: what clients are told of the scores.
+        told: what clients are told of the model, by parameter.
 
     Raises:
         RecipeError: no profile holds as many candidates as the recipe allows.
     """
     check_room(recipe, profiles)
-    configs = model_configs(recipe.serve, list(profiles[0]), cores, scores=scores)
+    configs = model_configs(recipe.serve, list(profiles[0]), cores, told=told)
     _drop_deadline(configs["rank"], configs["tokenize"])
     for name in ("tokenize", "select"):  # a scorer on a GPU takes more requests than one copy of them can prepare
         configs[name].instance_group[0].count = max(1, cores // CORES_PER_TOKENIZER)

@@ -20,9 +20,10 @@ from tritonrank_runtime.architectures import (
     architecture_of_type,
 )
 from tritonrank_runtime.engines import loaded_files, model_files
+from tritonrank_runtime.item_text import template_fields
 from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 from tritonrank_runtime.shard_workers import is_sharded
-from tritonrank_runtime.text import RequestTokenizer, copy_text_files
+from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.checkpoint_files import CONFIG, WEIGHTS, read_object
@@ -52,12 +53,18 @@ def write_models(
     inputs = engine_inputs(model_folder)
     tokenizer = RequestTokenizer.from_folder(model_folder)
     longest = longest_rows(inputs, tokenizer)
-    scores = (meaning or score_meaning(model_folder)).parameters
-    configs = model_configs(settings, inputs, cores, ranks, longest, known_ids(inputs, tokenizer), scores)
+    told = told_parameters(meaning or score_meaning(model_folder), tokenizer.rules)
+    configs = model_configs(settings, inputs, cores, ranks, longest, known_ids(inputs, tokenizer), told)
     write_ensemble(configs, python_sources(), model_folder, repository)
     for path in _served_files(model_folder):
         shutil.copyfile(path, repository / "score" / "1" / path.name)
     write_warmup_masks(configs["score"], repository)
+
+
+def told_parameters(meaning: ScoreMeaning, rules: TextRules) -> dict[str, str]:
+    """What clients are told of a model: what its scores mean, and which fields of an item it reads."""
+    template = rules.item_template
+    return meaning.parameters | {"item_template": template, "item_fields": ",".join(template_fields(template))}
 
 
 def write_ensemble(

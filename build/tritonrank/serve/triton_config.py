@@ -44,7 +44,7 @@ def model_configs(
     ranks: int = 1,
     longest_rows: Mapping[str, int] | None = None,
     ids: Mapping[str, int] | None = None,
-    scores: Mapping[str, str] | None = None,
+    told: Mapping[str, str] | None = None,
 ) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
@@ -56,11 +56,11 @@ def model_configs(
         longest_rows: tokens in a row of each of ``engine_inputs`` at the most, which the warm-up must not exceed: a
             pruned ranker has positions for no more, and the scorer refuses them.
         ids: how many different ids the tokenizer has for each of ``engine_inputs``; the scorer refuses others.
-        scores: what clients are told of the scores (``rankers/score_meaning.py``).
+        told: what clients are told of the model, by parameter (``serve/models.py``).
     """
     longest = longest_rows or dict.fromkeys(engine_inputs, sys.maxsize)
     return {
-        "rank": _rank(settings, engine_inputs, scores or {}),
+        "rank": _rank(settings, engine_inputs, told or {}),
         "tokenize": _tokenize(settings, engine_inputs),
         "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest, ids or {}),
         "select": _select(engine_inputs),
@@ -88,7 +88,7 @@ def warmup_mask_file(tokens: int) -> str:
     return f"attention_mask_{tokens}"
 
 
-def _rank(settings: AnyServing, engine_inputs: Sequence[str], scores: Mapping[str, str]) -> pb.ModelConfig:
+def _rank(settings: AnyServing, engine_inputs: Sequence[str], told: Mapping[str, str]) -> pb.ModelConfig:
     config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=0, input=_request_inputs())
     config.output.extend([*_outputs(), *_told_outputs()])
     steps = config.ensemble_scheduling.step
@@ -115,7 +115,7 @@ def _rank(settings: AnyServing, engine_inputs: Sequence[str], scores: Mapping[st
     # Triton reads none of these: they are for clients, who get them with the model's configuration.
     set_parameters(
         config,
-        **scores,
+        **told,
         max_candidates=settings.max_candidates,
         max_text_bytes=MOST_TEXT_BYTES,
         deadline_ms=settings.deadline_ms,
@@ -240,6 +240,7 @@ def _request_inputs() -> list[pb.ModelInput]:
         pb.ModelInput(name="top_k", data_type=pb.TYPE_INT32, dims=[1], optional=True),
         pb.ModelInput(name="max_item_tokens", data_type=pb.TYPE_INT32, dims=[1], optional=True),
         pb.ModelInput(name="truncate_left", data_type=pb.TYPE_BOOL, dims=[1], optional=True),
+        pb.ModelInput(name="strict", data_type=pb.TYPE_BOOL, dims=[1], optional=True),
     ]
 
 
@@ -252,11 +253,14 @@ def _outputs() -> list[pb.ModelOutput]:
 
 
 def _told_outputs() -> list[pb.ModelOutput]:
-    """What ``tokenize`` tells callers who ask: tokens of each item and whether it was cut, tokens of the context."""
+    """What ``tokenize`` tells callers who ask: tokens of each item and whether it was cut, tokens of the context, why
+    an item could not be scored ("" where it was), and as JSON which fields do not fit the template."""
     return [
         pb.ModelOutput(name="item_tokens", data_type=pb.TYPE_INT32, dims=[-1]),
         pb.ModelOutput(name="truncated", data_type=pb.TYPE_BOOL, dims=[-1]),
         pb.ModelOutput(name="context_tokens", data_type=pb.TYPE_INT32, dims=[1]),
+        pb.ModelOutput(name="unscored", data_type=pb.TYPE_STRING, dims=[-1]),
+        pb.ModelOutput(name="fields", data_type=pb.TYPE_STRING, dims=[1]),
     ]
 
 

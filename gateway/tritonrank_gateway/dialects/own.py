@@ -34,6 +34,7 @@ class OwnRank(msgspec.Struct, forbid_unknown_fields=True):
     max_item_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     truncate: bool = True
     truncation_direction: Literal["left", "right"] = "right"
+    strict: bool = False
     return_items: bool = False
     details: list[Wish] = []
     user: str = ""
@@ -56,6 +57,7 @@ async def rank(call: Call) -> dict[str, Any]:
         top_k=body.top_k,
         max_item_tokens=body.max_item_tokens,
         truncate_left=body.truncation_direction == "left",
+        strict=body.strict,
         user=body.user,
     )
     ranking = await call.rank(asked, "items", may_truncate=body.truncate)
@@ -67,6 +69,10 @@ async def rank(call: Call) -> dict[str, Any]:
         "score_type": call.done.score_type,
         "ranking": [_place(body, ranking, index, logit, score) for index, logit, score in places],
         "truncated": None if ranking.truncated is None else call.done.truncated,
+        "unscored": None
+        if ranking.unscored is None
+        else [{"index": place, "reason": reason} for place, reason in ranking.unscored.items()],
+        "fields": ranking.fields,
         "usage": {
             "context_tokens": ranking.context_tokens,
             "item_tokens": None if ranking.item_tokens is None else sum(ranking.item_tokens),
@@ -76,7 +82,15 @@ async def rank(call: Call) -> dict[str, Any]:
         "cached": ranking.is_cached,
     }
     # Of all items in the order of the request, those that top_k or equal ids left out as well.
-    return answer | ({"details": {name: getattr(ranking, name) for name in body.details}} if body.details else {})
+    return answer | (
+        {"details": {name: _detail(ranking, name, len(body.items)) for name in body.details}} if body.details else {}
+    )
+
+
+def _detail(ranking: Ranking, name: Wish, items: int) -> Any:
+    if name == "unscored" and ranking.unscored is not None:
+        return [ranking.unscored.get(place, "") for place in range(items)]
+    return getattr(ranking, name)
 
 
 def _item(document: Document) -> Item:

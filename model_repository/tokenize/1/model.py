@@ -24,13 +24,15 @@ from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_
 from tritonrank_runtime.candidate_rows import NO_ROW, unique_rows
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.interpreter import check_interpreter
+from tritonrank_runtime.item_report import ItemReader
 from tritonrank_runtime.item_text import TextError, decode_texts
 from tritonrank_runtime.padding import Buckets
 from tritonrank_runtime.scorer_counts import counter_folder
 from tritonrank_runtime.text import RequestTokenizer
 
-TOLD = ("item_tokens", "truncated", "context_tokens")
-"""For callers who ask: tokens as scored, without special ones, and whether a text was cut; in the request's order."""
+TOLD = ("item_tokens", "truncated", "context_tokens", "unscored", "fields")
+"""For callers who ask: tokens as scored, without special ones, whether a text was cut, and why an item could not be
+scored, in the request's order; and whose fields do not fit the template (``item_report.py``)."""
 
 
 class TritonPythonModel:
@@ -125,24 +127,21 @@ class TritonPythonModel:
         self._check_item_ids(request, len(items))
         _whole_number(request, "top_k", "0 (all)")
         most_tokens = _whole_number(request, "max_item_tokens", "0 (the ranker's own)")
-        keep_end = array(request, "truncate_left")
         query = self._texts(request, "query", 1)
         history = self._texts(request, "history", self.max_history)
-        render = self.tokenizer.render
-        candidates = self.tokenizer.items(
-            [render(item, f"items[{i}]") for i, item in enumerate(items)],
-            most_tokens,
-            keep_end is not None and bool(keep_end.ravel()[0]),
-        )
-        context = self.tokenizer.context(
-            query[0] if query else "", [render(item, f"history[{i}]") for i, item in enumerate(history or ())]
-        )
+        reader = ItemReader(self.tokenizer.rules.item_template, _is_set(request, "strict"))
+        texts = reader.render(items, "items")
+        candidates = self.tokenizer.items(texts, most_tokens, _is_set(request, "truncate_left"))
+        context = self.tokenizer.context(query[0] if query else "", reader.render(history or (), "history"))
+        unscored = reader.unscored(texts, candidates)
         rows, row_of_candidate = unique_rows(candidates)
         told = {
             "row_of_candidate": row_of_candidate,
             "item_tokens": np.array([len(ids) for ids in candidates], dtype=np.int32),
             "truncated": np.array([ids.is_cut for ids in candidates], dtype=np.bool_),
             "context_tokens": np.array([len(context)], dtype=np.int32),
+            "unscored": np.array([reason.encode() for reason in unscored], dtype=np.object_),
+            "fields": np.array([reader.fields_json().encode()], dtype=np.object_),
         }
         return self.tokenizer.tensors(context, rows), told
 
@@ -178,6 +177,12 @@ class TritonPythonModel:
             raise TextError(
                 f"item_ids: {len(item_ids)} elements for {candidates} items; give one id per item or none at all"
             )
+
+
+def _is_set(request, name):
+    """Whether a tensor of the request says yes."""
+    tensor = array(request, name)
+    return tensor is not None and bool(tensor.ravel()[0])
 
 
 def _whole_number(request, name, nothing):
