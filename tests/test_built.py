@@ -17,10 +17,9 @@ from tritonrank.judge.evaluate import ExampleScorer, judge_artifact
 from tritonrank.judge.gate import paired_difference
 from tritonrank.pipeline.stages import run_stages
 from tritonrank.recipe import Recipe
-from tritonrank.report import summary
-from tritonrank.report.baselines import UNTRAINED, UNTRAINED_EXAMPLES
-from tritonrank.report.summary import baseline_judgements
-from tritonrank.report.summary_table import SUMMARY_FILE
+from tritonrank.report import baselines as baselines_module
+from tritonrank.report.answer import SUMMARY_FILE
+from tritonrank.report.baselines import UNTRAINED, UNTRAINED_EXAMPLES, baseline_judgements
 from tritonrank.serve.assemble import GOLDEN_CANDIDATES, golden_cases
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.text import RequestTokenizer, TextRules
@@ -117,7 +116,7 @@ def test_baselines_are_judged_anew_for_another_architecture(
 
         return {"untrained": make}
 
-    monkeypatch.setattr(summary, "all_baselines", untrained)
+    monkeypatch.setattr(baselines_module, "all_baselines", untrained)
     folder = Workspace(tmp_path / "tiny")
     shutil.copytree(workspace.dataset, folder.dataset)
     for recipe in (tiny_recipe, joint_recipe, tiny_recipe, joint_recipe):

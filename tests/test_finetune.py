@@ -48,7 +48,7 @@ SETTINGS = {
     | {"candidate_tokens": 12},
     "examples": {"training_examples": 32, "training_negatives": 3, "judged_negatives": 9}
     | {"validation_users": 10, "test_users": 10},
-    "finetune": {"epochs": 12, "learning_rate": 0.01, "evaluations": EVALUATIONS} | {"mixed_precision": "off"},
+    "finetune": {"epochs": 12, "learning_rate": 0.01, "evaluations": EVALUATIONS},
 }
 # The architecture that a recipe gets when it says nothing, and the other.
 SHARED_CONTEXT = pytest.mark.parametrize("run", ["shared-context"], indirect=True)
@@ -470,10 +470,3 @@ def test_a_teacher_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"finetune\.teacher: .*absent: no such folder"):
         run.again(tmp_path, f"finetune.teacher={tmp_path / 'absent'}")
     assert not (tmp_path / "teacher").exists()
-
-
-def test_fp16_needs_a_gpu(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RecipeError, match=r"finetune\.mixed_precision: fp16 needs a GPU"):
-        run.again(tmp_path, "finetune.mixed_precision=fp16")
-    assert not Workspace(tmp_path).teacher.exists()

@@ -325,6 +325,7 @@ def test_the_command_passes_the_target_on(
     monkeypatch.setattr(gpu_targets, "check_target", lambda *_: None)
     monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", lambda *_, **__: None)
     monkeypatch.setattr("tritonrank.report.summary_table.show_summary", lambda _: None)
+    monkeypatch.setattr("tritonrank.report.answer.exit_code", lambda *_: 0)
     recipe = Path(__file__).parent / "tiny.yaml"
     monkeypatch.setattr(
         "sys.argv", ["tritonrank", command, str(recipe), "--artifacts", str(tmp_path), "--target", target]

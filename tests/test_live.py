@@ -16,9 +16,9 @@ from tritonrank.judge.live_record import LIVE, LIVE_FILE
 from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.server_scorer import Request, ServerScorer
 from tritonrank.recipe import Recipe
+from tritonrank.report.answer import SUMMARY_FILE
 from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.page import make_report
-from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.serve import live
 from tritonrank.serve.live import compare, judge_live
 from tritonrank_client import RankClient, Retry

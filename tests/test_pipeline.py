@@ -15,7 +15,7 @@ from tritonrank.pipeline import stages as pipeline
 from tritonrank.pipeline.stages import run_stages, stages
 from tritonrank.recipe import PACKAGED_MINILM, Recipe
 
-VERBS = ["prepare", "finetune", "export", "quantize", "assemble", "summarize"]
+VERBS = ["prepare", "finetune", "compare", "export", "quantize", "assemble", "summarize"]
 
 
 class Makers:
@@ -118,7 +118,14 @@ def test_a_damaged_artifact_is_rebuilt(damage: str, makers: Makers, tiny_recipe:
 
 @pytest.mark.parametrize("until", VERBS)
 def test_until_is_the_last_stage(until: str, makers: Makers, tiny_recipe: Recipe) -> None:
-    assert makers.run(tiny_recipe, until=until) == VERBS[: VERBS.index(until) + 1]
+    through = VERBS[: VERBS.index(until) + 1]
+    # Judging takes minutes: a later stage alone does not ask for the comparison...
+    assert makers.run(tiny_recipe, until=until) == [verb for verb in through if verb != "compare" or until == verb]
+
+
+def test_a_comparison_that_may_end_the_build_is_not_left_out(makers: Makers, tiny_recipe: Recipe) -> None:
+    stops = changed(tiny_recipe, "gate", training="stop")
+    assert makers.run(stops, until="export") == VERBS[: VERBS.index("export") + 1]
 
 
 def test_force_reruns_that_stage_alone_when_it_gives_the_same(makers: Makers, tiny_recipe: Recipe) -> None:
@@ -142,7 +149,7 @@ def smaller(recipe: Recipe, *sections: str) -> Recipe:
 
 
 def test_pruning_and_distillation_come_before_export(makers: Makers, tiny_recipe: Recipe) -> None:
-    both = [*VERBS[:2], "prune", "distill", *VERBS[2:]]
+    both = [*VERBS[:3], "prune", "distill", *VERBS[3:]]
     recipe = smaller(tiny_recipe, "prune", "distill")
     assert makers.run(recipe) == both
     assert makers.run(recipe) == []
@@ -189,9 +196,9 @@ def test_the_summary_depends_on_every_rung_that_it_tells_of(serve: dict[str, str
 
 
 def test_pruning_alone_is_exported_as_it_is(makers: Makers, tiny_recipe: Recipe) -> None:
-    assert makers.run(smaller(tiny_recipe, "prune")) == [*VERBS[:2], "prune", *VERBS[2:]]
+    assert makers.run(smaller(tiny_recipe, "prune")) == [*VERBS[:3], "prune", *VERBS[3:]]
     assert read_manifest(makers.workspace.onnx).parents["checkpoint"] == read_manifest(makers.workspace.pruned).artifact
-    assert makers.run(tiny_recipe) == VERBS[2:]  # without the section the teacher is served again
+    assert makers.run(tiny_recipe) == VERBS[3:]  # without the section the teacher is served again
 
 
 @pytest.mark.parametrize("verb", ["prune", "distill"])
@@ -214,7 +221,7 @@ def test_a_failing_stage_stops_the_build(makers: Makers, tiny_recipe: Recipe, mo
     )
     with pytest.raises(ArtifactError, match="went wrong"):
         makers.run(tiny_recipe)
-    assert makers.ran == ["prepare", "finetune"]
+    assert makers.ran == ["prepare", "finetune", "compare"]
     assert not makers.workspace.int8.exists()
 
 

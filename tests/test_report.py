@@ -28,13 +28,13 @@ from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import Recipe
 from tritonrank.report import summary
+from tritonrank.report.answer import SUMMARY_FILE
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import layer_name
 from tritonrank.report.ladder import ladder, read_build
 from tritonrank.report.page import escape_markdown, make_report
 from tritonrank.report.plots.kept_matrix import LayerParts, kept_matrix
 from tritonrank.report.plots.svg import figure
-from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.shrink.cut import Kept
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.sessions import open_session

@@ -37,6 +37,10 @@ class Workspace:
         return self.root / "teacher"
 
     @property
+    def comparison(self) -> Path:
+        return self.root / "comparison"
+
+    @property
     def pruned(self) -> Path:
         return self.root / "pruned"
 

@@ -32,11 +32,14 @@ def build(
     """Run all stages, skipping those that are up to date, and end with a table of what was achieved.
 
     With --target also compile and assemble for GPUs, on the machine that will serve; see `tritonrank assemble --help`.
+    Exits with 1 when a step made the ranking worse than its budget allows, with 3 when the build went to its end but
+    something that needs no training ranks better beyond doubt (gate.training).
     """
     # Before torch is imported: a fault shows at once.
     loaded, workspace = open_recipe(recipe, overrides, artifacts, target)
     for_cpu, _ = open_recipe(recipe, overrides, artifacts)  # what the stages make is the CPU's, whatever comes after
     from tritonrank.pipeline.stages import run_stages
+    from tritonrank.report.answer import SUMMARY_FILE, exit_code
     from tritonrank.report.summary_table import show_summary
 
     if target is not Target.CPU:
@@ -47,6 +50,7 @@ def build(
     show_summary(workspace.summary)
     if target is not Target.CPU:
         typer.echo(f"{build_target(loaded, workspace, target)}")
+    raise typer.Exit(exit_code(workspace.summary / SUMMARY_FILE, loaded.gate.training))
 
 
 def _stage_command(verb: str, help_text: str) -> None:
@@ -75,9 +79,18 @@ _stage_command("prepare", "Read and check the data; write the examples for train
 def finetune(
     recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS
 ) -> None:
-    """Fine-tune the base model. Resumes when interrupted; also under torchrun --nproc-per-node N -m tritonrank."""
+    """Fine-tune the base model. Resumes when interrupted; also under torchrun --nproc-per-node N -m tritonrank.
+
+    Then hold it against what needs no training; gate.training decides what happens if it loses.
+    """
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
-    _train(loaded, workspace, "finetune")
+    if not _is_alone():
+        _train(loaded, workspace, "finetune")
+        return
+    from tritonrank.report.answer import COMPARISON_FILE, exit_code
+
+    _train(loaded, workspace, "compare")
+    raise typer.Exit(exit_code(workspace.comparison / COMPARISON_FILE, loaded.gate.training))
 
 
 _stage_command("prune", "Cut layers, heads, neurons and tokens of the fine-tuned ranker (section `prune`).")
@@ -159,7 +172,12 @@ def _train(recipe: "Recipe", workspace: Workspace, verb: str) -> None:
     """Run the stages up to one that trains, or one process's part of it under torchrun."""
     from tritonrank.pipeline.stages import run_stages, take_part_in
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _is_alone():
         run_stages(recipe, workspace, until=verb)
     else:
         take_part_in(verb, recipe, workspace)
+
+
+def _is_alone() -> bool:
+    """Not one of several processes of torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1

@@ -46,11 +46,12 @@ def evaluate(
         return
     if artifact is None and server is None:
         from tritonrank.pipeline.stages import run_stages
+        from tritonrank.report.answer import SUMMARY_FILE, exit_code
         from tritonrank.report.summary_table import show_summary
 
         run_stages(loaded, workspace)
         show_summary(workspace.summary)
-        return
+        raise typer.Exit(exit_code(workspace.summary / SUMMARY_FILE, loaded.gate.training))
     from tritonrank.judge.against_parent import judge_against_parent
 
     judge_against_parent(loaded, workspace, artifact or str(server), against)

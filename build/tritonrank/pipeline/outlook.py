@@ -18,6 +18,7 @@ from tritonrank.recipe import ModelSettings, Recipe
 PURPOSES = {
     "prepare": "read the data, write examples to train on and to judge by",
     "finetune": "train the base model",
+    "compare": "hold it against what needs no training",
     "prune": "cut what matters least",
     "distill": "let the smaller ranker learn from the larger one",
     "export": "write the ranker as ONNX, prove that it computes the same",
@@ -50,12 +51,12 @@ def about_seconds(recipe: Recipe) -> dict[str, float]:
     core_seconds = {
         "prepare": 4.0,
         "finetune": trained * TRAINED + training.evaluations * validated * JUDGED,
+        "compare": COSINE + judged * JUDGED,
         "export": EXPORT,
-        "quantize": QUANTIZE + recipe.quantize.calibration_examples * CALIBRATE + judged * rungs,
+        "quantize": QUANTIZE + recipe.quantize.calibration_examples * CALIBRATE + judged * (rungs - JUDGED),
         "assemble": ASSEMBLE,
         "summarize": UNTRAINED_EXAMPLES * (examples.judged_negatives + 1) * JUDGED
-        + TIMED_REQUESTS * TIMED_CANDIDATES * rungs
-        + COSINE,
+        + TIMED_REQUESTS * TIMED_CANDIDATES * rungs,
     }
     if recipe.distill:
         distill = recipe.distill

@@ -15,6 +15,7 @@ from tritonrank.artifacts.workspace import Workspace, is_batched_already
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.pipeline import (
     assemble,
+    compare,
     distill,
     export,
     export_batched,
@@ -40,9 +41,12 @@ class Listed(NamedTuple):
     """why a recipe does not have this stage; None: it has"""
 
 
+COMPARE = "compare"
+
 STAGES = (
     Listed(prepare.stage),
     Listed(finetune.stage),
+    Listed(compare.stage),
     Listed(prune.stage, lambda recipe: None if recipe.prune else "the recipe has no prune section"),
     Listed(distill.stage, lambda recipe: None if recipe.distill else "the recipe has no distill section"),
     Listed(export.stage),
@@ -113,7 +117,10 @@ def _up_to(until: str | None, recipe: Recipe, workspace: Workspace) -> list[Stag
         absent = {listed.stage(recipe, workspace).verb: listed.why_not(recipe) for listed in STAGES}
         why = f"; {absent[until]}" if absent.get(until) else ""
         raise RecipeError(f"{recipe.name}: no stage {until}{why}. Stages: {', '.join(verbs)}")
-    return chosen[: verbs.index(until) + 1]
+    through = chosen[: verbs.index(until) + 1]
+    # It judges, which takes minutes: who asks for a later stage alone waits for it only where it may end the build.
+    may_skip = until != COMPARE and recipe.gate.training != "stop"
+    return [stage for stage in through if not (may_skip and stage.verb == COMPARE)]
 
 
 def _all_current(chosen: list[Stage]) -> bool:

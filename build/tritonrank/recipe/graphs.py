@@ -24,6 +24,11 @@ class GateSettings(Settings):
     )
     distill_budget: float | None = Field(None, gt=0, lt=1, description="against the pruned ranker; default: `budget`")
     quantize_budget: float | None = Field(None, gt=0, lt=1, description="against the FP32 graph; default: `budget`")
+    training: Literal["warn", "stop", "ignore"] = Field(
+        "warn",
+        description="when popularity, item kNN or zero-shot cosine ranks better than the ranker beyond doubt: warn "
+        "ends the build with exit code 3, stop ends it after fine-tuning with 1, ignore only says so",
+    )
 
 
 class QuantizeSettings(Settings):

@@ -63,9 +63,6 @@ class FinetuneSettings(Settings):
     evaluations: int = Field(
         4, ge=1, description="how often NDCG@10 is judged on the validation users; the best weights count"
     )
-    mixed_precision: Literal["auto", "off", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the GPU or CPU computes it natively, else off"
-    )
     teacher: str | None = Field(
         None,
         min_length=1,

@@ -3,7 +3,9 @@
 Counts come from training events only, as do those behind the negatives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +13,15 @@ from numpy.typing import NDArray
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import TextRules
 
+from tritonrank.artifacts import read_manifest, sha256_file, stage_key
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.counted import NEIGHBOUR_HISTORY, neighbour_baseline, popularity_baseline
-from tritonrank.judge.evaluate import ExampleScorer
+from tritonrank.judge.evaluate import ExampleScorer, Judgement, cached, judge
 from tritonrank.rankers.pretrained import load_encoder, load_tokenizer
 from tritonrank.rankers.scorers import torch_scorer
+from tritonrank.rankers.text_budgets import text_rules
 from tritonrank.recipe import Recipe
 from tritonrank.train.finetune import untrained_ranker
 
@@ -24,6 +29,8 @@ UNTRAINED = "untrained"
 UNTRAINED_EXAMPLES = 50
 """Test examples that the untrained ranker is judged on. It ranks about as chance does, and judging it on all of them
 took as long as judging the trained one."""
+FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
+"""What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
 
 
 def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[str, Callable[[], ExampleScorer]]:
@@ -41,6 +48,36 @@ def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[st
         "zero-shot cosine": lambda: cosine_baseline(recipe, dataset, rules),
     }
     return makers if recipe.model.checkpoint else makers | {UNTRAINED: lambda: untrained_baseline(recipe, dataset)}
+
+
+def baseline_judgements(
+    recipe: Recipe, dataset: Dataset, workspace: Workspace, names: Collection[str] | None = None
+) -> dict[str, Judgement]:
+    """Baselines on the test examples, cached by what they depend on.
+
+    Args:
+        recipe: its seed, text and model sections.
+        dataset: the prepared one.
+        workspace: with the cache of judgements.
+        names: those that are wanted; default: all.
+    """
+    model = {"base": recipe.model.base, "architecture": recipe.model.architecture}
+    rules = text_rules(recipe, workspace.dataset)
+    text = {name: value for name, value in asdict(rules).items() if name in type(recipe.text).model_fields}
+    settings = {"seed": recipe.seed, "text": text, **model}
+    key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
+    test = sha256_file(workspace.dataset / "test.parquet")
+    judged = {}
+    for name, make in all_baselines(recipe, dataset, rules).items():
+        if names is None or name in names:
+            path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
+            examples = dataset.test[:UNTRAINED_EXAMPLES] if name == UNTRAINED else dataset.test
+            judged[name] = cached(name, path, partial(_judge_baseline, name, make, examples))
+    return judged
+
+
+def _judge_baseline(name: str, make: Callable[[], ExampleScorer], examples: Sequence[Example]) -> Judgement:
+    return judge(name, make(), examples)
 
 
 def random_baseline(seed: int) -> ExampleScorer:

@@ -32,8 +32,8 @@ from tritonrank.judge.evaluate import Judgement, judgement_file
 from tritonrank.judge.gate import Verdict, paired_difference
 from tritonrank.judge.live_record import LIVE, LiveRung, read_live
 from tritonrank.judge.metrics import Interval
+from tritonrank.report.answer import SUMMARY_FILE
 from tritonrank.report.plots.svg import figure
-from tritonrank.report.summary_table import SUMMARY_FILE
 from tritonrank.tensorrt.plans import PLAN_FILE
 
 PLANS = "plans"

@@ -25,6 +25,7 @@ from tritonrank.errors import ArtifactError
 from tritonrank.judge.gate import Verdict
 from tritonrank.judge.reliability import read_reliability, wilson_interval
 from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
+from tritonrank.report.answer import defeat_in_words
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
 from tritonrank.report.ladder import (
@@ -42,7 +43,6 @@ from tritonrank.report.plots.kept_matrix import kept_matrix
 from tritonrank.report.plots.rows import BarRow, IntervalRow, Mark, bar_plot, histogram, interval_plot
 from tritonrank.report.plots.svg import figure
 from tritonrank.report.provenance import provenance
-from tritonrank.report.summary_table import defeat_in_words
 
 REPORT_FILE = "report.html"
 HISTOGRAMS_SHOWN = 6

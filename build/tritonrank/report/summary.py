@@ -13,9 +13,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +24,34 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.text import TextRules
 
-from tritonrank.artifacts import Draft, read_manifest, sha256_file, stage_key
-from tritonrank.artifacts.rungs import UNCUT, checkpoint_of, model_rungs, served_rung, teacher_name
+from tritonrank.artifacts import Draft, read_manifest
+from tritonrank.artifacts.rungs import checkpoint_of, model_rungs, served_rung, teacher_name
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.dataset import Dataset, Example
+from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
-from tritonrank.judge.evaluate import ExampleScorer, Judgement, cached, judge, judge_artifact
+from tritonrank.judge.evaluate import Judgement, judge_artifact
 from tritonrank.judge.gate import paired_difference
 from tritonrank.judge.gatekeeper import judge_uncut
 from tritonrank.judge.metrics import METRICS
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.judge.worth import against_all
 from tritonrank.rankers.cost import gflop_per_request
 from tritonrank.rankers.scorers import EngineScorer, Request
-from tritonrank.rankers.text_budgets import TEXT_METRICS, text_rules
+from tritonrank.rankers.text_budgets import TEXT_METRICS
 from tritonrank.recipe import Recipe
-from tritonrank.report.baselines import UNTRAINED, UNTRAINED_EXAMPLES, all_baselines
-from tritonrank.report.summary_table import SUMMARY_FILE
+from tritonrank.report.answer import SUMMARY_FILE
+from tritonrank.report.baselines import baseline_judgements
+from tritonrank.report.compare import answer_of
 from tritonrank.system.machine import has_int8_dot_product, processor_name
 
 TIMED_REQUESTS = 9
 TIMED_CANDIDATES = 100
 COUNTED_REQUESTS = 50
-FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
-"""What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
 
 
 def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     """Judge what was not judged yet, time the rungs, and write summary.json."""
-    dataset = Dataset.read(workspace.dataset)
+    dataset, counted = Dataset.read(workspace.dataset), read_manifest(workspace.dataset).metrics
     rungs = model_rungs(recipe, workspace)
     baselines = baseline_judgements(recipe, dataset, workspace)
     judged = {n: judge_artifact(n, f, workspace.dataset, workspace.judgements) for n, f in rungs.items()}
@@ -61,30 +59,33 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     teacher = judged[name_of_teacher]
     uncut = judge_uncut(recipe, workspace.teacher, workspace.dataset, workspace.judgements)
     references = {uncut.name: uncut} if uncut else {}
+    served = served_rung(recipe, workspace)
+    compared = against_all(judged[served], baselines | references)
     rows = [_quality(judgement, teacher) for judgement in (baselines | references | judged).values()]
+    for one in compared:
+        next(row for row in rows if row["name"] == one.name)["gain"] = vars(one.gain)
     for row in rows:
         row |= _size(rungs[row["name"]]) if row["name"] in rungs else {}
     requests = _timed_requests(dataset, workspace)
     scorers = {name: open_scorer(folder) for name, folder in rungs.items()}
     for name, latency in latencies(scorers, requests, name_of_teacher).items():
         next(row for row in rows if row["name"] == name).update(latency)
-    counted = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
+    sampled = requests_of(dataset, dataset.test[:COUNTED_REQUESTS], TextRules.load(workspace.teacher))
     for row in rows:
         if row["name"] in rungs:
             checkpoint = checkpoint_of(row["name"], recipe, workspace)
             gflop = gflop_per_request(
-                AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], counted
+                AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], sampled
             )
             row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
-    served = served_rung(recipe, workspace)
     result = {
         "recipe": recipe.name,
         "teacher": name_of_teacher,
         "served": served,
-        "beaten_by": beaten_by(judged[served], baselines | references),
+        "verdict": answer_of(recipe, workspace, dataset, served, compared, judged | baselines | references).as_json(),
         "trained": recipe.model.checkpoint is None,
-        "text": read_manifest(workspace.dataset).metrics.get(TEXT_METRICS),
-        "items_without_text": read_manifest(workspace.dataset).metrics.get("items_without_text"),
+        "text": counted.get(TEXT_METRICS),
+        "items_without_text": counted.get("items_without_text"),
         "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]]),
         "machine": machine(),
         "examples": len(dataset.test),
@@ -92,48 +93,6 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "rows": rows,
     }
     (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def beaten_by(served: Judgement, others: Mapping[str, Judgement]) -> list[dict[str, Any]]:
-    """Who ranks better than what is served, beyond doubt: the paired interval excludes 0.
-
-    Args:
-        served: the judgement of what is served.
-        others: baselines, of which those that are free count, and the teacher with whole texts where there is one.
-
-    Returns:
-        name and difference (mean, low, high of NDCG@10: theirs minus the served ranker's), largest first.
-    """
-    differences = {
-        name: paired_difference(other, served)
-        for name, other in others.items()
-        if name in FREE_BASELINES or name.endswith(UNCUT)
-    }
-    better = {name: found for name, found in differences.items() if found.low > 0}
-    return [
-        {"name": name, "difference": vars(found)}
-        for name, found in sorted(better.items(), key=lambda one: -one[1].mean)
-    ]
-
-
-def baseline_judgements(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, Judgement]:
-    """Every baseline on the test examples, cached by what it depends on."""
-    model = {"base": recipe.model.base, "architecture": recipe.model.architecture}
-    rules = text_rules(recipe, workspace.dataset)
-    text = {name: value for name, value in asdict(rules).items() if name in type(recipe.text).model_fields}
-    settings = {"seed": recipe.seed, "text": text, **model}
-    key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
-    test = sha256_file(workspace.dataset / "test.parquet")
-    judged = {}
-    for name, make in all_baselines(recipe, dataset, rules).items():
-        path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
-        examples = dataset.test[:UNTRAINED_EXAMPLES] if name == UNTRAINED else dataset.test
-        judged[name] = cached(name, path, partial(_judge_baseline, name, make, examples))
-    return judged
-
-
-def _judge_baseline(name: str, make: Callable[[], ExampleScorer], examples: Sequence[Example]) -> Judgement:
-    return judge(name, make(), examples)
 
 
 def latencies(scorers: dict[str, EngineScorer], requests: Sequence[Request], against: str) -> dict[str, dict[str, Any]]:

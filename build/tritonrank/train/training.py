@@ -31,7 +31,6 @@ from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
-from tritonrank.errors import RecipeError
 from tritonrank.judge.metrics import ndcg
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import FinetuneSettings
@@ -48,6 +47,8 @@ DISTILLATION = 0.5
 """Share of the loss that a teacher's scores have; the labels have the rest. Both recipes that distil chose it."""
 GRADIENT_CLIP = 1.0
 """Largest global norm of the gradient, as BERT was trained."""
+SMALLEST_IN_BF16 = 128
+"""Hidden size below which converting to bf16 takes longer than its faster products save."""
 
 console = Console()
 
@@ -78,11 +79,8 @@ def train_ranker(
 
     Returns:
         What goes into the manifest: seconds, steps, losses, validation NDCG@10.
-
-    Raises:
-        RecipeError: mixed precision that this machine does not have.
     """
-    precision = _precision(settings)
+    precision = _precision(model)
     arguments = _arguments(settings, len(dataset.training), precision, work, seed)
     trainer = _RankingTrainer(
         settings=settings,
@@ -211,7 +209,6 @@ def _arguments(
         max_grad_norm=GRADIENT_CLIP,
         lr_scheduler_type="linear",
         bf16=precision is torch.bfloat16,
-        fp16=precision is torch.float16,
         use_cpu=on_cpu,
         ddp_backend=("gloo" if on_cpu else "nccl") if world > 1 else None,
         seed=seed,
@@ -231,16 +228,10 @@ def _arguments(
     )
 
 
-def _precision(settings: FinetuneSettings) -> torch.dtype | None:
-    """The dtype of mixed precision, or None; ``auto`` takes bf16 only where the hardware multiplies in it."""
-    if settings.mixed_precision == "off":
+def _precision(model: PreTrainedModel) -> torch.dtype | None:
+    """The dtype of mixed precision: bf16 where the hardware multiplies in it and the model gains by it, else None."""
+    if model.config.hidden_size < SMALLEST_IN_BF16:
         return None
-    if settings.mixed_precision == "fp16":
-        if not torch.cuda.is_available():
-            raise RecipeError("finetune.mixed_precision: fp16 needs a GPU; use auto, bf16 or off")
-        return torch.float16
-    if settings.mixed_precision == "bf16":
-        return torch.bfloat16
     if torch.cuda.is_available():
         native, why = torch.cuda.is_bf16_supported(including_emulation=False), "the GPU"
     else:
@@ -279,5 +270,5 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
         ],
         "loss": [(entry["step"], round(entry["loss"], 5)) for entry in history if "loss" in entry],
         "processes": trainer.args.world_size,
-        "mixed_precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "off",
+        "mixed_precision": "bf16" if trainer.args.bf16 else "off",
     }

@@ -1,0 +1,141 @@
+"""The straight answer of a build: is it better than what is there already, what to serve, and what to do if it is not.
+
+``judge/worth.py`` finds it, summary.json keeps it as ``verdict``; here it is put into the words that the table and the
+report's first lines share. Nothing here loads a model.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tritonrank.artifacts.rungs import CHECKPOINT
+
+SUMMARY_FILE, COMPARISON_FILE = "summary.json", "comparison.json"
+LOST_EXIT_CODE = 3
+"""Of a build that went to its end although something that is there already ranks better beyond doubt."""
+
+
+def read_answer(file: Path) -> dict[str, Any]:
+    """What ``summarize`` or ``compare`` wrote.
+
+    Args:
+        file: summary.json or comparison.json.
+    """
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result
+
+
+def exit_code(file: Path, policy: str) -> int:
+    """Of a command that went to its end.
+
+    Args:
+        file: summary.json or comparison.json.
+        policy: ``gate.training``.
+    """
+    return 0 if policy == "ignore" or is_success(read_answer(file)) else LOST_EXIT_CODE
+
+
+def called(ranker: str, *, is_trained: bool) -> str:
+    """A ranker in a sentence: nobody trained a checkpoint that is taken as it is."""
+    if is_trained:
+        return f"the fine-tuned ranker ({ranker})"
+    return "the checkpoint as given" if ranker == CHECKPOINT else f"the checkpoint as given ({ranker})"
+
+
+def lost_in_words(ranker: str, lost: Sequence[Mapping[str, Any]], examples: int, *, is_trained: bool) -> str:
+    """Who ranks better and by how much."""
+    names = " and ".join(
+        f"{one['name']} (NDCG@10 higher by {one['difference']:.3f} [{one['low']:.3f} {one['high']:.3f}])"
+        for one in lost
+    )
+    verb = "ranks" if len(lost) == 1 else "rank"
+    return f"{names} {verb} better than {called(ranker, is_trained=is_trained)} beyond doubt, on {examples:,} requests"
+
+
+def next_in_lines(steps: Sequence[str]) -> list[str]:
+    """What may help, one line each."""
+    return ["What may help, with tritonrank build RECIPE:", *(f"  {step}" for step in steps)] if steps else []
+
+
+def headline_of(result: Mapping[str, Any]) -> str:
+    """Whether the build is better than what is there already, in one sentence; nothing in summaries without a verdict.
+
+    Args:
+        result: of summary.json.
+    """
+    found = result.get("verdict")
+    if not found:
+        return ""
+    trained, examples = result["trained"], result["examples"]
+    if found["loses_to"]:
+        return f"Not a success: {lost_in_words(found['serve'], found['loses_to'], examples, is_trained=trained)}."
+    better = [row for row in result["rows"] if "gain" in row and row["gain"]["low"] > 0]
+    if not better:
+        return f"Not worse than any baseline, and not proved to be better than one. {found['undecided']}".strip()
+    best = max(better, key=lambda row: row["ndcg@10"]["mean"])
+    name = called(found["serve"], is_trained=trained)
+    beaten = f"{name} ranks better than {best['name']} by {with_interval(best['gain'], '+')} NDCG@10"
+    return f"{beaten[0].upper()}{beaten[1:]}, beyond doubt. {found['undecided']}".strip()
+
+
+def defeat_in_words(result: Mapping[str, Any]) -> str:
+    """That the build is no success and what to do, in one paragraph; nothing after a success."""
+    if is_success(result):
+        return ""
+    steps = result["verdict"]["next"]
+    said = [headline_of(result), against_served_in_words(result)]
+    return " ".join([*(one for one in said if one), *([f"What may help: {'; '.join(steps)}."] if steps else [])])
+
+
+def against_served_in_words(result: Mapping[str, Any]) -> str:
+    """Whether the build beats the one that is served; nothing where none is."""
+    served = result.get("against_served")
+    if not served:
+        return ""
+    said = {True: "better than", False: "worse than", None: "not to be told from"}[served["better"]]
+    interval = {"mean": served["difference"], "low": served["low"], "high": served["high"]}
+    return f"It ranks {said} the build that is served ({served['build']}): {with_interval(interval, '+')} NDCG@10."
+
+
+def is_success(result: Mapping[str, Any]) -> bool:
+    """Nothing ranks better beyond doubt: no baseline, and not the build that is served."""
+    verdict, served = result.get("verdict"), result.get("against_served")
+    return (not verdict or bool(verdict["success"])) and not (served and served["better"] is False)
+
+
+def what_to_serve(result: Mapping[str, Any], folder: Path) -> str:
+    """The last line of a build: which of its rankers, why, and the command.
+
+    Args:
+        result: of summary.json.
+        folder: artifacts/<recipe>.
+    """
+    command = f"tritonrank serve {shlex.quote(str(folder))}"
+    found = result.get("verdict")
+    if not found:
+        return f"What to serve: {command}"
+    rows = {row["name"]: row for row in result["rows"]}
+    served, teacher = rows[found["serve"]], rows[result["teacher"]]
+    if found["loses_to"]:
+        best = found["loses_to"][0]["name"]
+        return (
+            f"What to serve: rather {best} than one of these rankers. {found['serve']} can be served all the same: "
+            f"{command}"
+        )
+    against = result.get("against_served")
+    if against and against["better"] is False:
+        return f"What to serve: what is served now, build {against['build']}: it ranks better. {command}"
+    said = f"NDCG@10 {served['ndcg@10']['mean']:.3f}"
+    if served is not teacher:
+        said += f", {result['teacher']} has {teacher['ndcg@10']['mean']:.3f}"
+    if "milliseconds_per_100" in served:
+        said += f"; {served['milliseconds_per_100']:.0f} ms per 100 candidates"
+        if served is not teacher:
+            said += f", {result['teacher']} takes {teacher['milliseconds_per_100']:.0f}"
+    return f"What to serve: {found['serve']} ({said}): {command}"
+
+
+def with_interval(value: Mapping[str, float], sign: str = "") -> str:
+    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f} {value['high']:{sign}.3f}]"
