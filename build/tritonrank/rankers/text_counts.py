@@ -7,7 +7,7 @@ summary's footnote and the report read the counts from the dataset's manifest.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -135,6 +135,7 @@ def without_text_in_words(found: Mapping[str, Any]) -> str:
 def text_warnings(text: Mapping[str, Any]) -> list[str]:
     """A sentence for each kind of text of which too much is cut, with the setting that would hold more."""
     warnings = []
+    advice = {one.setting: one for one in budget_advice(text)}
     for kind, what in (("items", "item texts"), ("queries", "queries")):
         found, setting = text[kind], SETTINGS[kind]
         if found["count"] and found["cut_share"] > CUT_WARNING:
@@ -142,16 +143,15 @@ def text_warnings(text: Mapping[str, Any]) -> list[str]:
                 f"{found['cut_share']:.0%} of the {what} are cut at {found['budget']} tokens and lose "
                 f"{found['lost']:.0f} (median)"
             )
-            if text["named"][setting] == "model":  # which takes no more
+            if setting in advice:
+                warnings.append(f"{said}: --set {advice[setting]} would hold 95% of them whole")
+            else:  # the model takes no more
                 warnings.append(f"{said}: the model reads no more")
-            else:
-                warnings.append(f"{said}: --set text.{setting}={found['tokens_95']} would hold 95% of them whole")
     history = text["history"]
-    if history["read"] < HISTORY_WARNING * history["wanted"]:
-        enough = round(history["tokens"] * history["wanted"] / max(history["read"], 0.5))
+    if "history_tokens" in advice:
         warnings.append(
             f"{history['read']:.1f} of {history['wanted']:.1f} history items fit into {history['tokens']} tokens: "
-            f"--set text.history_tokens={enough} would hold about all, or lower text.history_items"
+            f"--set {advice['history_tokens']} would hold about all, or lower text.history_items"
         )
     if not history["budget"] and not text["queries"]["count"]:
         warnings.append(
@@ -159,6 +159,39 @@ def text_warnings(text: Mapping[str, Any]) -> list[str]:
             "the same ranking. Name data.query, or let the ranker read a history: --set text.history_items=8"
         )
     return warnings
+
+
+class BudgetAdvice(NamedTuple):
+    """A budget that would hold what is cut now."""
+
+    setting: str
+    tokens: int
+    reason: str
+
+    def __str__(self) -> str:
+        """As ``--set`` takes it."""
+        return f"text.{self.setting}={self.tokens}"
+
+
+def budget_advice(text: Mapping[str, Any]) -> list[BudgetAdvice]:
+    """What to set so that 95% of the texts of each kind are read whole; nothing for budgets that hold them already.
+
+    Args:
+        text: as ``count_texts`` returns it.
+    """
+    advice = []
+    for kind, what in (("items", "item texts"), ("queries", "queries")):
+        found, setting = text[kind], SETTINGS[kind]
+        is_cut = found["count"] and found["cut_share"] > CUT_WARNING
+        if is_cut and text["named"][setting] != "model":  # which takes no more
+            reason = f"{found['cut_share']:.0%} of the {what} are cut at {found['budget']} tokens"
+            advice.append(BudgetAdvice(setting, found["tokens_95"], reason))
+    history = text["history"]
+    if history["read"] < HISTORY_WARNING * history["wanted"]:
+        enough = round(history["tokens"] * history["wanted"] / max(history["read"], 0.5))
+        reason = f"{history['read']:.1f} of {history['wanted']:.1f} history items fit into {history['tokens']} tokens"
+        advice.append(BudgetAdvice("history_tokens", enough, reason))
+    return advice
 
 
 def cost_in_words(text: Mapping[str, Any]) -> str:
