@@ -19,7 +19,7 @@ from tritonrank.pipeline import check as checking
 from tritonrank.recipe import load_recipe
 from typer.testing import CliRunner
 
-WORDS = "oak brass linen glass steel wool amber slate cedar ivory copper velvet".split()
+WORDS = ["oak", "brass", "linen", "glass", "steel", "wool", "amber", "slate", "cedar", "ivory", "copper", "velvet"]
 
 
 def shop(folder: Path, users: int = 40, **changes: Any) -> Path:

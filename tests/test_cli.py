@@ -24,6 +24,7 @@ COMMANDS += [
     "workload",
     "report",
     "settings",
+    "check",
     "recipes",
     "up",
     "calibrate",
