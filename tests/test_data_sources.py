@@ -438,3 +438,16 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert MovieLensData.model_validate({"source": "movielens", "path": "~/ml"}).path == tmp_path / "ml"
     with pytest.raises(ValidationError, match="nobody-of-this-name"):
         TablesData.model_validate(home | {"items": "~nobody-of-this-name/items.csv"})
+
+
+def test_the_tables_may_call_the_id_differently(tmp_path: Path) -> None:
+    together = write_tables(tmp_path, "csv")
+    events = pl.read_csv(tmp_path / "events.csv", infer_schema=False).rename({"sku": "product_code"})
+    events.write_csv(tmp_path / "apart.csv")
+    ids = {"items": "sku", "events": "product_code"}
+    apart = TablesData.model_validate(
+        together.model_dump(mode="json") | {"events": str(tmp_path / "apart.csv"), "item_id": ids}
+    )
+    assert load_tables(apart, 0).events.equals(load_tables(together, 0).events)
+    with pytest.raises(ValidationError, match="items: COLUMN, events: COLUMN"):
+        TablesData.model_validate(together.model_dump(mode="json") | {"item_id": {"items": "sku"}})

@@ -26,8 +26,8 @@ def wanted(settings: TablesData) -> dict[str, tuple[Location, set[str]]]:
     """Per table where it is and which of its columns are read."""
     optional = {name for name in (settings.query, settings.label_column) if name}
     return {
-        "items": (settings.items, {settings.item_id, *settings.text_fields}),
-        "events": (settings.events, {settings.user_id, settings.item_id, settings.timestamp, *optional}),
+        "items": (settings.items, {settings.items_key, *settings.text_fields}),
+        "events": (settings.events, {settings.user_id, settings.events_key, settings.timestamp, *optional}),
     }
 
 
@@ -41,10 +41,10 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
         DataError: all faults of both tables: missing or mistyped columns, ids that are empty, repeated or unknown,
             values out of range, malformed rows, broken UTF-8, fields of the template that are no text fields.
     """
-    fields = [field for field in dict.fromkeys(settings.text_fields) if field != settings.item_id]
+    fields = [field for field in dict.fromkeys(settings.text_fields) if field != settings.items_key]
     if "item_id" in fields:
         raise DataError(
-            f"{settings.items}: the text field item_id would hide the id column {settings.item_id!r}; "
+            f"{settings.items}: the text field item_id would hide the id column {settings.items_key!r}; "
             "rename it in the file and in data.text_fields"
         )
     faults = Faults()
@@ -53,13 +53,13 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     check_rows(items, faults)
     check_rows(events, faults)
 
-    item_ids = columns.identifiers(items, settings.item_id, faults, "data.item_id")
+    item_ids = columns.identifiers(items, settings.items_key, faults, "data.item_id")
     field_texts = [columns.texts(items, field, faults, "data.text_fields").alias(field) for field in fields]
     repeated = _repeated(items, item_ids, field_texts)
     columns.check_unique(items, item_ids.set(repeated, None), faults)
 
     user_ids = columns.identifiers(events, settings.user_id, faults, "data.user_id")
-    event_items = columns.identifiers(events, settings.item_id, faults, "data.item_id")
+    event_items = columns.identifiers(events, settings.events_key, faults, "data.item_id")
     is_known = columns.known(events, event_items, item_ids, items)
     if (~is_known).sum() > UNKNOWN_SHARE * len(is_known):
         columns.check_known(events, event_items, item_ids, items, faults)
@@ -72,7 +72,7 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     faults.raise_any()
 
     # The id column may serve as a text field too, under the name it has in the file.
-    own_name = [item_ids] if settings.item_id in settings.text_fields and settings.item_id != "item_id" else []
+    own_name = [item_ids] if settings.items_key in settings.text_fields and settings.items_key != "item_id" else []
     unknown = event_items.filter(~is_known)
     found = {
         f"events of items that {settings.items.name} does not have": (unknown, len(is_known)),

@@ -38,7 +38,11 @@ class TablesData(Settings):
         "pattern such as items-*.parquet, or the URL of a table such as sqlite:///shop.db#products (docs/data.md)"
     )
     events: SourceLocation = Field(description="events table, as items; folders called day=2020-01-01 add a column day")
-    item_id: str = Field("item_id", description="column of both tables that identifies an item")
+    item_id: str | dict[str, str] = Field(
+        "item_id",
+        description="column of both tables that identifies an item; where they call it differently, "
+        "{items: sku, events: product_code}",
+    )
     text_fields: list[str] = Field(min_length=1, description="columns of the items table that the template may use")
     user_id: str = Field("user_id", description="column of the events table")
     timestamp: str = Field("timestamp", description="column of the events table: ISO dates, 20200913, or unix seconds")
@@ -49,6 +53,23 @@ class TablesData(Settings):
         "weights, {column: event_type, view: 0, add_to_cart: 1, purchase: 3}, where 0 is no positive",
     )
     positive_label: float = Field(1.0, description="values of a numeric label from here on are positives")
+
+    @field_validator("item_id")
+    @classmethod
+    def _both_tables_have_ids(cls, value: str | dict[str, str]) -> str | dict[str, str]:
+        if isinstance(value, dict) and set(value) != {"items", "events"}:
+            raise ValueError("expected one column, or {items: COLUMN, events: COLUMN}")
+        return value
+
+    @property
+    def items_key(self) -> str:
+        """The column of the items table that identifies an item."""
+        return self.item_id["items"] if isinstance(self.item_id, dict) else self.item_id
+
+    @property
+    def events_key(self) -> str:
+        """The column of the events table that says which item an event is about."""
+        return self.item_id["events"] if isinstance(self.item_id, dict) else self.item_id
 
     @field_validator("label", mode="before")
     @classmethod
