@@ -26,7 +26,6 @@ from loadtests.target import LiveServer
 
 INTERVAL_SECONDS = 1.0
 ANSWER_SECONDS = 2.0
-"""A page that takes longer is given up: the next sample is more worth than this one."""
 STOP_SECONDS = 4 * ANSWER_SECONDS
 MOST_BYTES = 16_000_000
 OWN_COUNTERS = "tritonrank_"
@@ -60,14 +59,23 @@ class ServerSampler:
         server: where it is reached; sources whose address is empty are left out.
         model: the ensemble; it and its composing models are told of.
         interval_seconds: between samples.
+        answer_seconds: after which a page is given up: the next sample is more worth than this one.
     """
 
-    def __init__(self, server: LiveServer, *, model: str = "rank", interval_seconds: float = INTERVAL_SECONDS) -> None:
+    def __init__(
+        self,
+        server: LiveServer,
+        *,
+        model: str = "rank",
+        interval_seconds: float = INTERVAL_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
         self.faults: list[str] = []
         """what each source said when it failed, each message once"""
         self._server = server
         self._model = model
         self._interval_seconds = interval_seconds
+        self._answer_seconds = answer_seconds
         self._models: list[str] | None = None
         self._samples: list[_Sample] = []
         self._statistics: dict[str, dict[str, Any]] | None = None
@@ -79,7 +87,7 @@ class ServerSampler:
 
     def start(self) -> Self:
         """Take the first look, which later ones are compared with, and go on in the background."""
-        self._look()
+        self.look()
         self._samples.clear()
         self._thread.start()
         return self
@@ -92,7 +100,7 @@ class ServerSampler:
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
         if not self._thread.is_alive():  # else a page trickles in, and nobody waits for that
-            self._look()
+            self.look()
 
     def seconds(self, origin: float) -> list[ServerSecond]:
         """The samples so far.
@@ -116,10 +124,11 @@ class ServerSampler:
             due += self._interval_seconds
             if self._ended.wait(max(0.0, due - time.monotonic())):
                 return
-            self._look()
+            self.look()
             due = max(due, time.monotonic() - self._interval_seconds)  # after a slow look do not catch up in a burst
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Take a sample now."""
         statistics = self._try(self._read_statistics)
         counters = self._try(self._read_counters)
         usage = self._try(self._read_usage)
@@ -163,7 +172,7 @@ class ServerSampler:
     def _read_statistics(self) -> dict[str, dict[str, Any]] | None:
         if not self._server.http_url:
             return None
-        page = json.loads(fetch(f"{self._server.http_url}/v2/models/stats"))
+        page = json.loads(fetch(f"{self._server.http_url}/v2/models/stats", self._answer_seconds))
         found = {str(one["name"]): one for one in page["model_stats"]}
         for name, entry in found.items():
             model_growth(name, None, entry)  # figures that cannot be read are found here, and not at the next look
@@ -174,7 +183,7 @@ class ServerSampler:
     def _read_counters(self) -> dict[str, float] | None:
         if not self._server.metrics_url:
             return None
-        return read_counters(fetch(self._server.metrics_url).decode(), self._models)
+        return read_counters(fetch(self._server.metrics_url, self._answer_seconds).decode(), self._models)
 
     def _read_usage(self) -> tuple[dict[tuple[int, float], float], int] | None:
         if self._server.pid is None:

@@ -55,7 +55,7 @@ def install_perf_analyzer(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="perf_analyzer.tmp-") as temporary:
         parts = Path(temporary) / "perf_analyzer"
         parts.mkdir()
-        _unpack(_download(Path(temporary)), parts / "perf_analyzer")
+        _unpack(download(Path(temporary)), parts / "perf_analyzer")
         for name, pattern in LIBRARIES.items():
             shutil.copy(_only_file(library_folder, pattern), parts / name)
         new_launcher = Path(temporary) / "launcher"
@@ -95,7 +95,7 @@ def main() -> int:
     return 0
 
 
-def _download(folder: Path) -> Path:
+def download(folder: Path) -> Path:
     command = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"),
         *("--only-binary=:all:", f"--platform={WHEEL_PLATFORM}", f"--dest={folder}", f"tritonclient=={VERSION}"),

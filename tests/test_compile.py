@@ -206,17 +206,17 @@ def test_timings_of_kernels_are_kept_for_the_next_build(tmp_path: Path, monkeypa
     monkeypatch.setattr(compiling, "find_gpu", lambda: A100)
     only(monkeypatch, tensorrt=VERSION)
     for expected in (b"+", b"++"):
-        with compiling._timing_cache(Config(), find_builder(), tmp_path):
+        with compiling.timing_cache(Config(), find_builder(), tmp_path):
             pass
         (path,) = tmp_path.iterdir()
         assert path.name == f"timing-{VERSION}-NVIDIA-A100-SXM4-80GB.cache"
         assert path.read_bytes() == expected
     path.write_bytes(b"damaged")
-    with compiling._timing_cache(Config(), find_builder(), tmp_path):
+    with compiling.timing_cache(Config(), find_builder(), tmp_path):
         pass
     assert path.read_bytes() == b"+"
     only(monkeypatch, tensorrt_rtx="1.7")
-    with compiling._timing_cache(Config(), find_builder(), tmp_path / "absent"):
+    with compiling.timing_cache(Config(), find_builder(), tmp_path / "absent"):
         pass  # it has no timings
 
 

@@ -439,10 +439,8 @@ def test_what_a_container_takes_over_http_holds_the_largest_request_of_a_recipe(
 
 
 def test_every_address_is_reached_on_loopback() -> None:
-    server = LocalTriton(ROOT, host="0.0.0.0")
-    server._pid, server._ports = 1, {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
-    urls = (server.http_url, server.grpc_url, server.metrics_url)
-    assert urls == ("http://127.0.0.1:8000", "grpc://127.0.0.1:8001", "http://127.0.0.1:8002/metrics")
+    assert LocalTriton(ROOT, host="0.0.0.0").reached_at == "127.0.0.1"
+    assert LocalTriton(ROOT, host="10.0.0.7").reached_at == "10.0.0.7"
 
 
 # Compose

@@ -18,7 +18,7 @@ from tritonrank_runtime.architecture import EngineOptions, RowLimits
 from tritonrank_runtime.architectures import architecture_named
 from tritonrank_runtime.context_cache import ContextCache
 from tritonrank_runtime.cores import available_cores
-from tritonrank_runtime.engine import RowsError, Watch
+from tritonrank_runtime.engine import Graph, RowsError, Watch
 from tritonrank_runtime.engines import model_files, open_engine
 from tritonrank_runtime.joint import JointEngine, run_in_batches
 from tritonrank_runtime.length_groups import (
@@ -459,8 +459,11 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shared_engine(folder: Path) -> SharedContextEngine:
-    context, candidates = (open_session(folder / name) for name in ("context.onnx", "candidates.onnx"))
-    return SharedContextEngine(context, candidates, EngineOptions(threads=1))
+    return SharedContextEngine(*shared_sessions(folder), EngineOptions(threads=1))
+
+
+def shared_sessions(folder: Path) -> tuple[Graph, Graph]:
+    return open_session(folder / "context.onnx"), open_session(folder / "candidates.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -482,9 +485,8 @@ class Watched:
 
 @pytest.fixture
 def watched(shared_folder: Path) -> tuple[SharedContextEngine, Watched, Watched]:
-    opened = shared_engine(shared_folder)
-    opened._context, opened._candidates = Watched(opened._context), Watched(opened._candidates)
-    return opened, opened._context, opened._candidates
+    context, candidates = (Watched(session) for session in shared_sessions(shared_folder))
+    return SharedContextEngine(context, candidates, EngineOptions(threads=1)), context, candidates
 
 
 def test_every_candidate_gets_its_logit_against_its_own_context(sharing: SharedContextEngine) -> None:
@@ -570,9 +572,9 @@ def test_a_run_that_fails_in_another_thread_is_an_error_and_the_engine_goes_on(s
 
 
 def test_a_context_that_comes_again_is_not_computed_again(shared_folder: Path) -> None:
-    engine = open_engine(shared_folder, context_cache_bytes=1_000_000)
-    assert isinstance(engine, SharedContextEngine)
-    watched = engine._context = Watched(engine._context)
+    context, candidates = shared_sessions(shared_folder)
+    watched = Watched(context)
+    engine = SharedContextEngine(watched, candidates, EngineOptions(context_cache_bytes=1_000_000))
     first, other = (shared_request(context, [[1, 2], [3]]) for context in ([4, 5], [5, 4]))
     answers = engine.run([first, other, first, first])
     assert [feed["context_ids"].tolist() for feed in watched.feeds] == [[4, 5], [5, 4]]

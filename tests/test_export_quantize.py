@@ -235,7 +235,7 @@ def test_excluding_everything_is_an_error(certain: Build) -> None:
 def test_a_graph_without_the_qdq_asked_for_is_refused(certain: Build) -> None:
     nodes, graph = quantizable_nodes(certain.workspace.onnx, []), certain.workspace.onnx / MODEL_FILE
     with pytest.raises(ArtifactError, match=f"{LINEAR_LAYERS} of {LINEAR_LAYERS} chosen MatMuls found; without Q/DQ"):
-        quantize._check_quantized(graph, graph, nodes)
+        quantize.check_quantized(graph, graph, nodes)
 
 
 def test_int8_stays_close_and_within_its_budget(certain: Build) -> None:

@@ -166,7 +166,7 @@ def sent(seed: int) -> list[bytes]:
             except (ValueError, TypeError, IndexError):
                 continue
         bodies.append(message.SerializeToString(deterministic=True))
-        bodies.append(repr(clients._arguments(random)).encode())
+        bodies.append(repr(clients.hostile_arguments(random)).encode())
     return bodies
 
 

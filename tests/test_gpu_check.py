@@ -365,7 +365,7 @@ def test_wrong_scores_through_triton_close_the_gate_though_it_then_fails(
                 raise RuntimeError("the server is gone") from None
 
         monkeypatch.setattr(gpu_triton, "served", lambda *_: nullcontext(("Triton", "FP16", 1e-2, run)))
-        found = checking._measure_through_triton(opened, "cpu")
+        found = checking.measure_through_triton(opened, "cpu")
     assert isinstance(found, Row) == is_row
     if isinstance(found, Row):
         assert not found.agreement.passed

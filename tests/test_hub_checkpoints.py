@@ -26,17 +26,11 @@ from tritonrank.recipe import PACKAGED_MINILM, Recipe
 MODEL = "org/ranker"
 
 
-def forget() -> None:
-    """What the next process would not know."""
-    checkpoint_source._commit_of.cache_clear()
-    checkpoint_source._hub_folder.cache_clear()
-
-
 @pytest.fixture(autouse=True)
 def _new_process() -> Iterator[None]:
-    forget()
+    checkpoint_source.forget_the_hub()
     yield
-    forget()
+    checkpoint_source.forget_the_hub()
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def bias_of(folder: Path) -> float:
 
 def build(recipe: Recipe, root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[bool, str]:
     """Build up to the checkpoint as a new process: whether it was up to date, and what was said."""
-    forget()
+    checkpoint_source.forget_the_hub()
     run_stages(recipe, Workspace.of(recipe, root), until="finetune")
     said = capsys.readouterr()
     (line,) = (line for line in said.out.splitlines() if line.startswith("finetune"))
@@ -172,14 +166,14 @@ def test_a_hub_that_cannot_be_asked_is_no_wait(
         assert hint in message
     hub.is_slow = False
     hub.status = 503
-    forget()
+    checkpoint_source.forget_the_hub()
     assert "hf download" in refusal(MODEL)
     cached(versions[0], tmp_path / "cache", "4" * 40)
-    forget()
+    checkpoint_source.forget_the_hub()
     check_models(recipe_for(MODEL), Workspace(tmp_path))
     hub.status = None
     point_at(FakeHub(url="http://127.0.0.1:9"), tmp_path / "empty", monkeypatch)
-    forget()
+    checkpoint_source.forget_the_hub()
     assert "hf download" in refusal(MODEL)
 
 
@@ -188,7 +182,7 @@ def test_what_the_hub_refuses_is_explained(hub: FakeHub, tmp_path: Path) -> None
     assert "hf auth login" in message
     assert str(tmp_path / "org/absent") in message, "perhaps a folder was meant"
     hub.status, hub.error_code = 403, "GatedRepo"
-    forget()
+    checkpoint_source.forget_the_hub()
     assert "terms" in refusal("org/gated")
 
 

@@ -114,7 +114,7 @@ def test_a_rung_that_answers_otherwise_is_told_by_name(
         found = judge_artifact(name, artifact.folder, workspace.dataset, workspace.judgements)
         return found if name != "ONNX FP32" else Judgement(name, reordered(found.table, len(found.table)))
 
-    monkeypatch.setattr(live, "_judge_served", answers)
+    monkeypatch.setattr(live, "judge_served", answers)
     with pytest.raises(GateError, match=r"was judged: ONNX FP32; .*live\.json has .* --live --rung NAME"):
         judge_live(tiny_recipe, copied)
     assert passed(copied) == {"fine-tuned": True, "ONNX FP32": False, "INT8": True}

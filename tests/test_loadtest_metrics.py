@@ -155,7 +155,7 @@ def test_a_broken_source_leaves_the_other_alone(path: str, body: bytes | None, f
     whole = fake.pages.pop(path)
     if body is not None:
         fake.pages[path] = body
-    sampler._look()
+    sampler.look()
     fake.pages[path] = whole
     sampler.stop()
     first, second = sampled(sampler)
@@ -170,9 +170,8 @@ def test_a_broken_source_leaves_the_other_alone(path: str, body: bytes | None, f
     assert len(sampler.faults) == 1
 
 
-def test_a_slow_server_does_not_hold_the_run_up(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_metrics.fetch, "__defaults__", (0.1,))
-    sampler = ServerSampler(fake.live(), interval_seconds=0.05).start()
+def test_a_slow_server_does_not_hold_the_run_up(fake: FakeServer) -> None:
+    sampler = ServerSampler(fake.live(), interval_seconds=0.05, answer_seconds=0.1).start()
     fake.pause_seconds = 1.0
     time.sleep(0.2)
     started = time.monotonic()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, PreTrainedModel
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.rankers.architectures import architecture_of
-from tritonrank.rankers.modeling import SharedContextRanker, _rename, first_position, from_encoder
+from tritonrank.rankers.modeling import SharedContextRanker, first_position, from_encoder, renamed_weights
 from tritonrank.rankers.pretrained import load_any_ranker, load_config, load_encoder
 from tritonrank.rankers.shared_context import load_shared_context_ranker, packed_batch
 from tritonrank.recipe import Recipe
@@ -102,7 +102,9 @@ def by_the_encoder(made: Made, context: list[int], candidates: Candidates) -> Te
 def by_the_encoder_of(ranker: SharedContextRanker, made: Made, context: list[int], candidates: Candidates) -> Tensor:
     """The same with the ranker's present weights put back into the encoder."""
     encoder = deepcopy(made.encoder)
-    renamed = {ours: name for name in encoder.state_dict() for ours in _rename({name: None}, encoder.config.model_type)}
+    renamed = {
+        ours: name for name in encoder.state_dict() for ours in renamed_weights({name: None}, encoder.config.model_type)
+    }
     weights = {renamed[name]: one for name, one in ranker.state_dict().items() if name in renamed}
     encoder.load_state_dict(weights, strict=False)
     return by_the_encoder(Made(made.family, encoder, ranker), context, candidates)

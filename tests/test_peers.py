@@ -33,7 +33,7 @@ from loadtests.peers.environments import REQUIREMENTS
 from loadtests.peers.libraries import LibrarySystem, Worker
 from loadtests.peers.load import Answer, Load, closed_loop, latency_summary, open_loop, percentile, poisson_arrivals
 from loadtests.peers.machine import needed_gflop
-from loadtests.peers.measure import FULL, SHORT, Effort, _answered, measure_turn
+from loadtests.peers.measure import FULL, SHORT, Effort, anything_answered, measure_turn
 from loadtests.processes import Process, SystemFaultError, resident_bytes
 from loadtests.workload import WorkloadError
 
@@ -427,7 +427,7 @@ def test_both_tables_render(measured: dict[str, Any]) -> None:
 
 
 def test_results_do_not_tell_where_they_were_measured() -> None:
-    told = command._without_paths(f"no {Path.cwd() / 'artifacts'}: look in {command.ROOT}/artifacts/x")
+    told = command.without_paths(f"no {Path.cwd() / 'artifacts'}: look in {command.ROOT}/artifacts/x")
     assert str(command.ROOT) not in told
     assert "artifacts/x" in told
 
@@ -549,9 +549,9 @@ def test_what_the_peers_import_of_the_pipeline_is_in_few_files() -> None:
 
 
 def test_the_command_needs_named_folders() -> None:
-    assert command._named_folders(["shared FP32=a/b"]) == {"shared FP32": Path("a/b")}
+    assert command.named_folders(["shared FP32=a/b"]) == {"shared FP32": Path("a/b")}
     with pytest.raises(command.typer.BadParameter, match="NAME=FOLDER"):
-        command._named_folders(["a/b"])
+        command.named_folders(["a/b"])
 
 
 def test_the_identity_covers_every_graph_of_a_folder_and_its_weights(tmp_path: Path) -> None:
@@ -571,7 +571,7 @@ def test_the_identity_covers_every_graph_of_a_folder_and_its_weights(tmp_path: P
 
 def test_a_load_of_which_nothing_was_answered_is_no_figure() -> None:
     with pytest.raises(SystemFaultError, match="Zipf: no request was answered"):
-        _answered("Zipf", Load())
+        anything_answered("Zipf", Load())
     refused = Load(answers=[Answer(Case(0, "", [], ["a"], "", ["a"], None), 0.0, 0.1, None, "refused")])
     with pytest.raises(SystemFaultError, match="refused"):
-        _answered("open loop", refused)
+        anything_answered("open loop", refused)

@@ -162,7 +162,7 @@ def test_perf_analyzer_measures_throughput(server: LocalTriton, perf_analyzer: P
 
 
 def test_perf_analyzer_is_installed_once(perf_analyzer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "_download", lambda _folder: pytest.fail("downloaded again"))
+    monkeypatch.setattr(tools, "download", lambda _folder: pytest.fail("downloaded again"))
     assert tools.install_perf_analyzer(ROOT / ".tools") == perf_analyzer
     assert "2.51.0" in tools.perf_analyzer_version(perf_analyzer)
 
@@ -274,15 +274,19 @@ def test_the_folder_of_a_killed_backend_is_removed_where_it_can_only_be_ours(
     run_folder, ours, older = (tmp_path / name for name in ("run", "python_env_ours", "python_env_older"))
     run_folder.mkdir()
     older.mkdir()
+    processes = tmp_path / "processes"
+    for number in (11, 12):
+        (processes / str(number)).mkdir(parents=True)
+    (processes / "11" / "comm").write_text("tritonserver\n")
+    another = f"echo tritonserver > {processes}/12/comm; " if another_server_started else f"rm -r {processes}/11; "
     code = f"""
         import os, sys
         from pathlib import Path
         from tritonrank.serve import server_keeper
-        servers = iter([{{"11"}}, {{"11", "12"}} if {another_server_started} else set()])
-        server_keeper._servers = lambda: next(servers)
-        server_keeper._execution_environments = lambda: set(Path({str(tmp_path)!r}).glob("python_env_*"))
-        command = ["sh", "-c", "mkdir {ours}; kill -KILL $$"]
-        sys.exit(server_keeper.main(os.getppid(), Path({str(run_folder)!r}), 1, None, command))
+        folder = Path({str(tmp_path)!r})
+        command = ["sh", "-c", "{another}mkdir {ours}; kill -KILL $$"]
+        seen = dict(processes=folder / "processes", environments=folder)
+        sys.exit(server_keeper.main(os.getppid(), folder / "run", 1, None, command, **seen))
     """
     read_end, write_end = os.pipe()  # stays open: the keeper is not told to stop
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stdin=read_end, timeout=20)
@@ -320,7 +324,7 @@ def test_loading_has_a_deadline(tmp_path: Path) -> None:
 def test_a_taken_port_is_named_before_anything_starts(
     repository: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalTriton, "_launch", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -301,7 +301,7 @@ def test_a_graph_without_the_qdq_asked_for_is_refused(workspace: Workspace, name
     graph = workspace.onnx / name
     count = len(linear_nodes(graph))
     with pytest.raises(ArtifactError, match=f"{count} of {count} chosen MatMuls found; without Q/DQ"):
-        quantize._check_quantized(graph, graph, LINEAR)
+        quantize.check_quantized(graph, graph, LINEAR)
 
 
 def noise_of(folder: Path, workspace: Workspace, calibration: list[Request]) -> float:

@@ -361,7 +361,7 @@ def test_long_budgets_remember_fewer_items(checkpoint: Path) -> None:
     for budget, remembered in ((32, 40), (80_000, 40), (320_000, 10)):
         tokenizer = RequestTokenizer(backend, TextRules("{title}", 0, 0, 0, budget), cache_entries=40)
         tokenizer.items([f"lamp {n}" for n in range(50)])
-        assert len(tokenizer._cache) == remembered
+        assert tokenizer.remembered == remembered
 
 
 # The gate against the uncut teacher

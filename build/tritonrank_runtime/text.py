@@ -110,6 +110,11 @@ class RequestTokenizer:
         self._cache_entries = min(cache_entries, CACHED_TOKENS // rules.candidate_tokens)
         self._cacheable_characters = rules.candidate_tokens * CHARACTERS_PER_TOKEN
 
+    @property
+    def remembered(self) -> int:
+        """Items whose tokens are kept for the next request that has them."""
+        return len(self._cache)
+
     @classmethod
     def from_folder(cls, folder: Path, cache_entries: int = 0) -> "RequestTokenizer":
         """Load tokenizer.json and text.json of a model artifact."""

@@ -33,7 +33,7 @@ class ClientFuzz:
 
     def call(self, random: Random) -> Answer:
         """One call with arguments of which some are hostile."""
-        arguments = _arguments(random)
+        arguments = hostile_arguments(random)
         protocol, is_async = random.choice(list(self._urls)), random.random() < 0.5
         shown = f"{protocol}{', async' if is_async else ''}: {str(arguments)[:SHOWN]}"
         try:
@@ -52,7 +52,7 @@ class ClientFuzz:
             await client.rank(**arguments)
 
 
-def _arguments(random: Random) -> dict[str, Any]:
+def hostile_arguments(random: Random) -> dict[str, Any]:
     count = random.choice(COUNTS[:4]) if random.random() < 0.05 else random.choice([0, 1, 2, 5])
     arguments: dict[str, Any] = {
         "query": random.choice([*TEXTS, 5, None]),

@@ -122,7 +122,7 @@ def measure_all(systems: Sequence[System], cases: Sequence[Case], effort: Effort
                 entry["machine_gflop_per_second"] = machine.multiplication_rates(brief=True)["numpy_fp32"]
             figures = measure_turn(system, cases, effort, turn, seed, tell)
             if "failed" in figures:
-                figures["failed"] = _without_paths(figures["failed"])
+                figures["failed"] = without_paths(figures["failed"])
                 tell(figures["failed"])
             if "single" in figures:
                 entry["single_p50_by_turn"].append(figures["single"]["latency_ms"]["p50"])
@@ -152,7 +152,7 @@ def identical_rows(joint: Path, cases: Sequence[Case], work: Path) -> dict[str, 
             same += sum(row == other for row, other in zip(own, texts.rows(case), strict=True))
             total += len(own)
     except Exception as error:  # noqa: BLE001 - a check beside the measurements must not cost them
-        return {"failed": _without_paths(f"{type(error).__name__}: {error}")}
+        return {"failed": without_paths(f"{type(error).__name__}: {error}")}
     finally:
         ours.stop()
     return {"rows": total, "share": same / total}
@@ -173,10 +173,10 @@ def _ours(
     if shared is not None:
         servers["shared-context INT8"] = shared
         libraries |= {"shared-context FP32": shared / "onnx", "shared-context INT8": shared / "int8"}
-    return servers | _named_folders(serve), libraries | _named_folders(library)
+    return servers | named_folders(serve), libraries | named_folders(library)
 
 
-def _named_folders(values: Sequence[str]) -> dict[str, Path]:
+def named_folders(values: Sequence[str]) -> dict[str, Path]:
     folders = {}
     for value in values:
         name, separator, folder = value.partition("=")
@@ -211,7 +211,7 @@ def _write(results: dict[str, Any], output: Path, environments: Path) -> None:
         console.print(f"no picture: {error}", markup=False, highlight=False)
 
 
-def _without_paths(text: str) -> str:
+def without_paths(text: str) -> str:
     """Published results should not tell where somebody's checkout is."""
     return text.replace(f"{ROOT}/", "").replace(f"{tempfile.gettempdir()}/", "").replace(f"{Path.home()}/", "~/")
 

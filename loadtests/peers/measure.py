@@ -135,7 +135,7 @@ def _full_turn(
     single = kept(
         closed_loop(system.rank, fresh, clients=1, seconds=effort.single_seconds, requests=effort.single_requests)
     )
-    figures["single"] = _answered("one client", single).summary()
+    figures["single"] = anything_answered("one client", single).summary()
     figures["closed"], clients, saturation = _saturation(system, fresh, single, effort, kept, tell)
     figures["saturation"] = {"clients": clients, "candidates_per_second": saturation}
 
@@ -143,7 +143,7 @@ def _full_turn(
     seconds = min(effort.open_most_seconds, max(effort.open_seconds, effort.open_requests / per_second))
     arrivals = poisson_arrivals(per_second, max(FEWEST_ARRIVALS, round(per_second * seconds)), seed)
     tell(f"open loop: {len(arrivals)} requests in {arrivals[-1]:.0f} s")
-    half_load = _answered("open loop", kept(open_loop(system.rank, fresh, arrivals)))
+    half_load = anything_answered("open loop", kept(open_loop(system.rank, fresh, arrivals)))
     figures["half_load"] = {"per_second": per_second} | half_load.summary()
 
     tell("Zipf")
@@ -151,7 +151,7 @@ def _full_turn(
     zipf = closed_loop(
         system.rank, repeating, clients=clients, seconds=effort.zipf_seconds, requests=effort.warm_up_requests
     )
-    figures["zipf"] = _answered("Zipf", zipf).summary()
+    figures["zipf"] = anything_answered("Zipf", zipf).summary()
     figures["memory_mb"] = system.memory_bytes() / 1e6
 
     tell("judged requests")
@@ -161,7 +161,7 @@ def _full_turn(
         figures["pipe_ms"] = _pipe_milliseconds(system, cases)
 
 
-def _answered(name: str, load: Load) -> Load:
+def anything_answered(name: str, load: Load) -> Load:
     """The load, of which something was answered.
 
     Raises:

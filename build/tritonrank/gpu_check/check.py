@@ -93,7 +93,7 @@ def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, tr
         console.print(f"[bold]{machine.gpu or REHEARSAL}[/]: {pack.name}", highlight=False)
         rows, missing = _measure_in_process(pack, "cpu" if cpu else "cuda", Path(scratch))
         if triton:
-            found = _measure_through_triton(pack, "cpu" if cpu else "cuda")
+            found = measure_through_triton(pack, "cpu" if cpu else "cuda")
             if isinstance(found, Missing):
                 missing.append(found)
             else:
@@ -168,7 +168,7 @@ def _tokenizer(pack: Pack) -> RequestTokenizer:
         ) from error
 
 
-def _measure_through_triton(pack: Pack, device: str) -> Row | Missing:
+def measure_through_triton(pack: Pack, device: str) -> Row | Missing:
     try:
         from tritonrank.gpu_check.triton import served
     except ImportError as error:

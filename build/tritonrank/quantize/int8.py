@@ -121,7 +121,7 @@ def quantize_graphs(
         found = LayerNoise(settings.noise, all_layers, final, noise.by_layer)
         CalibrationRecord(found, record_activations(folder, writer.feeds)).save(folder)
     for source in model_files(onnx_folder):
-        _check_quantized(source, folder / source.name, nodes)
+        check_quantized(source, folder / source.name, nodes)
     return nodes
 
 
@@ -276,7 +276,7 @@ class _Calibration(CalibrationDataReader):
         return next(self._remaining, None)
 
 
-def _check_quantized(source: Path, path: Path, nodes: list[str]) -> None:
+def check_quantized(source: Path, path: Path, nodes: list[str]) -> None:
     """Count what is really in the file: each chosen MatMul has a DequantizeLinear on both inputs."""
     chosen = set(nodes) & set(linear_nodes(source))
     graph = onnx.load(path).graph

@@ -202,6 +202,12 @@ def _packaged_minilm() -> Path:
     return folder
 
 
+def forget_the_hub() -> None:
+    """Know no more of it than another process does."""
+    _commit_of.cache_clear()
+    _hub_folder.cache_clear()
+
+
 @lru_cache(maxsize=64)
 def _commit_of(name: str, revision: str | None) -> Commit:
     """Ask the hub, else its cache; says which commit it is."""

@@ -182,7 +182,7 @@ def from_encoder(encoder: PreTrainedModel, name: str, context_positions: int) ->
         ArtifactError: a family or a kind of positions that this model does not know, or weights left over.
     """
     ranker = SharedContextRanker(_config_of(encoder.config, name, context_positions))
-    renamed = _rename(encoder.state_dict(), encoder.config.model_type)
+    renamed = renamed_weights(encoder.state_dict(), encoder.config.model_type)
     missing, unexpected = ranker.load_state_dict(renamed, strict=False)
     if unexpected or set(missing) != {"head.weight", "head.bias"}:
         raise ArtifactError(
@@ -245,7 +245,7 @@ def shared_context_name(name: str, family: str) -> str:
     return name
 
 
-def _rename(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+def renamed_weights(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     # Left out: buffers, and a head over [CLS] that was trained for something else.
     left_out = ("position_ids", "embeddings.token_type_ids")
     return {

@@ -73,7 +73,7 @@ def judge_live(recipe: Recipe, workspace: Workspace, only: Sequence[str] = ()) -
     for name, artifact in rungs.items():
         console.print(f"[bold]{'serve':<10}[/] {name}", highlight=False)
         before = judge_artifact(name, artifact.folder, workspace.dataset, workspace.judgements)
-        live = _judge_served(recipe, workspace, name, artifact)
+        live = judge_served(recipe, workspace, name, artifact)
         judged.append(compare(before, live, artifact.manifest.artifact))
     known = {name: earlier[made.manifest.artifact] for name, made in there.items() if made.manifest.artifact in earlier}
     known |= {rung.name: rung for rung in judged}
@@ -95,7 +95,7 @@ def judge_live(recipe: Recipe, workspace: Workspace, only: Sequence[str] = ()) -
     return judged
 
 
-def _judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Artifact) -> Judgement:
+def judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Artifact) -> Judgement:
     with tempfile.TemporaryDirectory(prefix="tritonrank-live-") as scratch:
         graphs, repository = Path(scratch) / "graphs", Path(scratch) / "repository"
         graphs.mkdir()

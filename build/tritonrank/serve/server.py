@@ -116,15 +116,15 @@ class LocalTriton:
 
     @property
     def http_url(self) -> str:
-        return f"http://{self._reached_at}:{self._port('http_port')}"
+        return f"http://{self.reached_at}:{self._port('http_port')}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{self._reached_at}:{self._port('grpc_port')}"
+        return f"grpc://{self.reached_at}:{self._port('grpc_port')}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self._reached_at}:{self._port('metrics_port')}/metrics"
+        return f"http://{self.reached_at}:{self._port('metrics_port')}/metrics"
 
     @property
     def pid(self) -> int:
@@ -294,7 +294,7 @@ class LocalTriton:
         self.stop()
 
     @property
-    def _reached_at(self) -> str:
+    def reached_at(self) -> str:
         """Where a program on this machine finds it."""
         return LOOPBACK if self.host == EVERY_ADDRESS else self.host
 

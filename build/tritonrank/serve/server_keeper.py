@@ -35,8 +35,30 @@ REAP_SECONDS = 2.0
 
 
 def main(
-    parent_pid: int, run_folder: Path, exit_timeout_seconds: float, ready_file: Path | None, command: list[str]
+    parent_pid: int,
+    run_folder: Path,
+    exit_timeout_seconds: float,
+    ready_file: Path | None,
+    command: list[str],
+    *,
+    processes: Path = Path("/proc"),
+    environments: Path = Path("/tmp"),
 ) -> int:
+    """Run a server to its end; the module says how.
+
+    Args:
+        parent_pid: of the program that wants it.
+        run_folder: is removed at the end.
+        exit_timeout_seconds: between asking the server to end and killing it.
+        ready_file: see the module; None: there is none.
+        command: the server.
+        processes: where the system shows all processes.
+        environments: where Python backends unpack environments. The backend has the name in its code and does not look
+            at TMPDIR.
+
+    Returns:
+        The server's exit code.
+    """
     stop_ordered = False
 
     def order_stop(_signal: int, _frame: object) -> None:
@@ -45,7 +67,7 @@ def main(
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, order_stop)
-    environments_before, servers_before = _execution_environments(), _servers()
+    environments_before, servers_before = _environments(environments), _servers(processes)
     libc = ctypes.CDLL(None)
     # The stubs of a server that was killed become our children, not those of a container's first process, which may
     # not know that it has to take note of their end.
@@ -74,11 +96,11 @@ def main(
         if server is not None:
             _kill_process_group(server)
         # Only where it can be nobody else's: a server whose folder was taken away aborts when it ends.
-        if server is not None and server.returncode != 0 and _servers() <= servers_before:
-            environments = _execution_environments() - environments_before
-            if len(environments) == 1:
+        if server is not None and server.returncode != 0 and _servers(processes) <= servers_before:
+            left = _environments(environments) - environments_before
+            if len(left) == 1:
                 with suppress(OSError):  # not empty: not ours after all
-                    environments.pop().rmdir()
+                    left.pop().rmdir()
         remove_traces(run_folder)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
@@ -98,18 +120,15 @@ def _remove_ready_file(file: Path | None, server_process: int) -> None:
                 file.unlink()
 
 
-def _execution_environments() -> set[Path]:
-    """Folders that Python backends unpack environments into; a killed server leaves its own, empty in our case.
-
-    The backend has the name in its code and does not look at TMPDIR.
-    """
-    return set(Path("/tmp").glob("python_env_*"))
+def _environments(folder: Path) -> set[Path]:
+    """Folders that Python backends unpack environments into; a killed server leaves its own, empty in our case."""
+    return set(folder.glob("python_env_*"))
 
 
-def _servers() -> set[str]:
+def _servers(processes: Path) -> set[str]:
     """Process ids of all running tritonservers."""
     servers = set()
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in processes.glob("[0-9]*"):
         with suppress(OSError):  # ended while we look
             if (process / "comm").read_text() == "tritonserver\n":
                 servers.add(process.name)

@@ -210,7 +210,7 @@ def build_plan(
             added.set_shape(name, one.smallest, one.best, one.largest)
         if config.add_optimization_profile(added) < 0:
             raise ArtifactError(f"{graph}: {builder.name} refuses the optimization profile {profile}:\n{logger.tail()}")
-    with _timing_cache(config, builder, cache_folder), _progress(trt) as monitor:
+    with timing_cache(config, builder, cache_folder), _progress(trt) as monitor:
         config.progress_monitor = monitor
         plan = trt_builder.build_serialized_network(network, config)
         if monitor.is_interrupted:
@@ -265,7 +265,7 @@ def _configure(config: Any, settings: TensorRTSettings, builder: Builder) -> Non
 
 
 @contextmanager
-def _timing_cache(config: Any, builder: Builder, folder: Path) -> Iterator[None]:
+def timing_cache(config: Any, builder: Builder, folder: Path) -> Iterator[None]:
     """Reuse the kernels' timings of earlier builds by the same TensorRT on the same GPU, and keep this one's."""
     if builder.name == TENSORRT_RTX:  # it times nothing ahead of time
         yield
