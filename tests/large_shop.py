@@ -3,9 +3,9 @@
     python tests/large_shop.py FOLDER --events 10000000 --users 200000 --items 50000 --format parquet
     python tests/large_shop.py FOLDER --events 10000000 --users 200000 --items 50000 --format csv
 
-The shop is generated into FOLDER (once for each size and format): Zipf-like popularity, users of unequal activity, views,
-carts and purchases in order of time. Then ``prepare`` runs in a process of its own; the last line is JSON: wall seconds,
-CPU seconds, the largest resident memory in bytes.
+The shop is generated into FOLDER (once for each size and format): Zipf-like popularity, users of unequal activity,
+views, carts and purchases in order of time. Then ``prepare`` runs in a process of its own; the last line is JSON: wall
+seconds, CPU seconds, the largest resident memory in bytes.
 """
 
 import argparse
@@ -34,7 +34,22 @@ data:
 text:
   item_template: "{{title}} {{brand}} {{price}}"
 """
-WORDS = ("lamp", "tent", "shoe", "mug", "chair", "red", "oak", "steel", "light", "small", "wide", "soft", "alpine", "city")
+WORDS = (
+    "lamp",
+    "tent",
+    "shoe",
+    "mug",
+    "chair",
+    "red",
+    "oak",
+    "steel",
+    "light",
+    "small",
+    "wide",
+    "soft",
+    "alpine",
+    "city",
+)
 FIRST_SECOND, SECONDS = 1_700_000_000, 20_000_000
 EVENTS_AT_ONCE = 2_000_000
 
@@ -57,7 +72,9 @@ def write_shop(folder: Path, events: int, users: int, items: int, suffix: str) -
     parts = []
     for start in range(0, events, EVENTS_AT_ONCE):
         count = min(EVENTS_AT_ONCE, events - start)
-        seconds = FIRST_SECOND + np.sort(random.integers(0, SECONDS * count // events, count)) + SECONDS * start // events
+        seconds = (
+            FIRST_SECOND + np.sort(random.integers(0, SECONDS * count // events, count)) + SECONDS * start // events
+        )
         who = np.searchsorted(np.cumsum(activity) / activity.sum(), random.random(count))
         what = np.searchsorted(np.cumsum(popularity) / popularity.sum(), random.random(count))
         kind = np.searchsorted([0.75, 0.9], random.random(count))

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tritonrank.data import columns
+from tritonrank.data import columns, tables
 from tritonrank.data.loading import load_tables
 from tritonrank.data.splits import TEST, mark_splits
 from tritonrank.errors import DataError
@@ -23,6 +23,7 @@ SECONDS = [1_600_000_000, 1_600_000_001]
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "latest_second", lambda: NOW)
+    monkeypatch.setattr(tables, "latest_second", lambda: NOW)
 
 
 def tables_with(folder: Path, times: pl.Series, suffix: str = "parquet") -> TablesData:
@@ -34,7 +35,7 @@ def tables_with(folder: Path, times: pl.Series, suffix: str = "parquet") -> Tabl
     for name, frame in (("items", items), ("events", events)):
         paths[name] = folder / f"{name}.{suffix}"
         frame.write_csv(paths[name]) if suffix == "csv" else frame.write_parquet(paths[name])
-    return TablesData(source="tables", text_fields=["title"], **paths)
+    return TablesData(source="tables", text_fields=["title"], tolerate=0, **paths)
 
 
 def read(folder: Path, times: pl.Series, suffix: str = "parquet") -> list[int]:

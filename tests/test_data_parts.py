@@ -33,7 +33,7 @@ def some_events(first: int, count: int = 2) -> pl.DataFrame:
 def tables(folder: Path, events: Path | None = None, **changes: Any) -> TablesData:
     ITEMS.write_parquet(folder / "items.parquet")
     paths = {"items": folder / "items.parquet", "events": events or folder / "events"}
-    return TablesData(source="tables", text_fields=["title"], **(paths | changes))
+    return TablesData(source="tables", text_fields=["title"], tolerate=0, **(paths | changes))
 
 
 def users(settings: TablesData) -> list[str]:

@@ -49,9 +49,9 @@ def identifiers(table: SourceTable, name: str, faults: Faults, setting: str = ""
     if not (column.dtype == pl.String or column.dtype.is_integer() or column.dtype == pl.Null):
         return _mistyped(table, column, faults, "text or whole numbers", pl.String)
     ids = column.cast(pl.String)
-    _report(table, ids, ids.is_null() | (ids == ""), "an id", faults)
+    _report(table, ids, ids.is_null() | (ids == ""), "an id", faults, setting)
     padded = (ids != ids.str.strip_chars()).fill_null(False)
-    _report(table, ids, padded & (ids != ""), "an id without blanks around it", faults)
+    _report(table, ids, padded & (ids != ""), "an id without blanks around it", faults, setting)
     return ids
 
 
@@ -85,7 +85,8 @@ def numbers(
         _report_words(table, column, faults, setting)
         return values
     expected = "a number" if low == -float("inf") else f"a number from {low:g} to {high:g}"
-    _report(table, column, ~(values.is_finite() & values.is_between(low, high)).fill_null(False), expected, faults)
+    wrong = ~(values.is_finite() & values.is_between(low, high)).fill_null(False)
+    _report(table, column, wrong, expected, faults, setting)
     return values
 
 
@@ -115,7 +116,7 @@ def timestamps(table: SourceTable, name: str, faults: Faults, setting: str = "")
         seconds = _numbered(_as_numbers(column), latest)
     else:
         return _mistyped(table, column, faults, "unix seconds, ISO dates or a date type", pl.Int64)
-    _report(table, column, seconds.is_null(), expected, faults, lambda value: _as_written(value, latest))
+    _report(table, column, seconds.is_null(), expected, faults, setting, lambda value: _as_written(value, latest))
     return seconds
 
 
@@ -194,21 +195,23 @@ def _report(
     wrong: pl.Series,
     expected: str,
     faults: Faults,
+    setting: str = "",
     explain: Callable[[object], str] = lambda _: "",
 ) -> None:
     """Report the cells where ``wrong`` holds; ``explain`` says of a cell's value what it may have been meant as."""
     if column.name not in table.frame.columns:
         return  # the missing column is the fault, not its cells
-    positions = (wrong & table.sound).arg_true()
-    kind = f"{column.name}: {expected}"
-    for position in positions.head(SHOWN_PER_KIND):
+    wrong &= table.sound
+    cells = []
+    for position in wrong.arg_true().head(SHOWN_PER_KIND):
         value = column[position]
         found = "empty" if value is None or value == "" else repr(value) if isinstance(value, str) else str(value)
-        hint = explain(value)
-        message = f"{column.name} is {found}; expected {expected}" + (f" ({hint})" if hint else "")
-        file, place = table.place_of(position)
-        faults.add(table.path, kind, message, place, file)
-    faults.hide(table.path, kind, max(len(positions) - SHOWN_PER_KIND, 0))
+        hint = f" ({explain(value)})" if explain(value) else ""
+        message = f"{column.name} is {found}; expected {expected}{hint}"
+        cells.append((*table.place_of(position), message, f"{found}{hint}"))
+    if cells:
+        named = f"{column.name} ({setting})" if setting else column.name
+        faults.add_cells(table.path, f"whose {named} is not {expected}", wrong, cells)
 
 
 def _as_numbers(column: pl.Series) -> pl.Series:

@@ -8,9 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import polars as pl
+
 from tritonrank.errors import DataError
 
 EXAMPLES_SHOWN = 3
+SOUGHT = 1_000
+"""Rows among which different examples are looked for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Dropped:
         more = ", ..." if self.count > len(self.examples) else ""
         such = f" (such as {', '.join(self.examples)}{more})" if self.examples else ""
         return f"{self.count:,} {self.kind} ({_percent(self.share)}): {self.rule}{such}"
+
+
+def ids_of(kind: str, rule: str, ids: pl.Series, rows: int) -> list[Dropped]:
+    """An entry for the rows with these ids, of a table of ``rows`` rows; none where there are none."""
+    return [Dropped.of(kind, rule, len(ids), rows, ids.head(SOUGHT))] if len(ids) else []
 
 
 def as_metrics(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:

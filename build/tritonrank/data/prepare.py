@@ -19,7 +19,7 @@ from tritonrank_runtime.item_text import render_fields
 
 from tritonrank.artifacts import Draft
 from tritonrank.data.choices import choose_positives
-from tritonrank.data.dropped import Dropped, as_metrics
+from tritonrank.data.dropped import Dropped, as_metrics, ids_of, require_tolerable
 from tritonrank.data.lists import ListMaker
 from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.splits import LIKED, TEST, TRAIN, mark_splits
@@ -94,6 +94,7 @@ def make_dataset(recipe: Recipe) -> Prepared:
     item_lengths = lengths.of_items(source.items)
     tables, without_text = _with_text(recipe, source, item_lengths)
     dropped = [*source.dropped, *_dropped_without_text(without_text)]
+    require_tolerable(dropped, getattr(recipe.data, "tolerate", 1.0))
     queries = sorted(set(tables.events["query"]) - {""})
     query_lengths = lengths.of_texts(queries)
     rules = resolve_rules(recipe, Needs(max(query_lengths, default=0), max(item_lengths.values())))
@@ -102,6 +103,7 @@ def make_dataset(recipe: Recipe) -> Prepared:
     chosen, skipped = choose_positives(events, recipe.examples, recipe.seed)
     lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed)
 
+    dropped += _without_positives(events)
     examples = {split: lists.make(split, positives) for split, positives in chosen.items()}
     template = recipe.text.item_template
     shown = [render_fields(template, row) for row in tables.items.head(TEXTS_SHOWN).iter_rows(named=True)]
@@ -124,6 +126,14 @@ def make_dataset(recipe: Recipe) -> Prepared:
 def _dropped_without_text(found: Mapping[str, Any]) -> list[Dropped]:
     kind, rule = "items without text by text.item_template", "left out, with the events about them"
     return [Dropped.of(kind, rule, found["count"], found["of"], found["first"])] if found["count"] else []
+
+
+def _without_positives(events: pl.DataFrame) -> list[Dropped]:
+    """Not limited: a shop where most only look is a shop."""
+    users, with_positives = (frame["user_id"].unique() for frame in (events, events.filter(LIKED)))
+    without = users.filter(~users.is_in(with_positives.implode())).sort()
+    rule = "nothing is learnt or judged of them"
+    return ids_of("users without a positive", rule, without, len(users))
 
 
 def _check_template(recipe: Recipe, tables: Tables) -> None:

@@ -280,7 +280,7 @@ def _read_csv(path: Path, file: Path, faults: Faults) -> SourceTable:
         whole = len(row) == len(header)
         if not whole:
             expected = f"expected {len(header)} ({', '.join(header)})"
-            faults.add(path, "fields", f"{len(row)} field(s); {expected}", f":{first_line}", file)
+            faults.add(path, "fields", f"{len(row)} field(s); {expected}", f":{first_line}", file, rows=1)
             row = (row + [""] * len(header))[: len(header)]
         sound.append(whole and not (broken_lines and broken_lines.intersection(range(first_line, last_line + 1))))
         lines.append(first_line)
@@ -312,7 +312,9 @@ def _rows(path: Path, file: Path, text: str, faults: Faults) -> Iterator[tuple[i
             return
         except csv.Error as error:
             expected = "every quote closed, and doubled within a cell"
-            faults.add(path, "csv", f"not a CSV row ({error}); expected {expected}", f":{first_line}", file)
+            message = f"not a CSV row ({error}); expected {expected}"
+            lost = reader.line_num + 1 - first_line  # a quote that never closes swallows all that come after
+            faults.add(path, "csv", message, f":{first_line}", file, rows=lost)
             yield first_line, reader.line_num, []
             continue
         if row:
@@ -334,7 +336,7 @@ def _decode(path: Path, file: Path, faults: Faults) -> tuple[str, set[int]]:
         except UnicodeDecodeError as error:
             broken.add(number)
             what = f"broken UTF-8 at byte offset {offset + error.start} (0x{line[error.start]:02X})"
-            faults.add(path, "utf-8", f"{what}; expected UTF-8 throughout", f":{number}", file)
+            faults.add(path, "utf-8", f"{what}; expected UTF-8 throughout", f":{number}", file, rows=1)
         offset += len(line) + 1
     return content.decode("utf-8-sig", errors="replace"), broken
 

@@ -53,6 +53,17 @@ class TablesData(Settings):
         "weights, {column: event_type, view: 0, add_to_cart: 1, purchase: 3}, where 0 is no positive",
     )
     positive_label: float = Field(1.0, description="values of a numeric label from here on are positives")
+    available_from: str | None = Field(
+        None,
+        description="column of the items table with the time from which an item existed; earlier events are left out",
+    )
+    tolerate: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="share of a table's rows that one kind of dirt may cost (docs/labels.md); beyond it the build "
+        "stops. 0: no dirt at all, and bad cells are named by their lines",
+    )
 
     @field_validator("item_id")
     @classmethod
