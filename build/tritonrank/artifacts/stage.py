@@ -142,11 +142,15 @@ def take_part(stage: Stage) -> None:
         stage.make(Draft(Path(scratch), stage.key(), stage.parent_manifests()))
 
 
-def bring_up_to_date(stage: Stage, *, force: bool = False) -> Manifest:
+def bring_up_to_date(
+    stage: Stage, *, force: bool = False, made: Callable[[str, Manifest], None] = lambda verb, manifest: None
+) -> Manifest:
     """Run a stage if it is not up to date, and say so either way.
 
     Args:
+        stage: which.
         force: run it even if it is up to date.
+        made: is told verb and manifest where it ran.
 
     Raises:
         As ``run_stage`` and ``Stage.why_anew``.
@@ -157,9 +161,10 @@ def bring_up_to_date(stage: Stage, *, force: bool = False) -> Manifest:
         return read_manifest(stage.folder)
     _say(f"[bold]{stage.verb:<10}[/] ->", f" {stage.folder}  ({why})")
     started = time.monotonic()
-    made = run_stage(stage)
+    manifest = run_stage(stage)
     _say("", f"{'':<10} done in {time.monotonic() - started:.1f} s")
-    return made
+    made(stage.verb, manifest)
+    return manifest
 
 
 def say_up_to_date(stage: Stage) -> None:

@@ -101,6 +101,11 @@ class Workspace:
         return self.root / "summary"
 
     @property
+    def quick(self) -> Path:
+        """What ``build --quick`` found; no model of it is kept."""
+        return self.root / "quick"
+
+    @property
     def calibration(self) -> Path:
         return self.root / "calibration"
 

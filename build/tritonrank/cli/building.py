@@ -1,6 +1,7 @@
 """The verbs that build: all stages, one of them, or a repository for a GPU."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,8 +29,16 @@ def build(
     overrides: Overrides = NO_OVERRIDES,
     artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
     target: TargetOption = Target.CPU,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Only train on parts of the data, and say what a whole build is likely to give"),
+    ] = False,
 ) -> None:
     """Run all stages, skipping those that are up to date, and end with a table of what was achieved.
+
+    With --quick nothing is built that could be served: four short trainings on up to a tenth of the examples become a
+    learning curve, which says with an interval what all of them are likely to give, whether that beats the rankings
+    that need no training, and how long the whole takes on this machine. The whole build reuses the prepared data.
 
     With --target also compile and assemble for GPUs, on the machine that will serve; see `tritonrank assemble --help`.
     Exits with 1 when a step made the ranking worse than its budget allows, with 3 when the build went to its end but
@@ -37,6 +46,11 @@ def build(
     """
     # Before torch is imported: a fault shows at once.
     loaded, workspace = open_recipe(recipe, overrides, artifacts, target)
+    if quick:
+        from tritonrank.pipeline.quick import run_quick
+
+        run_quick(loaded, workspace, whole_build_command(recipe, overrides, artifacts, target))
+        return
     for_cpu, _ = open_recipe(recipe, overrides, artifacts)  # what the stages make is the CPU's, whatever comes after
     from tritonrank.pipeline.stages import run_stages
     from tritonrank.report.answer import SUMMARY_FILE, exit_code
@@ -51,6 +65,14 @@ def build(
     if target is not Target.CPU:
         typer.echo(f"{build_target(loaded, workspace, target)}")
     raise typer.Exit(exit_code(workspace.summary / SUMMARY_FILE, loaded.gate.training))
+
+
+def whole_build_command(recipe: Path, overrides: list[str], artifacts: Path, target: Target) -> list[str]:
+    """The words to type for what --quick only looked at."""
+    words = ["tritonrank", "build", str(recipe)]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--artifacts", str(artifacts)] if artifacts != DEFAULT_ARTIFACTS else []
+    return words + (["--target", str(target)] if target is not Target.CPU else [])
 
 
 def _stage_command(verb: str, help_text: str) -> None:

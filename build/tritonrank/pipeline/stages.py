@@ -29,7 +29,8 @@ from tritonrank.pipeline import (
     shard,
     summarize,
 )
-from tritonrank.pipeline.outlook import say_outlook
+from tritonrank.pipeline.estimates import remember
+from tritonrank.pipeline.outlook import coming_stages, say_outlook
 from tritonrank.recipe import Recipe
 
 
@@ -90,9 +91,13 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
     with only_writer(workspace.root):
         for stage in chosen:
             tidy(stage.folder)
-        say_outlook(recipe, chosen)
+        say_outlook(recipe, workspace, coming_stages(chosen))
         for stage in chosen:
-            bring_up_to_date(stage, force=stage.verb == force)
+            bring_up_to_date(
+                stage,
+                force=stage.verb == force,
+                made=lambda verb, manifest: remember(recipe, workspace, verb, manifest.seconds),
+            )
 
 
 def take_part_in(verb: str, recipe: Recipe, workspace: Workspace) -> None:

@@ -20,7 +20,7 @@ from tritonrank.artifacts import Draft, work_folder
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.judge.evaluate import cached, content_hash, examples_hash, judge_scorer
+from tritonrank.judge.evaluate import Judgement, cached, content_hash, examples_hash, judge_scorer
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.checkpoint_check import check_checkpoint, mention_prompts
@@ -64,7 +64,7 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         console.print(f"  took the checkpoint as it is: {recipe.model.checkpoint}", markup=False, highlight=False)
         return
     dataset, work = Dataset.read(workspace.dataset), work_folder(workspace.teacher)
-    teacher_scores = _teacher_scores(recipe, dataset, workspace)
+    teacher_scores = _kept_teacher_scores(recipe, dataset, workspace)
     metrics = train_ranker(
         "finetune", recipe.finetune, dataset, model, tokenizer, teacher_scores, work, draft.key, recipe.seed
     )
@@ -130,15 +130,22 @@ def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules:
     (meaning if recipe.model.checkpoint else ScoreMeaning()).save(folder)  # what is trained here has a head of its own
 
 
-def _teacher_scores(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, list[float]] | None:
-    """What the teacher gives each training candidate, computed once and kept; None without a teacher."""
+def scores_of_teacher(recipe: Recipe, dataset: Dataset) -> Judgement:
+    """What the recipe's teacher gives each training candidate."""
+    folder = teacher_folder(str(recipe.finetune.teacher))
+    return judge_scorer("teacher", open_scorer(folder), dataset, dataset.training, TextRules.load(folder))
+
+
+def by_example(judgement: Judgement) -> dict[str, list[float]]:
+    """Example id -> scores in the order of the candidates."""
+    return dict(zip(judgement.example_ids, judgement.table["scores"].to_list(), strict=True))
+
+
+def _kept_teacher_scores(recipe: Recipe, dataset: Dataset, workspace: Workspace) -> dict[str, list[float]] | None:
+    """The teacher's scores, computed once and kept; None without a teacher."""
     if recipe.finetune.teacher is None:
         return None
     folder = teacher_folder(recipe.finetune.teacher)
     key = f"training-{content_hash(folder)[:24]}-{examples_hash(workspace.dataset, 'train')[:16]}"
-    judgement = cached(
-        "teacher",
-        workspace.judgements / f"{key}.parquet",
-        lambda: judge_scorer("teacher", open_scorer(folder), dataset, dataset.training, TextRules.load(folder)),
-    )
-    return dict(zip(judgement.example_ids, judgement.table["scores"].to_list(), strict=True))
+    path = workspace.judgements / f"{key}.parquet"
+    return by_example(cached("teacher", path, lambda: scores_of_teacher(recipe, dataset)))

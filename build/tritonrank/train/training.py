@@ -63,6 +63,8 @@ def train_ranker(
     work: Path,
     key: str,
     seed: int,
+    *,
+    keeps_best: bool = True,
 ) -> dict[str, Any]:
     """Train in place, up to the best validation NDCG@10.
 
@@ -76,12 +78,13 @@ def train_ranker(
         work: folder of the run's checkpoints; a run that was interrupted goes on from them. The caller removes it.
         key: what the run depends on; checkpoints of another key are not used.
         seed: of the order of the examples and of dropout.
+        keeps_best: False judges nothing on the way and ends with the last weights.
 
     Returns:
         What goes into the manifest: seconds, steps, losses, validation NDCG@10.
     """
     precision = _precision(model)
-    arguments = _arguments(settings, len(dataset.training), precision, work, seed)
+    arguments = _arguments(settings, len(dataset.training), precision, work, seed, keeps_best=keeps_best)
     trainer = _RankingTrainer(
         settings=settings,
         judge=_Judge(dataset, tokenizer, precision),
@@ -193,7 +196,13 @@ class _Progress(TrainerCallback):
 
 
 def _arguments(
-    settings: FinetuneSettings, examples: int, precision: torch.dtype | None, work: Path, seed: int
+    settings: FinetuneSettings,
+    examples: int,
+    precision: torch.dtype | None,
+    work: Path,
+    seed: int,
+    *,
+    keeps_best: bool,
 ) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = max(1, round(examples * settings.epochs / (settings.examples_per_step * world)))
@@ -212,12 +221,12 @@ def _arguments(
         use_cpu=on_cpu,
         ddp_backend=("gloo" if on_cpu else "nccl") if world > 1 else None,
         seed=seed,
-        eval_strategy="steps",
+        eval_strategy="steps" if keeps_best else "no",
         eval_steps=every,
-        save_strategy="steps",
+        save_strategy="steps" if keeps_best else "no",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=keeps_best,
         metric_for_best_model="eval_ndcg",
         greater_is_better=True,
         logging_steps=max(1, min(20, every)),
