@@ -12,6 +12,10 @@ SHARED ?= artifacts/movielens
 WORKLOAD ?= $(SHARED)/workload.jsonl
 PACK ?=
 OPTIONS ?=
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+# Two files of tests at a time: half of their time is waiting for servers. Each worker has its own Triton (1 GB).
+AT_ONCE := -n $(WORKERS) --dist loadfile --max-worker-restart 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup dialect-clients demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel clean
@@ -48,17 +52,19 @@ serve: setup ## build the demo recipe if needed, serve it until Ctrl-C (ARTIFACT
 	@if [ "$(ARTIFACTS)" = artifacts/demo ]; then $(BIN)/tritonrank assemble build/recipes/demo.yaml; fi
 	@exec $(BIN)/tritonrank serve $(ARTIFACTS)
 
-test: setup ## run the tests, real Triton included, without the slow ones
-	@$(BIN)/python -m pytest
+test: setup ## run the tests, real Triton included, without the slow ones (WORKERS=1 for less memory)
+	@$(PYTEST) $(AT_ONCE)
 
 test-slow: setup dialect-clients ## the tests that `make test` leaves out: more families, real loads, many server starts
-	@$(BIN)/python -m pytest -m slow
+	@status=0; \
+	$(PYTEST) $(AT_ONCE) -m 'slow and not alone' || status=$$?; \
+	$(PYTEST) -m 'slow and alone' || status=$$?; \
+	exit $$status
 
-test-all: setup dialect-clients ## every test but test-engines, in one run
-	@$(BIN)/python -m pytest -m 'not engines'
+test-all: test test-slow ## every test but test-engines
 
 test-engines: setup ## compile every graph for TensorRT with TensorRT-RTX, no GPU needed (minutes)
-	@$(BIN)/python -m pytest -m engines tests/test_engines.py tests/test_shard_engines.py
+	@$(PYTEST) $(AT_ONCE) -m engines tests/test_engines.py tests/test_shard_engines.py
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

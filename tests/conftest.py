@@ -5,6 +5,7 @@ import tritonrank  # noqa: F401 - its first act is to turn telemetry off, which 
 # isort: split
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,11 +38,13 @@ from tritonrank.recipe import PACKAGED_MINILM, Recipe, load_recipe
 from tritonrank.serve.server import LocalTriton
 from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.text import TextRules
+from whole_runs import pytest_configure  # noqa: F401 - a hook
 
 TESTS = Path(__file__).parent
 
 # Models this small gain nothing from a second thread, and threads that wait for each other lose much on busy cores.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for programs that tests start
 
 
 def save_encoder(model: PreTrainedModel, folder: Path) -> Path:

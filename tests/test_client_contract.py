@@ -55,7 +55,7 @@ def values(request: RankRequest, name: str) -> list[Any]:
         ({"items": [{"id": 1, "title": "\ud800"}]}, "items[0]['title']: not valid Unicode text"),
         ({"items": [{"\ud800": "x"}]}, "items[0]['\\ud800']: not valid Unicode text"),
         ({"items": ["a", {"id": 1, "price": math.nan}]}, "items[1]['price']: cannot be written as JSON"),
-        ({"items": [{"tags": {"a", "b"}}]}, "items[0]['tags']: cannot be written as JSON"),
+        ({"items": [{"tags": {"a"}}]}, "items[0]['tags']: cannot be written as JSON"),
         ({"items": [{"price": Decimal("1.5")}]}, "items[0]['price']: cannot be written as JSON"),
         ({"items": [{"weight": np.float32(1.5)}]}, "items[0]['weight']: cannot be written as JSON"),
         ({"items": [{"sold": np.bool_(True)}]}, "items[0]['sold']: cannot be written as JSON"),

@@ -36,7 +36,7 @@ from misbehaving_server import (
 from loadtests.processes import child_environment, free_port
 from loadtests.results import Run, read_run
 
-pytestmark = pytest.mark.slow  # loads in real time
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # loads in real time
 
 LOCUSTFILE = TESTS.parent / "loadtests" / "locustfile.py"
 RATE = 25.0

@@ -62,6 +62,7 @@ def objectives(tmp_path: Path) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_slowed_server_fails_the_load_test(
     server: MisbehavingServer,
     objectives: Any,
@@ -104,6 +105,7 @@ def test_a_slowed_server_fails_the_load_test(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_server_that_refuses_in_time_stands_an_overload(
     server: MisbehavingServer,
     objectives: Any,
@@ -126,6 +128,7 @@ def test_a_server_that_refuses_in_time_stands_an_overload(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("requests", "starts_over"), [(300, False), (30, True)])
 def test_a_soak_says_beforehand_that_its_workload_starts_over(
     requests: int, starts_over: bool, server: MisbehavingServer, objectives: Any, small_workload: Path, tmp_path: Path
@@ -150,6 +153,7 @@ def test_what_the_search_for_saturation_has_sent_counts_as_well(capsys: pytest.C
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_that_cannot_be_judged_is_kept(
     server: MisbehavingServer, objectives: Any, small_workload: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from loadtests.settings import LoadSettings
 from loadtests.shapes import plan_of
 from loadtests.target import LiveServer
 
-pytestmark = pytest.mark.slow  # three times what the server can do, in real time
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # three times what the server can do, in real time
 
 CANDIDATES = 60
 DEADLINE_MS = 1_000
