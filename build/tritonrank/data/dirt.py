@@ -4,9 +4,12 @@ Each kind has one rule, the same for every shop, and is counted; docs/labels.md 
 with values of their columns; what is no value has been left out before.
 """
 
+from dataclasses import replace
+
 import polars as pl
 
 from tritonrank.data.dropped import Dropped, ids_of
+from tritonrank.data.ids import with_alike
 from tritonrank.system.dates import day_of
 
 AVAILABLE_FROM = "__available_from"
@@ -63,6 +66,7 @@ def without_strays(
 
     unknown = ~events["item_id"].is_in(items["item_id"].implode())
     leave_out(f"events of items that {items_name} does not have", unknown)
+    dropped = [replace(one, examples=tuple(with_alike(pl.Series(one.examples), items["item_id"]))) for one in dropped]
     leave_out(f"events in the future (after {day_of(latest)})", events["timestamp"] > latest)
     if AVAILABLE_FROM in items.columns:
         since = events.select("item_id").join(

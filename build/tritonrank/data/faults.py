@@ -22,6 +22,7 @@ UNREADABLE = {
     "fields": "with too many or too few fields",
     "csv": "that are no CSV",
     "utf-8": "with broken UTF-8",
+    "json": "that are no JSON objects",
 }
 """Kinds of faults of rows that were met while reading, and how their rows are called."""
 
@@ -101,7 +102,8 @@ class Faults:
     def dropped(self, path: Location, name: str, rows: int) -> list[Dropped]:
         """The faults of rows of a table, which is called ``name`` and has so many rows; they are no faults any more."""
         kinds = [key for key, found in self._found.items() if key[0] == path and found.what]
-        kept = rows + sum(self._found[key].rows for key in kinds if key[1] == "csv")  # which are not among the rows
+        unread = sum(self._found[key].rows for key in kinds if key[1] in ("csv", "json"))
+        kept = rows + unread  # they are not among the rows
         return [
             Dropped.of(f"rows of {name} {found.what}", "left out", found.rows, kept, found.examples)
             for found in (self._found.pop(key) for key in kinds)

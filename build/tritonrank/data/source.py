@@ -1,53 +1,61 @@
-"""Reading a source file so that every fault can be named by its true line.
+"""Reading a table so that every fault can be named by its true line: a file, a folder of parts, or a database's.
 
-CSV goes through Python's csv module and not through polars, which fills short rows silently, stops at the first
-broken one and does not say where a row began. Cells stay text here; ``columns.py`` gives them types. A row that is
-broken keeps its place (its id may still be the target of other rows) but is not checked further.
+What reads one file is in ``formats/``; here the parts of a folder become one table, and what does not fit is a fault.
 """
 
-import csv
 import difflib
-import io
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
-from polars import selectors
 
 from tritonrank.data.faults import Faults
-from tritonrank.data.formats.databases import read_database
+from tritonrank.data.formats.cells import Cells, row_number
+from tritonrank.data.formats.csv_text import read_csv
+from tritonrank.data.formats.databases import plain, read_database
+from tritonrank.data.formats.files import READABLE, kind_of
+from tritonrank.data.formats.json_lines import read_json_lines
 from tritonrank.data.parts import Part, find_parts, foreign_table, has_wildcard
 from tritonrank.errors import DataError
 from tritonrank.system.database_url import DatabaseUrl, Location
 
-ROWS_PER_CHUNK = 100_000  # rows held as Python objects at a time
-SEPARATORS = {";": "semicolon", "\t": "tab", "|": "pipe"}
-FORMATS = "expected .parquet or .csv"
+KIND_NAMES = {"csv": "CSV", "json lines": "JSON lines", "parquet": "Parquet", "database": "rows of a database"}
+
+
+class _PartRows(NamedTuple):
+    """How the rows of one file are named."""
+
+    file: Location
+    first_row: int
+    line_of: Callable[[int], int]
+    place: str
 
 
 @dataclass(frozen=True)
 class SourceTable:
-    """The rows of one file, or of all parts of a folder one after the other."""
+    """The rows of one file, of all parts of a folder one after the other, or of a table in a database."""
 
     path: Location
     frame: pl.DataFrame
     """the columns asked for that are there; all String when the file is CSV"""
-    lines: pl.Series
-    """Int64; per row the line it starts on (CSV, the header is line 1) or its number from 1 (Parquet), in its file"""
     sound: pl.Series
     """Boolean; False where the row itself is broken and has been reported"""
-    place: str
-    """how a line is named, with one ``{}``"""
+    kind: str = ""
+    """``csv``, ``json lines``, ``parquet`` or ``database``"""
     complete: bool = True
     """False where rows are missing because they were no CSV; ids that are not here may then exist all the same"""
     header: list[str] = field(default_factory=list)
     """the names of all columns, also of those that were not asked for"""
-    files: tuple[Path, ...] = ()
-    """the parts in the order of their rows; empty for a single file"""
-    first_rows: tuple[int, ...] = ()
-    """per part the number of its first row"""
+    decimal_comma: bool = False
+    """whether 5,5 is a number"""
+    notes: tuple[str, ...] = ()
+    """what was guessed and has to be said, a line each"""
+    parts: tuple[_PartRows, ...] = ()
+    """in the order of their rows"""
 
     @property
     def readable(self) -> bool:
@@ -57,20 +65,22 @@ class SourceTable:
     @property
     def header_place(self) -> str:
         """Where the column names are: line 1 of a CSV file."""
-        return ":1" if self.place == ":{}" and not self.files else ""
+        return ":1" if self.kind == "csv" and len(self.parts) == 1 and self.parts[0].file == self.path else ""
 
     def place_of(self, position: int) -> tuple[Location, str]:
         """The file and the place in it of a row."""
-        place = self.place.format(self.lines[position])
-        return (self.files[bisect_right(self.first_rows, position) - 1] if self.files else self.path), place
+        number = bisect_right(self.parts, position, key=lambda part: part.first_row) - 1
+        part = self.parts[number]
+        return part.file, part.place.format(part.line_of(position - part.first_row))
 
 
 def read_source(path: Location, faults: Faults, columns: Collection[str] | None = None) -> SourceTable:
     """Read a table; what is wrong with it goes to ``faults``.
 
     Args:
-        path: a ``.csv`` or ``.parquet`` file, a folder of such files, or a pattern such as ``events-*.parquet``. Parts
-            come in the order of their names. Folders called ``day=2020-01-01`` add a column ``day``.
+        path: a file of text cells, JSON lines or Parquet; a folder of such files, or a pattern such as
+            ``events-*.parquet``; or a table in a database. Parts come in the order of their names. Folders called
+            ``day=2020-01-01`` add a column ``day``.
         faults: takes what is wrong.
         columns: those that are needed; default: all. Parts may differ in the others.
 
@@ -103,9 +113,7 @@ def _read_database(url: DatabaseUrl, faults: Faults, columns: Collection[str] | 
     except DataError as error:
         faults.add(url, "database", str(error).removeprefix(f"{url}: "))
         return _nothing(url)
-    lines = pl.Series("line", range(1, cells.frame.height + 1), dtype=pl.Int64)
-    sound = pl.repeat(True, cells.frame.height, dtype=pl.Boolean, eager=True)
-    return SourceTable(url, cells.frame, lines, sound, cells.place, header=cells.header)
+    return _as_table(url, cells, "database")
 
 
 def check_rows(table: SourceTable, faults: Faults) -> None:
@@ -118,7 +126,7 @@ def _why_missing(path: Path) -> str:
     if has_wildcard(path):
         return f"no file matches; looked in {path.parent.absolute()}"
     if path.is_dir():
-        return "no table in this folder; expected parts that end in .parquet or .csv"
+        return f"no table in this folder; {READABLE}"
     message = "no such file or folder; expected a table here, as the recipe's data section says"
     if not path.is_absolute():
         message += f". Looked for {path.absolute()}: the relative paths of a recipe begin at its folder"
@@ -133,31 +141,40 @@ def _read_part(path: Path, part: Part, faults: Faults, columns: Collection[str] 
         if not file.stat().st_size and file != path:
             faults.add(path, "empty", "is empty (0 bytes): it was not written to its end; write it again", file=file)
             return _nothing(path)
-        match _format_of(file):
+        kind = kind_of(file)
+        match kind:
             case "csv":
-                table = _read_csv(path, file, faults)
+                cells = read_csv(path, file, faults, columns)
+            case "json lines":
+                cells = read_json_lines(path, file, faults, columns)
             case "parquet":
-                table = _read_parquet(path, part, faults, columns)
+                cells = _read_parquet(path, file, faults, columns)
             case _ if file == path:
-                faults.add(path, "format", f"unknown file type {file.suffix or '(none)'!r}; {FORMATS}")
+                faults.add(path, "format", f"unknown file type {file.suffix or '(none)'!r}; {READABLE}")
                 return _nothing(path)
             case _:
-                message = f"is neither Parquet nor CSV; {FORMATS} parts alone. Name them with a pattern: "
-                faults.add(path, "format", f"{message}{path / '*.parquet'}", file=file)
+                message = f"is no table; {READABLE}. Name the parts that are with a pattern: {path / '*.parquet'}"
+                faults.add(path, "format", message, file=file)
                 return _nothing(path)
     except OSError as error:
         faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file", file=file)
         return _nothing(path)
-    return _with_partition(table, part) if table.readable else table
+    return _with_partition(_as_table(path, cells, kind), part) if cells else _nothing(path)
 
 
-def _format_of(file: Path) -> str:
-    """``csv``, ``parquet`` or nothing; Athena and Hive write Parquet without an ending."""
-    suffix = file.suffix.lower()
-    if suffix in {".csv", ".parquet"}:
-        return suffix[1:]
-    with file.open("rb") as opened:
-        return "parquet" if not suffix and opened.read(4) == b"PAR1" else ""
+def _as_table(path: Location, cells: Cells, kind: str) -> SourceTable:
+    sound = pl.repeat(True, cells.frame.height, dtype=pl.Boolean, eager=True) if cells.sound is None else cells.sound
+    return SourceTable(
+        path=path,
+        frame=cells.frame,
+        sound=sound,
+        kind=kind,
+        complete=cells.complete,
+        header=cells.header,
+        decimal_comma=cells.decimal_comma,
+        notes=cells.notes,
+        parts=(_PartRows(path, 0, cells.line_of, cells.place),),
+    )
 
 
 def _with_partition(table: SourceTable, part: Part) -> SourceTable:
@@ -174,8 +191,8 @@ def _joined(
     """The parts as one table; a part that does not fit the others is a fault."""
     read = [(file, table) for file, table in zip(files, tables, strict=True) if table.readable]
     complete = len(read) == len(files) and all(table.complete for table in tables)
-    if len({table.place for _, table in read}) > 1:
-        faults.add(path, "format", "holds both CSV and Parquet; expected one of them")
+    if len(kinds := sorted({KIND_NAMES[table.kind] for _, table in read})) > 1:
+        faults.add(path, "format", f"holds both {' and '.join(kinds)}; expected one of them")
         return _nothing(path)
     if not read:
         return _nothing(path)
@@ -207,16 +224,20 @@ def _joined(
         return replace(_nothing(path), complete=False)
     rows = [table.frame.select(pl.col(name).cast(dtype) for name, dtype in types.items()) for _, table in frames]
     heights = [frame.height for frame in rows]
+    starts = accumulate(heights, initial=0)
     return SourceTable(
-        path,
-        pl.concat(rows),
-        pl.concat([table.lines for _, table in frames]),
-        pl.concat([table.sound for _, table in frames]),
-        frames[0][1].place,
-        complete,
-        header,
-        tuple(file for file, _ in frames),
-        tuple(sum(heights[:number]) for number in range(len(heights))),
+        path=path,
+        frame=pl.concat(rows),
+        sound=pl.concat([table.sound for _, table in frames]),
+        kind=frames[0][1].kind,
+        complete=complete,
+        header=header,
+        decimal_comma=any(table.decimal_comma for _, table in frames),
+        notes=tuple(dict.fromkeys(note for _, table in frames for note in table.notes)),
+        parts=tuple(
+            _PartRows(file, start, table.parts[0].line_of, table.parts[0].place)
+            for (file, table), start in zip(frames, starts, strict=False)
+        ),
     )
 
 
@@ -229,7 +250,7 @@ def _common_type(types: Sequence[pl.DataType | None]) -> pl.DataType | None:
         return distinct.pop()
     if all(dtype.is_integer() for dtype in distinct):
         return pl.Int128() if distinct & {pl.UInt64(), pl.Int128()} else pl.Int64()
-    if all(dtype.is_float() for dtype in distinct):
+    if all(dtype.is_float() or dtype.is_integer() for dtype in distinct):  # pandas: integers with a gap are floats
         return pl.Float64()
     zones = {dtype.time_zone for dtype in distinct if isinstance(dtype, pl.Datetime)}
     if all(isinstance(dtype, pl.Datetime) for dtype in distinct) and len(zones) == 1:
@@ -237,115 +258,20 @@ def _common_type(types: Sequence[pl.DataType | None]) -> pl.DataType | None:
     return None
 
 
-def _read_parquet(path: Path, part: Part, faults: Faults, columns: Collection[str] | None) -> SourceTable:
+def _read_parquet(path: Path, file: Path, faults: Faults, columns: Collection[str] | None) -> Cells | None:
     try:
-        with part.file.open("rb") as opened:  # polars takes [ in a file's name for a pattern
+        with file.open("rb") as opened:  # polars takes [ in a file's name for a pattern
             header = list(pl.read_parquet_schema(opened))
-        chosen = [name for name in header if columns is None or name in columns]
+        chosen = [name for name in header if columns is None or name in columns] or header[:1]
         # Without partitions of its own: the folders above are read by _with_partition, for all kinds of parts alike.
-        frame = pl.read_parquet(part.file, columns=chosen or header[:1], glob=False, hive_partitioning=False)
+        frame = pl.read_parquet(file, columns=chosen, glob=False, hive_partitioning=False).select(chosen)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         message = f"cannot be read as Parquet ({reason}); expected an undamaged Parquet file"
-        faults.add(path, "format", message, file=part.file)
-        return _nothing(path)
-    frame = frame.cast({selectors.categorical() | selectors.enum(): pl.String}).select(chosen or header[:1])
-    lines = pl.Series("line", range(1, frame.height + 1), dtype=pl.Int64)
-    sound = pl.repeat(True, frame.height, dtype=pl.Boolean, eager=True)
-    return SourceTable(path, frame, lines, sound, ": row {}", header=header)
-
-
-def _read_csv(path: Path, file: Path, faults: Faults) -> SourceTable:
-    text, broken_lines = _decode(path, file, faults)
-    rows = _rows(path, file, text, faults)
-    _, _, header = next(rows, (1, 1, []))
-    if not header:
-        faults.add(path, "empty", "has no header line; expected one with the column names", file=file)
-        return _nothing(path)
-    if separator := _other_separator(header, text):
-        message = f"the separator seems to be {SEPARATORS[separator]} ({separator!r}); expected commas"
-        faults.add(path, "separator", f"{message}. Write the file again with commas, or as Parquet", ":1", file)
-        return _nothing(path)
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        message = f"column {', '.join(twice)} occurs twice; expected each name once"
-        faults.add(path, "header", message, ":1", file)
-        return _nothing(path)
-
-    chunks, lines, sound, chunk = [], [], [], []
-    complete = True
-    for first_line, last_line, row in rows:
-        if not row:
-            complete = False
-            continue
-        whole = len(row) == len(header)
-        if not whole:
-            expected = f"expected {len(header)} ({', '.join(header)})"
-            faults.add(path, "fields", f"{len(row)} field(s); {expected}", f":{first_line}", file, rows=1)
-            row = (row + [""] * len(header))[: len(header)]
-        sound.append(whole and not (broken_lines and broken_lines.intersection(range(first_line, last_line + 1))))
-        lines.append(first_line)
-        chunk.append(row)
-        if len(chunk) == ROWS_PER_CHUNK:
-            chunks.append(_frame(chunk, header))
-            chunk = []
-    frame = pl.concat([*chunks, _frame(chunk, header)])
-    line_numbers, soundness = pl.Series(lines, dtype=pl.Int64), pl.Series(sound, dtype=pl.Boolean)
-    return SourceTable(path, frame, line_numbers, soundness, ":{}", complete, header)
-
-
-def _other_separator(header: list[str], text: str) -> str | None:
-    """What the header line is cut by if not by commas, which then gives fewer columns."""
-    line = text.lstrip("\ufeff").split("\n", 1)[0]
-    counts = {separator: len(next(csv.reader([line], delimiter=separator), [])) for separator in SEPARATORS}
-    likely = max(counts, key=lambda separator: counts[separator])
-    return likely if counts[likely] > len(header) else None
-
-
-def _rows(path: Path, file: Path, text: str, faults: Faults) -> Iterator[tuple[int, int, list[str]]]:
-    """(first line, last line, cells) of every row that is not blank; a row that is no CSV has no cells."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        first_line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            expected = "every quote closed, and doubled within a cell"
-            message = f"not a CSV row ({error}); expected {expected}"
-            lost = reader.line_num + 1 - first_line  # a quote that never closes swallows all that come after
-            faults.add(path, "csv", message, f":{first_line}", file, rows=lost)
-            yield first_line, reader.line_num, []
-            continue
-        if row:
-            yield first_line, reader.line_num, row
-
-
-def _decode(path: Path, file: Path, faults: Faults) -> tuple[str, set[int]]:
-    """The text of a file and the lines whose UTF-8 is broken; their broken bytes become U+FFFD."""
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig"), set()
-    except UnicodeDecodeError:
-        pass
-    broken = set()
-    offset = 0
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            broken.add(number)
-            what = f"broken UTF-8 at byte offset {offset + error.start} (0x{line[error.start]:02X})"
-            faults.add(path, "utf-8", f"{what}; expected UTF-8 throughout", f":{number}", file, rows=1)
-        offset += len(line) + 1
-    return content.decode("utf-8-sig", errors="replace"), broken
-
-
-def _frame(rows: list[list[str]], header: list[str]) -> pl.DataFrame:
-    columns = zip(*rows, strict=True) if rows else ([] for _ in header)
-    series = [pl.Series(name, cells, dtype=pl.String) for name, cells in zip(header, columns, strict=True)]
-    return pl.DataFrame(series)
+        faults.add(path, "format", message, file=file)
+        return None
+    return Cells(plain(frame), header, row_number)
 
 
 def _nothing(path: Location) -> SourceTable:
-    return SourceTable(path, pl.DataFrame(), pl.Series(dtype=pl.Int64), pl.Series(dtype=pl.Boolean), ":{}")
+    return SourceTable(path, pl.DataFrame(), pl.Series(dtype=pl.Boolean))

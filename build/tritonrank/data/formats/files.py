@@ -35,6 +35,30 @@ def is_packed(file: Path) -> bool:
     return file.suffix.lower() in PACKED
 
 
+def read_unpacked(file: Path) -> bytes:
+    """All of the file's bytes, unpacked where it is .gz or .zst.
+
+    Raises:
+        OSError: as ``open_unpacked``; also for a .zst that was cut off, whose reader just ends.
+    """
+    if file.suffix.lower() != ".zst":
+        with open_unpacked(file) as opened:
+            return opened.read()
+    import zstandard
+
+    rest, parts = file.read_bytes(), []
+    while rest:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(rest))
+        except zstandard.ZstdError as error:
+            raise OSError(0, f"damaged .zst file: {error}") from None
+        if not frame.eof:
+            raise OSError(0, "damaged .zst file: it ends in the middle")
+        rest = frame.unused_data
+    return b"".join(parts)
+
+
 @contextmanager
 def open_unpacked(file: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked where it is .gz or .zst.
