@@ -28,6 +28,8 @@ class Tables:
     events have none; 0 where it is no positive). Rows keep the order of the source."""
     dropped: tuple[Dropped, ...] = ()
     """what was left out or mended, by kind"""
+    notes: tuple[str, ...] = ()
+    """what was guessed of the files, such as their encoding, a line each"""
 
 
 def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str] = ()) -> Tables:

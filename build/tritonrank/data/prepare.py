@@ -66,6 +66,8 @@ def prepare(recipe: Recipe, draft: Draft) -> None:
     for split, examples in made.examples.items():
         examples.write_parquet(draft.folder / f"{split}.parquet")
     draft.metrics |= made.metrics
+    for note in made.metrics["notes"]:
+        console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
     for dropped in made.dropped:
         console.print(f"  {dropped}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     show_counts(draft.metrics, console)
@@ -118,6 +120,7 @@ def make_dataset(recipe: Recipe) -> Prepared:
         "examples": {split: made.height for split, made in examples.items()},
         "skipped_users": skipped,
         "dropped": as_metrics(dropped),
+        "notes": list(source.notes),
         TEXT_METRICS: count_texts(rules, who_decided(recipe), kept_lengths, query_lengths, examples[TEST], shown),
     }
     return Prepared(tables.items, events.select(*tables.events.columns, "split"), examples, dropped, metrics)

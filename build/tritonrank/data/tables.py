@@ -69,7 +69,8 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     )
     dropped += [*repeated, *strays]
     require_tolerable(dropped, settings.tolerate)
-    return Tables(catalogue.drop(dirt.AVAILABLE_FROM, strict=False), log, tuple(dropped))
+    notes = tuple(dict.fromkeys([*items.notes, *events.notes]))
+    return Tables(catalogue.drop(dirt.AVAILABLE_FROM, strict=False), log, tuple(dropped), notes)
 
 
 def _items(items: SourceTable, settings: TablesData, fields: Sequence[str], faults: Faults) -> pl.DataFrame:
