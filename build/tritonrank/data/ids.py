@@ -41,7 +41,7 @@ def _without_points(ids: pl.Series) -> pl.Series:
 
 
 def with_alike(ids: pl.Series, catalogue: pl.Series) -> pl.Series:
-    """Ids that a catalogue does not have, each with the one of the catalogue that is the same but for case and zeros."""
+    """Ids that a catalogue does not have, each with one of it that is the same but for case and zeros."""
     alike = dict(zip(folded(catalogue).to_list(), catalogue.to_list(), strict=True))
     pairs = zip(ids.to_list(), folded(ids).to_list(), strict=True)
     return pl.Series(
