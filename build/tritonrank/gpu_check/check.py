@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
 
@@ -48,6 +47,7 @@ from tritonrank.gpu_check.report import (
 )
 from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
 from tritonrank.system.machine import processor_name
+from tritonrank.system.progress import step
 from tritonrank.tensorrt.plans import find_gpu
 
 ROUNDS = 3
@@ -219,8 +219,7 @@ def take_turns(
     """
     seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in requests} for name in calls}
     failed = []
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("  timing", total=len(requests) * (ROUNDS + 1) * len(calls))
+    with step("timing", total=len(requests) * (ROUNDS + 1) * len(calls)) as bar:
         for size, of_size in requests.items():
             for turn in range(ROUNDS + 1):  # the first is the warm-up: shapes are seen, graphs captured
                 for name in list(seconds):
@@ -230,7 +229,7 @@ def take_turns(
                         del seconds[name]
                         continue
                     seconds[name][size] += taken if turn else []
-                    progress.advance(task)
+                    bar.advance()
     of_baseline = seconds.get(str(baseline), {})
     latencies = {
         name: [_latency(size, taken, of_baseline.get(size)) for size, taken in by_size.items()]

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
@@ -36,6 +35,7 @@ from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.agreement import top_overlap
 from tritonrank.rankers.scorers import EngineScorer, Request, Scores
 from tritonrank.serve.serving import golden_requests
+from tritonrank.system.progress import track
 
 TIMED_REQUESTS = {10: 200, 100: 100, 1_000: 30}
 """Candidates -> requests to be timed: enough to see a p99 of small ones, few enough to stay small."""
@@ -149,7 +149,7 @@ def _scored(
     packed = EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_torch_engine(folder).run)
     exact = open_scorer(onnx)
     result, differences, overlaps = [], [], []
-    for request, is_scored in track(requests, "  reference scores", console=console, transient=True):
+    for request, is_scored in track(requests, "reference scores"):
         scores: Scores | None = None
         if is_scored:
             scores, unrounded = packed.score(request), exact.score(request)

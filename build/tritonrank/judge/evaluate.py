@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich.progress import track
 from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.shard_runner import SHARDS_FILE
 from tritonrank_runtime.shard_workers import is_sharded
@@ -25,6 +24,7 @@ from tritonrank.errors import ArtifactError
 from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES, METRICS, Interval, all_metrics, interval
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import Scorer
+from tritonrank.system.progress import track
 
 ExampleScorer = Callable[[Example], NDArray[np.float32]]
 
@@ -62,7 +62,7 @@ def judge(name: str, score: ExampleScorer, examples: Sequence[Example]) -> Judge
         ArtifactError: a score is not a finite number (a broken conversion must not look like a ranking).
     """
     rows = []
-    for number, example in enumerate(track(examples, f"  judging {name}", transient=True), start=1):
+    for number, example in enumerate(track(examples, f"judging {name}"), start=1):
         scores = np.asarray(score(example), dtype=np.float32)
         if scores.shape != (len(example.candidates),) or not np.isfinite(scores).all():
             raise ArtifactError(

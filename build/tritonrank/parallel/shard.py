@@ -23,7 +23,6 @@ import onnx
 import onnxruntime
 from onnx import TensorProto
 from rich.console import Console
-from rich.progress import track
 from tritonrank_runtime.engine import Engine
 from tritonrank_runtime.engines import engine_of, model_files, open_engine
 from tritonrank_runtime.shard_runner import SHARDS_FILE, shard_file
@@ -43,6 +42,7 @@ from tritonrank.parallel.segments import segments_of
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.scorers import RequestTensors, tensors_of
 from tritonrank.recipe import Recipe
+from tritonrank.system.progress import track
 
 REPLICATED_FILE = "replicated.bin"
 COMPARED_REQUESTS = 12
@@ -104,7 +104,7 @@ def write_shards(model_folder: Path, folder: Path, ranks: int) -> dict[str, Any]
         replicated = files.enter_context(WeightFile(folder / REPLICATED_FILE))
         own = [files.enter_context(WeightFile(folder / f"rank{rank}.bin")) for rank in range(ranks)]
         jobs = [(path, rank) for path in paths for rank in range(ranks)]
-        for path, rank in track(jobs, description="  cutting", transient=True):
+        for path, rank in track(jobs, "cutting"):
             cut = cut_graph(models[path], plans[path], rank, ranks, str(path))
             for tensor in cut.graph.initializer:
                 (own[rank] if SHARE in tensor.name else replicated).take(tensor)

@@ -10,6 +10,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import TritonRankError
 from tritonrank.pipeline.estimates import about_seconds
 from tritonrank.recipe import Recipe
+from tritonrank.system.progress import in_words
 
 __all__ = ["PURPOSES", "about_seconds", "coming_stages", "in_words", "say_outlook"]
 
@@ -57,21 +58,16 @@ def say_outlook(recipe: Recipe, workspace: Workspace, coming: Sequence[Stage]) -
     return seconds
 
 
-def in_words(seconds: float) -> str:
-    """A time as people say it, no finer than it is known."""
-    if seconds < 60:
-        return f"{max(5, 5 * round(seconds / 5))} s"
-    minutes = seconds / 60
-    if minutes >= 100:
-        return f"{minutes / 60:.1f} h"
-    return f"{minutes:.0f} min" if minutes >= 5 else f"{round(2 * minutes) / 2:g} min"
+def coming_stages(chosen: Sequence[Stage], force: str | None = None) -> list[Stage]:
+    """From the first stage that has to run on all: what comes after it starts from what it makes.
 
-
-def coming_stages(chosen: Sequence[Stage]) -> list[Stage]:
-    """From the first stage that has to run on all: what comes after it starts from what it makes."""
+    Args:
+        chosen: the stages in order.
+        force: the verb of one that runs even if it is up to date.
+    """
     for place, stage in enumerate(chosen):
         try:
-            is_new = stage.why_anew() is not None
+            is_new = stage.verb == force or stage.why_anew() is not None
         except TritonRankError:  # a parent is missing, or the artifact is of a later version: the run itself says so
             is_new = True
         if is_new:

@@ -35,7 +35,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
     def make(draft: Draft) -> None:
         from tritonrank.report.quick import quick
 
-        quick(recipe, workspace, draft)
+        quick(recipe, workspace, draft, about_seconds(recipe, workspace).get("finetune"))
 
     return Stage("quick", workspace.quick, settings, {"dataset": workspace.dataset}, make, REVISION, finetune.TOOLS)
 

@@ -32,6 +32,7 @@ from tritonrank.pipeline import (
 from tritonrank.pipeline.estimates import remember
 from tritonrank.pipeline.outlook import coming_stages, say_outlook
 from tritonrank.recipe import Recipe
+from tritonrank.system import progress
 
 
 class Listed(NamedTuple):
@@ -91,13 +92,16 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
     with only_writer(workspace.root):
         for stage in chosen:
             tidy(stage.folder)
-        say_outlook(recipe, workspace, coming_stages(chosen))
-        for stage in chosen:
-            bring_up_to_date(
-                stage,
-                force=stage.verb == force,
-                made=lambda verb, manifest: remember(recipe, workspace, verb, manifest.seconds),
-            )
+        coming = coming_stages(chosen, force)
+        expected = say_outlook(recipe, workspace, coming)
+        with progress.whole([stage.verb for stage in coming], expected):
+            for stage in chosen:
+                with progress.stage(stage.verb):
+                    bring_up_to_date(
+                        stage,
+                        force=stage.verb == force,
+                        made=lambda verb, manifest: remember(recipe, workspace, verb, manifest.seconds),
+                    )
 
 
 def take_part_in(verb: str, recipe: Recipe, workspace: Workspace) -> None:

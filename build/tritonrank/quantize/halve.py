@@ -15,7 +15,6 @@ from pathlib import Path
 
 import onnx
 from rich.console import Console
-from rich.progress import track
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
@@ -32,6 +31,7 @@ from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import Recipe
+from tritonrank.system.progress import track
 
 console = Console()
 
@@ -107,7 +107,7 @@ def halve_graph(source: Path, exact: Path, folder: Path, requests: Sequence[Requ
 
     alone = {}
     with tempfile.TemporaryDirectory() as trial:
-        for kind in track(kinds, "  halving each kind", transient=True):
+        for kind in track(kinds, "halving each kind"):
             alone[kind] = noise([kind], Path(trial))
 
     def disturbance(kind: str) -> float:

@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from rich.progress import track
 from tritonrank_runtime.engine import Feed
 
 from tritonrank.graphs.watch import watched_values
+from tritonrank.system.progress import track
 
 DAMPING = 0.01
 """Share of the mean of the Gram matrix's diagonal that is added to it, as in the paper: inputs that hardly vary in the
@@ -70,9 +70,7 @@ class WeightRounder:
             n.name: dequantizers[n.input[1]] for n in model.graph.node if n.input[1:2] and n.input[1] in dequantizers
         }
         chosen = [name for name in self._weights if name in quantized]
-        for name in track(
-            chosen, "  rounding weights", transient=True, disable=all(n in self._rounded for n in chosen)
-        ):
+        for name in track(chosen, "rounding weights"):
             integers, scales = (constants[tensor] for tensor in quantized[name].input[:2])
             if name not in self._rounded:
                 weight, gram = self._weights[name], self._grams[name]

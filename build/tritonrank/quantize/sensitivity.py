@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from rich.progress import track
 from tritonrank_runtime.engine import Feed, Tensors
 
 from tritonrank.errors import GateError
 from tritonrank.graphs.rounding_twin import open_rounding_engine
 from tritonrank.graphs.watch import watched_values
+from tritonrank.system.progress import track
 
 ROUGH_SHARE = 3
 """One request in so many tells what a single layer disturbs: that only puts the layers in order, and what is chosen by
@@ -78,7 +78,7 @@ def quiet_enough(
     """
     alone = noise.by_layer
     with tempfile.TemporaryDirectory() as trial:
-        for node in track(nodes, "  measuring each layer", transient=True):
+        for node in track(nodes, "measuring each layer"):
             write(Path(trial), [node])
             alone[node] = noise.roughly(Path(trial))
     bearable = [node for node in nodes if alone[node] <= limit]

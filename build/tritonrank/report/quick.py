@@ -30,6 +30,7 @@ from tritonrank.rankers.text_budgets import text_rules
 from tritonrank.recipe import Recipe
 from tritonrank.report.baselines import FREE_BASELINES, baseline_judgements
 from tritonrank.report.quick_table import QUICK_FILE
+from tritonrank.system import progress
 from tritonrank.train.finetune import by_example, scores_of_teacher, untrained_ranker
 from tritonrank.train.training import train_ranker
 
@@ -50,13 +51,14 @@ FURTHER = 2
 console = Console()
 
 
-def quick(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
+def quick(recipe: Recipe, workspace: Workspace, draft: Draft, expected_seconds: float | None = None) -> None:
     """Train, judge and forecast; write quick.json.
 
     Args:
         recipe: what a whole build would do.
         workspace: with a prepared dataset.
         draft: gets the file.
+        expected_seconds: of training on everything, if that is known.
 
     Raises:
         RecipeError: there is too little to learn from for parts of it to say anything.
@@ -74,12 +76,16 @@ def quick(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     if recipe.finetune.teacher:
         teacher = by_example(scores_of_teacher(recipe, replace(dataset, training=lot[: max(sizes)])))
     runs, judgements = [], []
-    for number, size in enumerate(sizes, start=1):
-        console.print(f"  run {number} of {len(sizes)}: {size:,} training examples", highlight=False)
-        run, judgement = _run(recipe, workspace, draft.key, replace(dataset, training=lot[:size]), test, teacher)
-        console.print(f"  NDCG@10 {judgement.interval()}", highlight=False)
-        runs.append(run)
-        judgements.append(judgement)
+    titles = {size: f"run on {size:,} examples" for size in sizes}
+    share = (expected_seconds or 0.0) / len(dataset.training)
+    with progress.whole(list(titles.values()), {titles[size]: size * share for size in sizes} if share else {}):
+        for size in sizes:
+            with progress.stage(titles[size]):
+                part = replace(dataset, training=lot[:size])
+                run, judgement = _run(recipe, workspace, draft.key, part, test, teacher)
+            console.print(f"  {titles[size]}: NDCG@10 {judgement.interval()}", highlight=False)
+            runs.append(run)
+            judgements.append(judgement)
     free = {name: judgement.values() for name, judgement in judged_baselines.items() if name in FREE_BASELINES}
     curve = LearningCurve(sizes, [judgement.values() for judgement in judgements], seed=recipe.seed)
     full = len(dataset.training)
@@ -128,7 +134,7 @@ def _run(
     model, tokenizer = untrained_ranker(recipe, rules)
     work = work_folder(workspace.quick) / str(size)
     trained = train_ranker(
-        f"quick {size}",
+        "training",
         recipe.finetune,
         dataset,
         model,
@@ -140,7 +146,9 @@ def _run(
         keeps_best=False,
     )
     started = time.monotonic()
-    judgement = judge_scorer(f"{size} examples", torch_scorer(model.eval(), tokenizer), dataset, test, rules)
+    judgement = judge_scorer(
+        f"the run on {size:,} examples", torch_scorer(model.eval(), tokenizer), dataset, test, rules
+    )
     return {
         "examples": size,
         "steps": trained["steps"],

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich.progress import track
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import whole_file
@@ -24,6 +23,7 @@ from tritonrank.data.requests import requests_of
 from tritonrank.errors import RecipeError
 from tritonrank.rankers.scorers import Scorer
 from tritonrank.recipe import DistillSettings, Recipe
+from tritonrank.system.progress import track
 
 EXAMPLES_PER_FILE = 200
 
@@ -53,7 +53,7 @@ def scored_lists(recipe: Recipe, dataset_folder: Path, teacher: Scorer, rules: T
     maker = _ListMaker(recipe, settings, dataset, events, teacher, rules)
     starts = range(0, len(examples), EXAMPLES_PER_FILE)
     made: list[Scored] = []
-    for start in track(starts, "  the teacher scores candidates", transient=True):
+    for start in track(starts, "the teacher scores candidates"):
         path = cache / f"{start:06d}.parquet"
         if not path.is_file():
             _write(path, [maker.make(example) for example in examples[start : start + EXAMPLES_PER_FILE]])

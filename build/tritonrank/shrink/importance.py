@@ -18,13 +18,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tritonrank.rankers.anatomy import head_size_of, heads_of, only_layers, parts_of
 from tritonrank.rankers.architectures import architecture_of
+from tritonrank.system.progress import track
 from tritonrank.train.losses import list_loss
 
 LINEAR_PARTS = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
@@ -97,7 +97,7 @@ def _ablate(model: PreTrainedModel, batches: Sequence[Batch], layers: list[int],
     with torch.inference_mode():
         while len(kept) > count:
             without = {}
-            for layer in track(kept, f"  loss without one of {len(kept)} layers", transient=True):
+            for layer in track(kept, f"loss without one of {len(kept)} layers"):
                 with only_layers(model, [other for other in kept if other != layer]):
                     without[layer] = float(np.mean([ranking_loss(model, batch).item() for batch in batches]))
             steps.append({str(layer): loss for layer, loss in without.items()})
@@ -139,7 +139,7 @@ def _taylor(model: PreTrainedModel, batches: Sequence[Batch]) -> Importance:
     parts, config = parts_of(model), model.config
     heads: Values = np.zeros((config.num_hidden_layers, heads_of(config)))
     neurons: list[Values] = [np.zeros(())] * config.num_hidden_layers
-    for batch in track(batches, "  importance of heads and neurons", transient=True):
+    for batch in track(batches, "importance of heads and neurons"):
         with _inputs_of(parts, "attention_out") as mixed, _inputs_of(parts, "ffn_out") as inner:
             changes = _estimated_changes(ranking_loss(model, batch), [*mixed, *inner])
         for layer in range(config.num_hidden_layers):

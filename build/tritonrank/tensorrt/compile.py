@@ -11,7 +11,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,6 @@ from typing import Any
 
 import onnx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.text import RequestTokenizer, copy_text_files
 
@@ -28,6 +27,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.quantize.qdq_rules import asked_of, check_graph
 from tritonrank.recipe import Recipe, TensorRTSettings
+from tritonrank.system.progress import Step, step
 from tritonrank.tensorrt.plans import (
     BUILDER_IMAGE,
     PLAN_FILE,
@@ -303,26 +303,28 @@ def _progress(trt: Any) -> Iterator[Any]:
     """Bars of the builder's phases; Ctrl-C ends the build at its next step."""
 
     class Monitor(trt.IProgressMonitor):
-        def __init__(self, progress: Progress) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.is_interrupted = False
-            self._progress = progress
-            self._tasks: dict[str, TaskID] = {}
+            self.phases = ExitStack()
+            self._bars: dict[str, tuple[Step, ExitStack]] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            indent = "  " if parent_phase is None else "    "
-            self._tasks[phase_name] = self._progress.add_task(f"{indent}{phase_name}", total=num_steps)
+            opened = ExitStack()
+            bar = opened.enter_context(step(phase_name if parent_phase is None else f"  {phase_name}", num_steps))
+            self._bars[phase_name] = (bar, opened)
+            self.phases.callback(opened.close)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
+        def step_complete(self, phase_name: str, step: int) -> bool:  # TensorRT's names
             try:
-                self._progress.update(self._tasks[phase_name], completed=step + 1)
+                self._bars[phase_name][0].update(completed=step + 1)
             except KeyboardInterrupt:
                 self.is_interrupted = True
             return not self.is_interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            self._progress.remove_task(self._tasks.pop(phase_name))
+            self._bars.pop(phase_name)[1].close()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Monitor(progress)
+    monitor = Monitor()
+    with monitor.phases:
+        yield monitor

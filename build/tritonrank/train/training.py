@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -35,6 +34,7 @@ from tritonrank.judge.metrics import ndcg
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import FinetuneSettings
 from tritonrank.system.machine import has_bf16_products
+from tritonrank.system.progress import Step, step
 from tritonrank.train.batches import Collator
 from tritonrank.train.losses import distillation_loss, list_loss
 
@@ -85,19 +85,20 @@ def train_ranker(
     """
     precision = _precision(model)
     arguments = _arguments(settings, len(dataset.training), precision, work, seed, keeps_best=keeps_best)
-    trainer = _RankingTrainer(
-        settings=settings,
-        judge=_Judge(dataset, tokenizer, precision),
-        model=model,
-        args=arguments,
-        train_dataset=dataset.training,
-        eval_dataset=dataset.validation,
-        data_collator=Collator(dataset, tokenizer, model, teacher_scores),
-        callbacks=[_Progress(section)],
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress bar takes its place
-    started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_resumable(work, key))
+    with step(section, total=arguments.max_steps) as bar:
+        trainer = _RankingTrainer(
+            settings=settings,
+            judge=_Judge(dataset, tokenizer, precision),
+            model=model,
+            args=arguments,
+            train_dataset=dataset.training,
+            eval_dataset=dataset.validation,
+            data_collator=Collator(dataset, tokenizer, model, teacher_scores),
+            callbacks=[_Progress(bar)],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress takes its place
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=_resumable(work, key))
     return {"training_seconds": round(time.monotonic() - started, 1)} | _summary(trainer)
 
 
@@ -164,35 +165,27 @@ class _Judge:
 
 
 class _Progress(TrainerCallback):
-    """A bar for people at a terminal, one line per evaluation for logs."""
+    """Tells the bar how far the training is, and logs of every evaluation."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[loss]}"), console=console)
+    def __init__(self, bar: Step) -> None:
+        self._bar = bar
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=state.max_steps, completed=state.global_step, loss="")
+        self._bar.resume(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._bar.update(self._task, completed=state.global_step)
+        self._bar.update(completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
         if "loss" in logs:
-            self._bar.update(self._task, loss=f"loss {logs['loss']:.3f}")
+            self._bar.update(note=f"loss {logs['loss']:.3f}")
         if "eval_ndcg" in logs:
-            self._bar.console.print(
+            console.print(
                 f"  step {state.global_step}/{state.max_steps}: validation NDCG@10 {logs['eval_ndcg']:.4f}",
                 highlight=False,
             )
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar.stop()
 
 
 def _arguments(
