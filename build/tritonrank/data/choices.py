@@ -8,7 +8,7 @@ and so on, until there are enough.
 import polars as pl
 
 from tritonrank.data.negatives import stable_hash
-from tritonrank.data.splits import LIKED, TEST, TRAIN, VALIDATION
+from tritonrank.data.splits import CHOSEN, TEST, TRAIN, VALIDATION
 from tritonrank.errors import DataError
 from tritonrank.recipe import ExampleSettings
 
@@ -30,7 +30,7 @@ def choose_positives(
     Raises:
         DataError: a split would be empty.
     """
-    positives = events.filter(LIKED)
+    positives = events.filter(CHOSEN)
     chosen = {TRAIN: _choose_training(positives, settings.training_examples, seed)}
     skipped = {}
     for split, wanted in ((VALIDATION, settings.validation_users), (TEST, settings.test_users)):

@@ -70,6 +70,15 @@ def numbers(
     return values
 
 
+def numbers_or_none(table: SourceTable, name: str, faults: Faults, setting: str = "") -> pl.Series:
+    """A column as Float64 from 0 on, null where a cell is empty."""
+    cells = texts(table, name, faults, setting).str.strip_chars()
+    values = _as_numbers(cells)
+    wrong = (cells != "") & ~(values.is_finite() & (values >= 0)).fill_null(False)
+    _report(table, cells, wrong, "a number from 0 on, or empty", faults, setting)
+    return values.set(wrong, None)
+
+
 def timestamps(table: SourceTable, name: str, faults: Faults, setting: str = "") -> pl.Series:
     """A column as Int64 unix seconds, from dates or from numbers that can mean nothing else.
 

@@ -1,6 +1,6 @@
 """What ``prepare`` wrote, as every later stage reads it: the items, and the lists that are learnt and judged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +24,8 @@ class Example:
     """item ids in an order that says nothing"""
     labels: list[float]
     """per candidate its gain: above 0 where it is positive (1 unless events have weights), else 0"""
+    weights: list[float] = field(default_factory=list)
+    """per candidate what it counts beside its gain, in training alone; empty: 1 each"""
 
 
 @dataclass(frozen=True)

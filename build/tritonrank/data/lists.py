@@ -3,13 +3,14 @@
 The history before it, negatives beside it, and an order of the candidates that says nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tritonrank.data.impressions import Propensities, Shown, shown_with
 from tritonrank.data.negatives import NegativeSampler, example_random
 from tritonrank.data.splits import LIKED, TRAIN
 from tritonrank.errors import DataError
@@ -35,19 +36,30 @@ class ListMaker:
         events: all events, as ``mark_splits`` returns them.
         settings: how many negatives.
         seed: fixes negatives and order, example by example.
+        propensities: what positives weigh by their position, in training; None: all alike.
     """
 
-    def __init__(self, item_ids: pl.Series, events: pl.DataFrame, settings: ExampleSettings, seed: int) -> None:
+    def __init__(
+        self,
+        item_ids: pl.Series,
+        events: pl.DataFrame,
+        settings: ExampleSettings,
+        seed: int,
+        propensities: Propensities | None = None,
+    ) -> None:
         self._item_ids = item_ids.to_list()
         self._settings = settings
         self._seed = seed
         self._index = {item: index for index, item in enumerate(self._item_ids)}
         self._sampler = NegativeSampler(training_popularity(events, self._index))
-        self._seen = events.group_by("user_id").agg(pl.col("item_id").unique(maintain_order=True))
-        self._liked = events.filter(LIKED).group_by("user_id", maintain_order=True).agg("item_id")
+        self._events = events
+        self._propensities = propensities
 
     def make(self, split: str, chosen: pl.DataFrame) -> pl.DataFrame:
         """One example per chosen event, in the same order; columns as in EXAMPLE_SCHEMA.
+
+        An event that belongs to an impression is ranked among what was shown with it, filled up with sampled items to
+        the length of the other lists. With propensities, training examples have the column weights, too.
 
         Raises:
             DataError: the catalogue is too small for the negatives asked for.
@@ -55,29 +67,50 @@ class ListMaker:
         key = "training_negatives" if split == TRAIN else "judged_negatives"
         negatives: int = getattr(self._settings, key)
         users = chosen.select("user_id").unique()
-        seen = dict(users.join(self._seen, on="user_id").iter_rows())
-        liked = dict(users.join(self._liked, on="user_id").iter_rows())
+        events = self._events.join(users, on="user_id", how="semi", maintain_order="left")
+        met = events.group_by("user_id").agg(pl.col("item_id").unique(maintain_order=True))
+        seen = {user: np.array([self._index[item] for item in items]) for user, items in met.iter_rows()}
         self._check_catalogue(key, negatives, max(map(len, seen.values())))
-        indices = {user: np.array([self._index[item] for item in items]) for user, items in seen.items()}
-        columns = chosen.select("user_id", "item_id", "query", "position", "positives_before", "gain").iter_rows()
-        return pl.DataFrame(self._rows(columns, indices, liked, negatives), schema=EXAMPLE_SCHEMA, orient="row")
+        liked = dict(events.filter(LIKED).group_by("user_id", maintain_order=True).agg("item_id").iter_rows())
+        has_impressions = "impression" in events.columns
+        shown = shown_with(events, chosen) if has_impressions else {}
+        if not has_impressions:
+            chosen = chosen.with_columns(pl.lit(None, dtype=pl.String).alias("impression"))
+        columns = chosen.select(
+            "user_id", "item_id", "query", "position", "positives_before", "gain", "impression"
+        ).iter_rows()
+        weigh = self._propensities.weight if self._propensities and split == TRAIN else None
+        schema = EXAMPLE_SCHEMA | ({"weights": pl.List(pl.Float32())} if weigh else {})
+        rows = self._rows(columns, seen, liked, shown, negatives, weigh)
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     def _rows(
         self,
         chosen: Iterable[tuple[Any, ...]],
         seen: dict[str, NDArray[np.int64]],
         liked: dict[str, list[str]],
+        shown: dict[tuple[str, str], list[Shown]],
         negatives: int,
+        weigh: Callable[[int | None], float] | None,
     ) -> Iterator[tuple[Any, ...]]:
-        for user, positive, query, position, positives_before, gain in chosen:
+        for user, positive, query, position, positives_before, gain, impression in chosen:
             example_id = f"{user}:{position}"
             random = example_random(self._seed, example_id)
-            history = history_before(liked[user], positives_before, positive)
-            drawn = self._sampler.draw(random, seen[user], negatives)
-            candidates = [positive, *(self._item_ids[index] for index in drawn)]
-            shuffled = [candidates[place] for place in random.permutation(len(candidates))]
-            labels = [gain if item == positive else 0.0 for item in shuffled]
-            yield example_id, user, query, history[-STORED_HISTORY:], shuffled, labels
+            ranked = shown.get((user, impression)) or [Shown(positive, gain, None)]
+            ranked = _of_impression(ranked, positive, set(liked[user]), negatives, random)
+            history = history_before(liked[user], positives_before, {item.item_id for item in ranked if item.gain})
+            drawn = self._sampler.draw(random, seen[user], negatives + 1 - len(ranked))
+            ranked += [Shown(self._item_ids[index], 0.0, None) for index in drawn]
+            shuffled = [ranked[place] for place in random.permutation(len(ranked))]
+            row = (
+                example_id,
+                user,
+                query,
+                history[-STORED_HISTORY:],
+                [item.item_id for item in shuffled],
+                [item.gain for item in shuffled],
+            )
+            yield (*row, [weigh(item.position) if item.gain else 1.0 for item in shuffled]) if weigh else row
 
     def _check_catalogue(self, key: str, negatives: int, most_seen: int) -> None:
         available = len(self._item_ids) - most_seen
@@ -88,15 +121,31 @@ class ListMaker:
             )
 
 
-def history_before(liked: list[str], positives_before: int, positive: str) -> list[str]:
-    """What a user had liked when the positive came, newest last; an earlier like of the same item would give it away.
+def _of_impression(
+    shown: list[Shown], positive: str, liked: set[str], negatives: int, random: np.random.Generator
+) -> list[Shown]:
+    """What of an impression a list has room for: the positive, then others by gain, then a draw of what was not chosen.
+
+    At most half of the negatives' places go to further positives. What the user chose at another time is no negative.
+    """
+    positives = sorted((item for item in shown if item.gain), key=lambda item: (item.item_id != positive, -item.gain))
+    positives = positives[: 1 + negatives // 2]
+    passed_over = [item for item in shown if not item.gain and item.item_id not in liked]
+    room = negatives + 1 - len(positives)
+    if len(passed_over) > room:
+        passed_over = [passed_over[place] for place in random.choice(len(passed_over), room, replace=False)]
+    return [*positives, *passed_over]
+
+
+def history_before(liked: list[str], positives_before: int, positives: Collection[str]) -> list[str]:
+    """What a user had liked when the list came, newest last; an earlier like of a positive would give it away.
 
     Args:
         liked: the user's positives in order of time.
-        positives_before: how many of them came before this one.
-        positive: the item liked next.
+        positives_before: how many of them came before this list.
+        positives: of the list.
     """
-    return [item for item in liked[:positives_before] if item != positive]
+    return [item for item in liked[:positives_before] if item not in positives]
 
 
 def training_popularity(events: pl.DataFrame, index: dict[str, int]) -> NDArray[np.int64]:

@@ -25,7 +25,8 @@ class Tables:
     events: pl.DataFrame
     """user_id: String, item_id: String, query: String ("" when there is none), timestamp: Int64 (unix seconds),
     label: Int8 (1 positive, 0 seen but not liked), gain: Float32 (how much the positive counts: its weight, 1 where
-    events have none; 0 where it is no positive). Rows keep the order of the source."""
+    events have none; 0 where it is no positive). With impressions also impression: String and, where it is
+    known, shown_at: Int64, the position; both may be null. Rows keep the order of the source."""
     dropped: tuple[Dropped, ...] = ()
     """what was left out or mended, by kind"""
     notes: tuple[str, ...] = ()

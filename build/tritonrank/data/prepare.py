@@ -20,6 +20,7 @@ from tritonrank_runtime.item_text import render_fields
 from tritonrank.artifacts import Draft
 from tritonrank.data.choices import choose_positives
 from tritonrank.data.dropped import Dropped, as_metrics, ids_of, require_tolerable
+from tritonrank.data.impressions import Propensities
 from tritonrank.data.lists import ListMaker
 from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.splits import LIKED, TEST, TRAIN, mark_splits
@@ -97,13 +98,14 @@ def make_dataset(recipe: Recipe) -> Prepared:
     tables, without_text = _with_text(recipe, source, item_lengths)
     dropped = [*source.dropped, *_dropped_without_text(without_text)]
     require_tolerable(dropped, getattr(recipe.data, "tolerate", 1.0))
-    queries = sorted(set(tables.events["query"]) - {""})
+    queries = sorted(query for query in tables.events["query"].unique() if query)
     query_lengths = lengths.of_texts(queries)
     rules = resolve_rules(recipe, Needs(max(query_lengths, default=0), max(item_lengths.values())))
 
     events = mark_splits(tables.events, recipe.examples)
     chosen, skipped = choose_positives(events, recipe.examples, recipe.seed)
-    lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed)
+    propensities = Propensities(events) if recipe.data.weighs_positions else None
+    lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed, propensities)
 
     dropped += _without_positives(events)
     examples = {split: lists.make(split, positives) for split, positives in chosen.items()}

@@ -15,6 +15,9 @@ from tritonrank.system.dates import iso_seconds
 TRAIN, VALIDATION, TEST, UNUSED = "train", "validation", "test", ""
 
 LIKED = pl.col("label") == 1
+CHOSEN = pl.col("choices") == 1
+"""Of the positives of one impression the last alone: they are one list, learnt or judged as one."""
+SHOWN_TOGETHER = ["user_id", "impression"]
 
 
 def mark_splits(events: pl.DataFrame, settings: ExampleSettings) -> pl.DataFrame:
@@ -26,9 +29,11 @@ def mark_splits(events: pl.DataFrame, settings: ExampleSettings) -> pl.DataFrame
 
     Returns:
         The events sorted by (user_id, timestamp, row), with the columns
-        split: train, validation, test, or "" for events that nobody may use (they lie between or after held-out ones);
+        split: train, validation, test, or "" for events that nobody may use (they lie between or after held-out ones,
+        or were shown together with one);
+        choices: Int8, 1 where an event may become an example: a positive, of an impression's positives the last;
         position: UInt32, the event's number within its user, from 0;
-        positives_before: Int64, the user's positives before this event;
+        positives_before: Int64, the user's positives before this event, or before its impression began;
         others_before: Int64, those of them that are about another item, which is what a history is made of.
 
     Raises:
@@ -40,25 +45,58 @@ def mark_splits(events: pl.DataFrame, settings: ExampleSettings) -> pl.DataFrame
         pl.int_range(pl.len(), dtype=pl.UInt32).over("user_id").alias("position"),
         (label.cum_sum().over("user_id") - label).alias("positives_before"),
         (label.cum_sum().over("user_id", "item_id") - label).alias("same_before"),
+        pl.col("label").alias("choices"),
     )
+    has_impressions = "impression" in events.columns
+    if has_impressions:
+        ordered = _by_impression(ordered)
+    choices = pl.col("choices").cast(pl.Int64)
+    ordered = ordered.with_columns((choices.cum_sum().over("user_id") - choices).alias("choices_before"))
     split = _by_user() if settings.cutoff is None else _by_date(_seconds_of(settings.cutoff))
-    return ordered.with_columns(
+    ordered = ordered.with_columns(
         split.alias("split"), (pl.col("positives_before") - pl.col("same_before")).alias("others_before")
-    ).drop("same_before")
+    ).drop("same_before", "choices_before")
+    return _with_their_impression(ordered) if has_impressions else ordered
+
+
+def _by_impression(ordered: pl.DataFrame) -> pl.DataFrame:
+    """One choice per impression, before which nothing of the impression counts."""
+    label = pl.col("label").cast(pl.Int64)
+    together = pl.col("impression").is_not_null()
+    later = label.sum().over(SHOWN_TOGETHER) - label.cum_sum().over(SHOWN_TOGETHER)
+    same_since = label.cum_sum().over(*SHOWN_TOGETHER, "item_id") - label
+    return ordered.with_columns(
+        pl.when(together & (later > 0)).then(0).otherwise(pl.col("label")).cast(pl.Int8).alias("choices"),
+        pl.when(together)
+        .then(pl.col("positives_before").min().over(SHOWN_TOGETHER))
+        .otherwise(pl.col("positives_before"))
+        .alias("positives_before"),
+        pl.when(together)
+        .then(pl.col("same_before") - same_since)
+        .otherwise(pl.col("same_before"))
+        .alias("same_before"),
+    )
+
+
+def _with_their_impression(marked: pl.DataFrame) -> pl.DataFrame:
+    """What was shown together with a held-out choice is no more learnt from than the choice is."""
+    held_out = (CHOSEN & pl.col("split").is_in([VALIDATION, TEST])).any().over(SHOWN_TOGETHER)
+    beside = pl.col("impression").is_not_null() & held_out & ~CHOSEN
+    return marked.with_columns(pl.when(beside).then(pl.lit(UNUSED)).otherwise(pl.col("split")).alias("split"))
 
 
 def _by_user() -> pl.Expr:
-    positives = pl.col("label").cast(pl.Int64).sum().over("user_id")
-    positives_after = positives - pl.col("positives_before") - pl.col("label")
+    choices = pl.col("choices").cast(pl.Int64).sum().over("user_id")
+    choices_after = choices - pl.col("choices_before") - pl.col("choices")
     return (
-        # With two positives the validation would have no history and the test nothing learnt before it.
-        pl.when(positives < 3)
+        # With two choices the validation would have no history and the test nothing learnt before it.
+        pl.when(choices < 3)
         .then(pl.lit(TRAIN))
-        .when(positives_after >= 2)
+        .when(choices_after >= 2)
         .then(pl.lit(TRAIN))
-        .when(LIKED & (positives_after == 1))
+        .when(CHOSEN & (choices_after == 1))
         .then(pl.lit(VALIDATION))
-        .when(LIKED & (positives_after == 0))
+        .when(CHOSEN & (choices_after == 0))
         .then(pl.lit(TEST))
         .otherwise(pl.lit(UNUSED))
     )
@@ -66,19 +104,19 @@ def _by_user() -> pl.Expr:
 
 def _by_date(cutoff: int) -> pl.Expr:
     early = pl.col("timestamp") < cutoff
-    early_positives = (LIKED & early).cast(pl.Int64).sum().over("user_id")
-    early_after = early_positives - pl.col("positives_before") - pl.col("label")
+    early_choices = (CHOSEN & early).cast(pl.Int64).sum().over("user_id")
+    early_after = early_choices - pl.col("choices_before") - pl.col("choices")
     return (
-        pl.when(~early & LIKED & (pl.col("positives_before") == early_positives))
+        pl.when(~early & CHOSEN & (pl.col("choices_before") == early_choices))
         .then(pl.lit(TEST))
         .when(~early)
         .then(pl.lit(UNUSED))
-        # One positive before the date is the history of the test, and the only thing to learn from.
-        .when(early_positives < 2)
+        # One choice before the date is the history of the test, and the only thing to learn from.
+        .when(early_choices < 2)
         .then(pl.lit(TRAIN))
         .when(early_after >= 1)
         .then(pl.lit(TRAIN))
-        .when(LIKED)
+        .when(CHOSEN)
         .then(pl.lit(VALIDATION))
         .otherwise(pl.lit(UNUSED))
     )

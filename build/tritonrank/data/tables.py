@@ -4,7 +4,7 @@ Timestamps are dates, or numbers that can only be unix seconds or dates; what co
 than guessed. An event without a label is a positive, because most logs hold clicks or purchases only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
@@ -22,7 +22,9 @@ from tritonrank.system.dates import latest_second
 
 def wanted(settings: TablesData) -> dict[str, tuple[Location, set[str]]]:
     """Per table where it is and which of its columns are read."""
-    optional = {name for name in (settings.query, settings.label_column) if name}
+    shown = settings.impressions
+    more = (shown.id, shown.position) if shown else ()
+    optional = {name for name in (settings.query, settings.label_column, *more) if name}
     since = {settings.available_from} if settings.available_from else set()
     return {
         "items": (settings.items, {settings.items_key, *settings.text_fields, *since}),
@@ -109,8 +111,21 @@ def _events(events: SourceTable, settings: TablesData, faults: Faults) -> pl.Dat
             seconds.alias("timestamp"),
             (gain > 0).cast(pl.Int8).alias("label"),
             gain,
+            *_impressions(events, settings, faults),
         ]
     )
+
+
+def _impressions(events: SourceTable, settings: TablesData, faults: Faults) -> Iterator[pl.Series]:
+    """impression and shown_at, where the recipe names them; null where an event has none."""
+    shown = settings.impressions
+    if shown is None:
+        return
+    ids = columns.texts(events, shown.id, faults, "data.impressions.id").str.strip_chars()
+    yield ids.set(ids == "", None).alias("impression")
+    if shown.position is not None:
+        positions = columns.numbers_or_none(events, shown.position, faults, "data.impressions.position")
+        yield positions.floor().cast(pl.Int64).alias("shown_at")
 
 
 def _usable(table: SourceTable, faults: Faults) -> pl.Series:

@@ -181,7 +181,7 @@ class _Source:
     def _context_before(self, user: str, place: int) -> _Context | None:
         """What was known when the user's positive number ``place`` came; None when that was nothing at all."""
         liked, query = self._liked[user], self._queries[user][place]
-        history = history_before(liked, place, liked[place])
+        history = history_before(liked, place, {liked[place]})
         if query is None or not (query or history):
             return None
         return self._context(user, query, history)

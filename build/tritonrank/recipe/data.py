@@ -3,13 +3,23 @@
 import datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass
 
 from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
 from tritonrank.system.dates import iso_seconds
 
 
-class SampleData(Settings):
+class SourceSettings(Settings):
+    """What all sources can be asked."""
+
+    @property
+    def weighs_positions(self) -> bool:
+        """Whether a positive weighs more where fewer people look."""
+        return False
+
+
+class SampleData(SourceSettings):
     """A generated storefront: deterministic, no third-party data, no download."""
 
     LOCATIONS: ClassVar[frozenset[str]] = frozenset()
@@ -18,7 +28,7 @@ class SampleData(Settings):
     users: int = Field(600, ge=20, le=100_000, description="users with a taste of their own")
 
 
-class MovieLensData(Settings):
+class MovieLensData(SourceSettings):
     """A folder with movies.csv, ratings.csv and tags.csv (ml-latest-small and its relatives)."""
 
     LOCATIONS: ClassVar[frozenset[str]] = frozenset({"path"})
@@ -28,7 +38,20 @@ class MovieLensData(Settings):
     positive_rating: float = Field(4.0, ge=0.5, le=5, description="stars from which a rating is a positive")
 
 
-class TablesData(Settings):
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Impressions:
+    """Columns of the events table that say what was shown together."""
+
+    id: str
+    position: str | None = None
+    propensity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.propensity and self.position is None:
+            raise ValueError("propensity: true needs position, the column that says where in the list an item stood")
+
+
+class TablesData(SourceSettings):
     """The user's own tables, in files or databases. Relative paths begin at the recipe's folder."""
 
     LOCATIONS: ClassVar[frozenset[str]] = frozenset({"items", "events"})
@@ -56,6 +79,12 @@ class TablesData(Settings):
     available_from: str | None = Field(
         None,
         description="column of the items table with the time from which an item existed; earlier events are left out",
+    )
+    impressions: Impressions | None = Field(
+        None,
+        description="columns of the events table, {id: of what was shown together, position: in the list, "
+        "propensity: true}. Shown and not chosen are negatives of that list; propensity weighs a positive by how "
+        "seldom people look at its position",
     )
     tolerate: float = Field(
         0.2,
@@ -98,6 +127,11 @@ class TablesData(Settings):
         if not any(weights.values()):
             raise ValueError("no event type has a weight above 0, so that nothing would be a positive")
         return {"column": column} | {key: float(weight) for key, weight in weights.items()}
+
+    @property
+    def weighs_positions(self) -> bool:
+        """Whether a positive weighs more where fewer people look."""
+        return self.impressions is not None and self.impressions.propensity
 
     @property
     def label_column(self) -> str | None:

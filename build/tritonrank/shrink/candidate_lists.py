@@ -100,7 +100,9 @@ class _ListMaker:
         chosen = [*range(len(liked)), *(len(liked) + place for place in beside)]
         places = random.permutation(chosen).tolist()
         candidates, labels = [pool[place] for place in places], [liked.get(pool[place], 0.0) for place in places]
-        return replace(example, candidates=candidates, labels=labels), [float(scores[place]) for place in places]
+        return replace(example, candidates=candidates, labels=labels, weights=[]), [
+            float(scores[place]) for place in places
+        ]
 
 
 def choose_negatives(random: np.random.Generator, scores: NDArray[np.float32], hardest: int, others: int) -> list[int]:
@@ -111,7 +113,7 @@ def choose_negatives(random: np.random.Generator, scores: NDArray[np.float32], h
 
 
 def _write(path: Path, lists: Sequence[Scored]) -> None:
-    rows = [vars(example) | {"scores": scores} for example, scores in lists]
+    rows = [{name: getattr(example, name) for name in EXAMPLE_SCHEMA} | {"scores": scores} for example, scores in lists]
     table = pl.DataFrame(rows, schema=EXAMPLE_SCHEMA | {"scores": pl.List(pl.Float32())}, orient="row")
     with whole_file(path) as draft:  # under torchrun every process may be making it
         table.write_parquet(draft)

@@ -87,7 +87,9 @@ def most_important(values: Values, count: int) -> list[list[int]]:
 def ranking_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Listwise loss of a batch."""
     labels = batch["labels"]
-    outputs = model(**{name: tensor for name, tensor in batch.items() if name not in {"labels", "teacher_logits"}})
+    outputs = model(
+        **{name: tensor for name, tensor in batch.items() if name not in {"labels", "weights", "teacher_logits"}}
+    )
     logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
     return list_loss(logits.view(labels.shape), labels, "listwise")
 

@@ -13,7 +13,8 @@ from tritonrank.rankers.scorers import tensors_of
 
 
 class Collator:
-    """Examples -> one padded batch for the model's forward, and labels and teacher_logits (lists, candidates).
+    """Examples -> one padded batch for the model's forward, labels, and where there are any weights and teacher_logits
+    (lists, candidates).
 
     Args:
         dataset: gives the texts.
@@ -37,6 +38,9 @@ class Collator:
         tensors = [tensors_of(request, self._tokenizer) for request in requests]
         batch = architecture_of(self._model.config).batch(self._model, tensors)
         batch["labels"] = torch.tensor([example.labels for example in examples], dtype=torch.float32)
+        if any(example.weights for example in examples):
+            rows = [example.weights or [1.0] * len(example.labels) for example in examples]
+            batch["weights"] = torch.tensor(rows, dtype=torch.float32)
         if self._teacher_scores is not None:
             batch["teacher_logits"] = torch.tensor([self._teacher_scores[e.example_id] for e in examples])
         return batch

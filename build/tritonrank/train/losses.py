@@ -4,11 +4,16 @@ import torch
 from torch.nn import functional
 
 
-def list_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+def list_loss(
+    logits: torch.Tensor, labels: torch.Tensor, kind: str, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean loss over lists.
 
     Args:
         logits, labels: (lists, candidates); a label is a gain g: 0 for a negative, 1 or its weight for a positive.
+        weights: (lists, candidates), what a positive counts beside its gain, such as the inverse of the propensity with
+            which its position is looked at: its terms below are multiplied by it (for pairs that of the better one,
+            Joachims, Swaminathan & Schnabel 2017; for the softmax Ai et al. 2018). None: 1 each.
         kind: of the losses below. With one positive of gain 1 per list, each is the usual one for binary labels.
 
     ``listwise``: softmax cross-entropy (ListNet's top-one model, Cao et al. 2007; with binary labels bounded by NDCG,
@@ -23,15 +28,18 @@ def list_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Te
     as confidences do in implicit feedback (Hu, Koren & Volinsky 2008).
     """
     labels = labels.to(logits.dtype)
+    counted = labels if weights is None else labels * weights.to(logits.dtype)
     if kind == "listwise":
-        return functional.cross_entropy(logits, labels / _or_one(labels.sum(dim=1).mean()))
+        return functional.cross_entropy(logits, counted / _or_one(counted.sum(dim=1).mean()))
     if kind == "binary":
         positive = (labels > 0).to(logits.dtype)
-        weights = torch.where(labels > 0, labels, positive.new_ones(()))
-        return functional.binary_cross_entropy_with_logits(logits, positive, weights / weights.mean())
-    weights = (labels[:, :, None] - labels[:, None, :]).clamp(min=0)
-    losses = functional.softplus(logits[:, None, :] - logits[:, :, None]) * weights
-    return losses.sum() / _or_one(weights.sum())
+        each = torch.where(labels > 0, counted, positive.new_ones(()))
+        return functional.binary_cross_entropy_with_logits(logits, positive, each / each.mean())
+    pairs = (labels[:, :, None] - labels[:, None, :]).clamp(min=0)
+    if weights is not None:
+        pairs = pairs * weights.to(logits.dtype)[:, :, None]
+    losses = functional.softplus(logits[:, None, :] - logits[:, :, None]) * pairs
+    return losses.sum() / _or_one(pairs.sum())
 
 
 def _or_one(total: torch.Tensor) -> torch.Tensor:

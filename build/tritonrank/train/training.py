@@ -122,10 +122,11 @@ class _RankingTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         labels, teacher_logits = inputs.pop("labels"), inputs.pop("teacher_logits", None)
+        weights = inputs.pop("weights", None)
         outputs = model(**inputs)
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
         logits = logits.float().view(labels.shape)
-        loss = list_loss(logits, labels, self._settings.loss)
+        loss = list_loss(logits, labels, self._settings.loss, weights)
         if teacher_logits is not None:
             soft = distillation_loss(logits, teacher_logits)
             loss = torch.lerp(loss, soft, DISTILLATION)
