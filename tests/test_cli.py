@@ -25,6 +25,7 @@ COMMANDS += [
     "report",
     "settings",
     "check",
+    "init",
     "recipes",
     "up",
     "calibrate",

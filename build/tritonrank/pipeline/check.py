@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from tritonrank_runtime.item_text import render_fields
 
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Example
 from tritonrank.data.prepare import Prepared, make_dataset
 from tritonrank.data.splits import TEST, TRAIN, VALIDATION
@@ -20,9 +21,9 @@ from tritonrank.errors import TritonRankError
 from tritonrank.judge.counted import neighbour_baseline, popularity_baseline
 from tritonrank.judge.metrics import interval
 from tritonrank.judge.power import FORMULA, SAME_RANKER_DEVIATION, ndcg_of, smallest_difference, users_to_see
-from tritonrank.pipeline.outlook import about_seconds
+from tritonrank.pipeline.estimates import about_seconds
 from tritonrank.rankers.text_budgets import TEXT_METRICS, measuring_rules, open_tokenizer
-from tritonrank.rankers.text_counts import TextLengths, budget_advice, text_warnings, without_text_in_words
+from tritonrank.rankers.text_counts import TextLengths, budget_advice, text_warnings
 from tritonrank.recipe import Recipe, TablesData
 
 COUNTS = ("items", "users", "events", "positive_events", "training_events", "examples")
@@ -37,11 +38,12 @@ FEW_EXAMPLES = 400
 """Below so many training examples a ranker hardly learns: it sees fewer lists than a demo's."""
 
 
-def check_recipe(recipe: Recipe, path: str) -> dict[str, Any]:
+def check_recipe(recipe: Recipe, workspace: Workspace, path: str) -> dict[str, Any]:
     """Everything that is found, JSON-able.
 
     Args:
         recipe: what would be built.
+        workspace: where; what was built there before corrects how long it takes.
         path: how the user calls it, for the commands that are named.
 
     Returns:
@@ -61,12 +63,12 @@ def check_recipe(recipe: Recipe, path: str) -> dict[str, Any]:
         "ok": True,
         "counts": {name: metrics[name] for name in COUNTS},
         "kinds": _kinds(recipe, made.events),
-        "dropped": _dropped(metrics),
+        "dropped": metrics["dropped"],
         "users": metrics["skipped_users"],
         "text": text,
         "shown": list(_shown(recipe, made, text["rules"])),
         "judged": judged,
-        "stages": _stages(recipe, metrics["examples"]),
+        "stages": _stages(recipe, workspace, metrics["examples"]),
         "suggestions": suggestions,
         "warnings": _warnings(recipe, metrics, judged, path),
     }
@@ -98,23 +100,6 @@ def _names_of(recipe: Recipe, gain: float) -> list[str]:
     if weights is None:
         return ["positive" if gain > 0 else "not positive"]
     return [name for name, weight in weights.items() if np.isclose(weight, gain)]
-
-
-def _dropped(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows that are left out by rule, and items without text."""
-    dropped = [dict(one) for one in metrics.get("dropped", [])]
-    without = metrics["items_without_text"]
-    if without["count"]:
-        dropped.append(
-            {
-                "kind": "items without text",
-                "rule": without_text_in_words(without).partition("): ")[2],
-                "count": without["count"],
-                "share": without["count"] / without["of"],
-                "examples": without["first"][:3],
-            }
-        )
-    return dropped
 
 
 def _shown(recipe: Recipe, made: Prepared, rules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -164,7 +149,7 @@ def _judged(recipe: Recipe, made: Prepared) -> dict[str, Any]:
     }
 
 
-def _stages(recipe: Recipe, examples: Mapping[str, int]) -> list[dict[str, Any]]:
+def _stages(recipe: Recipe, workspace: Workspace, examples: Mapping[str, int]) -> list[dict[str, Any]]:
     """Each stage and its seconds on this machine, for the examples that there are; none where nobody measured."""
     there = {
         "training_examples": max(1, examples[TRAIN]),
@@ -172,7 +157,7 @@ def _stages(recipe: Recipe, examples: Mapping[str, int]) -> list[dict[str, Any]]
         "test_users": examples[TEST],
     }
     actual = recipe.model_copy(update={"examples": recipe.examples.model_copy(update=there)})
-    return [{"stage": verb, "seconds": round(seconds, 1)} for verb, seconds in about_seconds(actual).items()]
+    return [{"stage": verb, "seconds": round(seconds, 1)} for verb, seconds in about_seconds(actual, workspace).items()]
 
 
 def _warnings(recipe: Recipe, metrics: Mapping[str, Any], judged: Mapping[str, Any], path: str) -> list[dict[str, str]]:

@@ -1,0 +1,166 @@
+"""``tritonrank init``: from tables to a recipe that builds, without a line written by hand."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from tritonrank import cli
+from tritonrank.data.prepare import make_dataset
+from tritonrank.recipe import load_recipe
+from typer.testing import CliRunner, Result
+
+SPLITS = ("train", "validation", "test")
+
+
+def run(*arguments: object) -> Result:
+    """The real command; stdin is no terminal, so that it asks nothing."""
+    return CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": "150"})
+
+
+def init(folder: Path, *arguments: object) -> Path:
+    """A recipe for the shop of a folder."""
+    result = run("init", "--items", folder / "items.csv", "--events", folder / "events.csv", *arguments)
+    assert result.exit_code == 0, result.output
+    return Path(result.output.partition("written: ")[2].splitlines()[0])
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """Fifty items, forty customers who view and buy; a query now and then."""
+    drawn = random.Random(5)
+    words = ["oak", "brass", "linen", "glass", "steel", "wool", "amber", "slate"]
+    items = pl.DataFrame(
+        {
+            "id": [f"P-{number}" for number in range(50)],
+            "title": [" ".join(drawn.choices(words, k=4)) for _ in range(50)],
+            "brand": [drawn.choice(["Kestrel", "Marlo"]) for _ in range(50)],
+            "price": [f"{drawn.randrange(5, 90)}.50" for _ in range(50)],
+        }
+    )
+    rows = [
+        (f"c{user}", f"P-{drawn.randrange(50)}", 1_600_000_000 + 100 * step, kind, drawn.choice([*words, ""]))
+        for user in range(40)
+        for step in range(8)
+        for kind in ("view", "purchase")
+    ]
+    events = pl.DataFrame(rows, schema=["client", "product", "time", "event", "search"], orient="row")
+    items.write_csv(tmp_path / "items.csv")
+    events.write_csv(tmp_path / "events.csv")
+    return tmp_path
+
+
+def test_a_recipe_that_builds_says_why_it_is_so(shop: Path) -> None:
+    path = init(shop, "--out", shop / "my.yaml")
+    text = path.read_text()
+    recipe = load_recipe(path)
+    assert recipe.name == "my"
+    assert recipe.data.model_dump(include={"user_id", "timestamp", "query", "item_id", "label"}) == {
+        "item_id": {"items": "id", "events": "product"},
+        "user_id": "client",
+        "timestamp": "time",
+        "query": "search",
+        "label": {"column": "event", "view": 0, "purchase": 3},
+    }
+    assert recipe.text.item_template == "{title}, {brand}"
+    assert "items: items.csv" in text, "beside the recipe"
+    for reason in ("events.product are in it", "40 different", "2020-09-13", "95%", "unseen"):
+        assert reason in text, reason
+    made = make_dataset(recipe)
+    assert made.metrics["text"]["items"]["cut_share"] <= 0.05
+    assert made.metrics["examples"]["test"] == recipe.examples.test_users, "as many as there are"
+    checked = run("check", path)
+    assert checked.exit_code == 0
+    assert "Suggestions" not in checked.output
+
+
+def test_the_recipe_means_the_same_from_any_folder(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shop / "recipes").mkdir()
+    monkeypatch.chdir(shop)
+    path = init(Path(), "--out", "recipes/shop.yaml")
+    assert "items: ../items.csv" in path.read_text()
+    monkeypatch.chdir("/")
+    assert make_dataset(load_recipe(shop / path)).metrics["items"] == 50
+
+
+def test_a_recipe_that_is_there_stays(shop: Path) -> None:
+    path = init(shop, "--out", shop / "my.yaml")
+    path.write_text("mine")
+    again = ("init", "--items", shop / "items.csv", "--events", shop / "events.csv", "--out", path)
+    refused = run(*again)
+    assert refused.exit_code != 0
+    assert "--force" in str(refused.exception)
+    assert path.read_text() == "mine"
+    assert run(*again, "--force").exit_code == 0
+    assert load_recipe(path).name == "my"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["--items", "items.csv"], "tritonrank up BAAI/bge-reranker-base"),
+        (["--checkpoint", "org/model"], "tritonrank up org/model"),
+        ([], "--items FILE --events FILE"),
+        (["--events", "events.csv"], "--items FILE"),
+    ],
+)
+def test_what_is_missing_is_said_with_what_can_be_done(shop: Path, arguments: Sequence[str], advice: str) -> None:
+    refused = run("init", *arguments, "--out", shop / "my.yaml")
+    assert refused.exit_code != 0
+    assert advice in str(refused.exception)
+    assert not (shop / "my.yaml").exists()
+
+
+def test_a_column_that_is_named_wins(shop: Path) -> None:
+    path = init(shop, "--out", shop / "my.yaml", "--column", "text=brand,title", "--column", "item_id=id:product")
+    assert load_recipe(path).text.item_template == "{brand}, {title}"
+
+
+def test_data_with_faults_still_get_a_recipe_and_the_faults(shop: Path) -> None:
+    events = shop / "events.csv"
+    events.write_text(events.read_text() + "c1,P-1\n" * 400)
+    result = run("init", "--items", shop / "items.csv", "--events", events, "--out", shop / "my.yaml")
+    assert result.exit_code == 0
+    assert "not measured" in result.output
+    assert run("check", shop / "my.yaml").exit_code == 1
+
+
+@pytest.fixture
+def movielens(tmp_path: Path) -> Path:
+    """30 users rate 80 films from 0.5 to 5, as GroupLens publishes it."""
+    drawn = np.random.default_rng(5)
+    movies = [f'{n},"Film {n}, The (19{n:02d})",{["Drama|War", "Comedy"][n % 2]}' for n in range(10, 90)]
+    ratings = [
+        f"{user},{film},{drawn.integers(1, 11) / 2},{1_000_000_000 + int(drawn.integers(0, 10**6))}"
+        for user in range(1, 31)
+        for film in drawn.choice(np.arange(10, 90), size=25, replace=False)
+    ]
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n" + "\n".join(movies) + "\n")
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(ratings) + "\n")
+    (tmp_path / "tags.csv").write_text("userId,movieId,tag,timestamp\n")
+    return tmp_path
+
+
+def test_movielens_through_init_gives_the_examples_of_its_source(movielens: Path) -> None:
+    by_files = movielens / "tables.yaml"
+    tables = ("--items", movielens / "movies.csv", "--events", movielens / "ratings.csv")
+    assert run("init", *tables, "--out", by_files).exit_code == 0
+    by_folder = movielens / "folder.yaml"
+    assert run("init", "--data", movielens, "--out", by_folder).exit_code == 0
+    assert yaml.safe_load(by_folder.read_text())["data"] == {"source": "movielens", "path": "."}
+    threshold = yaml.safe_load(by_files.read_text())["data"]["positive_label"]
+    same = ["name=same", "text={item_template: '{title} {genres}'}"]
+    first = make_dataset(load_recipe(by_files, same))
+    second = make_dataset(load_recipe(by_folder, [*same, f"data.positive_rating={threshold}"]))
+    for split in SPLITS:
+        assert first.examples[split].height > 10
+        assert first.examples[split].equals(second.examples[split]), split
+
+
+def test_an_unknown_folder_says_what_is_known(tmp_path: Path) -> None:
+    refused = run("init", "--data", tmp_path, "--out", tmp_path / "my.yaml")
+    assert "--items FILE --events FILE" in str(refused.exception)
+    assert "movies.csv" in str(refused.exception)
