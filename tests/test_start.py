@@ -1,5 +1,6 @@
 """``tritonrank init``: from tables to a recipe that builds, without a line written by hand."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,8 +152,9 @@ def test_movielens_through_init_gives_the_examples_of_its_source(movielens: Path
     by_folder = movielens / "folder.yaml"
     assert run("init", "--data", movielens, "--out", by_folder).exit_code == 0
     assert yaml.safe_load(by_folder.read_text())["data"] == {"source": "movielens", "path": "."}
-    threshold = yaml.safe_load(by_files.read_text())["data"]["positive_label"]
-    same = ["name=same", "text={item_template: '{title} {genres}'}"]
+    guessed = yaml.safe_load(by_files.read_text())
+    threshold = guessed["data"]["positive_label"]
+    same = ["text={item_template: '{title} {genres}'}", f"examples={json.dumps(guessed['examples'])}"]
     first = make_dataset(load_recipe(by_files, same))
     second = make_dataset(load_recipe(by_folder, [*same, f"data.positive_rating={threshold}"]))
     for split in SPLITS:
@@ -164,3 +166,25 @@ def test_an_unknown_folder_says_what_is_known(tmp_path: Path) -> None:
     refused = run("init", "--data", tmp_path, "--out", tmp_path / "my.yaml")
     assert "--items FILE --events FILE" in str(refused.exception)
     assert "movies.csv" in str(refused.exception)
+
+
+def test_the_dirty_shop_is_understood_and_its_dirt_is_counted(tmp_path: Path) -> None:
+    written = run("init", "--example", tmp_path / "shop")
+    (command,) = [line.partition("tritonrank ")[2] for line in written.output.splitlines() if line.startswith("Next: ")]
+    result = run(*command.split())
+    assert result.exit_code == 0, result.output
+    assert "not measured" not in result.output
+    assert "LOOK" not in (tmp_path / "shop" / "shop.yaml").read_text().partition("text_fields")[0]
+    found = json.loads(run("check", tmp_path / "shop" / "shop.yaml", "--json").stdout)
+    assert found["ok"]
+    assert found["counts"]["items"] == 240
+    kinds = " ".join(one["kind"] for one in found["dropped"])
+    for dirt in ("repeated rows", "does not have", "before their item existed", "without a positive"):
+        assert dirt in kinds, dirt
+    assert {tuple(kind["names"]): kind["gain"] for kind in found["kinds"]} == {
+        ("view",): 0,
+        ("add_to_cart",): 1,
+        ("purchase",): 3,
+    }
+    again = run("init", "--example", tmp_path / "shop")
+    assert "name another folder" in str(again.exception)

@@ -327,6 +327,7 @@ def _text(meaning: str, name: str, looks: Looks, unsure: str) -> Guessed:
     reason += f"; {1 - looks.filled:.0%} empty" if looks.filled < 1 else ""
     if looks.html_share > 0:
         reason += f"; {looks.html_share:.0%} hold HTML"
+        unsure = unsure or "HTML is read as it is written, here and by the server: texts without it cost fewer tokens"
     return Guessed(meaning, "items", name, reason, looks.examples, unsure)
 
 
