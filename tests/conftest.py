@@ -132,7 +132,7 @@ def workspace(tiny_recipe: Recipe, kept_root: Path, tmp_path_factory: pytest.Tem
     """artifacts/tiny with every stage built, a shared-context ranker; tests must not change it."""
     built = kept(kept_root, "tiny", lambda folder: run_stages(tiny_recipe, Workspace(folder)))
     workspace = Workspace.of(tiny_recipe, tmp_path_factory.mktemp("artifacts"))
-    shutil.copytree(built, workspace.root)
+    shutil.copytree(built, workspace.root, symlinks=True)
     return workspace
 
 
@@ -299,7 +299,7 @@ class Build:
     def copied(self, root: Path) -> "Build":
         """A copy to change, below ``root``."""
         workspace = Workspace.of(self.recipe, root)
-        shutil.copytree(self.workspace.root, workspace.root)
+        shutil.copytree(self.workspace.root, workspace.root, symlinks=True)
         return Build(self.recipe_path, self.recipe, workspace)
 
 

@@ -27,7 +27,7 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 @pytest.fixture
 def copied(workspace: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(workspace.root, tmp_path / "tiny")
+    shutil.copytree(workspace.root, tmp_path / "tiny", symlinks=True)
     return Workspace(tmp_path / "tiny")
 
 

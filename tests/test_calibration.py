@@ -66,7 +66,7 @@ def test_wilsons_interval() -> None:
 def test_a_calibrated_build_tells_its_clients(
     method: Method, workspace: Workspace, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    copy = Workspace(shutil.copytree(workspace.root, tmp_path / "tiny"))
+    copy = Workspace(shutil.copytree(workspace.root, tmp_path / "tiny", symlinks=True))
     assert fitting_calibration(tiny_recipe, copy) == {}
     made = bring_up_to_date(stage(tiny_recipe, copy, method))
     assert set(read_reliability(copy.calibration)) == {"sigmoid", method}

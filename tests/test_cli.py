@@ -30,6 +30,10 @@ COMMANDS += [
     "up",
     "calibrate",
     "convert-weights",
+    "builds",
+    "promote",
+    "back",
+    "prune-builds",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
 RECIPE_COMMANDS += ["assemble", "evaluate", "demo"]
@@ -72,7 +76,7 @@ def test_panels_and_commands_stand_in_the_order_of_use() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("tritonrank bui", ["build"]),
+        ("tritonrank bui", ["build", "builds"]),
         ("tritonrank build movielens-j", ["movielens-joint-small", "movielens-joint"]),
         ("tritonrank build {recipes}/d", ["{recipes}/demo.yaml"]),
         ("tritonrank build {recipes}/nothing", []),

@@ -26,7 +26,7 @@ from tritonrank_client import RankClient, Retry
 
 @pytest.fixture
 def copied(workspace: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(workspace.root, tmp_path / "tiny")
+    shutil.copytree(workspace.root, tmp_path / "tiny", symlinks=True)
     return Workspace(tmp_path / "tiny")
 
 

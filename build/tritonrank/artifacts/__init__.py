@@ -235,8 +235,9 @@ def is_current(folder: Path, key: str) -> bool:
 
 
 def is_aside(folder: Path) -> bool:
-    """Whether a folder beside the artifacts is none of them: a draft, an older one, or what was no artifact."""
-    return folder.suffix in {".tmp", ".old"} or folder.suffix.startswith(KEPT)
+    """Whether a folder beside the artifacts is none of them: a draft, an older one, what was no artifact, or a link to
+    a build (``builds.py``)."""
+    return folder.is_symlink() or folder.suffix in {".tmp", ".old"} or folder.suffix.startswith(KEPT)
 
 
 @dataclass

@@ -78,13 +78,17 @@ def stage_key(
     return sha256_json([stage, settings, made_from, revision, {name: tool_version(name) for name in tools}])
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     """The manifest of a published artifact.
+
+    Args:
+        folder: of the artifact.
+        name: the file's, where manifests lie beside each other (``record_builds.py``).
 
     Raises:
         ArtifactError: there is none, or it cannot be read.
     """
-    path = folder / MANIFEST
+    path = folder / name
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -29,6 +29,7 @@ from tritonrank.artifacts import (
     verify_artifact,
     write_artifact,
 )
+from tritonrank.artifacts.flat import flat
 from tritonrank.errors import ArtifactError
 
 HASH_LENGTH = 64
@@ -179,8 +180,8 @@ def _say(styled: str, plain: str) -> None:
 
 def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """The first setting that differs, and how many more do."""
-    old = dict(_flat(before))
-    new = dict(_flat(json.loads(json.dumps(now, default=str))))
+    old = dict(flat(before))
+    new = dict(flat(json.loads(json.dumps(now, default=str))))
     changed = [name for name in {**new, **old} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     if changed:
         name = changed[0]
@@ -189,15 +190,6 @@ def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iter
 
 
 _ABSENT = object()
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``section.key`` -> value."""
-    if isinstance(value, dict) and value:
-        for name, one in value.items():
-            yield from _flat(one, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """The verbs that serve, and put load on what is served. They work where nothing can be built."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,14 @@ from tritonrank.cli.panels import Panel
 @app.command(rich_help_panel=Panel.SERVE)
 def serve(
     artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],
+    build: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Serve this build and stay with it: an id that `tritonrank builds` lists, or newest; default: the one "
+            "that was promoted, whichever that becomes",
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -44,22 +52,34 @@ def serve(
 ) -> None:
     """Check files and plans, start Triton, check golden requests through it, and keep it running until Ctrl-C.
 
+    Of a recipe's folder it serves the build that was promoted, the first good one by itself. `tritonrank promote` and
+    `tritonrank back` are followed at the same ports within seconds; a build that does not start is not served.
+
     A server that loses a part, or does not answer any more, is brought back at the same ports within seconds; each time
     is one line on standard error. Exits with 2 when it cannot be started any more. docs/security.md says what is open.
 
     The server is the container's own where there is one (/opt/tritonserver), else the one that pip installs.
     """
     from tritonrank.serve.running import end_when_terminated, run_until_signalled
+    from tritonrank.serve.servable import notes_on_served
     from tritonrank.serve.serving import example_command, serving
 
     end_when_terminated()
     shows_log = log_file == Path("-")
-    options = {"host": host, "http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+    options: dict[str, Any] = {
+        "host": host,
+        "http_port": http_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+    }
     options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
-    with serving(artifacts, ready_file, **options, shows_log=shows_log) as server:
-        typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}\n")
-        example = example_command(artifacts, server.grpc_url)
-        typer.echo(f"Try it from another terminal:\n\n{example}\n\nCtrl-C stops the server.")
+    notes = notes_on_served(artifacts, build)  # before the start: it is what was chosen then
+    with serving(artifacts, ready_file, build=build, **options, shows_log=shows_log) as server:
+        typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
+        for note in notes:
+            typer.echo(note)
+        example = example_command(artifacts, server.grpc_url, build)
+        typer.echo(f"\nTry it from another terminal:\n\n{example}\n\nCtrl-C stops the server.")
         run_until_signalled(server)
 
 

@@ -31,6 +31,7 @@ from tritonrank.pipeline import (
 )
 from tritonrank.pipeline.estimates import remember
 from tritonrank.pipeline.outlook import coming_stages, say_outlook
+from tritonrank.pipeline.record import record
 from tritonrank.recipe import Recipe
 from tritonrank.system import progress
 
@@ -71,7 +72,8 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
 def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *, force: str | None = None) -> None:
     """Run what is not up to date, one line per stage.
 
-    One process at a time builds in a workspace: a second one waits for the first, unless all is up to date.
+    One process at a time builds in a workspace: a second one waits for the first, unless all is up to date. What all
+    stages have made is recorded in the history of builds.
 
     Args:
         recipe: what to build.
@@ -87,6 +89,8 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         _tidy_where_free(chosen, workspace)
         for stage in chosen:
             say_up_to_date(stage)
+        if until is None:
+            record(recipe, workspace, chosen)
         return
     finetune.check_models(recipe, workspace)
     with only_writer(workspace.root):
@@ -102,6 +106,8 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
                         force=stage.verb == force,
                         made=lambda verb, manifest: remember(recipe, workspace, verb, manifest.seconds),
                     )
+        if until is None:
+            record(recipe, workspace, chosen)
 
 
 def take_part_in(verb: str, recipe: Recipe, workspace: Workspace) -> None:

@@ -8,7 +8,7 @@ from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import Recipe
 
-REVISION = 2
+REVISION = 3
 TOOLS = ("torch", "transformers", "onnxruntime", "numpy", "polars")
 """Those that judge the baselines, and those whose speed is measured."""
 

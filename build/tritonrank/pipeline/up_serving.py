@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -51,7 +52,7 @@ def serve_target(target: str, options: UpOptions, artifacts: Path, ports: UpPort
         root = make_from_checkpoint(target, options, artifacts)
         _check_golden_tokens(root)
     missing = missing_packages()
-    triton = {"http_port": ports.http_port, "grpc_port": ports.grpc_port, "metrics_port": 0}
+    triton: dict[str, Any] = {"http_port": ports.http_port, "grpc_port": ports.grpc_port, "metrics_port": 0}
     with serving(root, None, **triton) as server, ExitStack() as stack:
         if missing:
             _say_triton_alone(root, server, missing, started)

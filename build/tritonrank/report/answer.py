@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonrank.artifacts.rungs import CHECKPOINT
+from tritonrank.report.build_table import against_served_now, serve_command
 
 SUMMARY_FILE, COMPARISON_FILE = "summary.json", "comparison.json"
 LOST_EXIT_CODE = 3
@@ -24,6 +25,8 @@ def read_answer(file: Path) -> dict[str, Any]:
         file: summary.json or comparison.json.
     """
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if result.get("against_served"):  # somebody may have promoted another build since
+        result["against_served"] = against_served_now(file.parents[1], result["against_served"])
     return result
 
 
@@ -112,7 +115,7 @@ def what_to_serve(result: Mapping[str, Any], folder: Path) -> str:
         result: of summary.json.
         folder: artifacts/<recipe>.
     """
-    command = f"tritonrank serve {shlex.quote(str(folder))}"
+    serve, command = f"tritonrank serve {shlex.quote(str(folder))}", serve_command(folder)
     found = result.get("verdict")
     if not found:
         return f"What to serve: {command}"
@@ -126,7 +129,7 @@ def what_to_serve(result: Mapping[str, Any], folder: Path) -> str:
         )
     against = result.get("against_served")
     if against and against["better"] is False:
-        return f"What to serve: what is served now, build {against['build']}: it ranks better. {command}"
+        return f"What to serve: what is served now, build {against['build']}: it ranks better. {serve}"
     said = f"NDCG@10 {served['ndcg@10']['mean']:.3f}"
     if served is not teacher:
         said += f", {result['teacher']} has {teacher['ndcg@10']['mean']:.3f}"

@@ -1,10 +1,10 @@
 """What made the artifacts: commands, machine, versions, settings and hashes, so that a figure can be traced."""
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tritonrank.artifacts.flat import flat
 from tritonrank.report.ladder import Build
 
 
@@ -56,7 +56,7 @@ def provenance(build: Build) -> Provenance:
                 seconds=artifact.manifest.seconds,
                 artifact=artifact.manifest.artifact,
                 parents=artifact.manifest.parents,
-                settings=list(_flat(artifact.manifest.settings)),
+                settings=[(name, _shown(value)) for name, value in flat(artifact.manifest.settings)],
                 files=artifact.manifest.files,
             )
             for name, artifact in build.artifacts.items()
@@ -66,14 +66,6 @@ def provenance(build: Build) -> Provenance:
 
 def _quoted(build: Build) -> str:
     return shlex.quote(str(build.root))
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, one in value.items():
-            yield from _flat(one, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, _shown(value)
 
 
 def _shown(value: Any) -> str:

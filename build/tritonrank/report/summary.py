@@ -39,8 +39,10 @@ from tritonrank.rankers.cost import gflop_per_request
 from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank.rankers.text_budgets import TEXT_METRICS
 from tritonrank.recipe import Recipe
+from tritonrank.report.against_served import against_served
 from tritonrank.report.answer import SUMMARY_FILE
 from tritonrank.report.baselines import baseline_judgements
+from tritonrank.report.build_table import RANKED
 from tritonrank.report.compare import answer_of
 from tritonrank.system.machine import has_int8_dot_product, processor_name
 
@@ -83,6 +85,7 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "teacher": name_of_teacher,
         "served": served,
         "verdict": answer_of(recipe, workspace, dataset, served, compared, judged | baselines | references).as_json(),
+        "against_served": against_served(workspace, judged[served]),
         "trained": recipe.model.checkpoint is None,
         "text": counted.get(TEXT_METRICS),
         "items_without_text": counted.get("items_without_text"),
@@ -93,6 +96,7 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "rows": rows,
     }
     (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    judged[served].table.select("example_id", *METRICS).write_parquet(draft.folder / RANKED)
 
 
 def latencies(scorers: dict[str, EngineScorer], requests: Sequence[Request], against: str) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from tritonrank.report.answer import (
     what_to_serve,
     with_interval,
 )
+from tritonrank.report.build_table import served_in_words
 
 console = Console()
 
@@ -48,6 +49,8 @@ def show_summary(folder: Path) -> None:
     for line in (headline_of(result), against_served_in_words(result), *next_in_lines(next_steps_of(result))):
         if line:
             say(line, style=style)
+    for line in served_in_words(folder.parent):
+        say(line)
     say(what_to_serve(result, folder.parent), style="bold")
     if not sys.stdout.isatty():
         means = {row["name"]: row["ndcg@10"]["mean"] for row in result["rows"]}

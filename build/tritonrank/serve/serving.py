@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.rankers.server_scorer import Request
 from tritonrank.serve.ready_file import remove_ready_file
-from tritonrank.serve.servable import check_contents, repository_of
+from tritonrank.serve.servable import check_contents, followed_root, repository_of
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.server_watch import WrongScoreError
+from tritonrank.serve.succession import ServedLink
 from tritonrank.serve.supervisor import SupervisedTriton
 from tritonrank.tensorrt.plans import PLAN_FILE, check_plans, plan_settings
 
@@ -41,11 +42,15 @@ PAUSE_SECONDS = 0.1
 
 
 @contextmanager
-def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> Iterator[SupervisedTriton]:
+def serving(
+    artifacts: Path, ready_file: Path | None = None, *, build: str | None = None, **options: Any
+) -> Iterator[SupervisedTriton]:
     """A ready server for a repository, brought back by itself when it is lost.
 
     Args:
-        artifacts: ``artifacts/<recipe>``, or its repository folder.
+        artifacts: ``artifacts/<recipe>``, whose served build it is then, whichever that becomes; or a repository
+            folder.
+        build: serve this one, whatever is promoted.
         ready_file: is there as long as the server is ready, and only then: its own health says nothing of scores.
         options: go to LocalTriton.
 
@@ -55,14 +60,20 @@ def serving(artifacts: Path, ready_file: Path | None = None, **options: Any) -> 
     """
     remove_ready_file(ready_file)  # another run's, that was killed
     try:
-        checked = CheckedRepository(repository_of(artifacts))
+        repository = repository_of(artifacts, build)
+        checked = CheckedRepository(repository)
         checked.check()
     except OSError as error:
         raise ArtifactError(
             f"{error.filename}: cannot be read ({error.strerror}). Let this user read it: "
             f"chmod -R a+rX {shlex.quote(str(artifacts))}"
         ) from None
-    with SupervisedTriton(checked.make, checked, ready_file=ready_file, options=options) as server:
+    root = followed_root(artifacts, build)
+    link = ServedLink(root, repository, CheckedRepository) if root else None
+    with (
+        link or nullcontext(),
+        SupervisedTriton(checked.make, checked, succession=link, ready_file=ready_file, options=options) as server,
+    ):
         yield server
 
 
@@ -202,9 +213,9 @@ def assemble_command(repository: Path) -> str:
     return f"tritonrank assemble RECIPE --target {target} {plan_settings(manifest.settings.get('precision'), ranks)}"
 
 
-def example_command(artifacts: Path, grpc_url: str) -> str:
+def example_command(artifacts: Path, grpc_url: str, build: str | None = None) -> str:
     """A request to copy and paste: the first golden one through the client's command line."""
-    request, _ = golden_requests(repository_of(artifacts))[0]
+    request, _ = golden_requests(repository_of(artifacts, build))[0]
     items = "\n".join(json.dumps(item, ensure_ascii=False) for item in request.items[:4])
     options = [f"--query {shlex.quote(request.query)}"] if request.query else []
     options += [f"--history {shlex.quote(item)}" for item in request.history[-2:]]

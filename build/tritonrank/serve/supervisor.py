@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from tritonrank.errors import ServerError
 from tritonrank.serve.ports import ports_of
@@ -47,6 +47,35 @@ STOP_SECONDS = 10.0
 """For a start that is under way to notice that it is cancelled."""
 
 
+class Successor(Protocol):
+    """What is to be served in place of what is, already known to be undamaged."""
+
+    name: str
+
+    def make(self, **options: Any) -> LocalTriton:
+        """A server for it, not yet started."""
+        ...
+
+    golden: GoldenCheck
+    """What it has to answer."""
+
+
+class Succession(Protocol):
+    """Says when something else is to be served (``succession.py``)."""
+
+    def successor(self) -> Successor | None:
+        """What is to be served now; None while that is served."""
+        ...
+
+    def took_over(self, successor: Successor) -> None:
+        """It answers now."""
+        ...
+
+    def failed(self, successor: Successor) -> None:
+        """It did not start; what was served before is again, and it is not tried once more."""
+        ...
+
+
 class LostAgainError(ServerError):
     """All models were loaded, and a part was lost before the golden requests were answered."""
 
@@ -57,6 +86,7 @@ class SupervisedTriton:
     Args:
         make: makes the server, not yet started, from options of LocalTriton.
         golden: what it has to answer.
+        succession: is asked for what to serve instead; None: always the same.
         ready_file: is there while the server is ready, and only then. It holds how often the server was brought back
             and since when it is ready, as JSON.
         options: of LocalTriton.
@@ -67,6 +97,7 @@ class SupervisedTriton:
         make: Callable[..., LocalTriton],
         golden: GoldenCheck,
         *,
+        succession: Succession | None = None,
         ready_file: Path | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -74,6 +105,7 @@ class SupervisedTriton:
         """how often it was brought back"""
         self._make = make
         self._golden = golden
+        self._succession = succession
         self._ready_file = ready_file
         self._options = dict(options or {})
         self._stopping = threading.Event()
@@ -152,11 +184,12 @@ class SupervisedTriton:
     ) -> None:
         self.stop()
 
-    def _start_server(self) -> None:
+    def _start_server(self, *, is_restart: bool = True) -> None:
         again = self._server is not None
+        restarts = self.restarts + (again and is_restart)
         server = self._make(
             **self._options | (ports_of(self._server) if self._server else {}),
-            environment={RESTARTS_VARIABLE: str(self.restarts + again)},
+            environment={RESTARTS_VARIABLE: str(restarts)},
             ready_file=self._ready_file,
             keeps_log=again,
             cancelled=self._stopping,
@@ -169,7 +202,7 @@ class SupervisedTriton:
             self._golden.prove(server, self._stopping)
             if self._stopping.is_set():
                 raise ServerError("the server was told to stop while it started")
-            write_ready_file(self._ready_file, server.pid, self.restarts + again)
+            write_ready_file(self._ready_file, server.pid, restarts)
         except BaseException as error:
             lost = _lost_part(server)
             server.kill()
@@ -187,6 +220,12 @@ class SupervisedTriton:
     def _watch_over(self) -> None:
         watch, seen_at = Watch(self.server, self._golden), time.monotonic()
         while not self._stopping.wait(LOOK_SECONDS):
+            if self._succession and (successor := self._succession.successor()):
+                watch.close()
+                if not self._hand_over(self._succession, successor):
+                    return
+                watch, seen_at = Watch(self.server, self._golden), time.monotonic()
+                continue
             lost = watch.look()
             if lost is None:
                 seen_at = time.monotonic()
@@ -200,9 +239,37 @@ class SupervisedTriton:
             if not self._bring_back(lost):
                 return
             self.restarts += 1
-            _tell(f"{lost}; back after {time.monotonic() - seen_at:.1f} s (restart {self.restarts})")
+            tell(f"{lost}; back after {time.monotonic() - seen_at:.1f} s (restart {self.restarts})")
             watch, seen_at = Watch(self.server, self._golden), time.monotonic()
         watch.close()
+
+    def _hand_over(self, succession: Succession, successor: Successor) -> bool:
+        """Stop the server and start the successor at its ports; where that does not start, what was served before.
+
+        Returns:
+            False when nothing is served any more.
+        """
+        started = time.monotonic()
+        with suppress(ServerError):
+            remove_ready_file(self._ready_file)
+        self.server.stop()  # requests in flight are answered
+        before = self._make, self._golden
+        self._make, self._golden = successor.make, successor.golden
+        try:
+            self._start_server(is_restart=False)
+        except Exception as error:  # noqa: BLE001 - whatever the reason, the one before has to come back
+            self._make, self._golden = before
+            if self._stopping.is_set():
+                return False
+            succession.failed(successor)
+            tell(f"{successor.name} did not start, what was served before is brought back: {error}")
+            if not self._bring_back(f"{successor.name} did not start"):
+                return False
+            self.restarts += 1
+            return True
+        succession.took_over(successor)
+        tell(f"{successor.name} is served at the same ports; no answers for {time.monotonic() - started:.1f} s")
+        return True
 
     def _bring_back(self, lost: str) -> bool:
         """Start until it is ready; False when that is given up, or nobody wants it any more."""
@@ -213,7 +280,7 @@ class SupervisedTriton:
             except LostAgainError as error:
                 failures = 0
                 self.restarts += 1
-                _tell(f"{lost}; lost again, {error} (restart {self.restarts})")
+                tell(f"{lost}; lost again, {error} (restart {self.restarts})")
             except Exception as error:  # noqa: BLE001 - each reason not to start is told, and tried again
                 failures += 1
                 if failures == FAILED_STARTS:
@@ -221,7 +288,7 @@ class SupervisedTriton:
                     self._given_up = ServerError(reason)
                     return False
                 if not self._stopping.is_set():
-                    _tell(f"{lost}; start {failures} of {FAILED_STARTS} failed: {error}")
+                    tell(f"{lost}; start {failures} of {FAILED_STARTS} failed: {error}")
                 self._stopping.wait(FIRST_PAUSE_SECONDS * 2 ** (failures - 1))
             else:
                 return True
@@ -238,6 +305,6 @@ def _lost_part(server: LocalTriton) -> Part | None:
         time.sleep(0.01)
 
 
-def _tell(what: str) -> None:
+def tell(what: str) -> None:
     with suppress(OSError, ValueError):  # nobody reads it any more
         print(f"{now()} {' '.join(what.split())[:LONGEST_LINE]}", file=sys.stderr, flush=True)
