@@ -3,6 +3,8 @@
 This is about a joint ranker; test_shared_context_conversion.py has what differs for the other architecture.
 """
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -349,9 +351,15 @@ def test_the_gate_closes_when_the_first_build_is_bad(
     build = certain.copied(tmp_path)
     shutil.rmtree(build.workspace.int8)
     weights_zeroed(monkeypatch)
-    with pytest.raises(GateError, match="INT8 was not published"):
+    with pytest.raises(GateError, match="INT8 was not published") as raised:
         run_verb("quantize", build.recipe, build.workspace)
     assert not build.workspace.int8.exists()
+    # What is advised works, and serves what passed.
+    (command,) = re.findall(r"tritonrank (assemble RECIPE .*), then: tritonrank serve", str(raised.value))
+    arguments = [str(build.recipe_path) if word == "RECIPE" else word for word in shlex.split(command)]
+    monkeypatch.setattr("sys.argv", ["tritonrank", *arguments, "--artifacts", str(tmp_path)])
+    cli.main()
+    assert read_manifest(build.workspace.repository).parents["model"] == read_manifest(build.workspace.onnx).artifact
 
 
 def largest_dependence_on_batch_mates(path: Path, requests: list[Request], folder: Path) -> float:

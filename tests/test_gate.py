@@ -131,6 +131,19 @@ def test_a_parent_without_a_hit_has_nothing_to_lose() -> None:
     assert found.drop == 0
 
 
+def test_a_closed_gate_says_how_many_requests_would_tell_noise_from_a_loss() -> None:
+    parent = np.full(100, 0.5)
+    child = parent + np.tile([0.1, -0.1], 50)
+    found = of(child, parent)
+    assert not found.passed
+    assert found.may_be_chance
+    times = round(found.examples_that_tell / 100)
+    enough = of(np.tile(child, times), np.tile(parent, times))
+    assert enough.bound - enough.drop == pytest.approx(BUDGET, rel=0.1)
+    assert enough.passed
+    assert not of(parent - 0.05, parent).may_be_chance  # everybody lost: no more requests are needed to see that
+
+
 def test_worst_requests_are_named_worst_first() -> None:
     parent, child = np.full(60, 0.8), np.full(60, 0.8)
     for place, loss in ((7, 0.3), (3, 0.8), (50, 0.5), (9, -0.2)):

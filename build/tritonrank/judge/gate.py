@@ -62,6 +62,17 @@ class Verdict:
         unmeasured: dict[str, Any] = {"top10_overlap": math.nan, "kendall_tau": math.nan, "worst": []}
         return cls(**unmeasured | {name: metrics[name] for name in cls.__dataclass_fields__ if name in metrics})
 
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the requests are too few to tell the fall from none."""
+        return self.drop_low <= 0
+
+    @property
+    def examples_that_tell(self) -> float:
+        """How many requests tell a fall as large as the budget from none, as far as these show how much requests
+        differ: the one-sided 95% bound lies as far above the drop as the budget then."""
+        return max(FEWEST_EXAMPLES, self.examples * ((self.bound - self.drop) / self.budget) ** 2)
+
     def require(self, advice: str = "") -> None:
         """Raise unless the gate passed.
 
@@ -80,7 +91,7 @@ class Verdict:
             hurt += f", the worst with NDCG@10 {name[1]:.3f} -> {name[2]:.3f}"
         raise GateError(
             f"gate closed: {self.child} against {self.parent}: {self.reason}; {hurt}."
-            + (f" {advice}" if advice else "")
+            + (f"\n{advice}" if advice else "")
         )
 
 

@@ -29,8 +29,9 @@ from tritonrank.judge.evaluate import (
     judge_artifact,
     judge_test_examples,
 )
-from tritonrank.judge.gate import show_verdict, verdict
-from tritonrank.judge.ways_out import OTHER_WAY_OUT, UNCUT_WAY_OUT, WAYS_OUT
+from tritonrank.judge.gate import Verdict, show_verdict, verdict
+from tritonrank.judge.next_steps import users_that_tell
+from tritonrank.judge.ways_out import ways_out
 from tritonrank.judge.worst import forget_closed_gate, require_passed, with_worst_requests
 from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.pretrained import load_any_ranker
@@ -73,13 +74,23 @@ def require_ranking(recipe: Recipe, workspace: Workspace, step: str, child: Rung
         found = verdict(judged, other, budget, seed=recipe.seed)
         found = with_worst_requests(found, judged, other, dataset, TextRules.load(child.folder))
         show_verdict(found)
-        way_out = WAYS_OUT.get(child.name, OTHER_WAY_OUT).format(root=workspace.root)
-        if other.name == uncut_name(recipe):  # what this step started from reads as little
-            way_out = UNCUT_WAY_OUT
-        require_passed(found, record, f"{child.name} was not published. {way_out}.")
+        advice = [f"{child.name} was not published (docs/gate.md says what a gate is)."]
+        advice += _chance_in_words(found, workspace) + ways_out(recipe, workspace.root, child.name, other.name)
+        require_passed(found, record, "\n".join(advice))
         metrics[gate_metric(other.name)] = found.as_metrics()
     forget_closed_gate(record)
     return metrics
+
+
+def _chance_in_words(found: Verdict, workspace: Workspace) -> list[str]:
+    """That a gate closed on noise, and how many judged users would tell; nothing where the ranking did become worse."""
+    if found.passed or not found.may_be_chance:
+        return []
+    users = users_that_tell(found.examples_that_tell, found.examples, read_manifest(workspace.dataset).metrics)
+    return [
+        f"With {found.examples} requests that may be chance: the fall is between {found.drop_low:.1%} and "
+        f"{found.drop_high:.1%}; {users}"
+    ]
 
 
 def judge_teacher(recipe: Recipe, folder: Path, dataset_folder: Path, judgements: Path) -> Judgement:

@@ -63,8 +63,18 @@ def more_judged_users(undecided: Interval, judged: int, counted: Mapping[str, An
         counted: metrics of the dataset's manifest.
     """
     half = (undecided.high - undecided.low) / 2
-    wanted = _rounded(judged * (half / max(abs(undecided.mean), LEAST_GAIN)) ** 2)
-    there = judged + counted.get("skipped_users", {}).get("test", {}).get("not drawn", 0)
+    return users_that_tell(judged * (half / max(abs(undecided.mean), LEAST_GAIN)) ** 2, judged, counted)
+
+
+def users_that_tell(estimated: float, judged: int, counted: Mapping[str, Any]) -> str:
+    """So many judged users, or as many as there are, as a setting.
+
+    Args:
+        estimated: how many would tell.
+        judged: how many were judged.
+        counted: metrics of the dataset's manifest.
+    """
+    wanted, there = _rounded(estimated), judged + counted.get("skipped_users", {}).get("test", {}).get("not drawn", 0)
     if there <= judged:
         return f"about {wanted:,} judged users would tell; the data have {there:,}, and all are judged"
     few = f", the data have {there:,}" if there < wanted else ""

@@ -70,7 +70,7 @@ def require_passed(found: Verdict, record: Path, advice: str) -> None:
     ]
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found.require(f"{advice} Whose requests those are: {record}")
+    found.require(f"{advice}\nWhose requests those are: {record}")
 
 
 def forget_closed_gate(record: Path) -> None:

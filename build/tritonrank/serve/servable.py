@@ -201,7 +201,7 @@ def _unfinished(build: Path) -> str:
     ]
     return (
         f"Missing: {', '.join(missing)}. Finish it: tritonrank build RECIPE. If the gate closed on int8, the "
-        "unquantized model can be served: tritonrank build RECIPE --set quantize.method=none"
+        "unquantized model can be served: tritonrank assemble RECIPE --set quantize.method=none"
     )
 
 
