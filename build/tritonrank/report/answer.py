@@ -92,6 +92,17 @@ def defeat_in_words(result: Mapping[str, Any]) -> str:
     return " ".join([*(one for one in said if one), *([f"What may help: {'; '.join(steps)}."] if steps else [])])
 
 
+def worse_segments_in_words(result: Mapping[str, Any]) -> str:
+    """For whom the build ranks worse than the best baseline; nothing where that is for nobody."""
+    found = result.get("segments") or {"baseline": "", "rows": []}
+    worse = [
+        f"{row['kind']}: {row['name']} ({with_interval(row['gain'], '+')} on {row['examples']} requests)"
+        for row in found["rows"]
+        if row["verdict"] == "worse"
+    ]
+    return f"For some it ranks worse than {found['baseline']}: {'; '.join(worse)}" if worse else ""
+
+
 def against_served_in_words(result: Mapping[str, Any]) -> str:
     """Whether the build beats the one that is served; nothing where none is."""
     served = result.get("against_served")

@@ -34,6 +34,7 @@ from tritonrank.judge.gate import paired_difference
 from tritonrank.judge.gatekeeper import judge_uncut
 from tritonrank.judge.metrics import METRICS
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.judge.segments import segments
 from tritonrank.judge.worth import against_all
 from tritonrank.rankers.cost import gflop_per_request
 from tritonrank.rankers.scorers import EngineScorer, Request
@@ -41,7 +42,7 @@ from tritonrank.rankers.text_budgets import TEXT_METRICS
 from tritonrank.recipe import Recipe
 from tritonrank.report.against_served import against_served
 from tritonrank.report.answer import SUMMARY_FILE
-from tritonrank.report.baselines import baseline_judgements
+from tritonrank.report.baselines import FREE_BASELINES, baseline_judgements
 from tritonrank.report.build_table import RANKED
 from tritonrank.report.compare import answer_of
 from tritonrank.system.machine import has_int8_dot_product, processor_name
@@ -80,12 +81,17 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
                 AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), scorers[row["name"]], sampled
             )
             row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
+    best = max((baselines[name] for name in FREE_BASELINES), key=lambda one: one.interval().mean)
     result = {
         "recipe": recipe.name,
         "teacher": name_of_teacher,
         "served": served,
         "verdict": answer_of(recipe, workspace, dataset, served, compared, judged | baselines | references).as_json(),
         "against_served": against_served(workspace, judged[served]),
+        "segments": {
+            "baseline": best.name,
+            "rows": [one.as_json() for one in segments(dataset, judged[served], best)],
+        },
         "trained": recipe.model.checkpoint is None,
         "text": counted.get(TEXT_METRICS),
         "items_without_text": counted.get("items_without_text"),

@@ -26,6 +26,7 @@ from tritonrank.report.answer import (
     read_answer,
     what_to_serve,
     with_interval,
+    worse_segments_in_words,
 )
 from tritonrank.report.build_table import served_in_words
 
@@ -49,6 +50,8 @@ def show_summary(folder: Path) -> None:
     for line in (headline_of(result), against_served_in_words(result), *next_in_lines(next_steps_of(result))):
         if line:
             say(line, style=style)
+    if is_success(result) and (worse := worse_segments_in_words(result)):
+        say(worse, style="yellow")
     for line in served_in_words(folder.parent):
         say(line)
     say(what_to_serve(result, folder.parent), style="bold")
