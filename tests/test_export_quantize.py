@@ -358,7 +358,9 @@ def test_the_gate_closes_when_the_first_build_is_bad(
     (command,) = re.findall(r"tritonrank (assemble RECIPE .*), then: tritonrank serve", str(raised.value))
     arguments = [str(build.recipe_path) if word == "RECIPE" else word for word in shlex.split(command)]
     monkeypatch.setattr("sys.argv", ["tritonrank", *arguments, "--artifacts", str(tmp_path)])
-    cli.main()
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code
     assert read_manifest(build.workspace.repository).parents["model"] == read_manifest(build.workspace.onnx).artifact
 
 

@@ -83,13 +83,10 @@ def headline_of(result: Mapping[str, Any]) -> str:
     return f"{beaten[0].upper()}{beaten[1:]}, beyond doubt. {found['undecided']}".strip()
 
 
-def defeat_in_words(result: Mapping[str, Any]) -> str:
-    """That the build is no success and what to do, in one paragraph; nothing after a success."""
-    if is_success(result):
-        return ""
-    steps = result["verdict"]["next"]
-    said = [headline_of(result), against_served_in_words(result)]
-    return " ".join([*(one for one in said if one), *([f"What may help: {'; '.join(steps)}."] if steps else [])])
+def next_steps_of(result: Mapping[str, Any]) -> Sequence[str]:
+    """What may help; nothing after a success."""
+    steps: Sequence[str] = (result.get("verdict") or {}).get("next", [])
+    return steps
 
 
 def worse_segments_in_words(result: Mapping[str, Any]) -> str:

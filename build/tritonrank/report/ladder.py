@@ -126,9 +126,22 @@ class LadderRow:
 
 @dataclass(frozen=True)
 class BaselineRow:
+    """What the build is held against."""
+
     name: str
     ndcg: Interval
-    difference: Interval
+    gain: Interval | None
+    """what is served minus this one; None in older builds"""
+
+    @property
+    def said(self) -> str:
+        if self.gain is None:
+            return ""
+        return "is worse" if self.gain.low > 0 else "ranks better" if self.gain.high < 0 else "not decided"
+
+    @property
+    def style(self) -> str:
+        return {"is worse": "good", "ranks better": "bad"}.get(self.said, "faint")
 
 
 def read_build(root: Path) -> Build:
@@ -208,7 +221,8 @@ def ladder(build: Build) -> list[LadderRow]:
 def baselines(build: Build) -> list[BaselineRow]:
     """What the summary says of everything that is not a rung."""
     rows = [row for row in build.summary["rows"] if row["name"] not in {*FOLDERS, *TEACHERS}]
-    return [BaselineRow(row["name"], Interval(**row["ndcg@10"]), Interval(**row["difference"])) for row in rows]
+    gains = [Interval(**row["gain"]) if "gain" in row else None for row in rows]
+    return [BaselineRow(row["name"], Interval(**row["ndcg@10"]), gain) for row, gain in zip(rows, gains, strict=True)]
 
 
 def gates(build: Build) -> list[Verdict]:

@@ -25,7 +25,14 @@ from tritonrank.errors import ArtifactError
 from tritonrank.judge.gate import Verdict
 from tritonrank.judge.reliability import read_reliability, wilson_interval
 from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
-from tritonrank.report.answer import defeat_in_words
+from tritonrank.report.answer import (
+    against_served_in_words,
+    headline_of,
+    is_success,
+    next_steps_of,
+    what_to_serve,
+    worse_segments_in_words,
+)
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
 from tritonrank.report.ladder import (
@@ -55,6 +62,20 @@ MEASURES = {
     "influence": "1 - cosine of what goes in and what comes out",
     "taylor": "|activation x gradient| of what the layer adds",
 }
+
+SECTIONS = {
+    "ladder": "From training to serving",
+    "segments": "For whom it ranks well",
+    "texts": "What the model reads",
+    "gates": "The gates",
+    "calibration": "How true the probabilities are",
+    "pruning": "What was pruned where",
+    "int8": "Layers and activations",
+    "worst": "The worst requests",
+    "made": "How it was made",
+}
+"""By the name that links to them, in order."""
+ALWAYS = frozenset({"ladder", "worst", "made"})
 
 console = Console()
 
@@ -87,14 +108,13 @@ def gather(build: Build) -> dict[str, Any]:
     others, passed = baselines(build), gates(build)
     served = next(row for row in rows if row.is_served)
     made = provenance(build)
-    return {
+    shown = {
         "name": build.summary["recipe"],
         "examples": build.summary["examples"],
         "timed_requests": build.summary.get("timed_requests"),
         "exact_ratios": any(exact_ratio(row) for row in build.summary["rows"]),
         "is_timed": any(row.milliseconds is not None for row in rows),
         "headline": headline(rows[0], served),
-        "defeat": defeat_in_words(build.summary) if build.summary_is_current else "",
         "texts": texts_read(build),
         "warnings": build.warnings,
         "rows": rows,
@@ -109,10 +129,28 @@ def gather(build: Build) -> dict[str, Any]:
         "pruning": cut,
         "pruning_plots": pruning_plots(cut) if cut else {},
         "quantizations": [(one, quantization_plots(one)) for one in quantizations(build)],
+        "int8": quantizations(build),
         "comparison": comparison(build),
         "provenance": made,
         "made": max(stage.created for stage in made.stages),
     }
+    shown |= first_lines(build)
+    return shown | {"sections": {name: title for name, title in SECTIONS.items() if name in ALWAYS or shown[name]}}
+
+
+def first_lines(build: Build) -> dict[str, Any]:
+    """The straight answer. Of a summary that tells of other artifacts than those here, nothing is said."""
+    result = build.summary if build.summary_is_current else {}
+    said = {
+        "answer": headline_of(result),
+        "against_served": against_served_in_words(result),
+        "next_steps": next_steps_of(result),
+        "worse_segments": worse_segments_in_words(result),
+        "serve": what_to_serve(result, build.root),
+        "segments": result.get("segments") or None,
+    }
+    is_proved = result.get("verdict") and any(row.get("gain", {}).get("low", 0) > 0 for row in result["rows"])
+    return said | {"mood": "bad" if not is_success(result) else "good" if is_proved else "open"}
 
 
 def headline(teacher: LadderRow, served: LadderRow) -> str:

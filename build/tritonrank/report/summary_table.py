@@ -23,6 +23,7 @@ from tritonrank.report.answer import (
     headline_of,
     is_success,
     next_in_lines,
+    next_steps_of,
     read_answer,
     what_to_serve,
     with_interval,
@@ -58,12 +59,6 @@ def show_summary(folder: Path) -> None:
     if not sys.stdout.isatty():
         means = {row["name"]: row["ndcg@10"]["mean"] for row in result["rows"]}
         print(json.dumps({"recipe": result["recipe"], "ndcg@10": means, "success": is_success(result)}))
-
-
-def next_steps_of(result: Mapping[str, Any]) -> Sequence[str]:
-    """What may help; nothing after a success."""
-    steps: Sequence[str] = (result.get("verdict") or {}).get("next", [])
-    return steps
 
 
 def _table(result: Mapping[str, Any]) -> Table:
