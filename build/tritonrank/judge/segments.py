@@ -23,6 +23,8 @@ TRAINING_POSITIVES = ((0, "never liked in training"), (1, "liked 1 to 4 times"),
 """From so many on; each up to the next."""
 MOST_CATEGORIES = 20
 """Different values of a text field that still are categories."""
+KINDS = QUERY, HISTORY, ITEM = "query", "user's history", "liked item"
+"""What tells requests apart in every data set; text fields with few values come after these."""
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 
 
@@ -80,9 +82,9 @@ def _kinds(dataset: Dataset, examples: Sequence[Example]) -> Iterable[tuple[str,
     events = dataset.training_events
     trained = Counter(events.filter(events["label"] > 0)["item_id"].to_list())
     counted: list[tuple[str, Callable[[Example], int], tuple[tuple[int, str], ...]]] = [
-        ("query", lambda example: len(example.query.split()), QUERY_WORDS),
-        ("user's history", lambda example: len(example.history), HISTORY_ITEMS),
-        ("liked item", lambda example: trained[_liked(example)], TRAINING_POSITIVES),
+        (QUERY, lambda example: len(example.query.split()), QUERY_WORDS),
+        (HISTORY, lambda example: len(example.history), HISTORY_ITEMS),
+        (ITEM, lambda example: trained[_liked(example)], TRAINING_POSITIVES),
     ]
     for kind, count, steps in counted:
         yield kind, [_step(count(example), steps) for example in examples], [name for _, name in steps]

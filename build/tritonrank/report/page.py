@@ -12,6 +12,7 @@ recorded; nothing is measured here. Texts of items are users' data, so that both
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tritonrank.artifacts.rungs import FINE_TUNED
 from tritonrank.errors import ArtifactError
 from tritonrank.judge.gate import Verdict
 from tritonrank.judge.reliability import read_reliability, wilson_interval
+from tritonrank.judge.segments import KINDS
 from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
 from tritonrank.report.answer import (
     against_served_in_words,
@@ -147,10 +149,25 @@ def first_lines(build: Build) -> dict[str, Any]:
         "next_steps": next_steps_of(result),
         "worse_segments": worse_segments_in_words(result),
         "serve": what_to_serve(result, build.root),
-        "segments": result.get("segments") or None,
+        "segments": segments_shown(result),
     }
     is_proved = result.get("verdict") and any(row.get("gain", {}).get("low", 0) > 0 for row in result["rows"])
     return said | {"mood": "bad" if not is_success(result) else "good" if is_proved else "open"}
+
+
+def segments_shown(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The segments of the summary, kind by kind; those by a text field are many and are folded."""
+    found = result.get("segments")
+    if not found or not found["rows"]:
+        return None
+    kinds: dict[str, list[Any]] = {}
+    for row in found["rows"]:
+        kinds.setdefault(row["kind"], []).append(row)
+    shown: dict[str, Any] = dict(found) | {
+        "shown": [(kind, rows) for kind, rows in kinds.items() if kind in KINDS],
+        "folded": [(kind, rows) for kind, rows in kinds.items() if kind not in KINDS],
+    }
+    return shown
 
 
 def headline(teacher: LadderRow, served: LadderRow) -> str:
