@@ -483,7 +483,9 @@ def test_a_checkpoint_that_is_not_trained_is_said_to_be_taken(folder: Path, tmp_
     recipe.write_text(yaml.safe_dump(values_for(folder)))
     done = run_tritonrank("finetune", str(recipe), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"took the checkpoint as it is: {folder}" in " ".join(done.stdout.split()).replace("- ", "-")
+    assert f"took the checkpoint as given, nothing is trained: {folder}" in " ".join(done.stdout.split()).replace(
+        "- ", "-"
+    )
     assert "Warning" not in done.stdout + done.stderr
 
 

@@ -61,7 +61,11 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     if recipe.model.checkpoint:
         save_checkpoint(recipe, model, draft.folder, rules)
         draft.metrics |= {"trained": False}
-        console.print(f"  took the checkpoint as it is: {recipe.model.checkpoint}", markup=False, highlight=False)
+        console.print(
+            f"  took the checkpoint as given, nothing is trained: {recipe.model.checkpoint}",
+            markup=False,
+            highlight=False,
+        )
         return
     dataset, work = Dataset.read(workspace.dataset), work_folder(workspace.teacher)
     teacher_scores = _kept_teacher_scores(recipe, dataset, workspace)
