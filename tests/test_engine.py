@@ -3,8 +3,6 @@
 Some graphs here misbehave on purpose: they let the padded length into the logit, as INT8 scales and fused kernels may.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank_runtime.architecture import EngineOptions, RowLimits
 from tritonrank_runtime.architectures import architecture_named
-from tritonrank_runtime.context_cache import ContextCache
-from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engine import Graph, RowsError, Watch
 from tritonrank_runtime.engines import model_files, open_engine
 from tritonrank_runtime.joint import JointEngine, run_in_batches
 from tritonrank_runtime.length_groups import (
-    FEWEST_TOKENS,
-    MOST_TOKENS,
-    RUN_TOKENS,
     candidate_lengths,
-    cut_groups,
     length_groups,
 )
 from tritonrank_runtime.sessions import open_session
@@ -287,95 +279,6 @@ def test_other_shared_context_rows_are_refused_by_name(
         sharing.check(request)
 
 
-# Groups of similar length
-
-length_lists = st.lists(st.integers(1, 30), min_size=0, max_size=40)
-
-
-def cost(groups: list[list[int]]) -> int:
-    """Tokens that so grouped lengths cost: padding and starting included."""
-    return sum(len(group) * max(group) + RUN_TOKENS for group in groups)
-
-
-def partitions(lengths: list[int]) -> Iterator[list[list[int]]]:
-    """Every way to put them into groups."""
-    if not lengths:
-        yield []
-        return
-    first, *others = lengths
-    for groups in partitions(others):
-        yield [[first], *groups]
-        for place, group in enumerate(groups):
-            yield [*groups[:place], [first, *group], *groups[place + 1 :]]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=7))
-def test_no_other_grouping_costs_less(lengths: list[int]) -> None:
-    groups = [[lengths[row] for row in rows] for _, rows in length_groups(np.array(lengths))]
-    assert cost(groups) == min(map(cost, partitions(lengths)))
-
-
-@settings(max_examples=150, deadline=None)
-@given(length_lists)
-def test_every_row_is_in_one_group_that_has_room_for_it(lengths: list[int]) -> None:
-    groups = length_groups(np.array(lengths, dtype=np.int64))
-    assert sorted(itertools.chain.from_iterable(rows.tolist() for _, rows in groups)) == list(range(len(lengths)))
-    for tokens, rows in groups:
-        assert len(rows) > 0
-        assert tokens == max(lengths[row] for row in rows)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 700)), min_size=1, max_size=6), st.integers(1, 16))
-def test_groups_are_cut_into_runs_of_a_share_each(counted: list[tuple[int, int]], shares: int) -> None:
-    """To the nearest number of parts, so a part may be half a share too large, and rows are not cut."""
-    lengths = np.concatenate([np.full(count, tokens) for tokens, count in counted])
-    groups = length_groups(lengths)
-    runs = cut_groups(groups, shares)
-    assert sorted(np.concatenate([rows for _, rows in runs]).tolist()) == list(range(len(lengths)))
-    assert {place: tokens for tokens, rows in runs for place in rows} == {
-        place: tokens for tokens, rows in groups for place in rows
-    }, "cutting pads nobody further"
-    share = min(max(FEWEST_TOKENS, sum(tokens * len(rows) for tokens, rows in groups) / shares), MOST_TOKENS)
-    assert all(tokens * len(rows) <= 1.5 * share + tokens for tokens, rows in runs)
-    assert all(len(rows) > 0 for _, rows in runs)
-    if len(groups) < len(runs):  # something was cut, and not into crumbs
-        whole = {(tokens, len(rows)) for tokens, rows in groups}
-        parts = [(tokens, len(rows)) for tokens, rows in runs if (tokens, len(rows)) not in whole]
-        assert all(tokens * (rows + 1) > FEWEST_TOKENS / 2 for tokens, rows in parts)
-
-
-def test_little_work_is_not_cut_and_much_work_keeps_every_core_busy() -> None:
-    assert len(cut_groups(length_groups(np.full(8, 12)), shares=16)) == 1
-    for shares in (2, 4, 16):
-        runs = cut_groups(length_groups(film_lengths(300)), shares)
-        largest = max(tokens * len(rows) for tokens, rows in runs)
-        assert len(runs) > 0.75 * shares
-        assert largest <= 2 * sum(tokens * len(rows) for tokens, rows in runs) / shares
-
-
-def test_few_rows_run_at_once_and_many_in_several_groups() -> None:
-    assert len(length_groups(np.array([5, 9, 12]))) == 1
-    assert 2 < len(length_groups(film_lengths(100))) < 12
-
-
-def film_lengths(candidates: int) -> np.ndarray[Any, Any]:
-    """Tokens of "{title} ({year}) {genres}" and [CLS], about as films have them: mean 15, hardly any above 25."""
-    random = np.random.default_rng(candidates)
-    return np.clip(np.rint(random.lognormal(np.log(14.5), 0.28, size=candidates)), 7, 25).astype(np.int64)
-
-
-@pytest.mark.parametrize("candidates", [50, 100, 300, 1_000])
-def test_padding_of_films_stays_below_a_tenth(sharing: SharedContextEngine, candidates: int) -> None:
-    lengths = film_lengths(candidates)
-    assert lengths.max() > 1.6 * lengths.mean()  # padded to the longest, they would take so much more
-    computed = sum(tokens * len(rows) for tokens, rows in length_groups(lengths))
-    assert computed <= 1.10 * lengths.sum()
-    request = shared_request(list(range(1, 40)), [[1] * length for length in lengths])
-    assert sharing.token_counts([request]) == (39 + computed, 39 + lengths.sum())
-
-
 # The shared-context engine
 
 
@@ -591,37 +494,6 @@ def test_without_a_cache_nothing_is_kept(shared_folder: Path) -> None:
     assert (engine.context_cache.hits, engine.context_cache.misses, engine.context_cache.bytes) == (0, 3, 0)
 
 
-def entry_of(size: int) -> Callable[[Any], Request]:
-    return lambda ids: {"context_keys": np.full(size, ids[0], np.float32), "context_values": np.zeros(size, np.float32)}
-
-
-ENTRY_BYTES = 2 * 4 * 100 + 4  # keys, values, and one token id as the key
-
-
-@settings(max_examples=60, deadline=None)
-@given(asked=st.lists(st.integers(0, 6), max_size=30), room=st.integers(0, 4))
-def test_the_cache_holds_the_contexts_seen_last_within_its_bytes(asked: list[int], room: int) -> None:
-    cache = ContextCache(room * ENTRY_BYTES + ENTRY_BYTES - 1)
-    expected: list[int] = []  # the reference: newest last
-    hits = 0
-    for token in asked:
-        found = cache.get(np.array([token], np.int32), entry_of(100))
-        assert (found["context_keys"] == token).all()
-        hits += token in expected
-        expected = ([one for one in expected if one != token] + [token])[-room:] if room else []
-        assert cache.bytes == len(expected) * ENTRY_BYTES
-    assert (cache.hits, cache.misses) == (hits, len(asked) - hits)
-
-
-def test_a_context_too_large_for_the_cache_drops_no_other() -> None:
-    cache = ContextCache(2 * ENTRY_BYTES)
-    small, large = np.array([1], np.int32), np.array([2], np.int32)
-    cache.get(small, entry_of(100))
-    cache.get(large, entry_of(100_000))
-    cache.get(small, entry_of(100))
-    assert (cache.hits, cache.bytes) == (1, ENTRY_BYTES)
-
-
 # Work that nobody wants any more
 
 
@@ -717,6 +589,13 @@ def test_tokens_are_counted_without_padding() -> None:
     assert architecture_named("joint").computed_tokens(joint) == 8
 
 
+def test_tokens_are_counted_as_they_are_computed(sharing: SharedContextEngine) -> None:
+    lengths = np.array([3, 9, 10, 10, 25, 7, 7, 12])
+    computed = sum(tokens * len(rows) for tokens, rows in length_groups(lengths))
+    request = shared_request(list(range(1, 40)), [[1] * length for length in lengths])
+    assert sharing.token_counts([request]) == (39 + computed, 39 + lengths.sum())
+
+
 def test_no_requests_share_nothing(sharing: SharedContextEngine) -> None:
     assert sharing.run([]) == []
     assert sharing.token_counts([]) == (0, 0)
@@ -742,38 +621,3 @@ def test_half_of_a_shared_context_ranker_is_an_error(shared_folder: Path, tmp_pa
     (tmp_path / "context.onnx").write_bytes((shared_folder / "context.onnx").read_bytes())
     with pytest.raises(Exception, match=r"candidates\.onnx"):
         open_engine(tmp_path)
-
-
-# Cores
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [
-        ("max 100000", 8),
-        ("400000 100000", 4),
-        ("150000 100000", 1),
-        ("20000 100000", 1),
-        ("9900000 100000", 8),
-        ("", 8),
-        ("rubbish", 8),
-        ("x y", 8),
-    ],
-)
-def test_cores_are_those_of_the_mask_within_the_quota(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr("tritonrank_runtime.cores.QUOTA_FILE", tmp_path / "cpu.max")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert available_cores() == cores
-
-
-def test_without_a_quota_the_mask_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tritonrank_runtime.cores.QUOTA_FILE", tmp_path / "none")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 5, 6})
-    assert available_cores() == 3
-
-
-def test_this_machine_has_a_core() -> None:
-    assert available_cores() >= 1

@@ -174,7 +174,7 @@ def test_a_caller_who_hangs_up_frees_the_place(
 
 def test_a_given_up_call_is_cancelled_on_the_wire_where_wanted(triton: MisbehavingServer, tmp_path: Any) -> None:
     for flags, cancelled in ((("--cancel-on-hang-up",), 1), ((), 0)):
-        triton.behave(Slow(0.5))
+        triton.behave(Slow(1.0))
         triton.gave_up, answered = 0, triton.answered
         with running_gateway(triton.urls["grpc"], tmp_path / str(cancelled), *flags) as own:
             with pytest.raises(httpx.ReadTimeout):

@@ -3,9 +3,7 @@
 import ast
 import json
 import os
-import random
 import re
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,17 +21,15 @@ from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # loadtests/ is no installed package
-
 from loadtests.peers import __main__ as command
 from loadtests.peers import catalogue, report
 from loadtests.peers.cases import Case, Fresh, PairTexts, read_cases, zipf_cases
 from loadtests.peers.environments import REQUIREMENTS
-from loadtests.peers.libraries import LibrarySystem, Worker
+from loadtests.peers.libraries import LibrarySystem
 from loadtests.peers.load import Answer, Load, closed_loop, latency_summary, open_loop, percentile, poisson_arrivals
 from loadtests.peers.machine import needed_gflop
 from loadtests.peers.measure import FULL, SHORT, Effort, anything_answered, measure_turn
-from loadtests.processes import Process, SystemFaultError, resident_bytes
+from loadtests.processes import SystemFaultError
 from loadtests.workload import WorkloadError
 
 PEERS = Path(command.__file__).parent
@@ -430,92 +425,6 @@ def test_results_do_not_tell_where_they_were_measured() -> None:
     told = command.without_paths(f"no {Path.cwd() / 'artifacts'}: look in {command.ROOT}/artifacts/x")
     assert str(command.ROOT) not in told
     assert "artifacts/x" in told
-
-
-# Processes
-
-
-def wait_for(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def test_a_process_is_stopped_with_its_children(tmp_path: Path) -> None:
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    process = Process([sys.executable, "-c", child], tmp_path / "log")
-    family = psutil.Process(process.pid)
-    wait_for(family.children)
-    (grandchild,) = family.children()
-    assert resident_bytes(process.pid) > 1_000_000
-    process.stop()
-    assert not psutil.pid_exists(process.pid)
-    wait_for(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE)
-    with pytest.raises(SystemFaultError, match="no process"):
-        resident_bytes(process.pid)
-
-
-def test_a_process_that_ends_while_it_is_waited_for_tells_why(tmp_path: Path) -> None:
-    process = Process([sys.executable, "-c", "raise SystemExit('port taken')"], tmp_path / "log")
-    with pytest.raises(SystemFaultError, match="exit code 1\nport taken"):
-        process.wait_until(lambda: False, "server", seconds=20.0)
-    process.stop()
-
-
-def test_a_process_that_is_never_ready_has_a_deadline(tmp_path: Path) -> None:
-    process = Process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
-    try:
-        with pytest.raises(SystemFaultError, match=r"not ready after 0\.3 s"):
-            process.wait_until(lambda: False, "server", seconds=0.3)
-    finally:
-        process.stop()
-
-
-WORKER = """
-import os, sys
-from loadtests.peers.workers.json_lines import answer_lines
-print("noise that is no answer")
-def score(request):
-    print("more noise")
-    if request["documents"] == ["die"]:
-        os._exit(3)
-    return [float(len(text)) for text in request["documents"]]
-answer_lines(score)
-"""
-
-
-def test_a_worker_answers_in_order_and_reports_its_errors(tmp_path: Path) -> None:
-    worker = Worker([sys.executable, "-c", WORKER], tmp_path / "log", "worker")
-    try:
-        worker.wait_until_ready()
-        expected = {number: [float(number)] for number in range(1, 20)}
-        found: dict[int, list[float]] = {}
-
-        def ask(number: int) -> None:
-            found[number] = worker.ask({"documents": ["x" * number]})["scores"]
-
-        threads = [threading.Thread(target=ask, args=(number,)) for number in random.Random(0).sample(range(1, 20), 19)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == expected
-        with pytest.raises(SystemFaultError, match="KeyError"):
-            worker.ask({"no": "documents"})
-        with pytest.raises(SystemFaultError, match="the worker ended"):
-            worker.ask({"documents": ["die"]})
-    finally:
-        worker.stop()
-
-
-def test_a_worker_that_cannot_start_says_so(tmp_path: Path) -> None:
-    worker = Worker([sys.executable, "-c", "import no_such_library"], tmp_path / "log", "library")
-    try:
-        with pytest.raises(SystemFaultError, match="no_such_library"):
-            worker.wait_until_ready()
-    finally:
-        worker.stop()
 
 
 # The tree
