@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tritonrank_runtime.field_text import field_text
+
 FEWEST_DIGITS_AS_TEXT = 4_000
 """Python refuses to read an integer of more than 4,300 digits; one of so many stays the text that it is."""
 
@@ -84,6 +86,8 @@ def read_fields(text: str, field: str = "item") -> str | dict[str, Any]:
 def render_fields(template: str, fields: Mapping[str, Any], field: str = "item") -> str:
     """Fill ``{name}`` from the fields; absent and null ones become nothing, lists are joined with commas.
 
+    Numbers, booleans and HTML are as ``field_text`` says.
+
     Where no field that the template names says anything, the item has no text: "", not the template's punctuation.
 
     Raises:
@@ -97,7 +101,7 @@ def render_fields(template: str, fields: Mapping[str, Any], field: str = "item")
         values = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, str | int | float) for part in values):
             raise TextError(f"{field}: field {match[1]!r} must be text, a number or a list of these")
-        parts = [str(part) for part in values if part is not None]
+        parts = [field_text(part) for part in values if part is not None and part == part]
         is_empty = is_empty and not any(part.strip() for part in parts)
         return _whole_characters(", ".join(parts), f"{field}: field {match[1]!r}")
 

@@ -8,6 +8,7 @@ so does the whole column when it is missing. That is safe because nobody looks a
 from collections.abc import Callable
 
 import polars as pl
+from tritonrank_runtime.field_text import number_text
 
 from tritonrank.data.faults import SHOWN_PER_KIND, Faults
 from tritonrank.data.ids import EXPECTED, ids_as_text
@@ -17,6 +18,9 @@ from tritonrank.data.written_times import dated, seconds_of_numbers, seconds_of_
 from tritonrank.system.dates import FIRST_SECOND, day_of, latest_second, unread_number
 
 SHOWN_VALUES = 10
+WRITTEN_NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$"
+LOOKED_AT = 1_000
+"""Rows that tell text from numbers before all are looked at."""
 DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 
 
@@ -36,16 +40,39 @@ def identifiers(table: SourceTable, name: str, faults: Faults, setting: str = ""
 
 
 def texts(table: SourceTable, name: str, faults: Faults, setting: str = "") -> pl.Series:
-    """A column as String; null becomes the empty text, lists are joined with commas, as the server joins them."""
+    """A column as String, as the server makes text of a field's value; null becomes the empty text."""
     column = _column(table, name, faults, setting)
     inner = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else column.dtype
     if inner.is_nested() or inner in (pl.Binary, pl.Object):
         expected = "text, numbers, booleans, dates, or lists of these"
         return _mistyped(table, column, faults, expected, pl.String, setting)
+    if isinstance(column.dtype, pl.List | pl.Array) and inner.is_float():
+        lists = [
+            [number_text(part) for part in row or () if part is not None and part == part] for row in column.to_list()
+        ]
+        return pl.Series(name, [", ".join(row) for row in lists], dtype=pl.String)
     if isinstance(column.dtype, pl.List | pl.Array):
         cells = column.cast(pl.List(inner)).list.eval(pl.element().cast(pl.String))
         return cells.list.join(", ", ignore_nulls=True).fill_null("")
+    if column.dtype.is_float() or column.dtype.is_decimal() or _holds_fractions(column):
+        # By way of text, because a Float32 of 0.1 is 0.10000000149 as a Float64.
+        values = column.cast(pl.String).cast(pl.Float64, strict=False)
+        different = values.drop_nulls().unique()
+        written = pl.Series([number_text(value) for value in different], dtype=pl.String)
+        return values.replace_strict(different, written, default="", return_dtype=pl.String)
     return column.cast(pl.String).fill_null("")
+
+
+def _holds_fractions(column: pl.Series) -> bool:
+    """Whether a column of text holds numbers alone, some of them with a fraction, as CSV writes a column of floats."""
+    if column.dtype != pl.String:
+        return False
+
+    def are_numbers(cells: pl.Series) -> bool:
+        return bool(cells.str.contains(WRITTEN_NUMBER).all())
+
+    given = column.filter((column != "").fill_null(False))
+    return are_numbers(given.head(LOOKED_AT)) and are_numbers(given) and bool(given.str.contains("[.eE]").any())
 
 
 def numbers(

@@ -9,12 +9,13 @@ Items without text are none of this: a ranker can say nothing of them, and the s
 together with their events, before anything is chosen, and counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 from rich.console import Console
+from tritonrank_runtime.field_text import plain_text
 from tritonrank_runtime.item_text import render_fields
 
 from tritonrank.artifacts import Draft
@@ -107,7 +108,7 @@ def make_dataset(recipe: Recipe) -> Prepared:
     propensities = Propensities(events) if recipe.data.weighs_positions else None
     lists = ListMaker(tables.items["item_id"], events, recipe.examples, recipe.seed, propensities)
 
-    dropped += _without_positives(events)
+    dropped += [*_without_positives(events), *_with_html(tables.items, recipe.text.template_fields)]
     examples = {split: lists.make(split, positives) for split, positives in chosen.items()}
     template = recipe.text.item_template
     shown = [render_fields(template, row) for row in tables.items.head(TEXTS_SHOWN).iter_rows(named=True)]
@@ -139,6 +140,15 @@ def _without_positives(events: pl.DataFrame) -> list[Dropped]:
     without = users.filter(~users.is_in(with_positives.implode())).sort()
     rule = "nothing is learnt or judged of them"
     return ids_of("users without a positive", rule, without, len(users))
+
+
+def _with_html(items: pl.DataFrame, fields: Sequence[str]) -> list[Dropped]:
+    suspects = items.filter(pl.any_horizontal(pl.col(fields).str.contains("[<&]")))
+    found = [
+        row["item_id"] for row in suspects.iter_rows(named=True) if any(plain_text(row[f]) != row[f] for f in fields)
+    ]
+    rule = "tags are taken out and entities decoded, on the server too"
+    return ids_of("items with HTML in their text", rule, pl.Series(found, dtype=pl.String), items.height)
 
 
 def _check_template(recipe: Recipe, tables: Tables) -> None:

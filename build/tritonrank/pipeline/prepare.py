@@ -9,7 +9,7 @@ from tritonrank.data.loading import load_tables, source_fingerprints
 from tritonrank.rankers.text_budgets import tokenizer_identity
 from tritonrank.recipe import Recipe
 
-REVISION = 2
+REVISION = 3
 TOOLS = ("numpy", "polars", "tokenizers", "transformers")
 
 
