@@ -21,6 +21,7 @@ COMMANDS += [
     "gpu-check",
     "serve",
     "demo",
+    "rank",
     "workload",
     "report",
     "settings",

@@ -35,7 +35,7 @@ OUTPUTS = (
     ("unscored", "BYTES", ANY),
     ("fields", "BYTES", 1),
 )
-"""Name, datatype and size of what a server of the same release would declare."""
+"""Name, datatype and size of what a server of the same release would declare, for a graph that has no config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,20 @@ class ArtifactFolder:
 
     def metadata(self) -> dict[str, Any]:
         """What a server would say of the ensemble."""
+        if self.is_repository:
+            config = self._config(DEFAULT_MODEL)
+            inputs, outputs = ([_as_metadata(tensor) for tensor in config[role]] for role in ("input", "output"))
+        else:
+            inputs, outputs = (
+                [{"name": name, "datatype": kind, "shape": [size]} for name, kind, size in tensors]
+                for tensors in (INPUTS, OUTPUTS)
+            )
         return {
             "name": DEFAULT_MODEL,
             "versions": ["1"],
             "platform": "ensemble" if self.is_repository else "in process",
-            "inputs": [{"name": name, "datatype": kind, "shape": [size]} for name, kind, size in INPUTS],
-            "outputs": [{"name": name, "datatype": kind, "shape": [size]} for name, kind, size in OUTPUTS],
+            "inputs": inputs,
+            "outputs": outputs,
         }
 
     def config(self) -> dict[str, Any]:
@@ -121,6 +129,12 @@ class ArtifactFolder:
             return plain(text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig()))
         except (OSError, text_format.ParseError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); assemble the artifact again") from error
+
+
+def _as_metadata(tensor: dict[str, Any]) -> dict[str, Any]:
+    """A tensor of a config as a server would declare it."""
+    kind = str(tensor["data_type"]).removeprefix("TYPE_")
+    return {"name": tensor["name"], "datatype": "BYTES" if kind == "STRING" else kind, "shape": tensor["dims"]}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -7,12 +7,24 @@ import sys
 
 from rich.console import Console
 
-from tritonrank.cli import building, builds, judging, serving, settings, starting, up, workload
+from tritonrank.cli import building, builds, judging, ranking, serving, settings, starting, up, workload
 from tritonrank.cli.options import app
 from tritonrank.errors import TritonRankError, storage_error
 from tritonrank.system.quiet import quiet_transformers
 
-__all__ = ["app", "building", "builds", "judging", "main", "serving", "settings", "starting", "up", "workload"]
+__all__ = [
+    "app",
+    "building",
+    "builds",
+    "judging",
+    "main",
+    "ranking",
+    "serving",
+    "settings",
+    "starting",
+    "up",
+    "workload",
+]
 
 console = Console(stderr=True, emoji=False)  # items.csv:100: is a line of a file, not an emoji
 
