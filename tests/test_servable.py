@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tritonrank import cli
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.errors import ArtifactError, ServerError
+from tritonrank.errors import ArtifactError, RecipeError, ServerError
+from tritonrank.recipe import load_recipe
 from tritonrank.serve import triton_install
 from tritonrank.serve.servable import repository_of
 from tritonrank.serve.server import LocalTriton
@@ -56,7 +57,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a checkpoint": (
         lambda root: written(root / "model" / "config.json", "{}").parent,
-        r"checkpoint.*model: \{checkpoint: \"/.*model\"\}.*tritonrank build RECIPE",
+        r"checkpoint.*tritonrank up .*model: \{checkpoint: \"/.*model\"\}.*tritonrank build RECIPE",
     ),
     "weights": (lambda root: written(root / "model.safetensors"), r"weights.*tritonrank build RECIPE"),
     "an ONNX file": (lambda root: written(root / "model.onnx"), r"ONNX graph.*tritonrank serve artifacts/"),
@@ -102,6 +103,48 @@ def test_what_is_no_artifact_is_named_with_the_next_command(
     assert message.startswith(f"{named}: ")
     assert re.search(expected, message), message
     assert not re.search(r"\b[Dd]elete\b|\brm\b", message), "it may be somebody's work"
+
+
+MISTAKES = ("a recipe", "nothing", "a checkpoint", "an empty folder", "a stage of half a build", "half a build")
+
+
+@pytest.mark.parametrize("verb", ["report", "pack"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_other_verbs_that_want_a_build_say_it_too(
+    verb: str, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = CASES[mistake][0](tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tritonrank", verb, str(named)])
+    with pytest.raises(SystemExit) as exit_of:
+        cli.main()
+    assert exit_of.value.code == 2
+    message = capsys.readouterr().err
+    assert f"ArtifactError: {named}: " in message
+    assert "tritonrank build" in message
+    assert "tritonrank serve" not in message
+    if "half" not in mistake:
+        assert f"tritonrank {verb} artifacts/" in message
+
+
+def test_a_recipe_that_comes_along_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="tritonrank build demo && tritonrank serve artifacts/demo"):
+        repository_of(Path("demo"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [
+        ("half a build", r"folder of a build.*demo\.yaml.*--artifacts"),
+        ("a checkpoint", r"checkpoint.*tritonrank up .*model\.base"),
+        ("a folder of recipes", r"folder; a recipe is a YAML file, such as .*\.yaml"),
+        ("an empty folder", r"folder; a recipe is a YAML file.*tritonrank init"),
+    ],
+)
+def test_a_folder_in_place_of_a_recipe_is_named(mistake: str, expected: str, tmp_path: Path) -> None:
+    named = CASES[mistake][0](tmp_path)
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(named)
 
 
 def test_the_recipes_folder_and_the_repository_are_both_taken(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from tritonrank.artifacts.named import require_build
 from tritonrank.cli.options import (
     DEFAULT_ARTIFACTS,
     NO_OVERRIDES,
@@ -69,6 +70,7 @@ def report(
 
     The page needs neither network nor scripts. Nothing is measured: it shows what the stages recorded.
     """
+    require_build(artifacts, "report")  # before all that makes plots is imported
     from tritonrank.report.page import make_report
 
     page, markdown = make_report(artifacts, out)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tritonrank.artifacts.named import require_build
 from tritonrank.cli.options import (
     DEFAULT_ARTIFACTS,
     NO_OVERRIDES,
@@ -106,6 +107,7 @@ def pack(
     For example: tritonrank pack artifacts/movielens, which writes movielens.pack.tar.gz. It holds item texts of your
     data.
     """
+    require_build(artifacts, "pack")  # before torch is imported
     from tritonrank.gpu_check.pack import make_pack
 
     make_pack(artifacts, out)

@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from tritonrank.artifacts import MANIFEST, read_manifest
+from tritonrank.artifacts.named import REPOSITORY
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline.up import DEADLINE_MS, UpOptions, make_from_checkpoint, slug
 from tritonrank.serve.gateway_child import INSTALL, GatewayChild, missing_packages
 from tritonrank.serve.running import RunningServer, run_until_signalled
-from tritonrank.serve.servable import REPOSITORY, repository_of
+from tritonrank.serve.servable import repository_of
 from tritonrank.serve.serving import example_command, golden_requests, serving
 
 EXAMPLE_DOCUMENTS = 2

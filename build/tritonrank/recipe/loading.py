@@ -41,6 +41,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), target: Target 
         raise RecipeError(
             f"{path}: no such recipe. Those that come with tritonrank go by name: {names} (tritonrank recipes)"
         ) from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: {_about_folder(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     try:
@@ -110,3 +112,21 @@ def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int], t
         found = without_password(fault["input"]) if isinstance(fault["input"], str) else fault["input"]
         message += f" (found {found!r})" if not isinstance(found, dict) else ""
     return f"  {place}: {'.'.join(location) or 'recipe'}: {message}"
+
+
+def _about_folder(folder: Path) -> str:
+    """What a folder is that was named in a recipe's place, as far as it helps."""
+    if any(folder.glob("*/manifest.json")):
+        return (
+            "the folder of a build, and a recipe is the YAML file that it was built from: name that file, such as "
+            f"{folder.name}.yaml, and if the build is not below artifacts/ also --artifacts {folder.parent}"
+        )
+    if (folder / "config.json").is_file():
+        return (
+            f"the folder of a checkpoint, and a recipe is a YAML file. To serve it as it is: tritonrank up {folder}. "
+            "To train on your data, name it in a recipe as model.base, to judge it as model.checkpoint"
+        )
+    found = [str(path) for path in sorted(folder.glob("*.y*ml"))[:3]]
+    return "a folder; a recipe is a YAML file" + (
+        f", such as {' or '.join(found)}" if found else ". Write one: tritonrank init"
+    )
