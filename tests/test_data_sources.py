@@ -11,7 +11,7 @@ from tritonrank.data import columns
 from tritonrank.data import tables as own_tables
 from tritonrank.data.loading import load_tables
 from tritonrank.errors import DataError
-from tritonrank.recipe import DataSettings, MovieLensData, TablesData
+from tritonrank.recipe import DataSettings, PublicData, TablesData
 from tritonrank_runtime.item_text import render_fields
 
 MOVIES = """movieId,title,genres
@@ -44,10 +44,10 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_tables, "latest_second", lambda: NOW)
 
 
-def movielens(folder: Path, movies: str = MOVIES, ratings: str = RATINGS, tags: str = TAGS) -> MovieLensData:
+def movielens(folder: Path, movies: str = MOVIES, ratings: str = RATINGS, tags: str = TAGS) -> PublicData:
     for name, text in (("movies.csv", movies), ("ratings.csv", ratings), ("tags.csv", tags)):
         (folder / name).write_bytes(text.encode("utf-8", errors="surrogateescape"))
-    return MovieLensData(source="movielens", path=folder)
+    return PublicData(source="movielens", path=folder)
 
 
 def faults_of(settings: DataSettings) -> list[str]:
@@ -167,8 +167,8 @@ def test_a_column_that_occurs_twice_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_says_where_to_get_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"movies\.csv, ratings\.csv, tags\.csv not found.*grouplens.*data\.path"):
-        load_tables(MovieLensData(source="movielens", path=tmp_path / "none"), seed=1)
+    with pytest.raises(DataError, match=r"movies\.csv, ratings\.csv, tags\.csv.*grouplens.*data\.path"):
+        load_tables(PublicData(source="movielens", path=tmp_path / "none"), seed=1)
 
 
 ITEMS = pl.DataFrame({"sku": [10, 11], "name": ["Lamp", None], "watts": [5.5, 7.0]})
@@ -458,7 +458,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     home = {"source": "tables", "items": "~/items.csv", "events": "~/events.csv", "text_fields": ["name"]}
     settings = TablesData.model_validate(home)
     assert (settings.items, settings.events) == (tmp_path / "items.csv", tmp_path / "events.csv")
-    assert MovieLensData.model_validate({"source": "movielens", "path": "~/ml"}).path == tmp_path / "ml"
+    assert PublicData.model_validate({"source": "movielens", "path": "~/ml"}).path == tmp_path / "ml"
     with pytest.raises(ValidationError, match="nobody-of-this-name"):
         TablesData.model_validate(home | {"items": "~nobody-of-this-name/items.csv"})
 

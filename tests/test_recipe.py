@@ -99,7 +99,7 @@ def test_a_misspelt_key_gets_a_suggestion(tmp_path: Path, line: str, suggestion:
         ("data:", "data: Input should be"),
         ("data: sample", "(found 'sample')"),
         ("data: {items: 60}", "'source'"),
-        ("data: {source: sampel}", "'sample', 'movielens', 'tables'"),
+        ("data: {source: sampel}", "'sample', 'movielens', "),
         ("data: {source: tables, items: a, events: b, text_fields: []}", "data.text_fields: "),
         ("data: {source: tables, items: a, events: b, text_fields: [title, 3]}", "data.text_fields.1: "),
     ],

@@ -34,8 +34,8 @@ def identifiers(table: SourceTable, name: str, faults: Faults, setting: str = ""
     if ids is None:
         return _mistyped(table, column, faults, EXPECTED, pl.String, setting)
     is_empty = column.is_null() | (ids == "").fill_null(False)
-    _report(table, ids, is_empty, "an id", faults, setting)
-    _report(table, column, ids.is_null() & ~is_empty, EXPECTED, faults, setting)
+    report(table, ids, is_empty, "an id", faults, setting)
+    report(table, column, ids.is_null() & ~is_empty, EXPECTED, faults, setting)
     return ids
 
 
@@ -93,7 +93,7 @@ def numbers(
         return values
     expected = "a number" if low == -float("inf") else f"a number from {low:g} to {high:g}"
     wrong = ~(values.is_finite() & values.is_between(low, high)).fill_null(False)
-    _report(table, column, wrong, expected, faults, setting)
+    report(table, column, wrong, expected, faults, setting)
     return values
 
 
@@ -136,14 +136,14 @@ def timestamps(table: SourceTable, name: str, faults: Faults, setting: str = "")
         seconds = seconds_of_numbers(_as_numbers(column), latest)
     else:
         return _mistyped(table, column, faults, "unix seconds, ISO dates or a date type", pl.Int64, setting)
-    _report(table, column, seconds.is_null(), expected, faults, setting, lambda value: _as_written(value, latest))
+    report(table, column, seconds.is_null(), expected, faults, setting, lambda value: _as_written(value, latest))
     return seconds
 
 
 def check_unique(table: SourceTable, ids: pl.Series, faults: Faults) -> None:
     """Report every id that occurred on an earlier line."""
     again = ~ids.is_first_distinct() & ids.is_not_null() & (ids != "")
-    _report(table, ids, again, "each id once; this one occurred before", faults)
+    report(table, ids, again, "each id once; this one occurred before", faults)
 
 
 def known(table: SourceTable, ids: pl.Series, catalogue: pl.Series, items: SourceTable) -> pl.Series:
@@ -156,7 +156,7 @@ def known(table: SourceTable, ids: pl.Series, catalogue: pl.Series, items: Sourc
 def check_known(table: SourceTable, ids: pl.Series, catalogue: pl.Series, items: SourceTable, faults: Faults) -> None:
     """Report ids that the items file does not have."""
     unknown = ~known(table, ids, catalogue, items)
-    _report(table, ids, unknown, f"an item id of {items.path.name}", faults)
+    report(table, ids, unknown, f"an item id of {items.path.name}", faults)
 
 
 def _column(table: SourceTable, name: str, faults: Faults, setting: str) -> pl.Series:
@@ -200,7 +200,7 @@ def _mistyped(
     return pl.Series(column.name, [None] * len(column), dtype=dtype)
 
 
-def _report(
+def report(
     table: SourceTable,
     column: pl.Series,
     wrong: pl.Series,

@@ -12,7 +12,7 @@ import polars as pl
 
 from tritonrank.artifacts import sha256_file
 from tritonrank.data.dropped import Dropped
-from tritonrank.recipe import DataSettings, MovieLensData, SampleData, TablesData
+from tritonrank.recipe import DataSettings, PublicData, SampleData, TablesData
 from tritonrank.system.database_url import DatabaseUrl
 
 
@@ -46,13 +46,13 @@ def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str
         DataError: files are missing or have faults; the message lists the faults of all files.
     """
     # Imported here because the sources themselves import Tables from this module.
-    from tritonrank.data import movielens, sample, tables
+    from tritonrank.data import adapters, sample, tables
 
     match settings:
         case SampleData():
             return sample.generate(settings, seed)
-        case MovieLensData():
-            return movielens.load(settings)
+        case PublicData():
+            return adapters.load(settings)
         case TablesData():
             return tables.load(settings, template_fields)
 
@@ -66,14 +66,16 @@ def source_fingerprints(settings: DataSettings) -> dict[str, str] | None:
     Raises:
         DataError: a database does not answer.
     """
-    from tritonrank.data import movielens, tables
+    from tritonrank.data import adapters, tables
     from tritonrank.data.formats.databases import fingerprint
     from tritonrank.data.parts import files_of
 
     found: dict[str, str] = {}
     match settings:
-        case MovieLensData():
-            files = {name: settings.path / name for name in movielens.FILES}
+        case PublicData():
+            files = adapters.files_of(settings)
+            if not files:
+                return None
         case TablesData():
             files = {}
             for table, (location, needed) in tables.wanted(settings).items():

@@ -113,7 +113,7 @@ def _read_database(url: DatabaseUrl, faults: Faults, columns: Collection[str] | 
     except DataError as error:
         faults.add(url, "database", str(error).removeprefix(f"{url}: "))
         return _nothing(url)
-    return _as_table(url, cells, "database")
+    return as_table(url, cells, "database")
 
 
 def check_rows(table: SourceTable, faults: Faults) -> None:
@@ -159,10 +159,11 @@ def _read_part(path: Path, part: Part, faults: Faults, columns: Collection[str] 
     except OSError as error:
         faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file", file=file)
         return _nothing(path)
-    return _with_partition(_as_table(path, cells, kind), part) if cells else _nothing(path)
+    return _with_partition(as_table(path, cells, kind), part) if cells else _nothing(path)
 
 
-def _as_table(path: Location, cells: Cells, kind: str) -> SourceTable:
+def as_table(path: Location, cells: Cells, kind: str) -> SourceTable:
+    """The table of one file or database; ``kind`` as SourceTable has it."""
     sound = pl.repeat(True, cells.frame.height, dtype=pl.Boolean, eager=True) if cells.sound is None else cells.sound
     return SourceTable(
         path=path,

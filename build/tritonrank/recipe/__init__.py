@@ -7,7 +7,7 @@ wants different. ``load_recipe`` reports all faults of a file together, each wit
 
 from tritonrank.recipe.applicability import require_effects
 from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
-from tritonrank.recipe.data import DataSettings, ExampleSettings, MovieLensData, SampleData, TablesData
+from tritonrank.recipe.data import DataSettings, ExampleSettings, PublicData, SampleData, TablesData
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
@@ -33,8 +33,8 @@ __all__ = [
     "FinetuneSettings",
     "GateSettings",
     "ModelSettings",
-    "MovieLensData",
     "PruneSettings",
+    "PublicData",
     "QuantizeSettings",
     "Recipe",
     "SampleData",

@@ -1,9 +1,9 @@
 """Where the data come from, and how they become examples."""
 
 import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
@@ -28,14 +28,26 @@ class SampleData(SourceSettings):
     users: int = Field(600, ge=20, le=100_000, description="users with a taste of their own")
 
 
-class MovieLensData(SourceSettings):
-    """A folder with movies.csv, ratings.csv and tags.csv (ml-latest-small and its relatives)."""
+class PublicData(SourceSettings):
+    """A public data set in the files its publishers give out (docs/data.md says where to get each)."""
 
     LOCATIONS: ClassVar[frozenset[str]] = frozenset({"path"})
     """the settings that say where the data are: a dataset depends on the data alone, wherever they are"""
-    source: Literal["movielens"]
+    source: Literal["movielens", "recbole", "mind", "esci", "hm", "kuairec", "yoochoose"]
     path: SourcePath = Field(description="the folder; a relative path begins at the recipe's folder")
-    positive_rating: float = Field(4.0, ge=0.5, le=5, description="stars from which a rating is a positive")
+    positive_rating: float | None = Field(
+        None,
+        gt=0,
+        description="rating from which an event is a positive. Default: 4 stars (movielens, recbole), watched twice "
+        "(kuairec); every click, purchase or product that is not irrelevant elsewhere",
+    )
+
+    @field_validator("positive_rating")
+    @classmethod
+    def _stars_end_at_five(cls, value: float | None, told: ValidationInfo) -> float | None:
+        if value is not None and told.data.get("source") == "movielens" and not 0.5 <= value <= 5:
+            raise ValueError("expected stars from 0.5 to 5")
+        return value
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -150,7 +162,9 @@ def _is_weight(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
-DataSettings = Annotated[SampleData | MovieLensData | TablesData, Field(discriminator="source")]
+PUBLIC_SOURCES: tuple[str, ...] = get_args(PublicData.model_fields["source"].annotation)
+SOURCES = ("sample", *PUBLIC_SOURCES, "tables")
+DataSettings = Annotated[SampleData | PublicData | TablesData, Field(discriminator="source")]
 
 
 class ExampleSettings(Settings):

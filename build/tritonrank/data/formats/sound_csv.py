@@ -36,13 +36,16 @@ class SoundRows(NamedTuple):
     """whether no cell holds a line end"""
 
 
-def check_sound(content: NDArray[np.uint8], separator: str, columns: int) -> SoundRows | None:
+def check_sound(
+    content: NDArray[np.uint8], separator: str, columns: int, *, has_quotes: bool = True
+) -> SoundRows | None:
     """Whether all rows of a table are whole.
 
     Args:
         content: UInt8, the whole file, which is UTF-8 without a byte order mark.
         separator: of the cells.
         columns: as many as the header has; at least 2, because an empty line may be a cell where there is one.
+        has_quotes: whether cells may be quoted; if not, a quote is a character like any other.
 
     Returns:
         None where a row is not, or where it takes a closer look to tell.
@@ -52,25 +55,27 @@ def check_sound(content: NDArray[np.uint8], separator: str, columns: int) -> Sou
         end -= 1
     if columns < 2 or not end:
         return None
-    start, rows, newlines, has_quotes = 0, 0, 0, False
+    start, rows, newlines, quoted = 0, 0, 0, False
     while start < end:
-        block = _check_block(content, start, end, ord(separator), columns)
+        block = _check_block(content, start, end, ord(separator), columns, has_quotes)
         if block is None:
             return None
         start = block.end
         rows += block.rows
         newlines += block.newlines
-        has_quotes |= block.has_quotes
-    return SoundRows(rows - 1, has_quotes, rows == newlines)
+        quoted |= block.has_quotes
+    return SoundRows(rows - 1, quoted, rows == newlines)
 
 
-def _check_block(content: NDArray[np.uint8], start: int, end: int, separator: int, columns: int) -> _Block | None:
+def _check_block(
+    content: NDArray[np.uint8], start: int, end: int, separator: int, columns: int, has_quotes: bool
+) -> _Block | None:
     block = content[start : min(start + BLOCK_BYTES, end)]
     is_last = start + len(block) == end
     if is_last:
         block = np.append(block, np.uint8(NEWLINE))  # the end of the file ends its last row
     delimiters = np.flatnonzero((block == separator) | (block == NEWLINE))
-    quotes = np.flatnonzero(block == QUOTE)
+    quotes = np.flatnonzero(block == QUOTE) if has_quotes else np.array([], dtype=np.int64)
     ends = block[delimiters] == NEWLINE
     if len(quotes):
         outside = np.searchsorted(quotes, delimiters) % 2 == 0
