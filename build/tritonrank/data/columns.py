@@ -102,7 +102,7 @@ def numbers_or_none(table: SourceTable, name: str, faults: Faults, setting: str 
     cells = texts(table, name, faults, setting).str.strip_chars()
     values = _as_numbers(cells)
     wrong = (cells != "") & ~(values.is_finite() & (values >= 0)).fill_null(False)
-    _report(table, cells, wrong, "a number from 0 on, or empty", faults, setting)
+    report(table, cells, wrong, "a number from 0 on, or empty", faults, setting)
     return values.set(wrong, None)
 
 

@@ -1,9 +1,9 @@
 """Amazon's Shopping Queries (ESCI): queries with products judged Exact, Substitute, Complement or Irrelevant.
 
 https://github.com/amazon-science/esci-data
-There are no users and no times: each query is a user who asked once, and its rows are one second apart. The gains are
-those of the publishers' own NDCG. A product id may stand for different texts in several shops, so one shop is read: the
-American one where it is there.
+There are no users and no times: each query is a user who asked once and was shown the judged products, and its rows are
+one second apart. The gains are those of the publishers' own NDCG. A product id may stand for different texts in several
+shops, so one shop is read: the American one where it is there.
 """
 
 from pathlib import Path
@@ -69,6 +69,7 @@ def load(settings: PublicData, files: list[Path]) -> Tables:
     notes = [f"{files[0].name}: of the shops {', '.join(shops)} {shop} is read"] if len(shops) > 1 else []
     events = events.filter(pl.col(LOCALE) == shop).with_columns(
         (FIRST_SECOND + pl.int_range(pl.len())).alias("timestamp"),
+        pl.col("user_id").alias("impression"),
         pl.when(pl.col("gain") >= (settings.positive_rating or 0)).then(pl.col("gain")).otherwise(0.0).alias("gain"),
     )
     if events.is_empty():

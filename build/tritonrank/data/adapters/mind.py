@@ -1,8 +1,8 @@
 """MIND, Microsoft's news: behaviors.tsv (what each user was shown, and clicked) and news.tsv, without headers.
 
 https://learn.microsoft.com/azure/open-datasets/dataset-microsoft-news
-What was shown and not clicked becomes an event that is no positive. The clicks of a user before the first list have an
-order but no times: they stand one second apart before it.
+What was shown together is one impression; where the items stood is not known (the publishers shuffled them). The clicks
+of a user before the first list have an order but no times: they stand one second apart before it.
 """
 
 from pathlib import Path
@@ -52,12 +52,13 @@ def load(settings: PublicData, files: list[Path]) -> Tables:
 
 
 def _lists(file: Path, faults: Faults) -> pl.DataFrame:
-    """What users were shown: user_id, history, impressions, timestamp."""
+    """What users were shown: user_id, history, impressions, timestamp, and impression, unique over all parts."""
     table = read_plain(file, "\t", BEHAVIORS, faults)
     users = columns.identifiers(table, "user_id", faults)
     seconds = table.frame["time"].str.to_datetime(TIME_FORM, strict=False, time_unit="us").dt.epoch("s")
     columns.report(table, table.frame["time"], seconds.is_null(), "a time such as 11/13/2019 8:36:57 AM", faults)
-    lists = table.frame.select(users, pl.col("history"), pl.col("impressions"), seconds.alias("timestamp"))
+    number = (f"{file.parent.name}-" + pl.col("impression_id")).alias("impression")
+    lists = table.frame.select(users, pl.col("history"), pl.col("impressions"), seconds.alias("timestamp"), number)
     lists = lists.filter(usable(table, faults))
     silent = lists.filter(~pl.col("impressions").str.contains(r"^(\S+-[01] ?)+$"))
     if not silent.is_empty():
@@ -69,7 +70,7 @@ def _lists(file: Path, faults: Faults) -> pl.DataFrame:
 def _seen(lists: pl.DataFrame) -> pl.DataFrame:
     """An event for each item of each list."""
     shown = (
-        lists.select("user_id", "timestamp", pl.col("impressions").str.split(" ").alias("shown"))
+        lists.select("user_id", "timestamp", "impression", pl.col("impressions").str.split(" ").alias("shown"))
         .explode("shown")
         .filter(pl.col("shown") != "")
     )
@@ -78,6 +79,7 @@ def _seen(lists: pl.DataFrame) -> pl.DataFrame:
         pl.col("shown").str.slice(0, pl.col("shown").str.len_chars() - 2).alias("item_id"),
         "timestamp",
         pl.col("shown").str.ends_with("-1").cast(pl.Float64).alias("gain"),
+        "impression",
     )
 
 
@@ -89,6 +91,12 @@ def _before(lists: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.int_ranges(1, pl.col("item_id").list.len() + 1).alias("back"))
         .explode("item_id", "back")
         .filter(pl.col("item_id") != "")
-        .select("user_id", "item_id", pl.col("timestamp") - pl.col("back"), pl.lit(1.0).alias("gain"))
+        .select(
+            "user_id",
+            "item_id",
+            pl.col("timestamp") - pl.col("back"),
+            pl.lit(1.0).alias("gain"),
+            pl.lit(None, dtype=pl.String).alias("impression"),
+        )
         .reverse()
     )

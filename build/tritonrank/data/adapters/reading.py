@@ -110,7 +110,8 @@ def as_tables(
 
     Args:
         items: item_id and text fields, all String.
-        events: user_id, item_id, query (default: none), timestamp in unix seconds, gain.
+        events: user_id, item_id, query (default: none), timestamp in unix seconds, gain, and impression
+            where it is known what was shown together.
         items_name: the file of the items.
         faults: raises what is in it.
         notes: what was guessed.
@@ -128,6 +129,7 @@ def as_tables(
         pl.col("timestamp").cast(pl.Int64),
         (pl.col("gain") > 0).cast(pl.Int8).alias("label"),
         pl.col("gain").cast(pl.Float32),
+        *(["impression"] if "impression" in events.columns else []),
     )
     items, repeated = dirt.without_repeats(items.with_columns(pl.all().fill_null("")), items_name)
     log, strays = dirt.without_strays(log, items, items_name, latest_second())
