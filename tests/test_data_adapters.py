@@ -10,7 +10,7 @@ from tritonrank.data.adapters import ADAPTERS, recognise
 from tritonrank.data.adapters.movielens import GENRES
 from tritonrank.data.loading import Tables, load_tables, source_fingerprints
 from tritonrank.errors import DataError
-from tritonrank.recipe import PublicData
+from tritonrank.recipe import PublicData, Recipe
 from tritonrank.recipe.data import PUBLIC_SOURCES
 
 MOVIES = [("1", "Matrix, The (1999)", ["Action", "Sci-Fi"]), ("2", "Amélie (2001)", ["Romance"]), ("3", "Up", [])]
@@ -183,6 +183,22 @@ def settings_of(folder: Path, source: str, positive_rating: float | None = None)
 def gains(tables: Tables) -> list[tuple[str, str, float]]:
     rounded = tables.events.with_columns(pl.col("gain").cast(pl.Float64).round(4))
     return rounded.select("user_id", "item_id", "gain").rows()
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_templates_name_fields_that_are_there(tmp_path: Path, name: str) -> None:
+    tables = read(tmp_path, name)
+    adapter = ADAPTERS[DATA_SETS[name][0]]
+    recipe = Recipe.model_validate(
+        {
+            "name": "a",
+            "data": {"source": DATA_SETS[name][0], "path": tmp_path},
+            "text": {"item_template": adapter.template(adapter.files(tmp_path))},
+        }
+    )
+    assert recipe.text.template_fields
+    assert set(recipe.text.template_fields) <= set(tables.items.columns)
+    assert adapter.has_queries == (tables.events["query"] != "").any()
 
 
 def test_every_source_has_an_adapter_and_a_test() -> None:

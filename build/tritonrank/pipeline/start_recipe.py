@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from tritonrank import __version__
+from tritonrank.data.adapters import ADAPTERS, recognise
 from tritonrank.data.guess import Guessed
-from tritonrank.data.movielens import FILES
 from tritonrank.errors import DataError
 from tritonrank.pipeline.start import Drafted, Measured, measure, relative_to_recipe
 from tritonrank.system.database_url import Location
@@ -40,16 +40,19 @@ def folder_recipe_text(folder: Path, out: Path, name: str) -> str:
     Raises:
         DataError: the folder holds none that is known.
     """
-    if missing := [file for file in FILES if not (folder / file).is_file()]:
+    source = recognise(folder)
+    if source is None:
+        known = "; ".join(f"{name}: {adapter.expected}" for name, adapter in ADAPTERS.items())
         raise DataError(
-            f"{folder}: no data set that is known; MovieLens has {', '.join(FILES)}, and {', '.join(missing)} is not "
-            "there. For tables of your own: tritonrank init --items FILE --events FILE"
+            f"{folder}: no data set that is known. Known are {known}. "
+            "For tables of your own: tritonrank init --items FILE --events FILE"
         )
-    data = {"source": "movielens", "path": folder.absolute()}
-    values = {"name": name, "data": data, "text": {"item_template": "{title} ({year}) {genres}"}}
+    adapter = ADAPTERS[source]
+    data = {"source": source, "path": folder.absolute()}
+    values = {"name": name, "data": data, "text": {"item_template": adapter.template(adapter.files(folder))}}
     measured, fault = measure(values)
-    lines = [*_line("source", "movielens", "its files say so"), *_line("path", relative_to_recipe(folder, out), "")]
-    return _whole(out, values, lines, measured, fault, "there are none")
+    lines = [*_line("source", source, "its files say so"), *_line("path", relative_to_recipe(folder, out), "")]
+    return _whole(out, values, lines, measured, fault, "" if adapter.has_queries else "there are none")
 
 
 def _whole(

@@ -25,10 +25,13 @@ class Adapter:
     """the files, in words"""
     where: str
     """where to get them"""
+    template: Callable[[list[Path]], str]
+    """an item template for a start"""
+    has_queries: bool
 
 
 ADAPTERS: Mapping[str, Adapter] = {
-    name: Adapter(module.files, module.load, module.EXPECTED, module.WHERE)
+    name: Adapter(module.files, module.load, module.EXPECTED, module.WHERE, module.template, has_queries=name == "esci")
     for name, module in {
         "movielens": movielens,
         "recbole": recbole,

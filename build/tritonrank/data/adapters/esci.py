@@ -32,6 +32,11 @@ def files(folder: Path) -> list[Path]:
     return find_all(folder, *FILES)
 
 
+def template(files: list[Path]) -> str:
+    """An item template for a start."""
+    return "{product_title} {product_brand} {product_color}"
+
+
 def load(settings: PublicData, files: list[Path]) -> Tables:
     """Read both tables; item fields are the product's texts, under the names they have.
 

@@ -27,6 +27,11 @@ def files(folder: Path) -> list[Path]:
     return find_all(folder, "articles.csv", "transactions_train.csv")
 
 
+def template(files: list[Path]) -> str:
+    """An item template for a start."""
+    return "{prod_name} {product_type_name} {colour_group_name} {detail_desc}"
+
+
 def load(settings: PublicData, files: list[Path]) -> Tables:
     """Read both tables; item fields are the article's texts, under the names they have.
 

@@ -32,6 +32,11 @@ def files(folder: Path) -> list[Path]:
     return find_all(folder, "big_matrix.csv", "kuairec_caption_category.csv")
 
 
+def template(files: list[Path]) -> str:
+    """An item template for a start."""
+    return "{caption} {topic_tag} {first_level_category_name}"
+
+
 def load(settings: PublicData, files: list[Path]) -> Tables:
     """Read both tables; item fields are the video's texts, under the names they have; UNKNOWN is no text.
 

@@ -33,6 +33,11 @@ def files(folder: Path) -> list[Path]:
     return [file for pair in pairs if all(pair) for file in pair if file]
 
 
+def template(files: list[Path]) -> str:
+    """An item template for a start."""
+    return "{title} {category} {subcategory}"
+
+
 def load(settings: PublicData, files: list[Path]) -> Tables:
     """Read all parts; item fields are title, abstract, category and subcategory.
 

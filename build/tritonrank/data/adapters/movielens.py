@@ -55,6 +55,11 @@ def files(folder: Path) -> list[Path]:
     return [*found, *([tags] if tags else [])]
 
 
+def template(files: list[Path]) -> str:
+    """An item template for a start."""
+    return "{title} ({year}) {genres}"
+
+
 def load(settings: PublicData, files: list[Path]) -> Tables:
     """Read the folder; item fields are title, year, genres and tags.
 

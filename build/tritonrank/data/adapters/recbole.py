@@ -30,6 +30,13 @@ def files(folder: Path) -> list[Path]:
     return [*events, *items] if len(events) == len(items) == 1 else []
 
 
+def template(files: list[Path]) -> str:
+    """All words that are known of an item."""
+    _, types = _header(files[1])
+    item = next(iter(likely_columns("item_id", list(types))), "item_id")
+    return " ".join(f"{{{name}}}" for name, kind in types.items() if kind in TEXT_TYPES and name != item)
+
+
 def load(settings: PublicData, files: list[Path]) -> Tables:
     """Read both files; the item's fields are all its columns of words and numbers, under the names they have.
 
@@ -71,9 +78,14 @@ def load(settings: PublicData, files: list[Path]) -> Tables:
 
 
 def _read(file: Path, faults: Faults) -> tuple[SourceTable, dict[str, str]]:
-    with open_unpacked(file) as opened:
-        first = opened.readline().decode("utf-8-sig").strip("\r\n")
-    types = dict(cell.split(":", 1) for cell in first.split("\t") if ":" in cell)
+    first, types = _header(file)
     if len(types) != first.count("\t") + 1:
         raise DataError(f"{file}:1: the header is {first!r}; expected NAME:TYPE cells such as item_id:token, by tabs")
     return read_plain(file, "\t", list(types), faults, header_lines=1), types
+
+
+def _header(file: Path) -> tuple[str, dict[str, str]]:
+    """The first line, and the type of each column by its name."""
+    with open_unpacked(file) as opened:
+        first = opened.readline().decode("utf-8-sig").strip("\r\n")
+    return first, dict(cell.split(":", 1) for cell in first.split("\t") if ":" in cell)

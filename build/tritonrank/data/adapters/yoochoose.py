@@ -30,6 +30,11 @@ def files(folder: Path) -> list[Path]:
     return find_all(folder, "yoochoose-clicks.dat", "yoochoose-buys.dat")
 
 
+def template(files: list[Path]) -> str:
+    """An item template for a start."""
+    return "category {category} {price}"
+
+
 def load(settings: PublicData, files: list[Path]) -> Tables:
     """Read both logs; item fields are category and price.
 
