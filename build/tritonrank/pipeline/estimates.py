@@ -17,6 +17,7 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank.artifacts import read_manifest, write_whole
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import TritonRankError
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.checkpoint_source import folder_of, is_hub_id
 from tritonrank.rankers.text_budgets import TEXT_METRICS, budgets_without_data
 from tritonrank.recipe import PACKAGED_MINILM, ModelSettings, Recipe
@@ -80,9 +81,7 @@ def seconds_per_judged_list(recipe: Recipe, workspace: Workspace) -> float | Non
 def tokens_per_list(recipe: Recipe, workspace: Workspace | None, candidates: int) -> float:
     """Tokens that the ranker reads of one context with so many candidates."""
     context, candidate = _lengths(recipe, workspace)
-    if recipe.model.architecture == "joint":
-        return candidates * (context + candidate)
-    return context + candidates * candidate
+    return architecture_named(recipe.model.architecture).list_tokens(context, candidate, candidates)
 
 
 def has_gpu() -> bool:

@@ -136,6 +136,10 @@ class RankerArchitecture(ABC):
     # ---- what a request costs, and gives
 
     @abstractmethod
+    def list_tokens(self, context: float, candidate: float, candidates: int) -> float:
+        """Tokens that are read for one list, of a context's and a candidate's tokens."""
+
+    @abstractmethod
     def flop(self, config: Any, tensors: Tensors) -> float:
         """Floating-point operations of one request; padding and embedding look-ups are not counted."""
 

@@ -61,6 +61,9 @@ class JointArchitecture(RankerArchitecture):
         encoder = getattr(model, model.base_model_prefix)
         return (encoder.transformer if model.config.model_type == "distilbert" else encoder.encoder), "layer"
 
+    def list_tokens(self, context: float, candidate: float, candidates: int) -> float:
+        return candidates * (context + candidate)
+
     def flop(self, config: Any, tensors: Tensors) -> float:
         """Per layer and token: the linear layers, and both attention products over the whole row."""
         hidden, layers = config.hidden_size, config.num_hidden_layers

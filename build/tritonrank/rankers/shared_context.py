@@ -81,6 +81,9 @@ class SharedContextArchitecture(RankerArchitecture):
     def layer_list(self, model: "PreTrainedModel") -> tuple["nn.Module", str]:
         return model, "layers"
 
+    def list_tokens(self, context: float, candidate: float, candidates: int) -> float:
+        return context + candidates * candidate
+
     def flop(self, config: Any, tensors: Tensors) -> float:
         """Context once, candidates against it; the last layer has keys and values for all, the rest for [CLS] alone."""
         hidden, width = config.hidden_size, config.num_attention_heads * config.head_size
