@@ -159,7 +159,6 @@ def search_space(artifacts: Path, cores: int) -> Space:
     choices: dict[str, Sequence[CategoricalChoiceType]] = {
         "serve.instances": sorted({1, 2, max(1, cores // 2), cores}),
         "serve.threads": some_cores,
-        "serve.queue_delay_us": [0, 500, 2_000, 5_000],
         **architecture.speed_settings,
     }
     return {key: [AS_IT_IS, *values] for key, values in choices.items()}

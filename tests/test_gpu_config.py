@@ -140,7 +140,7 @@ def test_the_ensemble_is_wired(made: tuple[Target, str, Configs]) -> None:
 
 def test_the_queue_is_bounded_and_keeps_deadlines(made: tuple[Target, str, Configs]) -> None:
     target, architecture, _ = made
-    serve = {"queue_requests": 9, "deadline_ms": 50, "queue_delay_us": 300}
+    serve = {"queue_requests": 9, "deadline_ms": 50}
     configs = configs_of(target, architecture, recipe_with(serve=serve))
     batching = configs["score"].dynamic_batching
     policy = batching.default_queue_policy
@@ -148,7 +148,7 @@ def test_the_queue_is_bounded_and_keeps_deadlines(made: tuple[Target, str, Confi
     assert policy.default_timeout_microseconds == 50_000
     assert policy.allow_timeout_override  # or a request's own deadline would not count
     assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
-    assert batching.max_queue_delay_microseconds == 300
+    assert batching.max_queue_delay_microseconds == 0
     assert int(configs["tokenize"].parameters["queue_requests"].string_value) > 100_000  # the scorer's queue refuses
     assert not configs["rank"].HasField("dynamic_batching")
 

@@ -32,7 +32,7 @@ from loadtests.tune_trial import Bench, Choices, Measurement, TrialError, assemb
 SPACE = {
     "serve.instances": [AS_IT_IS, 2, 4],
     "serve.threads": [AS_IT_IS, 1],
-    "serve.queue_delay_us": [AS_IT_IS, 500],
+    "serve.queue_requests": [AS_IT_IS, 500],
 }
 IDENTITY = "one"
 
@@ -240,12 +240,12 @@ def test_the_space_is_made_of_settings_that_exist(bench: Bench) -> None:
 
 
 def test_the_result_is_what_the_pipeline_takes(bench: Bench, tmp_path: Path) -> None:
-    best = {"serve.instances": 3, "serve.threads": "auto", "serve.queue_delay_us": 500}
+    best = {"serve.instances": 3, "serve.threads": "auto", "serve.queue_requests": 500}
     one, other = Measurement(10.0, 50, 100), Measurement(12.0, 40, 90)
     outcome = Outcome(best, best, [one, one], [other, other], 0.02, 7, {"serve.threads=9": "why"})
     path = write_outcome(outcome, tmp_path / "out", bench)
     serve = load_recipe(bench.recipe, [f"@{path}"]).serve
-    assert (serve.instances, serve.threads, serve.queue_delay_us) == (3, "auto", 500)
+    assert (serve.instances, serve.threads, serve.queue_requests) == (3, "auto", 500)
     assert "1.20 times the recipe as it is" in path.read_text()
     told = json.loads((tmp_path / "out" / "tune.json").read_text())
     assert told["gain"] == pytest.approx(1.2)

@@ -80,7 +80,7 @@ def padded(
     recipe, built = (joint_recipe, joint_workspace) if is_joint else (tiny_recipe, workspace)
     changed = {"candidate_buckets": [*CANDIDATE_BUCKETS], "token_buckets": [48 if is_joint else 9]}
     tensorrt = recipe.tensorrt.model_copy(update=changed | {"requests": MOST_REQUESTS})
-    served = {"max_candidates": CANDIDATE_BUCKETS[-1], "queue_delay_us": PATIENCE_US, "tokenizers": 2}
+    served = {"max_candidates": CANDIDATE_BUCKETS[-1], "tokenizers": 2}
     serve = recipe.serve.model_copy(update=served)
     own = Workspace(tmp_path_factory.mktemp("padded") / "tiny")
     shutil.copytree(built.root, own.root)
@@ -104,6 +104,7 @@ def put_stand_in(repository: Path) -> None:
     for field in ("platform", "default_model_filename", "optimization", "instance_group"):
         config.ClearField(field)
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    config.dynamic_batching.max_queue_delay_microseconds = PATIENCE_US
     (repository / "score" / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
     shutil.copyfile(TESTS / "stand_in_scorer.py", repository / "score" / "1" / "model.py")
 

@@ -276,8 +276,8 @@ def test_minus_one_is_refused_by_every_number(tmp_path: Path) -> None:
 def test_a_file_of_overrides_is_read_in_its_place(tmp_path: Path) -> None:
     recipe, file = write(tmp_path, SMALLEST), tmp_path / "best.yaml"
     file.write_text("serve:\n  instances: 3\n  threads: auto\nquantize: {method: none}\n")
-    loaded = load_recipe(recipe, ["serve.instances=1", f"@{file}", "serve.queue_delay_us=7"])
-    assert (loaded.serve.instances, loaded.serve.threads, loaded.serve.queue_delay_us) == (3, "auto", 7)
+    loaded = load_recipe(recipe, ["serve.instances=1", f"@{file}", "serve.queue_requests=7"])
+    assert (loaded.serve.instances, loaded.serve.threads, loaded.serve.queue_requests) == (3, "auto", 7)
     assert loaded.quantize.method == "none"
     assert load_recipe(recipe, [f"@{file}", "serve.instances=1"]).serve.instances == 1
 

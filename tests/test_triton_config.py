@@ -30,7 +30,6 @@ SETTINGS = {
         deadline_ms=50,
         queue_requests=2,
         queue_share=0.25,
-        queue_delay_us=300,
         context_cache_mb=3,
         threads=2,
         executor="torch",
@@ -165,7 +164,7 @@ def test_the_limits_of_the_queue_reach_the_gate(made: tuple[ServeSettings, tuple
     parameters = configs["tokenize"].parameters
     assert parameters["queue_requests"].string_value == str(settings.queue_requests)
     assert parameters["deadline_us"].string_value == str(settings.deadline_ms * 1_000)
-    assert parameters["queue_delay_us"].string_value == str(settings.queue_delay_us)
+    assert parameters["queue_delay_us"].string_value == "0"
     scorer = configs["score"].parameters
     for shared in ("queue", "deadline_us"):  # or the gate would not see the scorer, and direct calls could last longer
         assert scorer[shared] == parameters[shared]
@@ -214,7 +213,7 @@ def test_the_scorer_batches_ragged_requests(made: tuple[ServeSettings, tuple[str
         # A request may have this many rows, and a run this many: neither may be refused for its batch dimension.
         assert score.max_batch_size >= settings.max_candidates
         assert score.max_batch_size >= settings.rows_per_batch
-    assert score.dynamic_batching.max_queue_delay_microseconds == settings.queue_delay_us
+    assert score.dynamic_batching.max_queue_delay_microseconds == 0
 
 
 def test_the_other_models_take_requests_one_by_one(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
@@ -259,6 +258,7 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
         "max_history": MOST_HISTORY,
         "max_text_bytes": MOST_TEXT_BYTES,
         "item_cache_entries": ITEM_CACHE_ENTRIES,
+        "queue_delay_us": 0,
         "deadline_us": SETTINGS["small"].deadline_ms * 1_000,
         "context_cache_bytes": SETTINGS["small"].context_cache_mb * 1_000_000,
     }

@@ -32,7 +32,6 @@ FOR_A_CHECK = Serving(
     deadline_ms=60_000,
     queue_share=0.0,
     queue_requests=64,
-    queue_delay_us=0,
     rows_per_batch=16,
     context_cache_mb=0,
     instances="auto",
@@ -40,7 +39,7 @@ FOR_A_CHECK = Serving(
     executor="torch",
     device="cuda",
 )
-PACKED = ("max_candidates", "queue_requests", "queue_delay_us", "instances")
+PACKED = ("max_candidates", "queue_requests", "instances")
 """What counts of the recipe that was packed."""
 
 

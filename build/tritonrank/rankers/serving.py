@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from tritonrank.recipe import ServeSettings
 
+QUEUE_DELAY_US = 0
+"""Microseconds that a request waits for batch mates: none. What waits anyway is batched."""
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -18,7 +21,6 @@ class Serving:
     deadline_ms: int
     queue_share: float
     queue_requests: int
-    queue_delay_us: int
     rows_per_batch: int
     context_cache_mb: int
     instances: int | Literal["auto"]

@@ -32,6 +32,7 @@ FIXED: Mapping[str, str] = {
     "serve.requests_per_execution": "1",
     "serve.max_history": "1000",
     "serve.max_text_bytes": "65536",
+    "serve.queue_delay_us": "0",
     "serve.item_cache_entries": "100000",
 }
 
@@ -51,7 +52,7 @@ FOLLOWS: Mapping[str, str] = {
     "quantize.reduce_range": "follows from the CPU: 7 bits where it has no VNNI",
     "quantize.compare_dynamic": "is gone: scores of dynamic INT8 depend on the batch, so it is never served",
     "tensorrt.calibration": "is chosen by noise, of minmax, percentile, entropy and mse",
-    "serve.preferred_batch": "is gone: serve.queue_delay_us alone says how long to wait for batch mates",
+    "serve.preferred_batch": "is gone: what waits is batched",
     "serve.tokenizers": "follows from the cores: one per two of them beside a GPU, one beside a scorer on the CPU",
 }
 

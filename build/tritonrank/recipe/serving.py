@@ -36,7 +36,6 @@ class ServeSettings(Settings):
     queue_requests: int = Field(
         64, ge=1, description="requests that may wait for the scorer, however small; more are rejected"
     )
-    queue_delay_us: int = Field(0, ge=0, description="microseconds to wait for batch mates; 0: batch what waits")
     rows_per_batch: Annotated[
         int,
         Used(

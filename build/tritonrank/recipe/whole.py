@@ -13,6 +13,9 @@ from tritonrank.recipe.serving import ServeSettings
 from tritonrank.recipe.text import TextSettings
 from tritonrank.recipe.training import DistillSettings, FinetuneSettings, ModelSettings, PruneSettings
 
+TRACKING = r"^(none|mlflow(:[^\s@]+)?|wandb(:[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?)?)$"
+"""No user or password in a URI: recipes are logged, and copied into manifests."""
+
 
 class Recipe(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="names artifacts/<name>/")
@@ -30,6 +33,13 @@ class Recipe(Settings):
         le=64,
         description="processes (CPU) or GPUs that compute each layer together; 1 = the whole ranker in each instance. "
         "Has to divide heads and neurons; see docs/tensor-parallel.md for when it pays",
+    )
+    tracking: str = Field(
+        "none",
+        pattern=TRACKING,
+        description="where finished builds are logged, with settings, metrics and report: mlflow (MLFLOW_TRACKING_URI, "
+        "else files in ./mlruns), mlflow:URI, wandb (files in ./wandb, for wandb sync), wandb:ENTITY/PROJECT; or none. "
+        "Passwords and keys come from the environment, as MLflow and W&B have it",
     )
     data: DataSettings
     text: TextSettings = TextSettings()

@@ -4,6 +4,7 @@ The champion ranks these requests as it is served: with the graph, the tokenizer
 repository, whatever the new build has changed. Its judgement is kept like any other, so that it is judged once.
 """
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from rich.console import Console
 
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.builds import RecordedBuild, served_build
-from tritonrank.artifacts.record_builds import link_or_copy
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.evaluate import Judgement, judge_artifact
 from tritonrank.judge.gate import paired_difference
@@ -60,8 +60,7 @@ def judge_repository(name: str, repository: Path, dataset_folder: Path, cache: P
         for part in ("tokenize", "score"):
             for path in (repository / part / "1").iterdir():
                 if path.is_file() and path.suffix != ".py":
-                    (folder / path.name).unlink(missing_ok=True)
-                    link_or_copy(path, folder / path.name)
+                    shutil.copyfile(path, folder / path.name)  # ONNX refuses weights that have a second name
         return judge_artifact(name, folder, dataset_folder, cache)
 
 

@@ -24,6 +24,7 @@ from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
 from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
+from tritonrank.rankers.serving import QUEUE_DELAY_US
 from tritonrank.recipe import Recipe, ServeSettings
 from tritonrank.serve.triton_config import ADMISSION_TENSORS, add_warmup, logits_dims, model_configs, set_parameters
 from tritonrank.tensorrt.plans import PLAN_FILE, rebuild_command
@@ -107,7 +108,7 @@ def _score(recipe: Recipe, target: Target, profiles: Sequence[Profile]) -> pb.Mo
 def _bound_queue(config: pb.ModelConfig, settings: ServeSettings) -> None:
     """Refuse what does not fit the queue, and what waited until its deadline."""
     batching = config.dynamic_batching
-    batching.max_queue_delay_microseconds = settings.queue_delay_us
+    batching.max_queue_delay_microseconds = QUEUE_DELAY_US
     policy = batching.default_queue_policy
     policy.max_queue_size = settings.queue_requests
     policy.default_timeout_microseconds = settings.deadline_ms * 1_000

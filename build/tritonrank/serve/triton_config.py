@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
-from tritonrank.rankers.serving import AnyServing
+from tritonrank.rankers.serving import QUEUE_DELAY_US, AnyServing
 
 CORES_PER_INSTANCE = 4
 FEWEST_INSTANCES = 2
@@ -142,7 +142,7 @@ def _tokenize(settings: AnyServing, engine_inputs: Sequence[str]) -> pb.ModelCon
         queue=ENSEMBLE,
         queue_requests=settings.queue_requests,
         queue_share=settings.queue_share,
-        queue_delay_us=settings.queue_delay_us,
+        queue_delay_us=QUEUE_DELAY_US,
         deadline_us=settings.deadline_ms * 1_000,
     )
     return config
@@ -161,7 +161,7 @@ def _score(
     config.instance_group[0].count = instances
     if settings.device == "cuda":
         config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU  # so many on each GPU; each is told its own
-    config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
+    config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_US
     for name, dims in _entry_dims(engine_inputs).items():
         config.input.add(name=name, data_type=pb.TYPE_INT32, dims=dims, allow_ragged_batch=True)
     for name in ADMISSION_TENSORS:

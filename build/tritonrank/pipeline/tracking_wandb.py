@@ -1,0 +1,40 @@
+"""Weights & Biases as a tracker: one project per recipe, or the one that was named; one run per build."""
+
+import wandb
+
+from tritonrank.pipeline.tracking import TrackedRun, set_defaults
+
+OFFLINE = {"WANDB_MODE": "offline"}
+"""Where no project was named: files in ./wandb, which ``wandb sync`` sends when somebody wants it."""
+QUIET = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+
+
+class WandbTracker:
+    """A Tracker."""
+
+    def log(self, run: TrackedRun, target: str) -> str:
+        """See Tracker.
+
+        Args:
+            run: what to log.
+            target: ``ENTITY/PROJECT`` or ``PROJECT``; empty: offline, the recipe's name is the project.
+        """
+        set_defaults(QUIET if target else QUIET | OFFLINE)
+        entity, _, project = target.rpartition("/")
+        tags = [f"{name}:{value}"[:64] for name, value in run.tags.items()]
+        with wandb.init(
+            project=project or run.experiment,
+            entity=entity or None,
+            name=run.name,
+            config=dict(run.parameters),
+            tags=tags,
+            job_type="build",
+        ) as opened:
+            opened.summary.update(run.metrics)
+            if run.files:
+                report = wandb.Artifact(f"report-{run.name}", type="report")
+                for path in run.files:
+                    report.add_file(str(path))
+                opened.log_artifact(report)
+            where = opened.url or opened.dir
+        return f"W&B, {where}"
