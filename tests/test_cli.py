@@ -209,7 +209,7 @@ def test_stage_commands_stop_after_their_stage_and_pass_force_on(
         assert main(monkeypatch, verb, *arguments, "--force") == 0
         assert calls[-2:] == [("tiny", 0.5, tmp_path / "tiny", verb, force) for force in (None, verb)]
     main(monkeypatch, "finetune", *arguments)  # ends with what the comparison says, which nobody made here
-    assert calls[-1][3:] == ("finetune", None)
+    assert calls[-1][3:] == ("compare", None)
 
 
 @pytest.mark.parametrize("columns", ["80", "200"])

@@ -34,7 +34,8 @@ from tritonrank.serve.server_watch import WrongScoreError
 from tritonrank.serve.serving import CheckedRepository, check_golden_cases
 from tritonrank.serve.supervisor import SupervisedTriton
 
-pytestmark = pytest.mark.slow  # servers of its own, ended and started again
+# Servers of its own, ended and started again; how soon they are back is part of what is promised.
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 BACK_SECONDS = 5.0
 TRUTH_SECONDS = 2.0
