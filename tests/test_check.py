@@ -14,7 +14,7 @@ from blocked import without
 from stage_runs import prepared
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest
-from tritonrank.judge.power import smallest_difference, users_to_see
+from tritonrank.judge.power import SAME_RANKER_DEVIATION, smallest_budget, smallest_difference, users_to_see
 from tritonrank.pipeline import check as checking
 from tritonrank.recipe import load_recipe
 from typer.testing import CliRunner
@@ -83,7 +83,7 @@ def test_its_advice_leaves_nothing_to_advise(tmp_path: Path) -> None:
     recipe = shop(tmp_path)
     _, found = checked(recipe)
     advised = {one["key"]: one for one in found["suggestions"]}
-    assert set(advised) == {"text.candidate_tokens", "text.history_tokens"}
+    assert set(advised) == {"text.candidate_tokens", "text.history_tokens", "gate.budget"}
     assert found["text"]["items"]["cut_share"] > 0.5
     options = [word for one in found["suggestions"] for word in ("--set", one["set"])]
     _, mended = checked(recipe, *options)
@@ -149,3 +149,13 @@ def test_the_smallest_difference_is_seen_in_four_of_five_draws() -> None:
     seen = draws.mean(axis=1) - 1.96 * draws.std(axis=1, ddof=1) / np.sqrt(users) > 0
     assert seen.mean() == pytest.approx(0.8, abs=0.03)
     assert users_to_see(effect, deviation) in {users, users + 1}
+
+
+def test_a_gate_passes_an_equal_ranking_in_nine_of_ten_draws() -> None:
+    generator = np.random.default_rng(7)
+    users, reached = 100, 0.45
+    budget = smallest_budget(users, reached)
+    assert budget == pytest.approx(0.025)
+    means = generator.normal(0, SAME_RANKER_DEVIATION, (4_000, users)).mean(axis=1) / reached
+    assert (means <= budget).mean() >= 0.9
+    assert (means <= budget / 2).mean() < 0.9

@@ -73,9 +73,8 @@ def test_a_recipe_that_builds_says_why_it_is_so(shop: Path) -> None:
     made = make_dataset(recipe)
     assert made.metrics["text"]["items"]["cut_share"] <= 0.05
     assert made.metrics["examples"]["test"] == recipe.examples.test_users, "as many as there are"
-    checked = run("check", path)
-    assert checked.exit_code == 0
-    assert "Suggestions" not in checked.output
+    checked = json.loads(run("check", path, "--json").stdout)
+    assert [one["key"] for one in checked["suggestions"]] == ["gate.budget"], "forty users tell no loss of 1%"
 
 
 def test_the_recipe_means_the_same_from_any_folder(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,5 +185,11 @@ def test_the_dirty_shop_is_understood_and_its_dirt_is_counted(tmp_path: Path) ->
         ("add_to_cart",): 1,
         ("purchase",): 3,
     }
+    examples = load_recipe(tmp_path / "shop" / "shop.yaml").examples
+    short = run(*command.split(), "--minutes", 0.1, "--force")
+    assert short.exit_code == 0
+    fewer = load_recipe(tmp_path / "shop" / "shop.yaml").examples
+    assert fewer.training_examples == 400 < examples.training_examples
+    assert fewer.test_users == 40 < examples.test_users
     again = run("init", "--example", tmp_path / "shop")
     assert "name another folder" in str(again.exception)

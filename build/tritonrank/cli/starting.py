@@ -53,6 +53,9 @@ def init(
             help="Say what a column is: item_id (or ITEMS:EVENTS), user_id, timestamp, query, label, text",
         ),
     ] = NO_COLUMNS,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="What training may take on this machine; sizes the examples")
+    ] = 20.0,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, also on a terminal")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there")] = False,
     example: Annotated[
@@ -81,7 +84,11 @@ def init(
     out = out or Path(f"{name}.yaml")
     if out.exists() and not force:
         raise RecipeError(f"{out} is there already; name another one with --out, or replace it with --force")
-    text = _from_folder(data, out, name) if data else _from_tables(str(items), str(events), out, name, column, asks)
+    text = (
+        _from_folder(data, out, name, minutes)
+        if data
+        else _from_tables(str(items), str(events), out, name, column, minutes, asks)
+    )
     if checkpoint:
         text += (
             f"\nmodel:\n  checkpoint: {json.dumps(checkpoint)}  # trained already: it is judged and served as it is\n"
@@ -101,7 +108,7 @@ def _write_example(folder: Path) -> None:
     )
 
 
-def _from_tables(items: str, events: str, out: Path, name: str, columns: list[str], asks: bool) -> str:
+def _from_tables(items: str, events: str, out: Path, name: str, columns: list[str], minutes: float, asks: bool) -> str:
     from tritonrank.pipeline.start import draft, location_of
     from tritonrank.pipeline.start_recipe import recipe_text
     from tritonrank.pipeline.start_tables import show_draft
@@ -116,7 +123,7 @@ def _from_tables(items: str, events: str, out: Path, name: str, columns: list[st
     console = Console()
     while True:
         with contextlib.redirect_stdout(sys.stderr):  # what reading the data says by itself
-            drafted = draft(of_items, of_events, name, named)
+            drafted = draft(of_items, of_events, name, named, minutes)
         show_draft(drafted, console)
         asked = {"user_id", "timestamp"} - set(named)
         doubtful = [guess for guess in drafted.guess.columns if guess.unsure and guess.meaning in asked]
@@ -126,10 +133,10 @@ def _from_tables(items: str, events: str, out: Path, name: str, columns: list[st
             named[guess.meaning] = typer.prompt(f"{guess.meaning} ({guess.unsure})", default=guess.column)
 
 
-def _from_folder(folder: Path, out: Path, name: str) -> str:
+def _from_folder(folder: Path, out: Path, name: str, minutes: float) -> str:
     from tritonrank.pipeline.start_recipe import folder_recipe_text
 
-    return folder_recipe_text(folder, out, name)
+    return folder_recipe_text(folder, out, name, minutes)
 
 
 @app.command(rich_help_panel=Panel.START)

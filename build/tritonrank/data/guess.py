@@ -326,8 +326,7 @@ def _text(meaning: str, name: str, looks: Looks, unsure: str) -> Guessed:
     reason = f"words, {looks.characters:.0f} characters in the median, {len(looks.ids):,} different"
     reason += f"; {1 - looks.filled:.0%} empty" if looks.filled < 1 else ""
     if looks.html_share > 0:
-        reason += f"; {looks.html_share:.0%} hold HTML"
-        unsure = unsure or "HTML is read as it is written, here and by the server: texts without it cost fewer tokens"
+        reason += f"; {looks.html_share:.0%} hold HTML, which is not read"
     return Guessed(meaning, "items", name, reason, looks.examples, unsure)
 
 

@@ -22,6 +22,9 @@ from tritonrank.judge.metrics import ndcg
 FORMULA = "(1.96 + 0.84) * s / sqrt(users)"
 STANDARD_ERRORS = 1.96 + 0.84
 """Of a two-sided interval of 95%, and of 80 chances in 100."""
+ONE_IN_TEN = 1.28
+"""Standard errors above the mean that chance goes beyond once in ten."""
+BUDGET_STEP = 0.005
 SAME_RANKER_DEVIATION = 0.08
 """Of the differences between a ranker and its INT8 graph: 0.077 on the 100 users of the demo."""
 
@@ -39,6 +42,20 @@ def smallest_difference(deviation: float, users: int) -> float:
 def users_to_see(difference: float, deviation: float) -> int:
     """How many judged users show a difference of NDCG@10, most of the time."""
     return math.ceil((STANDARD_ERRORS * deviation / difference) ** 2)
+
+
+def smallest_budget(users: int, ndcg: float) -> float:
+    """The relative drop of NDCG@10 that so many users tell from chance, in whole half percents.
+
+    A gate that asks for less closes on one equal ranking in ten: the mean of the differences lies above 1.28 standard
+    errors that often. The bound that the gate looks at as well, 1.64 standard errors, is within three times of it.
+
+    Args:
+        users: judged, at least 1.
+        ndcg: what the rankers reach, above 0.
+    """
+    standard_error = SAME_RANKER_DEVIATION / math.sqrt(users)
+    return math.ceil(ONE_IN_TEN * standard_error / ndcg / BUDGET_STEP) * BUDGET_STEP
 
 
 def ndcg_of(scorer: CountedScorer, examples: Sequence[Example]) -> NDArray[np.float64]:

@@ -20,7 +20,14 @@ from tritonrank.data.splits import TEST, TRAIN, VALIDATION
 from tritonrank.errors import TritonRankError
 from tritonrank.judge.counted import neighbour_baseline, popularity_baseline
 from tritonrank.judge.metrics import interval
-from tritonrank.judge.power import FORMULA, SAME_RANKER_DEVIATION, ndcg_of, smallest_difference, users_to_see
+from tritonrank.judge.power import (
+    FORMULA,
+    SAME_RANKER_DEVIATION,
+    ndcg_of,
+    smallest_budget,
+    smallest_difference,
+    users_to_see,
+)
 from tritonrank.pipeline.estimates import about_seconds
 from tritonrank.rankers.text_budgets import TEXT_METRICS, measuring_rules, open_tokenizer
 from tritonrank.rankers.text_counts import TextLengths, budget_advice, text_warnings
@@ -30,6 +37,8 @@ COUNTS = ("items", "users", "events", "positive_events", "training_events", "exa
 EXAMPLES_SHOWN = 3
 CANDIDATES_SHOWN = 4
 HISTORY_SHOWN = 4
+LARGEST_BUDGET = 0.1
+"""Of the advice: beyond it a gate proves nothing."""
 JUDGED_AT_MOST = 1_000
 """Lists that the counted rankings are judged on: more say the same, and take longer."""
 FEW_USERS = 100
@@ -56,8 +65,9 @@ def check_recipe(recipe: Recipe, workspace: Workspace, path: str) -> dict[str, A
         return {"recipe": recipe.name, "ok": False, "error": {"type": type(error).__name__, "message": str(error)}}
     metrics = made.metrics
     text = metrics[TEXT_METRICS]
-    suggestions = [_suggestion(f"text.{one.setting}", one.tokens, one.reason) for one in budget_advice(text)]
     judged = _judged(recipe, made)
+    suggestions = [_suggestion(f"text.{one.setting}", one.tokens, one.reason) for one in budget_advice(text)]
+    suggestions += _gate_advice(recipe, judged)
     return {
         "recipe": recipe.name,
         "ok": True,
@@ -83,6 +93,21 @@ def _suggestion(key: str, value: Any, reason: str) -> dict[str, Any]:
         "yaml": f"{section}: {{{name}: {value}}}",
         "reason": reason,
     }
+
+
+def _gate_advice(recipe: Recipe, judged: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A gate that these users can pass: what is told from chance depends on how many they are."""
+    reached = max(found["mean"] for found in judged["baselines"].values())
+    if reached <= 0 or recipe.quantize.method == "none":
+        return []
+    budget = min(round(smallest_budget(judged["users"], reached), 3), LARGEST_BUDGET)
+    if budget <= recipe.gate.budget:
+        return []
+    reason = (
+        f"{judged['users']} judged users do not tell a loss of {recipe.gate.budget:.1%} from chance: the gate would "
+        "close on INT8 that ranks as well. More of them (examples.test_users) make the figures finer"
+    )
+    return [_suggestion("gate.budget", budget, reason)]
 
 
 def _kinds(recipe: Recipe, events: pl.DataFrame) -> list[dict[str, Any]]:

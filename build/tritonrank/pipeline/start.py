@@ -31,8 +31,12 @@ LOOKED_AT = 50_000
 MEASURED_ROWS = 3_000_000
 """Events up to which the tables are read whole to size the examples; reading more takes minutes."""
 MEASURED_TEXTS = 5_000
-TRAINING_SECONDS = 1_200
-"""What training may take on this machine: more examples would be better, and are for the night."""
+MINUTES = 20.0
+"""What training may take on this machine, and judging half of it: more is better, and is for the night."""
+FEWEST_EXAMPLES = 400
+"""To learn from, whatever the minutes; fewer are hardly a training."""
+FEWEST_USERS = 40
+"""Judged, whatever the minutes; check says what they can show."""
 GPU_EXAMPLES = 50_000
 FEWEST_NEGATIVES = 9
 SHORTEST, LONGEST = 8, 128
@@ -91,7 +95,7 @@ def location_of(text: str) -> Location:
         raise RecipeError(str(error)) from None
 
 
-def draft(items: Location, events: Location, name: str, named: Mapping[str, str]) -> Drafted:
+def draft(items: Location, events: Location, name: str, named: Mapping[str, str], minutes: float = MINUTES) -> Drafted:
     """Guess and measure.
 
     Args:
@@ -99,6 +103,7 @@ def draft(items: Location, events: Location, name: str, named: Mapping[str, str]
         events: where the events table is.
         name: of the recipe.
         named: what a person said of columns, as ``guess_columns`` takes it.
+        minutes: what training may take.
 
     Raises:
         DataError: a table cannot be read, or has no columns that could be ids, times or texts.
@@ -113,15 +118,16 @@ def draft(items: Location, events: Location, name: str, named: Mapping[str, str]
     if (glimpses[1].rows or 0) > MEASURED_ROWS:
         about = f"about {glimpses[1].rows:,} events are more than is read at once here; tritonrank check reads them"
         return Drafted(values, guess, *glimpses, None, about)
-    measured, fault = measure(values)
+    measured, fault = measure(values, minutes)
     return Drafted(values, guess, *glimpses, measured, fault)
 
 
-def measure(values: dict[str, Any]) -> tuple[Measured | None, str]:
+def measure(values: dict[str, Any], minutes: float = MINUTES) -> tuple[Measured | None, str]:
     """Read the tables of a recipe whole, and give it budgets and examples that fit them.
 
     Args:
         values: the recipe so far; it gets the sections text and examples.
+        minutes: what training may take.
 
     Returns:
         What was found; or None and why the tables cannot be learnt from as they are.
@@ -129,11 +135,10 @@ def measure(values: dict[str, Any]) -> tuple[Measured | None, str]:
     try:
         recipe = Recipe.model_validate(values)
         measured = _measure(recipe)
-        counts = example_counts(recipe, measured)
+        values["text"] |= text_budgets(measured)
+        values["examples"] = example_counts(Recipe.model_validate(values), measured, minutes)
     except TritonRankError as error:
         return None, str(error)
-    values["text"] |= text_budgets(measured)
-    values["examples"] = counts
     return measured, ""
 
 
@@ -151,8 +156,8 @@ def text_budgets(measured: Measured) -> dict[str, int]:
     }
 
 
-def example_counts(recipe: Recipe, measured: Measured) -> dict[str, int]:
-    """As many examples as the data have and this machine learns from in ``TRAINING_SECONDS``.
+def example_counts(recipe: Recipe, measured: Measured, minutes: float) -> dict[str, int]:
+    """As many examples as the data have and this machine learns from in so many minutes, and judges in half of them.
 
     Raises:
         DataError: the catalogue is too small to rank.
@@ -163,18 +168,24 @@ def example_counts(recipe: Recipe, measured: Measured) -> dict[str, int]:
             f"the user who met the most items leaves {measured.unseen} of {measured.items} unseen, and a judged list "
             f"takes {FEWEST_NEGATIVES}: a catalogue this small needs no ranker"
         )
-    negatives = min(defaults.training_negatives, measured.unseen)
     sized = {
-        "training_examples": 1_000,
-        "training_negatives": negatives,
+        "training_examples": max(1, min(measured.trainable, defaults.training_examples)),
+        "training_negatives": min(defaults.training_negatives, measured.unseen),
         "judged_negatives": min(defaults.judged_negatives, measured.unseen),
         "validation_users": max(1, min(defaults.validation_users, measured.validated)),
         "test_users": max(1, min(defaults.test_users, measured.judged)),
     }
-    examples = recipe.examples.model_copy(update=sized)
-    training = about_seconds(recipe.model_copy(update={"examples": examples})).get("finetune")
-    affordable = GPU_EXAMPLES if training is None else int(1_000 * TRAINING_SECONDS / training)
-    return sized | {"training_examples": max(1, min(measured.trainable, affordable // 100 * 100))}
+    seconds = about_seconds(recipe.model_copy(update={"examples": recipe.examples.model_copy(update=sized)}))
+    if "finetune" not in seconds:
+        return sized | {"training_examples": max(1, min(measured.trainable, GPU_EXAMPLES))}
+    judging = seconds["compare"] + seconds["quantize"]
+    users = min(sized["test_users"], max(FEWEST_USERS, int(sized["test_users"] * minutes * 30 / judging)))
+    affordable = max(FEWEST_EXAMPLES, int(sized["training_examples"] * minutes * 60 / seconds["finetune"]))
+    return sized | {
+        "training_examples": max(1, min(measured.trainable, affordable)),
+        "validation_users": min(sized["validation_users"], users),
+        "test_users": users,
+    }
 
 
 def name_from(path: Path) -> str:
@@ -212,6 +223,8 @@ def _data_section(items: Location, events: Location, guess: Guess) -> dict[str, 
     }
     if guess.query:
         section["query"] = guess.query
+    if guess.impressions and guess.label:
+        section["impressions"] = {"id": guess.impressions[0], "position": guess.impressions[1]}
     if guess.available_from:
         section["available_from"] = guess.available_from
     if label := guess.label:

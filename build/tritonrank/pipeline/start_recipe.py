@@ -34,7 +34,7 @@ def recipe_text(drafted: Drafted, out: Path, items: Location, events: Location) 
     return _whole(out, drafted.values, _data_lines(drafted, data), drafted.measured, drafted.fault, queries)
 
 
-def folder_recipe_text(folder: Path, out: Path, name: str) -> str:
+def folder_recipe_text(folder: Path, out: Path, name: str, minutes: float) -> str:
     """The YAML for a public data set.
 
     Raises:
@@ -50,7 +50,7 @@ def folder_recipe_text(folder: Path, out: Path, name: str) -> str:
     adapter = ADAPTERS[source]
     data = {"source": source, "path": folder.absolute()}
     values = {"name": name, "data": data, "text": {"item_template": adapter.template(adapter.files(folder))}}
-    measured, fault = measure(values)
+    measured, fault = measure(values, minutes)
     lines = [*_line("source", source, "its files say so"), *_line("path", relative_to_recipe(folder, out), "")]
     return _whole(out, values, lines, measured, fault, "" if adapter.has_queries else "there are none")
 
@@ -103,6 +103,8 @@ def _data_lines(drafted: Drafted, data: Mapping[str, Any]) -> Iterator[str]:
         reasons["positive_label"] = "from here on it is a positive"
     else:
         yield "  # label: no column says what users did; every event is a positive"
+    if shown := by_meaning.get("impression"):
+        reasons["impressions"] = f"lists that were shown: {shown.reason}; what was shown and not taken is a negative"
     left = [name.partition(".")[2] for name in guess.left if name.startswith("items.")]
     reasons["text_fields"] = f"what the template may use{'; not: ' + ', '.join(left) if left else ''}"
     for key, value in data.items():
@@ -131,7 +133,7 @@ def _text_lines(text: Mapping[str, Any], measured: Measured | None, without_quer
 
 def _example_lines(examples: Mapping[str, int], measured: Measured) -> Iterator[str]:
     reasons = {
-        "training_examples": f"of {measured.trainable:,} that there are; more than this take over 20 minutes here",
+        "training_examples": f"of {measured.trainable:,} that there are; more take longer than --minutes of init",
         "training_negatives": "items beside a positive that its user never met",
         "judged_negatives": f"the same in judged lists; who met the most leaves {measured.unseen:,} items unseen",
         "validation_users": f"of {measured.validated:,}: they say when training is at its best",
