@@ -1,5 +1,6 @@
 """What was shown together is ranked together, split together, and weighs by how likely people look at a position."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from stage_runs import prepared as prepared_in
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.impressions import LARGEST_WEIGHT, Propensities
 from tritonrank.data.loading import load_tables
 from tritonrank.data.splits import TRAIN, mark_splits
+from tritonrank.judge.metrics import ndcg
+from tritonrank.pipeline.stages import run_stages
 from tritonrank.recipe import ExampleSettings, Recipe, TablesData
+from tritonrank.report.summary import SUMMARY_FILE
 from tritonrank.train.losses import list_loss
 
 ITEMS, USERS, LISTS, SHOWN = 200, 30, 6, 8
@@ -28,6 +33,7 @@ def write_shop(folder: Path, users: int = USERS, seed: int = 3) -> dict[str, Any
     rows: list[tuple[str, str, int, str, str, str]] = []
     second = 1_000_000_000
     for user in range(users):
+        start = second
         for number in range(LISTS):
             shown = random.choice(ITEMS, SHOWN, replace=False)
             shown = shown[np.argsort(-quality[shown] + random.normal(0, 0.5, SHOWN))]
@@ -41,7 +47,8 @@ def write_shop(folder: Path, users: int = USERS, seed: int = 3) -> dict[str, Any
                 click = (f"u{user}", f"i{shown[place]}", second, "click", f"u{user}-{number}", str(place + 1))
                 rows += [click, (*click[:2], second + 1, "purchase", *click[4:])] if random.random() < 0.3 else [click]
         second += 100
-        rows.append((f"u{user}", f"i{int(random.integers(ITEMS))}", second, "click", "", ""))
+        alone = (f"u{user}", f"i{int(random.integers(ITEMS))}", "click", "", "")
+        rows.append((*alone[:2], second if user % 2 else start, *alone[2:]))  # its last event, or its first
     names = ["user_id", "item_id", "timestamp", "event_type", "page", "place"]
     pl.DataFrame({"item_id": [f"i{n}" for n in range(ITEMS)], "title": [f"Item {n}" for n in range(ITEMS)]}).write_csv(
         folder / "items.csv"
@@ -74,7 +81,7 @@ def every(dataset: Dataset) -> list[Example]:
 def page_of(example: Example, events: pl.DataFrame) -> pl.DataFrame:
     """The rows of the impression that an example is about; none where its event is in none."""
     number = int(example.example_id.rpartition(":")[2])
-    mine = events.filter(pl.col("user_id") == example.user_id)
+    mine = events.filter(pl.col("user_id") == example.user_id).sort("timestamp", maintain_order=True)  # of one length
     page = mine["page"][number]
     return mine.filter(pl.col("page") == page) if page else mine.clear()
 
@@ -139,13 +146,33 @@ def test_weights_follow_the_position_in_training_alone(prepared: tuple[pl.DataFr
 
 def test_propensities_are_those_that_the_clicks_were_made_with(tmp_path: Path) -> None:
     """Although good items stand higher, which a rate of clicks by position would take for their position's doing."""
-    data = TablesData.model_validate(write_shop(tmp_path, users=1_500))
+    data = TablesData.model_validate(write_shop(tmp_path, users=1_000))
     events = mark_splits(load_tables(data, seed=1).events, ExampleSettings())
     found = Propensities(events).by_position
     assert [found[place + 1] for place in range(4)] == pytest.approx(LOOKED[:4].tolist(), abs=0.05)
     shown = events.filter(pl.col("split") == TRAIN, pl.col("impression").is_not_null())
     clicks = shown.filter(pl.col("gain") == 1)["shown_at"].value_counts().sort("shown_at")["count"].to_numpy()
     assert abs(clicks[3] / clicks[0] - LOOKED[3]) > abs(found[4] - LOOKED[3])
+
+
+@pytest.mark.slow
+def test_a_whole_build_takes_grades_and_weights(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Training, gates, baselines, worst requests and the summary, of lists with several positives."""
+    values = tiny_recipe.model_dump(mode="json", exclude_unset=True)
+    values |= {"data": write_shop(tmp_path, users=60), "gate": {"budget": 0.9, "training": "ignore"}}
+    values["text"]["item_template"] = "{title}"
+    values["examples"] |= {"test_users": 40}
+    workspace = Workspace(tmp_path / "artifacts")
+    run_stages(Recipe.model_validate(values), workspace)
+    dataset = Dataset.read(workspace.dataset)
+    assert any(sum(gain > 0 for gain in example.labels) > 1 for example in dataset.test)
+    assert {gain for example in dataset.test for gain in example.labels} == {0.0, 1.0, 3.0}
+    rows = json.loads((workspace.summary / SUMMARY_FILE).read_text())["rows"]
+    assert {"popularity", "item kNN"} < {row["name"] for row in rows}
+    random = np.random.default_rng(values.get("seed", 17))
+    expected = [ndcg(random.random(len(e.candidates), dtype=np.float32), e.labels) for e in dataset.test]
+    (first,) = (row for row in rows if row["name"] == "random")
+    assert first["ndcg@10"]["mean"] == pytest.approx(np.mean(expected), abs=1e-3)
 
 
 def test_propensity_needs_a_position() -> None:

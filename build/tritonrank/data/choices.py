@@ -51,7 +51,8 @@ def choose_positives(
                     "A judged user needs a positive before examples.cutoff and one after it; choose another date"
                     if settings.cutoff
                     else "A judged user needs three positives or more; check the labels, or lower the value from "
-                    "which an event is positive (data.positive_rating, data.positive_label)"
+                    "which an event is positive (data.positive_rating, data.positive_label), or give more event types "
+                    "a weight (data.label)"
                 )
             )
     return chosen, skipped
