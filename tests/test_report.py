@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+from browser import PHONE, open_browser, open_page
 from onnx import TensorProto, helper
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest, write_artifact
@@ -139,6 +140,17 @@ def test_the_page_needs_nothing_from_elsewhere(pages: tuple[str, str]) -> None:
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in outline.elements
     assert "prefers-color-scheme: dark" in pages[0]
     assert len(pages[0]) < 300_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_a_phone_and_its_contents_lead_somewhere(pruned: Workspace, tmp_path: Path, scheme: str) -> None:
+    page, _ = make_report(pruned.root, tmp_path / "page.html")
+    with open_browser() as browser, open_page(browser, page.as_uri(), viewport=PHONE, color_scheme=scheme) as shown:
+        assert shown.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        shown.click("nav a:last-of-type")
+        assert shown.evaluate("document.querySelector(location.hash).getBoundingClientRect().top") < PHONE["height"]
+        colour = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", colour))) < 3 * 128) == (scheme == "dark")
 
 
 def test_every_number_of_a_plot_is_one(pages: tuple[str, str]) -> None:

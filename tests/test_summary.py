@@ -13,7 +13,15 @@ from tritonrank.judge.evaluate import Judgement
 from tritonrank.judge.metrics import Interval
 from tritonrank.judge.next_steps import more_judged_users
 from tritonrank.judge.worth import Against, against_all, closest_undecided, losses
-from tritonrank.report.answer import SUMMARY_FILE, exit_code, headline_of, is_success, what_to_serve
+from tritonrank.report.answer import (
+    SUMMARY_FILE,
+    build_command,
+    exit_code,
+    headline_of,
+    is_success,
+    next_in_lines,
+    what_to_serve,
+)
 from tritonrank.report.summary_table import show_summary
 
 NEXT = "more examples, 256 of about 1,696 were used: --set examples.training_examples=1024"
@@ -133,6 +141,7 @@ def test_the_build_that_is_served_counts_as_well(better: bool | None, success: b
     served = {"build": "20261101T000000Z-0123abcd", "difference": -0.1, "low": -0.2, "high": -0.05, "better": better}
     result = result_of(trained=True, beaten=False) | {"against_served": served}
     assert is_success(result) is success
+    assert headline_of(result).startswith("Not a success") is not success
     assert (served["build"] in what_to_serve(result, tmp_path)) is not success
 
 
@@ -141,3 +150,17 @@ def test_a_summary_from_before_this_was_looked_at_says_nothing_of_it(tmp_path: P
     assert headline_of(old) == ""
     assert is_success(old)
     assert "tritonrank serve" in what_to_serve(old, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "command"),
+    [
+        ("tritonrank build shop.yaml --set seed=1", "tritonrank build shop.yaml --set seed=1"),
+        ("tritonrank finetune 'my shop.yaml'", "tritonrank build 'my shop.yaml'"),
+        ("pytest tests", "tritonrank build RECIPE"),
+        ("", "tritonrank build RECIPE"),
+    ],
+)
+def test_what_may_help_is_added_to_what_was_typed(typed: str, command: str) -> None:
+    assert build_command(typed) == command
+    assert command in next_in_lines([NEXT], typed)[0]

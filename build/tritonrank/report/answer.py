@@ -6,6 +6,7 @@ report's first lines share. Nothing here loads a model.
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tritonrank.artifacts.rungs import CHECKPOINT
 from tritonrank.report.build_table import against_served_now, serve_command
 
 SUMMARY_FILE, COMPARISON_FILE = "summary.json", "comparison.json"
+BUILDING = frozenset({"build", "finetune", "demo"})
+"""Verbs whose parameters are those of build."""
 LOST_EXIT_CODE = 3
 """Of a build that went to its end although something that is there already ranks better beyond doubt."""
 
@@ -57,9 +60,26 @@ def lost_in_words(ranker: str, lost: Sequence[Mapping[str, Any]], examples: int,
     return f"{names} {verb} better than {called(ranker, is_trained=is_trained)} beyond doubt, on {examples:,} requests"
 
 
-def next_in_lines(steps: Sequence[str]) -> list[str]:
-    """What may help, one line each."""
-    return ["What may help, with tritonrank build RECIPE:", *(f"  {step}" for step in steps)] if steps else []
+def this_command() -> str:
+    """What was typed, as it can be typed again."""
+    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]])
+
+
+def build_command(typed: str) -> str:
+    """What builds the same recipe, with the same settings; what may help is added to it.
+
+    Args:
+        typed: the command that built or trained.
+    """
+    words = shlex.split(typed)
+    if len(words) > 2 and words[0] == "tritonrank" and words[1] in BUILDING:
+        return shlex.join(["tritonrank", "build", *words[2:]])
+    return "tritonrank build RECIPE"
+
+
+def next_in_lines(steps: Sequence[str], typed: str) -> list[str]:
+    """What may help, one line each, with the command that it is added to."""
+    return [f"What may help, with {build_command(typed)}:", *(f"  {step}" for step in steps)] if steps else []
 
 
 def headline_of(result: Mapping[str, Any]) -> str:
@@ -74,6 +94,9 @@ def headline_of(result: Mapping[str, Any]) -> str:
     trained, examples = result["trained"], result["examples"]
     if found["loses_to"]:
         return f"Not a success: {lost_in_words(found['serve'], found['loses_to'], examples, is_trained=trained)}."
+    against = result.get("against_served")
+    if against and against["better"] is False:
+        return "Not a success: no baseline ranks better beyond doubt, but the build that is served does."
     better = [row for row in result["rows"] if "gain" in row and row["gain"]["low"] > 0]
     if not better:
         return f"Not worse than any baseline, and not proved to be better than one. {found['undecided']}".strip()
@@ -85,8 +108,16 @@ def headline_of(result: Mapping[str, Any]) -> str:
 
 def next_steps_of(result: Mapping[str, Any]) -> Sequence[str]:
     """What may help; nothing after a success."""
-    steps: Sequence[str] = (result.get("verdict") or {}).get("next", [])
+    steps: Sequence[str] = [] if is_success(result) else (result.get("verdict") or {}).get("next", [])
     return steps
+
+
+def mood(result: Mapping[str, Any]) -> str:
+    """good: better than all that is there, beyond doubt; bad: worse than some of it; open: nobody can tell."""
+    if not is_success(result):
+        return "bad"
+    verdict = result.get("verdict")
+    return "good" if verdict and not verdict["undecided"] else "open"
 
 
 def worse_segments_in_words(result: Mapping[str, Any]) -> str:

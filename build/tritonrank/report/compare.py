@@ -7,8 +7,9 @@ All judgements are kept, and the gates and the summary take them from there.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 
@@ -22,7 +23,7 @@ from tritonrank.judge.gatekeeper import judge_uncut
 from tritonrank.judge.next_steps import more_judged_users, next_steps
 from tritonrank.judge.worth import Against, Answer, against_all, closest_undecided, losses
 from tritonrank.recipe import Recipe
-from tritonrank.report.answer import COMPARISON_FILE, lost_in_words, next_in_lines
+from tritonrank.report.answer import COMPARISON_FILE, lost_in_words, next_in_lines, this_command
 from tritonrank.report.baselines import FREE_BASELINES, baseline_judgements
 
 console = Console()
@@ -63,7 +64,7 @@ def say_comparison(answer: Answer, compared: Sequence[Against], recipe: Recipe) 
         return
     is_trained = recipe.model.checkpoint is None
     lost = lost_in_words(answer.serve, answer.loses_to, compared[0].examples, is_trained=is_trained)
-    said = "\n".join([f"{lost}.", *next_in_lines(answer.next)])
+    said = "\n".join([f"{lost}.", *next_in_lines(answer.next, this_command())])
     if recipe.gate.training == "stop":
         going_on = "Or go on all the same: --set gate.training=warn"
         raise GateError(f"{said}\nNothing was made of it, because gate.training is stop. {going_on}")
@@ -76,7 +77,8 @@ def answer_of(
     dataset: Dataset,
     ranker: str,
     compared: Sequence[Against],
-    judged: dict[str, Judgement],
+    judged: Mapping[str, Judgement],
+    against_served: Mapping[str, Any] | None = None,
 ) -> Answer:
     """The verdict on a ranker.
 
@@ -87,6 +89,7 @@ def answer_of(
         ranker: what tables call the one that is, or would be, served.
         compared: it beside everything else.
         judged: all judgements by name, the rungs among them.
+        against_served: it beside the build that is served, where there is one.
     """
     serious = [one for one in compared if one.name in FREE_BASELINES or one.name.endswith(UNCUT)]
     lost = losses(serious)
@@ -99,11 +102,13 @@ def answer_of(
         users = more_judged_users(close.gain, close.examples, counted)
         unclear = f"{close.examples:,} requests cannot tell whether {ranker} or {close.name} ranks better"
         undecided = f"{unclear} ({interval}): {users}"
+    lost_to = [one["name"] for one in lost]
+    lost_to += ["the served build"] if against_served and against_served["better"] is False else []
     return Answer(
         success=not lost,
         best=max(means, key=lambda name: means[name]),
         serve=ranker,
         loses_to=lost,
-        next=next_steps(recipe, dataset, counted, trained, [one["name"] for one in lost]) if lost else [],
+        next=next_steps(recipe, dataset, counted, trained, lost_to) if lost_to else [],
         undecided=undecided,
     )

@@ -29,8 +29,9 @@ from tritonrank.judge.segments import KINDS
 from tritonrank.rankers.text_counts import cost_in_words, text_rows, text_warnings, without_text_in_words
 from tritonrank.report.answer import (
     against_served_in_words,
+    build_command,
     headline_of,
-    is_success,
+    mood,
     next_steps_of,
     what_to_serve,
     worse_segments_in_words,
@@ -151,8 +152,7 @@ def first_lines(build: Build) -> dict[str, Any]:
         "serve": what_to_serve(result, build.root),
         "segments": segments_shown(result),
     }
-    is_proved = result.get("verdict") and any(row.get("gain", {}).get("low", 0) > 0 for row in result["rows"])
-    return said | {"mood": "bad" if not is_success(result) else "good" if is_proved else "open"}
+    return said | {"mood": mood(result), "build_command": build_command(result.get("command", ""))}
 
 
 def segments_shown(result: Mapping[str, Any]) -> dict[str, Any] | None:

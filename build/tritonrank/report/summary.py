@@ -9,9 +9,7 @@ import json
 import math
 import os
 import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +39,7 @@ from tritonrank.rankers.scorers import EngineScorer, Request
 from tritonrank.rankers.text_budgets import TEXT_METRICS
 from tritonrank.recipe import Recipe
 from tritonrank.report.against_served import against_served
-from tritonrank.report.answer import SUMMARY_FILE
+from tritonrank.report.answer import SUMMARY_FILE, this_command
 from tritonrank.report.baselines import FREE_BASELINES, baseline_judgements
 from tritonrank.report.build_table import RANKED
 from tritonrank.report.compare import answer_of
@@ -82,12 +80,14 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
             )
             row |= {"gflop_per_request": gflop, "parameters": _parameters(checkpoint)}
     best = max((baselines[name] for name in FREE_BASELINES), key=lambda one: one.interval().mean)
+    against = against_served(workspace, judged[served])
+    others = judged | baselines | references
     result = {
         "recipe": recipe.name,
         "teacher": name_of_teacher,
         "served": served,
-        "verdict": answer_of(recipe, workspace, dataset, served, compared, judged | baselines | references).as_json(),
-        "against_served": against_served(workspace, judged[served]),
+        "verdict": answer_of(recipe, workspace, dataset, served, compared, others, against).as_json(),
+        "against_served": against,
         "segments": {
             "baseline": best.name,
             "rows": [one.as_json() for one in segments(dataset, judged[served], best)],
@@ -95,7 +95,7 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "trained": recipe.model.checkpoint is None,
         "text": counted.get(TEXT_METRICS),
         "items_without_text": counted.get("items_without_text"),
-        "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "tritonrank"), *sys.argv[1:]]),
+        "command": this_command(),
         "machine": machine(),
         "examples": len(dataset.test),
         "timed_requests": len(requests),

@@ -22,6 +22,7 @@ from tritonrank.report.answer import (
     against_served_in_words,
     headline_of,
     is_success,
+    mood,
     next_in_lines,
     next_steps_of,
     read_answer,
@@ -47,8 +48,9 @@ def show_summary(folder: Path) -> None:
     without_text = without_text_in_words(result["items_without_text"]) if result.get("items_without_text") else ""
     for note in [*notes, *([without_text] if without_text else [])]:
         say(note, style="yellow")
-    style = "green" if is_success(result) else "bold red"
-    for line in (headline_of(result), against_served_in_words(result), *next_in_lines(next_steps_of(result))):
+    style = {"good": "green", "open": "yellow", "bad": "bold red"}[mood(result)]
+    steps = next_in_lines(next_steps_of(result), result.get("command", ""))
+    for line in (headline_of(result), against_served_in_words(result), *steps):
         if line:
             say(line, style=style)
     if is_success(result) and (worse := worse_segments_in_words(result)):
