@@ -14,7 +14,7 @@ from tritonrank.artifacts.rungs import UNCUT
 from tritonrank.data.dataset import Dataset
 from tritonrank.judge.metrics import Interval
 from tritonrank.rankers.text_counts import text_warnings
-from tritonrank.recipe import FinetuneSettings, Recipe
+from tritonrank.recipe import DistillSettings, FinetuneSettings, Recipe
 
 MORE_EXAMPLES = 4
 """So many times the examples, where the data have them: a doubling hardly shows in NDCG."""
@@ -41,7 +41,9 @@ def next_steps(
     Returns:
         Sentences, each of which ends with ``--set`` and one setting or more.
     """
-    if recipe.model.checkpoint:
+    if recipe.distill:
+        steps = _more_distillation(recipe.distill, len(dataset.training))
+    elif recipe.model.checkpoint:
         steps = [_train_it(recipe.model.checkpoint, recipe.model.architecture, recipe.model.revision)]
     else:
         steps = [*_better_training(recipe.finetune, trained), *_more_examples(recipe, dataset)]
@@ -85,6 +87,15 @@ def _train_it(checkpoint: str, architecture: str, revision: str | None) -> str:
     settings = {"model.checkpoint": "null", "model.base": checkpoint, "model.architecture": architecture}
     settings |= {"model.revision": revision} if revision else {}
     return "train this checkpoint on these data: " + " ".join(_set(key, value) for key, value in settings.items())
+
+
+def _more_distillation(settings: DistillSettings, there: int) -> list[str]:
+    longer = f"train the smaller ranker longer: {_set('distill.epochs', 2 * settings.epochs)}"
+    wanted = min(there, MORE_EXAMPLES * settings.examples)
+    if wanted <= settings.examples:
+        return [longer]
+    more = f"let it learn from more, {settings.examples:,} of {there:,} examples were used"
+    return [f"{more}: {_set('distill.examples', wanted)}", longer]
 
 
 def _better_training(settings: FinetuneSettings, trained: Mapping[str, Any]) -> list[str]:

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tritonrank.artifacts.rungs import CHECKPOINT
+from tritonrank.artifacts.rungs import FINE_TUNED, STUDENT, TEACHERS
 from tritonrank.report.build_table import against_served_now, serve_command
 
 SUMMARY_FILE, COMPARISON_FILE = "summary.json", "comparison.json"
+DISTILLED, GIVEN = "distilled", "given"
+"""How a ranker was made, beside fine-tuned."""
 BUILDING = frozenset({"build", "finetune", "demo"})
 """Verbs whose parameters are those of build."""
 LOST_EXIT_CODE = 3
@@ -43,21 +45,32 @@ def exit_code(file: Path, policy: str) -> int:
     return 0 if policy == "ignore" or is_success(read_answer(file)) else LOST_EXIT_CODE
 
 
-def called(ranker: str, *, is_trained: bool) -> str:
-    """A ranker in a sentence: nobody trained a checkpoint that is taken as it is."""
-    if is_trained:
-        return f"the fine-tuned ranker ({ranker})"
-    return "the checkpoint as given" if ranker == CHECKPOINT else f"the checkpoint as given ({ranker})"
+def called(ranker: str, made: str) -> str:
+    """A ranker in a sentence: nobody trained a checkpoint that is taken as it is.
+
+    Args:
+        ranker: what tables call it.
+        made: fine-tuned, distilled or given.
+    """
+    name = "the checkpoint as given" if made == GIVEN else f"the {made} ranker"
+    return name if ranker in TEACHERS else f"{name} ({ranker})"
 
 
-def lost_in_words(ranker: str, lost: Sequence[Mapping[str, Any]], examples: int, *, is_trained: bool) -> str:
+def made_how(result: Mapping[str, Any]) -> str:
+    """What training made the ranker that is served: a student learns whatever its teacher is."""
+    if any(row["name"] == STUDENT for row in result["rows"]):
+        return DISTILLED
+    return FINE_TUNED if result["trained"] else GIVEN
+
+
+def lost_in_words(ranker: str, made: str, lost: Sequence[Mapping[str, Any]], examples: int) -> str:
     """Who ranks better and by how much."""
     names = " and ".join(
         f"{one['name']} (NDCG@10 higher by {one['difference']:.3f} [{one['low']:.3f} {one['high']:.3f}])"
         for one in lost
     )
     verb = "ranks" if len(lost) == 1 else "rank"
-    return f"{names} {verb} better than {called(ranker, is_trained=is_trained)} beyond doubt, on {examples:,} requests"
+    return f"{names} {verb} better than {called(ranker, made)} beyond doubt, on {examples:,} requests"
 
 
 def this_command() -> str:
@@ -91,9 +104,9 @@ def headline_of(result: Mapping[str, Any]) -> str:
     found = result.get("verdict")
     if not found:
         return ""
-    trained, examples = result["trained"], result["examples"]
+    made = made_how(result)
     if found["loses_to"]:
-        return f"Not a success: {lost_in_words(found['serve'], found['loses_to'], examples, is_trained=trained)}."
+        return f"Not a success: {lost_in_words(found['serve'], made, found['loses_to'], result['examples'])}."
     against = result.get("against_served")
     if against and against["better"] is False:
         return "Not a success: no baseline ranks better beyond doubt, but the build that is served does."
@@ -101,7 +114,7 @@ def headline_of(result: Mapping[str, Any]) -> str:
     if not better:
         return f"Not worse than any baseline, and not proved to be better than one. {found['undecided']}".strip()
     best = max(better, key=lambda row: row["ndcg@10"]["mean"])
-    name = called(found["serve"], is_trained=trained)
+    name = called(found["serve"], made)
     beaten = f"{name} ranks better than {best['name']} by {with_interval(best['gain'], '+')} NDCG@10"
     return f"{beaten[0].upper()}{beaten[1:]}, beyond doubt. {found['undecided']}".strip()
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from tritonrank.artifacts import Draft, read_manifest
-from tritonrank.artifacts.rungs import UNCUT, teacher_name
+from tritonrank.artifacts.rungs import FINE_TUNED, UNCUT, teacher_name
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.errors import GateError
@@ -23,7 +23,7 @@ from tritonrank.judge.gatekeeper import judge_uncut
 from tritonrank.judge.next_steps import more_judged_users, next_steps
 from tritonrank.judge.worth import Against, Answer, against_all, closest_undecided, losses
 from tritonrank.recipe import Recipe
-from tritonrank.report.answer import COMPARISON_FILE, lost_in_words, next_in_lines, this_command
+from tritonrank.report.answer import COMPARISON_FILE, GIVEN, lost_in_words, next_in_lines, this_command
 from tritonrank.report.baselines import FREE_BASELINES, baseline_judgements
 
 console = Console()
@@ -62,8 +62,8 @@ def say_comparison(answer: Answer, compared: Sequence[Against], recipe: Recipe) 
         if answer.undecided:
             say(f"  {answer.undecided}", style="yellow")
         return
-    is_trained = recipe.model.checkpoint is None
-    lost = lost_in_words(answer.serve, answer.loses_to, compared[0].examples, is_trained=is_trained)
+    made = GIVEN if recipe.model.checkpoint else FINE_TUNED
+    lost = lost_in_words(answer.serve, made, answer.loses_to, compared[0].examples)
     said = "\n".join([f"{lost}.", *next_in_lines(answer.next, this_command())])
     if recipe.gate.training == "stop":
         going_on = "Or go on all the same: --set gate.training=warn"
