@@ -28,8 +28,8 @@ from typer.testing import CliRunner
 DEADLINE_SECONDS = 60
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": "160"})
+def run(*arguments: object, code: int = 0, columns: int = 160) -> str:
+    result = CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": str(columns)})
     if code:
         assert isinstance(result.exception, ArtifactError), result.output
         return str(result.exception)
@@ -249,7 +249,7 @@ def test_a_damaged_build_is_refused_by_name(
     assert names_file in str(caught.value)
     assert f"tritonrank builds {root}" in str(caught.value)
     assert served_name(root) == three[0]
-    assert three[1] in run("builds", root)
+    assert three[1][-8:] in run("builds", root)
 
 
 def test_a_history_that_was_cut_off_goes_on(root: Path, three: list[str]) -> None:
@@ -338,8 +338,10 @@ def test_the_table_and_its_json(root: Path, three: list[str]) -> None:
     lost = make_build(root, "dddd", is_success=False, quality=0.2)
     promote(root, three[1])
     shown = run("builds", root)
-    assert [line.split()[0] for line in shown.splitlines() if three[1] in line] == ["served"]
-    assert [line.split()[0] for line in shown.splitlines() if three[0] in line] == ["before"]
+    row_of = {name: next(line for line in shown.splitlines() if name[-8:] in line).split() for name in three}
+    assert [row_of[name][0] for name in three] == ["<", ">", three[2][-8:]]
+    assert max(map(len, run("builds", root, columns=80).splitlines()[:8])) <= 80
+    assert "+0.000 [+0.000 +0.000]" in run("builds", root, columns=80)
     rows = {row["build"]: row for row in json.loads(run("builds", root, "--json"))}
     assert rows == {row["build"]: row for row in build_rows(root)}
     assert list(rows) == [lost, *reversed(three)]
@@ -356,7 +358,7 @@ def test_what_differs_is_settings_data_and_code(root: Path) -> None:
     assert found["settings"] == {"finetune.epochs": [1, 2]}
     assert found["data"]["events"] == [6, 11]
     assert set(found["data"]) == {"events", "sha256.test.parquet"}
-    assert found["code"] == {"revisions of stages.int8": [1, 2]}
+    assert found["code"] == {"revision.int8": [1, 2]}
     assert json.loads(run("builds", root, "served", "newest", "--json"))["settings"] == found["settings"]
     shown = run("builds", root, first, second)
     assert "finetune.epochs" in shown

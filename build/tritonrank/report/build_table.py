@@ -4,6 +4,7 @@ All of it is read from what was recorded, without anything that models need.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,8 @@ RANKED = "served.parquet"
 """In a summary: each test request with the metrics of the ranker that is served (example_id, ndcg@10 ...)."""
 NOT_COUNTED = ("text.", "skipped_users.")
 VALUE_SHOWN = 60
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+HASH_SHOWN = 8
 
 console = Console()
 
@@ -93,26 +96,33 @@ def show_builds(root: Path) -> None:
     if not rows:
         _say(f"{root}: no build is recorded here yet. A finished build records itself: tritonrank build RECIPE")
         return
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("", "build", "NDCG@10 [95%]", "vs served [95%]", "size", "ms/100"):
-        table.add_column(column, justify="left" if column in ("", "build") else "right", no_wrap=True)
+    # Narrow enough for 80 columns, which is what a pipe gets.
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("", "build", "UTC", "NDCG@10 [95%]", "vs served [95%]", "MB", "ms/100"):
+        table.add_column(column, justify="left" if column in ("", "build", "UTC") else "right", no_wrap=True)
     for row in rows:
-        mark = "served" if row["is_served"] else "before" if row["was_served_before"] else ""
+        time, _, short = row["build"].partition("-")
+        when = f"{time[2:4]}-{time[4:6]}-{time[6:8]} {time[9:11]}:{time[11:13]}"
+        mark = ">" if row["is_served"] else "<" if row["was_served_before"] else ""
         if "damaged" in row:
-            table.add_row(mark, row["build"], "damaged")
+            table.add_row(mark, short, when, "damaged")
             continue
         compared = row["against_served"]
         table.add_row(
             mark,
-            row["build"] + ("" if row["success"] else " *"),
+            short,
+            when,
             in_brackets(row["ndcg@10"]) if row["ndcg@10"] else "",
             in_brackets({**compared, "mean": compared["difference"]}, "+") if compared else "",
-            f"{row['megabytes']:.0f} MB" if row["megabytes"] else "",
+            f"{row['megabytes']:.0f}" if row["megabytes"] else "",
             f"{row['milliseconds_per_100']:.0f}" if row["milliseconds_per_100"] else "",
         )
     console.print(table)
-    if any(row.get("success") is False for row in rows):
-        _say("* something that costs less ranks better beyond doubt: see its report.html")
+    lost = [row["build"].rpartition("-")[2] for row in rows if row.get("success") is False]
+    _say(
+        "> is served, < was served before"
+        + (f"; no success: {', '.join(lost)} (see their report.html)" if lost else "")
+    )
     quoted = shlex.quote(str(root))
     _say(f"Serve another one: tritonrank promote {quoted} ID; the one before: tritonrank back {quoted}")
     _say(f"What differs between two: tritonrank builds {quoted} ID ID")
@@ -217,11 +227,15 @@ def _data(build: RecordedBuild) -> dict[str, Any]:
 
 
 def _code(build: RecordedBuild) -> dict[str, Any]:
+    sources = _stage(build, "repository").settings.get("sources") or {}
     return {
         "versions": build.manifest.tools,
-        "git": build.told.get("git"),
-        "revisions of stages": build.told.get("revisions"),
-        "files of the server": _stage(build, "repository").settings.get("sources"),
+        "git": build.told.get("git") or {"commit": None},
+        "revision": build.told.get("revisions"),
+        # The models have the same files beside them.
+        "server": {
+            place if place.endswith("model.py") else Path(place).name: hash_ for place, hash_ in sources.items()
+        },
     }
 
 
@@ -241,6 +255,8 @@ def _turned(compared: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else "-" if value is None else json.dumps(value, ensure_ascii=False)
+    if HASH.fullmatch(text):
+        return f"{text[:HASH_SHOWN]}..."
     return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]}..."
 
 
