@@ -418,11 +418,12 @@ def test_without_a_summary_the_error_names_the_command(
     assert command_line(monkeypatch, "report", copied.root) == 2
     told = capsys.readouterr().err
     assert "ArtifactError" in told
-    assert f"{copied.root}: no summary here" in told
+    assert f"{copied.root}: a build that is not finished" in told
+    assert "summary (summarize)" in told
     assert "tritonrank build RECIPE" in told
     assert not (copied.root / "report.html").exists()
     assert command_line(monkeypatch, "report", tmp_path / "nowhere") == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 def test_the_command_writes_both_files_and_says_where(

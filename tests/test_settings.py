@@ -1,6 +1,7 @@
 """Settings: few enough to be read, none ignored without a word, and each described once."""
 
 import json
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import Recipe, load_recipe, require_effects, setting_rows
 from tritonrank.recipe.applicability import EXAMPLE
+from tritonrank.recipe.explain import example_value, find_settings
+from tritonrank.recipe.listing import SettingRow
 from tritonrank.recipe.removed import FIXED, FOLLOWS, what_became_of
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 MOST_SETTINGS = 80
+ASK_FOR_MORE = {"tensor_parallel", "serve.device", "serve.executor"}
+"""Settings that ask for others beside them."""
 SMALLEST = "name: small\ndata: {source: sample}\n"
 JOINT = "model: {architecture: joint}\n"
 GPUS = [target for target in Target if target is not Target.CPU]
@@ -52,6 +57,48 @@ def test_the_schema_knows_every_setting_and_the_sections_of_targets() -> None:
     schema = json.loads(shown("--json"))
     assert set(Recipe.model_fields) == set(schema["properties"])
     assert set(map(str, Target)) <= set(schema["$defs"]["ServeSettings"]["properties"])
+
+
+def test_one_setting_is_explained() -> None:
+    page = shown("serve.deadline_ms")
+    for word in ("serve.deadline_ms", "2000", "integer from", "--set 'serve.deadline_ms=", "serve: {deadline_ms: "):
+        assert word in page
+    assert "serve.max_candidates" not in page
+
+
+def test_a_section_or_a_word_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    gate, tokens, everything = shown("gate"), shown("tokens"), shown()
+    assert "budget = " in gate
+    assert "deadline_ms" not in gate
+    assert "history_tokens = " in tokens
+    assert "deadline_ms" not in tokens
+    for row in setting_rows():
+        assert f"  {row.key.rpartition('.')[2]} = " in everything, row.key
+    assert max(map(len, everything.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("hard_negatves", "examples.judged_negatives"),
+        ("serve.dedline_ms", "serve.deadline_ms"),
+        ("finetune.temperature", "delete the line"),
+        ("xyzzy", "tritonrank settings"),
+    ],
+)
+def test_a_word_that_is_nowhere_is_helped(word: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        find_settings(word)
+
+
+@pytest.mark.parametrize("row", [row for row in setting_rows() if not row.key.startswith("data.")], ids=lambda r: r.key)
+def test_the_example_of_a_setting_may_stand_in_a_recipe(row: SettingRow, recipe: Path) -> None:
+    """As far as the setting itself goes: some ask for another setting beside them."""
+    sections = "prune: {}\ndistill: {}\n" if row.key.startswith(("prune.", "distill.")) else ""
+    faults = suppress(RecipeError) if row.key in ASK_FOR_MORE else nullcontext()
+    with faults:
+        loaded(recipe, sections, f"{row.key}={example_value(row)}")
 
 
 @pytest.mark.parametrize("key", [*FIXED, *FOLLOWS])

@@ -8,6 +8,7 @@ wants different. ``load_recipe`` reports all faults of a file together, each wit
 from tritonrank.recipe.applicability import require_effects
 from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
 from tritonrank.recipe.data import DataSettings, ExampleSettings, PublicData, SampleData, TablesData
+from tritonrank.recipe.explain import explanation, find_settings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
@@ -45,6 +46,8 @@ __all__ = [
     "TablesData",
     "TensorRTSettings",
     "TextSettings",
+    "explanation",
+    "find_settings",
     "load_recipe",
     "require_effects",
     "setting_rows",

@@ -172,7 +172,8 @@ class ExampleSettings(Settings):
 
     cutoff: str | None = Field(
         None,
-        description="ISO date: a user's first positive from then on is the test, the last before it the validation. "
+        description="ISO date such as 2015-06-30: a user's first positive from then on is the test, the last before it "
+        "the validation. "
         "Without it the last positive is the test, the second-last the validation",
     )
     training_examples: int = Field(2_400, ge=1, description="examples at the most; one per positive, newest first")

@@ -18,6 +18,8 @@ class SettingRow(NamedTuple):
     description: str
     used: str
     """where it has an effect; empty: everywhere"""
+    schema: dict[str, Any]
+    """JSON Schema of the value"""
 
 
 def setting_rows() -> Iterator[SettingRow]:
@@ -26,6 +28,7 @@ def setting_rows() -> Iterator[SettingRow]:
 
 
 def _rows(model: type[BaseModel], prefix: str, used: str) -> Iterator[SettingRow]:
+    properties = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         sections = _sections(field.annotation)
@@ -37,13 +40,14 @@ def _rows(model: type[BaseModel], prefix: str, used: str) -> Iterator[SettingRow
         else:
             default = "required" if field.is_required() else repr(field.default)
             where = "; ".join(filter(None, [used, _used(field)]))
-            yield SettingRow(key, default, field.description or "", where)
+            yield SettingRow(key, default, field.description or "", where, properties[name])
 
 
 def _data_rows(key: str, sources: list[type[BaseModel]]) -> Iterator[SettingRow]:
     """The source decides which settings there are; it is one setting, and the others say whose they are."""
     by_source = {get_args(source.model_fields["source"].annotation)[0]: source for source in sources}
-    yield SettingRow(f"{key}.source", "required", f"where the data come from: {', '.join(by_source)}", "")
+    sources_in_words = f"where the data come from: {', '.join(by_source)}"
+    yield SettingRow(f"{key}.source", "required", sources_in_words, "", {"enum": list(by_source)})
     for name, source in by_source.items():
         for row in _rows(source, f"{key}.", ""):
             if row.key != f"{key}.source":
