@@ -119,6 +119,17 @@ def test_a_column_that_is_named_wins(shop: Path) -> None:
     assert load_recipe(path).text.item_template == "{brand}, {title}"
 
 
+def test_columns_may_be_called_as_people_write(shop: Path) -> None:
+    called = {"title": "Product Title", "brand": "Marke (de)", "id": "Art.-Nr."}
+    pl.read_csv(shop / "items.csv").rename(called).write_csv(shop / "items.csv")
+    path = init(shop, "--out", shop / "my.yaml")
+    recipe = load_recipe(path)
+    assert recipe.text.item_template == "{product_title}, {marke_de}"
+    made = make_dataset(recipe)
+    assert made.items.columns[:3] == ["item_id", "product_title", "marke_de"]
+    assert "Product Title" in path.read_text()
+
+
 def test_data_with_faults_still_get_a_recipe_and_the_faults(shop: Path) -> None:
     events = shop / "events.csv"
     events.write_text(events.read_text() + "c1,P-1\n" * 400)

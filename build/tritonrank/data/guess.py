@@ -294,9 +294,13 @@ def _texts(columns: Mapping[str, Looks], item_id: str, found: list[Guessed]) -> 
     return fields, _template(in_template)
 
 
+def field_name(column: str) -> str:
+    """What a template calls a column: letters, digits and underscores alone."""
+    return column if re.fullmatch(r"\w+", column) else "_".join(words_of(column)) or "field"
+
+
 def _template(names: Sequence[str]) -> str:
-    """Of the names that a template can hold: letters, digits and underscores."""
-    return ", ".join(f"{{{name}}}" for name in names if re.fullmatch(r"\w+", name))
+    return ", ".join(f"{{{field_name(name)}}}" for name in names)
 
 
 def _available_from(

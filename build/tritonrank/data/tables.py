@@ -27,7 +27,7 @@ def wanted(settings: TablesData) -> dict[str, tuple[Location, set[str]]]:
     optional = {name for name in (settings.query, settings.label_column, *more) if name}
     since = {settings.available_from} if settings.available_from else set()
     return {
-        "items": (settings.items, {settings.items_key, *settings.text_fields, *since}),
+        "items": (settings.items, {settings.items_key, *settings.text_columns.values(), *since}),
         "events": (settings.events, {settings.user_id, settings.events_key, settings.timestamp, *optional}),
     }
 
@@ -42,11 +42,10 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
         DataError: all faults of both tables: missing or mistyped columns, event types without a weight, fields of the
             template that are no text fields; or the kinds of dirt of which there is too much.
     """
-    fields = [field for field in dict.fromkeys(settings.text_fields) if field != settings.items_key]
-    if "item_id" in fields:
+    if settings.text_columns.get("item_id", settings.items_key) != settings.items_key:
         raise DataError(
             f"{settings.items}: the text field item_id would hide the id column {settings.items_key!r}; "
-            "rename it in the file and in data.text_fields"
+            "call it otherwise: data.text_fields: {NAME: item_id}"
         )
     faults = Faults()
     _check_template(settings, template_fields, faults)
@@ -54,7 +53,7 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     check_rows(items, faults)
     check_rows(events, faults)
 
-    catalogue = _items(items, settings, fields, faults)
+    catalogue = _items(items, settings, faults)
     log = _events(events, settings, faults)
     if settings.tolerate:
         faults.raise_of_tables()
@@ -75,18 +74,23 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     return Tables(catalogue.drop(dirt.AVAILABLE_FROM, strict=False), log, tuple(dropped), notes)
 
 
-def _items(items: SourceTable, settings: TablesData, fields: Sequence[str], faults: Faults) -> pl.DataFrame:
+def _items(items: SourceTable, settings: TablesData, faults: Faults) -> pl.DataFrame:
     """item_id, the text fields, and the time from which an item existed where there is one."""
     item_ids = columns.identifiers(items, settings.items_key, faults, "data.item_id")
-    # The id column may serve as a text field too, under the name it has in the file.
-    own_name = [item_ids] if settings.items_key in settings.text_fields and settings.items_key != "item_id" else []
-    field_texts = [columns.texts(items, field, faults, "data.text_fields").alias(field) for field in fields]
+    # The id column may serve as a text field too, and comes first then.
+    fields = {name: column for name, column in settings.text_columns.items() if name != "item_id"}
+    of_id = [item_ids.alias(name) for name, column in fields.items() if column == settings.items_key]
+    field_texts = [
+        columns.texts(items, column, faults, "data.text_fields").alias(name)
+        for name, column in fields.items()
+        if column != settings.items_key
+    ]
     since = settings.available_from
     available = [columns.timestamps(items, since, faults, "data.available_from")] if since else []
     return pl.DataFrame(
         [
             item_ids.alias("item_id"),
-            *own_name,
+            *of_id,
             *field_texts,
             *(seconds.alias(dirt.AVAILABLE_FROM) for seconds in available),
         ]
@@ -133,8 +137,8 @@ def _usable(table: SourceTable, faults: Faults) -> pl.Series:
 
 
 def _check_template(settings: TablesData, template_fields: Sequence[str], faults: Faults) -> None:
-    unknown = [name for name in dict.fromkeys(template_fields) if name not in settings.text_fields]
+    unknown = [name for name in dict.fromkeys(template_fields) if name not in settings.text_columns]
     if unknown:
         named = ", ".join(f"{{{name}}}" for name in unknown)
         message = f"text.item_template uses {named}, which data.text_fields does not list"
-        faults.add(settings.items, "template", f"{message}; it lists: {', '.join(settings.text_fields)}")
+        faults.add(settings.items, "template", f"{message}; it lists: {', '.join(settings.text_columns)}")

@@ -6,7 +6,7 @@ what the numbers rest on is measured here on the user's own tables, by the code 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from tritonrank.data.choices import choose_positives
-from tritonrank.data.guess import Guess, guess_columns
+from tritonrank.data.guess import Guess, field_name, guess_columns
 from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.peek import Glimpse, peek
 from tritonrank.data.splits import TEST, TRAIN, VALIDATION, mark_splits
@@ -217,7 +217,7 @@ def _data_section(items: Location, events: Location, guess: Guess) -> dict[str, 
         "items": items,
         "events": events,
         "item_id": of_items if of_items == of_events else {"items": of_items, "events": of_events},
-        "text_fields": list(guess.text_fields),
+        "text_fields": _text_fields(guess.text_fields),
         "user_id": guess.user_id,
         "timestamp": guess.timestamp,
     }
@@ -233,6 +233,12 @@ def _data_section(items: Location, events: Location, guess: Guess) -> dict[str, 
         else:
             section["label"] = {"column": label.column} | label.weights
     return section
+
+
+def _text_fields(names: Sequence[str]) -> list[str] | dict[str, str]:
+    """The columns; with names for the template where it cannot hold theirs."""
+    named = {field_name(name): name for name in names}
+    return list(names) if list(named) == list(names) else named
 
 
 def _measure(recipe: Recipe) -> Measured:

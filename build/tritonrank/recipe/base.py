@@ -3,7 +3,17 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    WithJsonSchema,
+)
 
 from tritonrank.system.database_url import DatabaseUrl, is_url
 
@@ -41,3 +51,17 @@ SourceLocation = Annotated[
     WithJsonSchema({"type": "string"}),
 ]
 """A file or folder of the user's, or a table in a database by its URL; written out without a password."""
+
+LIST, MAPPING = "(list)", "(mapping)"
+"""Tags of a setting that may be either; they are no part of a setting's name in a message."""
+
+
+def _list_or_mapping(value: object) -> str:
+    return MAPPING if isinstance(value, dict) else LIST
+
+
+Names = Annotated[
+    Annotated[list[str], Field(min_length=1), Tag(LIST)] | Annotated[dict[str, str], Field(min_length=1), Tag(MAPPING)],
+    Discriminator(_list_or_mapping),
+]
+"""Columns; or what they are called here, and the columns."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
+from tritonrank.recipe.base import Names, Settings, SourceLocation, SourcePath
 from tritonrank.system.dates import iso_seconds
 
 
@@ -78,7 +78,10 @@ class TablesData(SourceSettings):
         description="column of both tables that identifies an item; where they call it differently, "
         "{items: sku, events: product_code}",
     )
-    text_fields: list[str] = Field(min_length=1, description="columns of the items table that the template may use")
+    text_fields: Names = Field(
+        description="columns of the items table that the template may use; where their names hold blanks or signs, "
+        "{title: Product Title}: what the template calls them, and the columns",
+    )
     user_id: str = Field("user_id", description="column of the events table")
     timestamp: str = Field("timestamp", description="column of the events table: ISO dates, 20200913, or unix seconds")
     query: str | None = Field(None, description="column of the events table with the search query, if there is one")
@@ -112,6 +115,12 @@ class TablesData(SourceSettings):
         if isinstance(value, dict) and set(value) != {"items", "events"}:
             raise ValueError("expected one column, or {items: COLUMN, events: COLUMN}")
         return value
+
+    @property
+    def text_columns(self) -> dict[str, str]:
+        """What the template calls a field -> its column."""
+        named = self.text_fields
+        return named if isinstance(named, dict) else {name: name for name in named}
 
     @property
     def items_key(self) -> str:

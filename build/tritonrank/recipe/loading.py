@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import RecipeError
 from tritonrank.recipe.applicability import for_target
+from tritonrank.recipe.base import LIST, MAPPING
 from tritonrank.recipe.data import SOURCES
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.overrides import apply_override, read_override_files
@@ -88,7 +89,7 @@ def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator
 
 def _describe_fault(fault: Any, path: Path, lines: dict[tuple[str, ...], int], target: Target) -> str:
     # pydantic puts the tag of a discriminated union (here the data source) into the location; a file has no such key.
-    location = tuple(str(part) for part in fault["loc"])
+    location = tuple(str(part) for part in fault["loc"] if part not in (LIST, MAPPING))
     if location[:1] == ("data",) and len(location) > 1 and location[1] in SOURCES:
         location = ("data", *location[2:])
     known = location
