@@ -19,30 +19,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import tritonclient.grpc
 import tritonrank
-import typer
-import yaml
-from conftest import TESTS
-from tritonrank import cli
+from image_files import DOCKERFILE, ROOT, SERVERS, command_of, instructions, of
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.recipe import ServeSettings
 from tritonrank.serve import triton_wheel
-from tritonrank.serve.server import STOP_MARGIN_SECONDS, LocalTriton
+from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import MOST_TEXT_BYTES
 from tritonrank.serve.triton_install import CONTAINER_OPTIONS
 
-ROOT = TESTS.parent
-DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
-SERVERS = {name: service for name, service in COMPOSE["services"].items() if name.startswith("server-")}
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 READY_FILE = "/tmp/tritonrank-ready"
 HOST = "127.0.0.2"
 """Stands for 0.0.0.0: not the default, so it shows that --host counts, and yet nobody else's."""
@@ -57,36 +48,6 @@ NEEDED_ELSEWHERE = (
     "onnxruntime",
     "tokenizers",
 )
-
-
-@dataclass(frozen=True)
-class Instruction:
-    stage: str
-    name: str
-    text: str
-
-
-def instructions() -> list[Instruction]:
-    """The Dockerfile's, each with the stage it belongs to; continued lines are joined."""
-    lines = [line for line in DOCKERFILE.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    found: list[Instruction] = []
-    stage = ""
-    for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
-        name, text = line.split(maxsplit=1)
-        if name == "FROM":
-            stage = text.split(" AS ")[1] if " AS " in text else "default"
-        found.append(Instruction(stage, name, text))
-    return found
-
-
-def of(stage: str, name: str) -> list[str]:
-    return [one.text for one in instructions() if (one.stage, one.name) == (stage, name)]
-
-
-def command_of(stage: str, name: str) -> list[str]:
-    """A CMD, or the command of a HEALTHCHECK, in its JSON form."""
-    (text,) = of(stage, name)
-    return list(json.loads(text[text.index("[") :]))
 
 
 # The files
@@ -441,75 +402,3 @@ def test_what_a_container_takes_over_http_holds_the_largest_request_of_a_recipe(
 def test_every_address_is_reached_on_loopback() -> None:
     assert LocalTriton(ROOT, host="0.0.0.0").reached_at == "127.0.0.1"
     assert LocalTriton(ROOT, host="10.0.0.7").reached_at == "10.0.0.7"
-
-
-# Compose
-
-
-def test_compose_builds_stages_that_exist_with_arguments_that_exist() -> None:
-    arguments = {one.text.split("=")[0] for one in instructions() if one.name == "ARG"}
-    stages = {one.stage for one in instructions()}
-    for service in COMPOSE["services"].values():
-        assert (ROOT / "deploy" / service["build"]["context"]).resolve() == ROOT
-        assert service["build"]["target"] in stages
-        assert set(service["build"].get("args", ())) <= arguments
-
-
-@pytest.mark.parametrize("service", COMPOSE["services"].values(), ids=COMPOSE["services"].keys())
-def test_composed_containers_can_change_nothing(service: dict[str, Any]) -> None:
-    assert service["read_only"] is True
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
-    assert {"cpus", "memory", "pids"} == set(service["deploy"]["resources"]["limits"])
-    assert "privileged" not in service
-    assert all(volume["read_only"] and not volume["bind"]["create_host_path"] for volume in service["volumes"])
-
-
-@pytest.mark.parametrize("service", SERVERS.values(), ids=SERVERS.keys())
-def test_composed_servers_are_published_on_loopback_only(service: dict[str, Any]) -> None:
-    published = [port.split(":") for port in service["ports"]]
-    assert {host for host, _, _ in published} == {"127.0.0.1"}
-    assert {inside for _, _, inside in published} == set(of("server", "EXPOSE")[0].split())
-    assert float(service["stop_grace_period"].removesuffix("s")) > 10 + STOP_MARGIN_SECONDS
-    assert service["tmpfs"][0].startswith("/tmp:")
-    assert "shm_size" in service
-
-
-def test_profiles_choose_the_server_and_only_one_has_a_gpu() -> None:
-    assert {name: service["profiles"] for name, service in SERVERS.items()} == {
-        "server-cpu": ["cpu"],
-        "server-gpu": ["gpu"],
-    }
-    reserved = {name: "reservations" in service["deploy"]["resources"] for name, service in SERVERS.items()}
-    assert reserved == {"server-cpu": False, "server-gpu": True}
-    client = COMPOSE["services"]["client"]
-    assert client["depends_on"].keys() == SERVERS.keys()
-    assert all(one == {"condition": "service_healthy", "required": False} for one in client["depends_on"].values())
-    (alias,) = SERVERS["server-gpu"]["networks"]["default"]["aliases"]
-    assert client["environment"]["TRITONRANK_URL"] == f"grpc://{alias}:8001"
-
-
-# README
-
-
-def gpu_section() -> list[str]:
-    section = README[README.index("\n## On a GPU") :]
-    (block, *_) = re.findall(r"^```\n(.*?)^```", section, re.M | re.S)
-    return [line.split(" #")[0].strip() for line in block.splitlines()]
-
-
-def test_on_a_gpu_is_ten_lines_of_things_that_exist() -> None:
-    lines = gpu_section()
-    assert len(lines) <= 10
-    stages = {one.stage for one in instructions()}
-    for line in lines:
-        for target in re.findall(r"docker build .*--target (\S+)", line):
-            assert target in stages
-        for profile in re.findall(r"--profile (\S+)", line):
-            assert [profile] in [service["profiles"] for service in SERVERS.values()]
-        for verb, rest in re.findall(r"^on_gpu tritonrank (\S+) (.*)", line):
-            command = typer.main.get_command(cli.app).commands[verb]
-            options = {name for parameter in command.params for name in parameter.opts}
-            assert {word for word in shlex.split(rest) if word.startswith("--")} <= options
-    assert any(line.startswith("docker build") for line in lines)
-    assert any("compile" in line for line in lines)
