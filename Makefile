@@ -12,10 +12,11 @@ SHARED ?= artifacts/movielens
 WORKLOAD ?= $(SHARED)/workload.jsonl
 PACK ?=
 OPTIONS ?=
+# Files of tests at a time; each worker has its own Triton (1 GB). Slow tests mostly wait, for servers and for time to pass.
 WORKERS ?= 2
+SLOW_WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
-# Two files of tests at a time: half of their time is waiting for servers. Each worker has its own Triton (1 GB).
-AT_ONCE := -n $(WORKERS) --dist loadfile --max-worker-restart 2
+AT_ONCE := --dist loadfile --max-worker-restart 2 -n
 
 .DEFAULT_GOAL := help
 .PHONY: help setup dialect-clients demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel clean
@@ -53,18 +54,18 @@ serve: setup ## build the demo recipe if needed, serve it until Ctrl-C (ARTIFACT
 	@exec $(BIN)/tritonrank serve $(ARTIFACTS)
 
 test: setup ## run the tests, real Triton included, without the slow ones (WORKERS=1 for less memory)
-	@$(PYTEST) $(AT_ONCE)
+	@$(PYTEST) $(AT_ONCE) $(WORKERS)
 
 test-slow: setup dialect-clients ## the tests that `make test` leaves out: more families, real loads, many server starts
 	@status=0; \
-	$(PYTEST) $(AT_ONCE) -m 'slow and not alone' || status=$$?; \
+	$(PYTEST) $(AT_ONCE) $(SLOW_WORKERS) -m 'slow and not alone' || status=$$?; \
 	$(PYTEST) -m 'slow and alone' || status=$$?; \
 	exit $$status
 
 test-all: test test-slow ## every test but test-engines
 
 test-engines: setup ## compile every graph for TensorRT with TensorRT-RTX, no GPU needed (minutes)
-	@$(PYTEST) $(AT_ONCE) -m engines tests/test_engines.py tests/test_shard_engines.py
+	@$(PYTEST) $(AT_ONCE) $(WORKERS) -m engines tests/test_engines.py tests/test_shard_engines.py
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
