@@ -1,5 +1,6 @@
 """A quick look at a table: its columns, their types and its first rows, without reading a big file whole."""
 
+import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,6 +122,9 @@ def _of_csv(file: Path, rows: int) -> Glimpse:
         raise DataError(f"{file}: is empty; expected a line with the column names")
     separator = find_separator(text)
     frame = pl.read_csv(io.BytesIO(text.encode()), separator=separator, infer_schema=False, truncate_ragged_lines=True)
+    header = next((row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row), [])
+    if len(set(header)) == frame.width:
+        frame.columns = header  # polars leaves doubled quotes in names as they are
     shown = frame.head(rows).with_columns(pl.all().fill_null(""))
     types = _types_of(shown, decimal_comma=False)
     if separator != ",":

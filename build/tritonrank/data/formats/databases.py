@@ -42,6 +42,10 @@ class Database(ABC):
     def tables(self) -> list[str]:
         """The tables and views that are there."""
 
+    def count(self, source: str) -> int | None:
+        """How many rows a source has; None where that takes too long to find out."""
+        return int(self.rows(f"SELECT count(*) AS rows FROM {source}").item())
+
     def quoted(self, name: str) -> str:
         """A name as SQL has it."""
         return '"' + name.replace('"', '""') + '"'
@@ -139,7 +143,17 @@ class _Postgres(Database):
                 target.write(block)
         target.seek(0)
         text = pl.read_csv(target, infer_schema=False)
+        text.columns = [column.name for column in columns]  # polars leaves doubled quotes in names as they are
         return text.select(self._typed(pl.col(column.name), column.type_code) for column in columns)
+
+    def count(self, source: str) -> int | None:
+        from psycopg.errors import QueryCanceled
+
+        self._connection.execute(f"SET statement_timeout = '{COUNT_SECONDS}s'")
+        try:
+            return super().count(source)
+        except QueryCanceled:
+            return None
 
     def _typed(self, column: pl.Expr, oid: int) -> pl.Expr:
         if oid in self.INTEGERS:
@@ -275,7 +289,7 @@ def read_database(url: DatabaseUrl, columns: Collection[str] | None = None) -> C
 
 
 def first_rows(url: DatabaseUrl, count: int) -> tuple[pl.DataFrame, int | None]:
-    """A few rows of a table or query, and how many there are.
+    """A few rows of a table or query, and how many there are (None: counting takes too long).
 
     Raises:
         DataError: as ``open_database``.
@@ -283,8 +297,8 @@ def first_rows(url: DatabaseUrl, count: int) -> tuple[pl.DataFrame, int | None]:
     with open_database(url) as database:
         source = database.source(url)
         frame = database.rows(f"SELECT * FROM {source} LIMIT {count}")
-        total = database.rows(f"SELECT count(*) AS rows FROM {source}").item()
-    return plain(frame), int(total)
+        total = database.count(source)
+    return plain(frame), total
 
 
 def plain(frame: pl.DataFrame) -> pl.DataFrame:
