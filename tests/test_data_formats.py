@@ -16,12 +16,13 @@ import numpy as np
 import polars as pl
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonrank.data import columns
 from tritonrank.data.faults import Faults
 from tritonrank.data.formats.separators import find_separator
 from tritonrank.data.formats.sound_csv import BLOCK_BYTES, check_sound, read_sound
+from tritonrank.data.peek import peek
 from tritonrank.data.source import SourceTable, read_source
 from tritonrank.errors import DataError
 
@@ -133,6 +134,18 @@ def test_the_separator_is_what_cuts_header_and_rows_alike(text: str, separator: 
     assert find_separator(text) == separator
 
 
+@pytest.mark.parametrize("content", ["sep=;\r\nsku; title\r\n1;a, b\r\n2\r\n", 'sep=|\n"sku"|" title "\n1|a, b\n2\n'])
+def test_the_separator_that_excel_tells_is_taken_and_names_lose_their_blanks(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.csv"
+    assert refusal(path, content.encode()) == [":4: 1 field(s); expected 2 (sku, title)"]
+    whole = content.rpartition("2")[0].encode()
+    table = read(path, whole)
+    assert table.header == ["sku", "title"]
+    assert table.frame.rows() == [("1", "a, b")]
+    assert table.place_of(0)[1] == ":3"
+    assert peek(path).frame.to_dicts() == [{"sku": "1", "title": "a, b"}]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -159,6 +172,8 @@ def test_decimal_commas_in_quotes_are_no_numbers_where_commas_cut(tmp_path: Path
 
 
 @settings(max_examples=400, deadline=None)
+@example([",", "\r", "\r\n"])
+@example(["a", ",", "\r"])
 @given(st.lists(st.sampled_from(["a", "é", ",", '"', '""', "\n", "\r\n", "\r", " ", "\0", ';"']), max_size=24))
 def test_what_the_fast_reader_takes_is_what_the_careful_one_gives(pieces: list[str]) -> None:
     content = ("x,y\n" + "".join(pieces)).encode()

@@ -195,9 +195,9 @@ def test_a_damaged_part_is_named(tmp_path: Path, damage: Callable[[Path], object
 
 def test_strangers_among_the_parts_are_named(tmp_path: Path) -> None:
     spark(tmp_path / "events")
-    (tmp_path / "events" / "notes.txt").write_text("hello")
-    assert "events/notes.txt: is no table" in refusal(tables(tmp_path))
-    (tmp_path / "events" / "notes.txt").unlink()
+    (tmp_path / "events" / "notes.md").write_text("hello")
+    assert "events/notes.md: is no table" in refusal(tables(tmp_path))
+    (tmp_path / "events" / "notes.md").unlink()
     some_events(1).write_csv(tmp_path / "events" / "part-3.csv")
     assert "both CSV and Parquet" in refusal(tables(tmp_path))
 

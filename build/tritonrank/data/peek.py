@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tritonrank.data.formats.csv_text import TOLD_SEPARATOR
 from tritonrank.data.formats.databases import first_rows, plain
 from tritonrank.data.formats.encodings import guess_encoding, marked_encoding
 from tritonrank.data.formats.files import READABLE, is_packed, kind_of, open_unpacked
@@ -120,11 +121,13 @@ def _of_csv(file: Path, rows: int) -> Glimpse:
     text, encoding, share = read_start(file)
     if not text.strip():
         raise DataError(f"{file}: is empty; expected a line with the column names")
-    separator = find_separator(text)
+    told = TOLD_SEPARATOR.match(text)
+    text = text.removeprefix(told[0]) if told else text
+    separator = told[1] if told else find_separator(text)
     frame = pl.read_csv(io.BytesIO(text.encode()), separator=separator, infer_schema=False, truncate_ragged_lines=True)
     header = next((row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row), [])
     if len(set(header)) == frame.width:
-        frame.columns = header  # polars leaves doubled quotes in names as they are
+        frame.columns = [name.strip() for name in header]  # polars leaves doubled quotes in names as they are
     shown = frame.head(rows).with_columns(pl.all().fill_null(""))
     types = _types_of(shown, decimal_comma=False)
     if separator != ",":

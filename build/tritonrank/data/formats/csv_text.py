@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import mmap
+import re
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,8 @@ from tritonrank.system.database_url import Location
 ROWS_PER_CHUNK = 100_000  # rows held as Python objects at a time
 LOOKED_AT_BYTES = 1 << 20  # for the separator
 PLACE = ":{}"
+TOLD_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")
+"""A first line that Excel writes and reads."""
 
 csv.field_size_limit(1 << 30)  # a description may be longer than the 131,072 characters that the module allows
 
@@ -49,10 +52,12 @@ def read_csv(path: Location, file: Path, faults: Faults, columns: Collection[str
     content, encoding, note = _utf8(file)
     if encoding is None:
         return _read_carefully(path, file, *_repaired(path, file, content, faults), faults, columns)
+    notes = (note,) if note else ()
     start = bytes(content[:LOOKED_AT_BYTES]).decode("utf-8-sig", errors="ignore")
+    if TOLD_SEPARATOR.match(start):
+        return _read_carefully(path, file, bytes(content).decode("utf-8-sig"), frozenset(), faults, columns, notes)
     separator = find_separator(start)
     header = _header_of(start, separator)
-    notes = (note,) if note else ()
     if header and len(set(header)) == len(header):
         mark = len(codecs.BOM_UTF8) if content[:3] == codecs.BOM_UTF8 else 0
         found = check_sound(np.frombuffer(content, dtype=np.uint8)[mark:], separator, len(header))
@@ -126,7 +131,8 @@ def _is_utf8(content: bytes | mmap.mmap) -> bool:
 
 
 def _header_of(start: str, separator: str) -> list[str]:
-    return next((row for row in csv.reader(io.StringIO(start, newline=""), delimiter=separator) if row), [])
+    rows = csv.reader(io.StringIO(start, newline=""), delimiter=separator)
+    return [name.strip() for name in next((row for row in rows if row), [])]
 
 
 def _repaired(path: Location, file: Path, content: bytes | mmap.mmap, faults: Faults) -> tuple[str, frozenset[int]]:
@@ -158,9 +164,13 @@ def _read_carefully(
     columns: Collection[str] | None,
     notes: tuple[str, ...] = (),
 ) -> Cells | None:
-    separator = find_separator(text[:LOOKED_AT_BYTES])
+    told = TOLD_SEPARATOR.match(text)
+    separator = told[1] if told else find_separator(text[:LOOKED_AT_BYTES])
     rows = _rows(path, file, text, separator, faults)
-    _, _, header = next(rows, (1, 1, []))
+    if told:
+        next(rows)
+    _, _, names = next(rows, (1, 1, []))
+    header = [name.strip() for name in names]
     if not header:
         faults.add(path, "empty", "has no header line; expected one with the column names", file=file)
         return None

@@ -10,13 +10,14 @@ KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
     ".tab": "csv",
+    ".txt": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
     ".jsonl": "json lines",
     ".ndjson": "json lines",
 }
 PACKED = (".gz", ".zst")
-READABLE = "expected .csv, .tsv, .jsonl or .ndjson (also .gz or .zst of these), or .parquet"
+READABLE = "expected .csv, .tsv, .txt, .jsonl or .ndjson (also .gz or .zst of these), or .parquet"
 
 
 def kind_of(file: Path) -> str:

@@ -5,6 +5,7 @@ of k columns is sound when every k-th separator or line end outside quotes is a 
 stand where a cell begins and ends. One pass finds that out at several hundred MB a second.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 BLOCK_BYTES = 8 << 20
+LINE_ENDS = re.compile(rb"(\r?\n)*")
 NEWLINE, RETURN, QUOTE, NUL = b'\n\r"\0'
 
 
@@ -53,7 +55,7 @@ def check_sound(
     end = len(content)
     while end and content[end - 1] in (NEWLINE, RETURN):
         end -= 1
-    if columns < 2 or not end:
+    if columns < 2 or not end or not LINE_ENDS.fullmatch(content[end:].tobytes()):
         return None
     start, rows, newlines, quoted = 0, 0, 0, False
     while start < end:
