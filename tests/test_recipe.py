@@ -168,7 +168,7 @@ def test_a_missing_file_points_to_the_recipes(tmp_path: Path) -> None:
     message = faults_of(tmp_path / "none.yaml")
     assert message.startswith(f"{tmp_path / 'none.yaml'}: no such recipe")
     assert "tritonrank recipes" in message
-    assert "cannot be read" in faults_of(tmp_path)
+    assert "tritonrank init" in faults_of(tmp_path)
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
