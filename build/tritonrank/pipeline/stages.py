@@ -92,7 +92,6 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         if until is None:
             record(recipe, workspace, chosen)
         return
-    finetune.check_models(recipe, workspace)
     with only_writer(workspace.root):
         for stage in chosen:
             tidy(stage.folder)
@@ -100,6 +99,9 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         expected = say_outlook(recipe, workspace, coming)
         with progress.whole([stage.verb for stage in coming], expected):
             for stage in chosen:
+                # After the data, which are at fault more often and are read without all that models need.
+                if stage.verb == "finetune":
+                    finetune.check_models(recipe, workspace)
                 with progress.stage(stage.verb):
                     bring_up_to_date(
                         stage,
