@@ -219,8 +219,11 @@ def test_what_is_no_artifact_is_called_so(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_no_row_comes_twice(workspace: Workspace, tmp_path: Path) -> None:
     table, out = tmp_path / "requests.parquet", tmp_path / "out.parquet"
-    many = [row | {"request_id": number, "items": [f"desk {number} {place}" for place in range(300)], "item_ids": None}
-            for number, row in enumerate(REQUESTS * 60)]  # fmt: skip
+    texts = [f"desk {place}" for place in range(80)]
+    many = [
+        {"request_id": number, "query": "a desk", "items": [f"{number} {text}" for text in texts]}
+        for number in range(600)
+    ]
     pl.DataFrame(many).write_parquet(table)
     command = [sys.executable, "-m", "tritonrank", "rank", str(workspace.root), str(table), "--out", str(out)]
     command += ["--processes", "2", "--top-k", "2"]

@@ -350,3 +350,17 @@ def test_an_abandoned_task_stops_the_work(workspace: Workspace, tmp_path: Path) 
 
     alone = asyncio.run(ask())
     assert alone < 5  # eight of them would take longer
+
+
+def test_a_recipes_folder_ranks_with_the_build_that_is_served(served: Served, tmp_path: Path) -> None:
+    """As `tritonrank serve` chooses, and the folder's own repository where nothing is promoted."""
+    root = tmp_path / "recipe"
+    shutil.copytree(served.joint_workspace.repository, root / "repository")
+    shutil.copytree(served.workspace.repository, root / "builds" / "older" / "repository")
+    with tritonrank_client.open(root) as newest:
+        joint = newest.rank(items=["desk"]).artifact
+    (root / "served").symlink_to(Path("builds") / "older")
+    with tritonrank_client.open(root) as promoted, RankClient(served.urls["grpc"]) as server:
+        found = promoted.rank(items=["desk"]).artifact
+        assert found == server.rank(items=["desk"]).artifact
+        assert found != joint

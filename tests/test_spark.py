@@ -1,6 +1,7 @@
 """`mapInPandas` gives what the command gives: a local Spark with two workers."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.skip("no java")
     sql = pytest.importorskip("pyspark.sql", reason="pip install 'tritonrank[spark]'")
     folder = tmp_path_factory.mktemp("spark")
+    environment = pytest.MonkeyPatch()
+    environment.setenv("PYSPARK_PYTHON", sys.executable)  # else its workers are whatever python3 is
     builder = sql.SparkSession.builder.master("local[2]").appName("tritonrank")
     options = {
         "spark.ui.enabled": "false",
@@ -63,6 +66,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     session = builder.getOrCreate()
     yield session
     session.stop()
+    environment.undo()
 
 
 @pytest.mark.slow

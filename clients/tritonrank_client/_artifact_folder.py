@@ -12,6 +12,7 @@ from ._options import DEFAULT_MODEL
 MANIFEST = "manifest.json"
 TEXT_RULES = "text.json"
 REPOSITORY = "repository"
+SERVED = "served"
 ASSEMBLE = "assemble"
 MODELS = ("tokenize", "score", "select")
 ANY = -1
@@ -52,14 +53,18 @@ class ArtifactFolder:
 
     @classmethod
     def find(cls, target: Path) -> "ArtifactFolder":
-        """The artifact that a folder is or, for a build, holds as its repository.
+        """The artifact that a folder is or, for a build, holds as its repository: of several builds the one that is
+        served, as `tritonrank serve` would choose.
 
         Raises:
             ValueError: there is none; the message says what to name instead.
         """
         if not target.is_dir():
             raise ValueError(f"{target}: no such folder; name a build (artifacts/NAME), its repository, or a URL")
-        path = target / REPOSITORY if (target / REPOSITORY / MANIFEST).is_file() else target
+        # Where the link points to now: it may move while the artifact is being read.
+        served = (target / SERVED).resolve() if (target / SERVED).is_symlink() else target
+        holders = [folder / REPOSITORY for folder in (served, target)]
+        path = next((holder for holder in holders if (holder / MANIFEST).is_file()), target)
         if not (path / MANIFEST).is_file():
             raise ValueError(
                 f"{target}: no artifact ({MANIFEST} is missing); name a build (artifacts/NAME) or its repository. "

@@ -14,7 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tritonrank_gateway.call import Gateway
@@ -34,6 +34,7 @@ HEADERS_TO_PAGES = [
     "X-Artifact",
     "X-Score-Type",
     "X-Truncated-Documents",
+    "X-Unscored-Documents",
     "Retry-After",
     "Server-Timing",
 ]
@@ -70,9 +71,12 @@ def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | N
     app.state.gateway = Gateway(settings, backend, keys, load, metrics, KnownModel(backend))
     for router in routers():
         app.include_router(router)
+    home = "/docs"
     if settings.playground and find_spec("tritonrank_gateway.playground") is not None:
         app.include_router(import_module("tritonrank_gateway.playground").router(), prefix="/playground")
+        home = "/playground/"
     app.add_api_route("/docs", page, include_in_schema=False)
+    app.add_api_route("/", lambda: RedirectResponse(home), include_in_schema=False)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

@@ -45,6 +45,7 @@ def rank(
         bool, typer.Option("--strict", help="Do not rank a request with an item that cannot be scored")
     ] = False,
     processes: Annotated[int, typer.Option(min=0, help="0 is one per core")] = 0,
+    build: Annotated[str | None, typer.Option(help="ID, served or newest; default: the build that is served")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what another run has left")] = False,
 ) -> None:
     """Rank the requests of a table, on all cores, without a server. A run that was stopped goes on where it was.
@@ -57,6 +58,7 @@ def rank(
     """
     from tritonrank.serve.batch.ranking import Options, rank_table
     from tritonrank.serve.batch.requests_table import COLUMNS
+    from tritonrank.serve.servable import repository_of
     from tritonrank.system.database_url import DatabaseUrl
 
     names = {}
@@ -65,13 +67,13 @@ def rank(
         if not equals or meaning not in COLUMNS:
             raise RecipeError(f"--column {one}: expected MEANING=NAME with one of {', '.join(COLUMNS)}")
         names[meaning] = name
-    source = _location(file)
+    source, repository = _location(file), repository_of(artifacts, build)
     if out is None:
         if isinstance(source, DatabaseUrl):
             raise RecipeError("--out: say what to write, such as --out ranked.parquet; a database's URL gives no name")
         out = source.with_name(f"{source.name.partition('.')[0] or 'requests'}.ranked.parquet")
     table = _location(item_table) if item_table is not None else None
-    outcome = rank_table(artifacts, source, out, Options(names, table, top_k, strict, processes, restart))
+    outcome = rank_table(repository, source, out, Options(names, table, top_k, strict, processes, restart))
     outcome.show()
     typer.echo(json.dumps(outcome.told))
     if outcome.counts.requests and not outcome.counts.ranked:

@@ -40,6 +40,8 @@ class OwnRank(msgspec.Struct, forbid_unknown_fields=True):
     user: str = ""
 
 
+NOTHING = Ranking([], [], "", item_tokens=[], truncated=[], unscored={})
+"""The ranking of no items."""
 DECODER = msgspec.json.Decoder(OwnRank)
 
 
@@ -60,7 +62,8 @@ async def rank(call: Call) -> dict[str, Any]:
         strict=body.strict,
         user=body.user,
     )
-    ranking = await call.rank(asked, "items", may_truncate=body.truncate)
+    # A search without hits is no error: its ranking is known, and nobody has to be asked.
+    ranking = await call.rank(asked, "items", may_truncate=body.truncate) if body.items else NOTHING
     scores = await call.tell(ranking, body.score_type)
     places = zip(ranking.indices, ranking.logits, scores, strict=True)
     answer = {

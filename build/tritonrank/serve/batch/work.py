@@ -118,7 +118,7 @@ class Worker:
                 _count(counts, ranked, unknown)
             except RankError as error:
                 reason = str(error) if isinstance(error, InvalidRequest) else f"{type(error).__name__}: {error}"
-                counts.faults.add(reason.removeprefix(f"{self._task.artifacts}/repository: "), place)
+                counts.faults.add(_without_folder(reason, self._task.artifacts), place)
             counts.requests += 1
             self._done(rows)
         part = self._task.part(piece)
@@ -188,6 +188,12 @@ class _Answers:
 
     def frame(self) -> pl.DataFrame:
         return pl.DataFrame(self._columns, schema=self._schema)
+
+
+def _without_folder(reason: str, artifacts: str) -> str:
+    """A message of the client without the artifact that it came from: that is the same for all rows."""
+    folder = Path(artifacts).absolute()
+    return reason.removeprefix(f"{folder / 'repository'}: ").removeprefix(f"{folder}: ")
 
 
 def _reason(place: int, ranked: RankedRow, unknown: set[int]) -> str | None:
