@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from tritonrank.artifacts.builds import served_name
 from tritonrank.artifacts.named import require_build
 from tritonrank.cli.options import (
     DEFAULT_ARTIFACTS,
@@ -104,6 +105,10 @@ def calibrate(
     for name, value in made.metrics.items():
         if isinstance(value, float):
             typer.echo(f"{name}: {value:.4f}")
+    if served := served_name(workspace.root):
+        typer.echo(
+            f"build {served} is served as before: tritonrank build records this one, tritonrank promote serves it"
+        )
 
 
 @app.command("check-graph", rich_help_panel=Panel.JUDGE)
