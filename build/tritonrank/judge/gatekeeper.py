@@ -74,7 +74,7 @@ def require_ranking(recipe: Recipe, workspace: Workspace, step: str, child: Rung
         found = verdict(judged, other, budget, seed=recipe.seed)
         found = with_worst_requests(found, judged, other, dataset, TextRules.load(child.folder))
         show_verdict(found)
-        advice = [f"{child.name} was not published (docs/gate.md says what a gate is)."]
+        advice = [f"{child.name} was not published: a gate checks that no step makes the ranking worse (docs/gate.md)."]
         advice += _chance_in_words(found, workspace) + ways_out(recipe, workspace.root, child.name, other.name)
         require_passed(found, record, "\n".join(advice))
         metrics[gate_metric(other.name)] = found.as_metrics()

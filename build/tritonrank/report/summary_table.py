@@ -108,7 +108,7 @@ def _caption(result: Mapping[str, Any], built: Sequence[Mapping[str, Any]], teac
         said += f". {read['cut_share']:.1%} of the item texts are cut at {read['budget']} tokens"
     if fewer := [row for row in result["rows"] if row.get("examples", result["examples"]) < result["examples"]]:
         said += f". {fewer[0]['name']}: the first {fewer[0]['examples']} requests alone"
-    return said
+    return f"{said}. Words: docs/glossary.md"
 
 
 def _cost(built: Sequence[Mapping[str, Any]], name_of_teacher: str) -> str:
