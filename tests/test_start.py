@@ -1,7 +1,9 @@
 """``tritonrank init``: from tables to a recipe that builds, without a line written by hand."""
 
+import contextlib
 import json
 import random
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,6 +119,27 @@ def test_what_is_missing_is_said_with_what_can_be_done(shop: Path, arguments: Se
 def test_a_column_that_is_named_wins(shop: Path) -> None:
     path = init(shop, "--out", shop / "my.yaml", "--column", "text=brand,title", "--column", "item_id=id:product")
     assert load_recipe(path).text.item_template == "{brand}, {title}"
+
+
+def test_tables_of_a_database_are_named_beside_the_recipe(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(sqlite3.connect(shop / "shop.db")) as database, database:
+        for name in ("items", "events"):
+            frame = pl.read_csv(shop / f"{name}.csv")
+            database.execute(f"CREATE TABLE {name} ({', '.join(frame.columns)})")
+            database.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * frame.width)})", frame.rows())
+    (shop / "recipes").mkdir()
+    monkeypatch.chdir(shop)
+    urls = ("--items", "sqlite:///shop.db#items", "--events", "sqlite:///shop.db#events")
+    assert run("init", *urls, "--out", "recipes/db.yaml").exit_code == 0
+    assert "items: sqlite:///../shop.db#items" in Path("recipes/db.yaml").read_text()
+    init(Path(), "--out", "recipes/files.yaml")
+    monkeypatch.chdir("/")
+    by_url, by_files = (make_dataset(load_recipe(shop / "recipes" / name)) for name in ("db.yaml", "files.yaml"))
+    everything = pl.all()  # a database has no order of rows
+    assert by_url.items.sort(everything).equals(by_files.items.sort(everything))
+    rows = [made.events.drop("split").sort(everything) for made in (by_url, by_files)]
+    assert rows[0].equals(rows[1])
+    assert by_url.metrics["examples"] == by_files.metrics["examples"]
 
 
 def test_columns_may_be_called_as_people_write(shop: Path) -> None:

@@ -7,7 +7,7 @@ what the numbers rest on is measured here on the user's own tables, by the code 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,9 +198,8 @@ def relative_to_recipe(location: Location, recipe: Path) -> str:
     """A location as the recipe's file names it."""
     folder = recipe.absolute().parent
     if isinstance(location, DatabaseUrl):
-        return str(
-            location.within(Path(os.path.relpath(location.file.absolute(), folder))) if location.file else location
-        )
+        file = Path(os.path.relpath(location.file.absolute(), folder)) if location.file else None
+        return str(replace(location, file=file))
     return Path(os.path.relpath(location.absolute(), folder)).as_posix()
 
 
