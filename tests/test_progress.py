@@ -55,9 +55,9 @@ def test_the_whole_learns_from_what_its_stages_took(clock: Clock) -> None:
             with one.step("finetune", total=100) as bar:
                 clock.now += 100
                 bar.update(completed=10)
-                assert one.line() == (
-                    "  stage 2 of 3, finetune: finetune 10% (10 of 100); 2 min gone, about 16 min left"
-                ), "900 s of the step by its own speed, 40 s of the export"
+                assert one.line() == ("  stage 2 of 3, finetune 10% (10 of 100); 2 min gone, about 16 min left"), (
+                    "900 s of the step by its own speed, 40 s of the export"
+                )
 
 
 def test_without_an_estimate_no_time_is_promised(clock: Clock) -> None:

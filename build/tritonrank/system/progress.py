@@ -204,12 +204,15 @@ class Board:
     def line(self) -> str:
         """What runs now, as a line of a log."""
         now, step, whole = self._clock(), self._steps[-1] if self._steps else None, self._whole
-        parts = [whole.title()] if whole and whole.place >= 0 else []
+        said = whole.title() if whole and whole.place >= 0 else ""
         if step:
-            share = f" {step.share:.0%} ({step.counts()})" if step.share is not None else ""
-            parts.append(", ".join(filter(None, [f"{step.title}{share}", step.note])))
+            # A stage with one long step calls it as itself: once is enough.
+            is_stage = bool(said) and said.endswith(f", {step.title}")
+            said = said if is_stage else ": ".join(filter(None, [said, step.title]))
+            said += f" {step.share:.0%} ({step.counts()})" if step.share is not None else ""
+            said += f", {step.note}" if step.note else ""
         started = whole.started if whole else step.started if step else now
-        return f"  {': '.join(parts)}; {self._times(now, started, step)}"
+        return f"  {said}; {self._times(now, started, step)}"
 
     def refresh(self, display: Progress) -> None:
         """Bring the bars up to date."""
