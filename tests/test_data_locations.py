@@ -105,6 +105,25 @@ def test_a_password_comes_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///data/a%20shop.db#main.events",
+        "duckdb:////data/shop.duckdb?query=SELECT%20a%2Bb%20AS%20c%2C%20'%25%26%23'%20FROM%20t",
+        "postgresql://reader:${SHOP_PASSWORD}@db.example:5432/shop?sslmode=require#public.events",
+        "postgresql://reader@db.example/shop?sslmode=require&query=SELECT%201",
+    ],
+)
+def test_what_is_written_into_a_recipe_is_the_same_address(url: str) -> None:
+    parsed = DatabaseUrl.parse(url)
+    assert DatabaseUrl.parse(parsed.written()) == parsed
+
+
+def test_a_password_is_not_written_into_a_recipe() -> None:
+    parsed = DatabaseUrl.parse("postgresql://reader:s3cret@db.example/shop#events")
+    assert parsed.written() == "postgresql://reader@db.example/shop#events"
+
+
+@pytest.mark.parametrize(
     ("url", "said"),
     [
         ("s3://bucket/items.parquet", "s3"),

@@ -162,6 +162,24 @@ def test_data_with_faults_still_get_a_recipe_and_the_faults(shop: Path) -> None:
     assert run("check", shop / "my.yaml").exit_code == 1
 
 
+def test_tables_in_a_database_are_named_from_the_recipes_folder(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(shop / "shop.db")
+    for name in ("items", "events"):
+        frame = pl.read_csv(shop / f"{name}.csv", infer_schema=False)
+        columns = ", ".join(f'"{column}"' for column in frame.columns)
+        connection.execute(f"CREATE TABLE {name} ({columns})")
+        connection.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * frame.width)})", frame.rows())
+    connection.commit()
+    connection.close()
+    monkeypatch.chdir(shop)
+    (shop / "recipes").mkdir()
+    tables = ("--items", "sqlite:///shop.db#items", "--events", "sqlite:///shop.db?query=SELECT%20*%20FROM%20events")
+    result = run("init", *tables, "--out", "recipes/my.yaml")
+    assert result.exit_code == 0, result.output
+    made = make_dataset(load_recipe(Path("recipes/my.yaml")))
+    assert made.items.height == 50
+
+
 @pytest.fixture
 def movielens(tmp_path: Path) -> Path:
     """30 users rate 80 films from 0.5 to 5, as GroupLens publishes it."""

@@ -199,7 +199,7 @@ def relative_to_recipe(location: Location, recipe: Path) -> str:
     folder = recipe.absolute().parent
     if isinstance(location, DatabaseUrl):
         file = Path(os.path.relpath(location.file.absolute(), folder)) if location.file else None
-        return str(replace(location, file=file))
+        return replace(location, file=file).written()
     return Path(os.path.relpath(location.absolute(), folder)).as_posix()
 
 

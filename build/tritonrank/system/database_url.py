@@ -98,6 +98,13 @@ class DatabaseUrl:
         """
         return f"{self.scheme}://" + VARIABLE.sub(lambda found: quote(os.environ[found[1]], safe=""), self.server)
 
+    def written(self) -> str:
+        """The URL for a recipe: read again it is the same address, but without a password that stood in it."""
+        place = f"/{quote(str(self.file))}" if self.file else _masked(self.server).replace(f":{HIDDEN}@", "@")
+        if self.table:
+            return f"{self.scheme}://{place}#{quote(self.table)}"
+        return f"{self.scheme}://{place}{'&' if '?' in place else '?'}query={quote(self.query)}"
+
     def __str__(self) -> str:
         wanted = f"#{self.table}" if self.table else f"query={self.query}"
         place = f"/{self.file}" if self.file else _masked(self.server)
