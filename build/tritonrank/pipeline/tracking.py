@@ -22,6 +22,7 @@ from tritonrank.artifacts.promotions import history, remember
 NONE = "none"
 TRACKED = "tracked"
 """What the history calls a build that was logged."""
+INSTALL = {"mlflow": "pip install 'tritonrank[mlflow]'", "wandb": "pip install wandb"}
 LONGEST_VALUE = 500
 """Characters of a parameter: MLflow's limit in file stores and older servers."""
 REPORTS = ("report.html", "report.md")
@@ -67,9 +68,8 @@ def track(build: RecordedBuild, tracking: str) -> None:
         where = _tracker(kind).log(tracked_run(build), target)
         remember(build.root, TRACKED, build.name, to=tracking)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != kind:
-            raise
-        _say(f"tracking: {kind} is not installed, so nothing is logged: pip install {kind}", style="yellow")
+        missing = f"{error.name} is missing" if error.name != kind else f"{kind} is not installed"
+        _say(f"tracking: {missing}, so nothing is logged: {INSTALL[kind]}", style="yellow")
     except Exception as error:  # noqa: BLE001 - of libraries that we do not know; a build is worth its record anyway
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_VALUE]
         _say(
