@@ -219,6 +219,7 @@ def test_an_unknown_folder_says_what_is_known(tmp_path: Path) -> None:
     assert "movies.csv" in str(refused.exception)
 
 
+@pytest.mark.slow
 def test_the_dirty_shop_is_understood_and_its_dirt_is_counted(tmp_path: Path) -> None:
     written = run("init", "--example", tmp_path / "shop")
     (command,) = [line.partition("tritonrank ")[2] for line in written.output.splitlines() if line.startswith("Next: ")]
