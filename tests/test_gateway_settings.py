@@ -200,6 +200,7 @@ def test_every_route_is_described_with_an_example_that_works() -> None:
                     for example in examples.values():
                         answer = await http.post(path.replace("{model}", "any"), json=example["value"])
                         assert answer.status_code == 200, (path, answer.text)
+            assert (await http.get("/")).headers["location"] == "/playground/"
             page = await http.get("/docs")
             assert page.status_code == 200
             assert not re.findall(r'(?:src|href)="(?:https?:)?//', page.text), "the page needs nothing from elsewhere"
