@@ -13,6 +13,7 @@ import pytest
 from conftest import TESTS
 from tritonrank import cli
 from tritonrank.artifacts import verify_artifact
+from tritonrank.pipeline.estimates import SECONDS_FILE
 
 NOBODY = 65_534
 SMALL_FILE_BYTES = 16_384
@@ -130,7 +131,7 @@ def test_a_full_disk_is_one_message_and_the_older_artifact_stays(
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert verify_artifact(tmp_path / "tiny" / "dataset") == before
-    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["dataset"]
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {"dataset", SECONDS_FILE}
 
 
 def test_a_source_that_goes_away_meanwhile_is_one_message(
