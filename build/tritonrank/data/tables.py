@@ -1,4 +1,4 @@
-"""The user's own tables, Parquet or CSV, in one file or many, under whatever column names they have.
+"""The user's own tables, in files or databases, under whatever column names they have.
 
 Timestamps are dates, or numbers that can only be unix seconds or dates; what could be anything else is refused rather
 than guessed. An event without a label is a positive, because most logs hold clicks or purchases only.
