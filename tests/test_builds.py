@@ -16,7 +16,6 @@ import pytest
 from conftest import TESTS
 from made_builds import make_build, make_stages, record_stages
 from tritonrank import cli
-from tritonrank.artifacts import verify_artifact
 from tritonrank.artifacts.builds import find_build, recorded_builds, served_build, served_name
 from tritonrank.artifacts.promotions import HISTORY, back, history, promote, prune_builds, served_before
 from tritonrank.artifacts.record_builds import current_build
@@ -398,8 +397,3 @@ def test_what_is_served_follows_the_link_unless_a_build_is_named(root: Path, thr
     assert followed_root(root, "newest") is None
     assert followed_root(place / three[0]) is None
     assert followed_root(root / "repository") is None
-
-
-def test_every_record_is_an_artifact(root: Path, three: list[str]) -> None:
-    for name in three:
-        assert verify_artifact(root / "builds" / name).stage == "record"
