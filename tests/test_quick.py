@@ -98,7 +98,11 @@ def test_doubt_is_said() -> None:
     forecasts = result()["forecasts"]
     forecasts[0]["ndcg@10"] = interval(0.3, half=0.1)
     assert "wide" in said(forecasts=forecasts)
-    assert "not rank better than chance yet" in said(has_learnt=False)
+    nothing = said(has_learnt=False)
+    assert "No forecast" in nothing
+    assert quick_json(result(has_learnt=False))["forecast"] is None
+    assert "likely" not in nothing
+    assert "item kNN" in nothing
 
 
 def test_more_examples_are_advised_as_far_as_there_are_any() -> None:

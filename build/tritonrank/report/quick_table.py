@@ -47,9 +47,10 @@ def quick_json(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "recipe": result["recipe"],
         "ndcg@10": {str(run["examples"]): run["ndcg@10"]["mean"] for run in result["runs"]},
-        "forecast": {"examples": full["examples"], **full["ndcg@10"]},
+        "has_learnt": result["has_learnt"],
+        "forecast": {"examples": full["examples"], **full["ndcg@10"]} if result["has_learnt"] else None,
         "best_baseline": best,
-        "chance_to_beat_it": full["against"][best]["better"],
+        "chance_to_beat_it": full["against"][best]["better"] if result["has_learnt"] else None,
     }
 
 
@@ -62,17 +63,18 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
     """What the curve says, a sentence or two per line, most important first."""
     full, further = result["forecasts"]
     best = best_baseline(result)
+    if not result["has_learnt"]:
+        return [
+            f"No forecast: the largest run, of {result['runs'][-1]['steps']} steps, is too short or hardly better "
+            "than chance. Such runs are no part of a curve, and a whole training may well be far better. "
+            f"The best baseline (a ranking without training) is {best} with {result['baselines'][best]['mean']:.3f}."
+        ]
     lines = [
         f"With all {full['examples']:,} training examples the ranker is likely to reach NDCG@10 "
         f"{_with_interval(full['ndcg@10'])} (95% of the curves that fit the runs).",
         _against(full, best, result["baselines"][best]),
     ]
-    if not result["has_learnt"]:
-        lines.append(
-            "The largest run does not rank better than chance yet: these runs are too short to be a curve, and the "
-            "forecast says little."
-        )
-    elif full["ndcg@10"]["high"] - full["ndcg@10"]["low"] > WIDE:
+    if full["ndcg@10"]["high"] - full["ndcg@10"]["low"] > WIDE:
         lines.append(
             f"That interval is wide: runs this short scatter, and {result['test_users']} judged users differ. A build "
             "of everything will tell; more judged users (examples.test_users) tell it better."
@@ -121,7 +123,8 @@ def _table(result: Mapping[str, Any]) -> Table:
         (f"{run['examples']:,} examples ({run['examples'] / result['training_examples']:.1%})", run["ndcg@10"], "")
         for run in result["runs"]
     ]
-    rows += [(f"{one['examples']:,} examples, forecast", one["ndcg@10"], "bold") for one in result["forecasts"]]
+    forecasts = result["forecasts"] if result["has_learnt"] else []
+    rows += [(f"{one['examples']:,} examples, forecast", one["ndcg@10"], "bold") for one in forecasts]
     rows += [(name, value, "dim") for name, value in result["baselines"].items()]
     highest = max([full["ndcg@10"]["high"], *(value["mean"] for _, value, _ in rows)]) or 1.0
     for name, value, style in rows:
