@@ -191,6 +191,7 @@ def served(
     add_ensemble(repository, joint_workspace, joint)
     for scorer in ("score", "score_fp32"):
         set_parameters(repository / scorer, context_row_tokens="200", candidate_row_tokens="200")
+        take_at_once(repository / scorer, REQUESTS_AT_ONCE)
     for scorer in ("score", "score_joint"):
         set_parameters(repository / scorer, vocabulary_size="1000000")
     twin = {"rank": "rank_joint_fp32", "score": "score_joint_fp32"}
@@ -204,6 +205,10 @@ def served(
     with LocalTriton(repository) as triton:
         yield Served(triton, workspace, joint_workspace, doors)
 
+
+REQUESTS_AT_ONCE = 8
+"""What a shared-context scorer of the tests takes in one run. As assembled it takes one; that scores do not depend on
+batch mates has to hold for whoever lets it take more."""
 
 DOOR = """
 
@@ -256,6 +261,14 @@ def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str
         if name == "score" and fp32:
             for path in loaded_files(workspace.onnx):
                 shutil.copyfile(path, target / "1" / path.name)
+
+
+def take_at_once(model: Path, requests: int) -> None:
+    """Let Triton's batcher put so many requests into one run of a model."""
+    path = model / "config.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config.max_batch_size = requests
+    path.write_text(text_format.MessageToString(config))
 
 
 def set_parameters(model: Path, **values: str) -> None:

@@ -400,7 +400,7 @@ def test_a_checkpoint_whose_texts_are_cut_does_not_pass_for_itself(
     run_verb("finetune", recipe, workspace)
     rung = Rung("INT8", workspace.teacher)
     with pytest.raises(
-        GateError, match=r"INT8 against checkpoint, uncut: NDCG@10 fell by .*text\.candidate_tokens=auto"
+        GateError, match=r"(?s)INT8 against checkpoint, uncut: NDCG@10 fell by .*text\.candidate_tokens=auto"
     ):
         require_ranking(recipe, workspace, "quantize", rung, rung)
     uncut = judge_teacher(recipe, workspace.teacher, workspace.dataset, workspace.judgements)

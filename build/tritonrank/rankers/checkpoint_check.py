@@ -77,7 +77,7 @@ def check_checkpoint(
     """
     folder = folder_of(name, revision, weights=False)
     try:
-        _refuse_pointers(name, folder)
+        refuse_pointers(name, folder)
         if purpose is Purpose.UP and (folder / ADAPTER).is_file():
             return _check_adapter(name, folder, trust_remote_code)
         if not trust_remote_code:
@@ -90,7 +90,12 @@ def check_checkpoint(
         raise ArtifactError(f"{name}: {error.filename} cannot be read: {error.strerror}") from None
 
 
-def _refuse_pointers(name: str, folder: Path) -> None:
+def refuse_pointers(name: str, folder: Path) -> None:
+    """Refuse a folder that is empty, whose links lead nowhere, or whose files stand for others not yet downloaded.
+
+    Raises:
+        ArtifactError: with the command that brings the files.
+    """
     files = sorted(path for one in (folder, *_module_folders(folder)) if one.is_dir() for path in one.iterdir())
     if not files:
         raise ArtifactError(f"{name}: {folder} is empty; name the folder that holds config.json")

@@ -22,6 +22,7 @@ from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.architectures import architecture_of
+from tritonrank.rankers.checkpoint_check import refuse_pointers
 from tritonrank.rankers.checkpoint_code import PLAIN_TOKENIZER_CLASSES, refuse_code
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
 from tritonrank.rankers.checkpoint_source import folder_of
@@ -47,6 +48,7 @@ def load_tokenizer(
         ArtifactError: the checkpoint cannot be found or has no fast tokenizer.
     """
     folder = folder_of(name, revision) if trust_remote_code else _code_free(name, revision)
+    refuse_pointers(name, folder)
     is_plain = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class") in PLAIN_TOKENIZER_CLASSES
     kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
     tokenizer = quietly(
