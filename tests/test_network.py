@@ -43,6 +43,7 @@ SMALL = (
     "finetune.evaluations=1",
     "quantize.calibration_examples=8",
     "gate.budget=0.9",
+    "gate.training=ignore",
 )
 
 
