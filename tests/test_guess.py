@@ -8,6 +8,7 @@ import pytest
 from tritonrank.data.column_looks import Looks
 from tritonrank.data.guess import Guess, guess_columns
 from tritonrank.data.guess_events import guess_label, kind_of
+from tritonrank.data.meanings import words_of
 from tritonrank.errors import DataError
 
 WORDS = ["oak lamp", "brass desk", "linen chair", "glass bowl", "steel pot", "wool rug", "amber vase", "slate tray"]
@@ -47,6 +48,28 @@ def test_a_plain_shop_is_understood_without_a_doubt() -> None:
     assert "2020-09-13" in time.reason
 
 
+def test_names_of_other_languages_are_known() -> None:
+    german = {"sku": "Artikelnummer", "name": "Bezeichnung"}
+    found = guessed(
+        items(Beschreibung=[" ".join(WORDS) + f" {n}" for n in range(40)]).rename(german),
+        events().rename({"customer": "Kunde", "when": "Zeitpunkt"}),
+    )
+    assert (found.user_id, found.timestamp) == ("Kunde", "Zeitpunkt")
+    assert found.template.startswith("{Bezeichnung}")
+    assert doubts(found) == {}
+    assert words_of("Catégorie-ID") == ["categorie", "id"]
+
+
+def test_ids_that_lost_their_zeros_are_told_apart_from_ids_that_never_meet() -> None:
+    padded = items().with_columns(sku=pl.Series([f"{number:05d}" for number in range(40)]))
+    lost = events().with_columns(sku=pl.Series([str(number % 40) for number in range(200)]))
+    with pytest.raises(DataError, match=r"leading zeros items\.sku and events\.sku"):
+        guessed(padded, lost)
+    with pytest.raises(DataError) as found:
+        guessed(padded, events().with_columns(sku=pl.lit("other")))
+    assert "leading zeros" not in str(found.value)
+
+
 def test_values_link_the_tables_where_names_do_not() -> None:
     numbers = [number + 500 for number in range(40)]
     of_items = items().drop("sku").with_columns(nr=pl.Series(numbers), weight=pl.Series([n % 7 for n in range(40)]))
@@ -83,7 +106,7 @@ def test_text_comes_in_the_order_in_which_it_may_be_cut() -> None:
         raw=['{"a": 1}'] * 40,
     )  # fmt: skip
     found = guessed(of_items)
-    assert found.template == "{name}, {brand}, {about}"
+    assert found.template == "{name} {brand} {about}"
     assert found.text_fields == ("name", "brand", "about", "price")
     assert {name for name in found.left if name.startswith("items.")} == {"items.url", "items.stock", "items.raw"}
     (about,) = [one for one in found.columns if one.column == "about"]

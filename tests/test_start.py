@@ -68,7 +68,7 @@ def test_a_recipe_that_builds_says_why_it_is_so(shop: Path) -> None:
         "query": "search",
         "label": {"column": "event", "view": 0, "purchase": 3},
     }
-    assert recipe.text.item_template == "{title}, {brand}"
+    assert recipe.text.item_template == "{title} {brand}"
     assert "items: items.csv" in text, "beside the recipe"
     for reason in ("events.product are in it", "40 different", "2020-09-13", "95%", "unseen"):
         assert reason in text, reason
@@ -118,7 +118,7 @@ def test_what_is_missing_is_said_with_what_can_be_done(shop: Path, arguments: Se
 
 def test_a_column_that_is_named_wins(shop: Path) -> None:
     path = init(shop, "--out", shop / "my.yaml", "--column", "text=brand,title", "--column", "item_id=id:product")
-    assert load_recipe(path).text.item_template == "{brand}, {title}"
+    assert load_recipe(path).text.item_template == "{brand} {title}"
 
 
 def test_tables_of_a_database_are_named_beside_the_recipe(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_columns_may_be_called_as_people_write(shop: Path) -> None:
     pl.read_csv(shop / "items.csv").rename(called).write_csv(shop / "items.csv")
     path = init(shop, "--out", shop / "my.yaml")
     recipe = load_recipe(path)
-    assert recipe.text.item_template == "{product_title}, {marke_de}"
+    assert recipe.text.item_template == "{product_title} {marke_de}"
     made = make_dataset(recipe)
     assert made.items.columns[:3] == ["item_id", "product_title", "marke_de"]
     assert "Product Title" in path.read_text()

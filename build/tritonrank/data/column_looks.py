@@ -162,6 +162,14 @@ def overlap(of: Looks, among: Looks) -> float:
     return float(of.ids.is_in(among.ids.implode()).mean() or 0) if len(of.ids) else 0.0  # type: ignore[arg-type]
 
 
+def overlap_without_zeros(of: Looks, among: Looks) -> float:
+    """The same as if ids had no zeros in front; 0 where no id has one."""
+    own, others = (looks.ids.cast(pl.String).str.strip_chars_start("0") for looks in (of, among))
+    if not len(own) or ((own == of.ids.cast(pl.String)).all() and (others == among.ids.cast(pl.String)).all()):
+        return 0.0
+    return float(own.is_in(others.implode()).mean() or 0)  # type: ignore[arg-type]
+
+
 def joined_examples(cells: Sequence[str]) -> str:
     """Cells for a table or a comment."""
     return ", ".join(re.sub(r"\s+", " ", cell) for cell in cells)

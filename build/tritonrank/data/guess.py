@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from tritonrank.data.column_looks import WHOLE_FRACTION, Looks, looks_of, overlap
+from tritonrank.data.column_looks import WHOLE_FRACTION, Looks, looks_of, overlap, overlap_without_zeros
 from tritonrank.data.guess_events import Label, guess_label
 from tritonrank.data.meanings import likely_columns, words_of
 from tritonrank.errors import DataError
@@ -153,6 +153,18 @@ def _only_ids(
     return _only("item_id", items, {"item_id": of_items}), _only("item_id", events, {"item_id": of_events or of_items})
 
 
+def _but_for_zeros(items: Mapping[str, Looks], events: Mapping[str, Looks]) -> str:
+    """What to do where ids would meet if one table had not kept their leading zeros and the other lost them."""
+    for name, looks in items.items():
+        for other, other_looks in events.items():
+            if looks.is_code and other_looks.is_code and overlap_without_zeros(other_looks, looks) >= LINKED:
+                return (
+                    f". Without leading zeros items.{name} and events.{other} hold the same ids: one table lost them, "
+                    "as spreadsheets do. Write them alike in both, as text"
+                )
+    return ""
+
+
 def _named_texts(columns: Mapping[str, Looks], named: Mapping[str, str]) -> list[str]:
     names = [name.strip() for name in named.get("text", "").split(",") if name.strip()]
     for name in names:
@@ -179,7 +191,7 @@ def _item_ids(items: Mapping[str, Looks], events: Mapping[str, Looks], found: li
         raise DataError(
             "no column of the events has ids that the items table has, so that nothing says which item an event is "
             f"about. Columns of the items: {', '.join(items)}; of the events: {', '.join(events)}. Name them: "
-            "--column item_id=COLUMN, or --column item_id=OF_THE_ITEMS:OF_THE_EVENTS"
+            f"--column item_id=COLUMN, or --column item_id=OF_THE_ITEMS:OF_THE_EVENTS{_but_for_zeros(items, events)}"
         )
     scored.sort(key=lambda one: -one[0])
     score, shared, name, other = scored[0]
@@ -300,7 +312,8 @@ def field_name(column: str) -> str:
 
 
 def _template(names: Sequence[str]) -> str:
-    return ", ".join(f"{{{field_name(name)}}}" for name in names)
+    # By blanks: a comma would stay where a field is empty, and costs a token.
+    return " ".join(f"{{{field_name(name)}}}" for name in names)
 
 
 def _available_from(

@@ -1,10 +1,11 @@
-"""What columns of shops' tables mean, and the names under which people keep them.
+"""What columns of shops' tables mean, and the names under which people keep them, in a few of their languages.
 
 One list, read by those who guess the columns of unknown files and by the message about a column that is not there.
 """
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ MEANINGS: Mapping[str, Meaning] = {
             "item_id", "sku", "product_id", "article_id", "asin", "movie_id", "book_id", "news_id", "video_id",
             "document_id", "doc_id", "offer_id", "listing_id", "parent_asin", "item", "product", "article", "movie",
             "book", "document", "doc", "offer", "isbn", "ean", "gtin",
+            "artikelnummer", "artikel_nr", "artikel", "produkt_id", "produkt", "referencia", "articulo", "articolo",
         ),
     ),
     "user_id": Meaning(
@@ -38,6 +40,7 @@ MEANINGS: Mapping[str, Meaning] = {
             "user_id", "customer_id", "client_id", "visitor_id", "member_id", "account_id", "person_id", "buyer_id",
             "reviewer_id", "session_id", "uid", "user", "customer", "client", "visitor", "member", "account",
             "person", "buyer", "session",
+            "kunde", "kundennummer", "nutzer", "benutzer", "cliente", "usuario", "utilisateur", "utente", "klant",
         ),
     ),
     "timestamp": Meaning(
@@ -46,12 +49,16 @@ MEANINGS: Mapping[str, Meaning] = {
         (
             "timestamp", "event_time", "created_at", "time", "date", "datetime", "event_timestamp", "ts", "t_dat",
             "ordered_at", "purchased_at", "created", "ordered", "when", "unix", "day", "at",
+            "zeitpunkt", "zeit", "datum", "fecha", "heure", "tijd",
         ),
     ),
     "query": Meaning(
         "data.query",
         "events",
-        ("query", "search_query", "search_term", "search_text", "keyword", "keywords", "search", "term", "phrase"),
+        (
+            "query", "search_query", "search_term", "search_text", "keyword", "keywords", "search", "term", "phrase",
+            "suchbegriff", "suchanfrage", "busqueda", "recherche",
+        ),
     ),
     "label": Meaning(
         "data.label",
@@ -59,17 +66,28 @@ MEANINGS: Mapping[str, Meaning] = {
         (
             "label", "event_type", "rating", "stars", "action", "event", "click", "clicked", "purchase", "purchased",
             "watch_ratio", "esci_label", "score", "type",
+            "aktion", "ereignis", "accion", "evento", "azione", "bewertung",
         ),
     ),
     "position": Meaning("data.impressions", "events", ("position", "rank", "slot", "pos")),
     "impression": Meaning(
         "data.impressions", "events", ("impression_id", "list_id", "request_id", "impression", "page_view_id", "slate")
     ),
-    "price": Meaning("", "items", ("price", "cost", "amount", "list_price", "sale_price", "net", "gross")),
+    "price": Meaning(
+        "",
+        "items",
+        (
+            "price", "cost", "amount", "list_price", "sale_price", "net", "gross", "preis", "precio", "prix", "prezzo",
+            "prijs",
+        ),
+    ),
     "title": Meaning(
         "data.text_fields",
         "items",
-        ("title", "name", "product_title", "product_name", "prod_name", "headline", "caption", "movie_title"),
+        (
+            "title", "name", "product_title", "product_name", "prod_name", "headline", "caption", "movie_title",
+            "bezeichnung", "titel", "produktname", "titulo", "nombre", "titre", "nom", "titolo", "nome", "naam",
+        ),
     ),
     "text": Meaning(
         "data.text_fields",
@@ -77,14 +95,18 @@ MEANINGS: Mapping[str, Meaning] = {
         (
             "description", "brand", "category", "categories", "genres", "genre", "colour", "color", "abstract",
             "summary", "text", "tags", "keywords", "details", "features", "bullet_point", "material", "author",
+            "beschreibung", "marke", "kategorie", "farbe", "descripcion", "marca", "categoria", "marque", "categorie",
+            "descrizione", "omschrijving", "merk",
         ),
     ),
 }  # fmt: skip
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a column's name in small letters: ``customerID`` and ``Customer-Id`` are customer, id."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name.strip())
+    """The words of a column's name in small letters without accents: ``customerID`` and ``Customer-Id`` are customer,
+    id."""
+    letters = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", letters.strip())
     return re.findall(r"[^\W_]+", spaced.casefold())
 
 
