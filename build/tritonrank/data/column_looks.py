@@ -86,7 +86,7 @@ class Looks:
                 seconds = self.numbers / per_second
                 known = seconds.filter(seconds.is_between(FIRST_SECOND, latest))
                 if len(known) >= ENOUGH * len(seconds):
-                    return f"unix {unit}", float(known.min()), float(known.max())  # type: ignore[arg-type]
+                    return f"unix {unit}", float(known.min()), float(known.max())  # type: ignore[arg-type]  # a number
             compact = self._written("%Y%m%d")
             return ("dates like 20200913", *compact) if compact else None
         tried = [iso_seconds(cell) for cell in self.given.head(TRIED).to_list()]
@@ -110,7 +110,7 @@ class Looks:
         whole = self.given.str.replace(r"\.0+$", "")
         seconds = whole.str.to_datetime(form, strict=False, time_unit="us").dt.epoch("s").drop_nulls()
         known = seconds.filter(seconds.is_between(FIRST_SECOND, latest_second()))
-        return (float(known.min()), float(known.max())) if len(known) >= ENOUGH * len(whole) else None  # type: ignore[arg-type]
+        return (float(known.min()), float(known.max())) if len(known) >= ENOUGH * len(whole) else None  # type: ignore[arg-type]  # a number
 
     @cached_property
     def is_flag(self) -> bool:
@@ -136,14 +136,14 @@ class Looks:
     @cached_property
     def html_share(self) -> float:
         """Of the cells, those that hold HTML."""
-        return float(self.given.str.contains(HTML).mean() or 0) if len(self.given) else 0.0  # type: ignore[arg-type]
+        return float(self.given.str.contains(HTML).mean() or 0) if len(self.given) else 0.0  # type: ignore[arg-type]  # a number
 
     @property
     def is_code(self) -> bool:
         """It can identify something: no fractions, no long texts."""
         if self.numbers is not None:
             return self.is_whole
-        return bool(len(self.given)) and self.characters <= 64 and float(self.given.str.count_matches(" ").mean()) < 2  # type: ignore[arg-type]
+        return bool(len(self.given)) and self.characters <= 64 and float(self.given.str.count_matches(" ").mean()) < 2  # type: ignore[arg-type]  # a number
 
     @property
     def examples(self) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def looks_of(frame: pl.DataFrame) -> dict[str, Looks]:
 
 def overlap(of: Looks, among: Looks) -> float:
     """Which share of a column's different ids another column has."""
-    return float(of.ids.is_in(among.ids.implode()).mean() or 0) if len(of.ids) else 0.0  # type: ignore[arg-type]
+    return float(of.ids.is_in(among.ids.implode()).mean() or 0) if len(of.ids) else 0.0  # type: ignore[arg-type]  # a number
 
 
 def overlap_without_zeros(of: Looks, among: Looks) -> float:
@@ -167,7 +167,7 @@ def overlap_without_zeros(of: Looks, among: Looks) -> float:
     own, others = (looks.ids.cast(pl.String).str.strip_chars_start("0") for looks in (of, among))
     if not len(own) or ((own == of.ids.cast(pl.String)).all() and (others == among.ids.cast(pl.String)).all()):
         return 0.0
-    return float(own.is_in(others.implode()).mean() or 0)  # type: ignore[arg-type]
+    return float(own.is_in(others.implode()).mean() or 0)  # type: ignore[arg-type]  # a number
 
 
 def joined_examples(cells: Sequence[str]) -> str:

@@ -115,7 +115,7 @@ def _typed(column: str, counts: Mapping[str, int]) -> Label:
 def _rated(column: str, numbers: pl.Series) -> Label:
     values = numbers.unique().sort().to_list()
     if values == [0.0, 1.0]:
-        return Label(column, None, 1.0, f"0 or 1; {float((numbers == 1).mean()):.0%} are 1", "")  # type: ignore[arg-type]
+        return Label(column, None, 1.0, f"0 or 1; {float((numbers == 1).mean()):.0%} are 1", "")  # type: ignore[arg-type]  # a number
     reach = {value: float((numbers >= value).mean()) for value in values}
     threshold = next((value for value in values if reach[value] <= LIKED_SHARE), values[-1])
     reason = f"numbers from {values[0]:g} to {values[-1]:g}; {reach[threshold]:.0%} are {threshold:g} or more"
