@@ -147,6 +147,7 @@ def test_the_command_leaves_a_build_alone(
         return capsys.readouterr().out
 
     first = run()
+    assert first.index("leave --quick out") < first.index("run on 8 examples")
     workspace = Workspace(tmp_path / "tiny")
     found = read_quick(workspace.quick)
     assert [one["examples"] for one in found["runs"]] == [8, 16, 32, 64]

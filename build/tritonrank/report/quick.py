@@ -68,6 +68,7 @@ def quick(recipe: Recipe, workspace: Workspace, draft: Draft, expected_seconds: 
     """
     dataset = Dataset.read(workspace.dataset)
     sizes = sizes_of_runs(len(dataset.training))
+    _say_if_too_short(recipe, sizes[-1])
     lot = sorted(dataset.training, key=lambda example: stable_hash(recipe.seed, f"quick:{example.example_id}"))
     test = dataset.test[:MOST_JUDGED]
     wanted = ("random", *FREE_BASELINES)
@@ -123,6 +124,19 @@ def sizes_of_runs(training_examples: int) -> list[int]:
         )
     largest = max(SHARE * training_examples, min(FEWEST_IN_LARGEST, MOST_SHARE * training_examples))
     return [round(largest / 2**halvings) for halvings in reversed(range(RUNS))]
+
+
+def _say_if_too_short(recipe: Recipe, largest: int) -> None:
+    """Before anybody waits: that nothing will be forecast."""
+    steps = int(largest * recipe.finetune.epochs / recipe.finetune.examples_per_step)
+    if steps < FEWEST_STEPS:
+        console.print(
+            f"  the largest run has about {steps} steps, and from fewer than {FEWEST_STEPS} nothing is forecast: these "
+            "runs only tell how fast this machine trains. So small a build is better made whole: leave --quick out",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _run(
