@@ -6,39 +6,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from small_tables import EVENTS, ITEMS, write_tables
 from tritonrank.data.loading import load_tables
 from tritonrank.errors import DataError
-from tritonrank.recipe import DataSettings, TablesData
-
-ITEMS = pl.DataFrame({"sku": [10, 11], "name": ["Lamp", None], "watts": [5.5, 7.0]})
-EVENTS = pl.DataFrame(
-    {
-        "who": ["a", "b"],
-        "sku": [11, 10],
-        "at": [1_000_000_100, 1_000_000_200],
-        "search": [" lamp ", None],
-        "stars": [1.0, 3.0],
-    }
-)
-
-
-def write_tables(folder: Path, suffix: str, items: pl.DataFrame = ITEMS, events: pl.DataFrame = EVENTS) -> TablesData:
-    for name, frame in (("items", items), ("events", events)):
-        path = folder / f"{name}.{suffix}"
-        frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
-    return TablesData(
-        source="tables",
-        items=folder / f"items.{suffix}",
-        events=folder / f"events.{suffix}",
-        item_id="sku",
-        text_fields=["name", "watts", "sku"],
-        user_id="who",
-        timestamp="at",
-        query="search",
-        label="stars",
-        positive_label=3,
-        tolerate=0,
-    )
+from tritonrank.recipe import DataSettings
 
 
 def faults_of(settings: DataSettings) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from pydantic import ValidationError
+from small_tables import EVENTS, ITEMS, write_tables
 from tritonrank.data import columns
 from tritonrank.data import tables as own_tables
 from tritonrank.data.loading import load_tables
@@ -168,37 +169,6 @@ def test_a_column_that_occurs_twice_is_a_fault(tmp_path: Path) -> None:
 def test_a_missing_folder_says_where_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"movies\.csv, ratings\.csv, tags\.csv.*grouplens.*data\.path"):
         load_tables(PublicData(source="movielens", path=tmp_path / "none"), seed=1)
-
-
-ITEMS = pl.DataFrame({"sku": [10, 11], "name": ["Lamp", None], "watts": [5.5, 7.0]})
-EVENTS = pl.DataFrame(
-    {
-        "who": ["a", "b"],
-        "sku": [11, 10],
-        "at": [1_000_000_100, 1_000_000_200],
-        "search": [" lamp ", None],
-        "stars": [1.0, 3.0],
-    }
-)
-
-
-def write_tables(folder: Path, suffix: str, items: pl.DataFrame = ITEMS, events: pl.DataFrame = EVENTS) -> TablesData:
-    for name, frame in (("items", items), ("events", events)):
-        path = folder / f"{name}.{suffix}"
-        frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
-    return TablesData(
-        source="tables",
-        items=folder / f"items.{suffix}",
-        events=folder / f"events.{suffix}",
-        item_id="sku",
-        text_fields=["name", "watts", "sku"],
-        user_id="who",
-        timestamp="at",
-        query="search",
-        label="stars",
-        positive_label=3,
-        tolerate=0,
-    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

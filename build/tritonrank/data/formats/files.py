@@ -1,6 +1,7 @@
 """What kind of file it is, and its bytes where it is compressed."""
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,5 +84,5 @@ def open_unpacked(file: Path) -> Iterator[IO[bytes]]:
         else:
             with file.open("rb") as opened:
                 yield opened
-    except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as error:  # type: ignore[attr-defined]  # what gzip raises
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise OSError(0, f"damaged .gz file: {error}") from None
