@@ -30,7 +30,7 @@ setup: $(VENV)/.installed $(PERF_ANALYZER) ## make .venv with everything, pinned
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: on Debian, apt install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (torch and transformers among it: this takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,gateway,loadtests,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,gateway,recommend,loadtests,dev]'
 	@touch $@
 
 # The last thing that the network is needed for: after this, tests and demo run without it.

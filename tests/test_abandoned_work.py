@@ -4,6 +4,7 @@ Two requests of 1,000 candidates whose callers gave up after half a second once 
 as long as their work took.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def initialize(self, args):
 TritonPythonModel.initialize = initialize
 """
 MANY = [f"desk {place}" for place in range(1_000)]
+MOST_TRIES = 6
 FEW = ["desk", "lamp", "chair", "tent", "bag"]
 
 
@@ -98,11 +100,16 @@ def test_two_abandoned_requests_block_others_no_longer_than_a_group_takes(slow: 
 
 
 def test_an_idle_server_refuses_at_once_what_it_has_measured_to_be_too_long(slow: LocalTriton) -> None:
+    waited = []
     with RankClient(slow.grpc_url, retry=Retry(attempts=1)) as client:
-        with pytest.raises(DeadlineExceeded):  # the work that it stops tells how fast it is
-            client.rank(query="oak", items=MANY, timeout=0.8)
-        time.sleep(2 * GROUP_SECONDS)
-        began = time.monotonic()
-        with pytest.raises(DeadlineExceeded, match=r"about \d+ ms of work"):
-            client.rank(query="oak", items=MANY, timeout=0.8)
-        assert time.monotonic() - began < 0.8, "nobody waited for the deadline"
+        for _ in range(MOST_TRIES):  # work that is stopped tells how fast it is, unless a busy machine never began it
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded) as caught:
+                client.rank(query="oak", items=MANY, timeout=0.8)
+            if re.search(r"about \d+ ms of work", str(caught.value)):
+                break
+            waited.append(str(caught.value))
+            time.sleep(2 * GROUP_SECONDS)
+        else:
+            pytest.fail(f"never refused at once: {waited}")
+    assert time.monotonic() - began < 0.8, "nobody waited for the deadline"

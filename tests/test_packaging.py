@@ -52,6 +52,7 @@ def test_the_wheel_holds_every_source_of_its_packages(names: set[str]) -> None:
         ("tritonrank_runtime", ROOT / "build"),
         ("tritonrank_client", ROOT / "clients"),
         ("tritonrank_gateway", ROOT / "gateway"),
+        ("tritonrank_recommend", ROOT / "gateway"),
     ):
         sources = {f"{package}/{name}" for name in sources_below(folder / package)}
         assert len(sources) > 8
@@ -81,6 +82,7 @@ def test_the_wheel_holds_nothing_else(names: set[str]) -> None:
         "tritonrank_runtime",
         "tritonrank_client",
         "tritonrank_gateway",
+        "tritonrank_recommend",
     }
     strangers = [n for n in names if re.search(r"(^|/)(tests?|conftest|test_\w+|__pycache__)(/|\.|$)", n)]
     assert strangers == []

@@ -25,11 +25,11 @@ from tiny_models import FAMILIES, save_ranker
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.export import export_graphs
 from tritonrank.graphs.graph_view import GraphView
-from tritonrank.parallel import shard as sharding
-from tritonrank.parallel.cut_graph import PARTIAL, SHARE
-from tritonrank.parallel.cut_plan import constant_source, shard_plan
-from tritonrank.parallel.segments import segments_of
-from tritonrank.parallel.shard import compare_with_whole, write_shards
+from tritonrank.graphs.parallel import shard as sharding
+from tritonrank.graphs.parallel.cut_graph import PARTIAL, SHARE
+from tritonrank.graphs.parallel.cut_plan import constant_source, shard_plan
+from tritonrank.graphs.parallel.segments import segments_of
+from tritonrank.graphs.parallel.shard import compare_with_whole, write_shards
 from tritonrank.quantize.int8 import quantize_graphs
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.scorers import tensors_of

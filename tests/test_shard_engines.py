@@ -16,8 +16,8 @@ from tritonrank.artifacts import verify_artifact
 from tritonrank.artifacts.stage import bring_up_to_date
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError
+from tritonrank.graphs.parallel.shard import write_shards
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.parallel.shard import write_shards
 from tritonrank.pipeline import compile_ranks
 from tritonrank.pipeline.gpu_targets import assemble_target
 from tritonrank.rankers.modeling import SharedContextRanker

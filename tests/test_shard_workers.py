@@ -24,8 +24,8 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.cli import main
 from tritonrank.errors import ArtifactError, ServerError
+from tritonrank.graphs.parallel.shard import write_shards
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.parallel.shard import write_shards
 from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.rankers.server_scorer import ServerScorer

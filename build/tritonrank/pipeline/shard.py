@@ -28,7 +28,7 @@ def sharding_stage(recipe: Recipe, workspace: Workspace, model: Path, folder: Pa
     """
 
     def make(draft: Draft) -> None:
-        from tritonrank.parallel.shard import shard
+        from tritonrank.graphs.parallel.shard import shard
 
         shard(recipe, workspace, model, draft)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
+from tritonrank.graphs.parallel.cut_graph import PARTIAL, SHARE
 from tritonrank.graphs.shapes import Probed
-from tritonrank.parallel.cut_graph import PARTIAL, SHARE
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.graph_view import GraphView, attribute, constant_tensors, label
-from tritonrank.parallel.cut_plan import CONSTANT_CHAIN, Cut, Plan, Resize
+from tritonrank.graphs.parallel.cut_plan import CONSTANT_CHAIN, Cut, Plan, Resize
 
 PARTIAL = "_partial"
 """What is added to the name of a tensor while it is one rank's addend."""

@@ -35,10 +35,10 @@ from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.graph_view import constant_tensors
+from tritonrank.graphs.parallel.cut_graph import SHARE, cut_graph
+from tritonrank.graphs.parallel.cut_plan import Plan, shard_plan
+from tritonrank.graphs.parallel.segments import segments_of
 from tritonrank.graphs.weight_file import WeightFile
-from tritonrank.parallel.cut_graph import SHARE, cut_graph
-from tritonrank.parallel.cut_plan import Plan, shard_plan
-from tritonrank.parallel.segments import segments_of
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.scorers import RequestTensors, tensors_of
 from tritonrank.recipe import Recipe

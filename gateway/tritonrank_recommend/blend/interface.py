@@ -1,0 +1,38 @@
+"""What the rest needs of a blend."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonrank_recommend.catalogue.interface import Candidates
+from tritonrank_recommend.stores.interface import FieldValue
+
+
+class Blend(Protocol):
+    """Orders candidates; the artifact of the stage ``blend`` is one."""
+
+    artifact: str
+    names: tuple[str, ...]
+    """of the features, in their order"""
+
+    def features(
+        self,
+        candidates: Candidates,
+        logits: NDArray[np.float32],
+        fields: Sequence[Mapping[str, FieldValue] | None],
+    ) -> NDArray[np.float32]:
+        """[candidates, features]; the same when it is learnt and when it serves. NaN is: not known.
+
+        Args:
+            candidates: as retrieval gave them.
+            logits: the ranker's, one per candidate.
+            fields: of the items, for numeric ones.
+        """
+
+    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[candidates], higher is better; at most 1 ms for 200."""
+
+    def parts(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[candidates, features] what each feature adds to the score, as differences to the average candidate."""

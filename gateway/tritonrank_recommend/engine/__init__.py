@@ -1,0 +1,1 @@
+"""The way of a recommendation: profile -> retrieval -> rank -> blend -> rules -> page."""

@@ -1,0 +1,38 @@
+"""The ranker as the engine sees it: the gateway's backend, Triton from inside of Triton, or a model in this process."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the ranker says.
+
+    Attributes:
+        logits: [items] float32, in the order of the request.
+        artifact: what scored.
+    """
+
+    logits: NDArray[np.float32]
+    artifact: str
+
+
+class Ranker(Protocol):
+    """Raises tritonrank_client.RankError; its type says whose fault it is."""
+
+    async def score(
+        self, query: str, history: Sequence[str], items: Sequence[str], *, user: str = "", seconds: float | None = None
+    ) -> Scored:
+        """Score texts for a context.
+
+        Args:
+            query: may be empty.
+            history: texts of items, newest last.
+            items: texts.
+            user: requests of one user go to the same replica.
+            seconds: until nobody needs the answer any more.
+        """

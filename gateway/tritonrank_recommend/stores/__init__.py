@@ -1,0 +1,2 @@
+"""What is remembered between requests: profiles, counters, changes of items, pages, the events that are not yet in the
+training log. One interface (``interface.py``), SQLite for one machine, Redis or Valkey for more."""
