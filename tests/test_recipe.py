@@ -258,7 +258,7 @@ def test_the_reference_lists_every_field_of_every_section() -> None:
 
 
 def test_the_listed_defaults_are_what_a_recipe_gets(tmp_path: Path) -> None:
-    loaded = load_recipe(write(tmp_path, SMALLEST + "\nprune: {}\ndistill: {}\n"))
+    loaded = load_recipe(write(tmp_path, SMALLEST + "\nprune: {}\ndistill: {}\nretrieval: {}\n"))
     for key, default, *_ in setting_rows():
         section, _, name = key.partition(" ")[0].rpartition(".")
         if default != "required" and section != "data":

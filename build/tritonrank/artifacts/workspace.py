@@ -89,6 +89,21 @@ class Workspace:
         return self.plans / f"{precision}-tp{recipe.tensor_parallel}"
 
     @property
+    def retriever(self) -> Path:
+        """The encoder that finds items by history and query (two towers)."""
+        return self.root / "retriever"
+
+    @property
+    def catalogue(self) -> Path:
+        """The items as retrieval sees them."""
+        return self.root / "catalogue"
+
+    @property
+    def blend(self) -> Path:
+        """The model that orders by the ranker's score and the signals of retrieval."""
+        return self.root / "blend"
+
+    @property
     def repository(self) -> Path:
         return self.root / "repository"
 

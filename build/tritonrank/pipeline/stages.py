@@ -169,5 +169,9 @@ def _unless_precision(recipe: Recipe, *wanted: str) -> str | None:
     return f"tensorrt.precisions does not name {' or '.join(wanted)}" if wanted else "tensorrt.precisions is empty"
 
 
+def _unless_retrieval(recipe: Recipe) -> str | None:
+    return None if recipe.retrieval else "the recipe has no retrieval section"
+
+
 def _unless_batched(recipe: Recipe) -> str | None:
     return "a joint ranker's graph is batched already" if is_batched_already(recipe) else None

@@ -1,8 +1,8 @@
 """The recipe: one YAML file that says what to build.
 
 Every setting is declared here once, with its default, its unit and the reason for the default: ``data``, ``text``,
-``training``, ``graphs`` and ``serving`` hold the sections, ``whole`` puts them together. A recipe names only what it
-wants different. ``load_recipe`` reports all faults of a file together, each with line and key.
+``training``, ``graphs``, ``retrieval`` and ``serving`` hold the sections, ``whole`` puts them together. A recipe names
+only what it wants different. ``load_recipe`` reports all faults of a file together, each with line and key.
 """
 
 from tritonrank.recipe.applicability import require_effects
@@ -13,6 +13,7 @@ from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSet
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
 from tritonrank.recipe.page import settings_page
+from tritonrank.recipe.retrieval import RetrievalSettings
 from tritonrank.recipe.serving import ServeSettings
 from tritonrank.recipe.shipped import shipped_recipes
 from tritonrank.recipe.text import DEFAULT_BUDGETS, TextSettings
@@ -38,6 +39,7 @@ __all__ = [
     "PublicData",
     "QuantizeSettings",
     "Recipe",
+    "RetrievalSettings",
     "SampleData",
     "ServeSettings",
     "Settings",

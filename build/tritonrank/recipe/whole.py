@@ -9,6 +9,7 @@ from tritonrank.recipe.applicability import GPU_TARGETS, Used
 from tritonrank.recipe.base import Settings
 from tritonrank.recipe.data import DataSettings, ExampleSettings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.retrieval import RetrievalSettings
 from tritonrank.recipe.serving import ServeSettings
 from tritonrank.recipe.text import TextSettings
 from tritonrank.recipe.training import DistillSettings, FinetuneSettings, ModelSettings, PruneSettings
@@ -54,6 +55,7 @@ class Recipe(Settings):
         TensorRTSettings,
         Used("graphs and plans of this section are made for GPUs", GPU_TARGETS, or_device="cuda"),
     ] = TensorRTSettings()
+    retrieval: RetrievalSettings | None = None
     serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")
