@@ -33,6 +33,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         value: of a rating 0.5 to 5; of a purchase what was paid; else None.
         page: the token of the page (``RecommendAnswer.page``) on which the item was shown.
         position: of the item in that list, from 0.
+        received_at: unix seconds at which a gateway took it, by its own clock; 0 where none did. What was received
+            before its user was erased is erased, too, wherever it was on its way.
     """
 
     event_id: str
@@ -44,6 +46,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     value: float | None = None
     page: str = ""
     position: int | None = None
+    received_at: float = 0.0
 
 
 def weight_of(event: Event) -> float:
