@@ -12,6 +12,7 @@ from loadtests.judge import judge
 from loadtests.loadtest import loadtest
 from loadtests.overload import overload
 from loadtests.perf import perf
+from loadtests.recommend import recommend
 from loadtests.report import report
 from loadtests.run import run
 from loadtests.soak import soak
@@ -38,6 +39,7 @@ app.command()(compare)
 app.command()(tune)
 app.command()(fuzz)
 app.command()(gateway)
+app.command()(recommend)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

@@ -7,7 +7,7 @@ request was due. What is still open when the generator stops waiting is a failur
 import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -24,11 +24,15 @@ MOST_MESSAGES = 5
 """Kept of each kind of failure."""
 
 
+GOLDEN, AFTERWARDS = -1, -2
+"""In place of an arrival's number: of a golden request, and of events that follow a page."""
+
+
 class Outcome(NamedTuple):
     """What became of one request; times in seconds since the start of the run."""
 
     number: int
-    """of the arrival; -1 for a golden request, which counts only where its answer was wrong"""
+    """of the arrival; GOLDEN or AFTERWARDS for what is none"""
     due: float
     sent: float
     ended: float
@@ -36,6 +40,11 @@ class Outcome(NamedTuple):
     """None: answered rightly"""
     candidates: int
     bytes: int
+
+    @property
+    def counts(self) -> bool:
+        """Golden requests count where an answer was wrong, what follows a page wherever it failed."""
+        return self.number >= 0 or self.kind == "wrong" or (self.number == AFTERWARDS and self.kind is not None)
 
     @property
     def is_sent(self) -> bool:
@@ -57,6 +66,8 @@ class Recorder:
     outcomes: list[Outcome] = field(default_factory=list)
     messages: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     artifact: str = ""
+    steps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """milliseconds by the name of what took them, as far as the server or the visitor tells"""
     answered: int = 0
     """requests of the load that are done with, rightly or not"""
 
@@ -71,17 +82,29 @@ class Recorder:
         if outcome.kind and len(self.messages[outcome.kind]) < MOST_MESSAGES:
             self.messages[outcome.kind].append(message)
 
+    def add_steps(self, milliseconds: Mapping[str, float]) -> None:
+        for name, value in milliseconds.items():
+            self.steps[name].append(value)
+
     def take(self) -> dict[str, object]:
         """Everything since the last time, in types that cross a process boundary."""
         outcomes, self.outcomes = self.outcomes, []
         messages, self.messages = self.messages, defaultdict(list)
+        steps, self.steps = self.steps, defaultdict(list)
         return {
+            "steps": dict(steps),
             "outcomes": [tuple(outcome) for outcome in outcomes],
             "messages": dict(messages),
             "artifact": self.artifact,
         }
 
-    def put(self, outcomes: Iterable[Sequence[object]], messages: dict[str, list[str]], artifact: str) -> None:
+    def put(
+        self,
+        outcomes: Iterable[Sequence[object]],
+        messages: dict[str, list[str]],
+        artifact: str,
+        steps: Mapping[str, Sequence[float]],
+    ) -> None:
         """What another process has taken."""
         for values in outcomes:
             outcome = Outcome._make(values)
@@ -89,6 +112,8 @@ class Recorder:
             self.answered += outcome.number >= 0
         for kind, texts in messages.items():
             self.messages[kind] = (self.messages[kind] + texts)[:MOST_MESSAGES]
+        for name, values in steps.items():
+            self.steps[name].extend(values)
         self.artifact = artifact or self.artifact
 
     def failures(self) -> list[str]:
@@ -212,7 +237,7 @@ class Accounts:
     @cached_property
     def _all(self) -> list[Outcome]:
         """What was due until the run ended: the load, what is missing of it, and golden requests that went wrong."""
-        load = [one for one in self.outcomes if one.due < self.seconds and (one.number >= 0 or one.kind == "wrong")]
+        load = [one for one in self.outcomes if one.due < self.seconds and one.counts]
         seen = {one.number for one in load}
         return load + [
             Outcome(number, due, math.nan, math.nan, "unanswered", 0, 0)

@@ -4,7 +4,6 @@ Their answers are read back into the result that our own client gives, so that e
 same. Only our own dialect carries a history; the others rank for the query alone.
 """
 
-import http.client
 import json
 import sys
 import time
@@ -16,27 +15,17 @@ from typing import Any, Protocol, get_args
 from typing import Literal as Choice
 from urllib.parse import urlsplit
 
-from tritonrank_client import (
-    DeadlineExceeded,
-    InvalidRequest,
-    Overloaded,
-    RankClient,
-    RankedItem,
-    RankError,
-    RankResult,
-    Retry,
-    ServerFault,
-    Unavailable,
-)
+from tritonrank_client import RankClient, RankedItem, RankResult, Retry, ServerFault
 
+from loadtests.json_connections import JsonConnections
 from loadtests.processes import LOOPBACK, Process
 from loadtests.target import LiveServer
 
 Dialect = Choice["own", "tei", "jina", "cohere", "vllm", "nim"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
-ERRORS: dict[int, type[RankError]] = {429: Overloaded, 503: Unavailable, 504: DeadlineExceeded}
-OVERLOADED = "refused as a whole"
-"""How the gateway words a refusal for want of room; vLLM's status code for that is 503."""
+Visits = Choice["visits"]
+VISITS: Visits = "visits"
+"""No dialect of lists to rank: visits to a gateway that recommends (``visits.py``)."""
 
 
 class Ranker(Protocol):
@@ -107,12 +96,10 @@ def open_dialect(url: str, dialect: str) -> Ranker:
 
 
 class DialectClient:
-    """See `Ranker`. Connections are kept and used by whoever comes next."""
+    """See `Ranker`."""
 
     def __init__(self, url: str, form: _Form) -> None:
-        parts = urlsplit(url)
-        self._host, self._port, self._form = parts.hostname or "", parts.port or 80, form
-        self._free: list[http.client.HTTPConnection] = []
+        self._connections, self._form = JsonConnections(url), form
 
     def rank(
         self,
@@ -129,27 +116,9 @@ class DialectClient:
             RankError: there was no ranking.
         """
         texts, began = list(items), time.perf_counter()
-        seconds = 10.0 if timeout is None else timeout
-        body = json.dumps(self._form.body(query, texts)).encode()
-        headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(max(1, round(1_000 * seconds)))}
-        connection = self._free.pop() if self._free else http.client.HTTPConnection(self._host, self._port)
-        connection.timeout = seconds
-        if connection.sock is not None:
-            connection.sock.settimeout(seconds)
-        try:
-            connection.request("POST", self._form.path, body, headers)
-            answer = connection.getresponse()
-            told = answer.read()
-        except TimeoutError as error:
-            connection.close()
-            raise DeadlineExceeded(f"no answer within {seconds:.2f} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise Unavailable(f"the connection broke: {type(error).__name__} {error}") from error
-        self._free.append(connection)
-        if answer.status != 200:
-            raise _error(answer.status, told)
-        return self._read(told, texts, answer.headers.get("X-Artifact", ""), began)
+        body = self._form.body(query, texts)
+        told = self._connections.post(self._form.path, body, 10.0 if timeout is None else timeout)
+        return self._read(told.body, texts, told.artifact, began)
 
     def _read(self, told: bytes, texts: Sequence[str], artifact: str, began: float) -> RankResult:
         try:
@@ -160,12 +129,6 @@ class DialectClient:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ServerFault(f"the answer breaks the contract: {type(error).__name__} {error}") from error
         return RankResult(ranking, artifact, time.perf_counter() - began, 1)
-
-
-def _error(status: int, told: bytes) -> RankError:
-    text = told[:300].decode("utf-8", "replace")
-    kind = Overloaded if OVERLOADED in text else ERRORS.get(status)
-    return (kind or (InvalidRequest if 400 <= status < 500 and status != 424 else ServerFault))(f"{status}: {text}")
 
 
 @contextmanager

@@ -9,21 +9,21 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import gevent
 import gevent.event
-from tritonrank_client import RankClient, RankResult, Retry
 
-from loadtests.accounting import Outcome, Recorder
-from loadtests.checks import GoldenRequest, check_golden, check_ranking, failure_kind
-from loadtests.dialects import Ranker, open_dialect
+from loadtests.accounting import AFTERWARDS, GOLDEN, Outcome, Recorder
+from loadtests.callers import Answer, Caller, RankCaller, request_bytes
+from loadtests.checks import failure_kind
+from loadtests.dialects import VISITS
 from loadtests.machine import describe_machine
 from loadtests.results import FailureKind
 from loadtests.settings import LoadSettings
 from loadtests.shapes import Arrival, arrivals
-from loadtests.workload import WorkloadRequest
+from loadtests.visits import VisitCaller
 
 GOLDEN_EVERY_SECONDS = 2.0
 REPORT_SECONDS = 8.0
@@ -40,10 +40,7 @@ class Done:
 
     outcome: Outcome
     error: Exception | None
-
-    @property
-    def name(self) -> str:
-        return "rank" if self.outcome.number >= 0 else "golden"
+    name: str
 
 
 class Load:
@@ -69,7 +66,7 @@ class Load:
         self.stopped_at: float | None = None
         self.is_stopped = False
         self._golden = settings.read_golden()
-        self._client: Ranker | None = None
+        self._caller: Caller | None = None
         self._schedule: Iterator[Arrival] = iter(())
         self._begun = gevent.event.Event()
         self._origin = 0.0
@@ -90,9 +87,7 @@ class Load:
         if self.settings.plan.clients is None:
             self.due = [arrival.due for arrival in self._arrivals()]
         if share is not None:
-            # One attempt: what the server refuses is counted, and a retry would be load that nobody planned.
-            dialect = self.settings.dialect
-            self._client = open_dialect(self.url, dialect) if dialect else RankClient(self.url, retry=Retry(attempts=1))
+            self._caller = self._open_caller()
             self._schedule = self._share(share, shares)
         self._begun.set()
 
@@ -119,7 +114,7 @@ class Load:
         if self.settings.plan.clients is None:
             is_complete = self.recorder.answered >= len(self.due)
         else:  # how many a closed loop sends is known to those who send
-            is_complete = self._client is not None and not self._open
+            is_complete = self._caller is not None and not self._open
         return is_complete or late > self.settings.deadline_seconds + REPORT_SECONDS
 
     def stop(self) -> None:
@@ -133,9 +128,18 @@ class Load:
         self._begun.wait()
         for arrival in self._schedule:
             gevent.sleep(max(0.0, arrival.due - self.now))
-            tell(self._send(arrival))
+            done, answer = self._send(arrival)
+            tell(done)
+            if answer is not None and answer.afterwards is not None:
+                tell(self._send_afterwards(answer.afterwards))
 
-    def _send(self, arrival: Arrival) -> Done:
+    def _open_caller(self) -> Caller:
+        if self.settings.dialect == VISITS:
+            return VisitCaller(self.url, self.settings.visitors, self.settings.candidates or 0)
+        return RankCaller(self.url, self.settings.dialect)
+
+    def _send(self, arrival: Arrival) -> tuple[Done, Answer | None]:
+        assert self._caller is not None, "only a process with a share sends"
         is_golden = arrival.number < 0
         golden = self._golden[arrival.place % len(self._golden)] if is_golden else None
         # A load before this one has left its contexts in the server's cache, so this one begins behind its rows.
@@ -143,35 +147,40 @@ class Load:
         sent, ended = self.now, math.inf
         seconds_left = self.settings.deadline_seconds - (sent - arrival.due)
         error: Exception | None = None
+        answer: Answer | None = None
         kind: FailureKind | None = "unanswered"  # unless something better is known: the run may be broken off
-        size = _request_bytes(request)
         self._open += 1
         try:
             if seconds_left <= 0:
                 sent = math.nan
                 raise TooLateError("no sender was free before its deadline")
-            result = self._rank(request, seconds_left)
-            ended = self.now
-            size += _answer_bytes(result)
-            self.recorder.artifact = result.artifact
-            check_ranking(result, len(request.items)) if golden is None else check_golden(result, golden)
-            kind = None
+            answer = self._caller.call(request, seconds_left)
+            kind, ended = None, self.now
+            self.recorder.artifact = answer.artifact
+            self.recorder.add_steps(answer.steps)
         except TooLateError as failure:
             error = failure
         except Exception as failure:  # noqa: BLE001 - whatever a call meets is a result
             error, kind, ended = failure, failure_kind(failure), self.now
         finally:
             self._open -= 1
+            size = answer.bytes if answer is not None else request_bytes(request)
             outcome = Outcome(arrival.number, arrival.due, sent, ended, kind, len(request.items), size)
             self.recorder.add(outcome, str(error or "the run was stopped"))
-        return Done(outcome, error)
+        return Done(outcome, error, "golden" if is_golden else self.settings.dialect or "rank"), answer
 
-    def _rank(self, request: WorkloadRequest | GoldenRequest, seconds: float) -> RankResult:
-        assert self._client is not None, "only a process with a share sends"
-        item_ids = request.item_ids if isinstance(request, WorkloadRequest) else None
-        return self._client.rank(
-            query=request.query, history=request.history, items=request.items, item_ids=item_ids, timeout=seconds
-        )
+    def _send_afterwards(self, afterwards: Callable[[], Mapping[str, float]]) -> Done:
+        """What the schedule does not wait for; where it goes wrong the run says so, as for a golden request."""
+        began = self.now
+        error: Exception | None = None
+        kind: FailureKind | None = None
+        try:
+            self.recorder.add_steps(afterwards())
+        except Exception as failure:  # noqa: BLE001 - whatever a call meets is a result
+            error, kind = failure, failure_kind(failure)
+        outcome = Outcome(AFTERWARDS, began, began, self.now, kind, 0, 0)
+        self.recorder.add(outcome, f"afterwards: {error}")
+        return Done(outcome, error, "events")
 
     def _share(self, share: int, shares: int) -> Iterator[Arrival]:
         if self.settings.plan.clients is not None:
@@ -191,19 +200,6 @@ class Load:
         return arrivals(self.settings.plan, [request.at_seconds for request in self.requests])
 
     def _golden_arrivals(self) -> Iterator[Arrival]:
-        """From time to time one between the others; -1 is no number of the workload."""
+        """From time to time one between the others."""
         for turn in range(int(self.settings.plan.seconds / GOLDEN_EVERY_SECONDS)):
-            yield Arrival((turn + 0.5) * GOLDEN_EVERY_SECONDS, turn, -1)
-
-
-def _request_bytes(request: WorkloadRequest | GoldenRequest) -> int:
-    """Of the request's tensors: each text with its length in four bytes, and top_k."""
-    texts: Sequence[str] = [request.query, *request.history, *request.items]
-    if isinstance(request, WorkloadRequest):
-        texts = [*texts, *request.item_ids]
-    return sum(4 + len(text.encode()) for text in texts) + 4
-
-
-def _answer_bytes(result: RankResult) -> int:
-    """Of indices and scores, four bytes each, and the artifact's name."""
-    return 8 * len(result.ranking) + 4 + len(result.artifact.encode())
+            yield Arrival((turn + 0.5) * GOLDEN_EVERY_SECONDS, turn, GOLDEN)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from loadtests.results import ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION, Phase, Run, Second, Verdict
+from loadtests.results import ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, OWN_STEPS, SATURATION, Phase, Run, Second, Verdict
 from loadtests.shapes import SPIKE, STEADY
 
 SUSTAINED = 0.95
@@ -84,6 +84,13 @@ class OverloadPart(_Part):
     recovery_seconds: float | None = Field(None, gt=0, description="after its end, until all are answered in time")
 
 
+class StepsPart(_Part):
+    """Of a gateway that recommends, as its answers tell."""
+
+    own_p50_ms: float | None = Field(None, gt=0, description="store, retrieval and blend together, without the ranker")
+    events_p99_ms: float | None = Field(None, gt=0, description="until a batch of events is acknowledged")
+
+
 class Objectives(_Part):
     """A file of objectives."""
 
@@ -93,6 +100,7 @@ class Objectives(_Part):
     spike: SpikePart | None = None
     soak: SoakPart | None = None
     overload: OverloadPart | None = None
+    steps: StepsPart | None = None
 
     @model_validator(mode="after")
     def _limits_can_be_missed(self) -> Self:
@@ -189,6 +197,7 @@ def _verdicts(run: Run, objectives: Objectives) -> Iterator[Verdict]:
         (objectives.spike, run.phase(SPIKE), _spike),
         (objectives.soak, run.phase("soak"), _soak),
         (objectives.overload, run.phase("overload"), _overload),
+        (objectives.steps, run.phase(STEADY) if run.steps else None, _steps),
     )
     for part, phase, judge in judges:
         if part is not None and phase is not None:
@@ -260,6 +269,12 @@ def _overload(run: Run, phase: Phase, part: OverloadPart) -> Iterator[Verdict]:
     growth = memory_growth(run, before_it, (phase.end_second - SETTLED_SECONDS, run.seconds))
     yield from _most("memory growth", phase, growth, part.memory_growth, why=_unseen(growth))
     yield from _recovery(run, phase, part.recovery_seconds)
+
+
+def _steps(run: Run, phase: Phase, part: StepsPart) -> Iterator[Verdict]:
+    own, events = run.steps.get(OWN_STEPS), run.steps.get("events")
+    yield from _most("p50 of store, retrieval and blend", phase, own.p50 if own else None, part.own_p50_ms, "ms")
+    yield from _most("p99 of events", phase, events.p99 if events else None, part.events_p99_ms, "ms")
 
 
 def _recovery(run: Run, phase: Phase, limit: float | None) -> Iterator[Verdict]:

@@ -34,11 +34,13 @@ invalid      the server refused the request itself (InvalidRequest)
 unanswered   due within the run, and neither answered nor failed when the generator stopped waiting
 """
 
+OWN_STEPS = "store + retrieval + blend"
+"""Of a recommendation: what is not the ranker's."""
 ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION = "error rate", "goodput", "goodput, of its peak", "saturation"
 LIMITS_OF_FAILURES = (ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION)
 """Objectives that say how many requests may fail."""
 
-Verb = Literal["run", "loadtest", "soak", "overload", "perf", "tune"]
+Verb = Literal["run", "loadtest", "soak", "overload", "perf", "tune", "recommend"]
 
 
 class Record(BaseModel):
@@ -268,6 +270,9 @@ class Run(Record):
     saturation_per_second: float | None = Field(None, description="highest rate of the ramp that was sustained")
     verdicts: list[Verdict] = Field(default_factory=list)
     client: ClientHealth
+    steps: dict[str, Spread] = Field(
+        default_factory=dict, description="milliseconds of a recommendation's steps, as its answers tell, and of events"
+    )
     perf: list[PerfLevel] = Field(default_factory=list, description="what perf_analyzer found, level by level")
 
     @property

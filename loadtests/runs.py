@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from loadtests.accounting import Accounts, Recorder
 from loadtests.machine import Machine
-from loadtests.results import Run, Shape, Target, WorkloadFile
+from loadtests.results import Run, Shape, Spread, Target, WorkloadFile
 from loadtests.settings import LoadSettings
 from loadtests.workload import WorkloadRequest
 
@@ -75,6 +75,7 @@ def finished_run(
         totals=totals,
         per_second=accounts.per_second(),
         failures=recorder.failures(),
+        steps={name: Spread.of(values) for name, values in sorted(recorder.steps.items())},
         client=accounts.health(settings.sender_count(), processes, cpu_seconds),
     )
 

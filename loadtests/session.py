@@ -10,7 +10,7 @@ finish(run, out)
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.table import Column, Table
 
 from loadtests.checks import GOLDEN_FILE
 from loadtests.console import fail
-from loadtests.dialects import Dialect, open_gateway
+from loadtests.dialects import Dialect, Visits, open_gateway
 from loadtests.generator import GeneratorError, generate
 from loadtests.machine import Machine, describe_machine
 from loadtests.objectives import DEFAULT_FILE, Objectives, ObjectivesError, judged, read_objectives, saturation
@@ -135,7 +135,9 @@ def open_session(
     golden: Path | None = None,
     senders: int | None = None,
     processes: int = 0,
-    dialect: Dialect | None = None,
+    dialect: Dialect | Visits | None = None,
+    gateway_options: Sequence[str] = (),
+    visitors: int = 1,
 ) -> Iterator[Session]:
     """A session; ends the program with a message where there is nothing to test or to send.
 
@@ -150,6 +152,8 @@ def open_session(
         processes: of Locust.
         dialect: send this to a gateway before the server, which is started here unless the URL is one's. Others than
             our own carry no history, so golden requests are not sent with them.
+        gateway_options: more flags of the gateway that is started here.
+        visitors: of visits, see `LoadSettings`.
     """
     folder = None if "://" in target else Path(target)
     try:
@@ -160,6 +164,7 @@ def open_session(
             candidates=candidates,
             golden=golden or (_golden_of(folder) if dialect in (None, "own") else None),
             senders=senders,
+            visitors=visitors,
         )
         settings.read_requests()
         settings.read_golden()
@@ -168,7 +173,8 @@ def open_session(
             server = stack.enter_context(open_target(target))
             if dialect is not None:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loadtest-")))
-                url = target if folder is None else stack.enter_context(open_gateway(server, scratch / "gateway.log"))
+                started = open_gateway(server, scratch / "gateway.log", *gateway_options)
+                url = target if folder is None else stack.enter_context(started)
                 settings = replace(settings, dialect=dialect, gateway=url)
             yield Session(server, protocol_of(target, protocol), settings, processes, machine=machine)
     except FAULTS as error:

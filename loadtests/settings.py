@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.checks import GoldenRequest, read_golden
-from loadtests.dialects import DIALECTS
+from loadtests.dialects import DIALECTS, VISITS
 from loadtests.shapes import SHAPES, Plan, PlanError, plan_of, read_plan
 from loadtests.workload import WorkloadRequest, cut_to, read_workload
 
@@ -34,6 +34,7 @@ class LoadSettings:
         sent_before: requests of the workload that the server was sent already; the load begins behind them.
         dialect: that a gateway is spoken to in; empty: tensors.
         gateway: its URL.
+        visitors: of visits, users of the store for each one of the workload.
     """
 
     workload: Path
@@ -47,6 +48,7 @@ class LoadSettings:
     sent_before: int = 0
     dialect: str = ""
     gateway: str = ""
+    visitors: int = 1
 
     def read_requests(self) -> list[WorkloadRequest]:
         """The workload, cut to the wanted candidates.
@@ -85,6 +87,7 @@ class LoadSettings:
             "run-name": self.name or None,
             "sent-before": self.sent_before or None,
             "dialect": self.dialect or None,
+            "visitors": self.visitors if self.visitors > 1 else None,
         }
         return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
 
@@ -107,7 +110,12 @@ def add_arguments(parser: Any) -> None:
         "--senders", type=int, default=0, help="requests in flight at once at the most; 0: --users, or by deadline"
     )
     parser.add_argument("--sent-before", type=int, default=0, help="requests of the workload to begin behind")
-    parser.add_argument("--dialect", default="", choices=("", *DIALECTS), help="of a gateway; empty: tensors of Triton")
+    parser.add_argument(
+        "--dialect", default="", choices=("", *DIALECTS, VISITS), help="of a gateway; empty: tensors of Triton"
+    )
+    parser.add_argument(
+        "--visitors", type=int, default=1, help="of visits: users of the store for each one of the workload"
+    )
     parser.add_argument("--plan", default="", include_in_web_ui=False, help="JSON file of phases, instead of a shape")
     parser.add_argument("--run-file", default="", include_in_web_ui=False, help="JSON file for the results")
     parser.add_argument("--run-name", default="", include_in_web_ui=False, help="of the run in that file")
@@ -152,4 +160,5 @@ def settings_of(options: Any) -> LoadSettings:
         name=options.run_name,
         sent_before=max(0, options.sent_before),
         dialect=options.dialect,
+        visitors=max(1, options.visitors),
     )

@@ -1,0 +1,42 @@
+"""A store's worth of users: the dataset's own, and as many copies of them as are wanted, each with their past."""
+
+from pathlib import Path
+
+from loadtests.console import fail
+
+DATASET_EVENTS = Path("dataset") / "events.parquet"
+
+
+def visitors_of(artifacts: Path, users: int) -> int:
+    """How many users stand for each one of the dataset, rounded up."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    path = artifacts / DATASET_EVENTS
+    if not path.is_file():
+        fail(f"{path}: no dataset, whose users the visitors are. Build one: tritonrank build RECIPE")
+    known: int = pc.count_distinct(pq.read_table(path, columns=["user_id"])["user_id"]).as_py()
+    return max(1, -(-users // known))
+
+
+def write_events(artifacts: Path, visitors: int, out: Path) -> Path:
+    """Write the past of all users as a table that ``tritonrank import-events`` reads: views and purchases.
+
+    Args:
+        artifacts: with the dataset.
+        visitors: users for each one of the dataset: user, user~1, user~2 ...
+        out: the Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(artifacts / DATASET_EVENTS, columns=["user_id", "item_id", "query", "timestamp", "label"])
+    kinds = pc.if_else(pc.greater(table["label"], 0), "click", "view")
+    table = table.drop_columns(["label"]).append_column("type", kinds)
+    names = table["user_id"].combine_chunks()
+    with pq.ParquetWriter(out, table.schema) as writer:
+        for copy in range(visitors):
+            users = names if not copy else pc.binary_join_element_wise(names, pa.scalar(str(copy)), "~")
+            writer.write_table(table.set_column(0, table.schema.field(0), pc.cast(users, table.schema.field(0).type)))
+    return out
