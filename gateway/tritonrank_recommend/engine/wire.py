@@ -69,11 +69,18 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
     of: Literal["logit", "score"] = "logit"
 
 
-class Explanation(msgspec.Struct, frozen=True):
-    """Why an item stands where it stands: reasons by the size of their effect, and one sentence."""
+class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an item stands where it stands: reasons by the size of their effect, and one sentence.
+
+    Attributes:
+        reasons: what raised or lowered it.
+        sentence: those that raised it most, for a reader.
+        left_out: what was not looked at, because time was over or the ranker did not answer.
+    """
 
     reasons: list[Reason]
     sentence: str
+    left_out: list[str] = []
 
 
 class Recommended(msgspec.Struct, frozen=True, omit_defaults=True):
