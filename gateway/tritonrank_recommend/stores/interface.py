@@ -15,6 +15,10 @@ class StoreError(Exception):
     """The store cannot be reached or does not answer in time; nothing was acknowledged."""
 
 
+class StoreRefusedError(StoreError):
+    """The URL, the file or the server is not one that can be used; trying again does not help."""
+
+
 class Seen(msgspec.Struct, frozen=True, array_like=True):
     """An event as a profile keeps it."""
 
@@ -46,6 +50,8 @@ class ItemChange(msgspec.Struct, frozen=True):
 
     item_id: str
     fields: dict[str, FieldValue] | None
+    changed: float = 0.0
+    """unix seconds, by the store's clock when it took the change; what a caller sets is not kept"""
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -66,8 +72,16 @@ class Store(Protocol):
 
     # Events and profiles
 
-    async def add_events(self, events: Sequence[Event]) -> Added:
-        """Take events whole or not at all: profile, counters and outbox. Durable when this returns."""
+    async def add_events(self, events: Sequence[Event], *, log: bool = True) -> Added:
+        """Take events: profile, counters and outbox. Durable when this returns.
+
+        All events of one user are taken, or none. A batch that failed in between can be sent again: an event whose id
+        is known of its user counts as a duplicate, however often it comes within seven days.
+
+        Args:
+            events: in any order.
+            log: False keeps them out of the outbox: they lie in a table already from which models are built.
+        """
 
     async def profile(self, user_id: str) -> Profile:
         """What is known; an empty profile of a user who is not."""
@@ -96,11 +110,19 @@ class Store(Protocol):
 
     # Small things with an end: pinned pages, cached results
 
-    async def put(self, key: str, value: bytes, seconds: float) -> None:
-        """Keep a value for so long."""
+    async def put(self, key: str, value: bytes, seconds: float, *, user_id: str = "") -> None:
+        """Keep a value for so long. What belongs to a user goes when the user is erased."""
 
     async def get(self, key: str) -> bytes | None:
         """A value that was put, unless its time is over."""
+
+    # Leases: of several gateways one does what is to be done once, such as writing the log
+
+    async def take_lease(self, name: str, owner: str, seconds: float) -> bool:
+        """Whether ``owner`` holds the lease now, for so long; its holder renews it by taking it again."""
+
+    async def give_lease(self, name: str, owner: str) -> None:
+        """Let others take it at once; nothing where ``owner`` does not hold it."""
 
     # Privacy
 
@@ -111,4 +133,10 @@ class Store(Protocol):
         """Remove it, pages and waiting events too; how many rows of what. Remembers the id as erased, for the log."""
 
     async def erased_users(self) -> list[tuple[str, float]]:
-        """Who was erased, and when (unix seconds): tombstones for files of the log that were written before."""
+        """Who was erased, and when (unix seconds): tombstones for files of the log that were written before.
+
+        The files hold ids, so a tombstone holds the id: the last trace of a user, until ``forget_erased``.
+        """
+
+    async def forget_erased(self, user_ids: Sequence[str]) -> None:
+        """Drop tombstones: no file holds these users any more."""
