@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ INSTALL = "pip install 'tritonrank[gateway]'"
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.05
+MOST_RESTARTS, RESTART_WINDOW_SECONDS = 5, 60.0
+"""More often than that in so short a time, and starting again does not help."""
 
 
 def missing_packages() -> list[str]:
@@ -35,8 +38,9 @@ def missing_packages() -> list[str]:
 class GatewayChild:
     """``python -m tritonrank_gateway`` in front of a running server; use it as a context.
 
-    To whoever waits (``run_until_signalled``) it looks like the server itself: it is gone when either is, and is
-    stopped before the server behind it, so that no accepted request loses its answer.
+    To whoever waits (``run_until_signalled``) it looks like the server itself, and is stopped before the server behind
+    it, so that no accepted request loses its answer. A gateway that ends by itself is started again at the same ports;
+    one that ends again and again is gone.
 
     Args:
         server: in front of it.
@@ -65,6 +69,7 @@ class GatewayChild:
         self._command += ["--ready-file", str(self._ready_file), "--deadline-s", str(deadline_seconds)]
         self._command += ["--model-name", name, "--no-access-log", *further]
         self._process: subprocess.Popen[bytes] | None = None
+        self._restarted_at: deque[float] = deque(maxlen=MOST_RESTARTS)
         self.url = ""
         self.metrics_url = ""
 
@@ -77,11 +82,8 @@ class GatewayChild:
         return self._server.grpc_url
 
     def __enter__(self) -> Self:
-        with self._log_file.open("wb") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which stops the gateway first.
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
         try:
-            self._wait()
+            self._start()
         except BaseException:
             self.stop()
             raise
@@ -93,10 +95,10 @@ class GatewayChild:
         self.stop()
 
     def check(self) -> None:
-        """Raise ServerError when the gateway or the server behind it is gone for good."""
+        """Bring a gateway back that has ended; raise ServerError when it, or the server behind it, is gone for good."""
         self._server.check()
         if self._process is not None and (code := self._process.poll()) is not None:
-            raise ServerError(f"the gateway ended with code {code}. {self._last_lines()}")
+            self._start_again(code)
 
     def stop(self) -> None:
         """Let running requests finish, then end; may be repeated. The server stays for whoever started it."""
@@ -109,6 +111,24 @@ class GatewayChild:
                 self._process.wait()
         self._scratch.cleanup()
 
+    def _start(self) -> None:
+        self._ready_file.unlink(missing_ok=True)
+        with self._log_file.open("ab") as log:
+            # A session of its own: Ctrl-C reaches this process alone, which stops the gateway first.
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+        self._wait()
+
+    def _start_again(self, code: int) -> None:
+        now = time.monotonic()
+        if len(self._restarted_at) == MOST_RESTARTS and now - self._restarted_at[0] < RESTART_WINDOW_SECONDS:
+            raise ServerError(f"the gateway ended with code {code}, again and again. {self._last_lines()}")
+        self._restarted_at.append(now)
+        for flag, url in (("--port", self.url), ("--metrics-port", self.metrics_url)):
+            self._command[self._command.index(flag) + 1] = str(urlsplit(url).port)
+        self._start()
+        seconds = time.monotonic() - now
+        print(f"the gateway ended with code {code}; it is back after {seconds:.1f} s", file=sys.stderr, flush=True)
+
     def _wait(self) -> None:
         """Until it takes requests.
 
@@ -118,7 +138,9 @@ class GatewayChild:
         assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while not self._ready_file.is_file():
-            self.check()
+            self._server.check()
+            if (code := self._process.poll()) is not None:
+                raise ServerError(f"the gateway ended with code {code}. {self._last_lines()}")
             if time.monotonic() > deadline:
                 raise ServerError(f"the gateway is not ready after {START_SECONDS:.0f} s. {self._last_lines()}")
             time.sleep(POLL_SECONDS)
