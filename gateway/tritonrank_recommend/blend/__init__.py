@@ -1,1 +1,5 @@
-"""The last model: what the ranker, retrieval and the counts say of a candidate, as one score."""
+"""The last model: the ranker's score together with what retrieval knows gives the order of the page."""
+
+from tritonrank_recommend.blend.reader import BlendError, open_blend
+
+__all__ = ["BlendError", "open_blend"]
