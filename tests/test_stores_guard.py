@@ -40,7 +40,7 @@ def test_a_locked_store_fails_soon_then_at_once_and_comes_back_by_itself(tmp_pat
         other.execute("ROLLBACK")
         other.close()
         await asyncio.sleep(0.35)
-        assert await store.get("key") == b"1"
+        assert await store.get("key") in (b"1", b"2")  # who gave up cannot know
         assert await store.add_events([EVENT]) == Added(1, 0)
         await store.close()
 
