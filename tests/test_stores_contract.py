@@ -4,7 +4,9 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,27 @@ from tritonrank_recommend.events import Event, weight_of
 from tritonrank_recommend.stores import open_store
 from tritonrank_recommend.stores.interface import Added, ItemChange, Profile, Seen, Store
 from tritonrank_recommend.stores.profiles import MOST_SEARCHES
+from valkeys import SERVERS, Valkey, running
 
 NOW = float(int(time.time()))
 
 
-@pytest.fixture(params=["sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Valkey]]:
+    """Starts a server when it is first asked for, and ends them all."""
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(running(tmp_path_factory.mktemp("v"), name)))
+
+
+@pytest.fixture(params=["sqlite", *SERVERS])
+def url(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Valkey]) -> str:
     """Of an empty store, which any number can open."""
-    return f"sqlite:{tmp_path / 'store.db'}"
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'store.db'}"
+    server = servers(request.param)
+    with server.client() as client:
+        client.flushall()
+    return server.url
 
 
 def within(url: str, work: Callable[[Store], Awaitable[None]], most_events: int = 200) -> None:

@@ -52,7 +52,7 @@ def test_another_programs_file_is_refused_and_left_alone(tmp_path: Path) -> None
         ("", "expected sqlite:FILE"),
         ("store.db", "expected sqlite:FILE"),
         ("sqlite:", "expected sqlite:FILE"),
-        ("mysql://host/db", "'mysql' is no store"),
+        ("mysql://host/db", "'mysql:' is no store"),
         ("sqlite:FILE?profile_days=0", "profile_days"),
         ("sqlite:FILE?days=3", "days is no option"),
         ("sqlite:/dev/null/store.db", "cannot be written"),

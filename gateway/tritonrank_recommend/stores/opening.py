@@ -1,11 +1,13 @@
 """A store by its URL."""
 
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from tritonrank_recommend.stores.interface import Store, StoreRefusedError
 from tritonrank_recommend.stores.profiles import MOST_EVENTS, PROFILE_DAYS
 
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+REDIS_OPTIONS = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs")
 FORMS = "sqlite:FILE, redis://HOST:PORT/DB, rediss://, redis+cluster://HOST:PORT or unix://SOCKET"
 
 
@@ -24,16 +26,22 @@ def open_store(url: str, *, most_events: int = MOST_EVENTS) -> Store:
     place, _, query = url.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     profile_days = _days(options.pop("profile_days", str(PROFILE_DAYS)))
-    if options:
-        raise StoreRefusedError(
-            f"--store: {', '.join(sorted(options))} is no option of a store; there is profile_days=DAYS"
-        )
+    known = REDIS_OPTIONS if scheme in REDIS_SCHEMES else ()
+    if unknown := sorted(options.keys() - set(known)):
+        named = ", ".join(["profile_days", *known])
+        raise StoreRefusedError(f"--store: {', '.join(unknown)} is no option of this store; there is {named}")
     if scheme == "sqlite" and found and (path := place.removeprefix("sqlite:")):
         from tritonrank_recommend.stores.sqlite import SqliteStore
 
         file = None if path == ":memory:" else Path("/" + path.lstrip("/") if path.startswith("//") else path)
         return SqliteStore(file, most_events=most_events, profile_days=profile_days)
-    raise StoreRefusedError(f"--store: {scheme or url!r} is no store; expected {FORMS}")
+    if scheme in REDIS_SCHEMES and place.startswith(f"{scheme}://"):
+        from tritonrank_recommend.stores.redis_store import RedisStore
+
+        server = f"{place}?{urlencode(options)}" if options else place
+        return RedisStore(server, most_events=most_events, profile_days=profile_days)
+    shown = f"{scheme}:" if found else url  # what stands behind it may be a password
+    raise StoreRefusedError(f"--store: {shown!r} is no store; expected {FORMS}")
 
 
 def _days(text: str) -> float:
