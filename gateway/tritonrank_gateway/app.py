@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+from tritonrank_recommend.engine import Recommender
 
 from tritonrank_gateway.call import Gateway
 from tritonrank_gateway.dialects import routers
@@ -26,6 +27,7 @@ from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel
 from tritonrank_gateway.openapi_page import page
 from tritonrank_gateway.ranking import Backend
+from tritonrank_gateway.recommend import routers as recommend_routers
 from tritonrank_gateway.settings import GatewaySettings
 
 SCHEMAS = "#/components/schemas/{name}"
@@ -40,13 +42,19 @@ HEADERS_TO_PAGES = [
 ]
 
 
-def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    settings: GatewaySettings,
+    backend: Backend,
+    metrics: Metrics | None = None,
+    recommender: Recommender | None = None,
+) -> FastAPI:
     """The application for callers; it closes the backend when it ends.
 
     Args:
         settings: of this gateway; keys are read from its file and from the environment.
         backend: what ranks.
         metrics: where a part behind the backend counts, too.
+        recommender: None where there is neither a catalogue nor a store; it is started and closed with the application.
 
     Raises:
         ValueError: a key is wrong.
@@ -58,7 +66,11 @@ def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | N
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if recommender is not None:
+            await recommender.start()
         yield
+        if recommender is not None:
+            await recommender.close()
         await backend.close()
 
     app = FastAPI(
@@ -68,8 +80,8 @@ def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | N
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.gateway = Gateway(settings, backend, keys, load, metrics, KnownModel(backend))
-    for router in routers():
+    app.state.gateway = Gateway(settings, backend, keys, load, metrics, KnownModel(backend), recommender)
+    for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"
     if settings.playground and find_spec("tritonrank_gateway.playground") is not None:
@@ -81,7 +93,7 @@ def create_app(settings: GatewaySettings, backend: Backend, metrics: Metrics | N
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-Id", "X-User-Id"],
             expose_headers=HEADERS_TO_PAGES,
         )

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar, get_args
 import msgspec
 from starlette.requests import Request
 from tritonrank_client import InvalidRequest, RankError
+from tritonrank_recommend.engine import Recommender
 
 from tritonrank_gateway.keys import Key, Keys
 from tritonrank_gateway.load import Load, units_of
@@ -42,6 +43,8 @@ class Gateway:
     load: Load
     metrics: Metrics
     model: KnownModel
+    recommender: Recommender | None = None
+    """None: there is neither a catalogue nor a store"""
 
     @property
     def model_name(self) -> str:
@@ -148,13 +151,21 @@ class Call:
     def seconds_left(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
 
-    async def rank(self, asked: RankRequest, field: str = "items", *, may_truncate: bool = True) -> Ranking:
+    @property
+    def names_a_deadline(self) -> bool:
+        """Whether a header says how long the caller waits."""
+        return any(name in self.http.headers for name in DEADLINE_HEADERS)
+
+    async def rank(
+        self, asked: RankRequest, field: str = "items", *, may_truncate: bool = True, seconds: float | None = None
+    ) -> Ranking:
         """Rank, as a whole or not at all.
 
         Args:
             asked: the dialect's wish, without deadline and wants.
             field: what the dialect calls the items, for messages.
             may_truncate: False refuses a request with an item that is too long.
+            seconds: that the ranker may take, where that is less than is left of the call.
 
         Raises:
             Refusal: there is no ranking; the message says why.
@@ -171,7 +182,7 @@ class Call:
             history=history,
             want=tuple(name for name in get_args(Wish) if name in model.outputs),
         )
-        ranking = await self._admitted(ready, field)
+        ranking = await self._admitted(ready, field, seconds)
         if cut and ranking.truncated is not None:
             lost = set(cut)
             truncated = [was or place in lost for place, was in enumerate(ranking.truncated)]
@@ -199,18 +210,19 @@ class Call:
         except ValueError as error:
             raise Refusal("invalid", str(error)) from None
 
-    async def _admitted(self, ready: RankRequest, field: str) -> Ranking:
+    async def _admitted(self, ready: RankRequest, field: str, seconds: float | None) -> Ranking:
         context = len(ready.query) + characters_of(ready.history)
         units = units_of(characters_of(ready.items), len(ready.items), context)
         try:
-            with self.gateway.load.admitted(units, self.seconds_left) as queued:
+            left = self.seconds_left if seconds is None else min(seconds, self.seconds_left)
+            with self.gateway.load.admitted(units, left) as queued:
                 if self.key is not None:
                     self.key.take_candidates(len(ready.items), time.time())
                 self.done.queue_seconds = max(self.done.queue_seconds, queued)
-                if not self.seconds_left:
+                if not left:
                     raise Refusal("deadline", "the deadline passed before the ranking was begun")
                 began = time.monotonic()
-                ranking = await self.gateway.backend.rank(replace(ready, deadline_s=self.seconds_left))
+                ranking = await self.gateway.backend.rank(replace(ready, deadline_s=left))
                 self.done.backend_seconds += time.monotonic() - began
                 return ranking
         except InvalidRequest as error:

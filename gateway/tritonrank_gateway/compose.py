@@ -4,6 +4,8 @@ from functools import partial
 
 from prometheus_client import Counter, Gauge
 from tritonrank_client import Retry
+from tritonrank_recommend.engine import EngineSettings, Recommender
+from tritonrank_recommend.stores.interface import StoreError
 
 from tritonrank_gateway.backend import PASS_REFUSALS_ON, TritonBackend
 from tritonrank_gateway.golden import GoldenRequest
@@ -27,6 +29,26 @@ def compose(settings: GatewaySettings, metrics: Metrics) -> Backend:
     backend: Backend
     backend = _triton(urls[0], settings, PASS_REFUSALS_ON) if len(urls) == 1 else _pool(urls, settings, metrics)
     return _cached(backend, settings, metrics) if settings.cache_mb else backend
+
+
+def compose_recommender(settings: GatewaySettings) -> Recommender | None:
+    """What recommends for a gateway with these settings; None where it has neither a catalogue nor a store.
+
+    Raises:
+        ValueError: the store's URL or the rules file is wrong.
+    """
+    if settings.catalogue is None and not settings.store:
+        return None
+    try:
+        return Recommender.open(
+            catalogue=settings.catalogue,
+            blend=settings.blend,
+            store_url=settings.store,
+            rules=settings.rules,
+            settings=EngineSettings(candidates=settings.candidates, page_minutes=settings.page_minutes),
+        )
+    except StoreError as error:
+        raise ValueError(str(error)) from error
 
 
 def _triton(url: str, settings: GatewaySettings, retry: Retry) -> TritonBackend:

@@ -53,20 +53,32 @@ class Route:
 
     dialect: Dialect
     handler: Handler
-    body: type
+    body: type | None = None
 
 
-def add_route(router: APIRouter, path: str, route: Route, example: Any, said: str) -> None:
+def add_route(
+    router: APIRouter,
+    path: str,
+    route: Route,
+    example: Any,
+    said: str,
+    *,
+    method: str = "POST",
+    media_type: str = "application/json",
+) -> None:
     """Serve a handler under a path, with its place in the OpenAPI page.
 
     Args:
         router: the dialect's.
         path: such as /v1/rerank.
         route: what answers.
-        example: a body that works.
+        example: a body that works; None where there is none to send.
         said: one line about it.
+        method: of HTTP.
+        media_type: of the body.
     """
-    add_routes(router, path, {route.dialect.name: (route, example)}, lambda body, request: route, said)
+    routes = {route.dialect.name: (route, example)}
+    add_routes(router, path, routes, lambda body, request: route, said, method=method, media_type=media_type)
 
 
 def add_routes(
@@ -75,32 +87,41 @@ def add_routes(
     routes: Mapping[str, tuple[Route, Any]],
     choose: Callable[[bytes, Request], Route],
     said: str,
+    *,
+    method: str = "POST",
+    media_type: str = "application/json",
 ) -> None:
     """Serve several dialects under one path.
 
     Args:
         routes: by name, each with a body that works.
         choose: which one a request speaks, by its body and headers; by its headers alone while the body is empty.
+        said: one line about it.
+        method: of HTTP.
+        media_type: of the body.
     """
 
-    async def endpoint(request: Request) -> Response:
-        return await _answer(request, path, choose)
+    shown = path.replace(":path}", "}")
 
-    schemas = [{"$ref": f"#/components/schemas/{route.body.__name__}"} for route, _ in routes.values()]
-    content = {
+    async def endpoint(request: Request) -> Response:
+        return await _answer(request, shown, choose)
+
+    bodies = [route.body for route, _ in routes.values() if route.body is not None]
+    schemas = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in bodies]
+    content: dict[str, Any] = {
         "schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas},
         "examples": {name: {"value": example} for name, (_, example) in routes.items()},
     }
     router.add_api_route(
         path,
         endpoint,
-        methods=["POST"],
+        methods=[method],
         summary=said,
         tags=list(routes),
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": content}}},
+        openapi_extra={"requestBody": {"required": True, "content": {media_type: content}}} if bodies else None,
         response_class=Response,
     )
-    BODIES.update({route.body.__name__: route.body for route, _ in routes.values()})
+    BODIES.update({body.__name__: body for body in bodies})
 
 
 BODIES: dict[str, type] = {}

@@ -41,6 +41,17 @@ class Metrics:
         )  # fmt: skip
         self.cached = Counter(f"{name}cache_hits", "Rankings given from the cache", LABELS, registry=registry)
         self.refused = Counter(f"{name}refused", "Requests that got no ranking", ("route", "reason"), registry=registry)
+        self.step_seconds = Histogram(
+            f"{name}recommend_step_seconds", "Of a recommendation: profile, retrieve, rank, blend, total", ("step",),
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self.recommended = Counter(
+            f"{name}recommendations", "Answered, by whether nothing was known of the user", ("cold",), registry=registry
+        )
+        self.degraded = Counter(
+            f"{name}recommendations_degraded", "Answered without a part, by what was missing", ("reason",),
+            registry=registry,
+        )  # fmt: skip
         self.in_flight = Gauge(f"{name}in_flight", "Requests that wait for an answer", registry=registry)
         self.queued_seconds = Gauge(f"{name}queued_seconds", "Estimated seconds of work that wait", registry=registry)
 

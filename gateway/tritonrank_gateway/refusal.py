@@ -16,6 +16,9 @@ Kind = Literal[
     "unavailable",
     "fault",
     "hung_up",
+    "off",
+    "not_found",
+    "gone",
 ]
 
 STATUS: dict[Kind, int] = {
@@ -30,6 +33,9 @@ STATUS: dict[Kind, int] = {
     "unavailable": 503,
     "fault": 500,
     "hung_up": 499,
+    "off": 404,
+    "not_found": 404,
+    "gone": 410,
 }
 RETRY_SECONDS = 1
 """What `Retry-After` says at least: its unit is whole seconds."""

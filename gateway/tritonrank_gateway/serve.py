@@ -16,7 +16,7 @@ from typing import Any, Literal
 import uvicorn
 
 from tritonrank_gateway.app import create_app, create_metrics_app
-from tritonrank_gateway.compose import compose
+from tritonrank_gateway.compose import compose, compose_recommender
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.settings import GatewaySettings
 
@@ -38,7 +38,7 @@ def serve(settings: GatewaySettings) -> None:
 
 async def _serve(settings: GatewaySettings) -> None:
     metrics = Metrics()
-    app = create_app(settings, compose(settings, metrics), metrics)
+    app = create_app(settings, compose(settings, metrics), metrics, compose_recommender(settings))
     sockets = [_listen(settings.host, port) for port in (settings.port, settings.metrics_port)]
     main = _server(app, (settings.tls_certificate, settings.tls_key), lifespan="on")
     side = _server(create_metrics_app(app.state.gateway))

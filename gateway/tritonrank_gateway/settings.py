@@ -40,13 +40,27 @@ class GatewaySettings:
     probe_s: Annotated[float, "seconds between two golden requests to one of several replicas"] = 1.0
     hedge_after_s: Annotated[float, "a request that takes longer goes to a second replica, too; 0 for never"] = 0.0
     cancel_on_hang_up: Annotated[bool, "cancel given up calls on the wire, too; for Triton 2.74 and later"] = False
+    catalogue: Annotated[Path | None, "folder artifacts/RECIPE/catalogue: recommend from it; none by default"] = None
+    blend: Annotated[Path | None, "folder artifacts/RECIPE/blend; without it the ranker's order is shown"] = None
+    store: Annotated[str, "profiles, events, pages: sqlite:FILE or redis://HOST:PORT/DB; none by default"] = ""
+    events_log: Annotated[Path | None, "folder of the training log of events; none by default"] = None
+    rules: Annotated[Path | None, "TOML with the shop's rules, see docs/recommend.md; read again when changed"] = None
+    candidates: Annotated[int, "items that are retrieved and ranked for a recommendation"] = 200
+    page_minutes: Annotated[float, "minutes that a list is kept for its further pages"] = 30.0
+    recommend_deadline_s: Annotated[float, "seconds a recommendation may take, unless the request says how many"] = 1.0
+    storefront: Annotated[bool, "serve the page /storefront where there is a catalogue"] = True
     playground: Annotated[bool, "serve the page /playground"] = True
     access_log: Annotated[bool, "write a line of JSON per request to standard output"] = True
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):
             _require(0 <= getattr(self, name) < 65_536, name, getattr(self, name), "a port")
-        for name in ("deadline_s", *(one.name for one in fields(self) if one.name.startswith("max_"))):
+        for name in (
+            "deadline_s",
+            "recommend_deadline_s",
+            "page_minutes",
+            *(one.name for one in fields(self) if one.name.startswith("max_")),
+        ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("cache_mb", "hedge_after_s"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -54,7 +68,8 @@ class GatewaySettings:
         _require(bool(self.triton) and all(":" in one for one in self.triton), "triton", self.triton, "HOST:PORT")
         pair = (self.tls_certificate, self.tls_key)
         _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
-        for name in ("keys_file", "golden", "tls_certificate", "tls_key"):
+        _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")
+        for name in ("keys_file", "golden", "rules", "tls_certificate", "tls_key"):
             path = getattr(self, name)
             _require(path is None or path.is_file(), name, path, "a file that exists")
         _require("*" not in self.cors or len(self.cors) == 1, "cors", self.cors, "origins, or * alone")

@@ -127,3 +127,15 @@ class RecommendAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     degraded_reasons: list[str] = []
     artifacts: dict[str, str] = {}
     milliseconds: dict[str, float] = {}
+
+
+class SimilarAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Items that are like one, best first.
+
+    Attributes:
+        items: without those that rules keep out.
+        artifacts: ``catalogue``: what said so.
+    """
+
+    items: list[Recommended]
+    artifacts: dict[str, str] = {}

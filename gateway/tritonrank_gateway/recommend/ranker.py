@@ -1,0 +1,48 @@
+"""The engine's Ranker over the gateway's own backend: replicas, cache, hedging, admission, keys and log hold for it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
+from tritonrank_recommend.engine.ranker import Scored
+
+from tritonrank_gateway.call import Call
+from tritonrank_gateway.ranking import RankRequest
+from tritonrank_gateway.refusal import Kind, Refusal
+
+ERRORS: dict[Kind, type[RankError]] = {
+    "invalid": InvalidRequest,
+    "empty": InvalidRequest,
+    "too_large": InvalidRequest,
+    "overloaded": Overloaded,
+    "rate_limited": Overloaded,
+    "deadline": DeadlineExceeded,
+    "unavailable": Unavailable,
+}
+
+
+class CallRanker:
+    """Ranks for one call.
+
+    Args:
+        call: whose key, deadline and user count.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.over_quota: Refusal | None = None
+        """what the key's owner is told: a list without ranking would hide that the day's candidates are used up"""
+
+    async def score(
+        self, query: str, history: Sequence[str], items: Sequence[str], *, user: str = "", seconds: float | None = None
+    ) -> Scored:
+        asked = RankRequest(query=query, items=items, history=history, user=user)
+        try:
+            ranking = await self._call.rank(asked, "candidates", seconds=seconds)
+        except Refusal as refusal:
+            if refusal.kind == "rate_limited":
+                self.over_quota = refusal
+            raise ERRORS.get(refusal.kind, ServerFault)(str(refusal)) from refusal
+        logits = np.empty(len(items), np.float32)
+        logits[ranking.indices] = ranking.logits
+        return Scored(logits, ranking.artifact)

@@ -1,0 +1,69 @@
+"""POST /v1/recommend, GET /v1/similar/{item_id}: what should this user see now, and what is like this item."""
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from tritonrank_recommend.engine.wire import MOST_SIZE, RecommendAnswer, RecommendRequest, SimilarAnswer
+
+from tritonrank_gateway.call import Call
+from tritonrank_gateway.endpoint import Route, add_route
+from tritonrank_gateway.metrics import Metrics
+from tritonrank_gateway.recommend.access import DIALECT, recommender_of, refused
+from tritonrank_gateway.recommend.ranker import CallRanker
+from tritonrank_gateway.refusal import Refusal
+
+router = APIRouter()
+DECODER = msgspec.json.Decoder(RecommendRequest)
+FILTERS = msgspec.json.Decoder(dict[str, Any])
+
+
+async def recommend(call: Call) -> RecommendAnswer:
+    recommender = recommender_of(call)
+    request = call.decode(DECODER)
+    if request.deadline_ms is None and not call.names_a_deadline:
+        call.shorten_deadline(call.gateway.settings.recommend_deadline_s)
+    ranker = CallRanker(call)
+    with refused():
+        answer = await recommender.recommend(request, seconds=call.seconds_left, ranker=ranker)
+    if ranker.over_quota is not None:
+        raise ranker.over_quota
+    _observe(call.gateway.metrics, answer)
+    return answer
+
+
+def _observe(metrics: Metrics, answer: RecommendAnswer) -> None:
+    for step, milliseconds in answer.milliseconds.items():
+        metrics.step_seconds.labels(step).observe(milliseconds / 1_000)
+    metrics.recommended.labels("yes" if answer.cold else "no").inc()
+    for reason in answer.degraded_reasons:
+        # Of a source the reason may be any text; a label may not.
+        metrics.degraded.labels(reason.partition(":")[0] if reason.startswith("catalogue.") else reason).inc()
+
+
+async def similar(call: Call) -> SimilarAnswer:
+    recommender = recommender_of(call)
+    asked = call.http.query_params
+    unknown = set(asked) - {"size", "filters"}
+    if unknown:
+        raise Refusal("invalid", f"{min(unknown)}: no parameter of this route; there are size and filters")
+    size = asked.get("size", "20")
+    if not size.isascii() or not size.isdigit() or not 1 <= int(size) <= MOST_SIZE:
+        raise Refusal("invalid", f"size: expected 1 to {MOST_SIZE}, got {size[:20]!r}")
+    try:
+        filters = FILTERS.decode(asked["filters"]) if "filters" in asked else {}
+    except msgspec.DecodeError as error:
+        raise Refusal("invalid", f'filters: expected JSON such as {{"brand": "Oak"}}: {error}') from None
+    item_id = call.http.path_params["item_id"]
+    with refused():
+        try:
+            return await recommender.similar(item_id, int(size), filters)
+        except KeyError:
+            raise Refusal("not_found", "item_id: not in the catalogue") from None
+
+
+EXAMPLE = {"user_id": "u1", "recent": ["p1", "p2"], "query": "a lamp for my desk", "size": 5, "filters": {}}
+add_route(
+    router, "/v1/recommend", Route(DIALECT, recommend, RecommendRequest), EXAMPLE, "What should this user see now"
+)
+add_route(router, "/v1/similar/{item_id:path}", Route(DIALECT, similar), None, "What is like this item", method="GET")

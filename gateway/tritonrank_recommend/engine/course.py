@@ -1,0 +1,55 @@
+"""One request on its way: how much time is left of it, how long each step took, what was missing."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+RESERVE_SHARE = 0.1
+"""Of the whole time, which the ranker leaves to blend, rules and page."""
+LEAST_RESERVE_SECONDS = 0.004
+MOST_RESERVE_SECONDS = 0.1
+
+
+class Course:
+    """Times and losses of one request.
+
+    Args:
+        seconds: until nobody waits any more.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.started = time.monotonic()
+        self.deadline = self.started + seconds
+        self.reserve = min(MOST_RESERVE_SECONDS, max(LEAST_RESERVE_SECONDS, RESERVE_SHARE * seconds))
+        self.milliseconds: dict[str, float] = {}
+        self.reasons: list[str] = []
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline; never below 0."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def seconds_for_ranking(self) -> float:
+        """What is left when the steps after the ranker have their share."""
+        return max(0.0, self.seconds_left - self.reserve)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Take the time of a step."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = 1_000 * (time.monotonic() - began)
+            self.milliseconds[name] = round(self.milliseconds.get(name, 0.0) + spent, 3)
+
+    def lost(self, part: str, why: str) -> None:
+        """The answer is made without a part; said once."""
+        reason = f"{part}: {why}"
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+    def finish(self) -> None:
+        """Take the time of the whole."""
+        self.milliseconds["total"] = round(1_000 * (time.monotonic() - self.started), 3)

@@ -1,0 +1,149 @@
+"""Candidates and what was said of them -> the whole list, in order. No waiting, no clock: it runs in a thread."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonrank_recommend.blend.interface import Blend
+from tritonrank_recommend.catalogue.interface import Candidates
+from tritonrank_recommend.engine.arrange import Fields, Situation, arranged, boosted
+from tritonrank_recommend.engine.conditions import meets
+from tritonrank_recommend.engine.pages import MOST_PINNED, PINNED_BY_RULE, SOURCE_NAMES, Entry
+from tritonrank_recommend.engine.retrieval import Found
+from tritonrank_recommend.engine.rules import Pin, Rules
+
+LOG = logging.getLogger("tritonrank_recommend")
+SOURCE_NUMBER = {name: number for number, name in enumerate(SOURCE_NAMES)}
+Order = Literal["blend", "ranker", "retrieval"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a list is made of.
+
+    Attributes:
+        found: the candidates.
+        logits: the ranker's, [candidates]; None where it was not heard.
+        blend: None where there is none.
+        order: which the request asks for.
+    """
+
+    found: Found
+    logits: NDArray[np.float32] | None
+    blend: Blend | None
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A whole list.
+
+    Attributes:
+        entries: best first, at most MOST_PINNED.
+        blend_artifact: of the blend whose order it is; "" for another order.
+        problem: why the blend was not heard, though it was asked; "" otherwise.
+    """
+
+    entries: list[Entry]
+    blend_artifact: str = ""
+    problem: str = ""
+
+
+def listed(
+    heard: Heard, rules: Rules, situation: Situation, filters: Mapping[str, Any], excluded: frozenset[str]
+) -> Listed:
+    """The whole list of a request.
+
+    Args:
+        heard: what it is made of.
+        rules: of the shop.
+        situation: of the request.
+        filters: of the request, which pinned items have to meet as well.
+        excluded: ids that must not come.
+    """
+    candidates, catalogue = heard.found.candidates, heard.found.catalogue
+    ids = list(candidates.ids)
+    wants_blend = heard.order == "blend" and heard.logits is not None and heard.blend is not None
+    needs_fields = wants_blend or rules.reads_fields
+    fields: list[Fields | None] = list(catalogue.fields(ids)) if needs_fields else [None] * len(ids)
+    scores, artifact, problem = _scores(heard, fields if wants_blend else [])
+    raised = boosted(scores, fields, rules.boost, situation)
+    order = np.argsort(-raised, kind="stable").tolist()
+    ages = candidates.age_days
+    pinned: dict[int, int] = {}
+    for pin, of in _pins(heard.found, rules, situation, filters, excluded):
+        if pin.item_id in ids:
+            number = ids.index(pin.item_id)
+        else:
+            number = len(ids)
+            ids.append(pin.item_id)
+            fields.append(of)
+            ages = np.append(ages, np.float32(np.nan))
+        pinned[pin.position] = number
+    places = arranged(order, fields, ages, rules, situation, pinned)[:MOST_PINNED]
+    sources = _sources(candidates)
+    entries = [
+        Entry(
+            ids[number],
+            float(raised[number]) if number < len(scores) else 0.0,
+            None if heard.logits is None or number >= len(scores) else float(heard.logits[number]),
+            sources[number] if number < len(scores) else [(SOURCE_NUMBER[PINNED_BY_RULE], 0)],
+        )
+        for number in places
+    ]
+    return Listed(entries, artifact, problem)
+
+
+def _scores(heard: Heard, fields: list[Fields | None]) -> tuple[NDArray[np.float32], str, str]:
+    """Scores, the artifact of the blend that gave them, and what was wrong with it."""
+    candidates = heard.found.candidates
+    if heard.logits is None or heard.order == "retrieval":
+        return candidates.fused, "", ""
+    if heard.blend is None or heard.order == "ranker":
+        return heard.logits, "", ""
+    try:
+        features = heard.blend.features(candidates, heard.logits, fields)
+        scores = np.asarray(heard.blend.score(features), dtype=np.float32)
+    # Whatever is wrong with it: the ranker's order is a good one, too.
+    except Exception:
+        LOG.exception("the blend %s failed", heard.blend.artifact)
+        return heard.logits, "", "failed"
+    return scores, heard.blend.artifact, ""
+
+
+def _pins(
+    found: Found, rules: Rules, situation: Situation, filters: Mapping[str, Any], excluded: frozenset[str]
+) -> list[tuple[Pin, Fields]]:
+    """Pins in force whose items may be shown, each with its item's fields; those for the query come last, and count."""
+    query = situation.query.strip().casefold()
+    asked = [
+        pin
+        for pin in rules.pin
+        if pin.holds(situation.context or {}, situation.now)
+        and (pin.query is None or pin.query.strip().casefold() == query)
+        and pin.item_id not in excluded
+        and pin.item_id not in rules.block.item_ids
+    ]
+    if not asked:
+        return []
+    asked.sort(key=lambda pin: pin.query is not None)
+    of = found.catalogue.fields([pin.item_id for pin in asked])
+    by_item: dict[str, tuple[Pin, Fields]] = {}
+    for pin, fields in zip(asked, of, strict=True):
+        if fields is not None and meets(fields, rules.filters) and meets(fields, filters):
+            by_item[pin.item_id] = (pin, fields)
+    return list(by_item.values())
+
+
+def _sources(candidates: Candidates) -> list[list[tuple[int, int]]]:
+    """Of each candidate the sources that brought it, by number, with its rank in each."""
+    said: list[list[tuple[int, int]]] = [[] for _ in candidates.ids]
+    for name, ranks in candidates.ranks.items():
+        number = SOURCE_NUMBER[name]
+        for place in np.flatnonzero(ranks >= 0).tolist():
+            said[place].append((number, int(ranks[place])))
+    return said

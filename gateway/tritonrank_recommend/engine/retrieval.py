@@ -1,0 +1,100 @@
+"""Candidates with their texts out of the catalogue, or out of what is remembered of it when it fails."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonrank_recommend.catalogue.columns import FilterError
+from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Wish
+from tritonrank_recommend.engine.conditions import meets
+
+LOG = logging.getLogger("tritonrank_recommend")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was retrieved.
+
+    Attributes:
+        candidates: best first; each is in the catalogue.
+        texts: of each, as the ranker reads it.
+        catalogue: that gave them, and knows their fields.
+        problem: why it was not the catalogue that should have; "" where it was.
+    """
+
+    candidates: Candidates
+    texts: list[str]
+    catalogue: Catalogue
+    problem: str = ""
+
+
+def retrieve(catalogue: Catalogue, wish: Wish, later: Mapping[str, Any]) -> Found:
+    """Ask a catalogue; blocks, so it runs in a thread.
+
+    Args:
+        catalogue: which.
+        wish: what.
+        later: conditions to check on what was found.
+    """
+    candidates = catalogue.retrieve(wish)
+    texts = catalogue.texts(candidates.ids)
+    keep = [text is not None for text in texts]
+    if later:
+        fields = catalogue.fields(candidates.ids)
+        keep = [is_here and of is not None and meets(of, later) for is_here, of in zip(keep, fields, strict=True)]
+    if not all(keep):
+        candidates = only(candidates, np.array(keep, dtype=bool))
+    return Found(
+        candidates, [text for text, kept in zip(texts, keep, strict=True) if kept and text is not None], catalogue
+    )
+
+
+def retrieve_somehow(
+    catalogue: Catalogue | None, problem: str, remembered: Catalogue, wish: Wish, later: Mapping[str, Any]
+) -> Found:
+    """Ask a catalogue, and where it fails what is remembered of it.
+
+    Args:
+        catalogue: None where it could not be opened.
+        problem: why it could not be.
+        remembered: answers always.
+        wish, later: see ``retrieve``.
+    """
+    if catalogue is not None:
+        try:
+            return retrieve(catalogue, wish, later)
+        except FilterError:
+            raise  # the request or the rules are at fault
+        # Whatever became of its files: there is a list without it.
+        except Exception:
+            LOG.exception("the catalogue %s failed", catalogue.artifact)
+            problem = "damaged"
+    return replace(retrieve(remembered, wish, later), problem=problem or "missing")
+
+
+def only(candidates: Candidates, keep: NDArray[np.bool_]) -> Candidates:
+    """Some of the candidates.
+
+    Args:
+        candidates: n of them.
+        keep: [n] which.
+    """
+    return dataclasses.replace(
+        candidates,
+        ids=[item_id for item_id, kept in zip(candidates.ids, keep, strict=True) if kept],
+        fused=candidates.fused[keep],
+        ranks={name: ranks[keep] for name, ranks in candidates.ranks.items()},
+        scores={name: scores[keep] for name, scores in candidates.scores.items()},
+        popularity=candidates.popularity[keep],
+        age_days=candidates.age_days[keep],
+    )
+
+
+def texts_of(catalogue: Catalogue, item_ids: Sequence[str]) -> list[str]:
+    """Texts of items, without those that are not in the catalogue."""
+    return [text for text in catalogue.texts(item_ids) if text is not None]

@@ -1,0 +1,359 @@
+"""The way of a recommendation through parts that work, dawdle, fail, or are not there."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from recommend_stand_ins import StandInCatalogue, StandInRanker, recommender_of
+from tritonrank_client import InvalidRequest, Overloaded, RankError, Unavailable
+from tritonrank_recommend.engine import PageGoneError, Recommender, RequestError
+from tritonrank_recommend.engine.wire import RecentItem, RecommendAnswer, RecommendRequest
+from tritonrank_recommend.events import Event
+from tritonrank_recommend.stores import open_store
+from tritonrank_recommend.stores.interface import ItemChange, StoreError
+
+NEWEST_FIRST = [f"i{number}" for number in range(59, -1, -1)]
+
+
+@asynccontextmanager
+async def running(catalogue: Any, ranker: StandInRanker | None = None, **parts: Any) -> AsyncIterator[Recommender]:
+    async with recommender_of(catalogue, ranker, **parts) as recommender:
+        if ranker is not None:
+            ranker.asked.clear()
+        yield recommender
+
+
+def ids(answer: RecommendAnswer) -> list[str]:
+    return [item.item_id for item in answer.items]
+
+
+async def test_a_list_is_the_rankers_order_with_fields_and_sources() -> None:
+    ranker = StandInRanker()
+    async with running(StandInCatalogue(), ranker) as recommender:
+        answer = await recommender.recommend(RecommendRequest(user_id="u", query="desk", size=5), seconds=5)
+    assert ids(answer) == NEWEST_FIRST[:5]
+    assert [item.position for item in answer.items] == [0, 1, 2, 3, 4]
+    assert answer.items[0].fields["brand"] == "Kestrel"
+    assert answer.items[0].sources == {"popular": 59}
+    assert (answer.items[0].score, answer.items[0].logit) == (59.0, 59.0)
+    assert answer.artifacts == {"catalogue": "catalogue-1", "ranker": "ranker-1"}
+    assert set(answer.milliseconds) == {"profile", "retrieve", "rank", "blend", "total"}
+    assert (answer.cold, answer.degraded, answer.degraded_reasons) == (True, False, [])
+    assert ranker.asked == [("desk", [], [f"item {number}" for number in range(60)])]
+
+
+async def test_the_history_is_the_profile_and_then_the_request() -> None:
+    catalogue, ranker, store = StandInCatalogue(), StandInRanker(), open_store("sqlite::memory:")
+    events = [
+        Event(event_id="1", user_id="u", type="purchase", item_id="i3", timestamp=1_000.0),
+        Event(event_id="2", user_id="u", type="view", item_id="i3", timestamp=1_001.0),
+        Event(event_id="3", user_id="u", type="skip", item_id="i4", timestamp=1_002.0),
+        Event(event_id="4", user_id="u", type="click", item_id="i5", timestamp=1_003.0),
+    ]
+    await store.add_events(events)
+    async with running(catalogue, ranker, store=store) as recommender:
+        request = RecommendRequest(user_id="u", recent=["i6", RecentItem("i7", "view")], exclude=["i59"])
+        answer = await recommender.recommend(request, seconds=5)
+        assert ranker.asked[0][1] == [
+            "item 3",
+            "item 5",
+            "item 6",
+            "item 7",
+        ]
+        liked = {one.item_id: one.weight for one in catalogue.wishes[-1].history}
+        assert liked == {"i3": 1.0, "i4": -0.25, "i5": 0.5, "i6": 0.5, "i7": 0.25}
+        assert not {"i3", "i4", "i59"} & {one.removeprefix("item ") for one in ranker.asked[0][2]}
+        assert not answer.cold
+        again = await recommender.recommend(RecommendRequest(user_id="u", exclude_seen=False), seconds=5)
+        assert "item 3" in ranker.asked[-1][2]
+        assert not again.degraded
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (lambda: Overloaded("full"), "ranker: overloaded"),
+        (lambda: Unavailable("gone"), "ranker: unavailable"),
+        (lambda: InvalidRequest("long"), "ranker: refused the request"),
+        (lambda: RankError("else"), "ranker: unavailable"),
+        (lambda: ValueError("a fault of ours"), "ranker: failed"),
+    ],
+    ids=["overloaded", "unavailable", "invalid", "other", "bug"],
+)
+async def test_without_the_ranker_the_fused_order_is_shown(failure: Callable[[], RankError], reason: str) -> None:
+    ranker = StandInRanker()
+    ranker.failure = failure
+    async with running(StandInCatalogue(), ranker) as recommender:
+        answer = await recommender.recommend(RecommendRequest(size=3), seconds=5)
+    assert ids(answer) == ["i0", "i1", "i2"]
+    assert answer.degraded_reasons == [reason]
+    assert answer.items[0].logit is None
+
+
+async def test_a_slow_ranker_gets_what_is_left_and_nobody_waits_longer() -> None:
+    ranker = StandInRanker()
+    ranker.delay = 10.0
+    async with running(StandInCatalogue(), ranker) as recommender:
+        began = time.monotonic()
+        answer = await recommender.recommend(RecommendRequest(deadline_ms=400), seconds=5)
+        assert time.monotonic() - began < 1.0
+    assert answer.degraded_reasons == ["ranker: too slow"]
+    assert 0.2 < ranker.seconds[0] < 0.37  # a tenth is left for the rest
+
+
+async def test_a_ranker_that_is_gone_is_not_waited_for_again_and_comes_back() -> None:
+    ranker = StandInRanker()
+    ranker.failure = lambda: Unavailable("gone")
+    async with running(StandInCatalogue(), ranker) as recommender:
+        for _ in range(3):
+            await recommender.recommend(RecommendRequest(), seconds=5)
+        ranker.delay = 0.3
+        began = time.monotonic()
+        for _ in range(10):
+            answer = await recommender.recommend(RecommendRequest(), seconds=5)
+            assert answer.degraded_reasons == ["ranker: unavailable"]
+        assert time.monotonic() - began < 2.0  # ten times 0.3 s if each had waited
+        ranker.failure, ranker.delay = None, 0.0
+        deadline = time.monotonic() + 10
+        while answer.degraded:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+            answer = await recommender.recommend(RecommendRequest(), seconds=5)
+
+
+async def test_callers_in_a_hurry_do_not_cut_others_off() -> None:
+    ranker = StandInRanker()
+    ranker.delay = 0.08
+    async with running(StandInCatalogue(), ranker) as recommender:
+        for _ in range(5):
+            hurried = await recommender.recommend(RecommendRequest(deadline_ms=40), seconds=5)
+            assert hurried.degraded
+        assert not (await recommender.recommend(RecommendRequest(), seconds=5)).degraded
+
+
+class AwayStore:
+    """Every question to it fails, or is never answered."""
+
+    def __init__(self, hangs: bool = False) -> None:
+        self.hangs = hangs
+
+    def __getattr__(self, name: str) -> Any:
+        async def away(*_: Any, **__: Any) -> Any:
+            if name == "close":
+                return
+            if self.hangs:
+                await asyncio.sleep(60)
+            raise StoreError("away")
+
+        return away
+
+
+@pytest.mark.parametrize(("hangs", "reason"), [(False, "store: unavailable"), (True, "store: too slow")])
+async def test_without_the_store_the_request_itself_is_the_history(hangs: bool, reason: str) -> None:
+    store = AwayStore()
+    ranker = StandInRanker()
+    async with running(StandInCatalogue(), ranker, store=store) as recommender:
+        store.hangs = hangs
+        began = time.monotonic()
+        first = await recommender.recommend(RecommendRequest(user_id="u", recent=["i8"], size=4), seconds=5)
+        assert time.monotonic() - began < 2
+        assert reason in first.degraded_reasons
+        assert ranker.asked[-1][1] == ["item 8"]
+        # The list is still in this process.
+        second = await recommender.recommend(RecommendRequest(user_id="u", cursor=first.cursor, size=4), seconds=5)
+        assert ids(first) + ids(second) == NEWEST_FIRST[:8]
+
+
+async def test_without_the_catalogue_what_was_popular_is_shown() -> None:
+    catalogue, ranker, store = StandInCatalogue(), StandInRanker(), open_store("sqlite::memory:")
+    async with running(catalogue, ranker, store=store) as recommender:
+        catalogue.failure = lambda: OSError("the index is torn")
+        answer = await recommender.recommend(RecommendRequest(size=3, filters={"brand": "Fern"}), seconds=5)
+        assert "catalogue: damaged" in answer.degraded_reasons
+        assert ids(answer) == ["i58", "i54", "i50"]
+        assert answer.items[0].fields["title"] == "item 58"
+        kept = await store.get("remembered-popular")
+    assert kept
+    # A gateway that starts beside a damaged catalogue finds it in the store.
+    other = open_store("sqlite::memory:")
+    await other.put("remembered-popular", kept, 100)
+    async with running(None, ranker, store=other) as recommender:
+        answer = await recommender.recommend(RecommendRequest(size=2), seconds=5)
+        assert answer.degraded_reasons == ["catalogue: missing"]
+        assert ids(answer) == ["i59", "i58"]
+    async with running(None, ranker) as recommender:
+        nothing = await recommender.recommend(RecommendRequest(size=2), seconds=5)
+        assert (nothing.items, nothing.cursor, nothing.degraded) == ([], "", True)
+
+
+async def test_a_slow_catalogue_is_not_waited_for_past_the_deadline() -> None:
+    catalogue = StandInCatalogue()
+    async with running(catalogue, StandInRanker()) as recommender:
+        catalogue.delay = 1.0
+        began = time.monotonic()
+        answer = await recommender.recommend(RecommendRequest(size=3), seconds=0.3)
+        assert time.monotonic() - began < 0.9
+        assert "catalogue: too slow" in answer.degraded_reasons
+        assert len(answer.items) == 3
+
+
+class Blend:
+    """Knows nothing but the place in retrieval; the ranker's order is turned round."""
+
+    artifact = "blend-1"
+    names = ("logit",)
+    fails = False
+
+    def features(self, candidates: Any, logits: Any, fields: Any) -> Any:
+        if self.fails:
+            raise RuntimeError("torn")
+        assert len(fields) == len(logits) == len(candidates.ids)
+        return logits[:, None]
+
+    def score(self, features: Any) -> Any:
+        return -features[:, 0]
+
+    def parts(self, features: Any) -> Any:
+        return -features
+
+
+async def test_the_blend_orders_and_the_ranker_where_it_fails() -> None:
+    blend = Blend()
+    async with running(StandInCatalogue(), StandInRanker(), blend=blend) as recommender:
+        answer = await recommender.recommend(RecommendRequest(size=2), seconds=5)
+        assert (ids(answer), answer.artifacts["blend"]) == (["i0", "i1"], "blend-1")
+        assert (answer.items[1].score, answer.items[1].logit) == (-1.0, 1.0)
+        alone = await recommender.recommend(RecommendRequest(size=2, order="ranker"), seconds=5)
+        assert (ids(alone), "blend" in alone.artifacts) == (["i59", "i58"], False)
+        blend.fails = True
+        failed = await recommender.recommend(RecommendRequest(size=2), seconds=5)
+        assert (ids(failed), failed.degraded_reasons) == (["i59", "i58"], ["blend: failed"])
+
+
+async def test_retrieval_alone_asks_no_ranker() -> None:
+    ranker = StandInRanker()
+    async with running(StandInCatalogue(), ranker) as recommender:
+        answer = await recommender.recommend(RecommendRequest(size=2, order="retrieval"), seconds=5)
+    assert (ids(answer), answer.degraded, ranker.asked) == (["i0", "i1"], False, [])
+    assert "ranker" not in answer.artifacts
+
+
+async def test_pages_go_on_through_the_whole_list_once() -> None:
+    ranker, store = StandInRanker(), open_store("sqlite::memory:")
+    catalogue = StandInCatalogue()
+    async with running(catalogue, ranker, store=store) as recommender:
+        shown, cursor, token = [], "", ""
+        while True:
+            answer = await recommender.recommend(RecommendRequest(user_id="u", cursor=cursor, size=7), seconds=5)
+            shown += ids(answer)
+            token = token or answer.page
+            assert answer.page == token
+            ranker.failure = lambda: Unavailable("another model is published, and slow")
+            if not answer.cursor:
+                break
+            cursor = answer.cursor
+        assert shown == NEWEST_FIRST
+        assert len(ranker.asked) == 1
+
+
+async def test_a_page_is_found_by_another_gateway_and_by_its_user_alone(tmp_path: Any) -> None:
+    url = f"sqlite:{tmp_path}/store.db"
+    async with running(StandInCatalogue(), StandInRanker(), store=open_store(url)) as recommender:
+        first = await recommender.recommend(RecommendRequest(user_id="u", size=3), seconds=5)
+    changed = StandInCatalogue()
+    del changed.items["i55"]
+    async with running(changed, None, store=open_store(url)) as other:
+        second = await other.recommend(RecommendRequest(user_id="u", cursor=first.cursor, size=3), seconds=5)
+        assert ids(second) == ["i56", "i54", "i53"]  # what was removed is passed over
+        assert [item.position for item in second.items] == [3, 5, 6]
+        assert not second.degraded
+        for stranger in ("", "v"):
+            with pytest.raises(PageGoneError):
+                await other.recommend(RecommendRequest(user_id=stranger, cursor=first.cursor), seconds=5)
+        await other.erase_user("u")
+        with pytest.raises(PageGoneError):
+            await other.recommend(RecommendRequest(user_id="u", cursor=first.cursor), seconds=5)
+
+
+async def test_without_a_store_a_page_that_is_not_here_is_made_anew_and_says_so() -> None:
+    async with running(StandInCatalogue(), StandInRanker()) as recommender:
+        first = await recommender.recommend(RecommendRequest(size=3), seconds=5)
+        here = await recommender.recommend(RecommendRequest(size=3, cursor=first.cursor), seconds=5)
+        assert (ids(here), here.degraded) == (["i56", "i55", "i54"], False)
+    async with running(StandInCatalogue(), StandInRanker()) as other:
+        there = await other.recommend(RecommendRequest(size=3, cursor=first.cursor), seconds=5)
+        assert (ids(there), there.degraded_reasons) == (["i56", "i55", "i54"], ["page: made anew"])
+        further = await other.recommend(RecommendRequest(size=3, cursor=there.cursor), seconds=5)
+        assert (ids(further), further.degraded) == (["i53", "i52", "i51"], False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (RecommendRequest(cursor="../../etc"), "cursor"),
+        (RecommendRequest(cursor="0" * 32), "cursor"),
+        (RecommendRequest(filters={"price": {"below": 3}}), "filters.price"),
+        (RecommendRequest(filters={"price": {"lt": "x"}}), "filters.price"),
+        (RecommendRequest(filters={"brand": []}), "filters.brand"),
+        (RecommendRequest(filters={"brand": None}), "filters.brand"),
+        (RecommendRequest(recent=[RecentItem("i1", "stare")]), "recent[0].type"),
+    ],
+    ids=["path", "token", "bound", "text", "empty", "null", "type"],
+)
+async def test_a_wrong_request_is_named(request_: RecommendRequest, named: str) -> None:
+    async with running(StandInCatalogue(), StandInRanker()) as recommender:
+        with pytest.raises(RequestError, match="^" + named.replace("[", r"\[").replace("]", r"\]")):
+            await recommender.recommend(request_, seconds=5)
+
+
+async def test_changed_items_are_seen_at_once_here_and_soon_by_those_who_share_the_store(tmp_path: Any) -> None:
+    url = f"sqlite:{tmp_path}/store.db"
+    here, there = StandInCatalogue(3), StandInCatalogue(3)
+    async with (
+        running(here, StandInRanker(), store=open_store(url)) as one,
+        running(there, StandInRanker(), store=open_store(url)) as two,
+    ):
+        fields = {"title": "item 99", "brand": "Fern", "price": 1.0, "in_stock": True}
+        assert await one.change_items([ItemChange("i99", fields), ItemChange("i2", None)])
+        assert ids(await one.recommend(RecommendRequest(), seconds=5)) == ["i99", "i1", "i0"]
+        deadline = time.monotonic() + 5
+        while ids(await two.recommend(RecommendRequest(), seconds=5)) != ["i99", "i1", "i0"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+    restarted = StandInCatalogue(3)
+    async with running(restarted, StandInRanker(), store=open_store(url)) as three:
+        assert ids(await three.recommend(RecommendRequest(), seconds=5)) == ["i99", "i1", "i0"]
+    without = StandInCatalogue(3)
+    async with running(without, StandInRanker()) as four:
+        assert not await four.change_items([ItemChange("i2", None)])
+        assert ids(await four.recommend(RecommendRequest(), seconds=5)) == ["i1", "i0"]
+
+
+async def test_who_hangs_up_cancels_the_ranker() -> None:
+    ranker = StandInRanker()
+    async with running(StandInCatalogue(), ranker) as recommender:
+        ranker.delay = 5.0
+        task = asyncio.create_task(recommender.recommend(RecommendRequest(), seconds=10))
+        while not ranker.asked:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert ranker.cancelled == 1
+
+
+async def test_nothing_is_computed_in_the_event_loop() -> None:
+    catalogue = StandInCatalogue()
+    async with running(catalogue, StandInRanker()) as recommender:
+        await recommender.recommend(RecommendRequest(), seconds=5)
+    assert all(name.startswith("recommend") for name in catalogue.threads)
+
+
+async def test_similar_items_keep_to_rules_and_filters() -> None:
+    async with running(StandInCatalogue(), StandInRanker()) as recommender:
+        answer = await recommender.similar("i4", 3, {"price": {"gte": 8}})
+        assert [item.item_id for item in answer.items] == ["i8", "i12", "i16"]
+        with pytest.raises(KeyError):
+            await recommender.similar("nothing")
