@@ -10,12 +10,13 @@ import polars as pl
 
 from tritonrank.data import columns, dirt
 from tritonrank.data.dropped import require_tolerable
+from tritonrank.data.event_log import read_log
 from tritonrank.data.faults import Faults
 from tritonrank.data.labels import gains
 from tritonrank.data.loading import Tables
 from tritonrank.data.source import SourceTable, check_rows, read_source
 from tritonrank.errors import DataError
-from tritonrank.recipe import TablesData
+from tritonrank.recipe import EventsData, TablesData
 from tritonrank.system.database_url import Location
 from tritonrank.system.dates import latest_second
 
@@ -49,7 +50,12 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
         )
     faults = Faults()
     _check_template(settings, template_fields, faults)
-    items, events = (read_source(location, faults, needed) for location, needed in wanted(settings).values())
+    (catalogue_at, item_columns), (log_at, event_columns) = wanted(settings).values()
+    items = read_source(catalogue_at, faults, item_columns)
+    if isinstance(settings, EventsData):
+        events, of_log = read_log(log_at, faults, every_list=settings.weighs_positions)
+    else:
+        events, of_log = read_source(log_at, faults, event_columns), []
     check_rows(items, faults)
     check_rows(events, faults)
 
@@ -61,6 +67,7 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
         faults.raise_any()  # by line and cell
 
     dropped = [
+        *of_log,
         *faults.dropped(items.path, settings.items.name, items.frame.height),
         *faults.dropped(events.path, settings.events.name, events.frame.height),
     ]

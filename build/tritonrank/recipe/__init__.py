@@ -7,7 +7,7 @@ only what it wants different. ``load_recipe`` reports all faults of a file toget
 
 from tritonrank.recipe.applicability import require_effects
 from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
-from tritonrank.recipe.data import DataSettings, ExampleSettings, PublicData, SampleData, TablesData
+from tritonrank.recipe.data import DataSettings, EventsData, ExampleSettings, PublicData, SampleData, TablesData
 from tritonrank.recipe.explain import explanation, find_settings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.listing import setting_rows
@@ -31,6 +31,7 @@ __all__ = [
     "PACKAGED_MINILM",
     "DataSettings",
     "DistillSettings",
+    "EventsData",
     "ExampleSettings",
     "FinetuneSettings",
     "GateSettings",

@@ -1,9 +1,9 @@
 """Where the data come from, and how they become examples."""
 
 import datetime
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from tritonrank.recipe.base import Names, Settings, SourceLocation, SourcePath
@@ -167,13 +167,72 @@ class TablesData(SourceSettings):
         return {key: float(weight) for key, weight in self.label.items() if key != "column"}
 
 
+EVENT_WEIGHTS: dict[str, float] = {"view": 0.0, "click": 1.0, "cart": 2.0, "purchase": 3.0, "rating": 2.0, "skip": 0.0}
+"""What the types of a log's events are worth, unless a recipe says otherwise."""
+SHOWN_TYPE = "shown"
+"""Of the rows that say what was shown beside an event; never worth anything."""
+
+
+class EventsData(TablesData):
+    """The training log of a gateway (docs/events.md), whose columns are known, and a table of the items."""
+
+    source: Literal["events"]  # type: ignore[assignment]  # another tag of the same settings
+    events: SourceLocation = Field(
+        description="the log: the folder that the gateway's --events-log names, or a pattern for several such as logs/*"
+    )
+    label: dict[str, float] = Field(  # type: ignore[assignment]  # a log's column is known
+        {},
+        description="weights of event types, where 0 is no positive, such as {click: 1, purchase: 5}. Those that are "
+        f"not named have {', '.join(f'{name}: {weight:g}' for name, weight in EVENT_WEIGHTS.items())}; a rating counts "
+        "from 4 stars on",
+    )
+    query: str | None = "query"
+    impressions: Impressions | None = Impressions("page", "position")
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _types_have_weights(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise ValueError("expected event types and their weights, such as {click: 1, purchase: 3}")  # noqa: TRY004
+        if strangers := [str(name) for name in value if name not in EVENT_WEIGHTS]:
+            raise ValueError(f"{strangers[0]!r} is no event type on items; there are {', '.join(EVENT_WEIGHTS)}")
+        wrong = [name for name, weight in value.items() if not _is_weight(weight)]
+        if wrong:
+            raise ValueError(f"the weight of {wrong[0]!r} is {value[wrong[0]]!r}; expected a number from 0 on")
+        if not any((EVENT_WEIGHTS | value).values()):
+            raise ValueError("no event type has a weight above 0, so that nothing would be a positive")
+        return value
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> Self:
+        known = ("user_id", "timestamp", "query", "positive_label")
+        named = [name for name in known if getattr(self, name) != type(self).model_fields[name].default]
+        if named or (isinstance(self.item_id, dict) and self.item_id["events"] != "item_id"):
+            raise ValueError(f"data.{(named or ['item_id.events'])[0]}: a log has columns of its own; leave it out")
+        if self.impressions and (self.impressions.id, self.impressions.position) != ("page", "position"):
+            raise ValueError("data.impressions: of a log it is {id: page, position: position}; add propensity: true")
+        return self
+
+    @property
+    def events_key(self) -> str:
+        return "item_id"
+
+    @property
+    def label_column(self) -> str | None:
+        return "type"
+
+    @property
+    def event_weights(self) -> dict[str, float] | None:
+        return EVENT_WEIGHTS | self.label | {SHOWN_TYPE: 0.0}
+
+
 def _is_weight(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 PUBLIC_SOURCES: tuple[str, ...] = get_args(PublicData.model_fields["source"].annotation)
-SOURCES = ("sample", *PUBLIC_SOURCES, "tables")
-DataSettings = Annotated[SampleData | PublicData | TablesData, Field(discriminator="source")]
+SOURCES = ("sample", *PUBLIC_SOURCES, "tables", "events")
+DataSettings = Annotated[SampleData | PublicData | TablesData | EventsData, Field(discriminator="source")]
 
 
 class ExampleSettings(Settings):

@@ -49,8 +49,9 @@ def _data_rows(key: str, sources: list[type[BaseModel]]) -> Iterator[SettingRow]
     sources_in_words = f"where the data come from: {', '.join(by_source)}"
     yield SettingRow(f"{key}.source", "required", sources_in_words, "", {"enum": list(by_source)})
     for name, source in by_source.items():
+        own = {f"{key}.{field}" for field in source.__annotations__}  # others are told with the source they are from
         for row in _rows(source, f"{key}.", ""):
-            if row.key != f"{key}.source":
+            if row.key in own and row.description:
                 yield row._replace(key=f"{row.key} ({name})")
 
 

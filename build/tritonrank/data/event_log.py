@@ -1,0 +1,205 @@
+"""The training log of a gateway as an events table: docs/events.md says what is in it.
+
+Each event counts once, erased users not at all. A search gives its query to the events on the page that it led to; what
+was shown beside an event, and passed over, becomes rows of the type ``shown``. The log may grow while it is read.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import polars as pl
+from tritonrank_recommend.log import layout
+
+from tritonrank.data.dropped import Dropped
+from tritonrank.data.faults import Faults
+from tritonrank.data.formats.cells import Cells, row_number
+from tritonrank.data.parts import has_wildcard
+from tritonrank.data.source import SourceTable, as_table
+from tritonrank.recipe.data import SHOWN_TYPE
+from tritonrank.system.database_url import Location
+
+LIKED_RATING = 4.0
+"""Stars from which a rating is one, as with MovieLens; below it says as much as a skip."""
+ATTEMPTS = 5
+"""To read a log whose files are being joined."""
+HINT = "expected the folder that the gateway's --events-log names, with events/date=.../hour=.../*.parquet in it"
+EVENT_COLUMNS: dict[str, pl.DataType] = {
+    "event_id": pl.String(),
+    "user_id": pl.String(),
+    "item_id": pl.String(),
+    "type": pl.String(),
+    "query": pl.String(),
+    "timestamp": pl.Float64(),
+    "value": pl.Float64(),
+    "page": pl.String(),
+    "position": pl.Int32(),
+    "received_at": pl.Float64(),
+}
+SHOWN_COLUMNS: dict[str, pl.DataType] = {
+    "page": pl.String(),
+    "user_id": pl.String(),
+    "query": pl.String(),
+    "shown_at": pl.Float64(),
+    "item_ids": pl.List(pl.String()),
+    "positions": pl.List(pl.Int32()),
+}
+
+
+class _MovedError(Exception):
+    """A file was joined with others after it had been listed."""
+
+
+def read_log(location: Location, faults: Faults, *, every_list: bool = False) -> tuple[SourceTable, list[Dropped]]:
+    """The events of a log, or of several, in the order in which they happened.
+
+    Args:
+        location: the log's folder, or a pattern.
+        faults: takes what is wrong: no log there, a damaged file.
+        every_list: also what was shown to known users who then did nothing, which says how likely people look at a
+            position; no list is learnt from it.
+
+    Returns:
+        Rows with user_id, item_id, type, query, timestamp (unix seconds), page and position, which are empty or null
+        where they are not known; and what was left out.
+    """
+    logs = _logs(location)
+    if not logs:
+        faults.add(location, "missing", f"no log of events; {HINT}")
+        return SourceTable(location, pl.DataFrame(), pl.Series(dtype=pl.Boolean)), []
+    events = _all(logs, layout.EVENTS, EVENT_COLUMNS, location, faults)
+    shown = _all(logs, layout.IMPRESSIONS, SHOWN_COLUMNS, location, faults)
+    rows = events.height
+    events, erased = _without_erased(logs, events, "received_at")
+    shown, _ = _without_erased(logs, shown, "shown_at")
+    copies = (events["event_id"] != "") & ~events.select(
+        pl.struct("user_id", "event_id").is_first_distinct()
+    ).to_series()
+    dropped = []
+    if copies.any():
+        examples = events.filter(copies)["event_id"]
+        dropped.append(
+            Dropped.of(
+                "events with an id that came before", "the first is kept", int(copies.sum()), rows, examples.head(100)
+            )
+        )
+    table = _as_events(events.filter(~copies), shown, every_list)
+    # No dirt, of which there could be too much.
+    notes = (f"{erased:,} events of users who were erased are left out",) if erased else ()
+    cells = Cells(table, table.columns, row_number, place=": event {}", notes=notes)
+    return as_table(location, cells, "parquet"), dropped
+
+
+def _logs(location: Location) -> list[Path]:
+    """The folders of logs."""
+    if not isinstance(location, Path):
+        return []
+    found = sorted(location.parent.glob(location.name)) if has_wildcard(location) else [location]
+    return [one for one in found if any((one / kind).is_dir() for kind in layout.KINDS)]
+
+
+def _all(
+    logs: Sequence[Path], kind: str, columns: dict[str, pl.DataType], location: Location, faults: Faults
+) -> pl.DataFrame:
+    frames = [
+        frame
+        for log in logs
+        for hour in layout.hour_folders(log, kind)
+        for frame in _hour(hour, columns, location, faults)
+    ]
+    return pl.concat([pl.DataFrame(schema=columns), *frames])
+
+
+def _hour(hour: Path, columns: dict[str, pl.DataType], location: Location, faults: Faults) -> list[pl.DataFrame]:
+    """The files of an hour that count; listed again where one went away meanwhile."""
+    for _ in range(ATTEMPTS):
+        frames: list[pl.DataFrame] = []
+        try:
+            for file in layout.counting_files(hour, _replaced_by):
+                try:
+                    read = pl.read_parquet(file.read_bytes(), columns=list(columns))
+                    frames.append(read.select(pl.col(name).cast(dtype) for name, dtype in columns.items()))
+                except pl.exceptions.PolarsError as error:
+                    reason = str(error).splitlines()[0]
+                    message = (
+                        f"cannot be read as a file of the log ({reason}); put it back, or take it out of the folder"
+                    )
+                    faults.add(location, "format", message, file=file)
+        except FileNotFoundError:
+            continue
+        return frames
+    faults.add(location, "access", "its files go away while they are read; read a copy of the log", file=hour)
+    return []
+
+
+def _replaced_by(file: Path) -> Collection[str]:
+    try:
+        told = pl.read_parquet_metadata(file).get(layout.REPLACES)
+    except pl.exceptions.PolarsError:
+        return ()  # whoever reads its rows says that it is damaged
+    return json.loads(told) if told else ()
+
+
+def _without_erased(logs: Sequence[Path], rows: pl.DataFrame, came_at: str) -> tuple[pl.DataFrame, int]:
+    """The rows that came after their user was erased, if that happened; and how many the others are."""
+    erased: dict[str, float] = {}
+    for log in logs:
+        for digest, at in layout.tombstones(log).items():
+            erased[digest] = max(at, erased.get(digest, 0.0))
+    if not erased:
+        return rows, 0
+    users = rows["user_id"].unique().to_list()
+    gone = {user: erased[digest] for user in users if (digest := layout.digest_of(user)) in erased}
+    if not gone:
+        return rows, 0
+    erased_at = rows["user_id"].replace_strict(gone, default=None, return_dtype=pl.Float64)
+    stays = (erased_at.is_null() | (rows[came_at] > erased_at)).fill_null(False)
+    return rows.filter(stays), rows.height - int(stays.sum())
+
+
+def _as_events(events: pl.DataFrame, shown: pl.DataFrame, every_list: bool) -> pl.DataFrame:
+    """Events on items with the query of their page, and what was shown on the pages that led to any."""
+    searches = events.filter(pl.col("type") == "search").select("page", "query")
+    queries = pl.concat([shown.select("page", "query"), searches]).filter(
+        (pl.col("page") != "") & (pl.col("query") != "")
+    )
+    on_items = events.filter(pl.col("item_id") != "").join(
+        queries.unique("page", keep="first", maintain_order=True),
+        on="page",
+        how="left",
+        suffix="_of_page",
+        maintain_order="left",
+    )
+    unliked = (pl.col("type") == "rating") & ~(pl.col("value") >= LIKED_RATING).fill_null(False)
+    own_query = pl.when(pl.col("query") != "").then(pl.col("query"))
+    on_items = on_items.select(
+        "user_id",
+        "item_id",
+        pl.when(unliked).then(pl.lit("skip")).otherwise(pl.col("type")).alias("type"),
+        own_query.otherwise(pl.col("query_of_page").fill_null("")).alias("query"),
+        "timestamp",
+        "page",
+        "position",
+    )
+    rows = pl.concat([_beside(on_items, shown, every_list), on_items]).sort("timestamp", maintain_order=True)
+    return rows.with_columns(pl.col("timestamp").floor().cast(pl.Int64))
+
+
+def _beside(on_items: pl.DataFrame, shown: pl.DataFrame, every_list: bool) -> pl.DataFrame:
+    """A row for each item of each list that somebody acted on; with ``every_list`` also of those of known users."""
+    # A list belongs to whoever acted on it: it may have been made before they said who they are.
+    users = on_items.filter(pl.col("page") != "").select("page", "user_id").unique(maintain_order=True)
+    if every_list:
+        others = shown.filter(pl.col("user_id") != "").join(users, on="page", how="anti", maintain_order="left")
+        users = pl.concat([users, others.select("page", "user_id").unique(maintain_order=True)])
+    lists = shown.drop("user_id").join(users, on="page", how="inner", maintain_order="left")
+    rows = lists.explode("item_ids", "positions").select(
+        "user_id",
+        pl.col("item_ids").alias("item_id"),
+        pl.lit(SHOWN_TYPE).alias("type"),
+        "query",
+        pl.col("shown_at").alias("timestamp"),
+        "page",
+        pl.col("positions").alias("position"),
+    )
+    return rows.unique(["user_id", "page", "item_id", "position"], keep="first", maintain_order=True)
