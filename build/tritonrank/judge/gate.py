@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from tritonrank.errors import GateError
@@ -95,6 +96,19 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True)
+class Drop:
+    """How far a metric fell, relative to what it was; positive = worse. The fields are as in ``Verdict``."""
+
+    drop: float
+    low: float
+    high: float
+    bound: float
+    budget: float
+    passed: bool
+    reason: str
+
+
 def paired_difference(
     first: Judgement, second: Judgement, metric: str = "ndcg@10", samples: int = BOOTSTRAP_SAMPLES
 ) -> Interval:
@@ -115,12 +129,7 @@ def verdict(
     """
     _require_same_examples(child, parent)
     after, before = child.values(), parent.values()
-    picks = np.random.default_rng(seed).integers(0, len(before), size=(samples, len(before)))
-    resampled = _relative_drop(before[picks].mean(axis=1), after[picks].mean(axis=1))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    drop = float(_relative_drop(before.mean(), after.mean()))
-    bound = float(np.quantile(resampled, 0.95))
-    passed, reason = _decide(len(before), drop, bound, budget)
+    found = paired_drop(after, before, budget, samples, seed)
     losses = np.argsort(after - before, kind="stable")[:WORST_SHOWN]
     rankings = list(zip(child.table["scores"], parent.table["scores"], strict=True))
     return Verdict(
@@ -129,18 +138,45 @@ def verdict(
         examples=len(before),
         parent_ndcg=float(before.mean()),
         child_ndcg=float(after.mean()),
-        drop=drop,
-        drop_low=float(low),
-        drop_high=float(high),
-        bound=bound,
+        drop=found.drop,
+        drop_low=found.low,
+        drop_high=found.high,
+        bound=found.bound,
         budget=budget,
         top10_overlap=float(np.mean([top_overlap(one, other) for one, other in rankings])),
         kendall_tau=float(np.mean([kendall_tau(one, other) for one, other in rankings])),
         worst=[(child.example_ids[i], float(before[i]), float(after[i])) for i in losses if after[i] < before[i]],
-        passed=passed,
-        reason=reason,
+        passed=found.passed,
+        reason=found.reason,
         worse=int((after < before).sum()),
     )
+
+
+def paired_drop(
+    after: NDArray[np.float64],
+    before: NDArray[np.float64],
+    budget: float,
+    samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
+    *,
+    metric: str = "NDCG@10",
+) -> Drop:
+    """How far the mean of a metric fell from one ranking to another of the same examples, and whether that may stand.
+
+    Args:
+        after, before: per example.
+        budget: relative drop that may be lost.
+        samples: bootstrap resamples.
+        seed: of the bootstrap.
+        metric: what it is called in the reason.
+    """
+    picks = np.random.default_rng(seed).integers(0, len(before), size=(samples, len(before)))
+    resampled = _relative_drop(before[picks].mean(axis=1), after[picks].mean(axis=1))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    drop = float(_relative_drop(before.mean(), after.mean()))
+    bound = float(np.quantile(resampled, 0.95))
+    passed, reason = _decide(len(before), drop, bound, budget, metric)
+    return Drop(drop, float(low), float(high), bound, budget, passed, reason)
 
 
 def show_verdict(found: Verdict) -> None:
@@ -154,18 +190,18 @@ def show_verdict(found: Verdict) -> None:
     )
 
 
-def _decide(examples: int, drop: float, bound: float, budget: float) -> tuple[bool, str]:
+def _decide(examples: int, drop: float, bound: float, budget: float, metric: str) -> tuple[bool, str]:
     if examples < FEWEST_EXAMPLES:
         return False, f"{examples} examples are too few to decide; at least {FEWEST_EXAMPLES} (examples.test_users)"
     if drop > budget:
-        return False, f"NDCG@10 fell by {drop:.2%}, the budget is {budget:.2%}"
+        return False, f"{metric} fell by {drop:.2%}, the budget is {budget:.2%}"
     change = f"fell by {drop:.2%}" if drop > 0 else f"did not fall ({-drop:+.2%})"
     if bound > 3 * budget:
         return False, (
-            f"NDCG@10 {change}, but with {examples} examples the fall may be up to {bound:.2%} (95% bound), more "
+            f"{metric} {change}, but with {examples} examples the fall may be up to {bound:.2%} (95% bound), more "
             f"than three times the budget of {budget:.2%}: too few examples to decide, or too rough a step"
         )
-    return True, f"NDCG@10 {change} (95% bound of the fall {bound:.2%}), the budget is {budget:.2%}"
+    return True, f"{metric} {change} (95% bound of the fall {bound:.2%}), the budget is {budget:.2%}"
 
 
 def _relative_drop(before: Any, after: Any) -> Any:

@@ -22,6 +22,7 @@ PURPOSES = {
     "distill": "let the smaller ranker learn from the larger one",
     "export": "write the ranker as ONNX, prove that it computes the same",
     "quantize": "write it in INT8, judge whether it ranks as well",
+    "retriever": "learn to find items by history and query, judge it on the whole catalogue",
     "shard": "cut it for several processes, prove that they score alike",
     "assemble": "write what Triton loads",
     "summarize": "judge the baselines, time the rankers, make the table",

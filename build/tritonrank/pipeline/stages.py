@@ -26,6 +26,7 @@ from tritonrank.pipeline import (
     prune,
     quantize,
     quantize_tensorrt,
+    retriever,
     shard,
     summarize,
 )
@@ -34,6 +35,10 @@ from tritonrank.pipeline.outlook import coming_stages, say_outlook
 from tritonrank.pipeline.record import record
 from tritonrank.recipe import Recipe
 from tritonrank.system import progress
+
+
+def _unless_retrieval(recipe: Recipe) -> str | None:
+    return None if recipe.retrieval else "the recipe has no retrieval section"
 
 
 class Listed(NamedTuple):
@@ -59,6 +64,7 @@ STAGES = (
     Listed(quantize_tensorrt.stage, lambda recipe: _unless_precision(recipe, "int8", "int8-fp16")),
     Listed(mix.stage, lambda recipe: _unless_precision(recipe, "int8-fp16")),
     Listed(shard.stage, lambda recipe: "tensor_parallel is 1" if recipe.tensor_parallel == 1 else None),
+    Listed(retriever.stage, _unless_retrieval),
     Listed(assemble.stage),
     Listed(summarize.stage),
 )
@@ -167,10 +173,6 @@ def _unless_precision(recipe: Recipe, *wanted: str) -> str | None:
     if named & set(wanted) if wanted else named:
         return None
     return f"tensorrt.precisions does not name {' or '.join(wanted)}" if wanted else "tensorrt.precisions is empty"
-
-
-def _unless_retrieval(recipe: Recipe) -> str | None:
-    return None if recipe.retrieval else "the recipe has no retrieval section"
 
 
 def _unless_batched(recipe: Recipe) -> str | None:

@@ -12,7 +12,7 @@ The gate judges the result before it is published, against the FP32 graph and ag
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ def quantize_graphs(
     nodes = quantizable_nodes(onnx_folder, settings.exclude)
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
         fitted, kept_aside = split_for_noise(tensors)
-        writer = _Writer(onnx_folder, fitted, Path(scratch), smooths=smooths)
+        writer = GraphWriter(graph_feeds(onnx_folder, fitted), Path(scratch), smooths=smooths)
         writer.write(folder, nodes)
         noise = NoiseMeter(onnx_folder, kept_aside)
         final = all_layers = noise.of(folder)
@@ -125,16 +125,24 @@ def quantize_graphs(
     return nodes
 
 
-class _Writer:
+class GraphWriter:
     """Writes Q/DQ graphs of any choice of nodes; calibrates, scales and rounds once, for all of them.
 
     A layer's scales and integers do not depend on which other layers are quantized. So each graph is quantized whole
     the first time, and every choice is that one with the other layers' Q/DQ pairs taken out again.
+
+    Args:
+        feeds: FP32 graphs with their calibration inputs.
+        scratch: a folder for what lies between.
+        smooths: outliers of activations move into the weights first.
+        rounds: weights are rounded so that their errors cancel (rounding.py), else each to the nearest step.
     """
 
-    def __init__(self, source: Path, requests: list[RequestTensors], scratch: Path, *, smooths: bool) -> None:
-        self.feeds = graph_feeds(source, requests)
-        self._scratch = scratch
+    def __init__(
+        self, feeds: Mapping[Path, list[Feed]], scratch: Path, *, smooths: bool = True, rounds: bool = True
+    ) -> None:
+        self.feeds = dict(feeds)
+        self._scratch, self._rounds = scratch, rounds
         if smooths:
             smooth_graphs(self.feeds, scratch)
             self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
@@ -150,7 +158,7 @@ class _Writer:
             onnx.save(with_few_quantized(quantized, fp32, set(nodes)), folder / source.name)
 
     def _quantize(self, nodes: list[str]) -> None:
-        rounder = WeightRounder(self.feeds)
+        rounder = WeightRounder(self.feeds) if self._rounds else None
         for source, feeds in self.feeds.items():
             chosen = [node for node in linear_nodes(source) if node in set(nodes)]
             if not chosen:  # an empty list would mean all of them
@@ -170,7 +178,8 @@ class _Writer:
                 calibrate_method=CalibrationMethod.MinMax,  # what is rare is not clipped
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
             )
-            rounder.apply(path, LARGEST_WEIGHT_REDUCED if has_reduced_range() else LARGEST_WEIGHT)
+            if rounder:
+                rounder.apply(path, LARGEST_WEIGHT_REDUCED if has_reduced_range() else LARGEST_WEIGHT)
             self._quantized[source] = onnx.load(path)
 
 

@@ -159,6 +159,11 @@ class QueryEncoder:
     def dimension(self) -> int:
         return self.towers.dimension
 
+    @property
+    def remembered(self) -> int:
+        """Texts whose vectors are kept."""
+        return len(self._remembered)
+
     def embed(self, texts: Sequence[str]) -> Vector:
         """Unit vectors, [texts, dimension]; of an empty text zeros, which are like nothing."""
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
