@@ -410,6 +410,27 @@ def test_other_requests_change_no_bit_of_an_answer(sharing: SharedContextEngine)
         np.testing.assert_array_equal(answer, again)
 
 
+def test_blocks_have_the_scores_of_a_request_of_their_own(sharing: SharedContextEngine) -> None:
+    rows = random_requests(14, [90])[0]
+    parted = shared_request([4, 5], [*rows[:40], [], *rows[40:80], [], *rows[80:]])
+    sharing.check(parted)
+    (together,) = sharing.run([parted])
+    alone = [sharing.run([shared_request([4, 5], block)])[0] for block in (rows[:40], rows[40:80], rows[80:])]
+    assert np.delete(together, [40, 81]).tobytes() == np.concatenate(alone).tobytes()
+    assert np.isfinite(together).all()
+    elsewhere = [sharing.run([shared_request([4, 5], part)])[0] for part in (rows[:7], rows[7:])]
+    assert not np.allclose(np.concatenate(elsewhere), np.concatenate(alone))  # this graph shows a row's padding
+    counts = sharing.token_counts([shared_request([4, 5], block) for block in (rows[:40], rows[40:80], rows[80:])])
+    context_again = 2 * 2
+    assert sharing.token_counts([parted]) == tuple(count - context_again for count in counts)
+
+
+@pytest.mark.parametrize("rows", [[[], [1]], [[1], []], [[1], [], [], [2]]])
+def test_rows_without_tokens_stand_between_blocks_alone(sharing: SharedContextEngine, rows: list[list[int]]) -> None:
+    with pytest.raises(RowsError, match=r"^candidate_ids: "):
+        sharing.check(shared_request([1], rows))
+
+
 def test_the_context_runs_once_per_request_and_candidates_run_without_its_padding(
     watched: tuple[SharedContextEngine, Watched, Watched],
 ) -> None:

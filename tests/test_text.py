@@ -31,7 +31,14 @@ from transformers import (
 from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.recipe import PACKAGED_MINILM
 from tritonrank_runtime.architectures import architecture_named
-from tritonrank_runtime.candidate_rows import NO_ROW, NO_TEXT_SCORE, candidate_scores, unique_rows
+from tritonrank_runtime.candidate_rows import (
+    NO_ROW,
+    NO_TEXT_SCORE,
+    PARTING,
+    candidate_scores,
+    rows_in_blocks,
+    unique_rows,
+)
 from tritonrank_runtime.item_text import TextError, decode_texts, render_fields
 from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.padding import PADDING, Buckets
@@ -825,6 +832,18 @@ def test_rows_without_tokens_leave_the_others_as_they_are(rows: list[tuple[int, 
     assert scores.dtype == np.float32
     assert scores[[bool(row) for row in rows]].tolist() == places_alone.tolist()
     assert {*scores[[not row for row in rows]].tolist()} <= {NO_TEXT_SCORE}
+
+
+@given(st.lists(st.sampled_from([(), (1,), (2,), (3,)]), max_size=12), st.integers(0, 5))
+def test_rows_of_blocks_are_the_rows_of_requests_of_their_own(rows: list[tuple[int, ...]], block: int) -> None:
+    found, places = rows_in_blocks(rows, block)
+    assert places.dtype == np.int32
+    assert [() if place == NO_ROW else found[place] for place in places] == rows
+    size = block or max(1, len(rows))
+    alone = [unique_rows(rows[start : start + size])[0] for start in range(0, len(rows), size)]
+    scored = [unique for unique in alone if unique != [()]]
+    expected = [row for unique in scored for row in (PARTING, *unique)][1:]
+    assert found == (expected or [()][: len(rows)])
 
 
 def test_no_score_is_below_that_of_an_item_without_text() -> None:

@@ -119,6 +119,9 @@ class Architecture(ABC):
     """The graphs that are served on a CPU, in the order in which they run."""
     batch_is_request: bool
     """Whether an entry of the scorer's batch is a request; else it is one of its rows."""
+    block_candidates = 0
+    """Candidates of a request that are scored by themselves, so that it may be cut where they end
+    (``candidate_rows.py``); 0: its scores may depend on the cut in their last bits."""
     has_score_batch = False
     """Whether its network scores padded requests side by side (``score_batch``): its served graphs do not, so engines
     that take one graph and few shapes get one of this."""

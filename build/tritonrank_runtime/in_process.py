@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores, unique_rows
+from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores, rows_in_blocks
 from tritonrank_runtime.engine import Engine, Watch
 from tritonrank_runtime.engines import model_files, open_executor
 from tritonrank_runtime.item_report import ItemReader
@@ -58,6 +58,8 @@ class Limits:
     max_text_bytes: int = 65_536
     queue_requests: int = 64
     deadline_us: int = 2_000_000
+    block_candidates: int = 0
+    """see ``candidate_rows.py``"""
 
     @classmethod
     def of(cls, parameters: Mapping[str, str]) -> "Limits":
@@ -177,7 +179,7 @@ class LocalRanker:
 
     def _score(self, read: "_Read", is_wanted: Callable[[], bool]) -> NDArray[np.float32]:
         """Scores of the candidates."""
-        rows, row_of_candidate = unique_rows(read.candidates)
+        rows, row_of_candidate = rows_in_blocks(read.candidates, self.limits.block_candidates)
         if not (row_of_candidate != NO_ROW).any():  # nothing to compute, and no logits that anybody looks at
             return candidate_scores(np.empty(0, dtype=np.float32), row_of_candidate)
         tensors = self._tokenizer.tensors(read.context, rows)
@@ -232,4 +234,5 @@ def open_model(folder: Path, threads: int = 0) -> LocalRanker:
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     engine = open_executor("onnxruntime", folder, "cpu", threads, context_cache_bytes=CONTEXT_CACHE_BYTES)
     tokenizer = RequestTokenizer.from_folder(folder, ITEM_CACHE_ENTRIES)
-    return LocalRanker(tokenizer, engine, Limits(), str(manifest["artifact"])[:16])
+    limits = Limits(block_candidates=tokenizer.architecture.block_candidates)
+    return LocalRanker(tokenizer, engine, limits, str(manifest["artifact"])[:16])

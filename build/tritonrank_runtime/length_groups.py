@@ -30,6 +30,13 @@ def candidate_lengths(candidate_ids: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.asarray((candidate_ids >= 0).sum(axis=1), dtype=np.int64)
 
 
+def candidate_blocks(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Places of the rows of each block; a row without tokens parts two of them (``candidate_rows.py``)."""
+    partings = np.flatnonzero(lengths == 0)
+    starts, ends = [0, *(partings + 1)], [*partings, len(lengths)]
+    return [np.arange(start, end, dtype=np.int64) for start, end in zip(starts, ends, strict=True)]
+
+
 def candidate_run_sizes(is_gpu: bool) -> tuple[int, int]:
     """What starting a run of candidates costs, and how many it may hold, both in tokens."""
     return (GPU_RUN_TOKENS, GPU_MOST_TOKENS) if is_gpu else (RUN_TOKENS, MOST_TOKENS)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_runtime.architecture import VOCABULARY, Architecture, EngineOptions, Input
+from tritonrank_runtime.candidate_rows import PARTING
 from tritonrank_runtime.context_cache import ContextCache
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engine import (
@@ -32,6 +33,8 @@ from tritonrank_runtime.engine import (
 )
 from tritonrank_runtime.length_groups import (
     SHARES_PER_CORE,
+    Group,
+    candidate_blocks,
     candidate_lengths,
     candidate_run_sizes,
     cut_groups,
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 SHARED_CONTEXT = "shared-context"
 CONTEXT_FILE = "context.onnx"
 CANDIDATES_FILE = "candidates.onnx"
+BLOCK_CANDIDATES = 256
+"""More than the 200 or so that retrieval brings, which stay one block. Smaller blocks would fall into more runs."""
 
 
 class SharedContext(Architecture):
@@ -59,16 +64,20 @@ class SharedContext(Architecture):
     )
     graph_files = (CONTEXT_FILE, CANDIDATES_FILE)
     batch_is_request = True
+    block_candidates = BLOCK_CANDIDATES
     has_score_batch = True
 
     def rows(
         self, layout: PairLayout, context: Sequence[int], candidates: Sequence[Sequence[int]]
     ) -> dict[str, NDArray[np.int32]]:
-        """The context's row (prefix, context, suffix) and one per candidate (prefix, candidate)."""
+        """The context's row (prefix, context, suffix) and one per candidate (prefix, candidate); between two blocks
+        one of padding alone."""
         prefix = layout.prefix
+        partings = [place for place, ids in enumerate(candidates) if ids == PARTING]
         lengths = np.array([len(prefix) + len(ids) for ids in candidates], dtype=np.int64)
         candidate_ids = np.full((len(candidates), int(lengths.max(initial=len(prefix)))), PADDING, dtype=np.int32)
         candidate_ids[:, : len(prefix)] = prefix
+        candidate_ids[partings] = PADDING
         # One assignment for all rows: a thousand small ones would take longer than the tokenizer.
         is_token = np.arange(candidate_ids.shape[1]) < lengths[:, np.newaxis]
         is_token[:, : len(prefix)] = False
@@ -100,7 +109,7 @@ class SharedContext(Architecture):
         for name, tensor in tensors.items():
             if len(tensor) != 1:
                 raise RowsError(f"{name}: {len(tensor)} requests in one; send them one by one")
-        if (found := tensors["candidate_ids"].shape[1]) > most_candidates:
+        if (found := int((tensors["candidate_ids"][0, :, :1] != PADDING).sum())) > most_candidates:
             raise RowsError(f"candidate_ids: {found} candidates; the limit is {most_candidates}")
         return {name: tensor[0] for name, tensor in tensors.items()}
 
@@ -165,28 +174,38 @@ class SharedContextEngine:
         """Places of the candidates and what the graph is fed with, the largest first, so that threads end together."""
         context = self.context_cache.get(request["context_ids"], self._run_context)
         candidate_ids = request["candidate_ids"]
-        groups = length_groups(candidate_lengths(candidate_ids), self._run_tokens)
-        groups = cut_groups(groups, self._shares, self._most_tokens)
+        groups = [
+            group
+            for block in self._grouped_blocks(candidate_ids)
+            for group in cut_groups(block, self._shares, self._most_tokens)
+        ]
         feeds = []
         for tokens, rows in sorted(groups, key=lambda group: -group[0] * len(group[1])):
             group = np.ascontiguousarray(candidate_ids[rows, :tokens])
             feeds.append((rows, context | {"candidate_ids": group}))
         return feeds
 
+    def _grouped_blocks(self, candidate_ids: NDArray[np.int32]) -> list[list[Group]]:
+        """Of each block its groups; nothing outside a block decides how it is grouped."""
+        lengths = candidate_lengths(candidate_ids)
+        return [
+            [(tokens, block[rows]) for tokens, rows in length_groups(lengths[block], self._run_tokens)]
+            for block in candidate_blocks(lengths)
+        ]
+
     def _run_context(self, context_ids: NDArray[np.int32]) -> Feed:
         names = ["context_keys", "context_values"]
         return dict(zip(names, self._context.run(names, {"context_ids": context_ids}), strict=True))
 
     def check(self, request: Tensors) -> None:
-        _check(request)
+        _check(request, may_part=True)
 
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
         computed = needed = 0
         for request in requests:
-            lengths = candidate_lengths(request["candidate_ids"])
-            groups = length_groups(lengths, self._run_tokens)
-            computed += request["context_ids"].size + sum(tokens * len(rows) for tokens, rows in groups)
-            needed += request["context_ids"].size + int(lengths.sum())
+            blocks = self._grouped_blocks(request["candidate_ids"])
+            computed += request["context_ids"].size + sum(tokens * len(rows) for one in blocks for tokens, rows in one)
+            needed += request["context_ids"].size + int(candidate_lengths(request["candidate_ids"]).sum())
         return computed, needed
 
 
@@ -247,7 +266,7 @@ def _run_parts(
     parts: Iterable[_Part], candidates: int, run_all: Callable[..., None], is_wanted: Callable[[], bool], watch: Watch
 ) -> Logits:
     """Logits of one request from its parts, side by side; none when it is not wanted any more before the last."""
-    logits = np.empty(candidates, dtype=np.float32)
+    logits = np.zeros(candidates, dtype=np.float32)  # partings have none
     left_out: list[NDArray[np.int64]] = []
 
     def run_part(rows: NDArray[np.int64], ids: NDArray[np.int32], run: Callable[[], Logits]) -> None:
@@ -281,7 +300,7 @@ def _run_one_by_one(
     return found
 
 
-def _check(request: Tensors) -> None:
+def _check(request: Tensors, may_part: bool = False) -> None:
     context_ids, candidate_ids = request["context_ids"], request["candidate_ids"]
     if not context_ids.size or context_ids.min() < 0:
         raise RowsError("context_ids: expected at least one token id, none of them negative")
@@ -289,5 +308,6 @@ def _check(request: Tensors) -> None:
     lengths = is_token.sum(axis=1)
     is_row = np.arange(candidate_ids.shape[1]) < lengths[:, np.newaxis]
     is_padded = np.array_equal(is_token, is_row) and candidate_ids.min(initial=0) >= -1
-    if not lengths.size or not lengths.all() or not is_padded:
+    has_blocks = lengths.all() or (may_part and all(map(len, candidate_blocks(lengths))))
+    if not lengths.size or not has_blocks or not is_padded:
         raise RowsError("candidate_ids: expected rows of token ids, at least one each, then padding of -1")

@@ -1,4 +1,4 @@
-"""The backend of a gateway by its settings: one Triton or several, with a result cache in front or without."""
+"""The backend of a gateway by its settings: one Triton or several, large requests in parts, a result cache before."""
 
 from functools import partial
 
@@ -14,6 +14,7 @@ from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.replicas import PoolSettings, Replica, ReplicaPool, names_of
 from tritonrank_gateway.result_cache import CachedBackend
 from tritonrank_gateway.settings import GatewaySettings
+from tritonrank_gateway.split import BY_REPLICAS, SplitBackend
 
 NEVER_AGAIN = Retry(attempts=1)
 """Of a replica's client: another replica is asked instead."""
@@ -28,6 +29,8 @@ def compose(settings: GatewaySettings, metrics: Metrics) -> Backend:
     urls = [f"grpc://{address}" for address in settings.triton]
     backend: Backend
     backend = _triton(urls[0], settings, PASS_REFUSALS_ON) if len(urls) == 1 else _pool(urls, settings, metrics)
+    if settings.split_candidates > 0 or (settings.split_candidates == BY_REPLICAS and len(urls) > 1):
+        backend = SplitBackend(backend, settings.split_candidates, len(urls))
     return _cached(backend, settings, metrics) if settings.cache_mb else backend
 
 

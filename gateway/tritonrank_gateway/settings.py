@@ -39,6 +39,9 @@ class GatewaySettings:
     golden: Annotated[Path | None, "golden.json of the artifact's repository, to tell which replica is well"] = None
     probe_s: Annotated[float, "seconds between two golden requests to one of several replicas"] = 1.0
     hedge_after_s: Annotated[float, "a request that takes longer goes to a second replica, too; 0 for never"] = 0.0
+    split_candidates: Annotated[
+        int, "larger requests are ranked in parts of so many at once; -1: one part per replica, 0: never"
+    ] = -1
     cancel_on_hang_up: Annotated[bool, "cancel given up calls on the wire, too; for Triton 2.74 and later"] = False
     catalogue: Annotated[Path | None, "folder artifacts/RECIPE/catalogue: recommend from it; none by default"] = None
     blend: Annotated[Path | None, "folder artifacts/RECIPE/blend; without it the ranker's order is shown"] = None
@@ -64,6 +67,7 @@ class GatewaySettings:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in ("cache_mb", "hedge_after_s"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.split_candidates >= -1, "split_candidates", self.split_candidates, "-1, 0 or a number of them")
         _require(self.probe_s > 0, "probe_s", self.probe_s, "a number above 0")
         _require(bool(self.triton) and all(":" in one for one in self.triton), "triton", self.triton, "HOST:PORT")
         pair = (self.tls_certificate, self.tls_key)

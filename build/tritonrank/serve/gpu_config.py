@@ -26,7 +26,14 @@ from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
 from tritonrank.rankers.serving import QUEUE_DELAY_US
 from tritonrank.recipe import Recipe, ServeSettings
-from tritonrank.serve.triton_config import ADMISSION_TENSORS, add_warmup, logits_dims, model_configs, set_parameters
+from tritonrank.serve.triton_config import (
+    ADMISSION_TENSORS,
+    BLOCK_PARAMETER,
+    add_warmup,
+    logits_dims,
+    model_configs,
+    set_parameters,
+)
 from tritonrank.tensorrt.plans import PLAN_FILE, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, Shape, buckets_of
 
@@ -64,6 +71,8 @@ def gpu_configs(
     _drop_deadline(configs["rank"], configs["tokenize"])
     for name in ("tokenize", "select"):  # a scorer on a GPU takes more requests than one copy of them can prepare
         configs[name].instance_group[0].count = max(1, cores // CORES_PER_TOKENIZER)
+    for name in ("rank", "tokenize"):  # requests are padded to buckets, or their kernels chosen by size
+        configs[name].parameters.pop(BLOCK_PARAMETER, None)
     set_parameters(configs["tokenize"], queue_requests=NO_LIMIT)
     if target is not Target.TENSORRT_TP:
         buckets = buckets_of(profiles)

@@ -33,6 +33,8 @@ MOST_TEXT_BYTES = 65_536
 """Of one query, history item or candidate: hundreds of times what the token budgets keep of it."""
 ITEM_CACHE_ENTRIES = 100_000
 """Item texts whose token ids the server remembers; ``text.py`` bounds their tokens, too."""
+BLOCK_PARAMETER = "block_candidates"
+"""Of ``rank`` and ``tokenize``; see ``tritonrank_runtime/candidate_rows.py``."""
 ADMISSION_TENSORS = ("deadline", "ticket")
 """What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
 
@@ -119,6 +121,7 @@ def _rank(settings: AnyServing, engine_inputs: Sequence[str], told: Mapping[str,
         max_candidates=settings.max_candidates,
         max_text_bytes=MOST_TEXT_BYTES,
         deadline_ms=settings.deadline_ms,
+        **_blocks(settings, engine_inputs),
     )
     return config
 
@@ -144,8 +147,16 @@ def _tokenize(settings: AnyServing, engine_inputs: Sequence[str]) -> pb.ModelCon
         queue_share=settings.queue_share,
         queue_delay_us=QUEUE_DELAY_US,
         deadline_us=settings.deadline_ms * 1_000,
+        **_blocks(settings, engine_inputs),
     )
     return config
+
+
+def _blocks(settings: AnyServing, engine_inputs: Sequence[str]) -> dict[str, int]:
+    """The parameter that says where a request may be cut without another bit in its scores. On a GPU a run costs more
+    to start, and its kernels depend on its size."""
+    block = architecture_of_inputs(engine_inputs).served.block_candidates
+    return {BLOCK_PARAMETER: block} if block and settings.device == "cpu" else {}
 
 
 def _score(

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.admission import Admission, RefusedError
 from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
-from tritonrank_runtime.candidate_rows import NO_ROW, unique_rows
+from tritonrank_runtime.candidate_rows import NO_ROW, rows_in_blocks
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.item_report import ItemReader
@@ -44,6 +44,7 @@ class TritonPythonModel:
         self.max_history = int(settings["max_history"])
         self.max_text_bytes = int(settings["max_text_bytes"])
         self.deadline_us = int(settings["deadline_us"])
+        self.block_candidates = int(settings.get("block_candidates", 0))
         self.admission = Admission(
             int(settings["queue_requests"]),
             self.deadline_us / 1e6,
@@ -134,7 +135,7 @@ class TritonPythonModel:
         candidates = self.tokenizer.items(texts, most_tokens, _is_set(request, "truncate_left"))
         context = self.tokenizer.context(query[0] if query else "", reader.render(history or (), "history"))
         unscored = reader.unscored(texts, candidates)
-        rows, row_of_candidate = unique_rows(candidates)
+        rows, row_of_candidate = rows_in_blocks(candidates, self.block_candidates)
         told = {
             "row_of_candidate": row_of_candidate,
             "item_tokens": np.array([len(ids) for ids in candidates], dtype=np.int32),
