@@ -106,6 +106,22 @@ def numbers_or_none(table: SourceTable, name: str, faults: Faults, setting: str 
     return values.set(wrong, None)
 
 
+def plain_values(table: SourceTable, name: str, faults: Faults, setting: str = "") -> pl.Series:
+    """A column as it is, for filters: numbers stay numbers, those that a text table writes too; lists stay lists of
+    texts; all else is text. Null where nothing is said."""
+    column = _column(table, name, faults, setting)
+    if column.dtype.is_numeric() or column.dtype == pl.Boolean:
+        return column.fill_nan(None) if column.dtype.is_float() else column
+    if isinstance(column.dtype, pl.List | pl.Array) and not column.dtype.inner.is_nested():
+        return column.cast(pl.List(pl.String))
+    cells = texts(table, name, faults, setting).str.strip_chars()
+    cells = cells.set(cells == "", None)
+    values = _as_numbers(cells, decimal_comma=table.decimal_comma)
+    if cells.str.contains(r"^[+-]?0\d").any():  # a code such as 007
+        return cells
+    return cells if values.null_count() > cells.null_count() or values.null_count() == len(cells) else values
+
+
 def timestamps(table: SourceTable, name: str, faults: Faults, setting: str = "") -> pl.Series:
     """A column as Int64 unix seconds, from dates or from numbers that can mean nothing else.
 

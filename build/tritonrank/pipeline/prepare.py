@@ -22,7 +22,8 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
             # Raises with everything that is wrong, not only the first missing file.
             load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
         return {
-            "data": recipe.data.model_dump(mode="json", exclude=set(recipe.data.LOCATIONS)),
+            # The catalogue reads data.fields, which no dataset depends on.
+            "data": recipe.data.model_dump(mode="json", exclude={*recipe.data.LOCATIONS, "fields"}),
             "text": recipe.text.model_dump(mode="json"),
             "tokenizer": tokenizer_identity(recipe),
             "architecture": recipe.model.architecture,

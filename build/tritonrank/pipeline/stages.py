@@ -15,6 +15,7 @@ from tritonrank.artifacts.workspace import Workspace, is_batched_already
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.pipeline import (
     assemble,
+    catalogue,
     compare,
     distill,
     export,
@@ -65,6 +66,7 @@ STAGES = (
     Listed(mix.stage, lambda recipe: _unless_precision(recipe, "int8-fp16")),
     Listed(shard.stage, lambda recipe: "tensor_parallel is 1" if recipe.tensor_parallel == 1 else None),
     Listed(retriever.stage, _unless_retrieval),
+    Listed(catalogue.stage, _unless_retrieval),
     Listed(assemble.stage),
     Listed(summarize.stage),
 )

@@ -82,6 +82,11 @@ class TablesData(SourceSettings):
         description="columns of the items table that the template may use; where their names hold blanks or signs, "
         "{title: Product Title}: what the template calls them, and the columns",
     )
+    fields: Names | None = Field(
+        None,
+        description="further columns of the items table that the catalogue keeps for filters, rules and the blend, as "
+        "text_fields; numbers stay numbers, lists stay lists. The ranker does not see them",
+    )
     user_id: str = Field("user_id", description="column of the events table")
     timestamp: str = Field("timestamp", description="column of the events table: ISO dates, 20200913, or unix seconds")
     query: str | None = Field(None, description="column of the events table with the search query, if there is one")
@@ -120,6 +125,12 @@ class TablesData(SourceSettings):
     def text_columns(self) -> dict[str, str]:
         """What the template calls a field -> its column."""
         named = self.text_fields
+        return named if isinstance(named, dict) else {name: name for name in named}
+
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """What a filter calls a field -> its column, of those that are no texts."""
+        named = self.fields or {}
         return named if isinstance(named, dict) else {name: name for name in named}
 
     @property

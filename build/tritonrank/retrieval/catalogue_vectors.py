@@ -1,15 +1,12 @@
-"""Vectors of items, and the graph over them; how many of the exact nearest the graph finds is measured."""
+"""The graph over the vectors of items; how many of the exact nearest it finds is measured."""
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonrank_recommend.catalogue.encoder import QueryEncoder
 from tritonrank_recommend.catalogue.layout import INDEX, IndexFacts
 from tritonrank_recommend.catalogue.vectors import EXACT_ITEMS, exact, graph
+from tritonrank_runtime.cores import available_cores
 from usearch.index import Index
 
 from tritonrank.system.progress import step
@@ -19,20 +16,7 @@ DTYPE = "i8"
 EXPANSION = 384
 RECALL_DEPTH = 200
 RECALL_QUERIES = 100
-TEXTS_AT_ONCE = 64
 VECTORS_AT_ONCE = 8_192
-
-
-def embed(texts: Sequence[str], encoder: QueryEncoder) -> NDArray[np.float16]:
-    """[texts, dimensions] unit vectors, on all cores; each as the gateway would compute it."""
-    vectors = np.zeros((len(texts), encoder.dimension), dtype=np.float16)
-    starts = range(0, len(texts), TEXTS_AT_ONCE)
-    with step("vectors of items", total=len(texts)) as bar, ThreadPoolExecutor(_cores()) as pool:
-        parts = pool.map(lambda start: encoder.embed(texts[start : start + TEXTS_AT_ONCE]), starts)
-        for start, part in zip(starts, parts, strict=True):
-            vectors[start : start + len(part)] = part
-            bar.advance(len(part))
-    return vectors
 
 
 def write_index(vectors: NDArray[np.float16], folder: Path, exact_items: int | None = None) -> IndexFacts | None:
@@ -43,7 +27,7 @@ def write_index(vectors: NDArray[np.float16], folder: Path, exact_items: int | N
     with step("graph of vectors", total=len(vectors)) as bar:
         for start in range(0, len(vectors), VECTORS_AT_ONCE):
             part = vectors[start : start + VECTORS_AT_ONCE]
-            index.add(np.arange(start, start + len(part)), part.astype(np.float32), threads=_cores())
+            index.add(np.arange(start, start + len(part)), part.astype(np.float32), threads=available_cores())
             bar.advance(len(part))
     index.save(str(folder / INDEX))
     return IndexFacts(dtype=DTYPE, expansion=EXPANSION, recall=round(_recall(index, vectors), 4))
@@ -63,7 +47,3 @@ def _recall(index: Index, vectors: NDArray[np.float16]) -> float:
             shares.append(len(np.intersect1d(best, found)) / len(best))
             bar.advance()
     return float(np.mean(shares))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

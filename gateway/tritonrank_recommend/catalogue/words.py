@@ -8,7 +8,10 @@ import unicodedata
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"
 )
-_TOKEN = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+")
+# Vowels of Indic scripts, points of Hebrew and Arabic: parts of a word, which \w does not count as such.
+_MARKS = "".join(chr(code) for code in range(0x300, 0xE00) if unicodedata.category(chr(code)).startswith("M"))
+_TOKEN = re.compile(rf"[{_UNSPACED}]+|(?:[^\W{_UNSPACED}]|[{_MARKS}])+")
+_JOINERS = re.compile("[\u200c\u200d]")
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 MOST_TOKENS = 512
 """Of one text."""
@@ -56,7 +59,7 @@ def _plain(text: str) -> str:
     if text.isascii():
         return text.lower()
     parts = []
-    for character in unicodedata.normalize("NFKC", text).casefold():
+    for character in unicodedata.normalize("NFKC", _JOINERS.sub("", text)).casefold():
         whole = unicodedata.normalize("NFD", character)
         parts.append(whole[0] if len(whole) > 1 and whole[0].isalpha() and ord(whole[0]) < 0x400 else character)
     return "".join(parts)

@@ -1,0 +1,54 @@
+"""Stage ``catalogue``: what retrieval needs of a recipe's items, in one folder.
+
+Texts become vectors by the retriever's encoder; what people liked in training events becomes neighbour lists and
+popularity. Events that are held out for judging are not counted, as for every baseline.
+"""
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from tritonrank_runtime.item_text import render_fields
+
+from tritonrank.artifacts import Draft
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.dataset import Dataset
+from tritonrank.data.item_fields import item_fields
+from tritonrank.recipe import Recipe
+from tritonrank.retrieval.catalogue_writer import Contents, write_catalogue
+from tritonrank.retrieval.embed import embed_items
+
+console = Console()
+
+
+def make_catalogue(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
+    """Write the catalogue of a recipe.
+
+    Raises:
+        DataError: ``data.fields`` cannot be read.
+    """
+    assert recipe.retrieval is not None
+    dataset = Dataset.read(workspace.dataset)
+    items = pl.read_parquet(workspace.dataset / "items.parquet", glob=False)
+    template = recipe.text.item_template
+    texts = [render_fields(template, row) for row in items.iter_rows(named=True)]
+    queries = dataset.training_events["query"].unique(maintain_order=True)
+    contents = Contents(
+        items=item_fields(recipe.data, items),
+        texts=texts,
+        template=template,
+        vectors=embed_items(workspace.retriever, texts).astype(np.float16),
+        encoder=workspace.retriever,
+        events=dataset.training_events,
+        half_life_days=recipe.retrieval.half_life_days,
+        sources=recipe.retrieval.sources,
+        queries=queries.filter(queries != "").to_list(),
+    )
+    draft.metrics |= write_catalogue(contents, draft.folder)
+    made = draft.metrics
+    console.print(
+        f"  {made['items']:,} items, {made['bytes_per_item']:,.0f} bytes each on disk; stemmer: {made['stemmer']}; "
+        f"filters: {', '.join(made['filters']) or 'none'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
