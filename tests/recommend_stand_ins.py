@@ -57,6 +57,9 @@ class StandInCatalogue:
     def texts(self, item_ids: Sequence[str]) -> list[str | None]:
         return [str(of["title"]) if (of := self.items.get(one)) is not None else None for one in item_ids]
 
+    def render(self, fields: Mapping[str, FieldValue]) -> str:
+        return str(fields.get("title", ""))
+
     def retrieve(self, wish: Wish) -> Candidates:
         self.wishes.append(wish)
         self.threads.add(threading.current_thread().name)

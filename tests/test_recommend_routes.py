@@ -160,3 +160,21 @@ async def test_the_openapi_page_has_the_routes_with_examples_that_work() -> None
             assert (await http.request(method, path, json=example)).status_code == 200
             assert content["schema"]["$ref"].rpartition("/")[2] in page["components"]["schemas"]
         assert "requestBody" not in page["paths"]["/v1/similar/{item_id}"]["get"]
+
+
+async def test_an_item_is_explained_by_what_was_left_out() -> None:
+    backend = StandIn()
+    async with serving(recommender(), backend) as http:
+        body = {"recent": ["i1"], "query": "desk", "item_ids": ["i12", "nothing"]}
+        told = (await http.post("/v1/explain", json=body)).json()
+        assert told["unknown"] == ["nothing"]
+        (explained,) = told["items"]
+        assert explained["item_id"] == "i12"
+        assert explained["explanation"]["sentence"]
+        assert backend.asked[0].history == ["item 1"]
+        inside = (await http.post("/v1/recommend", json={"size": 2, "explain": True})).json()
+        assert all(item["explanation"]["sentence"] for item in inside["items"])
+        page = {"item_ids": ["i12"], "page": inside["page"]}
+        assert (await http.post("/v1/explain", json=page)).status_code == 200
+        assert (await http.post("/v1/explain", json=page | {"user_id": "stranger"})).status_code == 410
+        assert (await http.post("/v1/explain", json={"item_ids": []})).status_code == 422

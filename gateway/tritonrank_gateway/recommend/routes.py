@@ -1,10 +1,17 @@
-"""POST /v1/recommend, GET /v1/similar/{item_id}: what should this user see now, and what is like this item."""
+"""POST /v1/recommend, POST /v1/explain, GET /v1/similar/{item_id}: what to show, why, and what is like this item."""
 
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter
-from tritonrank_recommend.engine.wire import MOST_SIZE, RecommendAnswer, RecommendRequest, SimilarAnswer
+from tritonrank_recommend.engine.wire import (
+    MOST_SIZE,
+    ExplainAnswer,
+    ExplainRequest,
+    RecommendAnswer,
+    RecommendRequest,
+    SimilarAnswer,
+)
 
 from tritonrank_gateway.call import Call
 from tritonrank_gateway.endpoint import Route, add_route
@@ -15,6 +22,7 @@ from tritonrank_gateway.refusal import Refusal
 
 router = APIRouter()
 DECODER = msgspec.json.Decoder(RecommendRequest)
+EXPLAIN_DECODER = msgspec.json.Decoder(ExplainRequest)
 FILTERS = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -29,6 +37,17 @@ async def recommend(call: Call) -> RecommendAnswer:
     if ranker.over_quota is not None:
         raise ranker.over_quota
     _observe(call.gateway.metrics, answer)
+    return answer
+
+
+async def explain(call: Call) -> ExplainAnswer:
+    recommender = recommender_of(call)
+    request = call.decode(EXPLAIN_DECODER)
+    ranker = CallRanker(call)
+    with refused():
+        answer = await recommender.explain(request, seconds=call.seconds_left, ranker=ranker)
+    if ranker.over_quota is not None:
+        raise ranker.over_quota
     return answer
 
 
@@ -62,8 +81,10 @@ async def similar(call: Call) -> SimilarAnswer:
             raise Refusal("not_found", "item_id: not in the catalogue") from None
 
 
+EXPLAIN_EXAMPLE = {"user_id": "u1", "recent": ["p1", "p2"], "query": "a lamp for my desk", "item_ids": ["p3"]}
 EXAMPLE = {"user_id": "u1", "recent": ["p1", "p2"], "query": "a lamp for my desk", "size": 5, "filters": {}}
 add_route(
     router, "/v1/recommend", Route(DIALECT, recommend, RecommendRequest), EXAMPLE, "What should this user see now"
 )
+add_route(router, "/v1/explain", Route(DIALECT, explain, ExplainRequest), EXPLAIN_EXAMPLE, "Why this item")
 add_route(router, "/v1/similar/{item_id:path}", Route(DIALECT, similar), None, "What is like this item", method="GET")

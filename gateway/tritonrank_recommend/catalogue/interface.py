@@ -88,6 +88,9 @@ class Catalogue(Protocol):
     def texts(self, item_ids: Sequence[str]) -> list[str | None]:
         """Of each item its text by the ranker's template, as ``rank`` takes it."""
 
+    def render(self, fields: Mapping[str, FieldValue]) -> str:
+        """The text of an item with these fields, as ``texts`` gives it."""
+
     def retrieve(self, wish: Wish) -> Candidates:
         """Candidates of all sources, fused. Never raises because of a single source (see ``Candidates.missing``)."""
 

@@ -91,6 +91,9 @@ class OpenCatalogue:
     def texts(self, item_ids: Sequence[str]) -> list[str | None]:
         return [row.text if row else None for row in self._rows_by_id(item_ids)]
 
+    def render(self, fields: Mapping[str, FieldValue]) -> str:
+        return render_fields(self.facts.template, fields)
+
     def retrieve(self, wish: Wish) -> Candidates:
         """See ``interface.Catalogue``.
 
@@ -242,7 +245,7 @@ class OpenCatalogue:
                 continue
             if place is None:
                 place = overlay.new_place(change.item_id, time.time())
-            row = Row(change.item_id, change.fields, render_fields(self.facts.template, change.fields))
+            row = Row(change.item_id, change.fields, self.render(change.fields))
             slot = self._add(overlay, columns, place, row)
             if not self._keep_vector(overlay, place, slot, before.get(place)):
                 texts.append(slot)

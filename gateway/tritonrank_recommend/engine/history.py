@@ -1,7 +1,7 @@
 """What is known of a user now: the profile's events, and the items that the request itself carries behind them."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tritonrank_recommend.catalogue.interface import Liked
 from tritonrank_recommend.engine.wire import RecentItem
@@ -20,10 +20,12 @@ class History:
     Attributes:
         liked: each item once, at the place of its newest event, newest last.
         seen: ids whose events are of the types that count as seen.
+        types: by id the type of the event that counts.
     """
 
     liked: tuple[Liked, ...] = ()
     seen: frozenset[str] = frozenset()
+    types: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -59,15 +61,17 @@ def history_of(
     """
     events = [*profile.events, *(_seen(one, place, now) for place, one in enumerate(recent))]
     liked: dict[str, Liked] = {}
+    types: dict[str, str] = {}
     seen = set()
     for event in events:
         before = liked.pop(event.item_id, None)
         says_more = before is not None and abs(before.weight) > abs(event.weight)
         weight = before.weight if says_more and before is not None else event.weight
+        types[event.item_id] = types[event.item_id] if says_more else event.type
         liked[event.item_id] = Liked(event.item_id, weight, event.timestamp)
         if event.type in seen_types and event.timestamp >= seen_since:
             seen.add(event.item_id)
-    return History(tuple(liked.values()), frozenset(seen))
+    return History(tuple(liked.values()), frozenset(seen), types)
 
 
 def _seen(one: str | RecentItem, place: int, now: float) -> Seen:

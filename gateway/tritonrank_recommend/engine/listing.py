@@ -1,8 +1,8 @@
 """Candidates and what was said of them -> the whole list, in order. No waiting, no clock: it runs in a thread."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from tritonrank_recommend.blend.interface import Blend
 from tritonrank_recommend.catalogue.interface import Candidates
 from tritonrank_recommend.engine.arrange import Fields, Situation, arranged, boosted
 from tritonrank_recommend.engine.conditions import meets
+from tritonrank_recommend.engine.explain import BlendParts
 from tritonrank_recommend.engine.pages import MOST_PINNED, PINNED_BY_RULE, SOURCE_NAMES, Entry
 from tritonrank_recommend.engine.retrieval import Found
 from tritonrank_recommend.engine.rules import Pin, Rules
@@ -39,6 +40,19 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a list must keep to; candidates do, and pinned items have to as well.
+
+    Attributes:
+        filters: of the request.
+        excluded: ids that must not come.
+    """
+
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A whole list.
 
@@ -53,17 +67,14 @@ class Listed:
     problem: str = ""
 
 
-def listed(
-    heard: Heard, rules: Rules, situation: Situation, filters: Mapping[str, Any], excluded: frozenset[str]
-) -> Listed:
+def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> Listed:
     """The whole list of a request.
 
     Args:
         heard: what it is made of.
         rules: of the shop.
         situation: of the request.
-        filters: of the request, which pinned items have to meet as well.
-        excluded: ids that must not come.
+        bounds: what it must keep to.
     """
     candidates, catalogue = heard.found.candidates, heard.found.catalogue
     ids = list(candidates.ids)
@@ -75,7 +86,7 @@ def listed(
     order = np.argsort(-raised, kind="stable").tolist()
     ages = candidates.age_days
     pinned: dict[int, int] = {}
-    for pin, of in _pins(heard.found, rules, situation, filters, excluded):
+    for pin, of in _pins(heard.found, rules, situation, bounds):
         if pin.item_id in ids:
             number = ids.index(pin.item_id)
         else:
@@ -98,6 +109,28 @@ def listed(
     return Listed(entries, artifact, problem)
 
 
+def blend_parts(heard: Heard, item_ids: Sequence[str]) -> BlendParts | None:
+    """What the blend's features add to the scores of some items; None where it did not order them.
+
+    Args:
+        heard: what the list was made of.
+        item_ids: of the shown items; what is not among the candidates has zeros.
+    """
+    if heard.blend is None or heard.logits is None or heard.order != "blend":
+        return None
+    ids = heard.found.candidates.ids
+    number_of = {item_id: number for number, item_id in enumerate(ids)}
+    try:
+        features = heard.blend.features(heard.found.candidates, heard.logits, heard.found.catalogue.fields(ids))
+        parts = heard.blend.parts(features)
+    except Exception:
+        LOG.exception("the blend %s failed", heard.blend.artifact)
+        return None
+    nothing = np.zeros(parts.shape[1], parts.dtype)
+    rows = [parts[number_of[one]] if one in number_of else nothing for one in item_ids]
+    return BlendParts(heard.blend.names, np.array(rows, dtype=np.float32).reshape(len(rows), len(nothing)))
+
+
 def _scores(heard: Heard, fields: list[Fields | None]) -> tuple[NDArray[np.float32], str, str]:
     """Scores, the artifact of the blend that gave them, and what was wrong with it."""
     candidates = heard.found.candidates
@@ -115,9 +148,7 @@ def _scores(heard: Heard, fields: list[Fields | None]) -> tuple[NDArray[np.float
     return scores, heard.blend.artifact, ""
 
 
-def _pins(
-    found: Found, rules: Rules, situation: Situation, filters: Mapping[str, Any], excluded: frozenset[str]
-) -> list[tuple[Pin, Fields]]:
+def _pins(found: Found, rules: Rules, situation: Situation, bounds: Bounds) -> list[tuple[Pin, Fields]]:
     """Pins in force whose items may be shown, each with its item's fields; those for the query come last, and count."""
     query = situation.query.strip().casefold()
     asked = [
@@ -125,7 +156,7 @@ def _pins(
         for pin in rules.pin
         if pin.holds(situation.context or {}, situation.now)
         and (pin.query is None or pin.query.strip().casefold() == query)
-        and pin.item_id not in excluded
+        and pin.item_id not in bounds.excluded
         and pin.item_id not in rules.block.item_ids
     ]
     if not asked:
@@ -134,7 +165,7 @@ def _pins(
     of = found.catalogue.fields([pin.item_id for pin in asked])
     by_item: dict[str, tuple[Pin, Fields]] = {}
     for pin, fields in zip(asked, of, strict=True):
-        if fields is not None and meets(fields, rules.filters) and meets(fields, filters):
+        if fields is not None and meets(fields, rules.filters) and meets(fields, bounds.filters):
             by_item[pin.item_id] = (pin, fields)
     return list(by_item.values())
 

@@ -1,8 +1,7 @@
 """Lists that were shown in part: page 2 continues page 1, whatever was published or changed in between.
 
 A list lies in the store under a token of 128 random bits for some minutes, bound to its user. Who knows the token and
-the user's id may read on; nobody can guess it. A copy in this process serves while the store is away, and is all there
-is without a store.
+the user's id may read on; nobody can guess it. Without a store, or while it is away, a list is held in this process.
 """
 
 import asyncio
@@ -57,7 +56,7 @@ class PinnedList(msgspec.Struct, frozen=True, array_like=True):
         entries: best first.
         cold, reasons, artifacts: of the answer that it belongs to.
         query: that it answers.
-        history: ids that the ranker saw, newest last.
+        history: what the ranker was told, newest last: ids, each with the type of its event.
     """
 
     user_id: str
@@ -66,7 +65,7 @@ class PinnedList(msgspec.Struct, frozen=True, array_like=True):
     reasons: list[str]
     artifacts: dict[str, str]
     query: str = ""
-    history: list[str] = []
+    history: list[tuple[str, str]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +119,15 @@ class Pages:
             StoreError: it is in this process only.
         """
         value = self._encoder.encode(pinned)
-        self._hold(token, pinned.user_id, value)
-        if self._store is not None:
+        if self._store is None:
+            self._hold(token, pinned.user_id, value)
+            return
+        try:
             async with _in_time():
                 await self._store.put(f"page:{token}", value, self._seconds, user_id=pinned.user_id)
+        except StoreError:
+            self._hold(token, pinned.user_id, value)
+            raise
 
     async def find(self, token: str, user_id: str) -> PinnedList:
         """The list of a token.
@@ -133,12 +137,10 @@ class Pages:
             StoreError: the store does not answer, and it is not in this process.
         """
         value: bytes | None
-        try:
-            value = await self._from_store(token)
-        except StoreError:
-            value = self._from_here(token)
-            if value is None:
-                raise
+        value = self._from_here(token)
+        if value is None and self._store is not None:
+            async with _in_time():
+                value = await self._store.get(f"page:{token}")
         pinned = self._decoder.decode(value) if value is not None else None
         if pinned is None or not secrets.compare_digest(pinned.user_id.encode(), user_id.encode()):
             raise PageGoneError
@@ -155,12 +157,6 @@ class Pages:
         for token in tokens:
             self._drop(token)
         return len(tokens)
-
-    async def _from_store(self, token: str) -> bytes | None:
-        if self._store is None:
-            return self._from_here(token)
-        async with _in_time():
-            return await self._store.get(f"page:{token}")
 
     def _from_here(self, token: str) -> bytes | None:
         held = self._held.get(token)

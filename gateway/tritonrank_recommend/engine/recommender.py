@@ -6,23 +6,22 @@ threads of its own.
 """
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tritonrank_recommend.blend.interface import Blend
+from msgspec.structs import replace
+
 from tritonrank_recommend.catalogue.columns import FilterError
-from tritonrank_recommend.catalogue.interface import Catalogue, Wish
 from tritonrank_recommend.engine.arrange import Situation
 from tritonrank_recommend.engine.conditions import meets
 from tritonrank_recommend.engine.course import Course
+from tritonrank_recommend.engine.explain import BlendParts, PastItem, Question, explain
 from tritonrank_recommend.engine.filters import check_filters, together
-from tritonrank_recommend.engine.history import History, HistoryError, history_of
-from tritonrank_recommend.engine.listing import Heard, listed
+from tritonrank_recommend.engine.history import HistoryError
+from tritonrank_recommend.engine.listing import Bounds, Heard, blend_parts, listed
 from tritonrank_recommend.engine.pages import (
     MOST_PINNED,
     Cursor,
@@ -33,19 +32,24 @@ from tritonrank_recommend.engine.pages import (
     new_token,
 )
 from tritonrank_recommend.engine.parts import Parts, Upkeep, open_parts
-from tritonrank_recommend.engine.ranker import Ranker, Scored
-from tritonrank_recommend.engine.ranker_guard import NotRankedError, RankerGuard
-from tritonrank_recommend.engine.retrieval import Found, retrieve_somehow, texts_of
+from tritonrank_recommend.engine.ranker import Ranker
+from tritonrank_recommend.engine.retrieval import Found
 from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.settings import EngineSettings
-from tritonrank_recommend.engine.shown import shown_from
-from tritonrank_recommend.engine.wire import RecommendAnswer, Recommended, RecommendRequest, SimilarAnswer
+from tritonrank_recommend.engine.shown import shown_from, shown_somehow, shown_to_explain
+from tritonrank_recommend.engine.steps import Steps, past_items
+from tritonrank_recommend.engine.wire import (
+    ExplainAnswer,
+    ExplainedItem,
+    ExplainRequest,
+    RecommendAnswer,
+    Recommended,
+    RecommendRequest,
+    SimilarAnswer,
+)
 from tritonrank_recommend.events import Event
-from tritonrank_recommend.stores.interface import Added, ItemChange, Profile, Store, StoreError
+from tritonrank_recommend.stores.interface import Added, ItemChange, Store, StoreError
 
-LOG = logging.getLogger("tritonrank_recommend")
-PROFILE_SHARE = 0.25
-"""Of the time that is left, which the store may take for a profile."""
 WARM_SECONDS = 30.0
 MADE_ANEW = "page: made anew"
 """The list of a cursor is not here, and there is no store, or none that answers."""
@@ -77,7 +81,7 @@ class Recommender:
         self.parts, self.ranker, self.settings = parts, ranker, settings or EngineSettings()
         self.pages = Pages(parts.store, self.settings.page_minutes)
         self._pool = ThreadPoolExecutor(self.settings.threads, "recommend")
-        self._guard = RankerGuard()
+        self._steps = Steps(parts, self.settings, self._work)
         self._upkeep = Upkeep(parts, self._pool)
 
     @classmethod
@@ -115,7 +119,7 @@ class Recommender:
     async def close(self) -> None:
         """End what runs in the background, and close the store."""
         await self._upkeep.close()
-        await self._guard.close()
+        await self._steps.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.parts.store is not None:
             await self.parts.store.close()
@@ -151,7 +155,7 @@ class Recommender:
             answer, offset = None, 0
             if request.cursor:
                 offset = Cursor.read(request.cursor).offset
-                answer = await self._continued(request, course)
+                answer = await self._continued(request, course, ranker or self.ranker)
             if answer is None:
                 answer = await self._recommended(request, course, ranker or self.ranker, offset)
         except (FilterError, CursorError, HistoryError) as error:
@@ -178,7 +182,7 @@ class Recommender:
         def look() -> list[Recommended]:
             found = catalogue.similar(item_id, min(MOST_PINNED, size + len(rules.block.item_ids)), wanted)
             entries = listed(
-                Heard(Found(found, [], catalogue), None, None, "retrieval"), Rules(), Situation(), {}, frozenset()
+                Heard(Found(found, [], catalogue), None, None, "retrieval"), Rules(), Situation(), Bounds()
             ).entries
             shown = shown_from(entries, 0, size, catalogue, rules).items
             return [one for one in shown if meets(one.fields, later)]
@@ -187,6 +191,53 @@ class Recommender:
             return SimilarAnswer(await self._work(look), {"catalogue": catalogue.artifact})
         except FilterError as error:
             raise RequestError(str(error)) from None
+
+    async def explain(self, request: ExplainRequest, *, seconds: float, ranker: Ranker | None = None) -> ExplainAnswer:
+        """Why items stand where they stand in the list that this user gets now, or got under a page's token.
+
+        Args:
+            request: which items, for whom.
+            seconds: until nobody waits any more.
+            ranker: in place of the recommender's own.
+
+        Raises:
+            RequestError: the request is at fault.
+            PageGoneError: the page's list is no longer kept.
+            StoreError: the store that has the page does not answer.
+        """
+        if request.deadline_ms is not None:
+            seconds = min(seconds, request.deadline_ms / 1_000)
+        course, ranker = Course(seconds), ranker or self.ranker
+        pinned = await self.pages.find(request.page, request.user_id) if request.page else None
+        asked = RecommendRequest(
+            user_id=request.user_id,
+            recent=request.recent,
+            query=request.query if pinned is None else pinned.query,
+            context=request.context,
+            candidates=request.candidates,
+        )
+        try:
+            gathered = await self._steps.gather(asked, course, ranker)
+        except (FilterError, HistoryError) as error:
+            raise RequestError(str(error)) from None
+        catalogue = gathered.found.catalogue
+        told = gathered.told
+        if pinned is not None:
+            told = await self._work(past_items, catalogue, pinned.history)
+        fields = await self._work(catalogue.fields, request.item_ids)
+        items = [
+            Recommended(item_id, place, 0.0, dict(of))
+            for place, (item_id, of) in enumerate(zip(request.item_ids, fields, strict=True))
+            if of is not None
+        ]
+        parts = await self._work(blend_parts, gathered.heard, [item.item_id for item in items])
+        answer = await self._explained(RecommendAnswer(items, ""), asked, told, parts, course, ranker)
+        return ExplainAnswer(
+            items=[ExplainedItem(item.item_id, item.explanation) for item in answer.items if item.explanation],
+            unknown=[item_id for item_id, of in zip(request.item_ids, fields, strict=True) if of is None],
+            degraded_reasons=course.reasons,
+            artifacts=gathered.artifacts(None),
+        )
 
     # What changes
 
@@ -230,151 +281,54 @@ class Recommender:
     async def _recommended(
         self, request: RecommendRequest, course: Course, ranker: Ranker | None, offset: int = 0
     ) -> RecommendAnswer:
-        rules, now = self.parts.rules.rules, time.time()
-        with course.step("profile"):
-            profile = await self._profile(request.user_id, course)
-        history = history_of(profile, request.recent, rules.seen.types, now, _since(rules, now))
-        excluded = frozenset(request.exclude) | (history.seen if request.exclude_seen else frozenset())
-        with course.step("retrieve"):
-            told, found = await asyncio.gather(
-                self._history_texts(history), self._found(request, history, excluded, now, course)
-            )
-        with course.step("rank"):
-            scored = await self._scored(request, told, found.texts, ranker, course)
-        heard = Heard(found, None if scored is None else scored.logits, self._blend(request, course), request.order)
-        situation = Situation(request.query, request.context, now)
+        gathered = await self._steps.gather(request, course, ranker)
         with course.step("blend"):
-            done = await self._work(listed, heard, rules, situation, request.filters, excluded)
+            done = await self._work(listed, gathered.heard, self.parts.rules.rules, gathered.situation, gathered.bounds)
         if done.problem:
             course.lost("blend", done.problem)
-        artifacts = {
-            "catalogue": found.catalogue.artifact,
-            "ranker": "" if scored is None else scored.artifact,
-            "blend": done.blend_artifact,
-        }
         pinned = PinnedList(
             request.user_id,
             done.entries,
-            history.is_empty,
+            gathered.history.is_empty,
             [reason for reason in course.reasons if reason != MADE_ANEW],
-            {part: artifact for part, artifact in artifacts.items() if artifact},
+            gathered.artifacts(done),
             request.query,
-            history.newest_liked(self.settings.history_items),
+            [(past.item_id, past.type) for past in gathered.told],
         )
-        return await self._page(pinned, new_token(), offset, request, course, found.catalogue, is_fresh=True)
-
-    async def _profile(self, user_id: str, course: Course) -> Profile:
-        store = self.parts.store
-        if not user_id or store is None:
-            return Profile(user_id)
-        try:
-            async with asyncio.timeout(min(self.settings.profile_seconds, PROFILE_SHARE * course.seconds_left)):
-                return await store.profile(user_id)
-        except StoreError:
-            course.lost("store", "unavailable")
-        except TimeoutError:
-            course.lost("store", "too slow")
-        return Profile(user_id)
-
-    async def _history_texts(self, history: History) -> list[str]:
-        catalogue = self.parts.catalogue.opened or self.parts.remembered
-        ids = history.newest_liked(self.settings.history_items)
-        try:
-            return await self._work(texts_of, catalogue, ids) if ids else []
-        # The catalogue's own failure is told by retrieval.
-        except Exception:
-            LOG.exception("texts of the history")
-            return []
-
-    async def _found(
-        self, request: RecommendRequest, history: History, excluded: frozenset[str], now: float, course: Course
-    ) -> Found:
-        parts, rules = self.parts, self.parts.rules.rules
-        filters, later = together(request.filters, rules.filters)
-        wish = Wish(
-            query=request.query,
-            history=history.liked,
-            filters=filters,
-            exclude=excluded | rules.block.item_ids,
-            size=request.candidates or self.settings.candidates,
-            now=now,
-        )
-        catalogue, problem = parts.catalogue.opened, parts.catalogue.problem
-        try:
-            async with asyncio.timeout(course.seconds_for_ranking):
-                found = await self._work(retrieve_somehow, catalogue, problem, parts.remembered, wish, later)
-        except TimeoutError:
-            found = retrieve_somehow(None, "too slow", parts.remembered, wish, later)
-        except FilterError as error:
-            if any(str(error).startswith(f"filters.{name}") for name in request.filters):
-                raise
-            LOG.error("rules: %s", error)
-            course.lost("rules", "a filter names no field of the items")
-            found = retrieve_somehow(None, "not asked", parts.remembered, wish, later)
-        if found.problem:
-            course.lost("catalogue", found.problem)
-        for source, why in found.candidates.missing.items():
-            course.lost(f"catalogue.{source}", why)
-        return found
-
-    async def _scored(
-        self, request: RecommendRequest, history: list[str], texts: list[str], ranker: Ranker | None, course: Course
-    ) -> Scored | None:
-        if request.order == "retrieval" or not texts:
-            return None
-        if ranker is None:
-            course.lost("ranker", "none")
-            return None
-        seconds = course.seconds_for_ranking
-        if not seconds:
-            course.lost("ranker", "no time left")
-            return None
-        try:
-            return await self._guard.score(ranker, request.query, history, texts, user=request.user_id, seconds=seconds)
-        except NotRankedError as error:
-            course.lost("ranker", str(error))
-            return None
-
-    def _blend(self, request: RecommendRequest, course: Course) -> Blend | None:
-        folder = self.parts.blend
-        if request.order == "blend" and folder.problem:
-            course.lost("blend", folder.problem)
-        return folder.opened
-
-    # Pages
-
-    async def _page(
-        self,
-        pinned: PinnedList,
-        token: str,
-        offset: int,
-        request: RecommendRequest,
-        course: Course,
-        catalogue: Catalogue,
-        *,
-        is_fresh: bool,
-    ) -> RecommendAnswer:
-        shown = await self._work(shown_from, pinned.entries, offset, request.size, catalogue, self.parts.rules.rules)
-        has_more = shown.after < len(pinned.entries)
-        if is_fresh and has_more:
+        token = new_token()
+        answer = await self._page(pinned, token, offset, request, course)
+        if answer.cursor:
             try:
                 await self.pages.keep(token, pinned)
             except StoreError:
                 course.lost("store", "unavailable")
-        course.finish()
-        reasons = list(dict.fromkeys([*pinned.reasons, *course.reasons]))
+        if request.explain and answer.items:
+            parts = await self._work(blend_parts, gathered.heard, [item.item_id for item in answer.items])
+            answer = await self._explained(answer, request, gathered.told, parts, course, ranker)
+        return _finished(answer, course)
+
+    async def _page(
+        self, pinned: PinnedList, token: str, offset: int, request: RecommendRequest, course: Course
+    ) -> RecommendAnswer:
+        shown = await self._work(
+            shown_somehow, pinned.entries, offset, request.size, self.parts.catalogue.opened, self.parts.remembered,
+            self.parts.rules.rules,
+        )  # fmt: skip
+        if shown.problem and self.parts.catalogue.is_wanted:
+            course.lost("catalogue", self.parts.catalogue.problem or shown.problem)
+        for reason in pinned.reasons:
+            course.lost(*reason.split(": ", 1))
         return RecommendAnswer(
             items=shown.items,
             page=token,
-            cursor=str(Cursor(token, shown.after)) if has_more else "",
+            cursor=str(Cursor(token, shown.after)) if shown.after < len(pinned.entries) else "",
             cold=pinned.cold,
-            degraded=bool(reasons),
-            degraded_reasons=reasons,
             artifacts=pinned.artifacts,
-            milliseconds=course.milliseconds,
         )
 
-    async def _continued(self, request: RecommendRequest, course: Course) -> RecommendAnswer | None:
+    async def _continued(
+        self, request: RecommendRequest, course: Course, ranker: Ranker | None
+    ) -> RecommendAnswer | None:
         """The next page of a list; None where its list is not here though it may still be kept elsewhere."""
         cursor = Cursor.read(request.cursor)
         with course.step("profile"):
@@ -382,14 +336,41 @@ class Recommender:
                 pinned = await self.pages.find(cursor.token, request.user_id)
             except StoreError:
                 course.lost("store", "unavailable")
+                pinned = None
             except PageGoneError:
                 if self.pages.is_shared:
                     raise
-            else:
-                catalogue = self.parts.catalogue.opened or self.parts.remembered
-                return await self._page(pinned, cursor.token, cursor.offset, request, course, catalogue, is_fresh=False)
-        course.lost(*MADE_ANEW.split(": "))
-        return None
+                pinned = None
+        if pinned is None:
+            course.lost(*MADE_ANEW.split(": "))
+            return None
+        answer = await self._page(pinned, cursor.token, cursor.offset, request, course)
+        if request.explain and answer.items:
+            asked = replace(request, query=pinned.query)
+            told = await self._work(past_items, self.parts.catalogue.opened or self.parts.remembered, pinned.history)
+            answer = await self._explained(answer, asked, told, None, course, ranker)
+        return _finished(answer, course)
+
+    async def _explained(
+        self,
+        answer: RecommendAnswer,
+        request: RecommendRequest,
+        told: Sequence[PastItem],
+        parts: BlendParts | None,
+        course: Course,
+        ranker: Ranker | None,
+    ) -> RecommendAnswer:
+        """The answer with an explanation for each of the first shown items, as far as time allows."""
+        if ranker is None:
+            course.lost("explanation", "there is no ranker to ask")
+            return answer
+        catalogue = self.parts.catalogue.opened or self.parts.remembered
+        with course.step("explain"):
+            shown = await self._work(shown_to_explain, catalogue, answer.items)
+            question = Question(shown, told, request.query, catalogue.render, parts, request.user_id)
+            explained = await explain(question, ranker, seconds=course.seconds_left)
+        items = [replace(item, explanation=one) for item, one in zip(answer.items, explained, strict=False)]
+        return replace(answer, items=[*items, *answer.items[len(items) :]])
 
     def _store(self) -> Store:
         if self.parts.store is None:
@@ -400,5 +381,11 @@ class Recommender:
         return await asyncio.get_running_loop().run_in_executor(self._pool, do, *arguments)
 
 
-def _since(rules: Rules, now: float) -> float:
-    return now - 86_400 * rules.seen.days if rules.seen.days else 0.0
+def _finished(answer: RecommendAnswer, course: Course) -> RecommendAnswer:
+    course.finish()
+    return replace(
+        answer,
+        degraded=bool(course.reasons),
+        degraded_reasons=course.reasons,
+        milliseconds=course.milliseconds,
+    )

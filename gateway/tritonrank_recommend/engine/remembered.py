@@ -73,6 +73,9 @@ class RememberedCatalogue:
     def texts(self, item_ids: Sequence[str]) -> list[str | None]:
         return [None if (item := self._items.get(one)) is None else item.text for one in item_ids]
 
+    def render(self, fields: Mapping[str, FieldValue]) -> str:
+        return " ".join(str(value) for value in fields.values() if isinstance(value, str))
+
     def retrieve(self, wish: Wish) -> Candidates:
         excluded = set(wish.exclude)
         fitting = [

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,8 +93,3 @@ def only(candidates: Candidates, keep: NDArray[np.bool_]) -> Candidates:
         popularity=candidates.popularity[keep],
         age_days=candidates.age_days[keep],
     )
-
-
-def texts_of(catalogue: Catalogue, item_ids: Sequence[str]) -> list[str]:
-    """Texts of items, without those that are not in the catalogue."""
-    return [text for text in catalogue.texts(item_ids) if text is not None]

@@ -1,13 +1,17 @@
 """A part of a list as it is shown now: what was removed, sold out or blocked since the list was made is passed over."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tritonrank_recommend.catalogue.interface import Catalogue
 from tritonrank_recommend.engine.conditions import meets
+from tritonrank_recommend.engine.explain import ShownItem
 from tritonrank_recommend.engine.pages import Entry
 from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.wire import Recommended
+
+LOG = logging.getLogger("tritonrank_recommend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +21,12 @@ class Shown:
     Attributes:
         items: best first.
         after: place in the list behind the last one; the list's length where nothing follows.
+        problem: why the catalogue could not be asked; "" where it was.
     """
 
     items: list[Recommended]
     after: int
+    problem: str = ""
 
 
 def shown_from(entries: Sequence[Entry], offset: int, size: int, catalogue: Catalogue, rules: Rules) -> Shown:
@@ -52,3 +58,32 @@ def shown_from(entries: Sequence[Entry], offset: int, size: int, catalogue: Cata
                 )
             place += 1
     return Shown(items, place)
+
+
+def shown_somehow(
+    entries: Sequence[Entry], offset: int, size: int, catalogue: Catalogue | None, remembered: Catalogue, rules: Rules
+) -> Shown:
+    """The next items of a list; where the catalogue fails, with the fields that are remembered, or without any."""
+    if catalogue is not None:
+        try:
+            return shown_from(entries, offset, size, catalogue, rules)
+        # Whatever became of its files: the list was made and is shown.
+        except Exception:
+            LOG.exception("the catalogue %s failed", catalogue.artifact)
+    part = list(enumerate(entries))[offset : offset + size]
+    known = remembered.fields([entry.item_id for _, entry in part])
+    items = [
+        Recommended(entry.item_id, place, entry.score, dict(fields or {}), entry.source_ranks, entry.logit)
+        for (place, entry), fields in zip(part, known, strict=True)
+        if entry.item_id not in rules.block.item_ids and (fields is None or meets(fields, rules.filters))
+    ]
+    return Shown(items, offset + len(part), "damaged")
+
+
+def shown_to_explain(catalogue: Catalogue, items: Sequence[Recommended]) -> list[ShownItem]:
+    """The same items with the texts that the ranker reads; one that has none any more is rendered anew."""
+    texts = catalogue.texts([item.item_id for item in items])
+    return [
+        ShownItem(item.item_id, text if text is not None else catalogue.render(item.fields), item.fields)
+        for item, text in zip(items, texts, strict=True)
+    ]

@@ -139,3 +139,46 @@ class SimilarAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     items: list[Recommended]
     artifacts: dict[str, str] = {}
+
+
+class ExplainRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Why do these items stand where they stand, for this user and this query.
+
+    Attributes:
+        item_ids: to be explained.
+        user_id, recent, query, context, candidates: as in RecommendRequest.
+        page: token of a list that was shown; query and history are then those of the list.
+        deadline_ms: until nobody waits any more; what is not known by then is named.
+    """
+
+    item_ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=20)]
+    user_id: Id = ""
+    recent: Annotated[list[Id | RecentItem], msgspec.Meta(max_length=200)] = []
+    query: Text = ""
+    context: Annotated[dict[str, str], msgspec.Meta(max_length=20)] = {}
+    page: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    candidates: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
+
+
+class ExplainedItem(msgspec.Struct, frozen=True):
+    """An item and why it stands where it stands."""
+
+    item_id: str
+    explanation: Explanation
+
+
+class ExplainAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Explanations.
+
+    Attributes:
+        items: in the order of the request.
+        unknown: ids that are not in the catalogue.
+        degraded_reasons: what could not be asked.
+        artifacts: ``ranker``, ``catalogue``.
+    """
+
+    items: list[ExplainedItem]
+    unknown: list[str] = []
+    degraded_reasons: list[str] = []
+    artifacts: dict[str, str] = {}
