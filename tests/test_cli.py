@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "assemble", "evaluate"]
 COMMANDS += [
+    "blend",
+    "judge-recommend",
     "compile",
     "check-graph",
     "pack",
@@ -37,7 +39,7 @@ COMMANDS += [
     "prune-builds",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
-RECIPE_COMMANDS += ["assemble", "evaluate", "demo"]
+RECIPE_COMMANDS += ["assemble", "evaluate", "demo", "blend", "judge-recommend"]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from tritonrank.artifacts import write_whole
 from tritonrank.artifacts.builds import served_name
 from tritonrank.artifacts.named import require_build
 from tritonrank.cli.options import (
@@ -57,6 +58,41 @@ def evaluate(
     from tritonrank.judge.against_parent import judge_against_parent
 
     judge_against_parent(loaded, workspace, artifact or str(server), against)
+
+
+@app.command("judge-recommend", rich_help_panel=Panel.JUDGE)
+def judge_recommend(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another system's rankings, NAME=FILE.parquet with the columns example_id and items (ids, best "
+            "first); repeatable",
+            metavar="NAME=FILE",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all figures as JSON to this file", metavar="FILE.json")
+    ] = None,
+) -> None:
+    """Judge the whole on test users: retrieve from the full catalogue, rank, blend; beside popularity, kNN and EASE.
+
+    Builds up to the blend first, where that is not up to date. Candidates are all items that a user has not met. Shown
+    beside it: lists of one positive and sampled items, new users and items, and users whose history is withheld.
+    """
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    from tritonrank.pipeline.stages import run_stages
+    from tritonrank.report.recommend_table import show_quality
+    from tritonrank.retrieval.recommend_quality import judge_whole, peer_files
+
+    peers = peer_files(peer or [])
+    run_stages(loaded, workspace, until="blend")
+    quality = judge_whole(loaded, workspace, peers)
+    if out:
+        write_whole(out, json.dumps(quality, indent=1) + "\n", "name another place: --out FILE.json")
+    show_quality(quality)
 
 
 @app.command(rich_help_panel=Panel.JUDGE)

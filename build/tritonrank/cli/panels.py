@@ -20,9 +20,9 @@ IN_ORDER: dict[Panel, tuple[str, ...]] = {
     Panel.START: ("init", "check", "recipes", "settings", "up", "convert-weights"),
     Panel.BUILD: (
         "build",
-        *("prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "assemble", "compile"),
+        *("prepare", "finetune", "prune", "distill", "export", "quantize", "blend", "shard", "assemble", "compile"),
     ),
-    Panel.JUDGE: ("report", "evaluate", "calibrate", "check-graph"),
+    Panel.JUDGE: ("report", "evaluate", "judge-recommend", "calibrate", "check-graph"),
     Panel.SERVE: ("serve", "demo", "rank", "workload", "pack", "gpu-check"),
     Panel.OPERATE: ("builds", "promote", "back", "prune-builds"),
 }

@@ -17,7 +17,7 @@ def gate_settings(recipe: Recipe, step: str) -> dict[str, Any]:
 
 def step_budget(recipe: Recipe, step: str) -> float:
     """What a step may cost against its parent."""
-    own: float | None = getattr(recipe.gate, f"{step}_budget")
+    own: float | None = getattr(recipe.gate, f"{step}_budget", None)
     return recipe.gate.budget if own is None else own
 
 

@@ -24,6 +24,7 @@ PURPOSES = {
     "quantize": "write it in INT8, judge whether it ranks as well",
     "retriever": "learn to find items by history and query, judge it on the whole catalogue",
     "shard": "cut it for several processes, prove that they score alike",
+    "blend": "learn the order of retrieved items, judge the whole",
     "assemble": "write what Triton loads",
     "summarize": "judge the baselines, time the rankers, make the table",
 }

@@ -15,6 +15,7 @@ from tritonrank.artifacts.workspace import Workspace, is_batched_already
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.pipeline import (
     assemble,
+    blend,
     catalogue,
     compare,
     distill,
@@ -67,6 +68,10 @@ STAGES = (
     Listed(shard.stage, lambda recipe: "tensor_parallel is 1" if recipe.tensor_parallel == 1 else None),
     Listed(retriever.stage, _unless_retrieval),
     Listed(catalogue.stage, _unless_retrieval),
+    Listed(
+        blend.stage,
+        lambda recipe: _unless_retrieval(recipe) or ("blend.method is none" if recipe.blend.method == "none" else None),
+    ),
     Listed(assemble.stage),
     Listed(summarize.stage),
 )

@@ -7,6 +7,7 @@ only what it wants different. ``load_recipe`` reports all faults of a file toget
 
 from tritonrank.recipe.applicability import require_effects
 from tritonrank.recipe.base import Settings, SourceLocation, SourcePath
+from tritonrank.recipe.blend import BlendSettings
 from tritonrank.recipe.data import DataSettings, EventsData, ExampleSettings, PublicData, SampleData, TablesData
 from tritonrank.recipe.explain import explanation, find_settings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
@@ -29,6 +30,7 @@ from tritonrank.recipe.whole import Recipe
 __all__ = [
     "DEFAULT_BUDGETS",
     "PACKAGED_MINILM",
+    "BlendSettings",
     "DataSettings",
     "DistillSettings",
     "EventsData",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from tritonrank.artifacts.workspace import Target
 from tritonrank.recipe.applicability import GPU_TARGETS, Used
 from tritonrank.recipe.base import Settings
+from tritonrank.recipe.blend import BlendSettings
 from tritonrank.recipe.data import DataSettings, ExampleSettings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
 from tritonrank.recipe.retrieval import RetrievalSettings
@@ -56,6 +57,7 @@ class Recipe(Settings):
         Used("graphs and plans of this section are made for GPUs", GPU_TARGETS, or_device="cuda"),
     ] = TensorRTSettings()
     retrieval: RetrievalSettings | None = None
+    blend: BlendSettings = BlendSettings()
     serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")

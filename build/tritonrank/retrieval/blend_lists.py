@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from tritonrank_recommend.blend.features import FIELD, feature_matrix
 from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Liked, Source, Wish
 
-from tritonrank.data.dataset import Example
 from tritonrank.data.negatives import stable_hash
 from tritonrank.data.splits import TEST
+from tritonrank.retrieval.ranker_scores import RankerScores
+from tritonrank.system.progress import track
 
 CANDIDATES = 200
 """That are retrieved and ranked, as the gateway does by default."""
@@ -100,27 +102,6 @@ def moments(dataset_folder: Path, split: str, *, most: int, seed: int) -> list[M
     return sorted(found, key=lambda moment: stable_hash(seed, moment.example_id))[:most]
 
 
-def sampled_moments(examples: Sequence[Example], of: Sequence[Moment]) -> dict[str, Example]:
-    """The examples (one positive and its negatives) of the same moments, by example id."""
-    known = {moment.example_id for moment in of}
-    return {example.example_id: example for example in examples if example.example_id in known}
-
-
-def subset(candidates: Candidates, item_ids: Sequence[str]) -> Candidates:
-    """Some of the candidates, in the order of ``item_ids``; every one has to be there."""
-    place = {item: number for number, item in enumerate(candidates.ids)}
-    chosen = np.array([place[item] for item in item_ids], dtype=np.int64)
-    return Candidates(
-        list(item_ids),
-        candidates.fused[chosen],
-        {source: ranks[chosen] for source, ranks in candidates.ranks.items()},
-        {source: scores[chosen] for source, scores in candidates.scores.items()},
-        candidates.popularity[chosen],
-        candidates.age_days[chosen],
-        candidates.missing,
-    )
-
-
 def blend_list(
     moment: Moment, candidates: Candidates, features: NDArray[np.float32], logits: NDArray[np.float32]
 ) -> BlendList:
@@ -129,10 +110,31 @@ def blend_list(
     return BlendList(moment, candidates.ids, features, logits, found)
 
 
-def retrieved(catalogue: Catalogue, found: Sequence[Moment], sources: Sequence[Source]) -> Iterator[Candidates]:
-    """What retrieval finds for each moment."""
-    for moment in found:
-        yield catalogue.retrieve(moment.wish(sources=sources))
+def make_lists(
+    catalogue: Catalogue,
+    ranker: RankerScores,
+    found: Sequence[Moment],
+    sources: Sequence[Source],
+    names: Sequence[str],
+    title: str,
+) -> list[BlendList]:
+    """What retrieval finds for each moment, scored by the ranker, with its features."""
+    lists = []
+    for moment in track(found, title):
+        candidates = catalogue.retrieve(moment.wish(sources=sources))
+        logits = ranker.score(moment.example_id, moment.query, moment.history_ids, candidates.ids)
+        lists.append(blend_list(moment, candidates, features_of(catalogue, names, candidates, logits), logits))
+    ranker.save()
+    return lists
+
+
+def features_of(
+    catalogue: Catalogue, names: Sequence[str], candidates: Candidates, logits: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """[candidates, names], made as the gateway makes them."""
+    has_fields = any(name.startswith(FIELD) for name in names)
+    fields = catalogue.fields(candidates.ids) if has_fields else [None] * len(candidates.ids)
+    return feature_matrix(names, candidates, logits, fields)
 
 
 def _moments(events: pl.DataFrame, split: str) -> Iterator[Moment]:

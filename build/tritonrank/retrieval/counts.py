@@ -1,7 +1,7 @@
 """Who liked what, as matrices: item kNN and EASE, the two baselines that cost no training and are hard to beat.
 
 Counts come from training events only. The catalogue keeps the result as neighbour lists; the judge of the whole
-(``full_catalogue.py``) scores with the same numbers.
+(``rankings.py``) scores with the same numbers.
 
     kNN    cosine of the two items' sets of users (Sarwar et al. 2001, https://doi.org/10.1145/371920.372071)
     EASE   the linear autoencoder with a zero diagonal in closed form (Steck 2019, https://arxiv.org/abs/1905.03375)

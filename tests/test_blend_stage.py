@@ -1,0 +1,144 @@
+"""The stage ``blend`` and the judge of the whole, on a small build with a real catalogue."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny_catalogue import tiny_catalogue
+from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.stage import run_stage
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.dataset import Dataset
+from tritonrank.errors import DataError, RecipeError
+from tritonrank.pipeline import blend as blend_stage
+from tritonrank.recipe import Recipe, load_recipe
+from tritonrank.report.recommend_table import show_quality
+from tritonrank.retrieval.blend_lists import moments
+from tritonrank.retrieval.counts import likes
+from tritonrank.retrieval.rankings import Known, accuracy, counted_rankings, differences, judged, places_of
+from tritonrank.retrieval.recommend_quality import judge_whole, peer_files
+from tritonrank_recommend.blend import open_blend
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_base: Path) -> Recipe:
+    return load_recipe(TESTS / "tiny.yaml", [f"model.base={tiny_base}", "retrieval={}", "blend.method=linear"])
+
+
+@pytest.fixture(scope="module")
+def blended(workspace: Workspace, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The small build with a catalogue and a blend."""
+    own = Workspace(tmp_path_factory.mktemp("blend") / "tiny")
+    for name in ("dataset", "int8", "judgements"):
+        shutil.copytree(workspace.root / name, own.root / name)
+    dataset = Dataset.read(own.dataset)
+    items = [{"item_id": item} | dict(fields) for item, fields in dataset.items.items()]
+    events = dataset.training_events.select("user_id", "item_id", "timestamp", pl.col("label").cast(pl.Int64))
+    tiny_catalogue(own.catalogue, items, events.iter_rows(), template=recipe.text.item_template)
+    run_stage(blend_stage.stage(recipe, own))
+    return own
+
+
+def test_moments_are_before_what_is_held_out(blended: Workspace) -> None:
+    dataset = Dataset.read(blended.dataset)
+    test = {example.example_id: example for example in dataset.test}
+    found = moments(blended.dataset, "test", most=1_000, seed=1)
+    assert {moment.example_id for moment in found} == set(test)
+    events = pl.read_parquet(blended.dataset / "events.parquet")
+    for moment in found:
+        example = test[moment.example_id]
+        assert moment.history_ids == example.history
+        assert example.labels[example.candidates.index(moment.positive)] > 0
+        assert moment.positive not in moment.met
+        mine = events.filter(pl.col("user_id") == example.user_id)
+        later = mine.filter(pl.col("timestamp") > moment.timestamp)["item_id"].to_list()
+        before = mine.filter(pl.col("timestamp") < moment.timestamp)["item_id"].to_list()
+        assert set(before) - {moment.positive} <= set(moment.met)
+        assert not set(moment.met) & (
+            set(later) - set(before) - set(mine.filter(pl.col("timestamp") == moment.timestamp)["item_id"])
+        )
+    learnt_from = moments(blended.dataset, "validation", most=1_000, seed=1)
+    assert len(learnt_from) > len(dataset.validation)
+    held_out = {(m.example_id.rpartition(":")[0], m.positive) for m in learnt_from}
+    training = dataset.training_events.filter(pl.col("label") > 0).select("user_id", "item_id")
+    assert not held_out & set(training.iter_rows())
+
+
+def test_the_stage_publishes_what_it_judged(blended: Workspace) -> None:
+    manifest = read_manifest(blended.blend)
+    blend = open_blend(blended.blend)
+    assert blend.method == "linear" == manifest.metrics["method"]
+    assert "ranker" in blend.names
+    assert 0 < manifest.metrics["lists_with_positive"] <= manifest.metrics["lists"]
+    gate = manifest.metrics["gate against ranker alone"]
+    assert gate["passed"]
+    assert gate["examples"] == len(moments(blended.dataset, "test", most=1_000, seed=1))
+    quality = json.loads((blended.blend / "quality.json").read_text())
+    by_name = {row["name"]: row for row in quality["rows"]}
+    assert by_name["blend"]["ndcg@10"][0] == pytest.approx(gate["child_ndcg"], abs=1e-4)
+    assert by_name["ranker alone"]["ndcg@10"][0] == pytest.approx(gate["parent_ndcg"], abs=1e-4)
+    assert set(by_name) == {
+        "popularity", "item kNN", "EASE", "two towers alone", "retrieval, fused", "ranker alone", "blend",
+    }  # fmt: skip
+
+
+def test_the_whole_is_judged_by_all_protocols(
+    blended: Workspace, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = moments(blended.dataset, "test", most=1_000, seed=1)
+    perfect = pl.DataFrame(
+        {"example_id": [m.example_id for m in found], "items": [[*m.met[:1], m.positive] for m in found]}
+    )
+    perfect.write_parquet(tmp_path / "oracle.parquet")
+    quality = judge_whole(recipe, blended, peer_files([f"oracle={tmp_path / 'oracle.parquet'}"]))
+    full = {row["name"]: row for row in quality["full_catalogue"]["rows"]}
+    assert full["oracle"]["ndcg@10"] == [1.0, 1.0, 1.0]
+    manifest = read_manifest(blended.blend).metrics["test_ndcg@10"]
+    assert {name: row["ndcg@10"][0] for name, row in full.items() if name != "oracle"} == manifest
+    sampled = {row["name"]: row["ndcg@10"][0] for row in quality["sampled"]["rows"]}
+    assert min(sampled.values()) > 0
+    assert quality["cold"]["users"] > 0
+    show_quality(quality)
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert json.loads(last)["ndcg@10"]["oracle"] == 1.0
+
+
+def test_metrics_are_those_of_the_places(blended: Workspace) -> None:
+    dataset = Dataset.read(blended.dataset)
+    found = moments(blended.dataset, "test", most=3, seed=1)
+    ids = list(dataset.items)
+    known = Known(ids, likes(dataset.training_events, ids))
+    others = [item for item in ids if item not in {moment.positive for moment in found}]
+    lists = [[found[0].positive, *others[:30]], [*others[:15], found[1].positive], others[:40]]
+    places = places_of(lists, found)
+    assert places.tolist() == [1.0, 16.0, np.inf]
+    measured = {name: values.tolist() for name, values in accuracy(places).items()}
+    assert measured["ndcg@10"] == [1.0, 0.0, 0.0]
+    assert measured["recall@20"] == [1.0, 1.0, 0.0]
+    assert measured["mrr"] == [1.0, 1 / 16, 0.0]
+    row = judged({"mine": lists}, found, known)[0]
+    assert row["coverage@10"] == len({item for ranking in lists for item in ranking[:10]}) / len(ids)
+    assert differences("mine", {"mine": lists, "none": [[], [], []]}, found)[0]["mrr"][0] == pytest.approx(
+        17 / 48, abs=1e-4
+    )
+    for ranking, moment in zip(counted_rankings(known, found)["EASE"], found, strict=True):
+        assert not set(ranking) & set(moment.met)
+        assert len(set(ranking)) == len(ranking)
+
+
+def test_what_is_asked_wrongly_is_said(recipe: Recipe, blended: Workspace, tmp_path: Path, tiny_base: Path) -> None:
+    with pytest.raises(DataError, match="NAME=FILE"):
+        peer_files(["somewhere.parquet"])
+    pl.DataFrame({"example_id": ["x"], "items": [["y"]]}).write_parquet(tmp_path / "short.parquet")
+    with pytest.raises(DataError, match=r"short\.parquet: no ranking for"):
+        judge_whole(recipe, blended, {"short": tmp_path / "short.parquet"})
+    with pytest.raises(RecipeError, match="monotone"):
+        load_recipe(TESTS / "tiny.yaml", [f"model.base={tiny_base}", "retrieval={}", "blend.monotone=[moon]"])
+    wrong = load_recipe(TESTS / "tiny.yaml", [f"model.base={tiny_base}", "retrieval={}", "blend.fields=[weight]"])
+    with pytest.raises(RecipeError, match=r"blend\.fields"):
+        run_stage(blend_stage.stage(wrong, blended))
