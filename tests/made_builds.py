@@ -11,12 +11,19 @@ from tritonrank.artifacts.record_builds import record_build
 
 REQUESTS = 40
 FOLDERS = ("dataset", "int8", "repository", "summary")
+RETRIEVAL = ("catalogue", "blend")
 
 
 def make_stages(
-    root: Path, weights: str, *, is_success: bool = True, data: str = "events", quality: float = 0.4
+    root: Path,
+    weights: str,
+    *,
+    is_success: bool = True,
+    data: str = "events",
+    quality: float = 0.4,
+    catalogue: str = "",
 ) -> None:
-    """Write the artifacts of all stages, as a build does."""
+    """Write the artifacts of all stages, as a build does; those of retrieval where ``catalogue`` says what is in it."""
     with write_artifact(root / "dataset", "prepare", {"data": data}, {}) as draft:
         (draft.folder / "test.parquet").write_text(data)
         draft.metrics |= {"events": len(data), "examples": {"test": REQUESTS}}
@@ -27,7 +34,12 @@ def make_stages(
     with write_artifact(root / "repository", "assemble", {}, {"model": model}) as draft:
         (draft.folder / "score" / "1").mkdir(parents=True)
         (draft.folder / "score" / "1" / "weights.bin").write_text(weights * 2_000)
-    with write_artifact(root / "summary", "summarize", {}, {"dataset": dataset, "INT8": model}) as draft:
+    made_of = {"dataset": dataset, "INT8": model}
+    for name in RETRIEVAL if catalogue else ():
+        with write_artifact(root / name, name, {}, {"dataset": dataset}, revision=len(catalogue)) as draft:
+            (draft.folder / f"{name}.json").write_text(catalogue)
+        made_of[name] = read_manifest(root / name)
+    with write_artifact(root / "summary", "summarize", {}, made_of) as draft:
         ranked = quality + 0.1 * np.sin(np.arange(REQUESTS))
         row = {"name": "INT8", "ndcg@10": {"mean": quality, "low": quality - 0.1, "high": quality + 0.1}}
         told = {"recipe": "shop", "served": "INT8", "examples": REQUESTS, "verdict": {"success": is_success}}
@@ -41,11 +53,20 @@ def make_stages(
 def record_stages(root: Path, epochs: int = 1) -> RecordedBuild:
     """Record what stands in the stages' folders."""
     settings = {"name": "shop", "finetune": {"epochs": epochs}}
-    folders = {name: root / name for name in FOLDERS}
+    made_of = read_manifest(root / "summary").parents
+    folders = {name: root / name for name in FOLDERS + tuple(name for name in RETRIEVAL if name in made_of)}
     return record_build(root, settings, folders, lambda _: None)[0]
 
 
-def make_build(root: Path, weights: str, *, is_success: bool = True, data: str = "events", quality: float = 0.4) -> str:
+def make_build(
+    root: Path,
+    weights: str,
+    *,
+    is_success: bool = True,
+    data: str = "events",
+    quality: float = 0.4,
+    catalogue: str = "",
+) -> str:
     """Build and record; the name of the build."""
-    make_stages(root, weights, is_success=is_success, data=data, quality=quality)
+    make_stages(root, weights, is_success=is_success, data=data, quality=quality, catalogue=catalogue)
     return record_stages(root, epochs=len(weights)).name

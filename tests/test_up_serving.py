@@ -80,10 +80,9 @@ def test_without_the_gateway_triton_serves_alone(
     assert "tritonrank-client rank --url grpc://127.0.0.1:" in said
 
 
-def test_missing_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_found() -> None:
     assert gateway_child.missing_packages() == []
-    monkeypatch.setattr(gateway_child, "NEEDED", ("json", "no_such_package"))
-    assert gateway_child.missing_packages() == ["no_such_package"]
+    assert gateway_child.missing_packages(("json", "no_such_package")) == ["no_such_package"]
 
 
 def test_what_was_built_is_told_from_a_checkpoint(joint_workspace: Workspace, tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def serve(settings: GatewaySettings) -> None:
 async def _serve(settings: GatewaySettings) -> None:
     metrics = Metrics()
     app = create_app(settings, compose(settings, metrics), metrics, compose_recommender(settings))
-    sockets = [_listen(settings.host, port) for port in (settings.port, settings.metrics_port)]
+    sockets = [socket.socket(fileno=int(number)) for number in settings.listen_on] or [
+        _listen(settings.host, port) for port in (settings.port, settings.metrics_port)
+    ]
     main = _server(app, (settings.tls_certificate, settings.tls_key), lifespan="on")
     side = _server(create_metrics_app(app.state.gateway))
     stop = asyncio.Event()

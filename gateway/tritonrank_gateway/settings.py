@@ -24,6 +24,7 @@ class GatewaySettings:
     host: Annotated[str, "address to listen on; 0.0.0.0 only together with keys or behind something"] = "127.0.0.1"
     port: Annotated[int, "port of the dialects; 0 takes a free one"] = 8080
     metrics_port: Annotated[int, "port of /metrics and /health/*, on the same address; 0 takes a free one"] = 8081
+    listen_on: Annotated[tuple[str, ...], "two open sockets by number, handed over in place of ports"] = ()
     ready_file: Annotated[Path | None, "JSON with both URLs is written here when requests are taken"] = None
     keys_file: Annotated[Path | None, "TOML with the keys that callers must show, see docs/gateway.md"] = None
     cors: Annotated[tuple[str, ...], "origins whose pages may call, such as https://shop.example; none by default"] = ()
@@ -70,6 +71,8 @@ class GatewaySettings:
         _require(self.split_candidates >= -1, "split_candidates", self.split_candidates, "-1, 0 or a number of them")
         _require(self.probe_s > 0, "probe_s", self.probe_s, "a number above 0")
         _require(bool(self.triton) and all(":" in one for one in self.triton), "triton", self.triton, "HOST:PORT")
+        fits = all(one.isdigit() for one in self.listen_on) and len(self.listen_on) in (0, 2)
+        _require(fits, "listen_on", ",".join(self.listen_on), "two numbers of open files, parted by a comma")
         pair = (self.tls_certificate, self.tls_key)
         _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
         _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")

@@ -18,6 +18,8 @@ from tritonrank.errors import ArtifactError
 REPOSITORY = "repository"
 ASSEMBLE = "assemble"
 SUMMARY = "summary"
+CATALOGUE = "catalogue"
+BLEND = "blend"
 STAGES = {
     "dataset": "prepare",
     "teacher": "finetune",

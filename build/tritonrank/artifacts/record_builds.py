@@ -2,6 +2,8 @@
 
     builds/<time>-<id>/manifest.json    hashes of all files; the recipe as its settings; what came out as its metrics
                        repository/      what Triton loads
+                       catalogue/       what the gateway recommends from, where the recipe has retrieval
+                       blend/           what orders it
                        summary/         summary.json, and how each test request was ranked
                        stages/          the manifest of every stage: data, code, tools, seconds
                        report.html      the page about it, and report.md
@@ -35,9 +37,12 @@ from tritonrank.artifacts.builds import (
 )
 from tritonrank.artifacts.locks import only_writer
 from tritonrank.artifacts.manifest import sha256_json
+from tritonrank.artifacts.named import BLEND, CATALOGUE
 from tritonrank.artifacts.promotions import promote, sweep
 from tritonrank.errors import ArtifactError
 
+SERVED_STAGES = (REPOSITORY, CATALOGUE, BLEND, SUMMARY)
+"""Whose artifacts a build keeps, where the recipe has them."""
 STAGES = "stages"
 SUMMARY_FILE = "summary.json"
 ID_CHARACTERS = 8
@@ -99,7 +104,7 @@ def record_build(
         name = f"{_time_after(recorded_builds(root))}-{build[:ID_CHARACTERS]}"
         manifests = {stage: read_manifest(folder) for stage, folder in stages.items()}
         with write_artifact(root / BUILDS / name, RECORD, settings, manifests) as draft:
-            for stage in (REPOSITORY, SUMMARY):
+            for stage in (one for one in SERVED_STAGES if one in stages):
                 link_artifact(stages[stage], manifests[stage], draft.folder / stage)
             (draft.folder / STAGES).mkdir()
             for stage, folder in stages.items():

@@ -44,6 +44,21 @@ def up(
             help="Let code of the checkpoint run while graphs are made; none runs where they serve",
         ),
     ] = False,
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Of a build with a catalogue: where users' histories are kept, sqlite:FILE or redis://HOST:PORT/DB; "
+            "default: store/store.db in the recipe's folder",
+        ),
+    ] = "",
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of a build with a catalogue: rules of its lists; default: rules.toml in the recipe's folder",
+        ),
+    ] = None,
     artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
 ) -> None:
     """Serve any reranker: read a checkpoint, make what this machine serves best, start Triton and the gateway.
@@ -52,16 +67,19 @@ def up(
     order. What was made is kept below artifacts/up, so that the next start takes seconds.
 
     No data are needed: INT8 is held against the checkpoint's own ranking. With labels, tritonrank build judges better.
+    A build whose recipe has a retrieval section recommends and searches too, with a storefront to try it: what users
+    do is kept in the recipe's folder, and a promotion moves the catalogue together with the ranker.
+
     docs/up.md says which models work. For example: tritonrank up BAAI/bge-reranker-base
     """
     from tritonrank.serve.running import end_when_terminated
 
     end_when_terminated()
     from tritonrank.pipeline.up import UpOptions
-    from tritonrank.pipeline.up_serving import UpPorts, serve_target
+    from tritonrank.pipeline.up_serving import UpPorts, UpRecommending, serve_target
 
     options = UpOptions(revision, texts, max_tokens, precision, trust_remote_code)
-    serve_target(target, options, artifacts, UpPorts(host, port, http_port, grpc_port))
+    serve_target(target, options, artifacts, UpPorts(host, port, http_port, grpc_port), UpRecommending(store, rules))
 
 
 @app.command("convert-weights", rich_help_panel=Panel.START)

@@ -1,5 +1,6 @@
 """Stage ``summarize``: what the build achieved, baselines and rungs in one table (report/summary.py)."""
 
+from pathlib import Path
 from typing import Any
 
 from tritonrank.artifacts import Draft
@@ -22,5 +23,10 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
 
         summarize(recipe, workspace, draft)
 
-    parents = {"dataset": workspace.dataset, **model_rungs(recipe, workspace)}
+    parents = {"dataset": workspace.dataset, **model_rungs(recipe, workspace), **_recommending(recipe, workspace)}
     return Stage("summarize", workspace.summary, settings, parents, make, REVISION, TOOLS)
+
+
+def _recommending(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
+    """What the gateway recommends from: part of the build, and so of its identity (``record_builds.build_hash``)."""
+    return {"catalogue": workspace.catalogue} if recipe.retrieval else {}

@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,14 @@ from tritonrank.artifacts import MANIFEST, read_manifest
 from tritonrank.artifacts.named import REPOSITORY
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline.up import DEADLINE_MS, UpOptions, make_from_checkpoint, slug
+from tritonrank.serve import recommending
+from tritonrank.serve.first_history import give_first_history
 from tritonrank.serve.gateway_child import INSTALL, GatewayChild, missing_packages
+from tritonrank.serve.recommending import Recommending, has_catalogue
 from tritonrank.serve.running import RunningServer, run_until_signalled
 from tritonrank.serve.servable import repository_of
 from tritonrank.serve.serving import example_command, golden_requests, serving
+from tritonrank.serve.supervisor import SupervisedTriton
 
 EXAMPLE_DOCUMENTS = 2
 EXAMPLE_CHARACTERS = 80
@@ -35,7 +40,21 @@ class UpPorts:
     grpc_port: int = 0
 
 
-def serve_target(target: str, options: UpOptions, artifacts: Path, ports: UpPorts) -> None:
+@dataclass(frozen=True)
+class UpRecommending:
+    """Where recommendations of a build come from and go to, where it is not in the recipe's own folder."""
+
+    store: str = ""
+    rules: Path | None = None
+
+
+def serve_target(
+    target: str,
+    options: UpOptions,
+    artifacts: Path,
+    ports: UpPorts,
+    told: UpRecommending = UpRecommending(),
+) -> None:
     """Make what is missing, serve until Ctrl-C, and stop all in order.
 
     Args:
@@ -43,6 +62,7 @@ def serve_target(target: str, options: UpOptions, artifacts: Path, ports: UpPort
         options: how to make it.
         artifacts: the folder of all artifacts.
         ports: where to listen.
+        told: for a build with a catalogue.
 
     Raises:
         TritonRankError: it cannot be made or served.
@@ -59,10 +79,30 @@ def serve_target(target: str, options: UpOptions, artifacts: Path, ports: UpPort
             _say_triton_alone(root, server, missing, started)
             run_until_signalled(server)
             return
-        gateway = GatewayChild(server, ports.port, ports.host, slug(target), DEADLINE_MS / 1_000)
+        recommends = Recommending.of(server.server.repository, told.store, told.rules)
+        gateway = gateway_for(server, recommends, ports, slug(target))
         stack.enter_context(gateway)
         _say_ready(root, gateway, started)
         run_until_signalled(gateway)
+
+
+def gateway_for(server: SupervisedTriton, recommends: Recommending, ports: UpPorts, name: str) -> GatewayChild:
+    """The gateway in front of a server, not yet started, with what the served build has to recommend with."""
+    missing = missing_packages(recommending.NEEDED)
+    if missing and has_catalogue(server.server.repository):
+        _say(
+            f"This build has a catalogue, and recommending is not installed ({', '.join(missing)}), so it only ranks. "
+            f"To recommend: {recommending.INSTALL}"
+        )
+    elif has_catalogue(server.server.repository) and not recommends.store:
+        imported = give_first_history(recommends.root, recommends.store_file)
+        if imported:
+            _say(f"{imported:,} events of the generated users are in {recommends.store_file}: they have a past")
+
+    def flags() -> Sequence[str]:
+        return [] if missing else recommends.flags(server.server.repository)
+
+    return GatewayChild(server, ports.port, ports.host, name, DEADLINE_MS / 1_000, flags)
 
 
 def built_folder(target: str) -> Path | None:
@@ -104,28 +144,33 @@ def _check_golden_tokens(root: Path) -> None:
 def _say_ready(root: Path, gateway: GatewayChild, started: float) -> None:
     query, documents = _example(root)
     body = json.dumps({"query": query, "documents": documents}, ensure_ascii=False)
-    command = f"curl {gateway.url}/v1/rerank -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     console.print(f"\n[bold]{gateway.url}[/]  (ready after {time.monotonic() - started:.1f} s)\n", highlight=False)
-    console.print(command, markup=False, highlight=False, soft_wrap=True)
-    console.print(
+    _say(_curl(gateway.url, "/v1/rerank", body))
+    if has_catalogue(repository_of(root)) and not missing_packages(recommending.NEEDED):
+        body = json.dumps({"user_id": "user-00001", "query": query, "size": 5}, ensure_ascii=False)
+        _say(f"\nRecommend, and search for somebody:\n\n{_curl(gateway.url, '/v1/recommend', body)}")
+        _say(f"\nSee it as a customer does: {gateway.url}/storefront/")
+    _say(
         f"\nTry it in a browser: {gateway.url}/playground/\nJina, Cohere, TEI, vLLM and NIM clients take this URL. API "
         f"page: {gateway.url}/docs  metrics: {gateway.metrics_url}/metrics\n"
-        f"Triton itself: {gateway.http_url} and {gateway.grpc_url}. Ctrl-C stops all.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"Triton itself: {gateway.http_url} and {gateway.grpc_url}. Ctrl-C stops all."
     )
 
 
 def _say_triton_alone(root: Path, server: RunningServer, missing: list[str], started: float) -> None:
-    console.print(
+    _say(
         f"\nThe gateway is not installed ({', '.join(missing)}), so Triton serves alone, without rerank dialects. To "
         f"have them: {INSTALL}\n\nHTTP  {server.http_url}\ngRPC  {server.grpc_url}  (ready after "
-        f"{time.monotonic() - started:.1f} s)\n\n{example_command(root, server.grpc_url)}\n\nCtrl-C stops the server.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{time.monotonic() - started:.1f} s)\n\n{example_command(root, server.grpc_url)}\n\nCtrl-C stops the server."
     )
+
+
+def _curl(url: str, path: str, body: str) -> str:
+    return f"curl {url}{path} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _example(root: Path) -> tuple[str, list[str]]:
