@@ -4,6 +4,7 @@ import typer
 from tritonrank.system.literal_help import LiteralGroup
 
 from loadtests.agree import agree
+from loadtests.catalogue import catalogue
 from loadtests.compare import compare
 from loadtests.faults import faults
 from loadtests.fuzz.verb import fuzz
@@ -39,6 +40,7 @@ app.command()(compare)
 app.command()(tune)
 app.command()(fuzz)
 app.command()(gateway)
+app.command()(catalogue)
 app.command()(recommend)
 
 if __name__ == "__main__":

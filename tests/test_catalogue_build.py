@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from small_tables import write_tables
-from tiny_catalogue import tiny_encoder
+from tiny_catalogue import DIMENSIONS, tiny_encoder
 from tritonrank.artifacts import read_manifest, write_artifact
 from tritonrank.artifacts.stage import run_stage
 from tritonrank.artifacts.workspace import Workspace
@@ -18,6 +18,7 @@ from tritonrank.judge.counted import popularity_baseline
 from tritonrank.pipeline import catalogue, prepare
 from tritonrank.recipe import PublicData, Recipe, SampleData
 from tritonrank.retrieval.catalogue_words import language_of
+from tritonrank.retrieval.item_vectors import Residuals
 from tritonrank_recommend.catalogue import open_catalogue
 from tritonrank_recommend.catalogue.interface import SOURCES, Liked, Wish
 from tritonrank_recommend.catalogue.words import Words
@@ -40,6 +41,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     titles = [item["title"] for item in Dataset.read(workspace.dataset).items.values()]
     with write_artifact(workspace.retriever, "retriever", {}, {}) as draft:
         tiny_encoder(draft.folder, titles)
+        Residuals.none(DIMENSIONS).save(draft.folder)
     run_stage(catalogue.stage(recipe, workspace))
     return workspace
 

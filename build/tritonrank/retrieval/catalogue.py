@@ -15,7 +15,7 @@ from tritonrank.data.dataset import Dataset
 from tritonrank.data.item_fields import item_fields
 from tritonrank.recipe import Recipe
 from tritonrank.retrieval.catalogue_writer import Contents, write_catalogue
-from tritonrank.retrieval.embed import embed_items
+from tritonrank.retrieval.item_vectors import item_vectors
 
 console = Console()
 
@@ -30,13 +30,14 @@ def make_catalogue(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     dataset = Dataset.read(workspace.dataset)
     items = pl.read_parquet(workspace.dataset / "items.parquet", glob=False)
     template = recipe.text.item_template
+    ids = items["item_id"].to_list()
     texts = [render_fields(template, row) for row in items.iter_rows(named=True)]
     queries = dataset.training_events["query"].unique(maintain_order=True)
     contents = Contents(
         items=item_fields(recipe.data, items),
         texts=texts,
         template=template,
-        vectors=embed_items(workspace.retriever, texts).astype(np.float16),
+        vectors=item_vectors(workspace.retriever, ids, texts).astype(np.float16),
         encoder=workspace.retriever,
         events=dataset.training_events,
         half_life_days=recipe.retrieval.half_life_days,

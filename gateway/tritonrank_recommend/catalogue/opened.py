@@ -81,6 +81,11 @@ class OpenCatalogue:
         return self._parts.broken
 
     @property
+    def encoder(self) -> QueryEncoder | None:
+        """What embeds queries and new texts, and remembers them; None where it is missing."""
+        return self._parts.encoder
+
+    @property
     def waiting_vectors(self) -> int:
         """New texts that words find and vectors do not yet."""
         return len(self._to_embed)
