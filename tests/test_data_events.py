@@ -20,7 +20,7 @@ from tritonrank.recipe.data import EVENT_WEIGHTS
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log import layout, upkeep
 from tritonrank_recommend.log.event_log import EventLog
-from tritonrank_recommend.log.parquet import Impression
+from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.stores import open_store
 
 START = 1_764_000_000.0

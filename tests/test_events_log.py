@@ -12,7 +12,8 @@ import pytest
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log import layout, upkeep
 from tritonrank_recommend.log.event_log import MOST_WAITING_LISTS, EventLog
-from tritonrank_recommend.log.parquet import Impression, read_whole, replaced_by
+from tritonrank_recommend.log.impression import Impression
+from tritonrank_recommend.log.parquet import read_whole, replaced_by
 from tritonrank_recommend.stores.interface import Store
 from tritonrank_recommend.stores.sqlite import SqliteStore
 

@@ -273,7 +273,7 @@ async def test_a_page_is_found_by_another_gateway_and_by_its_user_alone(tmp_path
         for stranger in ("", "v"):
             with pytest.raises(PageGoneError):
                 await other.recommend(RecommendRequest(user_id=stranger, cursor=first.cursor), seconds=5)
-        await other.erase_user("u")
+        await other.users.erase("u")
         with pytest.raises(PageGoneError):
             await other.recommend(RecommendRequest(user_id="u", cursor=first.cursor), seconds=5)
 

@@ -28,6 +28,7 @@ from tritonrank_gateway.model import KnownModel
 from tritonrank_gateway.openapi_page import page
 from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.recommend import routers as recommend_routers
+from tritonrank_gateway.recommend.log_metrics import LogMetrics
 from tritonrank_gateway.settings import GatewaySettings
 
 SCHEMAS = "#/components/schemas/{name}"
@@ -62,6 +63,8 @@ def create_app(
     metrics = metrics or Metrics()
     load = Load(settings.max_in_flight, settings.max_queued_s)
     metrics.watch(lambda: load.in_flight, lambda: load.queued_seconds)
+    if recommender is not None and recommender.parts.log is not None:
+        metrics.registry.register(LogMetrics(recommender.parts.log.state))
     keys = read_keys(settings.keys_file, os.environ)
 
     @asynccontextmanager

@@ -48,6 +48,7 @@ def compose_recommender(settings: GatewaySettings) -> Recommender | None:
             blend=settings.blend,
             store_url=settings.store,
             rules=settings.rules,
+            events_log=settings.events_log,
             settings=EngineSettings(candidates=settings.candidates, page_minutes=settings.page_minutes),
         )
     except StoreError as error:

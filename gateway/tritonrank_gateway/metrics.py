@@ -52,6 +52,10 @@ class Metrics:
             f"{name}recommendations_degraded", "Answered without a part, by what was missing", ("reason",),
             registry=registry,
         )  # fmt: skip
+        self.events = Counter(
+            f"{name}events", "Events of users that were taken, by whether they were known already", ("known",),
+            registry=registry,
+        )  # fmt: skip
         self.in_flight = Gauge(f"{name}in_flight", "Requests that wait for an answer", registry=registry)
         self.queued_seconds = Gauge(f"{name}queued_seconds", "Estimated seconds of work that wait", registry=registry)
 

@@ -47,7 +47,7 @@ class GatewaySettings:
     catalogue: Annotated[Path | None, "folder artifacts/RECIPE/catalogue: recommend from it; none by default"] = None
     blend: Annotated[Path | None, "folder artifacts/RECIPE/blend; without it the ranker's order is shown"] = None
     store: Annotated[str, "profiles, events, pages: sqlite:FILE or redis://HOST:PORT/DB; none by default"] = ""
-    events_log: Annotated[Path | None, "folder of the training log of events; none by default"] = None
+    events_log: Annotated[Path | None, "folder of the training log, see docs/events.md; none by default"] = None
     rules: Annotated[Path | None, "TOML with the shop's rules, see docs/recommend.md; read again when changed"] = None
     candidates: Annotated[int, "items that are retrieved and ranked for a recommendation"] = 200
     page_minutes: Annotated[float, "minutes that a list is kept for its further pages"] = 30.0
@@ -75,6 +75,7 @@ class GatewaySettings:
         _require(fits, "listen_on", ",".join(self.listen_on), "two numbers of open files, parted by a comma")
         pair = (self.tls_certificate, self.tls_key)
         _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
+        _require(not self.events_log or bool(self.store), "events_log", self.events_log, "--store beside it")
         _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")
         for name in ("keys_file", "golden", "rules", "tls_certificate", "tls_key"):
             path = getattr(self, name)

@@ -3,10 +3,10 @@
 from tritonrank_recommend.engine.pages import PageGoneError
 from tritonrank_recommend.engine.recommender import (
     NoCatalogueError,
-    NotKeptError,
     Recommender,
     RequestError,
 )
 from tritonrank_recommend.engine.settings import EngineSettings
+from tritonrank_recommend.engine.users import NotKeptError
 
 __all__ = ["EngineSettings", "NoCatalogueError", "NotKeptError", "PageGoneError", "Recommender", "RequestError"]

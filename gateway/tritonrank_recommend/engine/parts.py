@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,9 @@ from tritonrank_recommend.engine.live_items import LiveItems
 from tritonrank_recommend.engine.remembered import KEEP_SECONDS, KEY, RememberedCatalogue
 from tritonrank_recommend.engine.rules import RulesFile
 from tritonrank_recommend.stores.interface import ItemChange, Store, StoreError
+
+if TYPE_CHECKING:  # it brings pyarrow, which only who writes a log needs
+    from tritonrank_recommend.log.event_log import EventLog
 
 LOG = logging.getLogger("tritonrank_recommend")
 LOOK_SECONDS = 1.0
@@ -37,6 +41,7 @@ class Parts:
         rules: by their file.
         store: None where nothing is kept.
         remembered: the popular items, for when the catalogue fails.
+        log: None where no training log is written.
     """
 
     catalogue: ArtifactFolder[Catalogue]
@@ -44,6 +49,7 @@ class Parts:
     rules: RulesFile
     store: Store | None
     remembered: RememberedCatalogue = field(default_factory=RememberedCatalogue)
+    log: "EventLog | None" = None
 
 
 class Upkeep:
@@ -159,7 +165,9 @@ def _apply(catalogues: Sequence[Catalogue | None], changes: Sequence[ItemChange]
                     LOG.exception("item %r could not be changed", change.item_id)
 
 
-def open_parts(*, catalogue: Path | None, blend: Path | None, store_url: str, rules: Path | None) -> Parts:
+def open_parts(
+    *, catalogue: Path | None, blend: Path | None, store_url: str, rules: Path | None, events_log: Path | None
+) -> Parts:
     """Open what there is.
 
     Raises:
@@ -172,9 +180,14 @@ def open_parts(*, catalogue: Path | None, blend: Path | None, store_url: str, ru
 
     rules_file = RulesFile(rules)
     store = open_store(store_url) if store_url else None
-    return Parts(
+    parts = Parts(
         ArtifactFolder(catalogue, open_catalogue, "catalogue"),
         ArtifactFolder(blend, open_blend, "blend"),
         rules_file,
         store,
     )
+    if store is not None and events_log is not None:
+        from tritonrank_recommend.log.event_log import EventLog
+
+        parts.log = EventLog(events_log, store)
+    return parts

@@ -6,6 +6,7 @@ threads of its own.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -38,6 +39,7 @@ from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.settings import EngineSettings
 from tritonrank_recommend.engine.shown import shown_from, shown_somehow, shown_to_explain
 from tritonrank_recommend.engine.steps import Steps, past_items
+from tritonrank_recommend.engine.users import Users
 from tritonrank_recommend.engine.wire import (
     ExplainAnswer,
     ExplainedItem,
@@ -47,8 +49,8 @@ from tritonrank_recommend.engine.wire import (
     RecommendRequest,
     SimilarAnswer,
 )
-from tritonrank_recommend.events import Event
-from tritonrank_recommend.stores.interface import Added, ItemChange, Store, StoreError
+from tritonrank_recommend.log.impression import Impression
+from tritonrank_recommend.stores.interface import ItemChange, StoreError
 
 WARM_SECONDS = 30.0
 MADE_ANEW = "page: made anew"
@@ -58,10 +60,6 @@ Result = TypeVar("Result")
 
 class RequestError(ValueError):
     """A request that nobody could answer; the message names the field."""
-
-
-class NotKeptError(Exception):
-    """Something has to be kept, and there is no store."""
 
 
 class NoCatalogueError(Exception):
@@ -80,8 +78,10 @@ class Recommender:
     def __init__(self, parts: Parts, ranker: Ranker | None = None, settings: EngineSettings | None = None) -> None:
         self.parts, self.ranker, self.settings = parts, ranker, settings or EngineSettings()
         self.pages = Pages(parts.store, self.settings.page_minutes)
+        self.users = Users(parts, self.pages)
         self._pool = ThreadPoolExecutor(self.settings.threads, "recommend")
         self._steps = Steps(parts, self.settings, self._work)
+        self._is_serving = False
         self._upkeep = Upkeep(parts, self._pool)
 
     @classmethod
@@ -92,6 +92,7 @@ class Recommender:
         blend: Path | None = None,
         store_url: str = "",
         rules: Path | None = None,
+        events_log: Path | None = None,
         ranker: Ranker | None = None,
         settings: EngineSettings | None = None,
     ) -> Self:
@@ -101,13 +102,14 @@ class Recommender:
             catalogue, blend: artifacts.
             store_url: see ``stores.open_store``; "" keeps nothing.
             rules: a TOML file.
+            events_log: folder of the training log; None writes none.
             ranker, settings: as above.
 
         Raises:
             RulesError: the rules file is wrong.
             StoreError: the store cannot be used as it is named.
         """
-        parts = open_parts(catalogue=catalogue, blend=blend, store_url=store_url, rules=rules)
+        parts = open_parts(catalogue=catalogue, blend=blend, store_url=store_url, rules=rules, events_log=events_log)
         return cls(parts, ranker, settings)
 
     async def start(self) -> None:
@@ -115,12 +117,17 @@ class Recommender:
         await self._upkeep.start()
         with suppress(Exception):  # it only warms; a request that needs the part says what is wrong with it
             await self._recommended(RecommendRequest(query="warm", order="retrieval"), Course(WARM_SECONDS), None)
+        if self.parts.log is not None:
+            self.parts.log.start()
+        self._is_serving = True
 
     async def close(self) -> None:
         """End what runs in the background, and close the store."""
         await self._upkeep.close()
         await self._steps.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.parts.log is not None:
+            await self.parts.log.close()
         if self.parts.store is not None:
             await self.parts.store.close()
 
@@ -257,25 +264,6 @@ class Recommender:
         await live.wait_for(version, self.settings.wait_seconds)
         return True
 
-    async def add_events(self, events: Sequence[Event]) -> Added:
-        """Take events.
-
-        Raises:
-            NotKeptError: there is no store.
-            StoreError: the store does not answer; nothing was acknowledged.
-        """
-        return await self._store().add_events(events)
-
-    async def export_user(self, user_id: str) -> dict[str, Any]:
-        """Everything that is kept of a user; raises as ``add_events`` does."""
-        return await self._store().export_user(user_id)
-
-    async def erase_user(self, user_id: str) -> dict[str, int]:
-        """Remove everything that is kept of a user, pages too; raises as ``add_events`` does."""
-        rows = await self._store().erase_user(user_id)
-        self.pages.erase(user_id)
-        return rows
-
     # The way of a request
 
     async def _recommended(
@@ -318,6 +306,7 @@ class Recommender:
             course.lost("catalogue", self.parts.catalogue.problem or shown.problem)
         for reason in pinned.reasons:
             course.lost(*reason.split(": ", 1))
+        self._log_shown(token, pinned, shown.items)
         return RecommendAnswer(
             items=shown.items,
             page=token,
@@ -325,6 +314,14 @@ class Recommender:
             cold=pinned.cold,
             artifacts=pinned.artifacts,
         )
+
+    def _log_shown(self, token: str, pinned: PinnedList, items: Sequence[Recommended]) -> None:
+        """For training: what was passed over says as much as what was chosen."""
+        if self.parts.log is not None and items and self._is_serving:
+            ids, positions = tuple(one.item_id for one in items), tuple(one.position for one in items)
+            ranker = pinned.artifacts.get("ranker", "")
+            shown = Impression(token, pinned.user_id, pinned.query, time.time(), ranker, ids, positions)
+            self.parts.log.log_impression(shown)
 
     async def _continued(
         self, request: RecommendRequest, course: Course, ranker: Ranker | None
@@ -371,11 +368,6 @@ class Recommender:
             explained = await explain(question, ranker, seconds=course.seconds_left)
         items = [replace(item, explanation=one) for item, one in zip(answer.items, explained, strict=False)]
         return replace(answer, items=[*items, *answer.items[len(items) :]])
-
-    def _store(self) -> Store:
-        if self.parts.store is None:
-            raise NotKeptError("there is no store; start the gateway with --store sqlite:FILE")
-        return self.parts.store
 
     async def _work(self, do: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, do, *arguments)

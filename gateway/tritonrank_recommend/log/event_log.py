@@ -27,10 +27,10 @@ import pyarrow as pa
 
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log import layout, upkeep
+from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.log.parquet import (
     EVENT_SCHEMA,
     IMPRESSION_SCHEMA,
-    Impression,
     event_table,
     impression_table,
     read_whole,
@@ -137,10 +137,11 @@ class EventLog:
             await self._join_once_an_hour()
             return written
 
-    async def erase(self, user_id: str) -> None:
+    async def erase(self, user_id: str) -> bool:
         """Take a user, whom the store has erased already, out of this process and of the running hour's files.
 
-        Where another gateway writes the log, that one does it within seconds: the store tells it.
+        Returns:
+            Whether that is done; else another gateway writes the log and does it within seconds: the store tells it.
 
         Raises:
             OSError: a file cannot be written; the next step tries again.
@@ -148,10 +149,12 @@ class EventLog:
         """
         async with self._working:
             self._shown = deque(one for one in self._shown if one.user_id != user_id)
-            if await self._store.take_lease(LEASE, self._owner, LEASE_SECONDS):
+            is_ours = await self._store.take_lease(LEASE, self._owner, LEASE_SECONDS)
+            if is_ours:
                 await self._bury()
+            return is_ours
 
-    async def events_of(self, user_id: str) -> list[dict[str, object]]:
+    async def rows_of(self, user_id: str) -> list[dict[str, object]]:
         """What the files hold of a user: events and shown lists, oldest first, each with ``kind``.
 
         Raises:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tritonrank_recommend.events import Event, weight_of
+from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.log.layout import EVENTS, IMPRESSIONS, REPLACES, digest_of, flush_folder
 
 EVENT_SCHEMA = pa.schema(
@@ -43,28 +44,6 @@ IMPRESSION_SCHEMA = pa.schema(
 SCHEMAS = {EVENTS: EVENT_SCHEMA, IMPRESSIONS: IMPRESSION_SCHEMA}
 CAME_AT = {EVENTS: "received_at", IMPRESSIONS: "shown_at"}
 """When a row came to be: what came before its user was erased goes."""
-
-
-class Impression(msgspec.Struct, frozen=True):
-    """A page that was shown.
-
-    Attributes:
-        page: token of its list.
-        user_id: to whom; empty for nobody that is known.
-        query: what was searched for.
-        shown_at: unix seconds.
-        artifact: what ranked.
-        item_ids: from the top.
-        positions: of each in the whole list, from 0.
-    """
-
-    page: str
-    user_id: str
-    query: str
-    shown_at: float
-    artifact: str
-    item_ids: tuple[str, ...]
-    positions: tuple[int, ...]
 
 
 def event_table(events: Sequence[Event], now: float) -> pa.Table:
