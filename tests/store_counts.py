@@ -19,10 +19,10 @@ def start_writer(url: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, str(script), url], stdout=subprocess.PIPE, text=True)
 
 
-def kill_after(writer: subprocess.Popen[str], batches: int) -> int:
+def kill_after(writer: subprocess.Popen[str], batches: int, first: int = 0) -> int:
     """kill -9 once so many batches were acknowledged; the number of the last that was."""
     assert writer.stdout is not None
-    for number in range(batches):
+    for number in range(first, batches):
         assert writer.stdout.readline() == f"{number}\n", "the writer ended"
     writer.kill()
     numbers = writer.stdout.read().split("\n")[:-1]  # what stands behind the last line's end is half a number

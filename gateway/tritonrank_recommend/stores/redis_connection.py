@@ -134,7 +134,7 @@ class RedisConnection:
 
     def _failed(self, error: Exception) -> StoreError:
         text = str(error) or type(error).__name__
-        if isinstance(error, self._password_errors):
+        if isinstance(error, self._password_errors) or isinstance(error.__cause__, self._password_errors):
             return StoreRefusedError(f"{self.name}: {text}; set {PASSWORD_VARIABLE} to the password")
         return StoreError(f"{self.name}: {text}")
 
