@@ -24,6 +24,7 @@ COMMANDS += [
     "serve",
     "demo",
     "rank",
+    "import-events",
     "workload",
     "report",
     "settings",

@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from tritonrank.cli import building, builds, judging, ranking, serving, settings, starting, up, workload
+from tritonrank.cli import building, builds, importing, judging, ranking, serving, settings, starting, up, workload
 from tritonrank.cli.options import app
 from tritonrank.errors import TritonRankError, storage_error
 from tritonrank.system.quiet import quiet_transformers
@@ -16,6 +16,7 @@ __all__ = [
     "app",
     "building",
     "builds",
+    "importing",
     "judging",
     "main",
     "ranking",

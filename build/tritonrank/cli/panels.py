@@ -23,7 +23,7 @@ IN_ORDER: dict[Panel, tuple[str, ...]] = {
         *("prepare", "finetune", "prune", "distill", "export", "quantize", "blend", "shard", "assemble", "compile"),
     ),
     Panel.JUDGE: ("report", "evaluate", "judge-recommend", "calibrate", "check-graph"),
-    Panel.SERVE: ("serve", "demo", "rank", "workload", "pack", "gpu-check"),
+    Panel.SERVE: ("serve", "demo", "rank", "import-events", "workload", "pack", "gpu-check"),
     Panel.OPERATE: ("builds", "promote", "back", "prune-builds"),
 }
 """Which command stands where; the modules beside this one are free to declare them in any order."""

@@ -8,6 +8,7 @@ here that a person cannot change in the recipe.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import polars as pl
 
@@ -129,6 +130,39 @@ def guess_columns(items: pl.DataFrame, events: pl.DataFrame, named: Mapping[str,
         tuple(found),
         left,
     )
+
+
+class GuessedEvents(NamedTuple):
+    """Columns of a table of events alone."""
+
+    item_id: str
+    user_id: str
+    timestamp: str
+    query: str | None
+    label: Label | None
+
+
+def guess_events(events: pl.DataFrame, named: Mapping[str, str]) -> GuessedEvents:
+    """As ``guess_columns``, without the items: by its name alone a column of the events is the id of an item."""
+    looks = looks_of(events)
+    called = likely_columns("item_id", list(looks))
+    if "item_id" not in named and not called:
+        raise DataError(
+            "no column of the events is called like the id of an item. The columns are: "
+            f"{', '.join(looks)}. Name it: --column item_id=COLUMN"
+        )
+    item_id = _there("item_id", named["item_id"], looks).name if "item_id" in named else called[0]
+    found: list[Guessed] = []
+    rest = {name: one for name, one in looks.items() if name != item_id}
+    timestamp = _timestamp(_only("timestamp", rest, named), found)
+    rest.pop(timestamp)
+    user_id = _user_id(_only("user_id", rest, named), found)
+    rest.pop(user_id)
+    query = _query(_only("query", rest, named), found, is_named="query" in named)
+    rest.pop(query, None)  # type: ignore[arg-type]  # None is no column
+    choice = _only("label", rest, named)
+    label = guess_label([choice[name] for name in likely_columns("label", list(choice))])
+    return GuessedEvents(item_id, user_id, timestamp, query, label)
 
 
 def _only(meaning: str, columns: Mapping[str, Looks], named: Mapping[str, str]) -> Mapping[str, Looks]:
