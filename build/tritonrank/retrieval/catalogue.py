@@ -15,6 +15,7 @@ from tritonrank.data.dataset import Dataset
 from tritonrank.data.item_fields import item_fields
 from tritonrank.recipe import Recipe
 from tritonrank.retrieval.catalogue_writer import Contents, write_catalogue
+from tritonrank.retrieval.counts import MOST_EASE_ITEMS
 from tritonrank.retrieval.item_vectors import item_vectors
 
 console = Console()
@@ -45,9 +46,11 @@ def make_catalogue(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         queries=queries.filter(queries != "").to_list(),
     )
     draft.metrics |= write_catalogue(contents, draft.folder)
-    made = draft.metrics
+    made, listed = draft.metrics, draft.metrics["items_with_neighbours"]
     console.print(
         f"  {made['items']:,} items, {made['bytes_per_item']:,.0f} bytes each on disk; stemmer: {made['stemmer']}; "
+        f"with neighbours by kNN {listed['knn']:,}, by EASE {listed['ease']:,} (at most {MOST_EASE_ITEMS:,}, the most "
+        f"popular); "
         f"filters: {', '.join(made['filters']) or 'none'}",
         markup=False,
         highlight=False,

@@ -86,7 +86,7 @@ def write_catalogue(contents: Contents, folder: Path, *, exact_items: int | None
     np.save(folder / VECTORS, contents.vectors)
     index = write_index(contents.vectors, folder, exact_items)
     lexical = write_lexical(contents.texts, contents.queries, folder)
-    _write_neighbours(contents, folder)
+    listed = _write_neighbours(contents, folder)
     _write_times(contents.events, ids, contents.half_life_days, folder)
     (folder / COLUMNS).mkdir()
     columns = write_columns(contents.items.drop("item_id"), folder / COLUMNS)
@@ -112,6 +112,7 @@ def write_catalogue(contents: Contents, folder: Path, *, exact_items: int | None
         "dimensions": facts.dimensions,
         "index": msgspec.to_builtins(index) if index else "none: every vector is looked at",
         "stemmer": (lexical.stemmer or "none") if lexical else "no words",
+        "items_with_neighbours": listed,
         "filters": [column.field for column in columns if not column.why_not],
         "bytes": sum(facts.sizes.values()),
         "bytes_per_item": round(sum(facts.sizes.values()) / facts.items, 1),
@@ -145,11 +146,16 @@ def _fields(items: pl.DataFrame) -> Iterator[tuple[str, str]]:
             yield item_id, encode(held).decode()
 
 
-def _write_neighbours(contents: Contents, folder: Path) -> None:
+def _write_neighbours(contents: Contents, folder: Path) -> dict[str, int]:
+    """Of kNN and of EASE, how many items have a list: EASE takes the most popular ones where there are many."""
+    listed = {}
     liked = likes(contents.events, contents.items["item_id"].to_list())
     for name, count in (("knn", knn), ("ease", ease)):
         with step(f"{name}: neighbour lists"):
-            _save_lists(count(liked, NEIGHBOURS), folder, name)
+            lists = count(liked, NEIGHBOURS)
+        _save_lists(lists, folder, name)
+        listed[name] = int(np.count_nonzero(np.diff(lists.starts)))
+    return listed
 
 
 def _save_lists(lists: Neighbours, folder: Path, name: str) -> None:

@@ -118,7 +118,8 @@ class OpenCatalogue:
             exclude=_array([by_id[name] for name in set(wish.exclude) if name in by_id]),
             depth=_depth(wish.size),
         )
-        return self._candidates(view, wish.sources, wish.size, wish.now or time.time())
+        asked = [source for source in wish.sources if source in self.facts.sources]
+        return self._candidates(view, asked, wish.size, wish.now or time.time())
 
     def similar(self, item_id: str, size: int, filters: Filters) -> Candidates:
         """See ``interface.Catalogue``.
