@@ -75,7 +75,7 @@ class Mixer(nn.Module):
 
 
 class ItemTable(nn.Module):
-    """Vectors of items.
+    """Vectors of items, and of texts that are no item.
 
     Args:
         texts: unit vectors of the items' texts, (items, dimension).
@@ -222,6 +222,11 @@ def _batches(count: int, random: np.random.Generator) -> Iterator[Numbers]:
 
 def _state(*modules: nn.Module) -> list[dict[str, Tensor]]:
     return [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
+
+
+def history_of(table: Tensor, history: Numbers) -> tuple[Tensor, Tensor]:
+    """Vectors of histories and where there is an item, as ``Mixer`` takes them."""
+    return table[torch.from_numpy(np.where(history == NOTHING, 0, history))], torch.from_numpy(history != NOTHING)
 
 
 def unit(vectors: NDArray[np.float32]) -> Tensor:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
+from onnx import numpy_helper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from tritonrank_recommend.catalogue.encoder import MODEL_FILE, TOKENIZER_FILE, TextTokenizer, open_session
@@ -25,12 +26,12 @@ from tritonrank.system.quiet import quiet_libraries
 
 TOLERANCE = 1e-5
 """Largest difference of a coordinate between PyTorch and ONNX; unit vectors have coordinates up to 1."""
-COMPARED_TEXTS = 40
+COMPARED_TEXTS = 16
 ENCODER_NODES = "/encoder/"
 """How the names of the graph's nodes begin that are the encoder's."""
+PROJECTION = "projection"
+"""What pooled vectors are multiplied by, (dimension, dimension): a constant of the graph, at first the unit matrix."""
 FEWEST_TOKENS = 8
-
-console = Console()
 
 
 class TextTower(nn.Module):
@@ -40,11 +41,12 @@ class TextTower(nn.Module):
         encoder: the bare encoder.
     """
 
+    projection: Tensor
+
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projection: Tensor | None = None
-        """what pooled vectors are multiplied by, (dimension, dimension); None: nothing was learnt"""
+        self.register_buffer(PROJECTION, torch.eye(self.dimension))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Both (texts, tokens) -> (texts, dimension)."""
@@ -54,8 +56,7 @@ class TextTower(nn.Module):
         hidden = self.encoder(**inputs).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * mask).sum(1) / mask.sum(1)
-        vectors = _unit(pooled)
-        return vectors if self.projection is None else _unit(vectors @ self.projection)
+        return _unit(_unit(pooled) @ self.projection)
 
     @property
     def dimension(self) -> int:
@@ -117,6 +118,14 @@ def write_graph(tower: TextTower, folder: Path) -> None:
             folder / MODEL_FILE,
             OPSET,
         )
+
+
+def set_projection(folder: Path, projection: NDArray[np.float32]) -> None:
+    """Put a learnt projection into the graph of a folder."""
+    model = onnx.load(folder / MODEL_FILE)
+    (constant,) = (tensor for tensor in model.graph.initializer if tensor.name == PROJECTION)
+    constant.CopyFrom(numpy_helper.from_array(projection, PROJECTION))
+    onnx.save(model, folder / MODEL_FILE)
 
 
 def prove_graph(tower: TextTower, ids: Sequence[Sequence[int]], folder: Path) -> float:

@@ -123,6 +123,9 @@ class TextTokenizer:
         except Exception as error:  # noqa: BLE001 - tokenizers raises a bare Exception
             raise EncoderError(f"{path}: {error}. To make it anew: tritonrank build RECIPE") from None
 
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save(str(folder / TOKENIZER_FILE))
+
     def cut(self, text: str) -> str:
         """What is read of a text at the most."""
         return text[: self._characters]
