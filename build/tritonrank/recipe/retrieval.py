@@ -13,15 +13,19 @@ class RetrievalSettings(Settings):
     """Candidates out of the whole catalogue; without it they come with each request. See docs/retrieval.md."""
 
     epochs: float = Field(
-        1.0,
+        0.0,
         ge=0,
-        description="passes over the training examples for the encoder that finds items; 0: it stays as the base is, "
-        "and only how history and query are mixed is learnt, in seconds",
+        description="passes over the training examples for the encoder that finds items, about twice a text of an item "
+        "per example; 0: it stays as the base is, and what is learnt on top of it (a projection, what items have "
+        "beyond their texts, how history and query are mixed) takes a minute",
     )
     learning_rate: float = Field(
-        5e-5, gt=0, lt=1, description="peak, after warm-up; lower than for fine-tuning: items far from any example "
-        "must stay where their text put them",
-    )  # fmt: skip
+        5e-5,
+        gt=0,
+        lt=1,
+        description="of the encoder, peak, after warm-up; lower than for fine-tuning: items that nobody met must stay "
+        "where their texts put them",
+    )
     sources: list[Source] = Field(
         ["two-tower", "lexical", "knn", "ease", "popular", "new"],
         min_length=1,

@@ -23,7 +23,8 @@ from tritonrank.system.progress import step
 
 POOL = 8_192
 """Items that the softmax of a step goes over; a smaller catalogue is taken whole."""
-CHOICES_PER_STEP = 256
+CHOICES_PER_STEP, STEPS_PER_PASS = 256, 16
+"""At the most, and at the least: few choices make smaller steps."""
 PASSES = 12
 """Over the choices, at the most; the pass that explains the validation users best counts."""
 PATIENCE = 2
@@ -216,8 +217,9 @@ def _judge(table: ItemTable, mixer: Mixer, choices: Choices, queries: Tensor, se
 
 def _batches(count: int, random: np.random.Generator) -> Iterator[Numbers]:
     order = random.permutation(count)
-    for start in range(0, count, CHOICES_PER_STEP):
-        yield order[start : start + CHOICES_PER_STEP]
+    at_once = min(CHOICES_PER_STEP, max(1, count // STEPS_PER_PASS))
+    for start in range(0, count, at_once):
+        yield order[start : start + at_once]
 
 
 def _state(*modules: nn.Module) -> list[dict[str, Tensor]]:

@@ -31,12 +31,21 @@ class Residuals:
         return cls([], np.zeros((0, dimension), dtype=np.float16))
 
     def save(self, folder: Path) -> None:
+        """Write the files; none where there is nothing to say."""
+        if not self.items:
+            return
         np.save(folder / RESIDUALS_FILE, self.vectors, allow_pickle=False)
         (folder / RESIDUAL_ITEMS_FILE).write_text(json.dumps(self.items, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Residuals":
-        """Raises ArtifactError where the files cannot be read or do not fit each other."""
+        """Those of a retriever; empty where it has no such files.
+
+        Raises:
+            ArtifactError: the files cannot be read or do not fit each other.
+        """
+        if not (folder / RESIDUALS_FILE).exists():
+            return cls.none(0)
         try:
             items = json.loads((folder / RESIDUAL_ITEMS_FILE).read_text(encoding="utf-8"))
             vectors = np.load(folder / RESIDUALS_FILE, allow_pickle=False)

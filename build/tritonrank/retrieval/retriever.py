@@ -63,7 +63,7 @@ def make_retriever(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
             learnt = _better(learnt, shop.learnt(shop.trained(base, settings)))
         found = judge.judge(TOWERS, learnt.encoded, learnt.towers, learnt.residuals)
         against_mean = gate(found, mean, budget, recipe.seed)
-        if not against_mean.passed:
+        if not against_mean.passed or against_mean.drop > 0:
             console.print(f"  {MEAN_POOLING} serves: learning did not find more (docs/retrieval.md)", highlight=False)
             learnt, found = plain, mean
         learnt.save(draft.folder)
