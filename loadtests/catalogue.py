@@ -2,7 +2,8 @@
 
 Items are generated: titles of words as frequent as in any language, vectors in groups as an encoder's are, people who
 like what is popular and what is of one kind. Texts of so many items are not embedded here: a thousand are, and the
-hours that all would take are computed from it. A catalogue that was built once is measured again without a build.
+hours that all would take are computed from it. A catalogue that was built once is measured again without a build, and
+a build that was interrupted goes on from the graph that it had.
 """
 
 import json
@@ -21,7 +22,7 @@ import psutil
 import typer
 from rich.console import Console
 from rich.table import Column, Table
-from tritonrank.artifacts import read_manifest, write_artifact
+from tritonrank.artifacts import read_manifest, work_folder, write_artifact
 from tritonrank.errors import TritonRankError
 from tritonrank_recommend.catalogue import open_catalogue
 from tritonrank_recommend.catalogue.encoder import EncoderError, QueryEncoder
@@ -99,8 +100,10 @@ def build(place: Path, items: int, retriever: Path, encoder: QueryEncoder) -> No
             half_life_days=30.0,
             sources=("two-tower", "lexical", "knn", "ease", "popular", "new"),
         )
+        work = work_folder(place) / f"{items}.usearch"
+        draft.metrics["went_on_from_an_interrupted_build"] = work.exists()
         began, used = time.perf_counter(), time.process_time()
-        draft.metrics |= write_catalogue(contents, draft.folder)
+        draft.metrics |= write_catalogue(contents, draft.folder, work=work)
         draft.metrics |= {
             "seconds": round(time.perf_counter() - began, 1),
             "cpu_seconds": round(time.process_time() - used, 1),

@@ -17,10 +17,12 @@ from tritonrank.errors import DataError
 from tritonrank.judge.counted import popularity_baseline
 from tritonrank.pipeline import catalogue, prepare
 from tritonrank.recipe import PublicData, Recipe, SampleData
+from tritonrank.retrieval.catalogue_vectors import DTYPE, EXPANSION, write_index
 from tritonrank.retrieval.catalogue_words import language_of
 from tritonrank.retrieval.item_vectors import Residuals
 from tritonrank_recommend.catalogue import open_catalogue
 from tritonrank_recommend.catalogue.interface import SOURCES, Liked, Wish
+from tritonrank_recommend.catalogue.vectors import graph
 from tritonrank_recommend.catalogue.words import Words
 
 SMALL = {"source": "sample", "items": 60, "users": 40}
@@ -137,6 +139,22 @@ def test_public_sources_and_the_sample_have_numbers_and_lists() -> None:
     sample = item_fields(SampleData(), generate(SampleData(items=50, users=20), 1).items)
     assert sample.schema["price"] == pl.Float64
     assert sample.schema["attributes"] == pl.List(pl.String)
+
+
+def test_a_graph_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(1).normal(size=(600, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    half, work = graph(vectors, dtype=DTYPE, expansion=EXPANSION), tmp_path / "work" / "graph"
+    half.add(np.arange(300), vectors[:300].astype(np.float32))
+    work.parent.mkdir()
+    half.save(str(work))
+    facts = write_index(vectors, tmp_path, exact_items=0, work=work)
+    assert facts is not None
+    assert facts.recall > 0.9
+    whole = graph(vectors, dtype=DTYPE, expansion=EXPANSION)
+    for saved in (work, tmp_path / "vectors.usearch"):
+        whole.load(str(saved))
+        assert len(whole) == 600
 
 
 @pytest.mark.parametrize(

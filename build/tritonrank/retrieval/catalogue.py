@@ -9,7 +9,7 @@ import polars as pl
 from rich.console import Console
 from tritonrank_runtime.item_text import render_fields
 
-from tritonrank.artifacts import Draft
+from tritonrank.artifacts import Draft, work_folder
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.item_fields import item_fields
@@ -45,7 +45,8 @@ def make_catalogue(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         sources=recipe.retrieval.sources,
         queries=queries.filter(queries != "").to_list(),
     )
-    draft.metrics |= write_catalogue(contents, draft.folder)
+    work = work_folder(workspace.catalogue) / f"{draft.key}.usearch"
+    draft.metrics |= write_catalogue(contents, draft.folder, work=work)
     made, listed = draft.metrics, draft.metrics["items_with_neighbours"]
     console.print(
         f"  {made['items']:,} items, {made['bytes_per_item']:,.0f} bytes each on disk; stemmer: {made['stemmer']}; "

@@ -70,21 +70,24 @@ class Contents:
     queries: Sequence[str] = ()
 
 
-def write_catalogue(contents: Contents, folder: Path, *, exact_items: int | None = None) -> dict[str, Any]:
+def write_catalogue(
+    contents: Contents, folder: Path, *, exact_items: int | None = None, work: Path | None = None
+) -> dict[str, Any]:
     """Fill an empty folder.
 
     Args:
         contents: what of.
         folder: of the draft.
         exact_items: up to so many vectors there is no index, because all are looked at; default: the reader's limit.
+        work: as ``write_index``.
 
     Returns:
         Metrics for the manifest.
     """
     ids = contents.items["item_id"]
-    _write_items(contents, folder / ITEMS)
     np.save(folder / VECTORS, contents.vectors)
-    index = write_index(contents.vectors, folder, exact_items)
+    index = write_index(contents.vectors, folder, exact_items, work)
+    _write_items(contents, folder / ITEMS)
     lexical = write_lexical(contents.texts, contents.queries, folder)
     listed = _write_neighbours(contents, folder)
     _write_times(contents.events, ids, contents.half_life_days, folder)
