@@ -10,6 +10,7 @@ from loadtests.faults import faults
 from loadtests.fuzz.verb import fuzz
 from loadtests.gateway import gateway
 from loadtests.judge import judge
+from loadtests.kills import kills
 from loadtests.loadtest import loadtest
 from loadtests.overload import overload
 from loadtests.perf import perf
@@ -42,6 +43,7 @@ app.command()(fuzz)
 app.command()(gateway)
 app.command()(catalogue)
 app.command()(recommend)
+app.command()(kills)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")
