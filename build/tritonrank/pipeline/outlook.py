@@ -23,6 +23,7 @@ PURPOSES = {
     "export": "write the ranker as ONNX, prove that it computes the same",
     "quantize": "write it in INT8, judge whether it ranks as well",
     "retriever": "learn to find items by history and query, judge it on the whole catalogue",
+    "catalogue": "write the items as retrieval sees them: vectors, words, neighbours, popularity",
     "shard": "cut it for several processes, prove that they score alike",
     "blend": "learn the order of retrieved items, judge the whole",
     "assemble": "write what Triton loads",
