@@ -15,6 +15,7 @@ from tritonrank.data.dataset import Dataset
 from tritonrank.errors import DataError, RecipeError
 from tritonrank.pipeline import blend as blend_stage
 from tritonrank.recipe import Recipe, load_recipe
+from tritonrank.report.page import make_report
 from tritonrank.report.recommend_table import show_quality
 from tritonrank.retrieval.blend_lists import moments
 from tritonrank.retrieval.counts import likes
@@ -34,8 +35,7 @@ def recipe(tiny_base: Path) -> Recipe:
 def blended(workspace: Workspace, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The small build with a catalogue and a blend."""
     own = Workspace(tmp_path_factory.mktemp("blend") / "tiny")
-    for name in ("dataset", "int8", "judgements"):
-        shutil.copytree(workspace.root / name, own.root / name)
+    shutil.copytree(workspace.root, own.root, symlinks=True)
     dataset = Dataset.read(own.dataset)
     items = [{"item_id": item} | dict(fields) for item, fields in dataset.items.items()]
     events = dataset.training_events.select("user_id", "item_id", "timestamp", pl.col("label").cast(pl.Int64))
@@ -106,6 +106,15 @@ def test_the_whole_is_judged_by_all_protocols(
     show_quality(quality)
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert json.loads(last)["ndcg@10"]["oracle"] == 1.0
+
+
+def test_the_report_shows_the_whole(blended: Workspace, tmp_path: Path) -> None:
+    page, markdown = make_report(blended.root, tmp_path / "report.html")
+    for text in (page.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")):
+        part = text.partition("What users see out of the whole catalogue")[2]
+        assert "weighted sum" in part
+        assert "two towers alone" in part
+        assert "blend is better by" in part
 
 
 def test_metrics_are_those_of_the_places(blended: Workspace) -> None:

@@ -53,6 +53,7 @@ from tritonrank.report.plots.kept_matrix import kept_matrix
 from tritonrank.report.plots.rows import BarRow, IntervalRow, Mark, bar_plot, histogram, interval_plot
 from tritonrank.report.plots.svg import figure
 from tritonrank.report.provenance import provenance
+from tritonrank.report.recommend_table import recommended
 
 REPORT_FILE = "report.html"
 HISTOGRAMS_SHOWN = 6
@@ -69,6 +70,7 @@ MEASURES = {
 SECTIONS = {
     "ladder": "From training to serving",
     "segments": "For whom it ranks well",
+    "recommend": "What users see out of the whole catalogue",
     "texts": "What the model reads",
     "gates": "The gates",
     "calibration": "How true the probabilities are",
@@ -128,6 +130,7 @@ def gather(build: Build) -> dict[str, Any]:
         "quality_plot": quality_plot(rows, others),
         "gates": passed,
         "gate_plots": gate_plots(passed),
+        "recommend": recommended(build.root),
         "calibration": calibration_plots(build),
         "pruning": cut,
         "pruning_plots": pruning_plots(cut) if cut else {},

@@ -2,11 +2,20 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tritonrank.artifacts import MANIFEST, read_manifest
+from tritonrank.retrieval.recommend_quality import QUALITY_FILE
+
+METHODS = {
+    "ranker": "the ranker's own order",
+    "linear": "a weighted sum of the ranker's score and the signals of retrieval",
+    "lambdamart": "LambdaMART over the ranker's score and the signals of retrieval",
+}
 SHOWN = ("ndcg@10", "recall@20", "recall@100", "mrr")
 
 console = Console()
@@ -18,6 +27,25 @@ def show_quality(quality: Mapping[str, Any]) -> None:
         console.print(quality_table(title, part))
     means = {row["name"]: row["ndcg@10"][0] for row in quality["full_catalogue"]["rows"]}
     print(json.dumps({"blend": quality["blend"], "ndcg@10": means}))
+
+
+def recommended(root: Path) -> dict[str, Any] | None:
+    """What the report shows of a build's blend; None where it has none."""
+    if not (root / "blend" / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(root / "blend")
+    quality = json.loads((root / "blend" / QUALITY_FILE).read_text(encoding="utf-8"))
+    header, *rows = quality_rows(quality)
+    return {
+        "method": METHODS[manifest.metrics["method"]],
+        "learnt_from": manifest.metrics["lists_with_positive"],
+        "found": quality["found_by_retrieval"],
+        "users": quality["users"],
+        "items": quality["items"],
+        "candidates": quality["candidates"],
+        "header": header,
+        "rows": rows,
+    }
 
 
 def sections(quality: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -30,7 +30,7 @@ FOLDS = 5
 FEWEST_LISTS = 50
 """Below this nothing is learnt: with 20 features the noise is larger than what they add."""
 FEWEST_FOR_TREES = 200
-PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003)
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
 """Of the weighted sum, per list; the strongest first."""
 ROUNDS = 120
 TREES: dict[str, Any] = {
