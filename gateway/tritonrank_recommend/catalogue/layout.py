@@ -182,7 +182,8 @@ class Files:
         """Numbers of a file, memory-mapped; CatalogueError where they cannot be read."""
         path = self.path(name)
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            # Mapped all the same, but without the subclass memmap, whose every slice costs microseconds.
+            array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise CatalogueError(f"{path}: cannot be read ({error}); {REBUILD}") from None
         return array

@@ -15,7 +15,7 @@ from tritonrank_recommend.catalogue.growing import Growing
 from tritonrank_recommend.catalogue.layout import LEXICAL, REBUILD, CatalogueError, Files, LexicalFacts
 from tritonrank_recommend.catalogue.words import Words
 
-MOST_POSTINGS = 100_000
+MOST_POSTINGS = 30_000
 """Items that the words of one query may bring together, from the rarest word on."""
 MOST_WORDS = 64
 """Different words of one query that count."""

@@ -96,6 +96,13 @@ class View:
         return places[order], scores[order]
 
     @cached_property
+    def few(self) -> Places | None:
+        """The places that filters admit, where those are so few that all can be looked at."""
+        if self.mask is None or np.count_nonzero(self.mask) > EXACT_ITEMS:
+            return None
+        return np.flatnonzero(self.mask)
+
+    @cached_property
     def user(self) -> Scores | None:
         """The vector of what is wanted; None where nothing is known."""
         if self.wanted is not None:
@@ -205,11 +212,17 @@ def ease(view: View) -> Nearest:
 
 
 def popular(view: View) -> Nearest:
+    if view.few is not None:
+        return view.first(view.few, popularity_at(view, view.few))
     places = _walk(view, view.parts.popular_order)
     return places, popularity_at(view, places)
 
 
 def new(view: View) -> Nearest:
+    if view.few is not None:
+        seen = first_seen_at(view, view.few)
+        known = ~np.isnan(seen)
+        return view.first(view.few[known], seen[known].astype(np.float32))
     count = view.overlay.places - view.overlay.items
     later = np.arange(view.overlay.items + count - 1, view.overlay.items - 1, -1, dtype=np.int64)
     later = later[view.admitted(later)][: view.depth] if count else later
@@ -275,8 +288,8 @@ def _positive(view: View, sums: Sums) -> Nearest:
 def _allowed_base(view: View) -> NDArray[np.bool_] | None:
     """[items of the artifact] whether its vector is the newest and may be found; None: all are."""
     overlay = view.overlay
-    if view.mask is None and not overlay.slots and not overlay.removed_count:
-        return None
+    if not overlay.slots and not overlay.removed_count:
+        return view.mask
     allowed = overlay.unchanged()
     if view.mask is not None:
         allowed &= view.mask[: overlay.items]
