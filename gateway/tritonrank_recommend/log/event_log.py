@@ -79,14 +79,22 @@ class EventLog:
         folder: of the log; it is made where it is not there.
         store: whose outbox is written.
         every_seconds: between two looks at the outbox.
+        lease_seconds: after which another gateway goes on when this one was killed; a step takes less.
         clock: unix seconds, for tests.
     """
 
     def __init__(
-        self, folder: Path, store: Store, *, every_seconds: float = 3.0, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        store: Store,
+        *,
+        every_seconds: float = 3.0,
+        lease_seconds: float = LEASE_SECONDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.state = LogState()
-        self._folder, self._store, self._every_seconds, self._clock = folder, store, every_seconds, clock
+        self._folder, self._store, self._clock = folder, store, clock
+        self._every_seconds, self._lease_seconds = every_seconds, lease_seconds
         self._owner = secrets.token_hex(8)
         self._shown: deque[Impression] = deque()
         self._working = asyncio.Lock()
@@ -128,7 +136,7 @@ class EventLog:
         """
         async with self._working:
             await self._write_shown()
-            self.state.writes_events = await self._store.take_lease(LEASE, self._owner, LEASE_SECONDS)
+            self.state.writes_events = await self._take_lease()
             if not self.state.writes_events:
                 self._is_certain = False  # another one writes meanwhile
                 return 0
@@ -149,7 +157,7 @@ class EventLog:
         """
         async with self._working:
             self._shown = deque(one for one in self._shown if one.user_id != user_id)
-            is_ours = await self._store.take_lease(LEASE, self._owner, LEASE_SECONDS)
+            is_ours = await self._take_lease()
             if is_ours:
                 await self._bury()
             return is_ours
@@ -198,7 +206,7 @@ class EventLog:
                 through = await _in_thread(partial(_written_through, self._folder, position, waiting))
             if not through:
                 through = waiting[-1][0]
-                if not await self._store.take_lease(LEASE, self._owner, LEASE_SECONDS):
+                if not await self._take_lease():
                     return written  # somebody else took over while this process stood still
                 now = self._clock()
                 name = layout.file_name("part", position + 1, through)
@@ -213,6 +221,9 @@ class EventLog:
         self._is_certain = True
         self.state.waiting_since = 0.0
         return written
+
+    async def _take_lease(self) -> bool:
+        return await self._store.take_lease(LEASE, self._owner, self._lease_seconds)
 
     async def _bury(self) -> None:
         """Erase from the log who was erased from the store, whichever gateway was asked to."""
