@@ -38,6 +38,7 @@ COMMANDS += [
     "promote",
     "back",
     "prune-builds",
+    "sweep-log",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
 RECIPE_COMMANDS += ["assemble", "evaluate", "demo", "blend", "judge-recommend"]

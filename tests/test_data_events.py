@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from stage_runs import prepared as prepared_in
 from stage_runs import run_verb
+from tritonrank import cli
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.loading import Tables, load_tables, source_fingerprints
@@ -22,6 +23,7 @@ from tritonrank_recommend.log import layout, upkeep
 from tritonrank_recommend.log.event_log import EventLog
 from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.stores import open_store
+from typer.testing import CliRunner
 
 START = 1_764_000_000.0
 ITEMS = 60
@@ -182,6 +184,19 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as told:
         read(tmp_path)
     assert str(broken) in str(told.value)
+
+
+def test_erased_users_are_swept_out_of_all_files(tmp_path: Path) -> None:
+    told = [event(number, user=user, item=f"i{number}") for number, user in enumerate(["ann", "bob", "ann"])]
+    log = write_log(tmp_path, told, [page("p", "i1", "i2", user="bob")], erased="bob")
+    before = read(tmp_path, tolerate=1).events
+    swept = CliRunner().invoke(cli.app, ["sweep-log", str(log)])
+    assert (swept.exit_code, "so far: 1;" in swept.output, "do: 2\n" in swept.output) == (0, True, True), swept.output
+    assert all(b"bob" not in file.read_bytes() for file in log.rglob("*") if file.is_file())
+    tables = read(tmp_path, tolerate=1)
+    assert (tables.events.equals(before), tables.notes) == (True, ())
+    wrong = CliRunner().invoke(cli.app, ["sweep-log", str(tmp_path)])
+    assert "--events-log" in str(wrong.exception)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,19 @@ import sys
 
 from rich.console import Console
 
-from tritonrank.cli import building, builds, importing, judging, ranking, serving, settings, starting, up, workload
+from tritonrank.cli import (
+    building,
+    builds,
+    importing,
+    judging,
+    logs,
+    ranking,
+    serving,
+    settings,
+    starting,
+    up,
+    workload,
+)
 from tritonrank.cli.options import app
 from tritonrank.errors import TritonRankError, storage_error
 from tritonrank.system.quiet import quiet_transformers
@@ -18,6 +30,7 @@ __all__ = [
     "builds",
     "importing",
     "judging",
+    "logs",
     "main",
     "ranking",
     "serving",
