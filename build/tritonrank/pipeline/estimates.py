@@ -30,6 +30,11 @@ MINILM_WEIGHTS = 6 * (4 * 384**2 + 2 * 384 * 1536)
 """Of its layers, which every token meets; embeddings are looked up."""
 EXPORT, QUANTIZE, ASSEMBLE, COSINE = 20.0, 12.0, 5.0, 10.0
 """Seconds of one core: an export, a quantization, a repository, the texts of the zero-shot baseline embedded."""
+TOWERS, TOWERS_EXAMPLE, CATALOGUE, CATALOGUE_ITEM = 14.0, 1.3e-3, 5.0, 1e-3
+"""Seconds of one core: towers exported and quantized, an example in one pass over what is learnt on top of the encoder
+(about four passes), a catalogue, and each item of one."""
+TOWERS_PASSES, TEXTS_PER_EXAMPLE = 4, 2
+"""Over the examples; texts that the encoder is trained on per example."""
 PREPARE, PREPARE_MEGABYTE = 4.0, 0.3
 """Seconds of one core: any data, and each megabyte of them."""
 CALIBRATED = 0.4 / 120
@@ -121,6 +126,13 @@ def _estimated(recipe: Recipe, workspace: Workspace | None) -> dict[str, float]:
     }
     if recipe.distill:
         core_seconds["distill"] = _distilled(recipe, tokens)
+    if recipe.retrieval:
+        items = _dataset_metrics(workspace).get("items", getattr(recipe.data, "items", 0))
+        items = items if isinstance(items, int) else 0  # of tables it is a path; nobody counted them yet
+        text = size * _lengths(recipe, workspace)[1]
+        learnt = TOWERS_PASSES * TOWERS_EXAMPLE + TEXTS_PER_EXAMPLE * recipe.retrieval.epochs * text * TRAINED
+        core_seconds["retriever"] = TOWERS * size + items * text * sum(rungs[1:]) + training_examples * learnt
+        core_seconds["catalogue"] = CATALOGUE + items * (CATALOGUE_ITEM + text * rungs[-1])
     return {verb: seconds / _cores() for verb, seconds in core_seconds.items()}
 
 

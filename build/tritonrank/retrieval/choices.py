@@ -86,6 +86,8 @@ class Choices:
         """
         found = np.zeros((len(rows), len(items)), dtype=bool)
         for place, row in enumerate(rows):
-            found[place, np.isin(items, self.met[self.user[row]], assume_unique=True)] = True
+            met = self.met[self.user[row]]
+            places = np.minimum(np.searchsorted(items, met), len(items) - 1)
+            found[place, places[items[places] == met]] = True
         found &= items[None, :] != self.chosen[rows][:, None]
         return found

@@ -21,7 +21,7 @@ from torch.nn import functional
 from tritonrank.retrieval.choices import HISTORY, NOTHING, Choices, Numbers
 from tritonrank.system.progress import step
 
-POOL = 8_192
+POOL = 4_096
 """Items that the softmax of a step goes over; a smaller catalogue is taken whole."""
 CHOICES_PER_STEP, STEPS_PER_PASS = 256, 16
 """At the most, and at the least: few choices make smaller steps."""
