@@ -1,4 +1,4 @@
-"""Ask a tritonrank server for a ranking.
+"""Ask a tritonrank server for a ranking, or for what a user should see.
 
 Two clients with the same methods and the same typed results: `RankClient` blocks, `AsyncRankClient` is for
 asyncio. Each speaks gRPC or HTTP; the scheme of the URL decides::
@@ -19,6 +19,16 @@ from ._client import RankClient
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
 from ._open import open, open_async
 from ._options import TLS, KeepAlive, Retry
+from ._recommend_results import (
+    Event,
+    EventsTaken,
+    Explanation,
+    ItemsChanged,
+    Reason,
+    Recommendations,
+    RecommendedItem,
+    SimilarItems,
+)
 from ._results import NO_TEXT_SCORE, Health, ModelInfo, RankedItem, RankResult, TensorInfo
 from ._wire import encode_item
 
@@ -27,8 +37,12 @@ __all__ = [
     "TLS",
     "AsyncRankClient",
     "DeadlineExceeded",
+    "Event",
+    "EventsTaken",
+    "Explanation",
     "Health",
     "InvalidRequest",
+    "ItemsChanged",
     "KeepAlive",
     "ModelInfo",
     "Overloaded",
@@ -36,8 +50,12 @@ __all__ = [
     "RankError",
     "RankResult",
     "RankedItem",
+    "Reason",
+    "Recommendations",
+    "RecommendedItem",
     "Retry",
     "ServerFault",
+    "SimilarItems",
     "TensorInfo",
     "Unavailable",
     "__version__",

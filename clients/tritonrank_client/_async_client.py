@@ -8,15 +8,17 @@ from typing import Any, Self, TypeVar
 
 from ._base import ClientBase, new_request_id
 from ._fork import keep_inherited
+from ._recommend import Question
+from ._recommend_calls import AsyncRecommendCalls, parsed
 from ._results import Detail, Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import AsyncTransport, open_async_transport
-from ._wire import build_request, read_model_info
+from ._wire import build_request, check_request_id, read_model_info
 
 Answer = TypeVar("Answer")
 
 
-class AsyncRankClient(ClientBase):
+class AsyncRankClient(ClientBase, AsyncRecommendCalls):
     """Asks one server for rankings, from one event loop; an async context manager.
 
     Takes the arguments of `RankClient`, and its methods do the same. May be made outside a loop; it belongs to
@@ -137,11 +139,22 @@ class AsyncRankClient(ClientBase):
             raise RuntimeError("an AsyncRankClient belongs to the event loop of its first call; make one per loop")
         return self._transport
 
-    async def _attempt(self, call: Call, send: Callable[[float], Awaitable[Answer]]) -> Answer:
+    async def _ask(
+        self, question: Question, timeout: float | None, request_id: str = ""
+    ) -> tuple[dict[str, Any], Call]:
+        call = self._begin(timeout)
+        check_request_id(request_id)
+        transport = self._open()
+        body = await self._attempt(
+            call, lambda seconds: transport.ask(question, request_id or new_request_id(), seconds), question.model
+        )
+        return self._read(call, lambda: parsed(body, call))
+
+    async def _attempt(self, call: Call, send: Callable[[float], Awaitable[Answer]], model: str = "") -> Answer:
         while True:
             try:
                 return await send(call.begin_attempt())
             # What the libraries raise is an open set: the table in _error_map sorts it and keeps the cause.
             except Exception as error:  # noqa: BLE001
-                pause = call.pause_after(self._failure(error))
+                pause = call.pause_after(self._failure(error, model))
             await asyncio.sleep(pause)

@@ -103,11 +103,14 @@ class ClientBase:
             error.args = (f"{self._settings.url}, model {self._settings.model!r}: {error}",)
             raise
 
-    def _failure(self, error: Exception) -> RankError:
-        """Our error for one that a library raised, with that one as its cause."""
+    def _seconds(self, timeout: float | None) -> float:
+        return check_timeout(timeout, self._settings.timeout)
+
+    def _failure(self, error: Exception, model: str = "") -> RankError:
+        """Our error for one that a library raised, with that one as its cause; `model` where another was asked."""
         if self._closed:
             raise RuntimeError("the client was closed during the call") from error
-        failure = translate(error, url=self._settings.url, model=self._settings.model)
+        failure = translate(error, url=self._settings.url, model=model or self._settings.model)
         if failure is not error:
             failure.__cause__ = error
         return failure

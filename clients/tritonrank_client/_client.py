@@ -3,19 +3,21 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ._base import ClientBase, new_request_id
 from ._options import DEFAULT_LARGEST_ANSWER_BYTES, DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry
+from ._recommend import Question
+from ._recommend_calls import RecommendCalls, parsed
 from ._results import Detail, Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import open_transport
-from ._wire import build_request, read_model_info
+from ._wire import build_request, check_request_id, read_model_info
 
 Answer = TypeVar("Answer")
 
 
-class RankClient(ClientBase):
+class RankClient(ClientBase, RecommendCalls):
     """Asks one server for rankings. Safe for threads and for processes that fork; a context manager.
 
     Nothing is sent before the first call. Over gRPC all threads share one connection; over HTTP each thread has
@@ -201,11 +203,21 @@ class RankClient(ClientBase):
     ) -> None:
         self.close()
 
-    def _attempt(self, call: Call, send: Callable[[float], Answer]) -> Answer:
+    def _ask(self, question: Question, timeout: float | None, request_id: str = "") -> tuple[dict[str, Any], Call]:
+        call = self._begin(timeout)
+        check_request_id(request_id)
+        body = self._attempt(
+            call,
+            lambda seconds: self._transport.ask(question, request_id or new_request_id(), seconds),
+            question.model,
+        )
+        return self._read(call, lambda: parsed(body, call))
+
+    def _attempt(self, call: Call, send: Callable[[float], Answer], model: str = "") -> Answer:
         while True:
             try:
                 return send(call.begin_attempt())
             # What the libraries raise is an open set: the table in _error_map sorts it and keeps the cause.
             except Exception as error:  # noqa: BLE001
-                pause = call.pause_after(self._failure(error))
+                pause = call.pause_after(self._failure(error, model))
             time.sleep(pause)

@@ -146,6 +146,7 @@ PHRASES: tuple[tuple[str, tuple[str, ...], Verdict], ...] = (
     ("shared memory", FAILED, DEAD_PART),  # Failed to open/initialize/find the ... region
     ("unexpected inference output '", ("INVALID_ARGUMENT", "400"), OLDER),
     ("unexpected inference input '", ("INVALID_ARGUMENT", "400"), OLDER),
+    ("item_id: not in the catalogue", ("404",), INVALID),
     ("CERTIFICATE_VERIFY_FAILED", ("UNAVAILABLE",), UNTRUSTED),
     ("handshake failed", ("UNAVAILABLE",), UNTRUSTED),
     ("Failed parsing HTTP/2", ("UNAVAILABLE",), GARBLED),

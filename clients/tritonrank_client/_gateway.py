@@ -1,6 +1,6 @@
 """A gateway: the same questions in its own dialect, `POST /v1/rank`, on the connections of HTTP.
 
-Asked for are logits, so scores are what a Triton would have answered. What a gateway adds is its own: keys, its queue,
+What belongs to `recommend` goes to its own routes. Asked for are logits, so scores are what a Triton would have answered. What a gateway adds is its own: keys, its queue,
 its replicas. Which model it asks is its choice as well.
 """
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ._http import IDENTITY, AsyncHttpTransport, HttpTransport, checked_body, is_yes
 from ._http_connection import Answer
 from ._options import Settings
+from ._recommend import Question
 from ._results import Detail
 from ._wire import VERBATIM, ForeignAnswerError, RankRequest, check_answer_id
 
@@ -39,6 +40,16 @@ class GatewayTransport(HttpTransport):
         answer = lane.exchange("POST", self._dialect.rank, headers, body, seconds)
         try:
             return _read(answer, headers)
+        except ForeignAnswerError:
+            lane.drop()
+            raise
+
+    def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        headers = self._dialect.headers(request_id, seconds)
+        lane = self._lane()
+        answer = lane.exchange(question.method, self._dialect.path(question), headers, question.body, seconds)
+        try:
+            return _checked(answer, headers)
         except ForeignAnswerError:
             lane.drop()
             raise
@@ -79,6 +90,16 @@ class AsyncGatewayTransport(AsyncHttpTransport):
             await self._start_afresh(session)
             raise
 
+    async def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        headers = self._dialect.headers(request_id, seconds)
+        session = self._session
+        answer = await self._exchange(question.method, self._dialect.path(question), headers, question.body, seconds)
+        try:
+            return _checked(answer, headers)
+        except ForeignAnswerError:
+            await self._start_afresh(session)
+            raise
+
     async def server_live(self, seconds: float) -> bool:
         return _is_live(await self._get(self._dialect.health, seconds))
 
@@ -99,6 +120,7 @@ class _Dialect:
     """Paths, headers and bodies."""
 
     def __init__(self, settings: Settings) -> None:
+        self._path = settings.path
         self.rank = f"{settings.path}/v1/rank"
         self.health = f"{settings.path}/health"
         self._headers = {**settings.headers, "Accept-Encoding": IDENTITY, "Content-Type": "application/json"}
@@ -130,13 +152,17 @@ class _Dialect:
     ) -> tuple[dict[str, str], bytes]:
         """Headers and body of one attempt."""
         details = [name for name in outputs if name in DETAILS]
-        headers = {
-            **self._headers,
-            "X-Request-Id": _header_of(request_id),
-            "X-Deadline-Ms": str(max(1, int(seconds * 1_000))),
-        }
         asked = {**body, "details": details} if details else body
-        return headers, json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode()
+        return self.headers(request_id, seconds), json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def headers(self, request_id: str, seconds: float) -> dict[str, str]:
+        """Those of one attempt."""
+        deadline_ms = str(max(1, int(seconds * 1_000)))
+        return {**self._headers, "X-Request-Id": _header_of(request_id), "X-Deadline-Ms": deadline_ms}
+
+    def path(self, question: Question) -> str:
+        """Where a question goes."""
+        return self._path + question.path
 
 
 class _GatewayAnswer:
@@ -158,9 +184,14 @@ class _GatewayAnswer:
 
 
 def _read(answer: Answer, headers: Mapping[str, str]) -> _GatewayAnswer:
+    return _GatewayAnswer(json.loads(_checked(answer, headers)))
+
+
+def _checked(answer: Answer, headers: Mapping[str, str]) -> bytes:
+    """The body of an answer that belongs to the request."""
     body = checked_body(answer)
     check_answer_id(answer.headers.get("x-request-id", ""), headers["X-Request-Id"])
-    return _GatewayAnswer(json.loads(body))
+    return body
 
 
 def _item(element: bytes) -> Any:

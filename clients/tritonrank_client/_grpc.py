@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from ._errors import Overloaded
 from ._fork import keep_inherited, watch_forks
 from ._options import LARGEST_MESSAGE_BYTES, TLS, Settings
 from ._plain import plain
-from ._wire import ForeignAnswerError, RankRequest, check_answer_id, microseconds
+from ._recommend import Question, read_answer_tensor
+from ._wire import ForeignAnswerError, RankRequest, Tensor, check_answer_id, microseconds
 
 GRACE_SECONDS = 15.0
 """How much later than its caller's a call's deadline on the wire is. A server that lives has answered long before."""
@@ -160,11 +161,15 @@ class GrpcTransport:
         self._wire = Wire(settings)
 
     def encode(self, request: RankRequest) -> list[Any]:
-        return _encode(request)
+        return _encode(request.tensors)
 
     def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         answer = self._ask("ModelInfer", self._messages.infer(inputs, outputs, request_id, seconds), seconds)
         return _own(answer, request_id, self._wire)
+
+    def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        answer = self._ask("ModelInfer", self._messages.question(question, request_id, seconds), seconds)
+        return read_answer_tensor(_own(answer, request_id, self._wire))
 
     def server_live(self, seconds: float) -> bool:
         return bool(self._ask("ServerLive", service_pb2.ServerLiveRequest(), seconds).live)
@@ -210,11 +215,15 @@ class AsyncGrpcTransport:
         self._wire = Wire(settings)
 
     def encode(self, request: RankRequest) -> list[Any]:
-        return _encode(request)
+        return _encode(request.tensors)
 
     async def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         answer = await self._ask("ModelInfer", self._messages.infer(inputs, outputs, request_id, seconds), seconds)
         return _own(answer, request_id, self._wire)
+
+    async def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        answer = await self._ask("ModelInfer", self._messages.question(question, request_id, seconds), seconds)
+        return read_answer_tensor(_own(answer, request_id, self._wire))
 
     async def server_live(self, seconds: float) -> bool:
         return bool((await self._ask("ServerLive", service_pb2.ServerLiveRequest(), seconds)).live)
@@ -263,6 +272,7 @@ class _Messages:
     """The protocol's messages for one client's settings."""
 
     def __init__(self, settings: Settings) -> None:
+        self._url = settings.url
         self._model = settings.model
         self._version = settings.model_version
         # gRPC takes lower case only.
@@ -281,11 +291,19 @@ class _Messages:
             message.outputs.add(name=name)
         return message
 
+    def question(self, question: Question, request_id: str, seconds: float) -> Any:
+        """To a model that takes a gateway's body."""
+        if not question.model:
+            raise question.only_a_gateway(self._url)
+        message = self.infer(_encode([question.tensor]), ("answer",), request_id, seconds)
+        message.model_name, message.model_version = question.model, ""
+        return message
 
-def _encode(request: RankRequest) -> list[tuple[Any, bytes]]:
+
+def _encode(tensors: Iterable[Tensor]) -> list[tuple[Any, bytes]]:
     """Each tensor as its description and its bytes."""
     encoded = []
-    for tensor in request.tensors:
+    for tensor in tensors:
         values, shape = tensor.values, list(tensor.values.shape)
         described = service_pb2.ModelInferRequest.InferInputTensor(
             name=tensor.name, datatype=tensor.datatype, shape=shape

@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from ._fork import watch_forks
 from ._http_connection import Answer, AnswerTooLargeError, Connection
 from ._options import TLS, Settings
+from ._recommend import Question, read_answer_tensor
 from ._wire import ForeignAnswerError, RankRequest, check_answer_id, encode, microseconds
 
 # Calls beyond it wait for a free connection, within their deadline; a burst should not open a thousand sockets.
@@ -51,7 +52,7 @@ class HttpTransport:
         self._lock = threading.Lock()
 
     def encode(self, request: RankRequest) -> list[Any]:
-        return encode(request, tritonclient.http.InferInput)
+        return encode(request.tensors, tritonclient.http.InferInput)
 
     def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         headers, body = self._pages.inference(inputs, outputs, request_id, seconds)
@@ -59,6 +60,16 @@ class HttpTransport:
         answer = lane.exchange("POST", self._pages.infer, headers, body, seconds)
         try:
             return _read_inference(answer, request_id)
+        except ForeignAnswerError:
+            lane.drop()
+            raise
+
+    def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        path, headers, body = self._pages.question(question, request_id, seconds)
+        lane = self._lane()
+        answer = lane.exchange("POST", path, headers, body, seconds)
+        try:
+            return read_answer_tensor(_read_inference(answer, request_id))
         except ForeignAnswerError:
             lane.drop()
             raise
@@ -177,7 +188,7 @@ class AsyncHttpTransport:
         )
 
     def encode(self, request: RankRequest) -> list[Any]:
-        return encode(request, tritonclient.http.InferInput)
+        return encode(request.tensors, tritonclient.http.InferInput)
 
     async def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         headers, body = self._pages.inference(inputs, outputs, request_id, seconds)
@@ -185,6 +196,16 @@ class AsyncHttpTransport:
         answer = await self._exchange("POST", self._pages.infer, headers, body, seconds)
         try:
             return _read_inference(answer, request_id)
+        except ForeignAnswerError:
+            await self._start_afresh(session)
+            raise
+
+    async def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        path, headers, body = self._pages.question(question, request_id, seconds)
+        session = self._session
+        answer = await self._exchange("POST", path, headers, body, seconds)
+        try:
+            return read_answer_tensor(_read_inference(answer, request_id))
         except ForeignAnswerError:
             await self._start_afresh(session)
             raise
@@ -251,7 +272,9 @@ class _Pages:
     """Paths, headers and bodies for one client's settings."""
 
     def __init__(self, settings: Settings) -> None:
-        model = f"{settings.path}/v2/models/{quote(settings.model, safe='')}"
+        self._url = settings.url
+        self._models = f"{settings.path}/v2/models/"
+        model = f"{self._models}{quote(settings.model, safe='')}"
         if settings.model_version:
             model += f"/versions/{settings.model_version}"
         self.server = f"{settings.path}/v2"
@@ -274,6 +297,13 @@ class _Pages:
             timeout=microseconds(seconds),
         )
         return self.headers if header_length is None else {**self.headers, HEADER_LENGTH: str(header_length)}, body
+
+    def question(self, question: Question, request_id: str, seconds: float) -> tuple[str, dict[str, str], bytes]:
+        """Path, headers and body of one attempt at a model that takes a gateway's body."""
+        if not question.model:
+            raise question.only_a_gateway(self._url)
+        inputs = encode([question.tensor], tritonclient.http.InferInput)
+        return f"{self._models}{question.model}/infer", *self.inference(inputs, ("answer",), request_id, seconds)
 
 
 class _Trust:

@@ -18,6 +18,7 @@ from ._artifact_folder import ArtifactFolder
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, ServerFault
 from ._fork import keep_inherited, watch_forks
 from ._options import Settings
+from ._recommend import Question
 from ._runtime_copy import open_with_copy, open_with_installed
 from ._wire import RankRequest
 
@@ -81,6 +82,9 @@ class InProcessTransport:
         except Exception as error:
             raise ServerFault(f"{self._folder.path}: the engine failed ({type(error).__name__}: {error})") from error
         return LocalAnswer(ranking, ranker.artifact)
+
+    def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        raise question.only_a_gateway(str(self._folder.path))
 
     def server_live(self, seconds: float) -> bool:
         return True
@@ -152,6 +156,9 @@ class AsyncInProcessTransport:
         except asyncio.CancelledError:
             abandoned.set()
             raise
+
+    async def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        return self._blocking.ask(question, request_id, seconds)
 
     async def server_live(self, seconds: float) -> bool:
         return True

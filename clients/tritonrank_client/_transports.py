@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ._options import Settings
+from ._recommend import Question
 from ._wire import RankRequest
 
 
@@ -19,6 +20,9 @@ class Transport(Protocol):
 
     def infer(self, inputs: Any, outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         """Send the inputs and ask for these outputs; an InferResult that bears `request_id`."""
+
+    def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        """Send a question of `recommend`; the JSON of the answer to `request_id`."""
 
     def server_live(self, seconds: float) -> bool:
         """Whether the server says that it is live."""
@@ -50,6 +54,9 @@ class AsyncTransport(Protocol):
 
     async def infer(self, inputs: Any, outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         """Send the inputs and ask for these outputs; an InferResult that bears `request_id`."""
+
+    async def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
+        """Send a question of `recommend`; the JSON of the answer to `request_id`."""
 
     async def server_live(self, seconds: float) -> bool:
         """Whether the server says that it is live."""

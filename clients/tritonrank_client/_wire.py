@@ -95,7 +95,7 @@ def build_request(
     """
     kept_items = _sequence("items", items)
     tensors = [
-        Tensor("query", "BYTES", _bytes_array([_encode_text("query", query)])),
+        Tensor("query", "BYTES", bytes_array([_encode_text("query", query)])),
         Tensor("history", "BYTES", _encode_items("history", _sequence("history", history))),
         Tensor("items", "BYTES", _encode_items("items", kept_items)),
     ]
@@ -105,7 +105,7 @@ def build_request(
         if len(kept_ids) != len(kept_items):
             raise InvalidRequest(f"item_ids: expected one per item ({len(kept_items)}), got {len(kept_ids)}")
         encoded = [_encode_id(f"item_ids[{row}]", item_id) for row, item_id in enumerate(kept_ids)]
-        tensors.append(Tensor("item_ids", "BYTES", _bytes_array(encoded)))
+        tensors.append(Tensor("item_ids", "BYTES", bytes_array(encoded)))
     limit = _whole_number("top_k", top_k, "0 (all)")
     tensors.append(Tensor("top_k", "INT32", np.array([limit], dtype=np.int32)))
     # Servers of before these inputs refuse them, so they are sent only where they say something.
@@ -116,15 +116,24 @@ def build_request(
     if strict:
         tensors.append(Tensor("strict", "BOOL", np.array([True])))
     _encode_text("user", user)
-    if not _encode_text("request_id", request_id).decode().isprintable():  # Triton cuts it at a zero byte
-        raise InvalidRequest(f"request_id: expected printable text, got {request_id!r}")
+    check_request_id(request_id)
     return RankRequest(kept_items, kept_ids, limit, request_id, tuple(tensors), _check_want(want), user)
 
 
-def encode(request: RankRequest, input_type: Any) -> list[Any]:
-    """The request as tritonclient inputs; `input_type` is the InferInput of its http or grpc package."""
+def check_request_id(request_id: str) -> None:
+    """Refuse an id that cannot be sent.
+
+    Raises:
+        InvalidRequest: it is no printable text.
+    """
+    if not _encode_text("request_id", request_id).decode().isprintable():  # Triton cuts it at a zero byte
+        raise InvalidRequest(f"request_id: expected printable text, got {request_id!r}")
+
+
+def encode(tensors: Iterable[Tensor], input_type: Any) -> list[Any]:
+    """Tensors as tritonclient inputs; `input_type` is the InferInput of its http or grpc package."""
     inputs = []
-    for tensor in request.tensors:
+    for tensor in tensors:
         encoded = input_type(tensor.name, list(tensor.values.shape), tensor.datatype)
         encoded.set_data_from_numpy(tensor.values)
         inputs.append(encoded)
@@ -271,7 +280,7 @@ def encode_item(item: Item, field: str = "item") -> bytes:
 
 
 def _encode_items(field: str, items: tuple[Item, ...]) -> npt.NDArray[np.object_]:
-    return _bytes_array([encode_item(item, f"{field}[{row}]") for row, item in enumerate(items)])
+    return bytes_array([encode_item(item, f"{field}[{row}]") for row, item in enumerate(items)])
 
 
 def _encode_fields(field: str, fields: Mapping[str, Any]) -> bytes:
@@ -316,7 +325,8 @@ def _encode_text(field: str, text: Any, expected: str = "a str") -> bytes:
         raise InvalidRequest(f"{field}: {_reason(error)}") from error
 
 
-def _bytes_array(values: list[bytes]) -> npt.NDArray[np.object_]:
+def bytes_array(values: list[bytes]) -> npt.NDArray[np.object_]:
+    """The values of a BYTES tensor."""
     # An object array: numpy's own bytes type drops trailing zero bytes.
     array = np.empty(len(values), dtype=np.object_)
     array[:] = values
