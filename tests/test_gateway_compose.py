@@ -9,6 +9,7 @@ from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.replicas import ReplicaPool
 from tritonrank_gateway.result_cache import CachedBackend
 from tritonrank_gateway.settings import GatewaySettings, read_settings
+from tritonrank_gateway.split import SplitBackend
 
 TWO = ("127.0.0.1:1", "127.0.0.1:2")
 
@@ -16,7 +17,9 @@ TWO = ("127.0.0.1:1", "127.0.0.1:2")
 async def test_one_triton_several_and_a_cache() -> None:
     kinds = {
         (): TritonBackend,
-        ("--triton", ",".join(TWO)): ReplicaPool,
+        ("--triton", ",".join(TWO)): SplitBackend,
+        ("--triton", ",".join(TWO), "--split-candidates", "0"): ReplicaPool,
+        ("--split-candidates", "256"): SplitBackend,
         ("--cache-mb", "1"): CachedBackend,
         ("--cache-mb", "1", "--triton", ",".join(TWO)): CachedBackend,
     }

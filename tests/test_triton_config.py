@@ -17,6 +17,7 @@ from tritonrank.serve.triton_config import (
     score_instances,
 )
 from tritonrank_runtime.architectures import architecture_of_inputs
+from tritonrank_runtime.shared_context import BLOCK_CANDIDATES
 
 ROOT = Path(__file__).parents[1]
 BERT = ("input_ids", "attention_mask", "token_type_ids")
@@ -136,6 +137,8 @@ def test_a_shared_context_ranker_has_the_same_face_and_other_tensors_inside() ->
     shared, joint = (model_configs(ServeSettings(), tensors, cores=4) for tensors in (SHARED, BERT))
     assert (shared["rank"].input, shared["rank"].output) == (joint["rank"].input, joint["rank"].output)
     assert shared["tokenize"].input == joint["tokenize"].input
+    for name in ("rank", "tokenize"):  # a joint ranker's rows run with those of other requests
+        assert shared[name].parameters.pop("block_candidates").string_value == "256"
     assert shared["tokenize"].parameters == joint["tokenize"].parameters
     dims = {tensor.name: list(tensor.dims) for tensor in shared["tokenize"].output}
     ours = {"row_of_candidate": [-1], "deadline": [1], "ticket": [1]}
@@ -254,6 +257,7 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
         written
     )  # nor is a default all there ever is
     derived = {
+        "block_candidates": BLOCK_CANDIDATES,
         "queue": "rank",
         "max_history": MOST_HISTORY,
         "max_text_bytes": MOST_TEXT_BYTES,

@@ -3,13 +3,14 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ._base import ClientBase, new_request_id
 from ._fork import keep_inherited
-from ._recommend import Question
-from ._recommend_calls import AsyncRecommendCalls, parsed
+from ._recommend import Question, read_object
+from ._recommend_calls import AsyncRecommendCalls, Reading
 from ._results import Detail, Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import AsyncTransport, open_async_transport
@@ -140,15 +141,16 @@ class AsyncRankClient(ClientBase, AsyncRecommendCalls):
         return self._transport
 
     async def _ask(
-        self, question: Question, timeout: float | None, request_id: str = ""
-    ) -> tuple[dict[str, Any], Call]:
+        self, question: Question, read: Reading[Answer], timeout: float | None, request_id: str = ""
+    ) -> Answer:
         call = self._begin(timeout)
         check_request_id(request_id)
+        question = replace(question, tells_deadline=self._is_chosen(timeout))
         transport = self._open()
         body = await self._attempt(
             call, lambda seconds: transport.ask(question, request_id or new_request_id(), seconds), question.model
         )
-        return self._read(call, lambda: parsed(body, call))
+        return self._read(call, lambda: read(read_object(body), call))
 
     async def _attempt(self, call: Call, send: Callable[[float], Awaitable[Answer]], model: str = "") -> Answer:
         while True:

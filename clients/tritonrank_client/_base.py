@@ -106,6 +106,10 @@ class ClientBase:
     def _seconds(self, timeout: float | None) -> float:
         return check_timeout(timeout, self._settings.timeout)
 
+    def _is_chosen(self, timeout: float | None) -> bool:
+        """Whether somebody said how long a call may take, now or when the client was made."""
+        return timeout is not None or self._settings.timeout != DEFAULT_TIMEOUT_SECONDS
+
     def _failure(self, error: Exception, model: str = "") -> RankError:
         """Our error for one that a library raised, with that one as its cause; `model` where another was asked."""
         if self._closed:

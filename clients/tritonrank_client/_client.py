@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from ._base import ClientBase, new_request_id
 from ._options import DEFAULT_LARGEST_ANSWER_BYTES, DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, TLS, KeepAlive, Retry
-from ._recommend import Question
-from ._recommend_calls import RecommendCalls, parsed
+from ._recommend import Question, read_object
+from ._recommend_calls import Reading, RecommendCalls
 from ._results import Detail, Health, Item, ItemId, ModelInfo, RankResult
 from ._retry import Call
 from ._transports import open_transport
@@ -203,15 +204,16 @@ class RankClient(ClientBase, RecommendCalls):
     ) -> None:
         self.close()
 
-    def _ask(self, question: Question, timeout: float | None, request_id: str = "") -> tuple[dict[str, Any], Call]:
+    def _ask(self, question: Question, read: Reading[Answer], timeout: float | None, request_id: str = "") -> Answer:
         call = self._begin(timeout)
         check_request_id(request_id)
+        question = replace(question, tells_deadline=self._is_chosen(timeout))
         body = self._attempt(
             call,
             lambda seconds: self._transport.ask(question, request_id or new_request_id(), seconds),
             question.model,
         )
-        return self._read(call, lambda: parsed(body, call))
+        return self._read(call, lambda: read(read_object(body), call))
 
     def _attempt(self, call: Call, send: Callable[[float], Answer], model: str = "") -> Answer:
         while True:

@@ -1,7 +1,7 @@
 """A gateway: the same questions in its own dialect, `POST /v1/rank`, on the connections of HTTP.
 
-What belongs to `recommend` goes to its own routes. Asked for are logits, so scores are what a Triton would have answered. What a gateway adds is its own: keys, its queue,
-its replicas. Which model it asks is its choice as well.
+Asked for are logits, so scores are what a Triton would have answered. What a gateway adds is its own: keys, its queue,
+its replicas, and the routes of recommending. Which model it asks is its choice as well.
 """
 
 import json
@@ -45,7 +45,7 @@ class GatewayTransport(HttpTransport):
             raise
 
     def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
-        headers = self._dialect.headers(request_id, seconds)
+        headers = self._dialect.headers(request_id, seconds if question.tells_deadline else None)
         lane = self._lane()
         answer = lane.exchange(question.method, self._dialect.path(question), headers, question.body, seconds)
         try:
@@ -91,7 +91,7 @@ class AsyncGatewayTransport(AsyncHttpTransport):
             raise
 
     async def ask(self, question: Question, request_id: str, seconds: float) -> bytes:
-        headers = self._dialect.headers(request_id, seconds)
+        headers = self._dialect.headers(request_id, seconds if question.tells_deadline else None)
         session = self._session
         answer = await self._exchange(question.method, self._dialect.path(question), headers, question.body, seconds)
         try:
@@ -155,10 +155,10 @@ class _Dialect:
         asked = {**body, "details": details} if details else body
         return self.headers(request_id, seconds), json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode()
 
-    def headers(self, request_id: str, seconds: float) -> dict[str, str]:
+    def headers(self, request_id: str, seconds: float | None) -> dict[str, str]:
         """Those of one attempt."""
-        deadline_ms = str(max(1, int(seconds * 1_000)))
-        return {**self._headers, "X-Request-Id": _header_of(request_id), "X-Deadline-Ms": deadline_ms}
+        headers = {**self._headers, "X-Request-Id": _header_of(request_id)}
+        return headers if seconds is None else headers | {"X-Deadline-Ms": str(max(1, int(seconds * 1_000)))}
 
     def path(self, question: Question) -> str:
         """Where a question goes."""

@@ -34,12 +34,15 @@ class Question:
         path: below the gateway's base path.
         body: JSON, where there is one.
         model: Triton's model that answers the same body; empty where only a gateway does.
+        tells_deadline: somebody chose how long the call may take, and a gateway is told. Else it keeps its own time: it
+            gives up on a ranker long before ten seconds, and answers without.
     """
 
     method: str
     path: str
     body: bytes | None = None
     model: str = ""
+    tells_deadline: bool = False
 
     @property
     def tensor(self) -> Tensor:
@@ -84,6 +87,28 @@ def recommend_question(
         "explain": explain,
     }
     return Question("POST", "/v1/recommend", encoded(body), RECOMMEND_MODEL)
+
+
+def explain_question(
+    *,
+    item_ids: Iterable[ItemId],
+    user_id: ItemId,
+    recent: Iterable[ItemId | Mapping[str, Any]],
+    query: str,
+    context: Mapping[str, str] | None,
+    page: str,
+    candidates: int,
+) -> Question:
+    body: dict[str, Any] = {
+        "item_ids": id_texts("item_ids", item_ids),
+        "user_id": id_text("user_id", user_id),
+        "recent": recent_items(recent),
+        "query": query,
+        "context": dict(context or {}),
+        "page": page,
+        "candidates": candidates,
+    }
+    return Question("POST", "/v1/explain", encoded(body))
 
 
 def similar_question(item_id: ItemId, size: int, filters: Mapping[str, Any] | None) -> Question:
@@ -154,6 +179,18 @@ def read_items(answer: Mapping[str, Any]) -> tuple[RecommendedItem, ...]:
     return tuple(_read_item(item) for item in read_field(answer, "items", list))
 
 
+def read_explained(answer: Mapping[str, Any]) -> dict[str, Explanation]:
+    """Explanations by item.
+
+    Raises:
+        ServerFault: they are not as they should be.
+    """
+    explained = read_field(answer, "items", list)
+    if not all(isinstance(one, dict) for one in explained):
+        raise _broken("items: expected objects")
+    return {read_field(one, "item_id", str): _read_explanation(one.get("explanation")) for one in explained}
+
+
 def _read_item(item: Any) -> RecommendedItem:
     if not isinstance(item, dict):
         raise _broken("items: expected objects")
@@ -165,28 +202,29 @@ def _read_item(item: Any) -> RecommendedItem:
         read_field(item, "fields", dict),
         read_field(item, "sources", dict, {}),
         None if item.get("logit") is None else read_field(item, "logit", float),
-        None if explanation is None else read_explanation(explanation),
+        None if explanation is None else _read_explanation(explanation),
     )
 
 
-def read_explanation(explanation: Any) -> Explanation:
-    """Why an item stands where it stands.
-
-    Raises:
-        ServerFault: it is not as it should be.
-    """
+def _read_explanation(explanation: Any) -> Explanation:
     if not isinstance(explanation, dict):
         raise _broken("explanation: expected an object")
-    reasons = [one for one in read_field(explanation, "reasons", list) if isinstance(one, dict)]
     return Explanation(
-        tuple(
-            Reason(*(read_field(one, name, str) for name in ("kind", "name")), read_field(one, "effect", float),
-                   read_field(one, "of", str, "logit"))
-            for one in reasons
-        ),
+        tuple(map(_read_reason, read_field(explanation, "reasons", list))),
         read_field(explanation, "sentence", str),
         tuple(map(str, read_field(explanation, "left_out", list, []))),
-    )  # fmt: skip
+    )
+
+
+def _read_reason(reason: Any) -> Reason:
+    if not isinstance(reason, dict):
+        raise _broken("reasons: expected objects")
+    return Reason(
+        read_field(reason, "kind", str),
+        read_field(reason, "name", str),
+        read_field(reason, "effect", float),
+        read_field(reason, "of", str, "logit"),
+    )
 
 
 def read_answer_tensor(result: Any) -> bytes:
@@ -202,7 +240,7 @@ def read_answer_tensor(result: Any) -> bytes:
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
-def encoded(body: Any) -> bytes:
+def encoded(body: Mapping[str, Any]) -> bytes:
     """JSON.
 
     Raises:
@@ -212,14 +250,12 @@ def encoded(body: Any) -> bytes:
         text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
         return text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
-        fields = body if isinstance(body, dict) else {}
-        for name, value in fields.items():  # which one it was
-            if name != "":
-                try:
-                    json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode("utf-8")
-                except (TypeError, ValueError, RecursionError):
-                    raise InvalidRequest(f"{name}: cannot be written as JSON ({error})") from error
-        raise InvalidRequest(f"cannot be written as JSON ({error})") from error
+        for name, value in body.items():  # which one it was
+            try:
+                json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode("utf-8")
+            except (TypeError, ValueError, RecursionError):
+                raise InvalidRequest(f"{name}: cannot be written as JSON ({error})") from error
+        raise
 
 
 def id_text(field: str, value: ItemId) -> str:

@@ -2,34 +2,37 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from ._recommend import (
     Question,
     delete_questions,
     event_questions,
+    explain_question,
     put_questions,
+    read_explained,
     read_field,
     read_items,
-    read_object,
     recommend_question,
     similar_question,
     user_question,
 )
-from ._recommend_results import Event, EventsTaken, ItemsChanged, Recommendations, SimilarItems
+from ._recommend_results import Event, EventsTaken, Explanations, ItemsChanged, Recommendations, SimilarItems
 from ._results import ItemId
 from ._retry import Call
 
 Order = Literal["blend", "ranker", "retrieval"]
-Answer = tuple[dict[str, Any], Call]
+Read = TypeVar("Read")
+Reading = Callable[[dict[str, Any], Call], Read]
+"""From an answer's object to what the caller gets; raises ServerFault where it is not as it should be."""
 
 
 class RecommendCalls(ABC):
     """See `RankClient`. All but `recommend` is a gateway's; Triton's model `recommend` answers that one, too."""
 
     @abstractmethod
-    def _ask(self, question: Question, timeout: float | None, request_id: str = "") -> Answer: ...
+    def _ask(self, question: Question, read: Reading[Read], timeout: float | None, request_id: str = "") -> Read: ...
 
     @abstractmethod
     def _seconds(self, timeout: float | None) -> float: ...
@@ -89,14 +92,44 @@ class RecommendCalls(ABC):
             order=order,
             explain=explain,
         )
-        return _recommendations(*self._ask(question, timeout, request_id))
+        return self._ask(question, _recommendations, timeout, request_id)
 
     def similar(
         self, item_id: ItemId, *, size: int = 20, filters: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> SimilarItems:
         """Items that are like one; arguments and errors as of `recommend`. An item that the catalogue does not hold is
         an InvalidRequest."""
-        return _similar(*self._ask(similar_question(item_id, size, filters), timeout))
+        return self._ask(similar_question(item_id, size, filters), _similar, timeout)
+
+    def explain(
+        self,
+        item_ids: Iterable[ItemId],
+        user_id: ItemId = "",
+        *,
+        recent: Iterable[ItemId | Mapping[str, Any]] = (),
+        query: str = "",
+        context: Mapping[str, str] | None = None,
+        page: str = "",
+        candidates: int = 0,
+        timeout: float | None = None,
+    ) -> Explanations:
+        """Why items stand where they stand, for this user and this query: up to 20 at once.
+
+        Args:
+            item_ids: to be explained.
+            page: `Recommendations.page` of a list that was shown; query and history are then those of the list.
+            user_id, recent, query, context, candidates, timeout: as of `recommend`, and so are the errors.
+        """
+        question = explain_question(
+            item_ids=item_ids,
+            user_id=user_id,
+            recent=recent,
+            query=query,
+            context=context,
+            page=page,
+            candidates=candidates,
+        )
+        return self._ask(question, _explanations, timeout)
 
     def send_events(self, events: Iterable[Event | Mapping[str, Any]], *, timeout: float | None = None) -> EventsTaken:
         """Tell what users did. An event counts once, however often it is sent: after a failure send the same `Event`s
@@ -113,37 +146,37 @@ class RecommendCalls(ABC):
             InvalidRequest, Overloaded, DeadlineExceeded, Unavailable, ServerFault, RuntimeError: as for `rank`. Batches
                 before the one that failed were taken.
         """
-        return _taken(self._ask_all(event_questions(events), timeout))
+        return _all_taken(self._ask_all(event_questions(events), _taken, timeout))
 
     def put_items(self, items: Mapping[Any, Mapping[str, Any]], *, timeout: float | None = None) -> ItemsChanged:
         """Add items or change them while serving: from each id to all its fields. Batches and errors as of
         `send_events`; sending them again does no harm."""
-        return _changed(self._ask_all(put_questions(items), timeout))
+        return _all_changed(self._ask_all(put_questions(items), _changed, timeout))
 
     def delete_items(self, item_ids: Iterable[ItemId], *, timeout: float | None = None) -> ItemsChanged:
         """Remove items while serving; one that is not there is no fault. As `put_items`."""
-        return _changed(self._ask_all(delete_questions(item_ids), timeout))
+        return _all_changed(self._ask_all(delete_questions(item_ids), _changed, timeout))
 
     def user(self, user_id: ItemId, *, log: bool = False, timeout: float | None = None) -> dict[str, Any]:
         """All that is kept of a user; with `log` what the training log holds as well. Errors as of `rank`."""
-        return self._ask(user_question("GET", user_id, log), timeout)[0]
+        return self._ask(user_question("GET", user_id, log), _whole, timeout)
 
     def forget_user(self, user_id: ItemId, *, timeout: float | None = None) -> dict[str, Any]:
         """Erase a user from store, cache and log; what was erased, by place. Errors as of `rank`."""
-        return self._ask(user_question("DELETE", user_id), timeout)[0]
+        return self._ask(user_question("DELETE", user_id), _whole, timeout)
 
-    def _ask_all(self, questions: Sequence[Question], timeout: float | None) -> tuple[float, list[Answer]]:
-        started = time.monotonic()
-        until = started + self._seconds(timeout)
-        answers = [self._ask(question, _left(until)) for question in questions]
-        return time.monotonic() - started, answers
+    def _ask_all(self, questions: Sequence[Question], read: Reading[Read], timeout: float | None) -> list[Read]:
+        until = time.monotonic() + self._seconds(timeout)
+        return [self._ask(question, read, _left(until)) for question in questions]
 
 
 class AsyncRecommendCalls(ABC):
     """The same with `await`: see `RankClient`."""
 
     @abstractmethod
-    async def _ask(self, question: Question, timeout: float | None, request_id: str = "") -> Answer: ...
+    async def _ask(
+        self, question: Question, read: Reading[Read], timeout: float | None, request_id: str = ""
+    ) -> Read: ...
 
     @abstractmethod
     def _seconds(self, timeout: float | None) -> float: ...
@@ -181,46 +214,63 @@ class AsyncRecommendCalls(ABC):
             order=order,
             explain=explain,
         )
-        return _recommendations(*await self._ask(question, timeout, request_id))
+        return await self._ask(question, _recommendations, timeout, request_id)
 
     async def similar(
         self, item_id: ItemId, *, size: int = 20, filters: Mapping[str, Any] | None = None, timeout: float | None = None
     ) -> SimilarItems:
         """Items that are like one: see `RankClient.similar`."""
-        return _similar(*await self._ask(similar_question(item_id, size, filters), timeout))
+        return await self._ask(similar_question(item_id, size, filters), _similar, timeout)
+
+    async def explain(
+        self,
+        item_ids: Iterable[ItemId],
+        user_id: ItemId = "",
+        *,
+        recent: Iterable[ItemId | Mapping[str, Any]] = (),
+        query: str = "",
+        context: Mapping[str, str] | None = None,
+        page: str = "",
+        candidates: int = 0,
+        timeout: float | None = None,
+    ) -> Explanations:
+        """Why items stand where they stand: see `RankClient.explain`."""
+        question = explain_question(
+            item_ids=item_ids,
+            user_id=user_id,
+            recent=recent,
+            query=query,
+            context=context,
+            page=page,
+            candidates=candidates,
+        )
+        return await self._ask(question, _explanations, timeout)
 
     async def send_events(
         self, events: Iterable[Event | Mapping[str, Any]], *, timeout: float | None = None
     ) -> EventsTaken:
         """Tell what users did: see `RankClient.send_events`."""
-        return _taken(await self._ask_all(event_questions(events), timeout))
+        return _all_taken(await self._ask_all(event_questions(events), _taken, timeout))
 
     async def put_items(self, items: Mapping[Any, Mapping[str, Any]], *, timeout: float | None = None) -> ItemsChanged:
         """Add items or change them: see `RankClient.put_items`."""
-        return _changed(await self._ask_all(put_questions(items), timeout))
+        return _all_changed(await self._ask_all(put_questions(items), _changed, timeout))
 
     async def delete_items(self, item_ids: Iterable[ItemId], *, timeout: float | None = None) -> ItemsChanged:
         """Remove items: see `RankClient.delete_items`."""
-        return _changed(await self._ask_all(delete_questions(item_ids), timeout))
+        return _all_changed(await self._ask_all(delete_questions(item_ids), _changed, timeout))
 
     async def user(self, user_id: ItemId, *, log: bool = False, timeout: float | None = None) -> dict[str, Any]:
         """All that is kept of a user: see `RankClient.user`."""
-        return (await self._ask(user_question("GET", user_id, log), timeout))[0]
+        return await self._ask(user_question("GET", user_id, log), _whole, timeout)
 
     async def forget_user(self, user_id: ItemId, *, timeout: float | None = None) -> dict[str, Any]:
         """Erase a user: see `RankClient.forget_user`."""
-        return (await self._ask(user_question("DELETE", user_id), timeout))[0]
+        return await self._ask(user_question("DELETE", user_id), _whole, timeout)
 
-    async def _ask_all(self, questions: Sequence[Question], timeout: float | None) -> tuple[float, list[Answer]]:
-        started = time.monotonic()
-        until = started + self._seconds(timeout)
-        answers = [await self._ask(question, _left(until)) for question in questions]
-        return time.monotonic() - started, answers
-
-
-def parsed(body: bytes, call: Call) -> Answer:
-    """What `_ask` returns."""
-    return read_object(body), call
+    async def _ask_all(self, questions: Sequence[Question], read: Reading[Read], timeout: float | None) -> list[Read]:
+        until = time.monotonic() + self._seconds(timeout)
+        return [await self._ask(question, read, _left(until)) for question in questions]
 
 
 def _left(until: float) -> float:
@@ -246,16 +296,40 @@ def _similar(answer: dict[str, Any], call: Call) -> SimilarItems:
     return SimilarItems(read_items(answer), read_field(answer, "artifacts", dict, {}), call.seconds, call.attempts)
 
 
-def _taken(asked: tuple[float, list[Answer]]) -> EventsTaken:
-    seconds, answers = asked
-    accepted, duplicates = (
-        sum(read_field(answer, name, int) for answer, _ in answers) for name in ("accepted", "duplicates")
+def _explanations(answer: dict[str, Any], call: Call) -> Explanations:
+    unknown, reasons = (tuple(map(str, read_field(answer, name, list, []))) for name in ("unknown", "degraded_reasons"))
+    artifacts = read_field(answer, "artifacts", dict, {})
+    return Explanations(read_explained(answer), unknown, reasons, artifacts, call.seconds, call.attempts)
+
+
+def _whole(answer: dict[str, Any], call: Call) -> dict[str, Any]:
+    return answer
+
+
+def _taken(answer: dict[str, Any], call: Call) -> EventsTaken:
+    accepted, duplicates = (read_field(answer, name, int) for name in ("accepted", "duplicates"))
+    return EventsTaken(accepted, duplicates, call.seconds, call.attempts)
+
+
+def _all_taken(batches: Sequence[EventsTaken]) -> EventsTaken:
+    return EventsTaken(
+        sum(one.accepted for one in batches),
+        sum(one.duplicates for one in batches),
+        sum(one.seconds for one in batches),
+        sum(one.attempts for one in batches),
     )
-    return EventsTaken(accepted, duplicates, seconds, sum(call.attempts for _, call in answers))
 
 
-def _changed(asked: tuple[float, list[Answer]]) -> ItemsChanged:
-    seconds, answers = asked
-    changed, removed = (sum(read_field(answer, name, int) for answer, _ in answers) for name in ("changed", "removed"))
-    is_kept = all(read_field(answer, "kept", bool) for answer, _ in answers)
-    return ItemsChanged(changed, removed, is_kept, seconds, sum(call.attempts for _, call in answers))
+def _changed(answer: dict[str, Any], call: Call) -> ItemsChanged:
+    changed, removed = (read_field(answer, name, int) for name in ("changed", "removed"))
+    return ItemsChanged(changed, removed, read_field(answer, "kept", bool), call.seconds, call.attempts)
+
+
+def _all_changed(batches: Sequence[ItemsChanged]) -> ItemsChanged:
+    return ItemsChanged(
+        sum(one.changed for one in batches),
+        sum(one.removed for one in batches),
+        all(one.is_kept for one in batches),
+        sum(one.seconds for one in batches),
+        sum(one.attempts for one in batches),
+    )

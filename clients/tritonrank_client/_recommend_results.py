@@ -141,6 +141,27 @@ class SimilarItems:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanations:
+    """An answered `explain` call.
+
+    Attributes:
+        items: from each item's id to why it stands where it stands.
+        unknown: ids that are not in the catalogue.
+        degraded_reasons: what could not be asked.
+        artifacts: what was asked, by part.
+        seconds: wall-clock time of the whole call, retries and pauses included.
+        attempts: requests sent.
+    """
+
+    items: Mapping[str, Explanation]
+    unknown: tuple[str, ...]
+    degraded_reasons: tuple[str, ...]
+    artifacts: Mapping[str, str]
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class EventsTaken:
     """An answered `send_events` call.
 

@@ -1,4 +1,4 @@
-"""tritonrank-client: ask a server for a ranking, its health or its contract from the shell.
+"""tritonrank-client: ask a server for a ranking, a recommendation, its health or its contract from the shell.
 
 The commands are thin: each makes one client, makes one call, and prints a table for people or one line of JSON for
 programs. An error is one message on stderr and an exit code: 0 all is well, 1 not ready or a fault of the server,
@@ -7,8 +7,8 @@ programs. An error is one message on stderr and an exit code: 0 all is well, 1 n
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,9 @@ from rich.text import Text
 
 from ._client import RankClient
 from ._errors import InvalidRequest, RankError
+from ._open import open as open_client
 from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, OVERLOAD_ATTEMPTS, TLS, Retry
+from ._recommend_results import RecommendedItem
 from ._results import Detail, Item, ModelInfo, RankResult
 
 app = typer.Typer(
@@ -140,6 +142,83 @@ def info(
             _print_model(described)
 
 
+@app.command(epilog='Example: tritonrank-client recommend --url http://127.0.0.1:8080 --user u1 --query "a desk lamp"')
+def recommend(
+    url: Url = DEFAULT_URL,
+    user: Annotated[str, typer.Option(help="Whose profile is taken.")] = "",
+    query: Annotated[str, typer.Option(help="What the user searched for.")] = "",
+    recent: Annotated[
+        list[str] | None, typer.Option(help="Id of an item of the session; repeatable, newest last.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Items on a page.")] = 20,
+    filters: Annotated[str, typer.Option(help='JSON, such as {"brand": "Oak", "price": {"lte": 50}}.')] = "",
+    cursor: Annotated[str, typer.Option(help="Of the page before: show the next one.")] = "",
+    explain: Annotated[bool, typer.Option("--explain", help="Say of each item what raised it.")] = False,
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    header: Header = None,
+    root_certificates: RootCertificates = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a user should see now: asks a gateway, or Triton's model `recommend`."""
+    with _errors_as_messages(), _shop(url, timeout, header, root_certificates) as client:
+        page = client.recommend(
+            user, query=query, recent=recent or [], size=size, filters=_parse_filters(filters), cursor=cursor,
+            explain=explain,
+        )  # fmt: skip
+        if as_json:
+            _print_json(asdict(page))
+            return
+        _print_items(page.items, f"{len(page.items)} items in {page.seconds * 1000:.1f} ms")
+        for reason in page.degraded_reasons:
+            print(f"degraded: {reason}", file=sys.stderr)
+        if page.cursor:
+            print(f"the next page: --cursor {page.cursor}")
+
+
+@app.command(epilog="Example: tritonrank-client similar p1 --url http://127.0.0.1:8080")
+def similar(
+    item_id: Annotated[str, typer.Argument(help="The item's id.")],
+    url: Url = DEFAULT_URL,
+    size: Annotated[int, typer.Option(help="How many.")] = 20,
+    filters: Annotated[str, typer.Option(help='JSON, such as {"brand": "Oak"}.')] = "",
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    header: Header = None,
+    root_certificates: RootCertificates = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show items that are like one: asks a gateway."""
+    with _errors_as_messages(), _shop(url, timeout, header, root_certificates) as client:
+        found = client.similar(item_id, size=size, filters=_parse_filters(filters))
+        if as_json:
+            _print_json(asdict(found))
+        else:
+            _print_items(found.items, f"{len(found.items)} items like {item_id}")
+
+
+@app.command(epilog="Example: tritonrank-client events events.jsonl --url http://127.0.0.1:8080")
+def events(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help='File with one event per line: JSON such as {"user_id": "u1", "type": "click", "item_id": "p1"}; "-" '
+            "is standard input."
+        ),
+    ],
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = DEFAULT_TIMEOUT_SECONDS,
+    header: Header = None,
+    root_certificates: RootCertificates = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a gateway what users did. Give each event an "event_id", so that the file may be sent again."""
+    with _errors_as_messages(), _shop(url, timeout, header, root_certificates) as client:
+        taken = client.send_events([_parse_event(place, line) for place, line in _lines(source, "events")])
+        if as_json:
+            _print_json(asdict(taken))
+        else:
+            print(f"{taken.accepted} events taken, {taken.duplicates} known before, in {taken.seconds:.2f} s")
+
+
 def main() -> None:
     """Entry point of `tritonrank-client`."""
     app()
@@ -156,19 +235,49 @@ def _errors_as_messages() -> Iterator[None]:
 
 @contextmanager
 def _client(
-    url: str, model: str, timeout: float, headers: list[str] | None, root_certificates: Path | None
+    url: str,
+    model: str,
+    timeout: float,
+    headers: list[str] | None,
+    root_certificates: Path | None,
+    make: Callable[..., RankClient] = RankClient,
 ) -> Iterator[RankClient]:
     try:
         tls = TLS(root_certificates=root_certificates) if root_certificates is not None else None
         # Whoever sits at a terminal wants to hear at once that no server is there.
         retry = Retry(attempts=OVERLOAD_ATTEMPTS)
-        client = RankClient(
-            url, model=model, timeout=timeout, headers=_parse_headers(headers or []), retry=retry, tls=tls
-        )
+        client = make(url, model=model, timeout=timeout, headers=_parse_headers(headers or []), retry=retry, tls=tls)
     except (ValueError, ModuleNotFoundError) as error:
         raise InvalidRequest(str(error)) from error
     with client:
         yield client
+
+
+def _shop(
+    url: str, timeout: float, headers: list[str] | None, root_certificates: Path | None
+) -> AbstractContextManager[RankClient]:
+    """A client for what belongs to recommending: an http URL may be a gateway's or a Triton's, and is asked which."""
+    return _client(url, DEFAULT_MODEL, timeout, headers, root_certificates, make=open_client)
+
+
+def _parse_filters(text: str) -> dict[str, Any]:
+    try:
+        filters = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"--filters: expected JSON ({error})") from error
+    if not isinstance(filters, dict):
+        raise InvalidRequest("--filters: expected a JSON object")
+    return filters
+
+
+def _parse_event(place: str, line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{place}: expected JSON ({error})") from error
+    if not isinstance(event, dict):
+        raise InvalidRequest(f"{place}: expected a JSON object")
+    return event
 
 
 def _parse_headers(lines: list[str]) -> dict[str, str]:
@@ -211,12 +320,12 @@ def _read_items(source: str) -> tuple[list[Item], list[str] | None]:
     return items, item_ids or None
 
 
-def _lines(source: str) -> Iterator[tuple[str, str]]:
+def _lines(source: str, option: str = "--items") -> Iterator[tuple[str, str]]:
     name = "standard input" if source == "-" else source
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"--items: cannot read {name}: {error}") from error
+        raise InvalidRequest(f"{option}: cannot read {name}: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{name}, line {number}", line
@@ -266,6 +375,19 @@ def _print_ranking(result: RankResult) -> None:
         if counts:
             told = ", ".join(f"{name} ({count})" for name, count in counts.items())
             print(f"items and history entries {what}: {told}", file=sys.stderr)
+
+
+def _print_items(items: Sequence[RecommendedItem], title: str) -> None:
+    table = Table(title=title)
+    table.add_column("place", justify="right")
+    table.add_column("score", justify="right")
+    for heading in ("id", "fields", "why"):
+        table.add_column(heading, overflow="fold")
+    for item in items:
+        why = ", ".join(item.sources) if item.explanation is None else item.explanation.sentence
+        fields = json.dumps(item.fields, ensure_ascii=False)
+        table.add_row(str(item.position + 1), f"{item.score:.4f}", Text(item.item_id), Text(fields), Text(why))
+    Console().print(table)
 
 
 def _print_model(described: ModelInfo) -> None:
