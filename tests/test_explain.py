@@ -150,11 +150,11 @@ def test_without_a_ranker_the_blend_still_says_its_part(question: Question) -> N
     values = np.zeros((len(question.shown), 3), np.float32)
     values[:, 1] = 0.5
     values[0] = [0.1, -0.2, np.nan]
-    parts = BlendParts(("logit", "popularity", "age_days"), values)
+    parts = BlendParts(("ranker", "popularity", "age"), values)
     first, second, *_ = asyncio.run(explain(replace(question, blend=parts), Gone(), seconds=5))
     assert [(one.kind, one.name, one.of) for one in first.reasons] == [
         ("blend", "popularity", "score"),
-        ("blend", "logit", "score"),
+        ("blend", "ranker", "score"),
     ]
     assert first.reasons[0].effect == pytest.approx(-0.2)
     assert first.sentence == NOTHING

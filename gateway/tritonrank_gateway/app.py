@@ -87,9 +87,11 @@ def create_app(
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"
-    if settings.playground and find_spec("tritonrank_gateway.playground") is not None:
-        app.include_router(import_module("tritonrank_gateway.playground").router(), prefix="/playground")
-        home = "/playground/"
+    has_catalogue = recommender is not None and recommender.parts.catalogue.is_wanted
+    for name, is_on in (("playground", settings.playground), ("storefront", settings.storefront and has_catalogue)):
+        if is_on and find_spec(f"tritonrank_gateway.{name}") is not None:
+            app.include_router(import_module(f"tritonrank_gateway.{name}").router(), prefix=f"/{name}")
+            home = f"/{name}/"
     app.add_api_route("/docs", page, include_in_schema=False)
     app.add_api_route("/", lambda: RedirectResponse(home), include_in_schema=False)
     if settings.cors:

@@ -29,4 +29,6 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
 
 def _recommending(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
     """What the gateway recommends from: part of the build, and so of its identity (``record_builds.build_hash``)."""
-    return {"catalogue": workspace.catalogue} if recipe.retrieval else {}
+    if not recipe.retrieval:
+        return {}
+    return {"catalogue": workspace.catalogue} | ({"blend": workspace.blend} if recipe.blend.method != "none" else {})

@@ -22,15 +22,17 @@ DID = {
 }
 """By the type of the event, with a place for the item's name."""
 FEATURES = {
+    "popularity": "many people like it now",
     "popular": "many people like it now",
     "knn": "people who like the same things like it",
     "ease": "people with your taste like it",
     "two-tower": "it is close to what you like",
     "lexical": "its text has the words you searched for",
-    "new": "it is new",
+    "fused": "it was found in several ways",
     "age": "it is new",
+    "new": "it is new",
 }
-"""A feature of the blend whose name contains this says that; the ranker's own part is told by its reasons."""
+"""By the blend's feature, without ``rank.`` or ``score.`` before it; the ranker's part is told by its own reasons."""
 NOTHING = "No single thing raised it: it stands here by all together."
 
 
@@ -90,7 +92,7 @@ def _did(past: Past) -> str:
 
 
 def _feature(name: str) -> str | None:
-    return next((said for part, said in FEATURES.items() if part in name), None)
+    return FEATURES.get(name.removeprefix("rank.").removeprefix("score."))
 
 
 def _and(parts: Sequence[str]) -> str:
