@@ -57,3 +57,21 @@ def test_one_failure_among_successes_opens_nothing() -> None:
         assert not store.open_circuit
 
     asyncio.run(run())
+
+
+def test_a_caller_with_a_shorter_limit_of_its_own_opens_the_circuit_too(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+
+    async def run() -> None:
+        store = GuardedStore(open_store(f"sqlite:{path}"), put_seconds=0.1)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(FAILURES):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(store.put("key", b"1", 60), 0.07)
+        assert store.open_circuit
+        other.execute("ROLLBACK")
+        other.close()
+        await store.close()
+
+    asyncio.run(run())

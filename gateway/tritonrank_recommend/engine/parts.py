@@ -176,10 +176,10 @@ def open_parts(
     """
     from tritonrank_recommend.blend import open_blend
     from tritonrank_recommend.catalogue import open_catalogue
-    from tritonrank_recommend.stores import open_store
+    from tritonrank_recommend.stores import GuardedStore, open_store
 
     rules_file = RulesFile(rules)
-    store = open_store(store_url) if store_url else None
+    store = GuardedStore(open_store(store_url)) if store_url else None
     parts = Parts(
         ArtifactFolder(catalogue, open_catalogue, "catalogue"),
         ArtifactFolder(blend, open_blend, "blend"),

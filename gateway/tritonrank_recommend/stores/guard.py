@@ -15,7 +15,7 @@ from tritonrank_recommend.stores.interface import Added, ItemChange, Profile, St
 Result = TypeVar("Result")
 log = logging.getLogger("tritonrank.store")
 
-READ_SECONDS = 0.05
+READ_SECONDS = 0.1
 """A profile, counters, a page: a request waits for them."""
 PUT_SECONDS = 0.25
 """A page that is pinned: it may have to wait for another process's write."""
@@ -23,6 +23,8 @@ OTHER_SECONDS = 5.0
 """Events, items, the log, erasures: a caller may wait longer for what must not be lost."""
 FAILURES = 3
 """in a row open the circuit"""
+GIVEN_UP_SHARE = 0.5
+"""A caller that gives up after this share of a limit has waited for the store in vain."""
 REST_SECONDS = 1.0
 """until the next try"""
 
@@ -69,12 +71,16 @@ class GuardedStore:
             if self._clock() < self._closed_until:
                 raise StoreError("the store does not answer; it is asked again within a second")
             self._closed_until = self._clock() + self._rest_seconds  # this call alone goes to see
+        started = self._clock()
         task = asyncio.ensure_future(call())
         try:
             # Not wait_for: where this process is late itself, an answer that has come counts, however late.
             done, _ = await asyncio.wait([task], timeout=seconds)
         except BaseException:
+            task.add_done_callback(_forget)
             task.cancel()
+            if self._clock() - started > GIVEN_UP_SHARE * seconds:  # a limit of the caller's own
+                self._failed()
             raise
         if not done:
             task.add_done_callback(_forget)
