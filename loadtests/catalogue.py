@@ -64,7 +64,7 @@ def catalogue(
     with multiprocessing.get_context("spawn").Pool(1) as alone:  # so that memory is that of a reader
         searched = alone.apply(search, (place, requests))
     found = {
-        "what": f"python -m loadtests catalogue {artifacts.name} --items {items}",
+        "what": f"python -m loadtests catalogue {artifacts} --items {items}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine,
         "items": items,
