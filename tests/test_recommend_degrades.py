@@ -101,8 +101,6 @@ def test_without_triton_the_fused_order_is_shown(gateway: RunningGateway, triton
         assert told["reasons"][0] in ("ranker: too slow", "ranker: unavailable")
         assert ids(told) == fused
         assert all("logit" not in item for item in told["items"])
-        # Soon nobody waits for it any more.
-        wait_for(gateway, lambda told: bool(told["reasons"]) and told["milliseconds"].get("rank", 0) < 50)
     finally:
         for part in parts:
             with suppress(psutil.NoSuchProcess):

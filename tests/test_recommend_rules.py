@@ -88,10 +88,8 @@ def test_pins_stand_where_they_should_and_nothing_is_lost(values: list[str | Non
             assert shown[place] == number
     for place in range(min(10, len(shown))):  # pins count, and are not moved
         if shown[place] not in pinned.values():
-            counts = Counter(
-                values[one]
-                for one in (*shown[:place], *(shown[at] for at in pinned if place < at < 10 and at < len(shown)))
-            )
+            to_come = [one for one in shown[place:10] if one in pinned.values()]
+            counts = Counter(values[one] for one in (*shown[:place], *to_come))
             value = values[shown[place]]
             if value is not None and counts[value] >= 1:
                 rest = [one for one in shown[place:] if one not in pinned.values()]

@@ -6,7 +6,7 @@ that keeps it; when there is none the best one follows all the same, because a s
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,16 +97,16 @@ def arranged(
         the same numbers, each once.
     """
     context = situation.context or {}
-    caps = [_CapCount(cap) for cap in rules.cap if cap.holds(context, situation.now)]
-    fixed = _within(pinned or {}, len(order))
+    caps = [_CapCount(cap, fields) for cap in rules.cap if cap.holds(context, situation.now)]
+    fixed = _within(pinned or {}, len({*order, *(pinned or {}).values()}))
     if not caps and rules.new is None and not fixed:
         return list(order)
     kept = set(fixed.values())
     for place, number in fixed.items():
-        _note(caps, place, fields[number])
-    return _fill(
-        [number for number in order if number not in kept], fixed, fields, caps, _NewCount.of(rules.new, ages_days)
-    )
+        for count in caps:
+            if place < count.cap.first:
+                count.took(number)
+    return _fill([number for number in order if number not in kept], fixed, caps, _NewCount(rules.new, ages_days))
 
 
 def _within(pinned: Mapping[int, int], length: int) -> dict[int, int]:
@@ -120,80 +120,81 @@ def _within(pinned: Mapping[int, int], length: int) -> dict[int, int]:
     return placed
 
 
-def _fill(
-    waiting: list[int],
-    fixed: Mapping[int, int],
-    fields: Sequence[Fields | None],
-    caps: "Sequence[_CapCount]",
-    new: "_NewCount",
-) -> list[int]:
+def _fill(waiting: list[int], fixed: Mapping[int, int], caps: "Sequence[_CapCount]", new: "_NewCount") -> list[int]:
     shown: list[int] = []
-    boundary = max((count.cap.first for count in caps), default=0)
-    boundary = max(boundary, new.first, max(fixed, default=-1) + 1)
+    boundary = max([new.first, max(fixed, default=-1) + 1, *(count.cap.first for count in caps)])
     while waiting or len(shown) in fixed:
         place = len(shown)
         if place in fixed:
-            shown.append(fixed[place])
-            new.took(place, fixed[place])
-            continue
-        if place >= boundary:  # no rule speaks of what follows
-            shown += waiting
-            break
-        in_force = [count for count in caps if place < count.cap.first]
-        allowed = [at for at, number in enumerate(waiting) if all(count.allows(fields[number]) for count in in_force)]
-        at = new.choose(place, waiting, allowed) if allowed else 0
-        number = waiting.pop(at)
-        _note(caps, place, fields[number])
+            number = fixed[place]
+        elif place >= boundary:  # no rule speaks of what follows
+            return shown + waiting
+        else:
+            in_force = [count for count in caps if place < count.cap.first]
+            number = waiting.pop(_choose(place, waiting, in_force, new))
+            for count in in_force:
+                count.took(number)
         new.took(place, number)
         shown.append(number)
     return shown
 
 
-def _note(caps: "Iterable[_CapCount]", place: int, fields: Fields | None) -> None:
-    for count in caps:
-        if place < count.cap.first:
-            count.took(fields)
+def _choose(place: int, waiting: Sequence[int], caps: "Sequence[_CapCount]", new: "_NewCount") -> int:
+    """The place among the waiting of the best one that may stand here; of a new one where one is due and may."""
+    is_due = new.is_due(place)
+    allowed = None
+    for at, number in enumerate(waiting):
+        if all(count.allows(number) for count in caps):
+            if not is_due or new.is_new(number):
+                return at
+            if allowed is None:
+                allowed = at
+    return 0 if allowed is None else allowed
 
 
 class _CapCount:
     """How often each value of a cap's field was shown among the first."""
 
-    def __init__(self, cap: Cap) -> None:
-        self.cap = cap
+    def __init__(self, cap: Cap, fields: Sequence[Fields | None]) -> None:
+        self.cap, self._fields = cap, fields
         self._counts: Counter[str] = Counter()
+        self._known: dict[int, tuple[str, ...]] = {}
 
-    def allows(self, fields: Fields | None) -> bool:
-        return all(self._counts[value] < self.cap.most for value in self._values(fields))
+    def allows(self, number: int) -> bool:
+        counts, most = self._counts, self.cap.most
+        values = self._known.get(number)
+        if values is None:
+            values = self._known[number] = _values(self._fields[number], self.cap.field)
+        if len(values) == 1:
+            return counts[values[0]] < most
+        return all(counts[value] < most for value in values)
 
-    def took(self, fields: Fields | None) -> None:
-        self._counts.update(self._values(fields))
+    def took(self, number: int) -> None:
+        self._counts.update(_values(self._fields[number], self.cap.field))
 
-    def _values(self, fields: Fields | None) -> set[str]:
-        value = None if fields is None else fields.get(self.cap.field)
-        if value is None or value == "":
-            return set()
-        return set(map(str, value)) if isinstance(value, list) else {str(value)}
+
+def _values(fields: Fields | None, name: str) -> tuple[str, ...]:
+    """The different values of a field as texts; none where it is empty or not there."""
+    value = None if fields is None else fields.get(name)
+    if value is None or value == "":
+        return ()
+    return tuple(set(map(str, value))) if isinstance(value, list) else (str(value),)
 
 
 class _NewCount:
     """How many new items were shown, and how many are due."""
 
-    def __init__(self, share: float, first: int, is_new: Sequence[bool]) -> None:
-        self.first = first
-        self._share, self._is_new, self._shown = share, is_new, 0
+    def __init__(self, rule: NewItems | None, ages_days: Sequence[float] | NDArray[np.float32]) -> None:
+        self.first = 0 if rule is None else rule.first
+        self._share, self._days = (0.0, 0.0) if rule is None else (rule.share, rule.days)
+        self._ages, self._shown = ages_days, 0
 
-    @classmethod
-    def of(cls, rule: NewItems | None, ages_days: Sequence[float] | NDArray[np.float32]) -> "_NewCount":
-        if rule is None:
-            return cls(0.0, 0, ())
-        return cls(rule.share, rule.first, [bool(age <= rule.days) for age in ages_days])  # NaN is not new
+    def is_new(self, number: int) -> bool:
+        return bool(self._ages[number] <= self._days)  # NaN is not
 
-    def choose(self, place: int, waiting: Sequence[int], allowed: Sequence[int]) -> int:
-        """Which of the waiting, by its place among them: the best new one where one is due, else the best."""
-        if place < self.first and self._shown < math.floor(self._share * (place + 1) + 1e-9):
-            return next((at for at in allowed if self._is_new[waiting[at]]), allowed[0])
-        return allowed[0]
+    def is_due(self, place: int) -> bool:
+        return place < self.first and self._shown < math.floor(self._share * (place + 1) + 1e-9)
 
     def took(self, place: int, number: int) -> None:
         if place < self.first:
-            self._shown += self._is_new[number]
+            self._shown += self.is_new(number)

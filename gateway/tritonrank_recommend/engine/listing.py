@@ -1,6 +1,7 @@
 """Candidates and what was said of them -> the whole list, in order. No waiting, no clock: it runs in a thread."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -84,7 +85,7 @@ def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> 
     scores, artifact, problem = _scores(heard, fields if wants_blend else [])
     raised = boosted(scores, fields, rules.boost, situation)
     order = np.argsort(-raised, kind="stable").tolist()
-    ages = candidates.age_days
+    ages = candidates.age_days.tolist()
     pinned: dict[int, int] = {}
     for pin, of in _pins(heard.found, rules, situation, bounds):
         if pin.item_id in ids:
@@ -93,7 +94,7 @@ def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> 
             number = len(ids)
             ids.append(pin.item_id)
             fields.append(of)
-            ages = np.append(ages, np.float32(np.nan))
+            ages.append(math.nan)
         pinned[pin.position] = number
     places = arranged(order, fields, ages, rules, situation, pinned)[:MOST_PINNED]
     sources = _sources(candidates)
@@ -175,6 +176,7 @@ def _sources(candidates: Candidates) -> list[list[tuple[int, int]]]:
     said: list[list[tuple[int, int]]] = [[] for _ in candidates.ids]
     for name, ranks in candidates.ranks.items():
         number = SOURCE_NUMBER[name]
-        for place in np.flatnonzero(ranks >= 0).tolist():
-            said[place].append((number, int(ranks[place])))
+        for place, rank in enumerate(ranks.tolist()):
+            if rank >= 0:
+                said[place].append((number, rank))
     return said

@@ -116,7 +116,9 @@ class Recommender:
         """Take what changed since the catalogue was built, warm what computes, and follow changes from here on."""
         await self._upkeep.start()
         with suppress(Exception):  # it only warms; a request that needs the part says what is wrong with it
-            await self._recommended(RecommendRequest(query="warm", order="retrieval"), Course(WARM_SECONDS), None)
+            await self._recommended(
+                RecommendRequest(query="warm", order="retrieval", size=MOST_PINNED), Course(WARM_SECONDS), None
+            )
         if self.parts.log is not None:
             self.parts.log.start()
         self._is_serving = True
