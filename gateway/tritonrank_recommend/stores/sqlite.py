@@ -31,7 +31,7 @@ from tritonrank_recommend.stores.sqlite_threads import Readers, Work, Writer
 Result = TypeVar("Result")
 DAY_SECONDS = 86_400
 MOST_TIDIED = 5_000
-"""rows of a table in a minute's round"""
+"""rows of a table in one round"""
 
 _NEW_ID = """INSERT OR IGNORE INTO ids (week, user, id) SELECT ?1, ?2, ?3
 WHERE NOT EXISTS (SELECT 1 FROM ids WHERE week = ?1 - 1 AND user = ?2 AND id = ?3)"""
@@ -249,8 +249,9 @@ class SqliteStore:
         delete = "DELETE FROM erased WHERE user_id = ?"
         await self._writer.do(lambda connection: connection.executemany(delete, rows).rowcount, truncate=True)
 
-    def _tidy(self, connection: sqlite3.Connection) -> None:
-        """Drop what has ended, a bounded share of it at a time: others wait for this transaction."""
+    def _tidy(self, connection: sqlite3.Connection) -> bool:
+        """Drop what has ended, so much of it at a time: others wait for this transaction. Whether there is more."""
+        is_more = False
         now = self._clock()
         week = int(now // ID_SECONDS)
         oldest_day = int(now // DAY_SECONDS - self._profile_days)
@@ -261,7 +262,9 @@ class SqliteStore:
             ("ids", "(week, user, id)", "week < ?", week - 1),
         ):
             select = f"SELECT {key.strip('()')} FROM {table} WHERE {condition} LIMIT {MOST_TIDIED}"
-            connection.execute(f"DELETE FROM {table} WHERE {key} IN ({select})", (value,))
+            deleted = connection.execute(f"DELETE FROM {table} WHERE {key} IN ({select})", (value,)).rowcount
+            is_more |= deleted == MOST_TIDIED
+        return is_more
 
 
 def _stored(connection: sqlite3.Connection, user_id: str) -> bytes | None:

@@ -22,6 +22,8 @@ MOST_TOGETHER = 64
 """pieces of work in one transaction"""
 REST_SECONDS = 60.0
 """between two rounds of tidying up"""
+SHORT_REST_SECONDS = 1.0
+"""where the last round left something"""
 TRUNCATE_SECONDS = 2.0
 """An erasure waits so long until no reader needs the pages that still hold what was erased."""
 log = logging.getLogger("tritonrank.store")
@@ -37,13 +39,13 @@ class _Task(NamedTuple):
 class Writer:
     """One thread, one connection, a queue."""
 
-    def __init__(self, connection: sqlite3.Connection, name: str, tidy: Work[None]) -> None:
+    def __init__(self, connection: sqlite3.Connection, name: str, tidy: Work[bool]) -> None:
         """Start the thread.
 
         Args:
             connection: the thread's from now on.
             name: of the file, for messages.
-            tidy: drops what has ended; called in a transaction, at once and then every minute.
+            tidy: drops what has ended; called in a transaction, at once and then every minute. Whether there is more.
         """
         self._connection = connection
         self._name = name
@@ -76,13 +78,12 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        tidied = -REST_SECONDS
+        due = 0.0
         while True:
-            if time.monotonic() - tidied >= REST_SECONDS:
-                self._tidy_up()
-                tidied = time.monotonic()
+            if time.monotonic() >= due:
+                due = time.monotonic() + (SHORT_REST_SECONDS if self._tidy_up() else REST_SECONDS)
             try:
-                tasks = [self._tasks.get(timeout=REST_SECONDS)]
+                tasks = [self._tasks.get(timeout=max(0.0, due - time.monotonic()))]
             except Empty:
                 continue
             while tasks[-1] is not None and len(tasks) < MOST_TOGETHER:
@@ -133,13 +134,16 @@ class Writer:
             raise
         return outcomes
 
-    def _tidy_up(self) -> None:
+    def _tidy_up(self) -> bool:
+        """Whether there is more to drop."""
         try:
-            self._commit([self._tidy])
+            (is_more,) = self._commit([self._tidy])
             if self._must_truncate:
                 self._truncate(0.0)
         except sqlite3.Error as error:
             log.warning("%s: could not drop what has ended: %s", self._name, error)
+            return False
+        return is_more is True  # and no exception
 
     def _truncate(self, seconds: float) -> None:
         """Move the write-ahead log into the file and empty it; a reader in another process may be in the way."""
