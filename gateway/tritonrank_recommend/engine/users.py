@@ -29,8 +29,11 @@ class Users:
         self._parts, self._pages = parts, pages
 
     async def add_events(self, events: Sequence[Event]) -> Added:
-        """Take events, all or none; they are durable when this returns."""
-        return await self._store().add_events(events)
+        """Take events, all or none; they are durable when this returns.
+
+        They wait for the log only where this gateway has one: nobody else may ever come for them.
+        """
+        return await self._store().add_events(events, log=self._parts.log is not None)
 
     async def export(self, user_id: str, *, with_log: bool = False) -> dict[str, Any]:
         """Everything that the store keeps of a user; ``with_log`` also the rows of the log's files, which takes longer.
