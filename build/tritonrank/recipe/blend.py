@@ -23,6 +23,12 @@ class BlendSettings(Settings):
         description="features that may only raise an item, with - before the name: only lower it, such as "
         "-field.price. The names: docs/quality.md",
     )
+    lists: int = Field(
+        2_000,
+        ge=50,
+        description="users' lists to learn from at the most, of 200 candidates each: the ranker scores them all, which "
+        "is nearly all of the stage's time",
+    )
     fields: list[str] = Field([], description="numeric fields of items to look at beside the scores, such as price")
 
     @field_validator("monotone")

@@ -33,9 +33,6 @@ from tritonrank.retrieval.blend_lists import BlendList, make_lists, moments
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.recommend_quality import BLEND, QUALITY_FILE, RANKED, full_catalogue
 
-MOST_LISTS = 2_000
-"""Learnt from: of 200 candidates each, scored by the ranker, which is nearly all of the time that this takes."""
-
 console = Console()
 
 
@@ -57,7 +54,7 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     ranker = RankerScores(workspace.served_model(recipe), workspace.dataset, dataset.items, workspace.judgements)
     sources = recipe.retrieval.sources if recipe.retrieval else []
     names = feature_names(sources, recipe.blend.fields)
-    found = moments(workspace.dataset, VALIDATION, most=MOST_LISTS, seed=recipe.seed)
+    found = moments(workspace.dataset, VALIDATION, most=recipe.blend.lists, seed=recipe.seed)
     lists = make_lists(catalogue, ranker, found, sources, names, "retrieving and ranking to learn from")
     names, lists = _that_tell(names, lists)
     rising, falling = _signs(names, recipe.blend.monotone)
