@@ -11,6 +11,8 @@ import pytest
 from pydantic import ValidationError
 from stage_runs import prepared as prepared_in
 from stage_runs import run_verb
+from tiny_catalogue import ITEMS as CATALOGUE_ITEMS
+from tiny_catalogue import tiny_catalogue
 from tritonrank import cli
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
@@ -166,6 +168,24 @@ def test_several_logs_are_one_table_and_tombstones_are_part_of_the_key(tmp_path:
     after = source_fingerprints(both)
     assert before is not None
     assert before != after
+
+
+def test_the_items_may_be_those_of_a_catalogue(tmp_path: Path) -> None:
+    write_log(tmp_path, [event(number, item=f"item-{number:02}") for number in range(5)])
+    catalogue = tiny_catalogue(tmp_path / "catalogue")
+    fields = {"items": catalogue, "text_fields": {"name": "title", "tags": "tags", "price": "price", "id": "item_id"}}
+    of_catalogue = settings(tmp_path, **fields)
+    tables = load_tables(of_catalogue, seed=1)
+    assert tables.items["item_id"].to_list() == [item["item_id"] for item in CATALOGUE_ITEMS]
+    assert tables.items.row(5, named=True) == {
+        "item_id": "item-05", "name": "Corvid red chair", "tags": "red, sale", "price": "17.5", "id": "item-05",
+    }  # fmt: skip
+    assert tables.events.height == 5
+    found = source_fingerprints(of_catalogue)
+    assert found is not None
+    assert not any("vectors" in name for name in found)
+    with pytest.raises(DataError, match="no field 'colour'"):
+        read(tmp_path, items=catalogue, text_fields=["colour"])
 
 
 def test_what_is_no_log_is_named(tmp_path: Path) -> None:

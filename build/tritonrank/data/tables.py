@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from tritonrank.data import columns, dirt
+from tritonrank.data.catalogue_items import with_catalogue
 from tritonrank.data.dropped import require_tolerable
 from tritonrank.data.event_log import read_log
 from tritonrank.data.faults import Faults
@@ -27,8 +28,9 @@ def wanted(settings: TablesData) -> dict[str, tuple[Location, set[str]]]:
     more = (shown.id, shown.position) if shown else ()
     optional = {name for name in (settings.query, settings.label_column, *more) if name}
     since = {settings.available_from} if settings.available_from else set()
+    item_columns = {settings.items_key, *settings.text_columns.values(), *since}
     return {
-        "items": (settings.items, {settings.items_key, *settings.text_columns.values(), *since}),
+        "items": (with_catalogue(settings.items, settings.items_key, item_columns), item_columns),
         "events": (settings.events, {settings.user_id, settings.events_key, settings.timestamp, *optional}),
     }
 
