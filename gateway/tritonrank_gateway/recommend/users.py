@@ -1,5 +1,6 @@
 """GET and DELETE /v1/users/{user_id}: everything that is kept of a user, to be read or to be erased."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,7 +21,12 @@ async def export_user(call: Call) -> dict[str, Any]:
         raise Refusal("invalid", "expected no parameter, or log=true: what the training log holds of the user as well")
     with refused():
         try:
-            return await recommender.users.export(user_id, with_log=asked.get("log") == "true")
+            async with asyncio.timeout(call.seconds_left):
+                return await recommender.users.export(user_id, with_log=asked.get("log") == "true")
+        except TimeoutError:
+            raise Refusal(
+                "deadline", "not all was read before the deadline; allow more time, or ask without log"
+            ) from None
         except OSError as error:
             raise Refusal("unavailable", "a file of the training log cannot be read now") from error
 
@@ -28,7 +34,12 @@ async def export_user(call: Call) -> dict[str, Any]:
 async def erase_user(call: Call) -> dict[str, Any]:
     recommender, user_id = keeper_of(call), _user_id(call)
     with refused():
-        rows, log = await recommender.users.erase(user_id)
+        try:
+            async with asyncio.timeout(call.seconds_left):
+                rows, log = await recommender.users.erase(user_id)
+        except TimeoutError:
+            said = "the deadline passed before all was erased; send the request again, it goes on where it was"
+            raise Refusal("unavailable", said) from None
     return {"erased": rows, "log": log}
 
 

@@ -23,8 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
-
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log import layout, upkeep
 from tritonrank_recommend.log.impression import Impression
@@ -97,7 +95,7 @@ class EventLog:
         self._every_seconds, self._lease_seconds = every_seconds, lease_seconds
         self._owner = secrets.token_hex(8)
         self._shown: deque[Impression] = deque()
-        self._working = asyncio.Lock()
+        self._working, self._reading = asyncio.Lock(), asyncio.Lock()
         self._is_certain = False
         self._joined_at_hour = -1
         self._told_at = -TOLD_EVERY_SECONDS
@@ -168,13 +166,15 @@ class EventLog:
         Raises:
             OSError: a file cannot be read.
         """
-        return await asyncio.to_thread(_rows_of, self._folder, user_id)
+        async with self._reading:  # one at a time: each reads the whole log
+            return await _in_thread(partial(_rows_of, self._folder, user_id))
 
     async def _run(self) -> None:
         while True:
             try:
                 await self.step()
-            except (OSError, StoreError, pa.ArrowException) as error:
+            # Whatever it is, events wait in the store meanwhile, and the next step may go better.
+            except Exception as error:  # noqa: BLE001
                 self.state.failures += 1
                 if time.monotonic() - self._told_at >= TOLD_EVERY_SECONDS:
                     self._told_at = time.monotonic()
