@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "assemble", "evaluate"]
 COMMANDS += [
+    "retriever",
+    "catalogue",
     "blend",
     "judge-recommend",
     "compile",
@@ -41,7 +43,7 @@ COMMANDS += [
     "sweep-log",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
-RECIPE_COMMANDS += ["assemble", "evaluate", "demo", "blend", "judge-recommend"]
+RECIPE_COMMANDS += ["assemble", "evaluate", "demo", "retriever", "catalogue", "blend", "judge-recommend"]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -129,6 +129,8 @@ def distill(
 
 _stage_command("export", "Write the checkpoint as ONNX and prove that it computes the same.")
 _stage_command("quantize", "Write the INT8 graph; the gate decides whether it may stand.")
+_stage_command("retriever", "Learn to find items by history and query; Recall on the whole catalogue decides.")
+_stage_command("catalogue", "Write the items as retrieval sees them: vectors, words, neighbours, popularity.")
 _stage_command("blend", "Learn the order of what retrieval finds, from all signals; the gate decides.")
 _stage_command("shard", "Cut the served model into tensor_parallel ranks; prove that they score as the whole.")
 

@@ -20,7 +20,8 @@ IN_ORDER: dict[Panel, tuple[str, ...]] = {
     Panel.START: ("init", "check", "recipes", "settings", "up", "convert-weights"),
     Panel.BUILD: (
         "build",
-        *("prepare", "finetune", "prune", "distill", "export", "quantize", "blend", "shard", "assemble", "compile"),
+        *("prepare", "finetune", "prune", "distill", "export", "quantize"),
+        *("retriever", "catalogue", "blend", "shard", "assemble", "compile"),
     ),
     Panel.JUDGE: ("report", "evaluate", "judge-recommend", "calibrate", "check-graph"),
     Panel.SERVE: ("serve", "demo", "rank", "import-events", "workload", "pack", "gpu-check"),
