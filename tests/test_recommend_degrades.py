@@ -96,9 +96,10 @@ def test_without_triton_the_fused_order_is_shown(gateway: RunningGateway, triton
             with suppress(psutil.NoSuchProcess):
                 part.kill()
     try:
-        told = wait_for(gateway, lambda told: bool(told["reasons"]))  # a signal may take a moment to arrive
+        # A signal may take a moment to arrive. (On a busy machine the store may be slow as well.)
+        told = wait_for(gateway, lambda told: any(one.startswith("ranker: ") for one in told["reasons"]))
         assert told["seconds"] < 5
-        assert told["reasons"][0] in ("ranker: too slow", "ranker: unavailable")
+        assert {"ranker: too slow", "ranker: unavailable"} & set(told["reasons"])
         assert ids(told) == fused
         assert all("logit" not in item for item in told["items"])
     finally:

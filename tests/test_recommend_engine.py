@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from recommend_stand_ins import StandInCatalogue, StandInRanker, recommender_of
 from tritonrank_client import InvalidRequest, Overloaded, RankError, Unavailable
-from tritonrank_recommend.engine import PageGoneError, Recommender, RequestError
+from tritonrank_recommend.engine import NoCatalogueError, PageGoneError, Recommender, RequestError
 from tritonrank_recommend.engine.wire import RecentItem, RecommendAnswer, RecommendRequest
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.stores import open_store
@@ -352,8 +352,12 @@ async def test_nothing_is_computed_in_the_event_loop() -> None:
 
 
 async def test_similar_items_keep_to_rules_and_filters() -> None:
-    async with running(StandInCatalogue(), StandInRanker()) as recommender:
+    catalogue = StandInCatalogue()
+    async with running(catalogue, StandInRanker()) as recommender:
         answer = await recommender.similar("i4", 3, {"price": {"gte": 8}})
         assert [item.item_id for item in answer.items] == ["i8", "i12", "i16"]
         with pytest.raises(KeyError):
             await recommender.similar("nothing")
+        catalogue.failure = lambda: OSError("torn")
+        with pytest.raises(NoCatalogueError, match="damaged"):
+            await recommender.similar("i4")

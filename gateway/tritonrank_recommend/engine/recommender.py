@@ -6,6 +6,7 @@ threads of its own.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,7 @@ from tritonrank_recommend.engine.wire import (
 from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.stores.interface import ItemChange, StoreError
 
+LOG = logging.getLogger("tritonrank_recommend")
 WARM_SECONDS = 30.0
 MADE_ANEW = "page: made anew"
 """The list of a cursor is not here, and there is no store, or none that answers."""
@@ -200,6 +202,12 @@ class Recommender:
             return SimilarAnswer(await self._work(look), {"catalogue": catalogue.artifact})
         except FilterError as error:
             raise RequestError(str(error)) from None
+        except KeyError:
+            raise
+        # Whatever became of its files: who asks is told in words.
+        except Exception as error:
+            LOG.exception("the catalogue %s failed", catalogue.artifact)
+            raise NoCatalogueError("damaged") from error
 
     async def explain(self, request: ExplainRequest, *, seconds: float, ranker: Ranker | None = None) -> ExplainAnswer:
         """Why items stand where they stand in the list that this user gets now, or got under a page's token.
