@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from blocked import without
 from store_counts import check_after_a_kill, kill_after, start_writer
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.stores import GuardedStore, open_store
@@ -145,3 +148,11 @@ def test_an_erased_user_leaves_no_bytes_in_the_append_only_file(tmp_path: Path) 
 
     with running(tmp_path) as server:
         asyncio.run(run(server.url))
+
+
+def test_without_the_package_the_message_says_how_to_install_it(tmp_path: Path) -> None:
+    code = "from tritonrank_recommend.stores import open_store; open_store('redis://127.0.0.1/0')"
+    environment = without(tmp_path / "blocked", {"redis"})
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "StoreRefusedError" in result.stderr
+    assert "pip install 'tritonrank[redis]'" in result.stderr
