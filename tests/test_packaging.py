@@ -20,13 +20,14 @@ from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.rankers.score_meaning import ScoreMeaning
 from tritonrank.recipe import load_recipe
 from tritonrank.serve.models import known_ids, longest_rows, told_parameters
+from tritonrank.serve.recommend_model import recommend_config
 from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank.train.finetune import text_rules
 from tritonrank_runtime.shared_context import INPUT_NAMES, SHARED_CONTEXT
 from tritonrank_runtime.text import RequestTokenizer
 
 ROOT = Path(__file__).parents[1]
-MODELS = ("rank", "tokenize", "score", "select")
+MODELS = ("rank", "tokenize", "score", "select", "recommend")
 CORES = 2
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "optimum", "tokenizers", "polars", "pyarrow", "pydantic")
 
@@ -65,7 +66,7 @@ def test_the_wheel_holds_every_source_of_its_packages(names: set[str]) -> None:
 
 def test_the_wheel_holds_the_serving_sources_as_text(names: set[str], wheel: Path) -> None:
     shipped = {name for name in names if name.startswith("tritonrank/model_repository/")}
-    for model in ("tokenize", "score", "select"):
+    for model in ("tokenize", "score", "select", "recommend"):
         assert f"tritonrank/model_repository/{model}/1/model.py" in shipped
     for model in MODELS:
         assert f"tritonrank/model_repository/{model}/config.pbtxt" in shipped
@@ -255,6 +256,8 @@ def generated_configs() -> dict[str, str]:
     ids = known_ids(INPUT_NAMES, tokenizer)
     told = told_parameters(ScoreMeaning(), tokenizer.rules)
     configs = model_configs(recipe.serve, INPUT_NAMES, CORES, longest_rows=longest, ids=ids, told=told)
+    assert recipe.retrieval is not None
+    configs |= {"recommend": recommend_config(recipe.serve)}
     return {name: as_text(config) for name, config in configs.items()}
 
 

@@ -9,7 +9,8 @@ from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.pipeline.calibrate import fitting_calibration
 from tritonrank.recipe import Recipe
-from tritonrank.serve.sources import python_sources
+from tritonrank.serve.recommend_model import recommend_folders
+from tritonrank.serve.sources import python_sources, recommend_sources
 from tritonrank.serve.triton_config import score_instances
 
 REVISION = 2
@@ -24,8 +25,10 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
     return Stage(
         "assemble",
         workspace.repository,
-        lambda: assemble_settings(recipe),
-        {"model": workspace.loaded_model(recipe)} | fitting_calibration(recipe, workspace),
+        lambda: assemble_settings(recipe) | recommend_settings(recipe),
+        {"model": workspace.loaded_model(recipe)}
+        | fitting_calibration(recipe, workspace)
+        | recommend_folders(recipe, workspace),
         make,
         REVISION,
         golden_tools(recipe),
@@ -39,6 +42,13 @@ def assemble_settings(recipe: Recipe) -> dict[str, Any]:
         "score_instances": score_instances(recipe.serve, available_cores(), recipe.tensor_parallel),
         "sources": {place: sha256_file(path) for place, path in python_sources().items()},
     }
+
+
+def recommend_settings(recipe: Recipe) -> dict[str, Any]:
+    """The Python files of the model that only some recipes have."""
+    if recipe.retrieval is None:
+        return {}
+    return {"recommend": {place: sha256_file(path) for place, path in recommend_sources().items()}}
 
 
 def golden_tools(recipe: Recipe) -> tuple[str, ...]:

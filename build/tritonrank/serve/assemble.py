@@ -26,6 +26,7 @@ from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
 from tritonrank.serve.models import write_golden_cases, write_models
+from tritonrank.serve.recommend_model import write_recommend
 from tritonrank.serve.serving import GOLDEN_TOLERANCE
 
 GOLDEN_CANDIDATES = 12
@@ -51,6 +52,7 @@ def assemble(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     fits = calibration is not None and calibration.parents.get("model") == model.artifact
     meaning = score_meaning(workspace.calibration if fits else model_folder)
     write_models(recipe.serve, model_folder, draft.folder, available_cores(), meaning)
+    write_recommend(recipe, workspace, draft.folder)
     identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
     share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
     cases = write_identity_and_golden_cases(identity, workspace.dataset, model_folder, draft.folder, share)

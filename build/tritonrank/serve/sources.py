@@ -1,11 +1,16 @@
 """The Python files of a repository: each model's model.py and what it imports, all of which are copied."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import tritonrank_runtime
 
 MODELS_IN_PYTHON = ("tokenize", "score", "select")
+RECOMMEND = "recommend"
+"""The model in Python that only recipes with a ``retrieval`` section have."""
+RECOMMEND_PACKAGES = ("tritonrank_recommend", "tritonrank_client")
+"""What it imports beside ``tritonrank_runtime``; what those import has to be installed where the server runs."""
 
 
 def python_sources(models: Iterable[str] = MODELS_IN_PYTHON) -> dict[str, Path]:
@@ -15,6 +20,17 @@ def python_sources(models: Iterable[str] = MODELS_IN_PYTHON) -> dict[str, Path]:
     for name in models:
         found[f"{name}/1/model.py"] = serving_sources() / name / "1" / "model.py"
         found |= {f"{name}/1/{tritonrank_runtime.__name__}/{path.name}": path for path in runtime}
+    return found
+
+
+def recommend_sources() -> dict[str, Path]:
+    """The Python files of the model ``recommend``, as ``python_sources`` gives those of the others."""
+    found = python_sources((RECOMMEND,))
+    for package in RECOMMEND_PACKAGES:
+        spec = find_spec(package)
+        folder = Path(str(spec and spec.origin)).parent
+        for path in sorted(folder.rglob("*.py")):
+            found[f"{RECOMMEND}/1/{package}/{path.relative_to(folder)}"] = path
     return found
 
 
