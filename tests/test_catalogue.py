@@ -269,6 +269,18 @@ def test_many_changes_are_embedded_later_and_found_by_words_at_once(catalogue: O
     assert not np.isnan(found.scores["two-tower"]).any()
 
 
+def test_a_change_of_price_leaves_words_and_vectors_where_they_are(catalogue: OpenCatalogue) -> None:
+    before = retrieved(catalogue, query="red lamp", history=LIKED)
+    for price in (500, 600):
+        catalogue.apply([changed(item["item_id"], title=item["title"], price=price) for item in ITEMS])
+        assert catalogue.waiting_vectors == 0  # more than are embedded at once, and none of them has to be
+    found = retrieved(catalogue, query="red lamp", history=LIKED, filters={"price": 600})
+    assert found.ids == before.ids
+    for source in ("two-tower", "lexical"):
+        np.testing.assert_array_equal(found.scores[source], before.scores[source])
+    assert not retrieved(catalogue, filters={"price": [500, 5]}).ids
+
+
 # Faults
 
 

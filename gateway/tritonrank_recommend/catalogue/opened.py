@@ -252,36 +252,26 @@ class OpenCatalogue:
             if place is None:
                 place = overlay.new_place(change.item_id, time.time())
             row = Row(change.item_id, change.fields, self.render(change.fields))
-            slot = self._add(overlay, columns, place, row)
-            if not self._keep_vector(overlay, place, slot, before.get(place)):
+            is_new = not self._has_text(overlay, place, row.text, before.get(place))
+            slot = self._add(overlay, columns, place, row, is_new)
+            if is_new:
                 texts.append(slot)
-            overlay.publish(place, slot)
+            overlay.publish(place, slot, has_new_text=is_new)
         return texts
 
-    def _add(self, overlay: Overlay, columns: Columns, place: int, row: Row) -> int:
+    def _add(self, overlay: Overlay, columns: Columns, place: int, row: Row, has_new_text: bool) -> int:
         slot = overlay.add_version(place, row)
         columns.add(slot, row.fields)
-        if self._parts.lexical is not None:
+        if has_new_text and self._parts.lexical is not None:
             overlay.words.add(slot, self._parts.lexical.weighed(row.text))
         return slot
 
-    def _keep_vector(self, overlay: Overlay, place: int, slot: int, base: Row | None) -> bool:
-        """Where the text is what it was, so is the vector."""
-        old = int(overlay.slots_of(_array([place]))[0])
-        was = overlay.rows[old] if old != NO_SLOT else base
-        if was is None or was.text != overlay.rows[slot].text:
-            return False
-        if old != NO_SLOT:
-            row = overlay.vector_row.rows[old]
-            if row == NO_VECTOR:
-                return False
-            vectors = overlay.vectors.rows(_array([int(row)]))
-        elif self._parts.vectors is not None:
-            vectors = self._parts.vectors.rows[place : place + 1]
-        else:
-            return False
-        overlay.set_vectors([slot], vectors)
-        return True
+    def _has_text(self, overlay: Overlay, place: int, text: str, base: Row | None) -> bool:
+        """Whether an item has this text already, so that its words and its vector stay."""
+        at = _array([place])
+        if (slot := int(overlay.texts_of(at)[0])) != NO_SLOT:
+            return overlay.rows[slot].text == text
+        return base is not None and base.text == text
 
     def _embed(self, overlay: Overlay, slots: list[int]) -> None:
         if self._parts.encoder is not None and slots:
@@ -299,10 +289,11 @@ class OpenCatalogue:
                 if not slots and not overlay.vectors.has_long_tail:
                     if overlay.slots > 2 * overlay.current_slots + STALE_SLOTS:
                         self._write_anew()
+                        continue
                     self._embedder = None
                     return
             encoder = self._parts.encoder
-            newest = [slot for slot in slots if overlay.is_newest(slot)]
+            newest = [slot for slot in slots if overlay.has_newest_text(slot)]
             vectors = encoder.embed([overlay.rows[slot].text for slot in newest]) if encoder else None
             with self._writing:
                 if vectors is not None and newest and overlay is self._live.overlay:  # else they wait again
@@ -315,14 +306,17 @@ class OpenCatalogue:
         fresh, waiting = Overlay(old.items, self.facts.dimensions), deque[int]()
         for item_id, place in old.new_ids.items():  # in the order of their places
             fresh.new_place(item_id, float(old.first_seen.rows[place - old.items]))
-        for place in np.flatnonzero(old.slots_of(np.arange(old.places)) != NO_SLOT).tolist():
-            former = int(old.slots_of(_array([place]))[0])
-            slot = self._add(fresh, columns, place, old.rows[former])
-            if (row := int(old.vector_row.rows[former])) != NO_VECTOR:
+        places = np.arange(old.places)
+        versions, texts = old.slots_of(places), old.texts_of(places)
+        for place in np.flatnonzero(versions != NO_SLOT).tolist():
+            text, has_new_text = int(texts[place]), bool(texts[place] != NO_SLOT)
+            slot = self._add(fresh, columns, place, old.rows[versions[place]], has_new_text)
+            row = int(old.vector_row.rows[text]) if has_new_text else NO_VECTOR
+            if row != NO_VECTOR:
                 fresh.set_vectors([slot], old.vectors.rows(_array([row])))
-            else:
+            elif has_new_text:
                 waiting.append(slot)
-            fresh.publish(place, slot)
+            fresh.publish(place, slot, has_new_text=has_new_text)
         for place in np.flatnonzero(old.removed()).tolist():
             fresh.remove(place)
         self._live, self._to_embed = _Live(fresh, columns), waiting

@@ -3,8 +3,9 @@
 A *place* names an item for good: its row in the artifact, or a number behind the last row for an item that is new. A
 *slot* is one version of an item that came later; a change of an item is a new slot, so that readers, who take no lock,
 see the old version or the new one and nothing between. Neighbour lists and popularity go by places, so a changed item
-keeps them; words, vectors and filters go by the newest version. Of a removed item the place is marked, and whatever a
-source finds is checked against that mark.
+keeps them; filters go by the newest version. Words and vectors go by the newest *text*: a change of a price leaves
+them where they are, in the artifact or at the slot that brought the text. Of a removed item the place is marked, and
+whatever a source finds is checked against that mark.
 """
 
 from collections.abc import Sequence
@@ -35,12 +36,13 @@ class Overlay:
         """by slot"""
         self.place_of_slot: Growing[np.int64] = Growing(np.int64)
         self.vector_row: Growing[np.int64] = Growing(np.int64)
-        """by slot the row in ``vectors``"""
+        """by slot that brought a text the row in ``vectors``"""
         self.new_ids: dict[str, int] = {}
         """place by id, of items that the artifact does not have"""
         self.first_seen: Growing[np.float64] = Growing(np.float64)
         """by new item unix seconds"""
         self._slot_of_place = _filled(items, NO_SLOT, np.int32)
+        self._text_of_place = _filled(items, NO_SLOT, np.int32)
         self._removed = _filled(items, False, np.bool_)
         self.removed_count = 0
         self.current_slots = 0
@@ -70,19 +72,24 @@ class Overlay:
         slots: NDArray[np.int32] = self._slot_of_place.rows[places]
         return slots
 
-    def unchanged(self) -> NDArray[np.bool_]:
-        """[items of the artifact] whether the artifact's own version counts."""
+    def texts_of(self, places: NDArray[np.int64]) -> NDArray[np.int32]:
+        """[places] the slot whose text is the newest; NO_SLOT where that is the artifact's."""
+        slots: NDArray[np.int32] = self._text_of_place.rows[places]
+        return slots
+
+    def with_old_text(self) -> NDArray[np.bool_]:
+        """[items of the artifact] whether an item is here with the artifact's text."""
         base = slice(self.items)
-        mask: NDArray[np.bool_] = ~self._removed.rows[base] & (self._slot_of_place.rows[base] == NO_SLOT)
+        mask: NDArray[np.bool_] = ~self._removed.rows[base] & (self._text_of_place.rows[base] == NO_SLOT)
         return mask
 
-    def is_newest(self, slot: int) -> bool:
-        return bool(self._slot_of_place.rows[self.place_of_slot.rows[slot]] == slot)
+    def has_newest_text(self, slot: int) -> bool:
+        return bool(self._text_of_place.rows[self.place_of_slot.rows[slot]] == slot)
 
     def newest(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The places of those slots that are the newest version of an item that is not removed."""
+        """The places of those slots that have the newest text of an item that is here; NO_SLOT of others."""
         places = self.place_of_slot.rows[slots]
-        return np.where((self.slots_of(places) == slots) & ~self.is_removed(places), places, NO_SLOT)
+        return np.where((self.texts_of(places) == slots) & ~self.is_removed(places), places, NO_SLOT)
 
     def add_version(self, place: int, row: Row) -> int:
         """A new version of an item, whose place may be that of a removed one; its slot."""
@@ -92,8 +99,10 @@ class Overlay:
         self.place_of_slot.append(place)
         return slot
 
-    def publish(self, place: int, slot: int) -> None:
-        """From here on the version is the item's."""
+    def publish(self, place: int, slot: int, *, has_new_text: bool) -> None:
+        """From here on the version is the item's, and its text where that is another one."""
+        if has_new_text:
+            self._text_of_place.rows[place] = slot
         self.current_slots += self._slot_of_place.rows[place] == NO_SLOT
         self._slot_of_place.rows[place] = slot
         if self._removed.rows[place]:
@@ -104,6 +113,7 @@ class Overlay:
         """Of an item that neither the artifact nor a change had; it counts as removed until it is published."""
         place = self.places
         self._slot_of_place.append(NO_SLOT)
+        self._text_of_place.append(NO_SLOT)
         self._removed.append(True)
         self.removed_count += 1
         self.first_seen.append(now)

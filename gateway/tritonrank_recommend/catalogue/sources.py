@@ -22,7 +22,8 @@ from tritonrank_recommend.catalogue.vectors import EXACT_ITEMS, NOTHING, Nearest
 
 FIRST_LOOK = 1_000
 """Items of an order that are looked at first, when a filter may drop most of them."""
-OVERSAMPLED = 4
+OVERSAMPLED = 2
+"""Of texts that came later some are no more the newest."""
 Places = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
@@ -155,7 +156,7 @@ def filter_mask(columns: Columns, overlay: Overlay, filters: Mapping[str, Any]) 
 def vectors_at(parts: Parts, overlay: Overlay, places: Places) -> tuple[Scores, NDArray[np.bool_]]:
     """[places, dimensions] vectors of the newest versions, and [places] whether there is one."""
     vectors = np.zeros((len(places), parts.facts.dimensions), dtype=np.float32)
-    slots = overlay.slots_of(places)
+    slots = overlay.texts_of(places)
     of_base = slots == NO_SLOT
     known = np.zeros(len(places), dtype=bool)
     if parts.vectors is not None:
@@ -195,7 +196,7 @@ def lexical(view: View) -> Nearest:
         raise MissingError(view.parts.broken.get("lexical", "no lexical index"))
     places, scores = best(view.postings)
     if view.overlay.slots:
-        unchanged = view.overlay.slots_of(places) == NO_SLOT
+        unchanged = view.overlay.texts_of(places) == NO_SLOT
         slots, values = best(view.overlay.words.postings(view.words))
         later = view.overlay.newest(slots)
         places = np.concatenate([places[unchanged], later[later != NO_SLOT]])
@@ -246,7 +247,7 @@ def two_tower_at(view: View, places: Places) -> Scores:
 
 def lexical_at(view: View, places: Places) -> Scores:
     """[places] BM25; 0 of an item that has none of the words."""
-    slots = view.overlay.slots_of(places)
+    slots = view.overlay.texts_of(places)
     of_base = slots == NO_SLOT
     scores = np.where(of_base, scores_at(view.postings, np.where(of_base, places, NO_SLOT)), np.float32(0))
     if view.overlay.slots and not of_base.all():
@@ -290,7 +291,7 @@ def _allowed_base(view: View) -> NDArray[np.bool_] | None:
     overlay = view.overlay
     if not overlay.slots and not overlay.removed_count:
         return view.mask
-    allowed = overlay.unchanged()
+    allowed = overlay.with_old_text()
     if view.mask is not None:
         allowed &= view.mask[: overlay.items]
     return allowed
