@@ -3,12 +3,16 @@
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
+import msgspec
 import pytest
 from event_writer import LEASE_SECONDS, batch
+from gateways import running_gateway
 from test_events_log import logged
 from tritonrank_recommend.log.event_log import EventLog
 from tritonrank_recommend.stores import open_store
@@ -82,7 +86,36 @@ def test_no_acknowledged_event_is_lost_or_written_twice(
     rest_of(url, log)
 
     written = Counter(logged(log))
-    assert len(one.ids) > 1_000
-    assert len(two.ids) > 1_000
+    assert len(one.ids) > 100
+    assert len(two.ids) > 100
     assert (one.ids | two.ids) - set(written) == set()
     assert [event_id for event_id, times in written.items() if times > 1] == []
+
+
+@pytest.mark.slow
+def test_a_gateway_that_is_killed_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    url, log = f"sqlite:{tmp_path / 'store.db'}", tmp_path / "log"
+    acknowledged: set[str] = set()
+    number = 0
+    for life in range(3):
+        flags = ("--store", url, "--events-log", str(log), "--no-access-log")
+        with running_gateway("127.0.0.1:1", tmp_path / f"gateway{life}", *flags) as gateway:
+            threading.Timer(2.0, gateway.process.kill).start()
+            try:
+                with httpx.Client(base_url=gateway.url, timeout=10) as http:
+                    while True:
+                        events = [msgspec.to_builtins(one) for one in batch("http", number)]
+                        answer = http.post("/v1/events", json={"events": events})
+                        assert answer.status_code == 200, answer.text
+                        told = answer.json()
+                        assert told["accepted"] + told["duplicates"] == len(events)
+                        acknowledged |= {one["event_id"] for one in events}
+                        number += 1
+            except httpx.HTTPError:
+                pass  # the batch without an answer is sent again in the next life
+            assert gateway.process.wait(10) == KILLED
+    rest_of(url, log)
+    written = Counter(logged(log))
+    assert len(acknowledged) > 100
+    assert acknowledged - set(written) == set()
+    assert max(written.values()) == 1
