@@ -86,7 +86,10 @@ def serve(
 
 @app.command(rich_help_panel=Panel.SERVE)
 def demo(recipe: RecipePath, overrides: Overrides = NO_OVERRIDES, artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS) -> None:
-    """Build the recipe, start Triton, rank three requests over HTTP and gRPC, show them, stop."""
+    """Build the recipe, start Triton, rank three requests over HTTP and gRPC, recommend, show all that, stop.
+
+    In a terminal the storefront of a recipe with a retrieval section stays open until Ctrl-C.
+    """
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
     from tritonrank.pipeline.stages import run_stages
     from tritonrank.report.summary_table import show_summary

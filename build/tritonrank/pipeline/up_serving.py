@@ -3,7 +3,6 @@
 import json
 import shlex
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,12 @@ from tritonrank.artifacts import MANIFEST, read_manifest
 from tritonrank.artifacts.named import REPOSITORY
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline.up import DEADLINE_MS, UpOptions, make_from_checkpoint, slug
-from tritonrank.serve import recommending
-from tritonrank.serve.first_history import give_first_history
 from tritonrank.serve.gateway_child import INSTALL, GatewayChild, missing_packages
-from tritonrank.serve.recommending import Recommending, has_catalogue
+from tritonrank.serve.gateway_start import gateway_for
+from tritonrank.serve.recommending import NEEDED, Recommending, has_catalogue
 from tritonrank.serve.running import RunningServer, run_until_signalled
 from tritonrank.serve.servable import repository_of
 from tritonrank.serve.serving import example_command, golden_requests, serving
-from tritonrank.serve.supervisor import SupervisedTriton
 
 EXAMPLE_DOCUMENTS = 2
 EXAMPLE_CHARACTERS = 80
@@ -80,29 +77,10 @@ def serve_target(
             run_until_signalled(server)
             return
         recommends = Recommending.of(server.server.repository, told.store, told.rules)
-        gateway = gateway_for(server, recommends, ports, slug(target))
+        gateway = gateway_for(server, recommends, ports.port, ports.host, slug(target), DEADLINE_MS / 1_000)
         stack.enter_context(gateway)
         _say_ready(root, gateway, started)
         run_until_signalled(gateway)
-
-
-def gateway_for(server: SupervisedTriton, recommends: Recommending, ports: UpPorts, name: str) -> GatewayChild:
-    """The gateway in front of a server, not yet started, with what the served build has to recommend with."""
-    missing = missing_packages(recommending.NEEDED)
-    if missing and has_catalogue(server.server.repository):
-        _say(
-            f"This build has a catalogue, and recommending is not installed ({', '.join(missing)}), so it only ranks. "
-            f"To recommend: {recommending.INSTALL}"
-        )
-    elif has_catalogue(server.server.repository) and not recommends.store:
-        imported = give_first_history(recommends.root, recommends.store_file)
-        if imported:
-            _say(f"{imported:,} events of the generated users are in {recommends.store_file}: they have a past")
-
-    def flags() -> Sequence[str]:
-        return [] if missing else recommends.flags(server.server.repository)
-
-    return GatewayChild(server, ports.port, ports.host, name, DEADLINE_MS / 1_000, flags)
 
 
 def built_folder(target: str) -> Path | None:
@@ -146,7 +124,7 @@ def _say_ready(root: Path, gateway: GatewayChild, started: float) -> None:
     body = json.dumps({"query": query, "documents": documents}, ensure_ascii=False)
     console.print(f"\n[bold]{gateway.url}[/]  (ready after {time.monotonic() - started:.1f} s)\n", highlight=False)
     _say(_curl(gateway.url, "/v1/rerank", body))
-    if has_catalogue(repository_of(root)) and not missing_packages(recommending.NEEDED):
+    if has_catalogue(repository_of(root)) and not missing_packages(NEEDED):
         body = json.dumps({"user_id": "user-00001", "query": query, "size": 5}, ensure_ascii=False)
         _say(f"\nRecommend, and search for somebody:\n\n{_curl(gateway.url, '/v1/recommend', body)}")
         _say(f"\nSee it as a customer does: {gateway.url}/storefront/")

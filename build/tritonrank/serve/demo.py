@@ -1,4 +1,7 @@
-"""The demo's last act: rank a few requests through a real server and show what it did and how long each step took."""
+"""The demo's last act: rank a few requests through a real server and show what it did and how long each step took.
+
+Where the recipe has a catalogue it recommends through the gateway too, and leaves the storefront open in a terminal.
+"""
 
 import json
 import shlex
@@ -12,8 +15,14 @@ from rich.table import Table
 from tritonrank_client import RankClient, RankResult
 
 from tritonrank.rankers.server_scorer import Request
-from tritonrank.serve.running import RunningServer
+from tritonrank.serve.demo_shop import PORT as GATEWAY_PORT
+from tritonrank.serve.demo_shop import free_port, is_watched, show_shop
+from tritonrank.serve.gateway_child import missing_packages
+from tritonrank.serve.gateway_start import gateway_for
+from tritonrank.serve.recommending import NEEDED, Recommending, has_catalogue
+from tritonrank.serve.running import RunningServer, run_until_signalled
 from tritonrank.serve.serving import example_command, golden_requests, serving
+from tritonrank.serve.supervisor import SupervisedTriton
 
 SHOWN_REQUESTS = 3
 SHOWN_ITEMS = 5
@@ -25,26 +34,48 @@ console = Console()
 
 
 def run_demo(repository: Path) -> None:
-    """Serve the repository on free ports, rank over gRPC and HTTP, print tables, stop the server."""
+    """Serve the repository on free ports, rank over gRPC and HTTP, recommend, print tables, stop the server.
+
+    In a terminal the storefront stays until Ctrl-C; in a pipe or under CI all ends by itself.
+    """
     requests = [request for request, _ in golden_requests(repository)[:SHOWN_REQUESTS]]
     console.print("\nstarting Triton ...")
     with serving(repository) as server:
         console.print(f"ready: {server.http_url} and {server.grpc_url}; golden requests answered as in process")
         for number, request in enumerate(requests, start=1):
             _rank_and_show(server, number, request)
-    _say_what_next(repository, requests[0])
+        recommends = has_catalogue(repository) and not missing_packages() + missing_packages(NEEDED)
+        if recommends:
+            _recommend_and_show(server, repository, next((one.query for one in requests if one.query), ""))
+    _say_what_next(repository, requests[0], recommends)
 
 
-def _say_what_next(repository: Path, request: Request) -> None:
+def _recommend_and_show(server: SupervisedTriton, repository: Path, query: str) -> None:
+    is_open = is_watched()
+    with gateway_for(server, Recommending.of(repository), free_port() if is_open else 0) as gateway:
+        show_shop(gateway, query)
+        if is_open:
+            console.print(f"\nThe shop is open: [bold]{gateway.url}/storefront/[/]  Ctrl-C closes it.", highlight=False)
+            run_until_signalled(gateway)
+
+
+def _say_what_next(repository: Path, request: Request, recommends: bool) -> None:
     """The commands that a newcomer may want now, each complete."""
     artifacts = repository.parent
     texts = {"query": [request.query], "items": request.items[:2]}
     inputs = [{"name": n, "datatype": "BYTES", "shape": [len(data)], "data": data} for n, data in texts.items()]
     body = shlex.quote(json.dumps({"inputs": inputs}, ensure_ascii=False))
     activate = [] if shutil.which("tritonrank") else [f"source {Path(sys.prefix) / 'bin' / 'activate'}"]
-    steps = {
-        "Keep it running (Ctrl-C stops it), and rank from another terminal": [
+    storefront = {
+        "Open the storefront (search, click, see the list change), or recommend from your own code": [
             *activate,
+            f"tritonrank up {artifacts}",
+            f'curl -s http://127.0.0.1:{GATEWAY_PORT}/v1/recommend -d \'{{"user_id": "user-00001", "size": 5}}\'',
+        ]
+    }
+    steps = (storefront if recommends else {}) | {
+        "Keep it running (Ctrl-C stops it), and rank from another terminal": [
+            *([] if recommends else activate),
             f"tritonrank serve {artifacts}",
             f"curl -s http://127.0.0.1:{HTTP_PORT}/v2/models/rank/infer -d {body}",
             example_command(artifacts, f"grpc://127.0.0.1:{GRPC_PORT}"),
