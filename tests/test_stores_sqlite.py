@@ -3,6 +3,9 @@
 import asyncio
 import random
 import sqlite3
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -168,3 +171,49 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path, batc
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
     check_after_a_kill(url, last)
+
+
+def test_two_gateways_that_send_the_same_count_it_once(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path / 'store.db'}"
+    writers = [start_writer(url), start_writer(url)]
+    check_after_a_kill(url, max([kill_after(writer, 40) for writer in writers]))
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_gateway_gets_its_turn_while_another_process_writes_large_batches(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path / 'store.db'}"
+    large = """
+import asyncio, itertools, sys
+from tritonrank_recommend.events import Event
+from tritonrank_recommend.stores import open_store
+
+async def main():
+    store = open_store(sys.argv[1])
+    for number in itertools.count():
+        event = {"type": "click", "timestamp": 1.0, "item_id": "i"}
+        batch = [Event(event_id=f"{number} {n}", user_id=f"u{n % 50}", **event) for n in range(5_000)]
+        await store.add_events(batch, log=False)
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+    async def worst() -> float:
+        store = open_store(url)
+        longest = 0.0
+        for _ in range(20):
+            started = time.perf_counter()
+            await store.put("key", b"1", 60)
+            longest = max(longest, time.perf_counter() - started)
+            await asyncio.sleep(0.03)
+        await store.close()
+        return longest
+
+    with subprocess.Popen([sys.executable, "-c", large, url], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"0\n"
+            assert asyncio.run(worst()) < 1.0
+        finally:
+            other.kill()

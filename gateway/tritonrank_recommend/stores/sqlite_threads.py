@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 Work = Callable[[sqlite3.Connection], Result]
 MOST_TOGETHER = 64
 """pieces of work in one transaction"""
+LONG_SECONDS = 0.03
+TURN_SECONDS = 0.03
+"""After a transaction that took long, other processes get their turn: SQLite has no queue, they look every 25 ms."""
 REST_SECONDS = 60.0
 """between two rounds of tidying up"""
 SHORT_REST_SECONDS = 1.0
@@ -100,10 +103,12 @@ class Writer:
         tasks = [task for task in tasks if not task.future.cancelled()]  # nobody waits for these any more
         if not tasks:
             return
+        started = time.monotonic()
         try:
             outcomes = self._commit([task.work for task in tasks])
         except sqlite3.Error as error:
             outcomes = [StoreError(f"{self._name}: {error}")] * len(tasks)
+        was_long = time.monotonic() - started > LONG_SECONDS
         if any(task.truncate for task in tasks):
             self._must_truncate = True
             self._truncate(TRUNCATE_SECONDS)
@@ -112,6 +117,8 @@ class Writer:
                 task.loop.call_soon_threadsafe(_settle, task.future, outcome)
             except RuntimeError:  # the loop has ended, and with it who asked
                 continue
+        if was_long:
+            time.sleep(TURN_SECONDS)
 
     def _commit(self, works: list[Work[Any]]) -> list[Any]:
         """What each work returned, or the exception that it raised."""
