@@ -101,6 +101,26 @@ def test_why_an_item_stands_where_it_stands(client: RankClient) -> None:
     assert explained.items["item-04"].sentence
 
 
+def test_events_count_once_are_told_and_are_forgotten(gateway: RunningGateway, client: RankClient) -> None:
+    events = [Event("u-events", "click", "item-04"), Event("u-events", "search", query="red lamp")]
+    assert (client.send_events(events).accepted, client.send_events(events).duplicates) == (2, 2)
+    kept = json.dumps(client.user("u-events"))
+    assert "item-04" in kept
+    assert "red lamp" in kept
+    assert not client.recommend("u-events", size=3).cold
+    with pytest.raises(InvalidRequest, match=r"events\[1\].value"):
+        client.send_events([Event("u-events", "view", "item-05"), Event("u-events", "rating", "item-05", value=9)])
+
+    async def forget() -> None:
+        async with AsyncRankClient("gateway+" + gateway.url) as asking:
+            assert (await asking.send_events([Event("u-events", "cart", "item-08")])).accepted == 1
+            await asking.forget_user("u-events")
+            assert "item-0" not in json.dumps(await asking.user("u-events"))
+
+    asyncio.run(forget())
+    assert client.recommend("u-events", size=3).cold
+
+
 def test_asyncio_gives_the_same(gateway: RunningGateway, client: RankClient) -> None:
     async def ask() -> None:
         async with AsyncRankClient("gateway+" + gateway.url) as asking:

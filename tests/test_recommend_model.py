@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,3 +130,20 @@ def test_many_at_once_are_all_answered(triton: LocalTriton) -> None:
         pages = list(pool.map(lambda number: client.recommend(f"u{number}", query="lamp", size=3), range(40)))
     assert {len(page.items) for page in pages} == {3}
     assert len({page.page for page in pages}) == 40
+
+
+def test_perf_analyzer_drives_it(triton: LocalTriton, perf_analyzer: Path, tmp_path: Path) -> None:
+    bodies = [{"user_id": f"u{number}", "query": "lamp", "size": 5} for number in range(8)]
+    data = [{"request": {"content": [json.dumps(body)], "shape": [1]}} for body in bodies]
+    (tmp_path / "input.json").write_text(json.dumps({"data": data}))
+    done = subprocess.run(
+        [
+            str(perf_analyzer), "-m", "recommend", "-i", "grpc", "-u", triton.grpc_url.removeprefix("grpc://"),
+            "--input-data", str(tmp_path / "input.json"), "--concurrency-range", "2", "--request-count", "40",
+            "-f", str(tmp_path / "figures.csv"),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
+    heading, figures = (tmp_path / "figures.csv").read_text().splitlines()[:2]
+    assert float(figures.split(",")[heading.split(",").index("Inferences/Second")]) > 0

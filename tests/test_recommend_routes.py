@@ -12,8 +12,9 @@ from gateway_stand_ins import StandIn
 from recommend_stand_ins import StandInCatalogue, recommender_of
 from tritonrank_client import Overloaded
 from tritonrank_gateway.app import create_app
+from tritonrank_gateway.ranking import Ranking, RankRequest
 from tritonrank_gateway.settings import GatewaySettings
-from tritonrank_recommend.engine import Recommender
+from tritonrank_recommend.engine import EngineSettings, Recommender
 from tritonrank_recommend.stores import open_store
 
 
@@ -178,3 +179,30 @@ async def test_an_item_is_explained_by_what_was_left_out() -> None:
         assert (await http.post("/v1/explain", json=page)).status_code == 200
         assert (await http.post("/v1/explain", json=page | {"user_id": "stranger"})).status_code == 410
         assert (await http.post("/v1/explain", json={"item_ids": []})).status_code == 422
+
+
+async def test_a_context_is_told_to_the_ranker_before_the_candidates_where_that_is_wanted() -> None:
+    for is_wanted in (False, True):
+        backend, catalogue = StandIn(), StandInCatalogue()
+        catalogue.delay = 0.1
+        made = recommender_of(catalogue, None, settings=EngineSettings(warm_context=is_wanted))
+        async with serving(made, backend) as http:
+            body = {"user_id": "u", "query": "desk", "recent": ["i1", "i2"], "size": 3}
+            told = (await http.post("/v1/recommend", json=body)).json()
+            assert "degraded" not in told
+            *before, asked = backend.asked
+            assert len(before) == is_wanted
+            for request in before:
+                context = request.query, request.history, request.user
+                assert context == (asked.query, asked.history, asked.user)
+                assert [item.strip() for item in request.items] == [""]
+            # One that fails is no matter.
+            rank = backend.rank
+
+            async def fail(request: RankRequest, rank: Any = rank) -> Ranking:
+                if len(request.items) == 1:
+                    raise Overloaded("full")
+                return await rank(request)
+
+            backend.rank = fail  # type: ignore[method-assign]
+            assert "degraded" not in (await http.post("/v1/recommend", json=body)).json()

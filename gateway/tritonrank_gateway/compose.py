@@ -49,7 +49,11 @@ def compose_recommender(settings: GatewaySettings) -> Recommender | None:
             store_url=settings.store,
             rules=settings.rules,
             events_log=settings.events_log,
-            settings=EngineSettings(candidates=settings.candidates, page_minutes=settings.page_minutes),
+            settings=EngineSettings(
+                candidates=settings.candidates,
+                page_minutes=settings.page_minutes,
+                warm_context=settings.warm_context,
+            ),
         )
     except StoreError as error:
         raise ValueError(str(error)) from error

@@ -51,6 +51,7 @@ class GatewaySettings:
     rules: Annotated[Path | None, "TOML with the shop's rules, see docs/recommend.md; read again when changed"] = None
     candidates: Annotated[int, "items that are retrieved and ranked for a recommendation"] = 200
     page_minutes: Annotated[float, "minutes that a list is kept for its further pages"] = 30.0
+    warm_context: Annotated[bool, "let the ranker read the user's context while candidates are retrieved"] = False
     recommend_deadline_s: Annotated[float, "seconds a recommendation may take, unless the request says how many"] = 1.0
     storefront: Annotated[bool, "serve the page /storefront where there is a catalogue"] = True
     playground: Annotated[bool, "serve the page /playground"] = True

@@ -21,6 +21,10 @@ ERRORS: dict[Kind, type[RankError]] = {
 }
 
 
+NOTHING = " "
+"""A text without a token."""
+
+
 class CallRanker:
     """Ranks for one call.
 
@@ -46,3 +50,9 @@ class CallRanker:
         logits = np.empty(len(items), np.float32)
         logits[ranking.indices] = ranking.logits
         return Scored(logits, ranking.artifact)
+
+    async def warm(self, query: str, history: Sequence[str], *, user: str = "", seconds: float | None = None) -> None:
+        """Rank nothing that could be scored: the server computes the context's keys and values, and keeps them. It goes
+        to the replica that the candidates will go to, and is not counted as the caller's."""
+        asked = RankRequest(query=query, items=[NOTHING], history=history, user=user, deadline_s=seconds)
+        await self._call.gateway.backend.rank(asked)

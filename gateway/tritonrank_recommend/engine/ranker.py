@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,3 +36,12 @@ class Ranker(Protocol):
             user: requests of one user go to the same replica.
             seconds: until nobody needs the answer any more.
         """
+
+
+@runtime_checkable
+class WarmingRanker(Ranker, Protocol):
+    """A ranker that can be told of a context before there is anything to score."""
+
+    async def warm(self, query: str, history: Sequence[str], *, user: str = "", seconds: float | None = None) -> None:
+        """Compute and keep what belongs to the context alone, if that is possible; arguments as of ``score``. Nobody
+        waits for it, and a failure is no matter."""

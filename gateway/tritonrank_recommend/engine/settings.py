@@ -11,6 +11,7 @@ class EngineSettings:
         candidates: that are retrieved and ranked, unless the request says how many.
         page_minutes: that a list is kept for its further pages.
         history_items: texts of the history that the ranker is told; more than it reads costs for nothing.
+        warm_context: the ranker is told of the context while retrieval runs; costs a request more, see docs/gateway.md.
         threads: that retrieve and blend.
         profile_seconds: that the store may take for a profile.
         wait_seconds: that a change of items may take until it is seen here, before the change is acknowledged anyway.
@@ -19,6 +20,7 @@ class EngineSettings:
     candidates: int = 200
     page_minutes: float = 30.0
     history_items: int = 8
+    warm_context: bool = False
     threads: int = 2
     profile_seconds: float = 0.1
     wait_seconds: float = 1.0

@@ -17,7 +17,7 @@ from tritonrank_recommend.engine.filters import together
 from tritonrank_recommend.engine.history import History, history_of
 from tritonrank_recommend.engine.listing import Bounds, Heard, Listed
 from tritonrank_recommend.engine.parts import Parts
-from tritonrank_recommend.engine.ranker import Ranker, Scored
+from tritonrank_recommend.engine.ranker import Ranker, Scored, WarmingRanker
 from tritonrank_recommend.engine.ranker_guard import NotRankedError, RankerGuard
 from tritonrank_recommend.engine.retrieval import Found, retrieve_somehow
 from tritonrank_recommend.engine.settings import EngineSettings
@@ -77,9 +77,13 @@ class Steps:
     def __init__(self, parts: Parts, settings: EngineSettings, work: Callable[..., Awaitable[Any]]) -> None:
         self._parts, self._settings, self._work = parts, settings, work
         self._guard = RankerGuard()
+        self._warming: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Give up what runs in the background."""
+        for task in self._warming:
+            task.cancel()
+        await asyncio.gather(*self._warming, return_exceptions=True)
         await self._guard.close()
 
     async def gather(self, request: RecommendRequest, course: Course, ranker: Ranker | None) -> Gathered:
@@ -97,7 +101,8 @@ class Steps:
         excluded = frozenset(request.exclude) | (history.seen if request.exclude_seen else frozenset())
         with course.step("retrieve"):
             told, found = await asyncio.gather(
-                self._told(history), self._found(request, history, excluded | rules.block.item_ids, now, course)
+                self._told_and_warm(history, request, ranker, course),
+                self._found(request, history, excluded | rules.block.item_ids, now, course),
             )
         with course.step("rank"):
             scored = await self._scored(request, told, found.texts, ranker, course)
@@ -123,6 +128,20 @@ class Steps:
         except TimeoutError:
             course.lost("store", "too slow")
         return Profile(user_id)
+
+    async def _told_and_warm(
+        self, history: History, request: RecommendRequest, ranker: Ranker | None, course: Course
+    ) -> list[PastItem]:
+        """What the ranker is told of the history; where that is wanted it is told at once, before the candidates."""
+        told = await self._told(history)
+        is_wanted = self._settings.warm_context and request.order != "retrieval" and not self._guard.is_out
+        if is_wanted and isinstance(ranker, WarmingRanker):
+            texts, seconds = [past.text for past in told], course.seconds_for_ranking
+            work = ranker.warm(request.query, texts, user=request.user_id, seconds=seconds)
+            task = asyncio.create_task(_without_errors(work))
+            self._warming.add(task)
+            task.add_done_callback(self._warming.discard)
+        return told
 
     async def _told(self, history: History) -> list[PastItem]:
         newest = history.newest_liked(self._settings.history_items)
@@ -199,6 +218,14 @@ class Steps:
         if request.order == "blend" and folder.problem:
             course.lost("blend", folder.problem)
         return folder.opened
+
+
+async def _without_errors(work: Awaitable[None]) -> None:
+    try:
+        await work
+    # The request itself is sent as well, and says what is wrong.
+    except Exception as error:  # noqa: BLE001 - as above
+        LOG.debug("warming a context: %s", error)
 
 
 def past_items(catalogue: Catalogue, history: Sequence[tuple[str, str]]) -> list[PastItem]:
