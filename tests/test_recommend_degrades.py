@@ -90,7 +90,10 @@ def test_without_triton_the_fused_order_is_shown(gateway: RunningGateway, triton
     fused = ids(recommend(gateway, order="retrieval"))
     parts = [triton.triton, *triton.triton.children(recursive=True)]
     if end == "stopped":
-        triton.triton.suspend()  # SIGSTOP: it takes connections and answers nothing
+        # SIGSTOP: it takes connections and answers nothing. Whoever looks after it would wake it at once.
+        parts = [triton.triton, triton.keeper, psutil.Process(triton.program.pid)]
+        for part in reversed(parts):
+            part.suspend()
     else:
         for part in parts:
             with suppress(psutil.NoSuchProcess):
