@@ -156,8 +156,11 @@ class Writer:
         """Move the write-ahead log into the file and empty it; a reader in another process may be in the way."""
         end = time.monotonic() + seconds
         while True:
-            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not busy:
+            try:
+                is_busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.Error:  # such as a full disk; what was erased is erased, its bytes go later
+                is_busy = True
+            if not is_busy:
                 self._must_truncate = False
                 return
             if time.monotonic() >= end:
