@@ -259,7 +259,7 @@ def test_without_triton_there_is_still_a_list_and_it_says_so(
         triton.kill()
         page.get_by_label("Search").fill("desk")
         page.keyboard.press("Enter")
-        expect(page.locator(".note.degraded")).to_contain_text("ranker does not answer", timeout=30_000)
+        expect(page.locator(".note.degraded")).to_contain_text("ranker was not heard", timeout=30_000)
         settled(page)
         assert len(ids(page)) == 12
         page.locator(".card").first.get_by_role("button", name="Why this?").click()

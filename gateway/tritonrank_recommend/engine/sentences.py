@@ -8,6 +8,8 @@ from tritonrank_recommend.stores.interface import FieldValue
 
 SHARE = 0.25
 """A reason is told if it does so much of what the strongest one does."""
+LEAST_TOLD = 0.02
+"""Effects below it are not worth a word."""
 MOST_TOLD = 2
 """Of a kind."""
 NAMES = ("title", "name", "product", "headline", "label")
@@ -57,15 +59,18 @@ def sentence(reasons: Sequence[Reason], history: Mapping[str, Past]) -> str:
         history: by id what reasons of the kind ``history`` name.
     """
     told: list[str] = []
-    of_ranker = _strong(reason for reason in reasons if reason.of == "logit")
-    past = [_did(history[one.name]) for one in of_ranker if one.kind == "history" and one.name in history]
+    of_ranker = [reason for reason in reasons if reason.of == "logit"]
+    of_context = _strong(reason for reason in of_ranker if reason.kind != "field")
+    past = [_did(history[one.name]) for one in of_context if one.kind == "history" and one.name in history]
     if past:
         told.append(f"because you {_and(past[:MOST_TOLD])}")
-    if words := [f"“{one.name}”" for one in of_ranker if one.kind == "query"]:
+    if words := [f"“{one.name}”" for one in of_context if one.kind == "query"]:
         told.append(f"it fits {_and(words[:MOST_TOLD])}, which you searched for")
-    if fields := [one.name.replace("_", " ") for one in of_ranker if one.kind == "field"]:
+    # A field alone says little of a customer: without its title every item would be worse off.
+    fields = [] if told else [one.name for one in _strong(one for one in of_ranker if one.kind == "field")]
+    if fields:
         verb = "speaks" if len(fields[:MOST_TOLD]) == 1 else "speak"
-        told.append(f"its {_and(fields[:MOST_TOLD])} {verb} for it")
+        told.append(f"its {_and([name.replace('_', ' ') for name in fields[:MOST_TOLD]])} {verb} for it")
     features = [_feature(one.name) for one in _strong(reason for reason in reasons if reason.of == "score")]
     told += list(dict.fromkeys(words for words in features if words))[:MOST_TOLD]
     if not told:
@@ -83,7 +88,7 @@ def name_of(item_id: str, fields: Mapping[str, FieldValue] | None) -> str:
 
 def _strong(reasons: Iterable[Reason]) -> list[Reason]:
     """Those that raised the item most, the strongest first."""
-    raised = sorted((reason for reason in reasons if reason.effect > 0), key=lambda reason: -reason.effect)
+    raised = sorted((reason for reason in reasons if reason.effect >= LEAST_TOLD), key=lambda reason: -reason.effect)
     return [reason for reason in raised if reason.effect >= SHARE * raised[0].effect]
 
 

@@ -49,12 +49,12 @@ export function stepsOf(answer) {
 }
 
 const PARTS = {
-  ranker: "The ranker does not answer: this is the order of retrieval, without it",
-  store: "The store does not answer: what you did before is not known now",
-  catalogue: "The catalogue is not there: these are the items that were popular",
-  blend: "The blend cannot be read: this is the ranker's own order",
-  page: "The list had to be made anew",
-  rules: "The shop's rules cannot be read",
+  ranker: ["The ranker was not heard", "this is the order of retrieval, without it"],
+  store: ["The store was not heard", "what you did before is not known now"],
+  catalogue: ["The catalogue is not there", "these are items that were popular"],
+  blend: ["The blend is not there", "this is the ranker's own order"],
+  page: ["The list is not the one from before", "it was made once more"],
+  rules: ["The shop's rules are not there", "the list is without them"],
 };
 
 export function lossesOf(answer) {
@@ -62,7 +62,7 @@ export function lossesOf(answer) {
   return reasons.map((reason) => {
     const [part, why = ""] = reason.split(/:\s*/, 2);
     const known = PARTS[part.split(".")[0]];
-    return known ? `${known}${why ? ` (${why})` : ""}.` : `Missing: ${reason}.`;
+    return known ? `${known[0]}${why ? ` (${why})` : ""}: ${known[1]}.` : `Missing: ${reason}.`;
   });
 }
 
