@@ -16,7 +16,7 @@ from tritonrank_client import NO_TEXT_SCORE, Unavailable
 from tritonrank_recommend.engine import explain as explaining
 from tritonrank_recommend.engine.explain import BlendParts, Fields, PastItem, Question, ShownItem, explain
 from tritonrank_recommend.engine.ranker import Scored
-from tritonrank_recommend.engine.sentences import NOTHING, name_of, sentence
+from tritonrank_recommend.engine.sentences import LEAST_TOLD, NOTHING, name_of, sentence
 from tritonrank_recommend.engine.wire import Explanation, Reason
 from tritonrank_runtime.item_text import render_fields
 
@@ -103,12 +103,15 @@ def test_each_reason_is_what_the_ranker_says_without_it(
 
 
 def test_the_strongest_reason_stands_first_and_is_told(question: Question, explained: list[Explanation]) -> None:
+    assert any(one.sentence != NOTHING for one in explained)
     names = {past.item_id: str(past.fields["title"]) for past in question.history if past.fields}
     for explanation in explained:
         effects = [abs(reason.effect) for reason in explanation.reasons]
         assert effects == sorted(effects, reverse=True)
-        raised = [reason for reason in explanation.reasons if reason.effect > 0.02]
-        assert raised, "something raised it"
+        raised = [reason for reason in explanation.reasons if reason.effect >= LEAST_TOLD]
+        if not raised:
+            assert explanation.sentence == NOTHING
+            continue
         told = next((reason for reason in raised if reason.kind != "field"), raised[0])
         assert names.get(told.name, told.name) in explanation.sentence
 
