@@ -116,8 +116,10 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
         return JSONResponse({"live": True})
 
     async def ready(_: Request) -> Response:
-        is_ready = await gateway.backend.ready()
-        return JSONResponse({"ready": is_ready}, status_code=200 if is_ready else 503)
+        ranks = await gateway.backend.ready()
+        # Whoever recommends has lists without the ranker, too: a balancer that took it out would leave nobody.
+        is_ready = ranks or (gateway.recommender is not None and gateway.recommender.parts.catalogue.opened is not None)
+        return JSONResponse({"ready": is_ready, "ranker": ranks}, status_code=200 if is_ready else 503)
 
     return Starlette(
         routes=[Route("/metrics", metrics), Route("/health/live", live), Route("/health/ready", ready)],
