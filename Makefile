@@ -46,7 +46,7 @@ $(DIALECTS)/.installed: $(wildcard tests/dialect_clients/*.txt)
 	@$(DIALECTS)/cohere-7/bin/python -m pip install --quiet --disable-pip-version-check -r tests/dialect_clients/requirements-cohere-7.txt
 	@touch $@
 
-demo: setup ## build the demo recipe, serve it with Triton, rank three requests, stop
+demo: setup ## build the demo recipe, rank three requests, recommend; in a terminal the shop stays until Ctrl-C
 	@$(BIN)/tritonrank demo $(RECIPE)
 
 serve: setup ## build the demo recipe if needed, serve it until Ctrl-C (ARTIFACTS=artifacts/... for another)

@@ -33,7 +33,7 @@ EXPORT, QUANTIZE, ASSEMBLE, COSINE = 20.0, 12.0, 5.0, 10.0
 TOWERS, TOWERS_EXAMPLE, CATALOGUE, CATALOGUE_ITEM = 14.0, 1.3e-3, 5.0, 1e-3
 """Seconds of one core: towers exported and quantized, an example in one pass over what is learnt on top of the encoder
 (about four passes), a catalogue, and each item of one."""
-MOST_BLEND_LISTS, BLEND_CANDIDATES = 2_000, 200
+BLEND_CANDIDATES = 200
 """Users that a blend learns from at the most, and what is ranked for each of them."""
 TOWERS_PASSES, TEXTS_PER_EXAMPLE = 4, 2
 """Over the examples; texts that the encoder is trained on per example."""
@@ -135,7 +135,7 @@ def _estimated(recipe: Recipe, workspace: Workspace | None) -> dict[str, float]:
         learnt = TOWERS_PASSES * TOWERS_EXAMPLE + TEXTS_PER_EXAMPLE * recipe.retrieval.epochs * text * TRAINED
         core_seconds["retriever"] = TOWERS * size + items * text * sum(rungs[1:]) + training_examples * learnt
         core_seconds["catalogue"] = CATALOGUE + items * (CATALOGUE_ITEM + text * rungs[-1])
-        users = min(_dataset_metrics(workspace).get("users", test_users), MOST_BLEND_LISTS)
+        users = min(_dataset_metrics(workspace).get("users", test_users), recipe.blend.lists)
         core_seconds["blend"] = (users + test_users) * tokens(BLEND_CANDIDATES) * rungs[-1]
     return {verb: seconds / _cores() for verb, seconds in core_seconds.items()}
 

@@ -99,7 +99,13 @@ def open_blend(folder: Path) -> ServedBlend:
 def _model(folder: Path, manifest: _Manifest, described: BlendFile) -> Model:
     if described.method == "lambdamart":
         _verified(folder, TREES_FILE, manifest)
-        trees = TreeModel(folder / TREES_FILE)
+        try:
+            trees = TreeModel(folder / TREES_FILE)
+        except (ImportError, OSError) as error:  # its wheel leaves OpenMP to the system
+            raise BlendError(
+                f"{folder / TREES_FILE}: LightGBM cannot be loaded ({error}): pip install 'tritonrank[recommend]'; on "
+                "Debian also apt-get install libgomp1"
+            ) from None
         if trees.names != feature_columns(described.features):
             raise BlendError(f"{folder / TREES_FILE}: learnt from other features than {BLEND_FILE} names; {AGAIN}")
         return trees
