@@ -175,11 +175,12 @@ def test_a_caller_who_hangs_up_frees_the_place(
 
 def test_a_given_up_call_is_cancelled_on_the_wire_where_wanted(triton: MisbehavingServer, tmp_path: Any) -> None:
     for flags, cancelled in ((("--cancel-on-hang-up",), 1), ((), 0)):
-        triton.behave(Slow(1.0))
+        triton.behave(Slow(2.0))
         triton.gave_up, answered = 0, triton.answered
         with running_gateway(triton.urls["grpc"], tmp_path / str(cancelled), *flags) as own:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(own.url + "/v1/rank", json=BODIES["/v1/rank"], timeout=0.25)
+                # Long enough for it to reach Triton on a busy machine, too.
+                httpx.post(own.url + "/v1/rank", json=BODIES["/v1/rank"], timeout=1.0)
             wait_until(lambda before=answered: triton.answered > before)
             assert triton.gave_up == cancelled
 

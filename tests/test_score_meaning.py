@@ -76,5 +76,5 @@ def test_clients_are_told(served: Served, protocol: str) -> None:
         parameters = client.model_info().parameters
     assert parameters["activation"] == "sigmoid"
     assert parameters["calibration"] == ""
-    told = {"activation", "calibration", "max_candidates", "max_text_bytes", "deadline_ms"}
+    told = {"activation", "calibration", "max_candidates", "max_text_bytes", "deadline_ms", "block_candidates"}
     assert set(parameters) == told | {"item_template", "item_fields"}

@@ -7,20 +7,23 @@ repository is whole by itself, and its manifest has a hash of each of their file
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.rankers.serving import AnyServing
-from tritonrank.recipe import Recipe
 from tritonrank.serve.sources import RECOMMEND, recommend_sources
 from tritonrank.serve.triton_config import ENSEMBLE, FEWEST_INSTANCES, as_text, set_parameters
+
+if TYPE_CHECKING:  # serving needs no pydantic
+    from tritonrank.recipe import Recipe
 
 LONGEST_MS = 1_000
 """A page that comes later is not worth waiting for: without the ranker there is one sooner."""
 
 
-def recommend_folders(recipe: Recipe, workspace: Workspace) -> dict[str, Path]:
+def recommend_folders(recipe: "Recipe", workspace: Workspace) -> dict[str, Path]:
     """The artifacts that lie beside the model; none where the recipe does not recommend."""
     if recipe.retrieval is None:
         return {}
@@ -53,7 +56,7 @@ def recommend_config(settings: AnyServing) -> pb.ModelConfig:
     return config
 
 
-def write_recommend(recipe: Recipe, workspace: Workspace, repository: Path) -> None:
+def write_recommend(recipe: "Recipe", workspace: Workspace, repository: Path) -> None:
     """The model's folder; nothing where the recipe does not recommend.
 
     Args:
