@@ -47,7 +47,8 @@ def modules_of(distribution: str) -> set[str]:
     files = [PurePosixPath(file) for file in importlib.metadata.files(distribution) or []]
     packages = {file.parent for file in files if file.name == "__init__.py"}
     outermost = {one for one in packages if not packages & set(one.parents)}
-    single = {file.with_suffix("") for file in files if len(file.parts) == 1 and file.suffix == ".py"}
+    alone = [file for file in files if len(file.parts) == 1 and file.suffix in (".py", ".so")]
+    single = {PurePosixPath(file.name.split(".")[0]) for file in alone}  # Stemmer.cpython-311-x86_64-linux-gnu.so
     found = {".".join(path.parts) for path in outermost | single}
     found -= {"tests", *OPTIONAL_MODULES}
     return {name for name in found if all(part.isidentifier() for part in name.split("."))}

@@ -88,16 +88,15 @@ def test_without_triton_the_fused_order_is_shown(gateway: RunningGateway, triton
     whole = wait_for(gateway, lambda told: not told["reasons"])
     assert all("logit" in item for item in whole["items"])
     fused = ids(recommend(gateway, order="retrieval"))
-    parts = [triton.triton, *triton.triton.children(recursive=True)]
-    if end == "stopped":
-        # SIGSTOP: it takes connections and answers nothing. Whoever looks after it would wake it at once.
-        parts = [triton.triton, triton.keeper, psutil.Process(triton.program.pid)]
-        for part in reversed(parts):
-            part.suspend()
-    else:
-        for part in parts:
-            with suppress(psutil.NoSuchProcess):
-                part.kill()
+    victims = [triton.triton, *triton.triton.children(recursive=True)]
+    # Whoever looks after it would wake it at once, or start another within a second or two.
+    keepers = [psutil.Process(triton.program.pid), triton.keeper]
+    for keeper in keepers:
+        keeper.suspend()
+    parts = [*victims, *reversed(keepers)]
+    for part in victims:
+        with suppress(psutil.NoSuchProcess):
+            part.suspend() if end == "stopped" else part.kill()  # stopped: it takes connections and answers nothing
     try:
         # A signal may take a moment to arrive. (On a busy machine the store may be slow as well.)
         told = wait_for(gateway, lambda told: any(one.startswith("ranker: ") for one in told["reasons"]))
