@@ -35,8 +35,10 @@ def write_events(artifacts: Path, visitors: int, out: Path) -> Path:
     kinds = pc.if_else(pc.greater(table["label"], 0), "click", "view")
     table = table.drop_columns(["label"]).append_column("type", kinds)
     names = table["user_id"].combine_chunks()
+    nothing = pa.scalar("", type=names.type)
     with pq.ParquetWriter(out, table.schema) as writer:
         for copy in range(visitors):
-            users = names if not copy else pc.binary_join_element_wise(names, pa.scalar(str(copy)), "~")
-            writer.write_table(table.set_column(0, table.schema.field(0), pc.cast(users, table.schema.field(0).type)))
+            ending = pa.scalar(f"~{copy}" if copy else "", type=names.type)
+            users = pc.binary_join_element_wise(names, ending, nothing)
+            writer.write_table(table.set_column(0, table.schema.field(0), users))
     return out

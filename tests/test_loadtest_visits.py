@@ -4,13 +4,16 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from tritonrank_client import Overloaded, ServerFault
 
 from loadtests.checks import WrongAnswerError
 from loadtests.results import OWN_STEPS
+from loadtests.users import visitors_of, write_events
 from loadtests.visits import PAGE_SIZE, STEPS, VisitCaller, check_page
 from loadtests.workload import WorkloadRequest
 
@@ -118,3 +121,18 @@ def test_events_that_are_not_taken_are_a_failure(shop: Shop) -> None:
     assert answer.afterwards is not None
     with pytest.raises(WrongAnswerError, match="new events"):
         answer.afterwards()
+
+
+def test_every_user_of_the_dataset_has_copies_with_the_same_past(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    rows = {"user_id": ["ann", "bob", "ann"], "item_id": ["1", "2", "3"], "query": ["", "lamp", ""]}
+    rows |= {"timestamp": [1, 2, 3], "label": [1, 0, 1], "split": ["train"] * 3}
+    pl.DataFrame(rows).write_parquet(tmp_path / "dataset" / "events.parquet")
+    assert visitors_of(tmp_path, 5) == 3
+    told = pl.read_parquet(write_events(tmp_path, 3, tmp_path / "events.parquet"))
+    assert sorted(set(told["user_id"])) == ["ann", "ann~1", "ann~2", "bob", "bob~1", "bob~2"]
+    assert told.filter(pl.col("user_id") == "ann~2").select("item_id", "type").rows() == [
+        ("1", "click"),
+        ("3", "click"),
+    ]
+    assert told.filter(pl.col("user_id") == "bob")["type"].to_list() == ["view"]
