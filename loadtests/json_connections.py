@@ -12,6 +12,9 @@ ERRORS: dict[int, type[RankError]] = {429: Overloaded, 503: Unavailable, 504: De
 OVERLOADED = "refused as a whole"
 """How the gateway words a refusal for want of room; vLLM's status code for that is 503."""
 
+CLOSED_MEANWHILE = (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected)
+"""What a kept connection meets that the server has closed for want of requests: another one is taken, as clients do."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -42,20 +45,25 @@ class JsonConnections:
         """
         sent = json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(max(1, round(1_000 * seconds)))}
-        connection = self._free.pop() if self._free else http.client.HTTPConnection(self._host, self._port)
-        connection.timeout = seconds
-        if connection.sock is not None:
-            connection.sock.settimeout(seconds)
-        try:
-            connection.request("POST", path, sent, headers)
-            answer = connection.getresponse()
-            told = answer.read()
-        except TimeoutError as error:
-            connection.close()
-            raise DeadlineExceeded(f"no answer within {seconds:.2f} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise Unavailable(f"the connection broke: {type(error).__name__} {error}") from error
+        while True:
+            is_kept = bool(self._free)
+            connection = self._free.pop() if is_kept else http.client.HTTPConnection(self._host, self._port)
+            connection.timeout = seconds
+            if connection.sock is not None:
+                connection.sock.settimeout(seconds)
+            try:
+                connection.request("POST", path, sent, headers)
+                answer = connection.getresponse()
+                told = answer.read()
+                break
+            except TimeoutError as error:
+                connection.close()
+                raise DeadlineExceeded(f"no answer within {seconds:.2f} s") from error
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if is_kept and isinstance(error, CLOSED_MEANWHILE):
+                    continue
+                raise Unavailable(f"the connection broke: {type(error).__name__} {error}") from error
         self._free.append(connection)
         if answer.status != 200:
             raise _error(answer.status, told)
