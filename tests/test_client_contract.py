@@ -25,7 +25,8 @@ from tritonrank_client import (
     encode_item,
 )
 from tritonrank_client._options import Settings
-from tritonrank_client._wire import RankRequest, build_request, check_timeout
+from tritonrank_client._retry import check_timeout
+from tritonrank_client._wire import RankRequest, build_request
 
 
 def build(**arguments: Any) -> RankRequest:

@@ -16,8 +16,8 @@ from ._options import (
     Settings,
 )
 from ._results import Health, RankResult
-from ._retry import Call, RetryBudget
-from ._wire import RankRequest, check_timeout, read_answer
+from ._retry import Call, RetryBudget, check_timeout
+from ._wire import RankRequest, read_answer
 
 Answer = TypeVar("Answer")
 

@@ -4,11 +4,12 @@ A `Call` is one call of the caller's: it counts the attempts, knows the time lef
 long to pause or that it is over. The blocking and the asyncio client differ only in how they wait.
 """
 
+import math
 import random
 import threading
 import time
 
-from ._errors import RankError, Unavailable
+from ._errors import InvalidRequest, RankError, Unavailable
 from ._fork import watch_forks
 from ._options import OVERLOAD_ATTEMPTS, Retry
 
@@ -114,3 +115,16 @@ class Call:
         doublings = min(self.attempts - 1, MOST_DOUBLINGS)
         longest = min(self._retry.max_seconds, self._retry.initial_seconds * 2.0**doublings)
         return longest * (1 - self._retry.jitter * random.random())
+
+
+def check_timeout(timeout: float | None, default: float) -> float:
+    """The seconds a call may take.
+
+    Raises:
+        InvalidRequest: not a finite number above 0.
+    """
+    if timeout is None:
+        return default
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise InvalidRequest(f"timeout: expected a number of seconds above 0, got {timeout!r}")
+    return float(timeout)

@@ -14,7 +14,6 @@ Every request bears an id, and its answer must bear the same one.
 """
 
 import json
-import math
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -240,19 +239,6 @@ class ForeignAnswerError(Exception):
 def microseconds(seconds: float) -> int:
     """Triton's unit for the request parameter `timeout`, on both protocols; 0 would mean "none"."""
     return max(1, int(seconds * 1_000_000))
-
-
-def check_timeout(timeout: float | None, default: float) -> float:
-    """The seconds a call may take.
-
-    Raises:
-        InvalidRequest: not a finite number above 0.
-    """
-    if timeout is None:
-        return default
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-        raise InvalidRequest(f"timeout: expected a number of seconds above 0, got {timeout!r}")
-    return float(timeout)
 
 
 def _sequence(field: str, values: Iterable[Any]) -> tuple[Any, ...]:

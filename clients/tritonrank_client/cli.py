@@ -7,23 +7,20 @@ programs. An error is one message on stderr and an exit code: 0 all is well, 1 n
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from ._cli_tables import print_items, print_json, print_model, print_ranking
 from ._client import RankClient
 from ._errors import InvalidRequest, RankError
 from ._open import open as open_client
 from ._options import DEFAULT_MODEL, DEFAULT_TIMEOUT_SECONDS, OVERLOAD_ATTEMPTS, TLS, Retry
-from ._recommend_results import RecommendedItem
-from ._results import Detail, Item, ModelInfo, RankResult
+from ._results import Detail, Item
 
 app = typer.Typer(
     name="tritonrank-client",
@@ -96,9 +93,9 @@ def rank(
             want=_reports(client),
         )
         if as_json:
-            _print_json(asdict(result))
+            print_json(asdict(result))
         else:
-            _print_ranking(result)
+            print_ranking(result)
 
 
 @app.command(epilog="Example: tritonrank-client health --url http://127.0.0.1:8000")
@@ -114,7 +111,7 @@ def health(
     with _errors_as_messages(), _client(url, model, timeout, header, root_certificates) as client:
         state = client.health()
         if as_json:
-            _print_json(asdict(state))
+            print_json(asdict(state))
         else:
             for name, holds in (("live", state.live), ("ready", state.ready), (f"model {model}", state.model_ready)):
                 print(f"{name}: {'yes' if holds else 'no'}")
@@ -137,9 +134,9 @@ def info(
     with _errors_as_messages(), _client(url, model, timeout, header, root_certificates) as client:
         described = client.model_info()
         if as_json:
-            _print_json(asdict(described))
+            print_json(asdict(described))
         else:
-            _print_model(described)
+            print_model(described)
 
 
 @app.command(epilog='Example: tritonrank-client recommend --url http://127.0.0.1:8080 --user u1 --query "a desk lamp"')
@@ -166,9 +163,9 @@ def recommend(
             explain=explain,
         )  # fmt: skip
         if as_json:
-            _print_json(asdict(page))
+            print_json(asdict(page))
             return
-        _print_items(page.items, f"{len(page.items)} items in {page.seconds * 1000:.1f} ms")
+        print_items(page.items, f"{len(page.items)} items in {page.seconds * 1000:.1f} ms")
         for reason in page.degraded_reasons:
             print(f"degraded: {reason}", file=sys.stderr)
         if page.cursor:
@@ -190,9 +187,9 @@ def similar(
     with _errors_as_messages(), _shop(url, timeout, header, root_certificates) as client:
         found = client.similar(item_id, size=size, filters=_parse_filters(filters))
         if as_json:
-            _print_json(asdict(found))
+            print_json(asdict(found))
         else:
-            _print_items(found.items, f"{len(found.items)} items like {item_id}")
+            print_items(found.items, f"{len(found.items)} items like {item_id}")
 
 
 @app.command(epilog="Example: tritonrank-client events events.jsonl --url http://127.0.0.1:8080")
@@ -214,7 +211,7 @@ def events(
     with _errors_as_messages(), _shop(url, timeout, header, root_certificates) as client:
         taken = client.send_events([_parse_event(place, line) for place, line in _lines(source, "events")])
         if as_json:
-            _print_json(asdict(taken))
+            print_json(asdict(taken))
         else:
             print(f"{taken.accepted} events taken, {taken.duplicates} known before, in {taken.seconds:.2f} s")
 
@@ -353,58 +350,6 @@ def _parse_id(place: str, item_id: Any) -> str:
     if isinstance(item_id, str | int) and not isinstance(item_id, bool):
         return str(item_id)
     raise InvalidRequest(f'{place}: "item_id": expected a text or a whole number, got {json.dumps(item_id)}')
-
-
-def _print_ranking(result: RankResult) -> None:
-    ranked_by = f" by {result.artifact}" if result.artifact else ""
-    table = Table(title=f"{len(result.ranking)} items ranked{ranked_by} in {result.seconds * 1000:.1f} ms")
-    table.add_column("rank", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("id")
-    table.add_column("item", overflow="fold")
-    for position, place in enumerate(result.ranking, start=1):
-        text = place.item if isinstance(place.item, str) else json.dumps(place.item, ensure_ascii=False)
-        # Text, because rich would take brackets in a title for markup.
-        score = f"{place.score:.4f}" if place.has_text else (result.unscored or {}).get(place.index, "no text")
-        table.add_row(str(position), score, Text("" if place.item_id is None else str(place.item_id)), Text(text))
-    Console().print(table)
-    for counts, what in (
-        (result.missing_fields, "lack a field that the template uses"),
-        (result.unknown_fields, "have a field that it does not use"),
-    ):
-        if counts:
-            told = ", ".join(f"{name} ({count})" for name, count in counts.items())
-            print(f"items and history entries {what}: {told}", file=sys.stderr)
-
-
-def _print_items(items: Sequence[RecommendedItem], title: str) -> None:
-    table = Table(title=title)
-    table.add_column("place", justify="right")
-    table.add_column("score", justify="right")
-    for heading in ("id", "fields", "why"):
-        table.add_column(heading, overflow="fold")
-    for item in items:
-        why = ", ".join(item.sources) if item.explanation is None else item.explanation.sentence
-        fields = json.dumps(item.fields, ensure_ascii=False)
-        table.add_row(str(item.position + 1), f"{item.score:.4f}", Text(item.item_id), Text(fields), Text(why))
-    Console().print(table)
-
-
-def _print_model(described: ModelInfo) -> None:
-    versions = ", ".join(described.versions) or "none"
-    table = Table(title=f"{described.name} ({described.platform or 'no platform'}), versions {versions}")
-    for heading in ("", "name", "datatype", "shape"):
-        table.add_column(heading)
-    for role, tensors in (("input", described.inputs), ("output", described.outputs)):
-        for tensor in tensors:
-            table.add_row(role, Text(tensor.name), tensor.datatype, Text(str(list(tensor.shape))))
-    Console().print(table)
-    if described.template:
-        print(f"an item's text: {described.template}\nits fields: {', '.join(described.fields) or 'none'}")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False, default=dict))
 
 
 if __name__ == "__main__":
