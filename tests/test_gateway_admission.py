@@ -174,15 +174,19 @@ def test_a_caller_who_hangs_up_frees_the_place(
 
 
 def test_a_given_up_call_is_cancelled_on_the_wire_where_wanted(triton: MisbehavingServer, tmp_path: Any) -> None:
+    seconds = 2.0
     for flags, cancelled in ((("--cancel-on-hang-up",), 1), ((), 0)):
-        triton.behave(Slow(2.0))
-        triton.gave_up, answered = 0, triton.answered
+        triton.behave(Slow(seconds))
+        triton.gave_up = 0
         with running_gateway(triton.urls["grpc"], tmp_path / str(cancelled), *flags) as own:
             with pytest.raises(httpx.ReadTimeout):
                 # Long enough for it to reach Triton on a busy machine, too.
                 httpx.post(own.url + "/v1/rank", json=BODIES["/v1/rank"], timeout=1.0)
-            wait_until(lambda before=answered: triton.answered > before)
-            assert triton.gave_up == cancelled
+            if cancelled:
+                wait_until(lambda: triton.gave_up == 1)
+            else:  # calls that other tests gave up may end meanwhile, so their number says nothing
+                time.sleep(seconds)
+                assert not triton.gave_up
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(triton: MisbehavingServer, tmp_path: Any) -> None:
