@@ -160,7 +160,7 @@ def train_table(
                 loss = _loss(table, mixer, queries, training, rows, random, RESIDUAL_DROPOUT)
                 for optimizer in optimizers:
                     optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
                 for optimizer in optimizers:
                     optimizer.step()
                 losses.append(float(loss.detach()) * len(rows))

@@ -90,7 +90,7 @@ def train_encoder(
             users = _users(mixer, table, choices, rows, asked, of_queries)
             loss = _loss(users, of_items, mixer, choices, rows, encoded, frequency)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
             torch.nn.utils.clip_grad_norm_(tower.parameters(), GRADIENT_CLIP)
             optimizer.step()
             schedule.step()

@@ -60,7 +60,7 @@ class ArtifactFolder(Generic[Opened]):
         try:
             fresh = self._open(self._folder)
         # Whatever is wrong with its files: the service goes on without it.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - a damaged artifact is done without
             LOG.error("%s in %s cannot be used: %s: %s", self._name, self._folder, type(error).__name__, error)
             self._stamp = stamp
             self.problem = "damaged" if self.opened is None else ""

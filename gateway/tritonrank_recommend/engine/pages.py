@@ -189,6 +189,6 @@ class _in_time:  # noqa: N801 - reads as a function
 
     async def __aexit__(self, *error: object) -> None:
         try:
-            await self._timeout.__aexit__(*error)  # type: ignore[arg-type]
+            await self._timeout.__aexit__(*error)  # type: ignore[arg-type]  # three of one kind each
         except TimeoutError:
             raise StoreError(f"no answer within {STORE_SECONDS} s") from None

@@ -174,7 +174,7 @@ class EventLog:
             try:
                 await self.step()
             # Whatever it is, events wait in the store meanwhile, and the next step may go better.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - whatever a step meets, the log goes on
                 self.state.failures += 1
                 if time.monotonic() - self._told_at >= TOLD_EVERY_SECONDS:
                     self._told_at = time.monotonic()
