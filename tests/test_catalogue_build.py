@@ -68,6 +68,7 @@ def test_the_stage_makes_what_the_gateway_opens(workspace: Workspace) -> None:
     manifest = read_manifest(workspace.catalogue)
     assert manifest.metrics["filters"] == list(texts)
     assert set(manifest.parents) == {"dataset", "retriever"}
+    assert manifest.metrics["data_read"] == read_manifest(workspace.dataset).began.isoformat()
 
 
 def test_what_is_long_ago_counts_less_and_held_out_events_do_not_count(workspace: Workspace) -> None:

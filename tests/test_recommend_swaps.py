@@ -1,6 +1,8 @@
 """Artifacts that are replaced, damaged or removed while they are served, and changes of items beside them."""
 
 import asyncio
+import datetime
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -73,6 +75,30 @@ async def test_the_next_catalogue_takes_over_with_the_changes_that_are_newer_tha
         assert "item-01" not in shown
 
 
+async def test_what_changed_while_the_next_catalogue_was_made_is_not_lost(tmp_path: Path) -> None:
+    """Data are read, items change, then the catalogue of the data as they were is published."""
+    folder = tiny_catalogue(tmp_path / "catalogue")
+    url = f"sqlite:{tmp_path / 'store.db'}"
+    everything = RecommendRequest(size=200)
+    fields = {"title": "Acme pink lantern", "brand": "Acme", "price": 3.0}
+    async with Recommender.open(catalogue=folder, store_url=url, ranker=LengthRanker()) as recommender:
+        before = recommender.parts.catalogue.opened
+        await recommender.change_items([ItemChange("item-02", None)])
+        data_read = datetime.datetime.now(datetime.UTC)
+        await recommender.change_items([ItemChange("item-00", None), ItemChange("pink", fields)])
+        await asyncio.sleep(1.1)  # a manifest tells whole seconds of when it was written
+        tiny_catalogue(tmp_path / "next", data_read=data_read)
+        shutil.rmtree(folder)
+        (tmp_path / "next").rename(folder)
+        await until(lambda: recommender.parts.catalogue.opened is not before)
+        shown = ids(await recommender.recommend(everything, seconds=10))
+        assert "pink" in shown
+        assert "item-00" not in shown
+        assert "item-02" in shown, "it was gone before the data were read that have it again"
+    async with Recommender.open(catalogue=folder, store_url=url, ranker=LengthRanker()) as restarted:
+        assert "pink" in ids(await restarted.recommend(everything, seconds=10))
+
+
 def test_a_folder_that_cannot_be_opened_leaves_things_as_they_were(tmp_path: Path) -> None:
     def read(folder: Path) -> str:
         return (folder / "value").read_text()
@@ -86,8 +112,11 @@ def test_a_folder_that_cannot_be_opened_leaves_things_as_they_were(tmp_path: Pat
     assert folder.look() is None  # the same artifact is not tried again and again
     (tmp_path / "artifact" / "manifest.json").write_text('{"created": "2026-01-02T03:04:06+00:00"}')
     assert folder.look() == "one"
-    assert (folder.problem, folder.created) == ("", 1_767_323_046.0)
+    assert (folder.problem, folder.data_read) == ("", 1_767_323_046.0)
     folder.opened = "one"
+    told = {"created": "2026-01-02T03:04:06Z", "metrics": {"data_read": "2026-01-02T02:04:05.5+00:00", "items": 3}}
+    (tmp_path / "artifact" / "manifest.json").write_text(json.dumps(told))
+    assert (folder.look(), folder.data_read) == ("one", 1_767_319_445.5)
     (tmp_path / "artifact" / "value").unlink()
     (tmp_path / "artifact" / "manifest.json").write_text('{"created": ""}')
     assert (folder.look(), folder.opened, folder.problem) == (None, "one", "")

@@ -1,5 +1,6 @@
 """A small sound catalogue in well under a second: real files of every kind, and a tiny encoder that knows words."""
 
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tritonrank.artifacts import write_artifact
 from tritonrank.retrieval.catalogue_writer import Contents, write_catalogue
 from tritonrank_recommend.catalogue.encoder import MODEL_FILE, TOKENIZER_FILE, QueryEncoder, Towers
 from tritonrank_recommend.catalogue.interface import SOURCES
+from tritonrank_recommend.catalogue.layout import DATA_READ
 from tritonrank_runtime.item_text import render_fields
 
 DIMENSIONS = 32
@@ -42,6 +44,7 @@ def tiny_catalogue(
     *,
     template: str = TEMPLATE,
     exact_items: int | None = None,
+    data_read: datetime.datetime | None = None,
 ) -> Path:
     """Write a catalogue.
 
@@ -51,6 +54,7 @@ def tiny_catalogue(
         events: user, item, unix seconds, label; by default users who like items of one kind.
         template: of the items' texts.
         exact_items: as ``write_catalogue``; 0 for a graph over even these few.
+        data_read: when the items were read; None does not tell.
 
     Returns:
         The folder.
@@ -76,6 +80,8 @@ def tiny_catalogue(
     )
     with write_artifact(folder, "catalogue", {}, {}) as draft:
         draft.metrics |= write_catalogue(contents, draft.folder, exact_items=exact_items)
+        if data_read is not None:
+            draft.metrics[DATA_READ] = data_read.isoformat()
     return folder
 
 

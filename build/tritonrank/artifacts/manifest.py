@@ -1,5 +1,6 @@
 """``manifest.json``: what an artifact was made from, by which code and tools, and what came out."""
 
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -56,6 +57,11 @@ class Manifest:
     """of the stage's code; 0: not recorded"""
     format: int = 1
     """manifests from before formats were numbered are those of format 1"""
+
+    @property
+    def began(self) -> datetime.datetime:
+        """At the latest when the stage began to read what the artifact was made from."""
+        return datetime.datetime.fromisoformat(self.created) - datetime.timedelta(seconds=self.seconds)
 
 
 def stage_key(

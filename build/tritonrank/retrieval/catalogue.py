@@ -7,6 +7,7 @@ popularity. Events that are held out for judging are not counted, as for every b
 import numpy as np
 import polars as pl
 from rich.console import Console
+from tritonrank_recommend.catalogue.layout import DATA_READ
 from tritonrank_runtime.item_text import render_fields
 
 from tritonrank.artifacts import Draft, work_folder
@@ -47,6 +48,9 @@ def make_catalogue(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     )
     work = work_folder(workspace.catalogue) / f"{draft.key}.usearch"
     draft.metrics |= write_catalogue(contents, draft.folder, work=work)
+    # The gateway takes what was changed since then on top of the catalogue. It is not in the artifact itself, which is
+    # the same whenever the same data are read.
+    draft.metrics[DATA_READ] = draft.parents["dataset"].began.isoformat()
     made, listed = draft.metrics, draft.metrics["items_with_neighbours"]
     console.print(
         f"  {made['items']:,} items, {made['bytes_per_item']:,.0f} bytes each on disk; stemmer: {made['stemmer']}; "

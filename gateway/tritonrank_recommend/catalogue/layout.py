@@ -34,6 +34,8 @@ ENCODER = "encoder"
 COLUMNS = "columns"
 POPULARITY, POPULAR_ORDER = "popularity.npy", "popular_order.npy"
 FIRST_SEEN, NEW_ORDER = "first_seen.npy", "new_order.npy"
+DATA_READ = "data_read"
+"""Of the manifest's metrics, ISO 8601: when the data were read of which the catalogue was made."""
 HASHED_BYTES = 4_000_000
 """Files up to this size are hashed when a catalogue is opened; of larger ones the size is compared."""
 REBUILD = "build it again: tritonrank build RECIPE"

@@ -18,8 +18,13 @@ Opened = TypeVar("Opened")
 Stamp = tuple[int, int, int] | None
 
 
+class _Metrics(msgspec.Struct):
+    data_read: str = ""
+
+
 class _Manifest(msgspec.Struct):
     created: str = ""
+    metrics: _Metrics = msgspec.field(default_factory=_Metrics)
 
 
 class ArtifactFolder(Generic[Opened]):
@@ -36,8 +41,9 @@ class ArtifactFolder(Generic[Opened]):
         self._stamp: Stamp = None
         self.opened: Opened | None = None
         """what is in use; whoever looks again decides when that is replaced"""
-        self.created = 0.0
-        """unix seconds: when the last one that ``look`` opened was built"""
+        self.data_read = 0.0
+        """unix seconds: when the data were read of which the last one that ``look`` opened was made; where its manifest
+        does not say, when it was made"""
         self.problem = ""
         """why it cannot be used: "missing" or "damaged"; "" where it can, or where there is to be none"""
         self.opened = self.look()
@@ -65,13 +71,13 @@ class ArtifactFolder(Generic[Opened]):
             self._stamp = stamp
             self.problem = "damaged" if self.opened is None else ""
             return None
-        self._stamp, self.problem, self.created = stamp, "", self._created()
+        self._stamp, self.problem, self.data_read = stamp, "", self._data_read()
         return fresh
 
-    def _created(self) -> float:
+    def _data_read(self) -> float:
         try:
-            text = msgspec.json.decode((self._folder or Path()).joinpath(MANIFEST).read_bytes(), type=_Manifest).created
-            return datetime.datetime.fromisoformat(text).timestamp()
+            manifest = msgspec.json.decode((self._folder or Path()).joinpath(MANIFEST).read_bytes(), type=_Manifest)
+            return datetime.datetime.fromisoformat(manifest.metrics.data_read or manifest.created).timestamp()
         except (OSError, ValueError):  # an artifact that does not tell is older than every change
             return 0.0
 

@@ -1,7 +1,8 @@
 """Items that change while serving: every gateway follows the store's list of changes and applies them to its catalogue.
 
-A change is newer than a catalogue that was built before it, and older than one that was built after it: so a change
-counts for a catalogue if the store took it after the catalogue's ``created``.
+A change is newer than data that were read before it, and older than data that were read after it: so a change counts
+for a catalogue if the store took it after the catalogue's data were read (``ArtifactFolder.data_read``). When it was
+published says nothing: an hour of training may lie between, in which items change.
 """
 
 import asyncio

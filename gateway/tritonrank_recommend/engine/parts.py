@@ -63,7 +63,6 @@ class Upkeep:
     def __init__(self, parts: Parts, pool: ThreadPoolExecutor) -> None:
         self._parts, self._pool = parts, pool
         self._writer = ThreadPoolExecutor(1, "items")  # a catalogue is changed by one thread
-        self._applied_since = parts.catalogue.created
         self._tasks: list[asyncio.Task[None]] = []
         self.live = None if parts.store is None else LiveItems(parts.store, self._applier(parts.catalogue.opened))
 
@@ -91,9 +90,9 @@ class Upkeep:
         await self._applier(self._parts.catalogue.opened, 0.0)(changes)
 
     def _applier(
-        self, catalogue: Catalogue | None, created: float | None = None
+        self, catalogue: Catalogue | None, data_read: float | None = None
     ) -> Callable[[Sequence[ItemChange]], Awaitable[None]]:
-        since = self._parts.catalogue.created if created is None else created
+        since = self._parts.catalogue.data_read if data_read is None else data_read
 
         async def apply(changes: Sequence[ItemChange]) -> None:
             newer = [change for change in changes if change.changed >= since] if since else list(changes)
