@@ -39,11 +39,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_runtime.engine import ExecutorError
+from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.shared_context import SHARED_CONTEXT
 
 NATIVE_FILE = "native.safetensors"
 CONFIG = "config"
 """The key of the file's metadata that holds the configuration."""
-SHARED_CONTEXT, JOINT = "shared-context", "joint"
 ACTIVATIONS = ("none", "gelu", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 """In the order of the library's codes; "swish" is "silu"."""
 PASSES = 2
