@@ -111,11 +111,15 @@ class QuantizedLinear(torch.nn.Module):
         self.scale = 0.0 if linear.input_scale is None else float(linear.input_scale[pass_number])
         self.zero = 0 if linear.input_zero_point is None else int(linear.input_zero_point[pass_number])
 
+    def rounded(self, rows: Tensor) -> Tensor:
+        """Quantized and dequantized."""
+        if not self.scale:
+            return rows
+        steps = (rows * self.factor / self.scale).round() + self.zero
+        return (steps.clamp(0, 255) - self.zero) * self.scale
+
     def forward(self, rows: Tensor) -> Tensor:
-        if self.scale:
-            steps = (rows * self.factor / self.scale).round() + self.zero
-            rows = (steps.clamp(0, 255) - self.zero) * self.scale
-        product = rows @ self.weight
+        product = self.rounded(rows) @ self.weight
         return product if self.bias is None else product + self.bias
 
 
@@ -145,6 +149,21 @@ def quantized_weights(weights: NativeWeights, seed: int = 5, floats: tuple[str, 
     return NativeWeights(weights.config, tensors)
 
 
+def _round_residual(layer: Any) -> None:
+    finish = layer._finish
+    layer._finish = lambda rows, mixed: finish(layer.query.rounded(rows), mixed)
+
+
+def bfloat16_weights(weights: NativeWeights) -> NativeWeights:
+    """All linear layers but the head in BF16."""
+    tensors = dict(weights.tensors)
+    for name in weights.config.linears():
+        if name != "head":
+            weight = torch.from_numpy(weights.linear(name).weight).bfloat16()
+            tensors[f"{name}.weight"] = weight.view(torch.uint16).numpy()
+    return NativeWeights(weights.config, tensors)
+
+
 @torch.inference_mode()
 def reference_logits(
     network: SharedContextNetwork, weights: NativeWeights, context: NDArray[np.int32], rows: NDArray[np.int32]
@@ -157,6 +176,8 @@ def reference_logits(
             if name != "head":
                 parent, _, last = name.rpartition(".")
                 setattr(made.get_submodule(parent), last, QuantizedLinear(weights, name, number))
+        for layer in weights.config.rounded_residuals:
+            _round_residual(made.layers[layer])
         passes.append(made)
     keys, values = passes[0].encode_context(torch.from_numpy(context).long())
     tokens = [torch.from_numpy(row[row >= 0]).long()[None] for row in rows]

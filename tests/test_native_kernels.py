@@ -1,6 +1,7 @@
 """The native engine computes what the network and its Q/DQ graph say, whatever the shapes, and refuses the rest."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_rankers import (
+    bfloat16_weights,
     native_weights,
     quantized_weights,
     random_network,
@@ -41,6 +43,9 @@ STEP_ERROR = 0.01
 """INT8 against the same in FP64: a number that lies between two steps may fall to either, and then moves the logit by
 what a step is worth; logits here spread by about 0.5."""
 
+HALF_ERROR = 0.02
+"""BF16 keeps eight bits of a number."""
+
 Scorer = Callable[[NDArray[np.int32], NDArray[np.int32]], Any]
 
 
@@ -60,7 +65,8 @@ def scorer(weights: NativeWeights, kernels: str = "") -> Scorer:
 @cache
 def _shared(kind: str) -> Scorer:
     weights = native_weights(random_network())
-    return scorer(quantized_weights(weights) if kind == "int8" else weights)
+    made = {"int8": quantized_weights, "half": bfloat16_weights}
+    return scorer(made[kind](weights) if kind in made else weights)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -92,12 +98,42 @@ def test_steps_agree_with_quantize_and_dequantize(floats: tuple[str, ...], kerne
     np.testing.assert_allclose(found, expected, atol=STEP_ERROR)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_residual_can_be_the_rounded_input_of_the_query(kernels: str) -> None:
+    if not kernels_here(kernels):
+        pytest.skip(f"this processor does not run {kernels}")
+    network = random_network()
+    exact = quantized_weights(native_weights(network))
+    tensors = {name: tensor for name, tensor in exact.tensors.items() if name != "layers.1.query.input_factor"}
+    weights = NativeWeights(replace(exact.config, rounded_residuals=(1,)), tensors)
+    generator = np.random.default_rng(2)
+    context, rows = generator.integers(0, 211, size=50, dtype=np.int32), random_rows(generator, [9, 1, 24, 60] * 4)
+    found, expected = scorer(weights, kernels)(context, rows), reference_logits(network, weights, context, rows)
+    assert np.median(np.abs(found - expected)) < FLOAT_ERROR
+    np.testing.assert_allclose(found, expected, atol=STEP_ERROR)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_halves_round_inputs_and_weights_alone(kernels: str) -> None:
+    if not kernels_here(kernels):
+        pytest.skip(f"this processor does not run {kernels}")
+    network = random_network()
+    floats = native_weights(network)
+    weights = bfloat16_weights(floats)
+    generator = np.random.default_rng(2)
+    context, rows = generator.integers(0, 211, size=50, dtype=np.int32), random_rows(generator, [9, 1, 24, 60] * 4)
+    exact = torch_logits(network, context, rows)
+    found = scorer(weights, kernels)(context, rows)
+    assert 1e-4 < np.abs(found - exact).max() < HALF_ERROR
+    np.testing.assert_allclose(found, reference_logits(network, weights, context, rows), atol=HALF_ERROR)
+
+
 @given(
     seed=st.integers(0, 1_000),
     context_tokens=st.one_of(st.integers(1, 40), st.just(400)),
     count=st.one_of(st.integers(1, 30), st.just(1_000)),
     longest=st.one_of(st.integers(1, 30), st.just(200)),
-    kind=st.sampled_from(["float", "int8"]),
+    kind=st.sampled_from(["float", "int8", "half"]),
 )
 @settings(max_examples=25, deadline=None)
 def test_scores_are_the_same_to_the_bit_alone_and_among_others(

@@ -11,6 +11,7 @@ struct TritonrankLinear {
     std::int32_t kind;  // 0 FP32, 1 INT8, 2 BF16
     std::int32_t inputs;
     std::int32_t outputs;
+    std::int32_t rounds_residual;  // of a query: attention adds to its rounded input
     const float* bias;
     const float* weight_scale;
     const float* input_scale;  // (2); null: the input is not quantized

@@ -78,6 +78,7 @@ struct Linear {
     Buffer<std::int32_t> starts[2];
     Buffer<float> scales[2];
     Buffer<float> factor;
+    bool rounds_residual = false;
     bool rounds_input = false;  // FP32 weights behind a quantized input
 };
 
@@ -95,7 +96,7 @@ struct Scratch {
     Buffer<float> context_keys, context_values, turned, scores, inverses;
     Buffer<std::uint8_t> steps;
     Buffer<std::uint16_t> halves;
-    Buffer<float> rounded;
+    Buffer<float> rounded, residual;
 };
 
 // Rows of one block: a part of the run whose activations stay in the cache.
@@ -132,12 +133,11 @@ class Engine {
                    float* logits) const;
     void linear(const Linear& linear, Pass pass, const float* rows, long stride, long count, Finish finish,
                 Scratch& scratch) const;
-    bool into(const Linear& next, Pass pass, Finish& finish, Scratch& scratch, long count) const;
     void product(const Linear& linear, Pass pass, const float* rows, long stride, long count, const Finish& finish,
                  Scratch& scratch) const;
     void prepare(const Linear& linear, Pass pass, const float* rows, long stride, long count, Scratch& scratch) const;
+    const float* residual(const Linear& query, Pass pass, const float* rows, long count, Scratch& scratch) const;
     void finish_layer(const Layer& layer, Pass pass, const float* rows, long count, Scratch& scratch) const;
-    float head(const float* row, Scratch& scratch) const;
 
     // attention.cpp
     Context pack_context(const float* keys, const float* values, long tokens, Scratch& scratch) const;

@@ -113,6 +113,17 @@ long Engine::embed(const TritonrankRows& rows, const Block& block, Pass pass, Sc
     return block.tokens;
 }
 
+// What attention adds to: the rows that its queries are made of, or these as their quantization leaves them.
+const float* Engine::residual(const Linear& query, Pass pass, const float* rows, long count, Scratch& scratch) const {
+    const Quantization& input = query.input[pass];
+    if (!query.rounds_residual || !input.is_used) return rows;
+    std::uint8_t* steps = scratch.steps.grow(count * hidden_);
+    kernels_.quantize(rows, hidden_, count, hidden_, input.multiplier.get(), input.zero_point, steps, hidden_);
+    float* rounded = scratch.residual.grow(count * hidden_);
+    for (long i = 0; i < count * hidden_; ++i) rounded[i] = (float(steps[i]) - input.zero_point) * input.scale;
+    return rounded;
+}
+
 // What follows attention, whose result is in `mixed`: from `rows` to `hidden`.
 void Engine::finish_layer(const Layer& layer, Pass pass, const float* rows, long count, Scratch& scratch) const {
     float* sums = scratch.sums.grow(count * hidden_);
@@ -169,7 +180,7 @@ void Engine::context(const TritonrankRows& rows, float* keys, float* values) {
         linear(layer.query, CONTEXT, hidden, hidden_, tokens, finish, scratch);
         scratch.mixed.grow(tokens * width_);
         attend(block, Context(), n, false, scratch);
-        finish_layer(layer, CONTEXT, hidden, tokens, scratch);
+        finish_layer(layer, CONTEXT, residual(layer.query, CONTEXT, hidden, tokens, scratch), tokens, scratch);
     }
 }
 
@@ -214,7 +225,7 @@ void Engine::run_block(const TritonrankRows& rows, const Block& block, const Con
         linear(layer.query, CANDIDATES, asking, hidden_, count, finish, scratch);
         scratch.mixed.grow(count * width_);
         attend(block, context, n, is_last, scratch);
-        finish_layer(layer, CANDIDATES, asking, count, scratch);
+        finish_layer(layer, CANDIDATES, residual(layer.query, CANDIDATES, asking, count, scratch), count, scratch);
     }
     const float* firsts = scratch.hidden.get();
     const Linear* last = &head_;

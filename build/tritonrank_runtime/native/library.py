@@ -44,6 +44,7 @@ class LinearStruct(ctypes.Structure):
         ("kind", ctypes.c_int32),
         ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
+        ("rounds_residual", ctypes.c_int32),
         ("bias", ctypes.c_void_p),
         ("weight_scale", ctypes.c_void_p),
         ("input_scale", ctypes.c_void_p),

@@ -48,6 +48,7 @@ void Engine::load(Linear& linear, const TritonrankLinear& from, Spread spread) {
     const auto input = [&](long n) { return spread == Spread::inputs ? place(n) : n; };
     const auto output = [&](long n) { return spread == Spread::outputs ? place(n) : n; };
     linear.kind = Kind(from.kind);
+    linear.rounds_residual = from.rounds_residual;
     linear.inputs = spread == Spread::inputs ? width_ : padded(from.inputs);
     linear.outputs = spread == Spread::outputs ? width_ : padded(from.outputs);
     linear.bias.grow(linear.outputs);

@@ -112,7 +112,9 @@ class NativeModel:
         linear = weights.linear(name)
         inputs, outputs = linear.weight.shape
         parts = {field: None if part is None else self._place(part) for field, part in vars(linear).items()}
-        return LinearStruct(kind=KINDS[linear.weight.dtype], inputs=inputs, outputs=outputs, **parts)
+        rounds = name in {f"layers.{layer}.query" for layer in weights.config.rounded_residuals}
+        kind = KINDS[linear.weight.dtype]
+        return LinearStruct(kind=kind, inputs=inputs, outputs=outputs, rounds_residual=rounds, **parts)
 
     def _place(self, tensor: NDArray[Any]) -> int:
         """Where a tensor lies, which stays there as long as this object."""

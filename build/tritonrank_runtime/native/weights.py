@@ -69,6 +69,8 @@ class NativeConfig:
         layer_norm_eps: of all norms.
         pooler_size: outputs of the joint ranker's dense layer; 0 = it has none.
         pooler_activation: what follows it, one of ACTIVATIONS.
+        rounded_residuals: layers in which attention adds to the rounded input of the query instead of the exact one: in
+            a Q/DQ graph whatever reads an activation that is quantized without a factor of its own reads it rounded.
     """
 
     architecture: str
@@ -87,6 +89,7 @@ class NativeConfig:
     layer_norm_eps: float
     pooler_size: int = 0
     pooler_activation: str = "none"
+    rounded_residuals: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -198,6 +201,7 @@ class NativeWeights:
         try:
             with safe_open(path, framework="numpy") as file:
                 found = json.loads((file.metadata() or {})[CONFIG])
+                found["rounded_residuals"] = tuple(found["rounded_residuals"])
                 weights = cls(NativeConfig(**found), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no dict
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise _wrong(str(path), "file", f"not readable ({type(error).__name__}: {error})") from None
@@ -253,6 +257,8 @@ def _check_config(config: NativeConfig, place: str) -> None:
     for name, value in asdict(config).items():
         if isinstance(value, int) and value < least.get(name, 1):
             raise _wrong(place, name, f"{value}; expected at least {least.get(name, 1)}")
+    if not {*config.rounded_residuals} <= {*range(config.layers)}:
+        raise _wrong(place, "rounded_residuals", f"{list(config.rounded_residuals)}; there are {config.layers} layers")
     if config.layer_norm_eps <= 0:
         raise _wrong(place, "layer_norm_eps", f"{config.layer_norm_eps}; expected above 0")
     if config.positions <= config.first_position + config.context_positions:
