@@ -98,7 +98,7 @@ def build(place: Path, items: int, retriever: Path, encoder: QueryEncoder) -> No
             encoder=retriever,
             events=shop.events(),
             half_life_days=30.0,
-            sources=("two-tower", "lexical", "knn", "ease", "popular", "new"),
+            sources=("two-tower", "lexical", "knn", "ease", "popular", "new", "next"),
         )
         work = work_folder(place) / f"{items}.usearch"
         draft.metrics["went_on_from_an_interrupted_build"] = work.exists()

@@ -1,5 +1,6 @@
 """The blend: what it looks at, what it learns, how it is read again."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -82,6 +83,17 @@ def test_features_are_what_their_names_say() -> None:
 def test_equal_scores_have_no_z_score() -> None:
     matrix = feature_matrix(["ranker.z"], candidates(3), np.full(3, 0.1, dtype=np.float32), [None] * 3)
     assert (matrix == 0).all()
+
+
+def test_what_is_for_new_users_alone_is_nothing_for_others() -> None:
+    names = ["popularity.z", "popularity.z.cold", "fused.cold"]
+    found, logits = candidates(4), np.zeros(4, dtype=np.float32)
+    with_history = feature_matrix(names, found, logits, [None] * 4)
+    assert (with_history[:, 1:] == 0).all()
+    nobody = dataclasses.replace(found, scores={"ease": np.full(4, np.nan, dtype=np.float32)})
+    cold = feature_matrix(names, nobody, logits, [None] * 4)
+    np.testing.assert_array_equal(cold[:, 1], with_history[:, 0])
+    np.testing.assert_array_equal(cold[:, 2], found.fused)
 
 
 def test_a_source_that_was_not_asked_is_not_known() -> None:

@@ -17,8 +17,8 @@ from tritonrank.pipeline import blend as blend_stage
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.report.page import make_report
 from tritonrank.report.recommend_table import show_quality
-from tritonrank.retrieval.blend_lists import moments
-from tritonrank.retrieval.counts import likes
+from tritonrank.retrieval.blend_lists import moments, with_cold
+from tritonrank.retrieval.counts import following, following_matrix, likes, sequences
 from tritonrank.retrieval.rankings import Known, accuracy, counted_rankings, differences, judged, places_of
 from tritonrank.retrieval.recommend_quality import judge_whole, peer_files
 from tritonrank_recommend.blend import open_blend
@@ -83,7 +83,8 @@ def test_the_stage_publishes_what_it_judged(blended: Workspace) -> None:
     assert by_name["blend"]["ndcg@10"][0] == pytest.approx(gate["child_ndcg"], abs=1e-4)
     assert by_name["ranker alone"]["ndcg@10"][0] == pytest.approx(gate["parent_ndcg"], abs=1e-4)
     assert set(by_name) == {
-        "popularity", "item kNN", "EASE", "two towers alone", "retrieval, fused", "ranker alone", "blend",
+        "popularity", "item kNN", "EASE", "EASE, newest weigh more", "what comes next", "two towers alone",
+        "retrieval, fused", "ranker alone", "blend",
     }  # fmt: skip
 
 
@@ -138,6 +139,34 @@ def test_metrics_are_those_of_the_places(blended: Workspace) -> None:
     for ranking, moment in zip(counted_rankings(known, found)["EASE"], found, strict=True):
         assert not set(ranking) & set(moment.met)
         assert len(set(ranking)) == len(ranking)
+
+
+def test_one_user_in_five_is_learnt_from_a_second_time_as_a_new_one(blended: Workspace) -> None:
+    found = moments(blended.dataset, "validation", most=1_000, seed=1)
+    both = with_cold(found)
+    assert both[: len(found)] == found
+    again = both[len(found) :]
+    assert len(again) == -(-len(found) // 5)
+    assert not any(moment.history for moment in again)
+    assert [moment.positive for moment in again] == [moment.positive for moment in found[::5]]
+    assert len({moment.example_id for moment in both}) == len(both)
+
+
+def test_what_comes_next_counts_steps() -> None:
+    events = pl.DataFrame(
+        [("u", "a", 1, 1), ("u", "b", 2, 1), ("u", "x", 3, 0), ("u", "c", 4, 1), ("v", "b", 9, 1), ("v", "a", 8, 1)],
+        schema=["user_id", "item_id", "timestamp", "label"],
+        orient="row",
+    )
+    items = ["a", "b", "c", "x"]
+    liked = likes(events, items)
+    weights = following_matrix(sequences(events, items), liked).toarray()
+    # Of u a, b, c; of v a, b. A step back counts half, and popular items less.
+    steps = np.array([[0, 2, 0.5, 0], [1, 0, 1, 0], [0.25, 0.5, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(weights, steps * (np.array([2, 2, 1, 0]) + 5.0) ** -0.4, rtol=1e-6)
+    lists = following(sequences(events, items), liked, 1)
+    assert lists.starts.tolist() == [0, 1, 2, 3, 3]
+    assert lists.places.tolist() == [1, 2, 1]
 
 
 def test_what_is_asked_wrongly_is_said(recipe: Recipe, blended: Workspace, tmp_path: Path, tiny_base: Path) -> None:

@@ -1,6 +1,8 @@
 """A catalogue's answers against brute force over the same items, before and after live changes."""
 
 import dataclasses
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -88,12 +90,36 @@ def test_words_score_as_bm25s_does(catalogue: OpenCatalogue, folder: Path) -> No
 def test_neighbours_are_summed_over_the_history(catalogue: OpenCatalogue) -> None:
     alone = [retrieved(catalogue, history=[one]) for one in LIKED]
     both = retrieved(catalogue, history=LIKED)
-    for source in ("knn", "ease"):
+    for source, power in (("knn", 0.0), ("ease", 0.5), ("next", 1.0)):
+        assert catalogue.facts.recency.get(source, 0.0) == power
         parts = [dict(zip(found.ids, found.scores[source], strict=True)) for found in alone]
-        np.testing.assert_allclose(
-            both.scores[source], [sum(part[one] for part in parts) for one in both.ids], rtol=1e-5, atol=1e-7
-        )
+        factors = np.arange(len(LIKED), 0, -1) ** -power  # the newest is the last
+        expected = [sum(factor * part[one] for factor, part in zip(factors, parts, strict=True)) for one in both.ids]
+        np.testing.assert_allclose(both.scores[source], expected, rtol=1e-5, atol=1e-7)
         assert (both.scores[source] > 0).any()
+
+
+def test_a_catalogue_of_an_older_build_answers_without_what_comes_next(folder: Path, tmp_path: Path) -> None:
+    old = tmp_path / "catalogue"
+    shutil.copytree(folder, old)
+    facts = json.loads((old / "catalogue.json").read_text())
+    for name in ("next_history", "recency"):
+        del facts[name]
+    facts["sources"].remove("next")
+    facts["sizes"] = {name: size for name, size in facts["sizes"].items() if not name.startswith("next.")}
+    (old / "catalogue.json").write_text(json.dumps(facts))
+    manifest = json.loads((old / "manifest.json").read_text())
+    manifest["files"] = {name: value for name, value in manifest["files"].items() if not name.startswith("next.")}
+    manifest["files"]["catalogue.json"] = hashlib.sha256((old / "catalogue.json").read_bytes()).hexdigest()
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    for file in old.glob("next.*"):
+        file.unlink()
+    opened = open_catalogue(old)
+    assert not opened.broken
+    found = retrieved(opened, history=LIKED)
+    assert found.ids
+    assert not found.missing
+    assert "next" not in found.scores
 
 
 def test_without_anything_known_there_is_what_is_popular_and_new(catalogue: OpenCatalogue) -> None:

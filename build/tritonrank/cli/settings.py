@@ -55,7 +55,7 @@ def settings(
         typer.echo(typer.style(f"\n{section or 'at the top'}", bold=True, underline=True))
         for row in of_section:
             name = row.key.removeprefix(f"{section}.")
-            typer.echo(f"  {typer.style(name, bold=True)} = {row.default}")
+            _print_wrapped(str(row.default), f"  {typer.style(name, bold=True)} = ", 6 * " ")
             _print_wrapped(row.description + (f" [{row.used}]" if row.used else ""), 6 * " ", 6 * " ")
     if not word:
         typer.echo("\nOne explained: tritonrank settings serve.deadline_ms; a section: settings serve")

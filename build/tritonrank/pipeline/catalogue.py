@@ -7,7 +7,7 @@ from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import Recipe, TablesData
 
-REVISION = 2
+REVISION = 4
 TOOLS = ("bm25s", "numpy", "onnxruntime", "polars", "PyStemmer", "scipy", "tokenizers", "usearch")
 
 

@@ -19,7 +19,7 @@ class BlendSettings(Settings):
         "best (few users: the sum); none: the ranker's own order serves",
     )
     monotone: list[str] = Field(
-        ["ranker", "fused", "score.two-tower", "score.knn", "score.ease"],
+        ["ranker", "fused", "score.two-tower", "score.knn", "score.ease", "score.next"],
         description="features that may only raise an item, with - before the name: only lower it, such as "
         "-field.price. The names: docs/quality.md",
     )

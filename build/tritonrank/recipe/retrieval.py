@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from tritonrank.recipe.base import Settings
 
-Source = Literal["two-tower", "lexical", "knn", "ease", "popular", "new"]
+Source = Literal["two-tower", "lexical", "knn", "ease", "popular", "new", "next"]
 
 
 class RetrievalSettings(Settings):
@@ -27,9 +27,10 @@ class RetrievalSettings(Settings):
         "where their texts put them",
     )
     sources: list[Source] = Field(
-        ["two-tower", "lexical", "knn", "ease", "popular", "new"],
+        ["two-tower", "lexical", "knn", "ease", "popular", "new", "next"],
         min_length=1,
-        description="what brings candidates: vectors of text, words, items liked together, EASE, popularity, newness",
+        description="what brings candidates: vectors of text, words, items liked together, EASE, popularity, newness, "
+        "what was liked soon after",
     )
     half_life_days: float = Field(
         30.0, gt=0, description="age at which an event counts half for popularity; 30 suits shops, years suit films"

@@ -22,7 +22,7 @@ from tritonrank_recommend.blend.models import Linear, LinearModel
 from tritonrank_recommend.blend.reader import Method, feature_columns
 
 from tritonrank.judge.metrics import ndcg
-from tritonrank.retrieval.blend_lists import BlendList
+from tritonrank.retrieval.blend_lists import WITHHELD, BlendList
 
 Matrix = NDArray[np.float32]
 
@@ -95,7 +95,7 @@ def learn(
     if len(usable) < FEWEST_LISTS:
         return alone
     signs = np.array([(name in rising) - (name in falling) for name in names], dtype=np.int64)
-    folds = np.random.default_rng(seed).permutation(len(usable)) % FOLDS
+    folds = _folds(usable, seed)
     ranker = np.array([_ndcg_of(one, one.logits) for one in usable])
     sums = {one: _out_of_fold(usable, folds, partial(_sum_score, names, signs, one)) for one in PENALTIES}
     penalty = max(PENALTIES, key=lambda one: float(sums[one].mean()))
@@ -186,6 +186,14 @@ def _tree_score(
 
     booster = lightgbm.Booster(model_str=fit_trees(lists, names, signs, seed))
     return lambda features: np.asarray(booster.predict(features, num_threads=1), dtype=np.float32)
+
+
+def _folds(lists: Sequence[BlendList], seed: int) -> NDArray[np.int64]:
+    """[lists] the fold of each; a user's lists are all in one."""
+    users = [one.moment.example_id.removesuffix(WITHHELD) for one in lists]
+    names = list(dict.fromkeys(users))
+    fold_of = dict(zip(names, (np.random.default_rng(seed).permutation(len(names)) % FOLDS).tolist(), strict=True))
+    return np.array([fold_of[user] for user in users], dtype=np.int64)
 
 
 def _out_of_fold(

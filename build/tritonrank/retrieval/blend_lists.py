@@ -4,13 +4,16 @@ Learnt from are the users' validation positives, of all users who have one: neit
 them. (The ranker's best weights were chosen on some of them, which is the one thing they were used for.) Judged on are
 the test positives of the recipe's test users. The rest of a user's later events plays no part.
 
+So that new users are served well, too, one user in five is learnt from a second time as if nothing were known of what
+they liked.
+
 Candidates are all items that the user has not met before: that is what a shop ranks. Where retrieval misses the
 positive, the list cannot be learnt from: put in by hand, the positive would be the one candidate that no source
 brought, and a model would learn just that. Judged, such a list counts as 0.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,10 @@ CANDIDATES = 200
 """That are retrieved and ranked, as the gateway does by default."""
 MOST_HISTORY = 200
 """As a profile in the store keeps."""
+COLD_EVERY = 5
+"""One user in so many is learnt from a second time, with the history withheld: what is right for new users is learnt
+from users of whom we know what they liked."""
+WITHHELD = ", history withheld"
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,16 @@ def moments(dataset_folder: Path, split: str, *, most: int, seed: int) -> list[M
         judged = set(pl.read_parquet(dataset_folder / f"{TEST}.parquet", columns=["example_id"])["example_id"])
         found = [moment for moment in found if moment.example_id in judged]
     return sorted(found, key=lambda moment: stable_hash(seed, moment.example_id))[:most]
+
+
+def withheld(moment: Moment) -> Moment:
+    """The same user as if nothing were known of what they liked."""
+    return replace(moment, example_id=moment.example_id + WITHHELD, history=[])
+
+
+def with_cold(found: Sequence[Moment]) -> list[Moment]:
+    """The moments, and one in five with its history withheld."""
+    return [*found, *map(withheld, found[::COLD_EVERY])]
 
 
 def blend_list(

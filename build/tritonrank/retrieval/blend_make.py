@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
-from tritonrank_recommend.blend.features import FIELD, RANKER, Z
+from tritonrank_recommend.blend.features import COLD, FIELD, RANKER, Z
 from tritonrank_recommend.blend.models import LinearModel, TreeModel
 from tritonrank_recommend.blend.reader import BLEND_FILE, TREES_FILE, BlendFile, ServedBlend
 from tritonrank_recommend.catalogue import open_catalogue
@@ -29,7 +29,7 @@ from tritonrank.judge.metrics import METRICS, all_metrics
 from tritonrank.judge.worst import forget_closed_gate, require_passed
 from tritonrank.recipe import Recipe
 from tritonrank.retrieval.blend_learning import Learnt, learn
-from tritonrank.retrieval.blend_lists import BlendList, make_lists, moments
+from tritonrank.retrieval.blend_lists import BlendList, make_lists, moments, with_cold
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.recommend_quality import BLEND, QUALITY_FILE, RANKED, full_catalogue
 
@@ -54,7 +54,7 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     ranker = RankerScores(workspace.served_model(recipe), workspace.dataset, dataset.items, workspace.judgements)
     sources = recipe.retrieval.sources if recipe.retrieval else []
     names = feature_names(sources, recipe.blend.fields)
-    found = moments(workspace.dataset, VALIDATION, most=recipe.blend.lists, seed=recipe.seed)
+    found = with_cold(moments(workspace.dataset, VALIDATION, most=recipe.blend.lists, seed=recipe.seed))
     lists = make_lists(catalogue, ranker, found, sources, names, "retrieving and ranking to learn from")
     names, lists = _that_tell(names, lists)
     rising, falling = _signs(names, recipe.blend.monotone)
@@ -92,6 +92,8 @@ def feature_names(sources: Sequence[str], fields: Sequence[str]) -> list[str]:
         *(score + Z for score in scores),
         "popularity",
         "popularity" + Z,
+        "fused" + Z + COLD,
+        "popularity" + Z + COLD,
         "age",
         *(f"{FIELD}{name}" for name in fields),
     ]
@@ -120,13 +122,11 @@ def _that_tell(names: Sequence[str], lists: Sequence[BlendList]) -> tuple[list[s
 
 
 def _signs(names: Sequence[str], monotone: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The features that may only raise the score, and those that may only lower it; each with its z-score."""
+    """The features that may only raise the score, and those that may only lower it, in each of their forms."""
     rising = {name for name in monotone if not name.startswith("-")}
     falling = {name[1:] for name in monotone if name.startswith("-")}
-    return (
-        [name for name in names if name.removesuffix(Z) in rising],
-        [name for name in names if name.removesuffix(Z) in falling],
-    )
+    plain = {name: name.removesuffix(COLD).removesuffix(Z) for name in names}
+    return [name for name in names if plain[name] in rising], [name for name in names if plain[name] in falling]
 
 
 def _write(draft: Draft, learnt: Learnt, names: Sequence[str]) -> None:

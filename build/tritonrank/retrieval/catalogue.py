@@ -55,7 +55,7 @@ def make_catalogue(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     console.print(
         f"  {made['items']:,} items, {made['bytes_per_item']:,.0f} bytes each on disk; stemmer: {made['stemmer']}; "
         f"with neighbours by kNN {listed['knn']:,}, by EASE {listed['ease']:,} (at most {MOST_EASE_ITEMS:,}, the most "
-        f"popular); "
+        f"popular), by what comes next {listed['next']:,}; "
         f"filters: {', '.join(made['filters']) or 'none'}",
         markup=False,
         highlight=False,

@@ -5,7 +5,7 @@ The stage calls it with a recipe's items, the load tests with a million generate
 
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,11 @@ from tritonrank.judge.counted import NEIGHBOUR_HISTORY
 from tritonrank.retrieval.catalogue_columns import write_columns
 from tritonrank.retrieval.catalogue_vectors import write_index
 from tritonrank.retrieval.catalogue_words import write_lexical
-from tritonrank.retrieval.counts import Neighbours, ease, knn, likes
+from tritonrank.retrieval.counts import NEXT_HISTORY, RECENCY, Neighbours, ease, following, knn, likes, sequences
 from tritonrank.system.progress import step, track
 
 NEIGHBOURS = 50
-"""Of each item, in kNN's and in EASE's lists."""
+"""Of each item, in the lists of kNN, EASE and what comes next."""
 ROWS_AT_ONCE = 10_000
 DAY = 86_400.0
 
@@ -105,6 +105,8 @@ def write_catalogue(
         lexical=lexical,
         columns=columns,
         neighbour_history=NEIGHBOUR_HISTORY,
+        next_history=NEXT_HISTORY,
+        recency=RECENCY,
         weights=DEFAULT_WEIGHTS,
         sources=list(contents.sources),
         sizes=_sizes(folder),
@@ -150,12 +152,18 @@ def _fields(items: pl.DataFrame) -> Iterator[tuple[str, str]]:
 
 
 def _write_neighbours(contents: Contents, folder: Path) -> dict[str, int]:
-    """Of kNN and of EASE, how many items have a list: EASE takes the most popular ones where there are many."""
+    """By kind of list how many items have one: EASE takes the most popular ones where there are many."""
     listed = {}
-    liked = likes(contents.events, contents.items["item_id"].to_list())
-    for name, count in (("knn", knn), ("ease", ease)):
+    ids = contents.items["item_id"].to_list()
+    liked = likes(contents.events, ids)
+    counts: dict[str, Callable[[], Neighbours]] = {
+        "knn": lambda: knn(liked, NEIGHBOURS),
+        "ease": lambda: ease(liked, NEIGHBOURS),
+        "next": lambda: following(sequences(contents.events, ids), liked, NEIGHBOURS),
+    }
+    for name, count in counts.items():
         with step(f"{name}: neighbour lists"):
-            lists = count(liked, NEIGHBOURS)
+            lists = count()
         _save_lists(lists, folder, name)
         listed[name] = int(np.count_nonzero(np.diff(lists.starts)))
     return listed

@@ -10,6 +10,7 @@ of -log2 of the share of users who liked a shown item (Zhou et al. 2010, https:/
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from scipy import sparse
 from tritonrank.judge.counted import NEIGHBOUR_HISTORY
 from tritonrank.judge.metrics import interval
 from tritonrank.retrieval.blend_lists import CANDIDATES, Moment
-from tritonrank.retrieval.counts import ease_matrix
+from tritonrank.retrieval.counts import NEXT_HISTORY, RECENCY, ease_matrix
 
 ACCURACY = ("ndcg@10", "recall@20", "recall@100", "mrr")
+EASE_BY_RECENCY, SEQUENTIAL = "EASE, newest weigh more", "what comes next"
 FEWEST_OF_SEGMENT = 20
 FEW_LIKES = 10
 """A history of at most so many makes a user new here."""
@@ -37,10 +39,12 @@ class Known:
     Attributes:
         item_ids: the catalogue.
         liked: [users, items] of the training events.
+        followed: [items, items] of ``counts.following_matrix``; None: what comes next is not judged.
     """
 
     item_ids: Sequence[str]
     liked: sparse.csr_matrix
+    followed: sparse.csr_matrix | None = None
 
     @property
     def likes_by_item(self) -> dict[str, int]:
@@ -49,7 +53,7 @@ class Known:
 
 
 def counted_rankings(known: Known, moments: Sequence[Moment], size: int = CANDIDATES) -> dict[str, list[list[str]]]:
-    """Popularity, item kNN and EASE over the whole catalogue, from the same counts that the catalogue is made of."""
+    """What only counts, over the whole catalogue, from the same counts that the catalogue is made of."""
     return {
         name: [ranking_of(known, score(moment), moment, size) for moment in moments]
         for name, score in counted_scorers(known).items()
@@ -73,12 +77,27 @@ def counted_scorers(known: Known) -> dict[str, Callable[[Moment], NDArray[np.flo
         newest = places(moment)[-NEIGHBOUR_HISTORY:]
         return np.asarray((by_item[newest] @ scaled).sum(axis=0), dtype=np.float64).ravel()
 
-    def ease(moment: Moment) -> NDArray[np.float64]:
+    def ease(moment: Moment, power: float = 0.0) -> NDArray[np.float64]:
         scores = np.zeros(len(known.item_ids))
-        scores[columns] = weights[[row_of[one] for one in places(moment) if one in row_of]].sum(axis=0)
+        rows = [row_of[one] for one in places(moment) if one in row_of]
+        scores[columns] = _by_recency(len(rows), power) @ weights[rows]
         return scores
 
-    return {"popularity": lambda moment: popularity, "item kNN": knn, "EASE": ease}
+    def following(moment: Moment) -> NDArray[np.float64]:
+        assert known.followed is not None
+        newest = places(moment)[-NEXT_HISTORY:]
+        return np.asarray(known.followed[newest].T @ _by_recency(len(newest), RECENCY["next"])).ravel()
+
+    found: dict[str, Callable[[Moment], NDArray[np.float64]]]
+    found = {"popularity": lambda moment: popularity, "item kNN": knn, "EASE": ease}
+    if known.followed is not None:
+        found |= {EASE_BY_RECENCY: partial(ease, power=RECENCY["ease"]), SEQUENTIAL: following}
+    return found
+
+
+def _by_recency(count: int, power: float) -> NDArray[np.float64]:
+    """[count] n^-power of the n-th newest, newest last."""
+    return np.arange(count, 0, -1, dtype=np.float64) ** -power
 
 
 def ranking_of(known: Known, scores: NDArray[np.float64], moment: Moment, size: int = CANDIDATES) -> list[str]:

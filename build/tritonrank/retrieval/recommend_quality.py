@@ -6,7 +6,6 @@ cold             the same users with their history withheld
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from tritonrank.data.splits import TEST
 from tritonrank.errors import ArtifactError, DataError
 from tritonrank.judge.metrics import interval, ndcg, ranking
 from tritonrank.recipe import Recipe
-from tritonrank.retrieval.blend_lists import BlendList, Moment, features_of, make_lists, moments
-from tritonrank.retrieval.counts import likes
+from tritonrank.retrieval.blend_lists import BlendList, Moment, features_of, make_lists, moments, withheld
+from tritonrank.retrieval.counts import following_matrix, likes, sequences
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.rankings import (
     Known,
@@ -122,7 +121,7 @@ def full_catalogue(
         DataError: a peer's file lacks a test user.
     """
     found = [one.moment for one in lists]
-    known = Known(list(dataset.items), likes(dataset.training_events, list(dataset.items)))
+    known = _known(dataset)
     rankings: dict[str, list[list[str]]] = counted_rankings(known, found)
     rankings |= {name: read_peer(path, found) for name, path in (peers or {}).items()}
     if "two-tower" in sources:
@@ -155,7 +154,7 @@ def sampled(
 ) -> dict[str, Any]:
     """NDCG@10 of one positive among sampled items: as if the catalogue held nothing else."""
     examples = {example.example_id: example for example in dataset.test}
-    known = Known(list(dataset.items), likes(dataset.training_events, list(dataset.items)))
+    known = _known(dataset)
     place = {item: number for number, item in enumerate(known.item_ids)}
     counted = counted_scorers(known)
     values: dict[str, list[float]] = {name: [] for name in (*counted, FUSED, RANKED, BLEND)}
@@ -187,9 +186,9 @@ def cold(
     sources: Sequence[Source],
 ) -> dict[str, Any]:
     """The same users as if nothing were known of them: text of the query and popularity are all there is."""
-    unknown = [replace(moment, example_id=f"{moment.example_id}, history withheld", history=[]) for moment in moments]
+    unknown = [withheld(moment) for moment in moments]
     lists = make_lists(catalogue, ranker, unknown, sources, blend.names, "judging users without a history")
-    known = Known(list(dataset.items), likes(dataset.training_events, list(dataset.items)))
+    known = _known(dataset)
     rankings: dict[str, list[list[str]]] = {"popularity": counted_rankings(known, unknown)["popularity"]}
     rankings |= {FUSED: [one.ids for one in lists], RANKED: [_by(one, one.logits) for one in lists]}
     rankings[BLEND] = [_by(one, blend.score(one.features)) for one in lists]
@@ -238,6 +237,12 @@ def _sampled_scores(
     fused[order] = found.fused
     blended[order] = blend.score(features_of(catalogue, blend.names, found, logits[order]))
     return fused, blended
+
+
+def _known(dataset: Dataset) -> Known:
+    items = list(dataset.items)
+    liked = likes(dataset.training_events, items)
+    return Known(items, liked, following_matrix(sequences(dataset.training_events, items), liked))
 
 
 def _by(one: BlendList, scores: NDArray[np.float32]) -> list[str]:

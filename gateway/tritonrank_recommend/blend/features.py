@@ -8,6 +8,7 @@
     age                   log(1 + days since the item was first seen)
     field.NAME            a numeric field of the item
     NAME.z                any of them as a z-score within the request
+    NAME.cold             any of them, z-scores too, where nothing is known of what the user likes; 0 for everybody else
 
 The same code makes them when a blend is learnt and when it serves. NaN is: not known.
 """
@@ -23,6 +24,9 @@ from tritonrank_recommend.stores.interface import FieldValue
 
 RANKER = "ranker"
 Z = ".z"
+COLD = ".cold"
+OF_HISTORY = ("knn", "ease")
+"""Sources that score every candidate of a user with a history, and none of a user without one."""
 FIELD = "field."
 RANK = "rank."
 SCORE = "score."
@@ -34,7 +38,7 @@ Column = NDArray[np.float32]
 
 def known_feature(name: str) -> bool:
     """Whether a feature may be called so."""
-    plain = name.removesuffix(Z)
+    plain = name.removesuffix(COLD).removesuffix(Z)
     return plain in (RANKER, *_PLAIN) or any(
         plain.startswith(prefix) and len(plain) > len(prefix) for prefix in (RANK, SCORE, FIELD)
     )
@@ -49,11 +53,16 @@ def feature_matrix(
     """[candidates, names] float32; NaN is: not known."""
     matrix = np.empty((len(candidates.ids), len(names)), dtype=np.float32)
     made: dict[str, Column] = {RANKER: np.asarray(logits, dtype=np.float32)}
+    is_cold = all(np.isnan(candidates.scores[source]).all() for source in OF_HISTORY if source in candidates.scores)
     for number, name in enumerate(names):
-        plain = name.removesuffix(Z)
+        if name.endswith(COLD) and not is_cold:
+            matrix[:, number] = 0.0
+            continue
+        own = name.removesuffix(COLD)
+        plain = own.removesuffix(Z)
         if plain not in made:
             made[plain] = _column(plain, candidates, fields)
-        matrix[:, number] = _z_scores(made[plain]) if name.endswith(Z) else made[plain]
+        matrix[:, number] = _z_scores(made[plain]) if own.endswith(Z) else made[plain]
     return matrix
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from tritonrank_recommend.stores.interface import FieldValue, ItemChange
 
-Source = Literal["two-tower", "lexical", "knn", "ease", "popular", "new"]
-SOURCES: tuple[Source, ...] = ("two-tower", "lexical", "knn", "ease", "popular", "new")
+Source = Literal["two-tower", "lexical", "knn", "ease", "popular", "new", "next"]
+SOURCES: tuple[Source, ...] = ("two-tower", "lexical", "knn", "ease", "popular", "new", "next")
 
 Filters = Mapping[str, Any]
 """By field: a value, a list of values of which one fits, or bounds ``{"gt": .., "gte": .., "lt": .., "lte": ..}``."""
@@ -57,8 +57,8 @@ class Candidates:
         ids: of the items.
         fused: reciprocal rank fusion, [n] float32, descending.
         ranks: by source its rank of each item from 0, [n] int32; -1 where that source did not bring it.
-        scores: by source its score of each item, [n] float32; NaN where the source has none. EASE, kNN and two-tower
-            score every candidate, whoever brought it, because the blend wants to know.
+        scores: by source its score of each item, [n] float32; NaN where the source has none. EASE, kNN, next and
+            two-tower score every candidate, whoever brought it, because the blend wants to know.
         popularity: decayed popularity, [n] float32.
         age_days: since the item was first seen, [n] float32; NaN where that is not known.
         missing: sources that were asked and could not answer, with the reason.

@@ -1,4 +1,5 @@
-"""Neighbour lists: of each item those that go with it, and how well. Item kNN and EASE differ only in the values."""
+"""Neighbour lists: of each item those that go with it, and how well. Item kNN, EASE and
+what comes next differ only in the values."""
 
 from dataclasses import dataclass
 

@@ -206,6 +206,8 @@ class OpenCatalogue:
         asked: dict[str, Callable[[], NDArray[np.float32]]] = {"two-tower": lambda: sources.two_tower_at(view, places)}
         if len(view.liked):
             asked |= {"knn": lambda: view.knn.at(places), "ease": lambda: view.ease.at(places)}
+            if "next" in self.facts.sources:
+                asked["next"] = lambda: view.next.at(places)
         if view.words:
             asked["lexical"] = lambda: sources.lexical_at(view, places)
         unknown = np.full(len(places), np.nan, dtype=np.float32)
@@ -354,6 +356,8 @@ def _open_parts(files: Files, facts: Facts) -> Parts:
         lexical=attempt("lexical", lambda: Lexical(files, lexical, facts.items)) if lexical else None,
         knn=attempt("knn", lambda: NeighbourLists(files, "knn")),
         ease=attempt("ease", lambda: NeighbourLists(files, "ease")),
+        # Catalogues of older builds have no such lists, and do not name the source.
+        next=attempt("next", lambda: NeighbourLists(files, "next")) if "next" in facts.sources else None,
         popularity=popularity[0] if popularity else nothing.astype(np.float32),
         # Popularity always answers: without its file in the order of the items.
         popular_order=popularity[1] if popularity else np.arange(facts.items, dtype=np.int32),

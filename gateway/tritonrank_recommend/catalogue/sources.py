@@ -1,4 +1,6 @@
-"""What brings candidates: vectors, words, items liked together, EASE, popularity, newness. Each gives a bounded list.
+"""What brings candidates: vectors, words, items liked together, EASE, what comes next, popularity, newness.
+
+Each gives a bounded list.
 
 All of them look at the same ``View``: what there was when the request came, what its filters admit, and what it wants.
 """
@@ -40,6 +42,7 @@ class Parts:
     lexical: Lexical | None
     knn: NeighbourLists | None
     ease: NeighbourLists | None
+    next: NeighbourLists | None
     popularity: NDArray[np.float32]
     popular_order: NDArray[np.int32]
     first_seen: NDArray[np.float64]
@@ -136,6 +139,10 @@ class View:
     def ease(self) -> Sums:
         return _sums(self, self.parts.ease, "ease", len(self.liked))
 
+    @cached_property
+    def next(self) -> Sums:
+        return _sums(self, self.parts.next, "next", self.parts.facts.next_history)
+
 
 def filter_mask(columns: Columns, overlay: Overlay, filters: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     """[places] whether the newest version of an item passes; None where nothing is asked."""
@@ -212,6 +219,10 @@ def ease(view: View) -> Nearest:
     return _positive(view, view.ease)
 
 
+def next_(view: View) -> Nearest:
+    return _positive(view, view.next)
+
+
 def popular(view: View) -> Nearest:
     if view.few is not None:
         return view.first(view.few, popularity_at(view, view.few))
@@ -232,7 +243,7 @@ def new(view: View) -> Nearest:
 
 
 SOURCE_FUNCTIONS: dict[str, Callable[[View], Nearest]] = {
-    "two-tower": two_tower, "lexical": lexical, "knn": knn, "ease": ease, "popular": popular, "new": new
+    "two-tower": two_tower, "lexical": lexical, "knn": knn, "ease": ease, "popular": popular, "new": new, "next": next_
 }  # fmt: skip
 
 
@@ -278,7 +289,10 @@ def first_seen_at(view: View, places: Places) -> NDArray[np.float64]:
 def _sums(view: View, lists: NeighbourLists | None, name: str, newest: int) -> Sums:
     if lists is None:
         raise MissingError(view.parts.broken.get(name, "no neighbour lists"))
-    return lists.sums(view.liked[-newest:], view.weights[-newest:])
+    liked, weights = view.liked[-newest:], view.weights[-newest:]
+    if power := view.parts.facts.recency.get(name, 0.0):
+        weights = weights * np.arange(len(weights), 0, -1, dtype=np.float32) ** np.float32(-power)
+    return lists.sums(liked, weights)
 
 
 def _positive(view: View, sums: Sums) -> Nearest:

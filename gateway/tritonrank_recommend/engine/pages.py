@@ -23,7 +23,8 @@ MOST_HELD_BYTES = 64 * 2**20
 STORE_SECONDS = 0.25
 """That the store may take for a page."""
 PINNED_BY_RULE = "pin"
-SOURCE_NAMES = (*SOURCES, PINNED_BY_RULE)
+SOURCE_NAMES = (*(name for name in SOURCES if name != "next"), PINNED_BY_RULE, "next")
+"""Lists are kept over an update, so that a name keeps its number: what is new comes last."""
 
 
 class PageGoneError(Exception):

@@ -28,6 +28,7 @@ FEATURES = {
     "popular": "many people like it now",
     "knn": "people who like the same things like it",
     "ease": "people with your taste like it",
+    "next": "people mostly go on to it from what you liked last",
     "two-tower": "it is close to what you like",
     "lexical": "its text has the words you searched for",
     "fused": "it was found in several ways",
