@@ -94,6 +94,8 @@ class EngineOptions:
         context_cache_bytes: keys and values of contexts that are kept at the most.
         shares: parts that a request's candidates are cut into for the sake of threads; 0 = by the machine's cores.
         is_gpu: runs are costly to start, and may be large.
+        is_packed: the graphs leave padding out themselves, a run of them costs little to start, and a row's score does
+            not depend on the rows beside it.
     """
 
     threads: int = 0
@@ -101,6 +103,7 @@ class EngineOptions:
     context_cache_bytes: int = 0
     shares: int = 0
     is_gpu: bool = False
+    is_packed: bool = False
 
     @classmethod
     def on_gpu(cls, context_cache_bytes: int = 0) -> "EngineOptions":

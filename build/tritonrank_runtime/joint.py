@@ -2,7 +2,8 @@
 
 A row is the pair (context, candidate) in the layout of the checkpoint's own tokenizer, special tokens and segment ids
 included. ``JointEngine`` pads each row to the next multiple of eight tokens of its own length and runs it only with
-rows of that padded length, whichever request they come from.
+rows of that padded length, whichever request they come from. For graphs that leave padding out themselves
+(``EngineOptions.is_packed``) rows of any lengths go together.
 """
 
 from collections import defaultdict
@@ -88,7 +89,7 @@ class Joint(Architecture):
         return list(inputs) == [MODEL_FILE] and "input_ids" in inputs[MODEL_FILE]
 
     def engine(self, graphs: Mapping[str, Graph], options: EngineOptions) -> Engine:
-        return JointEngine(graphs[MODEL_FILE], options.threads, options.rows_per_batch)
+        return JointEngine(graphs[MODEL_FILE], options.threads, options.rows_per_batch, options.is_packed)
 
     def input_names(self, config: Any) -> list[str]:
         """DistilBERT has no segment ids, RoBERTa and XLM-R have only one kind."""
@@ -106,11 +107,14 @@ class JointEngine:
 
     context_cache = None
 
-    def __init__(self, session: Graph, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH) -> None:
+    def __init__(
+        self, session: Graph, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH, is_packed: bool = False
+    ) -> None:
         self._session = session
         self._threads = Threads(threads or available_cores())
         self.input_names = [tensor.name for tensor in self._session.get_inputs()]
         self.rows_per_batch = rows_per_batch
+        self._is_packed = is_packed
 
     def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
         return run_in_batches(
@@ -120,6 +124,7 @@ class JointEngine:
             self.rows_per_batch,
             lambda runs: self._threads.run(runs, threads),
             watch,
+            is_packed=self._is_packed,
         )
 
     def run_padded(self, tensors: Feed) -> Logits:
@@ -142,7 +147,8 @@ class JointEngine:
 
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
         lengths = [_lengths(request) for request in requests]
-        return sum(int(_padded(rows).sum()) for rows in lengths), sum(int(rows.sum()) for rows in lengths)
+        needed = sum(int(rows.sum()) for rows in lengths)
+        return needed if self._is_packed else sum(int(_padded(rows).sum()) for rows in lengths), needed
 
 
 def _one_after_the_other(calls: Sequence[Callable[[], None]]) -> None:
@@ -157,6 +163,8 @@ def run_in_batches(
     rows_per_batch: int,
     run_all: Callable[[Sequence[Callable[[], None]]], None] = _one_after_the_other,
     watch: Watch | None = None,
+    *,
+    is_packed: bool = False,
 ) -> list[Logits]:
     """Regroup the joint rows of all requests by padded length, run them, and hand the logits back per request.
 
@@ -167,6 +175,7 @@ def run_in_batches(
         rows_per_batch: rows of one run at the most.
         run_all: makes the runs, in any order; by default one after the other.
         watch: looked at before each run; rows of requests that are not wanted any more are left out.
+        is_packed: rows of any lengths may go together: ``run_batch`` leaves their padding out.
     """
     logits = [np.empty(len(request["attention_mask"]), dtype=np.float32) for request in requests]
     watch = watch or Watch()
@@ -184,14 +193,18 @@ def run_in_batches(
             logits[request][row] = logit
         watch.did(sum(int(requests[request]["attention_mask"][row].sum()) for request, row in places))
 
-    run_all([partial(run_one, tokens, places) for tokens, places in _batches(requests, rows_per_batch)])
+    run_all([partial(run_one, *batch) for batch in _batches(requests, rows_per_batch, is_packed)])
     return [one[:0] if number in stopped else one for number, one in enumerate(logits)]
 
 
-def _batches(requests: Sequence[Tensors], rows_per_batch: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _batches(
+    requests: Sequence[Tensors], rows_per_batch: int, is_packed: bool
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     rows_by_tokens: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    longest = max((int(_lengths(request).max(initial=1)) for request in requests), default=1)
     for number, request in enumerate(requests):
-        for row, tokens in enumerate(_padded(_lengths(request))):
+        lengths = _lengths(request)
+        for row, tokens in enumerate(np.full(len(lengths), longest) if is_packed else _padded(lengths)):
             rows_by_tokens[int(tokens)].append((number, row))
     for tokens, places in rows_by_tokens.items():
         for start in range(0, len(places), rows_per_batch):

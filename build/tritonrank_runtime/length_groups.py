@@ -1,4 +1,8 @@
-"""Candidates of similar length run together: how a request is cut into runs, and how large a run should be."""
+"""Candidates of similar length run together: how a request is cut into runs, and how large a run should be.
+
+Graphs that leave padding out themselves need no groups: their runs take rows in the order of the request, about as many
+tokens each (``packed_runs``).
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,6 +24,11 @@ GPU_MOST_TOKENS = 65_536
 """As ``MOST_TOKENS``, for a GPU's memory."""
 SHARES_PER_CORE = 2
 """Parts of a request per core, where they are large enough: with more than one, threads finish at nearly one time."""
+PACKED_FEWEST_TOKENS = 192
+"""As ``FEWEST_TOKENS``, for graphs without padding: such a run takes its rows through all layers while they are in the
+core's cache, and is no faster for being larger."""
+PACKED_SHARES_PER_CORE = 4
+"""As ``SHARES_PER_CORE``, for graphs without padding, of which a run costs some microseconds to start."""
 
 Group = tuple[int, NDArray[np.int64]]
 """Candidates that run together: tokens to pad to, and their places in the request."""
@@ -74,3 +83,22 @@ def cut_groups(groups: Sequence[Group], shares: int, most_tokens: int = MOST_TOK
         count = min(len(rows), math.ceil(tokens * len(rows) / share - 0.5) or 1)
         parts += [(tokens, part) for part in np.array_split(rows, count)]
     return parts
+
+
+def packed_runs(lengths: NDArray[np.int64], shares: int) -> list[Group]:
+    """Rows in their order, cut into runs of about an equal share of the tokens; rows without tokens are left out.
+
+    Args:
+        lengths: tokens of each row.
+        shares: runs at the most.
+    """
+    rows = np.flatnonzero(lengths)
+    tokens = lengths[rows]
+    count = min(len(rows), shares, max(1, int(tokens.sum()) // PACKED_FEWEST_TOKENS))
+    if not count:
+        return []
+    # A row belongs to the share in which its middle token lies.
+    middles = np.cumsum(tokens) - tokens / 2
+    share_of_row = np.minimum(middles * count // tokens.sum(), count - 1)
+    runs = [rows[share_of_row == share] for share in range(count)]
+    return [(int(lengths[run].max()), run) for run in runs if len(run)]

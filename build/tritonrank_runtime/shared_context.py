@@ -32,6 +32,7 @@ from tritonrank_runtime.engine import (
     Watch,
 )
 from tritonrank_runtime.length_groups import (
+    PACKED_SHARES_PER_CORE,
     SHARES_PER_CORE,
     Group,
     candidate_blocks,
@@ -39,6 +40,7 @@ from tritonrank_runtime.length_groups import (
     candidate_run_sizes,
     cut_groups,
     length_groups,
+    packed_runs,
 )
 from tritonrank_runtime.padding import PADDING, Buckets, side_by_side
 from tritonrank_runtime.pair_layout import PairLayout
@@ -149,7 +151,9 @@ class SharedContextEngine:
         self.context_cache = ContextCache(options.context_cache_bytes)
         self._run_tokens, self._most_tokens = candidate_run_sizes(options.is_gpu)
         # By cores, not by threads: how a request is cut must not depend on who else is busy.
-        self._shares = options.shares or SHARES_PER_CORE * available_cores()
+        per_core = PACKED_SHARES_PER_CORE if options.is_packed else SHARES_PER_CORE
+        self._shares = options.shares or per_core * available_cores()
+        self._is_packed = options.is_packed
         self._context = context
         self._candidates = candidates
         self._threads = Threads(options.threads or available_cores())
@@ -174,11 +178,14 @@ class SharedContextEngine:
         """Places of the candidates and what the graph is fed with, the largest first, so that threads end together."""
         context = self.context_cache.get(request["context_ids"], self._run_context)
         candidate_ids = request["candidate_ids"]
-        groups = [
-            group
-            for block in self._grouped_blocks(candidate_ids)
-            for group in cut_groups(block, self._shares, self._most_tokens)
-        ]
+        if self._is_packed:  # a row's score depends on nothing beside it, so blocks need not be kept apart
+            groups = packed_runs(candidate_lengths(candidate_ids), self._shares)
+        else:
+            groups = [
+                group
+                for block in self._grouped_blocks(candidate_ids)
+                for group in cut_groups(block, self._shares, self._most_tokens)
+            ]
         feeds = []
         for tokens, rows in sorted(groups, key=lambda group: -group[0] * len(group[1])):
             group = np.ascontiguousarray(candidate_ids[rows, :tokens])
@@ -203,9 +210,11 @@ class SharedContextEngine:
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
         computed = needed = 0
         for request in requests:
-            blocks = self._grouped_blocks(request["candidate_ids"])
-            computed += request["context_ids"].size + sum(tokens * len(rows) for one in blocks for tokens, rows in one)
-            needed += request["context_ids"].size + int(candidate_lengths(request["candidate_ids"]).sum())
+            tokens_needed = int(candidate_lengths(request["candidate_ids"]).sum())
+            blocks = [] if self._is_packed else self._grouped_blocks(request["candidate_ids"])
+            padded = sum(tokens * len(rows) for one in blocks for tokens, rows in one)
+            computed += request["context_ids"].size + (padded or tokens_needed)
+            needed += request["context_ids"].size + tokens_needed
         return computed, needed
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tritonrank.graphs.native_weights import ROWS, SCALES
+
 WORD_TABLE = re.compile(r"(^|\.)embeddings\.(words|word_embeddings)\.weight$")
 LARGEST = 127
-ROWS, SCALES = "_rows", "_scales"
-"""What the two tables that replace one are called: its name and this."""
 
 
 def shrink_word_embeddings(path: Path) -> int:
