@@ -257,7 +257,7 @@ def generated_configs() -> dict[str, str]:
     told = told_parameters(ScoreMeaning(), tokenizer.rules)
     configs = model_configs(recipe.serve, INPUT_NAMES, CORES, longest_rows=longest, ids=ids, told=told)
     assert recipe.retrieval is not None
-    configs |= {"recommend": recommend_config(recipe.serve)}
+    configs |= {"recommend": recommend_config(recipe.serve, tokenizer.rules.history_items)}
     return {name: as_text(config) for name, config in configs.items()}
 
 

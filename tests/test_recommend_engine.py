@@ -10,7 +10,8 @@ import pytest
 from recommend_stand_ins import StandInCatalogue, StandInRanker, recommender_of
 from tritonrank_client import InvalidRequest, Overloaded, RankError, Unavailable
 from tritonrank_recommend.engine import NoCatalogueError, PageGoneError, Recommender, RequestError
-from tritonrank_recommend.engine.wire import RecentItem, RecommendAnswer, RecommendRequest
+from tritonrank_recommend.engine.ranker import Scored
+from tritonrank_recommend.engine.wire import ExplainRequest, RecentItem, RecommendAnswer, RecommendRequest
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.stores import open_store
 from tritonrank_recommend.stores.interface import ItemChange, StoreError
@@ -76,18 +77,19 @@ async def test_the_history_is_the_profile_and_then_the_request() -> None:
     ("failure", "reason"),
     [
         (lambda: Overloaded("full"), "ranker: overloaded"),
+        (lambda: Overloaded("full for now", retryable=True), "ranker: overloaded"),
         (lambda: Unavailable("gone"), "ranker: unavailable"),
         (lambda: InvalidRequest("long"), "ranker: refused the request"),
         (lambda: RankError("else"), "ranker: unavailable"),
         (lambda: ValueError("a fault of ours"), "ranker: failed"),
     ],
-    ids=["overloaded", "unavailable", "invalid", "other", "bug"],
+    ids=["overloaded", "for-now", "unavailable", "invalid", "other", "bug"],
 )
 async def test_without_the_ranker_the_fused_order_is_shown(failure: Callable[[], RankError], reason: str) -> None:
     ranker = StandInRanker()
     ranker.failure = failure
     async with running(StandInCatalogue(), ranker) as recommender:
-        answer = await recommender.recommend(RecommendRequest(size=3), seconds=5)
+        answer = await recommender.recommend(RecommendRequest(size=3), seconds=0.5)
     assert ids(answer) == ["i0", "i1", "i2"]
     assert answer.degraded_reasons == [reason]
     assert answer.items[0].logit is None
@@ -122,6 +124,64 @@ async def test_a_ranker_that_is_gone_is_not_waited_for_again_and_comes_back() ->
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
             answer = await recommender.recommend(RecommendRequest(), seconds=5)
+
+
+async def test_a_list_that_the_ranker_has_no_room_for_waits_within_its_deadline() -> None:
+    ranker = StandInRanker()
+    ranker.failure = lambda: Overloaded("full for now", retryable=True)
+    async with running(StandInCatalogue(), ranker) as recommender:
+        waiting = asyncio.create_task(recommender.recommend(RecommendRequest(size=3), seconds=30))
+        while len(ranker.asked) < 3:
+            await asyncio.sleep(0.01)
+        ranker.failure = None
+        answer = await waiting
+    assert (answer.degraded, ids(answer)) == (False, ["i59", "i58", "i57"])
+
+
+async def test_a_ranker_that_is_gone_is_not_waited_for_to_explain() -> None:
+    ranker = StandInRanker()
+    request = ExplainRequest(item_ids=["i3"], recent=["i1", "i2"], query="desk")
+    async with running(StandInCatalogue(), ranker) as recommender:
+        whole = await recommender.explain(request, seconds=30)
+        assert {reason.kind for reason in whole.items[0].explanation.reasons} == set()  # this one reads items alone
+        ranker.delay = 60.0
+        began = time.monotonic()
+        for _ in range(3):
+            told = await recommender.explain(request, seconds=30, ranking_seconds=0.3)
+            assert told.degraded_reasons == ["ranker: too slow"]
+            assert told.items[0].explanation.left_out == ["ranker: too slow"]
+        assert time.monotonic() - began < 10
+        ranker.asked.clear()
+        known = await recommender.explain(request, seconds=30)  # it is known to be away
+        assert known.items[0].explanation.left_out == ["ranker: too slow"]
+        assert time.monotonic() - began < 12
+        assert len(ranker.asked) <= 1, "one looks in the background whether it is back"
+
+
+async def test_a_ranker_that_goes_away_while_it_explains_is_not_waited_for() -> None:
+    class GoesAway(StandInRanker):
+        async def score(self, *arguments: Any, **named: Any) -> Scored:
+            if self.asked:
+                self.failure = lambda: Unavailable("gone")
+            return await super().score(*arguments, **named)
+
+    ranker = GoesAway()
+    async with running(StandInCatalogue(), ranker) as recommender:
+        request = ExplainRequest(item_ids=["i3"], recent=[f"i{number}" for number in range(5, 13)])
+        told = await recommender.explain(request, seconds=30)
+    assert told.items[0].explanation.left_out
+    # Without the guard: the list, the whole, and eight times without an item. Two are under way at once.
+    assert len(ranker.asked) <= 1 + 4 + 1, "after three failures one looks in the background whether it is back"
+
+
+async def test_the_ranker_is_told_as_much_of_the_history_as_its_model_reads() -> None:
+    for reads, told in ((2, 2), (12, 12), (None, 8)):
+        ranker = StandInRanker()
+        ranker.history_items = reads  # type: ignore[attr-defined]
+        async with running(StandInCatalogue(), ranker) as recommender:
+            recent: list[Any] = [f"i{number}" for number in range(20)]
+            await recommender.recommend(RecommendRequest(recent=recent), seconds=5)
+        assert ranker.asked[0][1] == [f"item {number}" for number in range(20 - told, 20)]
 
 
 async def test_callers_in_a_hurry_do_not_cut_others_off() -> None:

@@ -1,5 +1,6 @@
 """The routes of recommending through the whole application: bodies, errors, keys, metrics."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from gateway_stand_ins import StandIn
 from recommend_stand_ins import StandInCatalogue, recommender_of
-from tritonrank_client import Overloaded
+from tritonrank_client import ModelInfo, Overloaded
 from tritonrank_gateway.app import create_app
 from tritonrank_gateway.ranking import Ranking, RankRequest
 from tritonrank_gateway.settings import GatewaySettings
@@ -80,6 +81,39 @@ async def test_a_key_whose_candidates_are_used_up_is_told_so(tmp_path: Path) -> 
         headers = {"X-API-Key": key}
         assert (await http.post("/v1/recommend", json={}, headers=headers)).status_code == 200
         assert (await http.post("/v1/recommend", json={}, headers=headers)).status_code == 429
+
+
+async def test_a_page_that_waits_for_room_counts_once(tmp_path: Path) -> None:
+    """For the key's day, for the metrics, and for the limit of characters."""
+    backend, key = StandIn(), "a-key-of-sixteen-characters"
+    (tmp_path / "keys.toml").write_text(f'[keys.shop]\nkey = "{key}"\ncandidates_per_day = 90\n')
+    async with serving(recommender(), backend, keys_file=tmp_path / "keys.toml", max_characters=2_000) as http:
+        headers = {"X-API-Key": key}
+        assert "degraded" not in (await http.post("/v1/recommend", json={"candidates": 10}, headers=headers)).json()
+        backend.asked.clear()
+        backend.failure = lambda: Overloaded("full")
+        waiting = asyncio.create_task(http.post("/v1/recommend", json={"deadline_ms": 4_000}, headers=headers))
+        while len(backend.asked) < 5:
+            await asyncio.sleep(0.01)
+        backend.failure = None
+        told = (await waiting).json()
+        assert "degraded" not in told, told
+        page = http.app.state.gateway.metrics.page().decode()  # type: ignore[attr-defined]
+        assert sum(float(line.split()[-1]) for line in page.splitlines() if "_documents_total{" in line) == 70
+
+
+async def test_the_ranker_is_told_as_much_of_the_history_as_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def info() -> ModelInfo:
+        return ModelInfo("rank", ("1",), "ensemble", (), (), {}, {"history_items": "3"})
+
+    backend = StandIn()
+    monkeypatch.setattr(backend, "info", info)
+    async with serving(recommender(), backend) as http:
+        body = {"recent": [f"i{number}" for number in range(12)]}
+        for told in (8, 3):  # the first request is what makes the model known
+            backend.asked.clear()
+            await http.post("/v1/recommend", json=body)
+            assert len(backend.asked[0].history) == told
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar, get_args
 
 import msgspec
 from starlette.requests import Request
-from tritonrank_client import InvalidRequest, RankError
+from tritonrank_client import InvalidRequest, Overloaded, RankError
 from tritonrank_recommend.engine import Recommender
 
 from tritonrank_gateway.keys import Key, Keys
@@ -192,6 +192,11 @@ class Call:
             _refuse_truncated(ranking, field, cut)
         return ranking
 
+    def take_back(self, asked: RankRequest) -> None:
+        """A request that was refused is asked again: its size counts once."""
+        self.done.candidates -= len(asked.items)
+        self.done.characters -= _all_characters(asked)
+
     async def tell(self, ranking: Ranking, wanted: Asked) -> list[float]:
         """The scores of a ranking.
 
@@ -222,7 +227,12 @@ class Call:
                 if not left:
                     raise Refusal("deadline", "the deadline passed before the ranking was begun")
                 began = time.monotonic()
-                ranking = await self.gateway.backend.rank(replace(ready, deadline_s=left))
+                try:
+                    ranking = await self.gateway.backend.rank(replace(ready, deadline_s=left))
+                except Overloaded:
+                    if self.key is not None:
+                        self.key.give_back(len(ready.items))
+                    raise
                 self.done.backend_seconds += time.monotonic() - began
                 return ranking
         except InvalidRequest as error:
@@ -239,7 +249,7 @@ class Call:
         if count > most:
             raise Refusal("too_large", f"{field}: {count} documents; at most {most} in one request")
         self.done.candidates += count
-        characters = len(asked.query) + characters_of(asked.history) + characters_of(asked.items)
+        characters = _all_characters(asked)
         self.done.characters += characters
         if self.done.characters > settings.max_characters:
             said = f"{field}: {characters} characters in all texts; at most {settings.max_characters} in one request"
@@ -261,6 +271,10 @@ def tokens_of(ranking: Ranking) -> int | None:
     if ranking.item_tokens is None or ranking.context_tokens is None:
         return None
     return ranking.context_tokens + sum(ranking.item_tokens)
+
+
+def _all_characters(asked: RankRequest) -> int:
+    return len(asked.query) + characters_of(asked.history) + characters_of(asked.items)
 
 
 def _refuse_truncated(ranking: Ranking, field: str, cut: Sequence[int]) -> None:

@@ -79,6 +79,10 @@ class Key:
             raise Refusal("rate_limited", said, SECONDS_PER_DAY - into_day)
         self._candidates += candidates
 
+    def give_back(self, candidates: int) -> None:
+        """Those of a request that was admitted and then refused as a whole: nothing was ranked."""
+        self._candidates = max(0, self._candidates - candidates)
+
 
 class Keys:
     """All keys; without any, everybody may call."""

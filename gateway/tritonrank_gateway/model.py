@@ -28,6 +28,7 @@ class Model:
         max_candidates, max_text_bytes: the server's own limits.
         template: how an item's fields become its text; empty where the server does not say.
         fields: the names that the template uses.
+        history_items: newest items of a history that it reads; None where the server does not say.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     max_text_bytes: int = 65_536
     template: str = ""
     fields: tuple[str, ...] = ()
+    history_items: int | None = None
 
 
 class KnownModel:
@@ -49,6 +51,11 @@ class KnownModel:
         self._asked_at = 0.0
         self._lock = asyncio.Lock()
         self.artifact = ""
+
+    @property
+    def known(self) -> Model | None:
+        """The model as it was known last, without asking; None before it was asked for the first time."""
+        return self._model
 
     async def get(self) -> Model:
         """The model; asks the server where that was not done lately.
@@ -96,4 +103,5 @@ def model_of(info: ModelInfo) -> Model:
         max_text_bytes=int(parameters.get("max_text_bytes", 65_536)),
         template=info.template,
         fields=info.fields,
+        history_items=int(parameters["history_items"]) if "history_items" in parameters else None,
     )

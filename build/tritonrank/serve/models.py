@@ -31,7 +31,7 @@ from tritonrank.rankers.score_meaning import ScoreMeaning, score_meaning
 from tritonrank.rankers.serving import AnyServing
 from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
 from tritonrank.serve.sources import python_sources
-from tritonrank.serve.triton_config import as_text, model_configs
+from tritonrank.serve.triton_config import HISTORY_PARAMETER, as_text, model_configs
 
 CHECKPOINT_FILES = (CONFIG, WEIGHTS)
 """As ``torch_engine`` opens them, which cannot be asked where PyTorch is not installed."""
@@ -62,9 +62,13 @@ def write_models(
 
 
 def told_parameters(meaning: ScoreMeaning, rules: TextRules) -> dict[str, str]:
-    """What clients are told of a model: what its scores mean, and which fields of an item it reads."""
+    """What clients are told of a model: what its scores mean, and what of items and histories it reads."""
     template = rules.item_template
-    return meaning.parameters | {"item_template": template, "item_fields": ",".join(template_fields(template))}
+    return meaning.parameters | {
+        "item_template": template,
+        "item_fields": ",".join(template_fields(template)),
+        HISTORY_PARAMETER: str(rules.history_items),
+    }
 
 
 def write_ensemble(

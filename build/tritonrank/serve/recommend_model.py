@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.rankers.serving import AnyServing
 from tritonrank.serve.sources import RECOMMEND, recommend_sources
-from tritonrank.serve.triton_config import ENSEMBLE, FEWEST_INSTANCES, as_text, set_parameters
+from tritonrank.serve.triton_config import ENSEMBLE, FEWEST_INSTANCES, HISTORY_PARAMETER, as_text, set_parameters
 
 if TYPE_CHECKING:  # serving needs no pydantic
     from tritonrank.recipe import Recipe
@@ -31,11 +32,12 @@ def recommend_folders(recipe: "Recipe", workspace: Workspace) -> dict[str, Path]
     return folders if recipe.blend.method == "none" else folders | {"blend": workspace.blend}
 
 
-def recommend_config(settings: AnyServing) -> pb.ModelConfig:
+def recommend_config(settings: AnyServing, history_items: int) -> pb.ModelConfig:
     """The model's config.
 
     Args:
         settings: the recipe's serve section.
+        history_items: newest items of a history that the ranker reads.
     """
     config = pb.ModelConfig(name=RECOMMEND, backend="python", max_batch_size=0)
     # An instance waits for the ranker while it answers; each opens the catalogue for itself, from shared files.
@@ -52,7 +54,8 @@ def recommend_config(settings: AnyServing) -> pb.ModelConfig:
     config.output.add(name="item_ids", data_type=pb.TYPE_STRING, dims=[-1])
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[-1])
     deadline_us = min(settings.deadline_ms, LONGEST_MS) * 1_000
-    set_parameters(config, ranker=ENSEMBLE, store="", deadline_us=deadline_us)
+    set_parameters(config, ranker=ENSEMBLE, store="", rules="", events_log="", deadline_us=deadline_us)
+    set_parameters(config, **{HISTORY_PARAMETER: history_items})
     return config
 
 
@@ -62,14 +65,15 @@ def write_recommend(recipe: "Recipe", workspace: Workspace, repository: Path) ->
     Args:
         recipe: says whether and how.
         workspace: with the artifacts.
-        repository: gets the folder.
+        repository: gets the folder; the ensemble is in it already.
     """
     folders = recommend_folders(recipe, workspace)
     if not folders:
         return
     version = repository / RECOMMEND / "1"
     version.mkdir(parents=True)
-    (repository / RECOMMEND / "config.pbtxt").write_text(as_text(recommend_config(recipe.serve)), encoding="utf-8")
+    config = recommend_config(recipe.serve, TextRules.load(repository / "tokenize" / "1").history_items)
+    (repository / RECOMMEND / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
     for place, source in recommend_sources().items():
         (repository / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, repository / place)

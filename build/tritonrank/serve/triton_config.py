@@ -35,6 +35,8 @@ ITEM_CACHE_ENTRIES = 100_000
 """Item texts whose token ids the server remembers; ``text.py`` bounds their tokens, too."""
 BLOCK_PARAMETER = "block_candidates"
 """Of ``rank`` and ``tokenize``; see ``tritonrank_runtime/candidate_rows.py``."""
+HISTORY_PARAMETER = "history_items"
+"""Of ``rank`` and ``recommend``: newest items of a history that the ranker reads."""
 ADMISSION_TENSORS = ("deadline", "ticket")
 """What ``tokenize`` tells the scorer of an admitted request (``admission.py``)."""
 

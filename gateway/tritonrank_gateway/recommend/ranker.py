@@ -37,6 +37,12 @@ class CallRanker:
         self.over_quota: Refusal | None = None
         """what the key's owner is told: a list without ranking would hide that the day's candidates are used up"""
 
+    @property
+    def history_items(self) -> int | None:
+        """What the model behind the gateway reads; None until it was asked once, or where it does not say."""
+        model = self._call.gateway.model.known
+        return None if model is None else model.history_items
+
     async def score(
         self, query: str, history: Sequence[str], items: Sequence[str], *, user: str = "", seconds: float | None = None
     ) -> Scored:
@@ -46,7 +52,11 @@ class CallRanker:
         except Refusal as refusal:
             if refusal.kind == "rate_limited":
                 self.over_quota = refusal
-            raise ERRORS.get(refusal.kind, ServerFault)(str(refusal)) from refusal
+            # What has no room now has it in a moment; a quota that is used up does not come back.
+            may_wait = refusal.kind == "overloaded"
+            if may_wait:
+                self._call.take_back(asked)
+            raise ERRORS.get(refusal.kind, ServerFault)(str(refusal), retryable=may_wait) from refusal
         logits = np.empty(len(items), np.float32)
         logits[ranking.indices] = ranking.logits
         return Scored(logits, ranking.artifact)

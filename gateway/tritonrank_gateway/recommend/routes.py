@@ -45,7 +45,12 @@ async def explain(call: Call) -> ExplainAnswer:
     request = call.decode(EXPLAIN_DECODER)
     ranker = CallRanker(call)
     with refused():
-        answer = await recommender.explain(request, seconds=call.seconds_left, ranker=ranker)
+        answer = await recommender.explain(
+            request,
+            seconds=call.seconds_left,
+            ranking_seconds=call.gateway.settings.recommend_deadline_s,
+            ranker=ranker,
+        )
     if ranker.over_quota is not None:
         raise ranker.over_quota
     return answer

@@ -1,5 +1,6 @@
 """One request on its way: how much time is left of it, how long each step took, what was missing."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,16 @@ class Course:
 
     Args:
         seconds: until nobody waits any more.
+        ranking_seconds: that a ranking may take where that is less.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, ranking_seconds: float = math.inf) -> None:
         self.started = time.monotonic()
         self.deadline = self.started + seconds
-        self.reserve = min(MOST_RESERVE_SECONDS, max(LEAST_RESERVE_SECONDS, RESERVE_SHARE * seconds))
+        self.reserve = min(
+            MOST_RESERVE_SECONDS, max(LEAST_RESERVE_SECONDS, RESERVE_SHARE * min(seconds, ranking_seconds))
+        )
+        self._ranked_by = self.started + ranking_seconds
         self.milliseconds: dict[str, float] = {}
         self.reasons: list[str] = []
 
@@ -32,7 +37,8 @@ class Course:
     @property
     def seconds_for_ranking(self) -> float:
         """What is left when the steps after the ranker have their share."""
-        return max(0.0, self.seconds_left - self.reserve)
+        left = min(self.deadline, self._ranked_by) - time.monotonic()
+        return max(0.0, left - self.reserve)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -49,6 +55,10 @@ class Course:
         reason = f"{part}: {why}"
         if reason not in self.reasons:
             self.reasons.append(reason)
+
+    def reason_of(self, part: str) -> str:
+        """Why the answer is made without a part; "" where it is not."""
+        return next((said.partition(": ")[2] for said in self.reasons if said.startswith(f"{part}: ")), "")
 
     def finish(self) -> None:
         """Take the time of the whole."""

@@ -112,6 +112,17 @@ class _Trial:
     history: Sequence[str]
 
 
+def explain_without_ranker(question: Question, why: str) -> list[Explanation]:
+    """What can be said of the shown items without asking anybody: the blend's own account.
+
+    Args:
+        question: what was shown, and to whom.
+        why: there is no ranker, in few words.
+    """
+    shown = question.shown[:MOST_SHOWN]
+    return _explanations(question, [[] for _ in shown], [f"ranker: {why}"])
+
+
 async def explain(question: Question, ranker: Ranker, *, seconds: float) -> list[Explanation]:
     """Explain the shown items, the first ``MOST_SHOWN`` of them.
 
@@ -147,6 +158,10 @@ async def explain(question: Question, ranker: Ranker, *, seconds: float) -> list
                 if effect is not None:
                     known.append(Reason(trial.kind, trial.name, effect))
         left_out += [f"{kind}: {count} not looked at in time" for kind, count in missed.items()]
+    return _explanations(question, reasons, left_out)
+
+
+def _explanations(question: Question, reasons: list[list[Reason]], left_out: list[str]) -> list[Explanation]:
     for place, known in enumerate(reasons):
         known += _of_blend(question.blend, place)
         known.sort(key=lambda reason: -abs(reason.effect))

@@ -45,3 +45,12 @@ class WarmingRanker(Ranker, Protocol):
     async def warm(self, query: str, history: Sequence[str], *, user: str = "", seconds: float | None = None) -> None:
         """Compute and keep what belongs to the context alone, if that is possible; arguments as of ``score``. Nobody
         waits for it, and a failure is no matter."""
+
+
+@runtime_checkable
+class InformedRanker(Ranker, Protocol):
+    """A ranker that knows what its model reads."""
+
+    @property
+    def history_items(self) -> int | None:
+        """Newest items of a history; None where that is not known (yet)."""

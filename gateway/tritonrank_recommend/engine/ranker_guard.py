@@ -1,17 +1,20 @@
 """The ranker with a fuse: while it does not answer, nobody waits for it.
 
 After some failures in a row requests are served without it at once, and one of them now and then is sent in the
-background to see whether it is back. Its own refusals (overloaded, a request that is wrong) do not blow the fuse.
+background to see whether it is back. Its own refusals (overloaded, a request that is wrong) do not blow the fuse, and
+what it has no room for waits in turn (``ranker_turns.py``).
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 
-from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError
+from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError, Unavailable
 
 from tritonrank_recommend.engine.ranker import Ranker, Scored
+from tritonrank_recommend.engine.ranker_turns import RankerTurns
 
 LOG = logging.getLogger("tritonrank_recommend")
 MOST_FAILURES = 3
@@ -30,6 +33,7 @@ class RankerGuard:
     """Asks a ranker in time, and says in few words why there is no answer. Used from one event loop."""
 
     def __init__(self) -> None:
+        self._turns = RankerTurns()
         self._failures = 0
         self._probed_at = 0.0
         self._reason = ""
@@ -66,9 +70,16 @@ class RankerGuard:
     async def _ask(
         self, ranker: Ranker, query: str, history: Sequence[str], items: Sequence[str], user: str, seconds: float
     ) -> Scored:
+        had = seconds
+
+        async def once(left: float) -> Scored:
+            nonlocal had
+            had = left
+            async with asyncio.timeout(left):
+                return await ranker.score(query, history, items, user=user, seconds=left)
+
         try:
-            async with asyncio.timeout(seconds):
-                scored = await ranker.score(query, history, items, user=user, seconds=seconds)
+            scored = await self._turns.ask(once, seconds)
         except InvalidRequest:
             self._failures = 0
             raise NotRankedError("refused the request") from None
@@ -76,7 +87,7 @@ class RankerGuard:
             self._failures = 0
             raise NotRankedError("overloaded") from None
         except (DeadlineExceeded, TimeoutError):
-            self._failures += seconds >= FAIR_SECONDS
+            self._failures += had >= FAIR_SECONDS
             raise NotRankedError("too slow") from None
         except RankError:
             self._failures += 1
@@ -107,3 +118,25 @@ class RankerGuard:
                 self._reason = str(error)
 
         self._probe = asyncio.create_task(probe())
+
+
+class GuardedRanker:
+    """A ranker behind its guard: see ``Ranker``. While the fuse is blown it says so at once.
+
+    Args:
+        guard: also of those who rank whole lists.
+        ranker: that is asked.
+    """
+
+    def __init__(self, guard: RankerGuard, ranker: Ranker) -> None:
+        self._guard, self._ranker = guard, ranker
+
+    async def score(
+        self, query: str, history: Sequence[str], items: Sequence[str], *, user: str = "", seconds: float | None = None
+    ) -> Scored:
+        try:
+            return await self._guard.score(
+                self._ranker, query, history, items, user=user, seconds=math.inf if seconds is None else seconds
+            )
+        except NotRankedError as error:
+            raise Unavailable(str(error)) from error

@@ -7,6 +7,7 @@ threads of its own.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from tritonrank_recommend.catalogue.columns import FilterError
 from tritonrank_recommend.engine.arrange import Situation
 from tritonrank_recommend.engine.conditions import meets
 from tritonrank_recommend.engine.course import Course
-from tritonrank_recommend.engine.explain import BlendParts, PastItem, Question, explain
+from tritonrank_recommend.engine.explain import BlendParts, PastItem, Question, explain, explain_without_ranker
 from tritonrank_recommend.engine.filters import check_filters, together
 from tritonrank_recommend.engine.history import HistoryError
 from tritonrank_recommend.engine.listing import Bounds, Heard, blend_parts, listed
@@ -209,12 +210,20 @@ class Recommender:
             LOG.exception("the catalogue %s failed", catalogue.artifact)
             raise NoCatalogueError("damaged") from error
 
-    async def explain(self, request: ExplainRequest, *, seconds: float, ranker: Ranker | None = None) -> ExplainAnswer:
+    async def explain(
+        self,
+        request: ExplainRequest,
+        *,
+        seconds: float,
+        ranking_seconds: float = math.inf,
+        ranker: Ranker | None = None,
+    ) -> ExplainAnswer:
         """Why items stand where they stand in the list that this user gets now, or got under a page's token.
 
         Args:
             request: which items, for whom.
             seconds: until nobody waits any more.
+            ranking_seconds: that the list itself may take; a ranker that has not answered by then is not asked why.
             ranker: in place of the recommender's own.
 
         Raises:
@@ -224,7 +233,7 @@ class Recommender:
         """
         if request.deadline_ms is not None:
             seconds = min(seconds, request.deadline_ms / 1_000)
-        course, ranker = Course(seconds), ranker or self.ranker
+        course, ranker = Course(seconds, ranking_seconds), ranker or self.ranker
         pinned = await self.pages.find(request.page, request.user_id) if request.page else None
         asked = RecommendRequest(
             user_id=request.user_id,
@@ -368,14 +377,17 @@ class Recommender:
         ranker: Ranker | None,
     ) -> RecommendAnswer:
         """The answer with an explanation for each of the first shown items, as far as time allows."""
-        if ranker is None:
-            course.lost("explanation", "there is no ranker to ask")
-            return answer
         catalogue = self.parts.catalogue.opened or self.parts.remembered
         with course.step("explain"):
             shown = await self._work(shown_to_explain, catalogue, answer.items)
             question = Question(shown, told, request.query, catalogue.render, parts, request.user_id)
-            explained = await explain(question, ranker, seconds=course.seconds_left)
+            if why := course.reason_of("ranker"):
+                explained = explain_without_ranker(question, why)
+            elif ranker is None:
+                course.lost("ranker", "none")
+                explained = explain_without_ranker(question, "none")
+            else:
+                explained = await explain(question, self._steps.guarded(ranker), seconds=course.seconds_left)
         items = [replace(item, explanation=one) for item, one in zip(answer.items, explained, strict=False)]
         return replace(answer, items=[*items, *answer.items[len(items) :]])
 

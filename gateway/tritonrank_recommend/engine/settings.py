@@ -10,7 +10,7 @@ class EngineSettings:
     Attributes:
         candidates: that are retrieved and ranked, unless the request says how many.
         page_minutes: that a list is kept for its further pages.
-        history_items: texts of the history that the ranker is told; more than it reads costs for nothing.
+        history_items: texts of the history that the ranker is told where it does not say how many it reads.
         warm_context: the ranker is told of the context while retrieval runs; costs a request more, see docs/gateway.md.
         threads: that retrieve and blend.
         profile_seconds: that the store may take for a profile.

@@ -17,8 +17,8 @@ from tritonrank_recommend.engine.filters import together
 from tritonrank_recommend.engine.history import History, history_of
 from tritonrank_recommend.engine.listing import Bounds, Heard, Listed
 from tritonrank_recommend.engine.parts import Parts
-from tritonrank_recommend.engine.ranker import Ranker, Scored, WarmingRanker
-from tritonrank_recommend.engine.ranker_guard import NotRankedError, RankerGuard
+from tritonrank_recommend.engine.ranker import InformedRanker, Ranker, Scored, WarmingRanker
+from tritonrank_recommend.engine.ranker_guard import GuardedRanker, NotRankedError, RankerGuard
 from tritonrank_recommend.engine.retrieval import Found, retrieve_somehow
 from tritonrank_recommend.engine.settings import EngineSettings
 from tritonrank_recommend.engine.wire import RecommendRequest
@@ -79,6 +79,10 @@ class Steps:
         self._guard = RankerGuard()
         self._warming: set[asyncio.Task[None]] = set()
 
+    def guarded(self, ranker: Ranker) -> Ranker:
+        """A ranker that is not waited for while it is known to be away, and that is asked in turn."""
+        return GuardedRanker(self._guard, ranker)
+
     async def close(self) -> None:
         """Give up what runs in the background."""
         for task in self._warming:
@@ -133,7 +137,7 @@ class Steps:
         self, history: History, request: RecommendRequest, ranker: Ranker | None, course: Course
     ) -> list[PastItem]:
         """What the ranker is told of the history; where that is wanted it is told at once, before the candidates."""
-        told = await self._told(history)
+        told = await self._told(history, ranker)
         is_wanted = self._settings.warm_context and request.order != "retrieval" and not self._guard.is_out
         if is_wanted and isinstance(ranker, WarmingRanker):
             texts, seconds = [past.text for past in told], course.seconds_for_ranking
@@ -143,8 +147,9 @@ class Steps:
             task.add_done_callback(self._warming.discard)
         return told
 
-    async def _told(self, history: History) -> list[PastItem]:
-        newest = history.newest_liked(self._settings.history_items)
+    async def _told(self, history: History, ranker: Ranker | None) -> list[PastItem]:
+        reads = ranker.history_items if isinstance(ranker, InformedRanker) else None
+        newest = history.newest_liked(self._settings.history_items if reads is None else reads)
         if not newest:
             return []
         catalogue = self._parts.catalogue.opened or self._parts.remembered

@@ -3,7 +3,8 @@
 The same engine as behind the gateway's ``POST /v1/recommend`` (``tritonrank_recommend``), with the same JSON in and
 out; the ranker is the ensemble ``rank`` of this server, asked from inside. Catalogue and blend lie beside this file.
 The store is named by TRITONRANK_STORE, else by the parameter ``store``; without one nothing is known of users but what
-their requests carry.
+their requests carry. The shop's rules are the file of TRITONRANK_RULES or ``rules``, and the training log's folder that
+of TRITONRANK_EVENTS_LOG or ``events_log``: every instance is to the store what a gateway is.
 
 Nothing is opened before the first request, so that a server whose ``recommend`` nobody asks pays next to nothing.
 The engine keeps things fresh in the background, so it lives in an event loop of its own.
@@ -42,7 +43,11 @@ class TritonPythonModel:
         settings = {name: value["string_value"] for name, value in parameters.items()}
         self.deadline_us = int(settings["deadline_us"])
         self.ranker = settings["ranker"]
-        self.store = os.environ.get("TRITONRANK_STORE") or settings.get("store", "")
+        self.history_items = int(settings["history_items"]) if "history_items" in settings else None
+        self.store, self.rules, self.events_log = (
+            os.environ.get(f"TRITONRANK_{name.upper()}") or settings.get(name, "")
+            for name in ("store", "rules", "events_log")
+        )
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="recommend", daemon=True)
         self.recommender = None
@@ -75,13 +80,18 @@ class TritonPythonModel:
     def _open(self):
         from tritonrank_recommend.engine import Recommender
 
+        if self.events_log and not self.store:
+            raise ValueError("a training log needs a store: set TRITONRANK_STORE beside TRITONRANK_EVENTS_LOG")
+
         async def open_all():
             blend = self.folder / "blend"
             recommender = Recommender.open(
                 catalogue=self.folder / "catalogue",
                 blend=blend if blend.is_dir() else None,
                 store_url=self.store,
-                ranker=EnsembleRanker(self.ranker),
+                rules=Path(self.rules) if self.rules else None,
+                events_log=Path(self.events_log) if self.events_log else None,
+                ranker=EnsembleRanker(self.ranker, self.history_items),
             )
             await recommender.start()
             return recommender
@@ -122,8 +132,9 @@ class TritonPythonModel:
 class EnsembleRanker:
     """The engine's Ranker: the ensemble in this server, asked from inside (business logic scripting)."""
 
-    def __init__(self, model):
+    def __init__(self, model, history_items):
         self._model = model
+        self.history_items = history_items
 
     async def score(self, query, history, items, *, user="", seconds=None):
         from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, ServerFault, encode_item
@@ -145,7 +156,9 @@ class EnsembleRanker:
                 raise InvalidRequest(error.message())
             if EXPIRED in error.message():
                 raise DeadlineExceeded(error.message())
-            raise (Overloaded if error.code() == codes.UNAVAILABLE else ServerFault)(error.message())
+            if error.code() == codes.UNAVAILABLE:
+                raise Overloaded(error.message(), retryable=True)
+            raise ServerFault(error.message())
         found = {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in ("indices", "scores")}
         artifact = pb_utils.get_output_tensor_by_name(response, "artifact").as_numpy()[0].decode()
         logits = np.empty(len(items), dtype=np.float32)
