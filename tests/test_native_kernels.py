@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from tritonrank_runtime.engine import ExecutorError, RowsError
 from tritonrank_runtime.native.graphs import NativeCandidates, NativeContext
 from tritonrank_runtime.native.library import kernels_here
 from tritonrank_runtime.native.model import NativeModel
-from tritonrank_runtime.native.weights import NativeWeights
+from tritonrank_runtime.native.weights import NATIVE_FILE, NativeWeights
 
 KERNELS = ("plain", "avx2", "avx512")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -177,6 +178,47 @@ def test_keys_of_another_ranker_are_refused() -> None:
     feed = {"context_keys": keys, "context_values": keys, "candidate_ids": np.ones((1, 1), dtype=np.int32)}
     with pytest.raises(RowsError, match="context_keys"):
         candidates.run(["logits"], feed)
+
+
+def _changed(name: str, tensor: NDArray[Any] | None) -> NativeWeights:
+    weights = quantized_weights(native_weights(random_network()))
+    kept = {one: value for one, value in weights.tensors.items() if one != name}
+    return NativeWeights(weights.config, kept if tensor is None else kept | {name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("layers.0.key.weight", None),
+        ("layers.0.key.weight_scale", None),
+        ("layers.0.key.input_zero_point", None),
+        ("layers.1.ffn_in.weight", np.zeros((48, 79), dtype=np.int8)),
+        ("layers.1.ffn_in.weight", np.zeros((48, 80), dtype=np.float64)),
+        ("layers.1.ffn_in.input_scale", np.array([0.0, 0.0], dtype=np.float32)),
+        ("layers.0.ffn_in.input_scale", np.array([0.0, 0.1], dtype=np.float32)),
+        ("layers.0.ffn_in.bias", np.full(80, np.nan, dtype=np.float32)),
+        ("embeddings.segments", None),
+        ("layers.2.query.weight", np.zeros((48, 48), dtype=np.float32)),
+        ("head.input_factor", np.ones(48, dtype=np.float32)),
+    ],
+)
+def test_a_file_that_the_library_cannot_trust_is_refused(name: str, tensor: NDArray[Any] | None) -> None:
+    with pytest.raises(ExecutorError, match=f"FILE: {name}: .* tritonrank build"):
+        _changed(name, tensor).check("FILE")
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    weights = quantized_weights(native_weights(random_network()), floats=("query",))
+    weights = NativeWeights(replace(weights.config, rounded_residuals=(1,)), weights.tensors)
+    weights.write(tmp_path / NATIVE_FILE)
+    read = NativeWeights.read(tmp_path / NATIVE_FILE)
+    assert read.config == weights.config
+    assert {name: tensor.tobytes() for name, tensor in read.tensors.items()} == {
+        name: tensor.tobytes() for name, tensor in weights.tensors.items()
+    }
+    (tmp_path / NATIVE_FILE).write_bytes(b"nothing of the kind")
+    with pytest.raises(ExecutorError, match=NATIVE_FILE):
+        NativeWeights.read(tmp_path / NATIVE_FILE)
 
 
 def test_unknown_kernels_are_refused() -> None:

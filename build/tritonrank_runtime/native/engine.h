@@ -80,6 +80,12 @@ struct Linear {
     Buffer<float> factor;
     bool rounds_residual = false;
     bool rounds_input = false;  // FP32 weights behind a quantized input
+
+    const Quantization* rounding(Pass pass) const {
+        return rounds_input && input[pass].is_used ? &input[pass] : nullptr;
+    }
+    // Whether what was made of another linear's input will do for this one, of the same rows.
+    bool takes_input_of(const Linear& other, Pass pass) const;
 };
 
 // Columns of heads are padded to panels head by head: `spread` says where inputs or outputs go.
@@ -88,15 +94,27 @@ enum class Spread { none, inputs, outputs };
 struct Layer {
     Linear query, key, value, attention_out, ffn_in, ffn_out;
     Buffer<float> norms[4];
+    bool value_shares[2] = {}, query_shares[2] = {};  // the key's input
+};
+
+// The input of a linear, as its weights take it.
+struct Input {
+    const float* rows = nullptr;
+    long stride = 0;
+    Buffer<std::uint8_t> steps;
+    Buffer<std::uint16_t> halves;
+    Buffer<float> rounded;
+    bool is_ready = false;  // whether `steps` or `halves` were written where `rows` were
 };
 
 // Everything that one run needs while it goes; kept between runs.
 struct Scratch {
-    Buffer<float> hidden, rows, attended, queries, keys, values, mixed, inner, sums;
+    Buffer<float> hidden, rows, attended, queries, keys, values, mixed, mixed_rows, inner, sums;
     Buffer<float> context_keys, context_values, turned, scores, inverses;
-    Buffer<std::uint8_t> steps;
-    Buffer<std::uint16_t> halves;
-    Buffer<float> rounded, residual;
+    Buffer<float> residual;
+    Buffer<std::uint8_t> residual_steps;
+    Input of_hidden, of_rows, of_mixed, of_attended, of_inner;
+    std::vector<long> places;
 };
 
 // Rows of one block: a part of the run whose activations stay in the cache.
@@ -127,21 +145,23 @@ class Engine {
     void load(Linear& linear, const TritonrankLinear& from, Spread spread);
     void load_layer(Layer& layer, const TritonrankLinear* linears, const float* const* norms);
 
+    // inputs.cpp
+    Narrow narrow(const Linear& linear, Pass pass, long count, Input& input) const;
+    void prepare(const Linear& linear, Pass pass, long count, Input& input) const;
+    void linear(const Linear& linear, Pass pass, long count, Input& input, Finish finish) const;
+    const float* residual(const Linear& query, Pass pass, const float* rows, long count, Scratch& scratch) const;
+
     // layers.cpp
-    long embed(const TritonrankRows& rows, const Block& block, Pass pass, Scratch& scratch) const;
+    void embed(const TritonrankRows& rows, const Block& block, Pass pass, Scratch& scratch) const;
+    void project(const Layer& layer, Pass pass, const Block& block, bool with_queries, Scratch& scratch) const;
+    void finish_layer(long number, Pass pass, const float* rows, long count, Scratch& scratch) const;
     void run_block(const TritonrankRows& rows, const Block& block, const Context& context, Scratch& scratch,
                    float* logits) const;
-    void linear(const Linear& linear, Pass pass, const float* rows, long stride, long count, Finish finish,
-                Scratch& scratch) const;
-    void product(const Linear& linear, Pass pass, const float* rows, long stride, long count, const Finish& finish,
-                 Scratch& scratch) const;
-    void prepare(const Linear& linear, Pass pass, const float* rows, long stride, long count, Scratch& scratch) const;
-    const float* residual(const Linear& query, Pass pass, const float* rows, long count, Scratch& scratch) const;
-    void finish_layer(const Layer& layer, Pass pass, const float* rows, long count, Scratch& scratch) const;
 
     // attention.cpp
     Context pack_context(const float* keys, const float* values, long tokens, Scratch& scratch) const;
-    void attend(const Block& block, const Context& context, long layer, bool firsts_alone, Scratch& scratch) const;
+    void attend(const Block& block, const Context& context, long layer, Pass pass, bool firsts_alone,
+                Scratch& scratch) const;
 
     const Kernels& kernels_;
     TritonrankModel sizes_;

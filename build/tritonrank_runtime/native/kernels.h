@@ -15,7 +15,17 @@ inline long padded(long size, long multiple = PANEL) { return (size + multiple -
 
 enum class Activation : int { none, gelu, gelu_tanh, relu, silu, tanh };
 
-// What becomes of a product's rows: activation(row + bias) + residual, as floats, as eight-bit steps, or as BF16.
+// Rows as the next product takes them, beside or instead of floats: eight-bit steps, or BF16.
+struct Narrow {
+    std::uint8_t* steps = nullptr;
+    const float* multiplier = nullptr;  // factor / scale, by column
+    float zero_point = 0;
+    std::uint16_t* halves = nullptr;
+    long stride = 0;  // in elements
+    explicit operator bool() const { return steps || halves; }
+};
+
+// What becomes of a product's rows: activation(row + bias) + residual, as floats or narrow.
 struct Finish {
     const float* bias = nullptr;
     Activation activation = Activation::none;
@@ -23,11 +33,7 @@ struct Finish {
     long residual_stride = 0;
     float* out = nullptr;
     long out_stride = 0;
-    std::uint8_t* steps = nullptr;  // instead of `out`
-    const float* multiplier = nullptr;  // factor / scale, by column
-    float zero_point = 0;
-    std::uint16_t* halves = nullptr;  // instead of `out`: BF16
-    long eights_stride = 0;  // of `steps` or `halves`, in elements
+    Narrow narrow;  // instead of `out`
 };
 
 struct Norm {
@@ -53,12 +59,14 @@ struct Kernels {
                      long depth, long columns, float* out, long out_stride, bool adds);
     // Rows of scores become exponentials of their differences to the largest; `inverses` gets 1 / their sums.
     void (*exponentials)(float* scores, long stride, long count, long columns, float* inverses);
-    void (*scale_rows)(float* rows, long stride, long count, long columns, const float* by);
-    void (*normalize)(const float* rows, long stride, long count, const Norm& norm, float* out);
-    void (*quantize)(const float* rows, long stride, long count, long columns, const float* multiplier,
-                     float zero_point, std::uint8_t* steps, long steps_stride);
-    void (*to_bfloat16)(const float* rows, long stride, long count, long columns, std::uint16_t* out, long out_stride);
-    void (*activate)(float* values, long count, Activation activation);
+    // out = rows * by; narrow instead, where it is given
+    void (*scale_rows)(const float* rows, long stride, long count, long columns, const float* by, float* out,
+                       long out_stride, const Narrow& narrow);
+    // Writes floats, and narrow ones too where they are given.
+    void (*normalize)(const float* rows, long stride, long count, const Norm& norm, float* out, const Narrow& narrow);
+    void (*to_narrow)(const float* rows, long stride, long count, long columns, const Narrow& narrow);
+    // out = a + b + c, of which c may be null
+    void (*add_rows)(const float* a, const float* b, const float* c, long size, float* out);
     // 16 keys (rows of `size` floats, a multiple of 16) turned: out[d * 16 + key]
     void (*turn_keys)(const float* keys, long stride, long count, long size, float* out);
 };

@@ -12,6 +12,12 @@ bool Quantization::same_as(const Quantization& other, long inputs) const {
 }
 
 
+bool Linear::takes_input_of(const Linear& other, Pass pass) const {
+    if (kind != other.kind || rounds_input != other.rounds_input) return false;
+    if (kind != Kind::int8 && !rounds_input) return true;
+    return input[pass].same_as(other.input[pass], inputs);
+}
+
 Engine::Engine(const TritonrankModel& model, const Kernels& kernels) : kernels_(kernels), sizes_(model) {
     hidden_ = padded(model.hidden_size);
     embedding_ = padded(model.embedding_size);
@@ -36,6 +42,10 @@ void Engine::load_layer(Layer& layer, const TritonrankLinear* linears, const flo
     load(layer.attention_out, linears[3], Spread::inputs);
     load(layer.ffn_in, linears[4], Spread::none);
     load(layer.ffn_out, linears[5], Spread::none);
+    for (Pass pass : {CONTEXT, CANDIDATES}) {
+        layer.value_shares[pass] = layer.value.takes_input_of(layer.key, pass);
+        layer.query_shares[pass] = layer.value_shares[pass] && layer.query.takes_input_of(layer.key, pass);
+    }
     for (int part = 0; part < 4; ++part) {
         layer.norms[part].grow(hidden_);
         std::copy_n(norms[part], sizes_.hidden_size, layer.norms[part].get());

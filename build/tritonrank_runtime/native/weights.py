@@ -233,9 +233,22 @@ class NativeWeights:
             raise _wrong(place, f"{name}weight_scale", f"the weight is {dtype}; INT8 weights alone have scales")
         if "input_factor" in present and "input_scale" not in present:
             raise _wrong(place, f"{name}input_factor", "only quantized inputs have factors")
-        if "input_scale" in present and self.tensors[f"{name}input_scale"].min() < 0:
-            raise _wrong(place, f"{name}input_scale", "below 0")
+        if "input_scale" in present:
+            self._check_scales(f"{name}input_scale", dtype, place)
         return {f"{name}{part}" for part in present | {"weight"}}
+
+    def _check_scales(self, name: str, dtype: np.dtype[Any], place: str) -> None:
+        """Of the inputs: INT8 weights cannot do without, in any pass that has the layer."""
+        context, candidates = self.tensors[name].tolist()
+        last = f"layers.{self.config.layers - 1}."
+        is_in_context = self.config.architecture == SHARED_CONTEXT and not (
+            name.startswith(last) and name.removeprefix(last).partition(".")[0] not in ("key", "value")
+        )
+        least = [context if is_in_context else 1.0, candidates] if dtype == np.int8 else [1.0]
+        if min(context, candidates) < 0 or not all(least):
+            raise _wrong(
+                place, name, f"{[context, candidates]}; expected steps above 0 in every pass that has the layer"
+            )
 
     def _check_tensor(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], place: str) -> None:
         found = self.tensors.get(name)
