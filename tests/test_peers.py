@@ -454,7 +454,7 @@ def test_what_the_peers_import_of_the_pipeline_is_in_few_files() -> None:
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             importing |= {path.name for module in modules if module.split(".")[0] == "tritonrank"}
-    assert importing == {"load.py", "machine.py", "measure.py", "ours.py", "plain_triton.py"}
+    assert importing == {"joint_twin.py", "load.py", "machine.py", "measure.py", "ours.py", "plain_triton.py"}
 
 
 def test_the_command_needs_named_folders() -> None:

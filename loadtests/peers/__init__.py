@@ -5,7 +5,10 @@
 Every system answers the same requests, one system at a time, each in its own environment; what one of them cannot do
 is in the table as well. The files, in the order in which a run uses them:
 
-    __main__.py      the command
+    __main__.py      the command: everything of each system, one system at a time
+    turns.py         the other: few systems in turns, for multiples; turns_report.py -> its tables
+    variants.py      the served repository with another executor
+    hops.py          what each model behind Triton takes of a request
     cases.py         workload file -> the requests of a run, and their texts as the peers get them
     catalogue.py     which systems there are, with the settings that matter
     environments.py  a virtual environment per peer, from requirements/*.txt

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from tritonrank_runtime.cores import available_cores
 
@@ -26,6 +27,8 @@ from loadtests.processes import child_environment
 
 FIRST = "CrossEncoder, torch FP32"
 """The system that ratios refer to."""
+BFLOAT16 = "CrossEncoder, torch BF16"
+INFINITY_INT8 = "Infinity, ONNX INT8"
 BATCH_SIZE = 32
 CONVERT_SECONDS = 600.0
 WORKERS = "loadtests.peers.workers"
@@ -35,7 +38,7 @@ CHECKPOINT_FILES = {".json", ".txt", ".model", ".safetensors"}
 
 
 class Peers:
-    """The four peers around one checkpoint.
+    """The peers around one checkpoint.
 
     Args:
         checkpoint: a Hugging Face sequence-classification folder with one label.
@@ -51,11 +54,12 @@ class Peers:
     def systems(self) -> list[System]:
         """In the order of the tables."""
         return [
-            self._cross_encoder(FIRST, onnx=False),
-            self._cross_encoder("CrossEncoder, ONNX INT8", onnx=True),
+            self._cross_encoder(FIRST, "fp32"),
+            self._cross_encoder(BFLOAT16, "bf16"),
+            self._cross_encoder("CrossEncoder, ONNX INT8", "int8"),
             self._infinity_system("Infinity, torch FP32", "torch", "checkpoint"),
             self._infinity_system("Infinity, ONNX FP32", "optimum", "optimized"),
-            self._infinity_system("Infinity, ONNX INT8", "optimum", "int8"),
+            self._infinity_system(INFINITY_INT8, "optimum", "int8"),
             PlainTritonSystem(
                 name="plain Triton, ONNX FP32",
                 settings={
@@ -70,20 +74,22 @@ class Peers:
             ),
         ]
 
-    def _cross_encoder(self, name: str, *, onnx: bool) -> System:
+    def _cross_encoder(self, name: str, form: Literal["fp32", "bf16", "int8"]) -> System:
+        onnx = form == "int8"
+
         def arguments() -> list[str]:
             model = self._converted() / "int8" if onnx else self._checkpoint
             files = [str(path.relative_to(model)) for path in model.glob("onnx/*.onnx")] if onnx else []
             onnx_file = [argument for path in files for argument in ("--onnx-file", path)]
             threads = ["--threads", str(available_cores()), "--batch-size", str(BATCH_SIZE)]
-            return [str(model.resolve()), *threads, *onnx_file]
+            return [str(model.resolve()), *threads, *onnx_file, *(["--bfloat16"] if form == "bf16" else [])]
 
         quantized = "export_dynamic_quantized_onnx_model for this processor's widest integer instructions"
         return LibrarySystem(
             name=name,
             kind="peer",
             settings={
-                "model": f"ONNX INT8, dynamic, by {quantized}" if onnx else "the checkpoint, torch FP32",
+                "model": f"ONNX INT8, dynamic, by {quantized}" if onnx else f"the checkpoint, torch {form.upper()}",
                 "padding": f"predict's own sorting by length, batches of {BATCH_SIZE}",
                 "threads": "ONNX Runtime's default (all physical cores)" if onnx else f"{available_cores()}",
                 "client": "none: in process, asked over a pipe, one call at a time",

@@ -2,8 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.layer_flop import layer_flop
+from tritonrank_runtime.text import RequestTokenizer
 
 from loadtests.peers.cases import Case, PairTexts
 from loadtests.peers.environments import own_environment, run_to_end
@@ -42,3 +45,20 @@ def needed_gflop(config: Path, texts: PairTexts, cases: list[Case]) -> dict[str,
         shared += layer_flop(*sizes, [context, *own], [context, *(context + length for length in own)])
     scale = layers / 1e9 / len(cases)
     return {"joint": joint * scale, "shared_context": shared * scale}
+
+
+def served_gflop(checkpoint: Path, tokenizer_folder: Path, cases: list[Case]) -> float:
+    """Mean GFLOP that a request needs of a ranker of ours as it is served: what was pruned is not counted, nor what the
+    last layer need not compute.
+
+    Args:
+        checkpoint: holds its config.json.
+        tokenizer_folder: the tokenizer and the rules that it is served with.
+        cases: what to average over.
+    """
+    config = SimpleNamespace(**json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    tokenizer = RequestTokenizer.from_folder(tokenizer_folder)
+    requests = [
+        tokenizer.tensors(tokenizer.context(case.query, case.history), tokenizer.items(case.items)) for case in cases
+    ]
+    return gflop_of(config, requests)

@@ -197,6 +197,8 @@ class OursSystem(_BehindTriton):
         super().__init__(name, settings, log)
         self._artifacts = artifacts
         self._client: RankClient | None = None
+        self.url = ""
+        """grpc://... of the Triton that was started."""
 
     def prepare(self) -> None:
         if not self._artifacts.is_dir():
@@ -210,6 +212,7 @@ class OursSystem(_BehindTriton):
         url = self._server.start(
             [str(own_environment().python), "-m", "tritonrank", "serve", str(self._artifacts.resolve()), *ports]
         )
+        self.url = url
         self._client = self.open_client(url)
         self._close_client = self._client.close
 

@@ -3,7 +3,7 @@
     python -m loadtests.peers.workers.multiply [--brief]
 
 The shape is that of the encoder's widest layer for 1,300 tokens (M=1300, K=384, N=1536), on all cores. FP32 by NumPy
-(OpenBLAS), torch (oneDNN or MKL) and ONNX Runtime (MLAS), INT8 by ONNX Runtime with u8 x s8 and a requantization to
+(OpenBLAS), torch (oneDNN or MKL) and ONNX Runtime (MLAS), BF16 by torch, INT8 by ONNX Runtime with u8 x s8 and back to
 u8, as a static INT8 graph runs it. Prints GFLOP/s as JSON; an INT8 multiply-add counts as two operations, too.
 With --brief only NumPy is asked, for a second: a cheap look at whether the machine has become slower since.
 """
@@ -29,7 +29,8 @@ def main() -> None:
     seconds = min(arguments.seconds, 1.0) if arguments.brief else arguments.seconds
     rates = {"numpy_fp32": rate(numpy_product(), seconds)}
     if not arguments.brief:
-        rates["torch_fp32"] = rate(torch_product(), seconds)
+        rates["torch_fp32"] = rate(torch_product("float32"), seconds)
+        rates["torch_bf16"] = rate(torch_product("bfloat16"), seconds)
         rates["onnxruntime_fp32"] = rate(onnxruntime_product(int8=False), seconds)
         rates["onnxruntime_int8"] = rate(onnxruntime_product(int8=True), seconds)
     print(json.dumps(rates))
@@ -55,11 +56,13 @@ def numpy_product() -> Callable[[], object]:
     return lambda: np.matmul(left, right, out=output)
 
 
-def torch_product() -> Callable[[], object]:
+def torch_product(numbers: str) -> Callable[[], object]:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    left, right, output = torch.randn(ROWS, INNER), torch.randn(INNER, COLUMNS), torch.empty(ROWS, COLUMNS)
+    dtype = getattr(torch, numbers)
+    left, right = torch.randn(ROWS, INNER).to(dtype), torch.randn(INNER, COLUMNS).to(dtype)
+    output = torch.empty(ROWS, COLUMNS, dtype=dtype)
     return lambda: torch.mm(left, right, out=output)
 
 
