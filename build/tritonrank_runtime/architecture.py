@@ -18,6 +18,7 @@ from tritonrank_runtime.engine import Engine, Graph, RowsError, Tensors
 from tritonrank_runtime.pair_layout import PairLayout
 
 if TYPE_CHECKING:
+    from tritonrank_runtime.packed.rows import PackedRows
     from tritonrank_runtime.padding import Buckets
     from tritonrank_runtime.text import TextRules
 
@@ -221,3 +222,12 @@ class Architecture(ABC):
         Raises:
             ExecutorError: a library is missing.
         """
+
+    def packed(self, folder: Path) -> "tuple[Any, PackedRows] | None":
+        """A checkpoint for the packed engine: its network in FP32, and how its requests become rows; None of a family
+        that this engine does not compute.
+
+        Raises:
+            ExecutorError: a library is missing.
+        """
+        return None

@@ -13,13 +13,10 @@ On a GPU (``device="cuda"``) nothing is cut for the sake of threads: a run costs
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from tritonrank_runtime.context_cache import ContextCache
 
 MODEL_FILE = "model.onnx"
 """The graph of a ranker that is one graph."""
@@ -74,6 +71,14 @@ class Graph(Protocol):
     def get_inputs(self) -> Sequence[Any]: ...
 
 
+class KeptContexts(Protocol):
+    """What a server tells of the contexts that an engine keeps."""
+
+    hits: int
+    misses: int
+    bytes: int
+
+
 class Engine(Protocol):
     """A ranker that runs."""
 
@@ -81,7 +86,7 @@ class Engine(Protocol):
     """The tensors that a request needs."""
 
     @property
-    def context_cache(self) -> "ContextCache | None":
+    def context_cache(self) -> KeptContexts | None:
         """Keys and values of contexts that are kept between requests, where the architecture has such."""
         ...
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_runtime.architecture import VOCABULARY, Architecture, EngineOptions, Input
+from tritonrank_runtime.architecture import VOCABULARY, Architecture, EngineOptions, Input, RowLimits
 from tritonrank_runtime.candidate_rows import PARTING
 from tritonrank_runtime.context_cache import ContextCache
 from tritonrank_runtime.cores import available_cores
@@ -47,6 +47,7 @@ from tritonrank_runtime.pair_layout import PairLayout
 from tritonrank_runtime.threads import Threads
 
 if TYPE_CHECKING:
+    from tritonrank_runtime.packed.rows import PackedRows
     from tritonrank_runtime.text import TextRules
 
 SHARED_CONTEXT = "shared-context"
@@ -133,6 +134,20 @@ class SharedContext(Architecture):
         network = network if device == "cpu" else as_half(network, device)
         return {CONTEXT_FILE: ContextPass(network, device), CANDIDATES_FILE: CandidatePass(network, device)}
 
+    def packed(self, folder: Path) -> "tuple[Any, PackedRows]":
+        from tritonrank_runtime.packed.rows import SharedContextRows
+        from tritonrank_runtime.torch_passes import load_network, row_positions
+
+        network = load_network(folder)
+        vocabulary, longest = network.config.vocab_size, row_positions(network.config)
+        limits = RowLimits(
+            dict(zip(INPUT_NAMES, longest, strict=True)),
+            {one.name: (one.least, vocabulary) for one in self.inputs},
+        )
+        return network, SharedContextRows(
+            network.config.context_positions, INPUT_NAMES, limits, partial(check_rows, may_part=True)
+        )
+
 
 INPUT_NAMES = tuple(one.name for one in SharedContext.inputs)
 
@@ -205,7 +220,7 @@ class SharedContextEngine:
         return dict(zip(names, self._context.run(names, {"context_ids": context_ids}), strict=True))
 
     def check(self, request: Tensors) -> None:
-        _check(request, may_part=True)
+        check_rows(request, may_part=True)
 
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
         computed = needed = 0
@@ -261,7 +276,7 @@ class BatchedEngine:
         ]
 
     def check(self, request: Tensors) -> None:
-        _check(request)
+        check_rows(request)
 
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
         computed = needed = 0
@@ -309,7 +324,9 @@ def _run_one_by_one(
     return found
 
 
-def _check(request: Tensors, may_part: bool = False) -> None:
+def check_rows(request: Tensors, may_part: bool = False) -> None:
+    """Refuse rows that ``tokenize`` would not make, as ``Engine.check`` does; those of several blocks where they may
+    part."""
     context_ids, candidate_ids = request["context_ids"], request["candidate_ids"]
     if not context_ids.size or context_ids.min() < 0:
         raise RowsError("context_ids: expected at least one token id, none of them negative")

@@ -38,6 +38,10 @@ def open_torch_engine(
         ExecutorError: PyTorch sees no such device, or a joint ranker lacks transformers.
     """
     check_device(device)
+    if device != "cpu" and (packed := architecture_of_type(read_config(folder)["model_type"]).packed(folder)):
+        from tritonrank_runtime.packed.opening import open_packed_engine
+
+        return open_packed_engine(*packed, device, context_cache_bytes=context_cache_bytes)
     graphs = architecture_of_type(read_config(folder)["model_type"]).torch_graphs(folder, device)
     if device != "cpu":
         return engine_of(graphs, EngineOptions.on_gpu(context_cache_bytes))

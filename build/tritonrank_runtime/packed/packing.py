@@ -83,7 +83,7 @@ class Sizes:
         if pairs:
             return cls(rows, segments, rows // (TILE_ROWS // 2) + segments // 4, 0, segments, 0, 0)
         first_tiles = segments // (FIRST_TILE_ROWS // 2) + 16
-        return cls(rows, segments, rows // (TILE_ROWS // 2) + 16, chunks, first_tiles, chunks, rows // 2)
+        return cls(rows, segments, rows // (TILE_ROWS // 2) + 16, chunks, first_tiles, chunks, rows)
 
     def holds(self, other: "Sizes") -> bool:
         """Whether a launch of this size has room for what the other counts."""
@@ -371,6 +371,8 @@ def pack(requests: Sequence[PackedRequest], batch: PackedBatch) -> None:
         tables[name][used:] = 0
     tables["tiles"][tile:] = 0
     tables["first_tiles"][first_tile:] = 0
+    tables["chunks"][chunk:] = 0
+    tables["first_chunks"][first_chunk:] = 0
     tables["keep_from"][kept:] = NOT_KEPT
 
 
