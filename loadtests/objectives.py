@@ -157,11 +157,16 @@ def judged(run: Run, objectives: Objectives) -> Run:
     return run.model_copy(update={"verdicts": verdicts})
 
 
-def saturation(run: Run) -> float | None:
-    """Requests per second offered in the highest step of the ramp that was sustained, and all steps below it too."""
+def saturation(run: Run, sustained_share: float = SUSTAINED) -> float | None:
+    """Requests per second offered in the highest step of the ramp that was sustained, and all steps below it too.
+
+    Args:
+        run: with a ramp.
+        sustained_share: of the offered requests, that have to be answered rightly within the deadline.
+    """
     sustained = None
     for phase in _ramp(run):
-        if not phase.totals.offered or phase.totals.good < SUSTAINED * phase.totals.offered:
+        if not phase.totals.offered or phase.totals.good < sustained_share * phase.totals.offered:
             break
         sustained = phase.totals.offered_per_second
     return sustained

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +20,7 @@ from loadtests.session import (
     WARM_UP_SECONDS,
     OutOption,
     ProcessesOption,
+    Ramp,
     SaturationOption,
     TargetArgument,
     WorkloadOption,
@@ -29,9 +30,13 @@ from loadtests.session import (
 )
 from loadtests.shapes import plan_of
 from loadtests.users import visitors_of, write_events
+from loadtests.valkey import Valkey
 
 SLO = Path(__file__).with_name("slo-recommend.yaml")
 IMPORT_SECONDS = 1_200
+RAMP = Ramp(clients=2, seconds=120.0, start=0.25, sustained=0.99)
+"""A page without the ranker is no page: at saturation less than 1% may be degraded or late. Two who wait keep the
+ranker busy, and both are answered in time; more would wait for each other past the deadline."""
 
 
 def recommend(
@@ -42,7 +47,11 @@ def recommend(
         int, typer.Option(min=1, help="In the store; their past is that of the dataset's users")
     ] = 100_000,
     store: Annotated[
-        str, typer.Option(help="URL of the gateway's store, filled here; default: a new SQLite file")
+        str,
+        typer.Option(
+            help="The gateway's store, filled here: its URL, or valkey for one that is started here; default: a new "
+            "SQLite file"
+        ),
     ] = "",
     share: Annotated[float, typer.Option(min=0.01, max=1, help="Of saturation")] = 0.5,
     seconds: Annotated[float, typer.Option(min=2, help="At that rate")] = 60.0,
@@ -70,7 +79,7 @@ def recommend(
             visitors=visitors,
         ) as session,
     ):
-        most = saturation or session.saturation_per_second()
+        most = saturation or session.saturation_per_second(RAMP)
         plan = plan_of("steady", rate=share * most, seconds=seconds, warm_up_seconds=WARM_UP_SECONDS)
         run = session.send(plan, name="recommend", verb="recommend")
     run = run.model_copy(update={"saturation_per_second": most})
@@ -99,8 +108,9 @@ def _prepared(target: str, store: str, users: int) -> Iterator[tuple[Sequence[st
     folder = Path(target)
     if not (folder / "catalogue").is_dir():
         fail(f"{folder}: no catalogue. Make one: tritonrank build {SLO.with_name('recommend.yaml')}")
-    with tempfile.TemporaryDirectory(prefix="loadtest-store-") as scratch:
-        url = store or f"sqlite:{scratch}/store.db"
+    with tempfile.TemporaryDirectory(prefix="loadtest-store-") as scratch, ExitStack() as stack:
+        url = stack.enter_context(Valkey(Path(scratch))).url if store == "valkey" else store
+        url = url or f"sqlite:{scratch}/store.db"
         visitors = visitors_of(folder, users)
         events = write_events(folder, visitors, Path(scratch) / "events.parquet")
         command = [sys.executable, "-m", "tritonrank", "import-events", str(events), "--store", url]

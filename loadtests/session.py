@@ -25,11 +25,19 @@ from loadtests.console import fail
 from loadtests.dialects import Dialect, Visits, open_gateway
 from loadtests.generator import GeneratorError, generate
 from loadtests.machine import Machine, describe_machine
-from loadtests.objectives import DEFAULT_FILE, Objectives, ObjectivesError, judged, read_objectives, saturation
+from loadtests.objectives import (
+    DEFAULT_FILE,
+    SUSTAINED,
+    Objectives,
+    ObjectivesError,
+    judged,
+    read_objectives,
+    saturation,
+)
 from loadtests.report import write_page
 from loadtests.results import Run, RunFileError, Verb, write_run
 from loadtests.settings import LoadSettings
-from loadtests.shapes import Plan, PlanError, plan_of
+from loadtests.shapes import RAMP_START, Plan, PlanError, plan_of
 from loadtests.target import LiveServer, Protocol, TargetError, open_target, protocol_of
 from loadtests.workload import WorkloadError, workload_of
 
@@ -68,6 +76,23 @@ FAULTS = (TargetError, WorkloadError, PlanError, ObjectivesError, RunFileError, 
 """What a verb says in one message, without a traceback."""
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """How saturation is looked for.
+
+    Attributes:
+        clients: that wait for their answers, to know where about it is.
+        seconds: of the ramp.
+        start: of its highest rate, where it begins.
+        sustained: share of the requests that have to be answered rightly within the deadline.
+    """
+
+    clients: int = CAPACITY_CLIENTS
+    seconds: float = RAMP_SECONDS
+    start: float = RAMP_START
+    sustained: float = SUSTAINED
+
+
 @dataclass
 class Session:
     """A server that is ready, and the load's settings but for its plan.
@@ -96,28 +121,28 @@ class Session:
         self.sent += run.workload.sent or 0
         return run.model_copy(update={"verb": verb})
 
-    def capacity_per_second(self) -> float:
+    def capacity_per_second(self, clients: int = CAPACITY_CLIENTS) -> float:
         """What a few clients that wait for their answers get: near saturation, and quickly known.
 
         Raises:
             GeneratorError: nothing was answered.
         """
-        run = self.send(plan_of("closed", rate=1, seconds=CAPACITY_SECONDS, clients=CAPACITY_CLIENTS))
+        run = self.send(plan_of("closed", rate=1, seconds=CAPACITY_SECONDS, clients=clients))
         if not run.totals.answered:
             reasons = "\n".join(run.failures) or "nothing was sent"
             raise GeneratorError(f"{self.server.url(self.protocol)}: no request was answered.\n{reasons}")
         return run.totals.answered_per_second
 
-    def saturation_per_second(self) -> float:
+    def saturation_per_second(self, ramp: Ramp = Ramp()) -> float:
         """The highest rate that is sustained, by a ramp.
 
         Raises:
             GeneratorError: not even its first step was.
         """
-        rate = RAMP_BEYOND * self.capacity_per_second()
-        run = self.send(plan_of("ramp", rate=rate, seconds=RAMP_SECONDS), name="ramp")
+        rate = RAMP_BEYOND * self.capacity_per_second(ramp.clients)
+        run = self.send(plan_of("ramp", rate=rate, seconds=ramp.seconds, start=ramp.start), name="ramp")
         show_measured(run)  # nothing to pass: the ramp only looks for the rate
-        if (found := saturation(run)) is None:
+        if (found := saturation(run, ramp.sustained)) is None:
             raise GeneratorError(
                 "not even the first step of the ramp was sustained; see the table, and the server's log"
             )

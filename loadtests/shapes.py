@@ -133,7 +133,14 @@ def _unit_rate(times: Sequence[float]) -> Iterator[float]:
 
 
 def plan_of(
-    shape: ShapeName, *, rate: float, seconds: float, warm_up_seconds: float = 0.0, peak: float = 3.0, clients: int = 1
+    shape: ShapeName,
+    *,
+    rate: float,
+    seconds: float,
+    warm_up_seconds: float = 0.0,
+    peak: float = 3.0,
+    clients: int = 1,
+    start: float = RAMP_START,
 ) -> Plan:
     """The phases behind a shape's name.
 
@@ -146,6 +153,7 @@ def plan_of(
         warm_up_seconds: before them, at half of the first rate.
         peak: how many times the rate a spike or an overload is.
         clients: of a closed loop.
+        start: of the rate, where a ramp begins.
 
     Raises:
         PlanError: a number is out of range.
@@ -154,7 +162,7 @@ def plan_of(
         "steady": [(STEADY, 1.0, 1.0)],
         "soak": [("soak", 1.0, 1.0)],
         "closed": [("closed", 1.0, 1.0)],
-        "ramp": ramp_steps(rate),
+        "ramp": ramp_steps(rate, start=start),
         "spike": [
             ("before", (1 - SPIKE_SHARE) / 2, 1.0),
             (SPIKE, SPIKE_SHARE, peak),
@@ -180,10 +188,10 @@ def warm_up(seconds: float, first_rate: float) -> PlannedPhase:
     return PlannedPhase(name=WARM_UP, seconds=seconds, rate=first_rate / 2, counts=False)
 
 
-def ramp_steps(highest: float, steps: int = RAMP_STEPS) -> list[tuple[str, float, float]]:
+def ramp_steps(highest: float, steps: int = RAMP_STEPS, start: float = RAMP_START) -> list[tuple[str, float, float]]:
     """Rising steps of equal length as (name, share of the time, share of the highest rate), by equal factors."""
-    factor = (1 / RAMP_START) ** (1 / (steps - 1))
-    shares = [RAMP_START * factor**step for step in range(steps)]
+    factor = (1 / start) ** (1 / (steps - 1))
+    shares = [start * factor**step for step in range(steps)]
     return [(f"ramp {share * highest:.4g}/s", 1 / steps, share) for share in shares]
 
 

@@ -201,6 +201,7 @@ def test_saturation_is_the_last_step_before_the_first_that_was_not_sustained() -
         phase(f"ramp {n}/s", 10 * n, 10 * n + 10, offered=offered, good=good) for n, (offered, good) in enumerate(steps)
     ]
     assert saturation(run_of(*phases)) == 6
+    assert saturation(run_of(*phases), 0.99) == 4
     assert saturation(run_of(STEADY)) is None
 
 

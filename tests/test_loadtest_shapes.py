@@ -74,6 +74,11 @@ def test_an_overload_is_three_times_saturation() -> None:
     assert rates == {"saturation": 10, "overload": 30, "recovery": 5}
 
 
+def test_a_ramp_begins_where_it_is_told() -> None:
+    rates = [phase.rate for phase in plan_of("ramp", rate=20, seconds=60, start=0.1).phases]
+    assert (min(rates), max(rates)) == (pytest.approx(2), pytest.approx(20))
+
+
 def test_a_ramp_climbs_by_equal_factors_up_to_its_rate() -> None:
     rates = np.array([phase.rate for phase in plan_of("ramp", rate=20, seconds=60).phases])
     assert rates[-1] == pytest.approx(20)

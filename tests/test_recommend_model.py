@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ from tritonrank_client import AsyncRankClient, InvalidRequest, RankClient
 pytestmark = pytest.mark.slow
 
 
+BLOCKED = "item-07"
+
+
 @pytest.fixture(scope="module")
 def recommending(tiny_recipe: Recipe) -> Recipe:
     return load_recipe(
@@ -38,7 +42,12 @@ def triton(
     shutil.copytree(workspace.repository, folder / "repository")
     tiny_catalogue(Workspace(folder).catalogue)
     write_recommend(recommending, Workspace(folder), folder / "repository")
-    environment = {"TRITONRANK_STORE": f"sqlite:{folder / 'store.db'}"}
+    (folder / "rules.toml").write_text(f'[block]\nitem_ids = ["{BLOCKED}"]\n')
+    environment = {
+        "TRITONRANK_STORE": f"sqlite:{folder / 'store.db'}",
+        "TRITONRANK_RULES": str(folder / "rules.toml"),
+        "TRITONRANK_EVENTS_LOG": str(folder / "events"),
+    }
     with LocalTriton(folder / "repository", environment=environment) as running:
         # The first request of an instance opens the catalogue.
         with RankClient(running.grpc_url, timeout=60.0) as client, ThreadPoolExecutor(4) as pool:
@@ -53,6 +62,7 @@ def test_the_catalogue_is_linked_and_only_where_a_recipe_recommends(
     write_recommend(tiny_recipe, workspace, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     tiny_catalogue(Workspace(tmp_path).catalogue)
+    shutil.copytree(workspace.repository / "tokenize", tmp_path / "repository" / "tokenize")
     write_recommend(recommending, Workspace(tmp_path), tmp_path / "repository")
     linked = tmp_path / "repository" / "recommend" / "1" / "catalogue" / "manifest.json"
     assert linked.samefile(Workspace(tmp_path).catalogue / "manifest.json")
@@ -123,6 +133,18 @@ def test_tensors_in_place_of_json_and_a_body_that_is_none(triton: LocalTriton) -
         with pytest.raises(InferenceServerException, match=r"INVALID_ARGUMENT.*request: "):
             infer(request=[wrong])
     client.close()
+
+
+def test_rules_hold_and_what_was_shown_is_in_the_training_log(triton: LocalTriton) -> None:
+    events = Path(triton.repository).parent / "events"
+    with RankClient(triton.grpc_url, timeout=20.0) as client:
+        page = client.recommend("u9", size=200)
+        assert len(page.item_ids) > 30
+        assert BLOCKED not in page.item_ids
+        deadline = time.monotonic() + 60
+        while not any("impressions" in str(path) for path in events.rglob("*.parquet")):
+            assert time.monotonic() < deadline, [str(path) for path in events.rglob("*")]
+            time.sleep(0.5)
 
 
 def test_many_at_once_are_all_answered(triton: LocalTriton) -> None:
