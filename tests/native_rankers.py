@@ -182,3 +182,61 @@ def reference_logits(
     keys, values = passes[0].encode_context(torch.from_numpy(context).long())
     tokens = [torch.from_numpy(row[row >= 0]).long()[None] for row in rows]
     return torch.cat([passes[1].score_candidates(keys, values, one) for one in tokens]).numpy()
+
+
+def native_pair_weights(model: Any) -> NativeWeights:
+    """A BERT or RoBERTa classifier of transformers in FP32, folded as the contract wants it."""
+    config, is_bert = model.config, model.config.model_type == "bert"
+    encoder = getattr(model, model.base_model_prefix)
+    scale = (config.hidden_size // config.num_attention_heads) ** -0.5
+    linears: dict[str, tuple[Tensor, Tensor | None]] = {}
+    tensors: dict[str, Tensor] = {
+        f"embeddings.{ours}": getattr(encoder.embeddings, theirs).weight
+        for ours, theirs in (
+            ("words", "word_embeddings"),
+            ("positions", "position_embeddings"),
+            ("segments", "token_type_embeddings"),
+        )
+    }
+    norms = {"embeddings.norm": encoder.embeddings.LayerNorm}
+    for number, layer in enumerate(encoder.encoder.layer):
+        name, own = f"layers.{number}", layer.attention.self
+        out = layer.attention.output
+        linears |= {
+            f"{name}.query": (own.query.weight * scale, own.query.bias * scale),
+            f"{name}.key": (own.key.weight, None),
+            f"{name}.value": (own.value.weight, None),
+            f"{name}.attention_out": (out.dense.weight, out.dense.bias + out.dense.weight @ own.value.bias),
+            f"{name}.ffn_in": (layer.intermediate.dense.weight, layer.intermediate.dense.bias),
+            f"{name}.ffn_out": (layer.output.dense.weight, layer.output.dense.bias),
+        }
+        norms |= {f"{name}.attention_norm": out.LayerNorm, f"{name}.ffn_norm": layer.output.LayerNorm}
+    pooler, head = (
+        (encoder.pooler.dense, model.classifier) if is_bert else (model.classifier.dense, model.classifier.out_proj)
+    )
+    linears |= {"pooler": (pooler.weight, pooler.bias), "head": (head.weight, head.bias)}
+    for name, (weight, bias) in linears.items():
+        tensors[f"{name}.weight"] = weight.T
+        if bias is not None:
+            tensors[f"{name}.bias"] = bias
+    for name, norm in norms.items():
+        tensors |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
+    native = NativeConfig(
+        architecture="joint",
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        embedding_size=config.hidden_size,
+        heads=config.num_attention_heads,
+        head_size=config.hidden_size // config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        positions=config.max_position_embeddings,
+        segments=config.type_vocab_size,
+        first_position=0 if is_bert else config.pad_token_id + 1,
+        context_positions=0,
+        activation=config.hidden_act,
+        layer_norm_eps=config.layer_norm_eps,
+        pooler_size=config.hidden_size,
+        pooler_activation="tanh",
+    )
+    return NativeWeights(native, {name: np.ascontiguousarray(one.detach().numpy()) for name, one in tensors.items()})

@@ -26,7 +26,7 @@ from tritonrank_runtime.native.library import kernels_here
 from tritonrank_runtime.native.model import NativeModel
 from tritonrank_runtime.native.weights import NATIVE_FILE, NativeWeights
 
-KERNELS = ("plain", "avx2", "avx512")
+KERNELS = ("plain", "avx2", "avx512", "avx512_bf16")
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {"type_vocab_size": 1, "first_position": 2, "layer_norm_eps": 1e-5},

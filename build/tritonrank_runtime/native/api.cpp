@@ -17,13 +17,16 @@ struct Named {
 
 // The best first; null where the processor lacks something.
 const Kernels* found(const char* name, const char** as) {
+#ifdef TRITONRANK_X86
+    // With VNNI, the product of eight-bit numbers; what came before it (Skylake) takes AVX2.
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                            __builtin_cpu_supports("avx512vnni");
+#endif
     const Named all[] = {
 #ifdef TRITONRANK_X86
-        {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")
-                       ? &tritonrank::AVX512
-                       : nullptr},
+        {"avx512_bf16", has_avx512 && __builtin_cpu_supports("avx512bf16") ? &tritonrank::AVX512_BF16 : nullptr},
+        {"avx512", has_avx512 ? &tritonrank::AVX512 : nullptr},
         {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &tritonrank::AVX2 : nullptr},
 #endif
         {"plain", &tritonrank::PLAIN},

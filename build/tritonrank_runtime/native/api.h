@@ -44,7 +44,7 @@ struct TritonrankRows {
     std::int32_t position;  // of a row's first token, behind first_position
 };
 
-// Whether this processor runs a set of kernels: plain, avx2 or avx512. Null: the best that it runs.
+// Whether this processor runs a set of kernels: plain, avx2, avx512 or avx512_bf16. Null: the best that it runs.
 const char* tritonrank_kernels(const char* name);
 
 // Null where memory ran out or no kernels have that name here.

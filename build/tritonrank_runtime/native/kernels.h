@@ -75,6 +75,7 @@ extern const Kernels PLAIN;
 #ifdef TRITONRANK_X86
 extern const Kernels AVX2;
 extern const Kernels AVX512;
+extern const Kernels AVX512_BF16;
 #endif
 
 }  // namespace tritonrank

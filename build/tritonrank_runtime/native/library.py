@@ -25,12 +25,14 @@ FLAGS = (
     # where the sources say so, and nowhere else.
     *("-ffp-contract=off", "-fno-math-errno"),
 )
+AVX512_FLAGS = (
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mavx2"),
+    "-mprefer-vector-width=512",
+)
 X86_FLAGS = {
     "kernels_avx2.cpp": ("-mavx2", "-mfma"),
-    "kernels_avx512.cpp": (
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16"),
-        "-mprefer-vector-width=512",
-    ),
+    "kernels_avx512.cpp": AVX512_FLAGS,
+    "kernels_avx512_bf16.cpp": (*AVX512_FLAGS, "-mavx512bf16"),
 }
 """Kernels for instruction sets of x86 alone; the library asks the processor before it uses them."""
 COMPILE_SECONDS = 300

@@ -27,7 +27,7 @@ class NativeModel:
 
     Args:
         weights: checked ones.
-        kernels: plain, avx2 or avx512; "" = the best that this processor runs.
+        kernels: plain, avx2, avx512 or avx512_bf16; "" = the best that this processor runs.
 
     Raises:
         ExecutorError: there is no library, this processor does not run the kernels, or there is no memory.
