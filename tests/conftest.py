@@ -1,11 +1,14 @@
 """What many tests share: a tiny build of the whole pipeline per architecture, and one real Triton that serves both."""
 
+import os
+
 import tritonrank  # noqa: F401 - its first act is to turn telemetry off, which libraries look for when imported
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # OpenAI's Triton looks for it when imported, which PyTorch does
 
 # isort: split
 
 import json
-import os
 import shutil
 import subprocess
 import sys

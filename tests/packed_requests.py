@@ -39,12 +39,12 @@ def small_config(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**sizes | changes)
 
 
-def small_network(**changes: Any) -> SharedContextNetwork:
+def small_network(std: float = 0.2, **changes: Any) -> SharedContextNetwork:
     """With weights so large that logits differ by far more than rounding does."""
     torch.manual_seed(3)
     network = SharedContextNetwork(small_config(**changes)).eval()
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
+        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=std)
     return network
 
 

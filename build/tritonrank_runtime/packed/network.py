@@ -3,11 +3,11 @@
 What a launch computes is in ``packing.py``'s tables, and no shape depends on data: a CUDA graph of it can be captured
 once per bucket. Queries, keys and values come from one product; the last layer makes queries for the segments' first
 tokens alone, and keys and values for all. Scale, and the biases of keys and values, are folded into other weights.
-Computes in FP16 (or BF16, which needs no care for large values and has an eighth of the precision); norms and softmax
-inside are FP32, and so is the head: logits in FP16 would tie with each other.
+It computes in FP16, or BF16, which holds larger numbers and an eighth of the precision; norms and softmax are FP32
+inside, and so is the head: logits in FP16 would tie with each other.
 
-Contexts of returning users: their keys and values lie in ``pool``, and a launch reads them there and writes those of
-new ones; which rows of the pool are whose is the caller's affair.
+Contexts of returning users: their keys and values lie in ``pool``, where a launch reads them and keeps those of new
+ones; which rows of the pool are whose is the caller's affair.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tritonrank_runtime.packed.attention import Attention, attention_named
+from tritonrank_runtime.packed.operations import Embeddings, Norm, Operations, operations_named
 from tritonrank_runtime.packed.packing import PackedBatch
 
 
@@ -25,37 +25,25 @@ class _Linear(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return functional.linear(rows, self.weight, self.bias)
-
-
-class _Norm(NamedTuple):
-    weight: Tensor
-    bias: Tensor
-    epsilon: float
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return functional.layer_norm(rows, (rows.shape[-1],), self.weight, self.bias, self.epsilon)
-
 
 class _Layer(NamedTuple):
     query_key_value: _Linear
     attention_out: _Linear
-    attention_norm: _Norm
+    attention_norm: Norm
     ffn_in: _Linear
     activation: nn.Module
     ffn_out: _Linear
-    ffn_norm: _Norm
+    ffn_norm: Norm
 
 
 class PackedNetwork:
     """Packed rows -> one logit per segment.
 
     Args:
-        network: a SharedContextNetwork, or a JointNetwork: not folded, in FP32; it stays as it is.
+        network: a SharedContextNetwork or a PairNetwork: not folded, in FP32; it stays as it is.
         dtype: what it computes in: float16, bfloat16 or float32.
         device: where.
-        attention: one of ``attention.ATTENTIONS``.
+        attention: "triton", or "sdpa" for PyTorch alone; see ``operations.py``.
         pool_rows: tokens of contexts whose keys and values there is room for; 0: none are kept.
 
     Raises:
@@ -70,12 +58,10 @@ class PackedNetwork:
         attention: str = "triton",
         pool_rows: int = 0,
     ) -> None:
-        config = network.config
-        self.config = config
+        self.config = config = network.config
         self.dtype, self.device = dtype, torch.device(device)
-        self.heads, self.head_size = int(config.num_attention_heads), int(config.head_size)
-        self.width = self.heads * self.head_size
-        self._attention: Attention = attention_named(attention, self.heads, self.head_size, self.device)
+        self.width = int(config.num_attention_heads * config.head_size)
+        self._operations: Operations = operations_named(attention, int(config.head_size))
         self._read_weights(network.folded())
         shape = (len(self._layers), pool_rows, 2 * self.width)
         self.pool = torch.zeros(shape, dtype=dtype, device=self.device)
@@ -84,19 +70,22 @@ class PackedNetwork:
     @torch.no_grad()
     def _read_weights(self, folded: Any) -> None:
         embeddings = folded.embeddings
-        self._words = self._here(embeddings.words.weight)
-        self._positions = self._here(embeddings.positions.weight[self.config.first_position :])
-        self._types = None if embeddings.segments is None else self._here(embeddings.segments.weight)
-        self._norm = self._norm_here(embeddings.norm)
+        words = self._here(embeddings.words.weight)
+        positions = self._here(embeddings.positions.weight[self.config.first_position :])
+        types = embeddings.segments
+        no_types = torch.zeros(1, words.shape[1], dtype=self.dtype, device=self.device)
+        self._embeddings = Embeddings(
+            words, positions, no_types if types is None else self._here(types.weight), self._norm_here(embeddings.norm)
+        )
         self._project = None if embeddings.project is None else self._linear_here(embeddings.project)
         self._layers = [self._layer_here(layer) for layer in folded.layers]
         self._head = folded.head.float().to(self.device)
 
     def _layer_here(self, layer: Any) -> _Layer:
-        base = self._attention.query_factor
+        factor = self._operations.query_factor
         no_bias = torch.zeros_like(layer.query.bias)
-        weight = torch.cat([layer.query.weight * base, layer.key.weight, layer.value.weight])
-        bias = torch.cat([layer.query.bias * base, no_bias, no_bias])
+        weight = torch.cat([layer.query.weight * factor, layer.key.weight, layer.value.weight])
+        bias = torch.cat([layer.query.bias * factor, no_bias, no_bias])
         return _Layer(
             _Linear(self._here(weight), self._here(bias)),
             self._linear_here(layer.attention_out),
@@ -113,8 +102,8 @@ class PackedNetwork:
     def _linear_here(self, linear: nn.Linear) -> _Linear:
         return _Linear(self._here(linear.weight), self._here(linear.bias))
 
-    def _norm_here(self, norm: nn.LayerNorm) -> _Norm:
-        return _Norm(self._here(norm.weight), self._here(norm.bias), norm.eps)
+    def _norm_here(self, norm: nn.LayerNorm) -> Norm:
+        return Norm(self._here(norm.weight), self._here(norm.bias), norm.eps)
 
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Tensor:
@@ -127,43 +116,31 @@ class PackedNetwork:
 
     def logits(self, tables: Mapping[str, Tensor]) -> Tensor:
         """As a call, of the tables by name: what torch.compile is given."""
-        hidden = self._embed(tables)
-        pool_rows = self.pool.shape[1]
-        view = self._attention.prepare(tables["tiles"], tables["chunks"], hidden.shape[0], hidden.shape[0], pool_rows)
+        hidden = self._operations.embed(tables, self._embeddings)
+        if self._project is not None:
+            hidden = functional.linear(hidden, *self._project)
+        view, firsts_view = self._operations.prepare(tables, self.pool.shape[1])
         for layer, pool in zip(self._layers[:-1], self.pool[:-1], strict=True):
-            projected = layer.query_key_value(hidden)
-            self._keep(projected, pool, tables)
+            projected = functional.linear(hidden, *layer.query_key_value)
             query, keys_values = projected[:, : self.width], projected[:, self.width :]
-            hidden = _finish(layer, hidden, self._attention(query, keys_values, pool, view))
-        firsts = tables["first_rows"]
-        view = self._attention.prepare(
-            tables["first_tiles"], tables["first_chunks"], firsts.shape[0], hidden.shape[0], pool_rows
-        )
+            self._keep(keys_values, pool, tables)
+            hidden = self._finish(layer, hidden, self._operations.attend(query, keys_values, pool, view))
         layer, pool = self._layers[-1], self.pool[-1]
         weight, bias = layer.query_key_value
         keys_values = functional.linear(hidden, weight[self.width :])
-        rows = hidden.index_select(0, firsts)
-        query = functional.linear(rows, weight[: self.width], bias[: self.width])
         self._keep(keys_values, pool, tables)
-        hidden = _finish(layer, rows, self._attention(query, keys_values, pool, view))
-        found: Tensor = self._head(hidden.float())
+        firsts = hidden.index_select(0, tables["first_rows"])
+        query = functional.linear(firsts, weight[: self.width], bias[: self.width])
+        firsts = self._finish(layer, firsts, self._operations.attend(query, keys_values, pool, firsts_view))
+        found: Tensor = self._head(firsts.float())
         return found.squeeze(-1)
 
-    def _embed(self, tables: Mapping[str, Tensor]) -> Tensor:
-        embedded = functional.embedding(tables["token_ids"], self._words)
-        embedded = embedded + functional.embedding(tables["positions"], self._positions)
-        if self._types is not None:
-            types = tables["types"].clamp(max=self._types.shape[0] - 1)
-            embedded = embedded + functional.embedding(types, self._types)
-        embedded = self._norm(embedded)
-        return embedded if self._project is None else self._project(embedded)
+    def _finish(self, layer: _Layer, rows: Tensor, mixed: Tensor) -> Tensor:
+        add_norm = self._operations.add_norm
+        attended = add_norm(rows, functional.linear(mixed, *layer.attention_out), layer.attention_norm)
+        inner = layer.activation(functional.linear(attended, *layer.ffn_in))
+        return add_norm(attended, functional.linear(inner, *layer.ffn_out), layer.ffn_norm)
 
-    def _keep(self, projected: Tensor, pool: Tensor, tables: Mapping[str, Tensor]) -> None:
-        """Write keys and values of contexts that are to be kept into the pool."""
+    def _keep(self, keys_values: Tensor, pool: Tensor, tables: Mapping[str, Tensor]) -> None:
         if pool.shape[0] and tables["keep_from"].shape[0]:
-            self._attention.keep(projected[:, -2 * self.width :], pool, tables["keep_from"], tables["keep_to"])
-
-
-def _finish(layer: _Layer, rows: Tensor, mixed: Tensor) -> Tensor:
-    attended = layer.attention_norm(rows + layer.attention_out(mixed))
-    return layer.ffn_norm(attended + layer.ffn_out(layer.activation(layer.ffn_in(attended))))
+            self._operations.keep(keys_values, pool, tables)

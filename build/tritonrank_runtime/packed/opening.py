@@ -43,7 +43,7 @@ def open_packed_engine(
         rows: of its architecture.
         device: cuda, cuda:1, ...; or cpu for a rehearsal.
         context_cache_bytes: keys and values of contexts that are kept on the device at the most.
-        attention: one of ``attention.ATTENTIONS``; default: triton, and sdpa on a CPU.
+        attention: one of ``operations.OPERATIONS``; default: triton, and sdpa on a CPU.
         precision: of ``PRECISIONS``; default: what TRITONRANK_GPU_PRECISION says, else float16, and float32 on a CPU.
         is_compiled: whether torch.compile fuses; default: on a card, unless TRITONRANK_GPU_COMPILE is 0.
         buckets: rows of each; default: ``bucket_rows``.
