@@ -55,10 +55,6 @@ SIZES: dict[str, Any] = {
 class Network:
     """Rows of token ids -> states, by the tensors of the file."""
 
-    rounds_last = False
-    """Whether what the last layer adds to is rounded, too: the Q/DQ graph of candidates does it, because its query
-    reads the same tensor; the native engine does not, and is nearer to FP32 for it."""
-
     def __init__(self, weights: NativeWeights) -> None:
         self.config, self.tensors = weights.config, weights.tensors
 
@@ -102,7 +98,7 @@ class Network:
             if is_last and number == 0:
                 return hidden, kept
             hidden = hidden[:1] if is_last else hidden
-            if is_last and self.rounds_last:
+            if layer in self.config.rounded_residuals:
                 hidden = self.rounded(f"{name}.query", hidden, number)
             query = self.linear(f"{name}.query", hidden, number)
             keys = np.concatenate([context[layer][0], key]) if context else key
@@ -142,7 +138,6 @@ class Network:
 def compared(graphs: Path, weights: NativeWeights, requests: list[Any]) -> tuple[Array, Array]:
     """Scores by the file and by ONNX Runtime."""
     network, engine = Network(weights), open_engine(graphs)
-    network.rounds_last = weights.config.architecture == "shared-context"
     return np.concatenate([network.score(one) for one in requests]), np.concatenate(engine.run(requests))
 
 

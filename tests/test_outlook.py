@@ -39,7 +39,7 @@ def test_more_examples_take_longer_where_they_are_used() -> None:
     less, more = about_seconds(demo()), about_seconds(demo("examples.training_examples=1600"))
     assert {verb for verb in less if more[verb] > less[verb]} == {"finetune", "retriever"}
     more = about_seconds(demo("examples.test_users=200"))
-    assert {verb for verb in less if more[verb] > less[verb]} == {"compare", "quantize", "blend"}
+    assert {verb for verb in less if more[verb] > less[verb]} == {"compare", "quantize", "engine", "blend"}
 
 
 def test_a_larger_model_takes_longer_and_an_unknown_one_is_not_guessed(

@@ -1,5 +1,6 @@
-"""Opens the engine of a model folder: by ONNX Runtime or by PyTorch, on the CPU or a GPU."""
+"""Opens the engine of a model folder: by ONNX Runtime, by the native engine, or by PyTorch, on the CPU or a GPU."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 from tritonrank_runtime.architecture import ROWS_PER_BATCH, EngineOptions
 from tritonrank_runtime.architectures import architecture_of_graphs, graph_inputs, graph_names
 from tritonrank_runtime.engine import MODEL_FILE, WEIGHTS_FILE, Engine, ExecutorError, Graph
+
+ONNXRUNTIME, NATIVE, TORCH = "onnxruntime", "native", "torch"
+"""The executors, as recipes and the scorer's parameter name them."""
+
+logger = logging.getLogger("tritonrank")
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -50,10 +56,22 @@ def open_engine(
 def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int = 0, **options: int) -> Engine:
     """The engine that a recipe's ``serve.executor`` names; options are those of ``open_engine``.
 
+    Where the native engine does not run, and graphs lie beside its weights, ONNX Runtime takes its place, and one line
+    of the log says so.
+
     Raises:
         ExecutorError: what it needs is not installed, or there is no such device.
     """
-    if executor == "onnxruntime":
+    if executor == NATIVE:
+        try:
+            return open_native_engine(folder, threads, **options)
+        except (ExecutorError, OSError) as error:
+            if not model_files(folder):
+                raise
+            # Another processor than the one that chose it, say: the graphs beside it compute the same, more slowly.
+            logger.warning("the native engine does not run here, ONNX Runtime computes instead: %s", error)
+            executor = ONNXRUNTIME
+    if executor == ONNXRUNTIME:
         return open_engine(folder, threads, device=device, **options)
     try:
         from tritonrank_runtime.torch_engine import open_torch_engine
@@ -63,6 +81,20 @@ def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int
             "pip install torch safetensors"
         ) from None
     return open_torch_engine(folder, device, threads, **options)
+
+
+def open_native_engine(
+    folder: Path, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH, context_cache_bytes: int = 0
+) -> Engine:
+    """The native engine of a folder that holds native.safetensors; the other arguments are those of ``open_engine``.
+
+    Raises:
+        ExecutorError: there is no such file, or it is damaged; no library and no compiler; another processor.
+    """
+    from tritonrank_runtime.native.graphs import open_native_graphs
+
+    options = EngineOptions(threads, rows_per_batch, context_cache_bytes, is_packed=True)
+    return engine_of(open_native_graphs(folder), options)
 
 
 def engine_of(graphs: Mapping[str, Graph], options: EngineOptions | None = None) -> Engine:

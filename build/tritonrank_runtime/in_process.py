@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores, rows_in_blocks
 from tritonrank_runtime.engine import Engine, Watch
-from tritonrank_runtime.engines import model_files, open_executor
+from tritonrank_runtime.engines import ONNXRUNTIME, TORCH, model_files, open_executor
 from tritonrank_runtime.item_report import ItemReader
 from tritonrank_runtime.item_text import TextError, decode_texts
 from tritonrank_runtime.selection import best_first
@@ -213,8 +213,8 @@ def open_repository(
     """
     texts, scorer = (repository / name / "1" for name in ("tokenize", "score"))
     identity = json.loads((repository / "select" / "1" / "artifact.json").read_text(encoding="utf-8"))
-    executor = score.get("executor", "onnxruntime")
-    if (scorer / "shards.json").is_file() or (executor == "onnxruntime" and not model_files(scorer)):
+    executor = score.get("executor", ONNXRUNTIME)
+    if (scorer / "shards.json").is_file() or (executor != TORCH and not model_files(scorer)):
         found = ", ".join(sorted(path.name for path in scorer.iterdir() if path.is_file())) or "nothing"
         raise FolderError(f"{scorer}: no graph that one process could run (it holds {found})")
     options = {name: int(score[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in score}
@@ -232,7 +232,7 @@ def open_model(folder: Path, threads: int = 0) -> LocalRanker:
     if not model_files(folder):
         raise FolderError(f"{folder}: no graph that one process could run")
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    engine = open_executor("onnxruntime", folder, "cpu", threads, context_cache_bytes=CONTEXT_CACHE_BYTES)
+    engine = open_executor(ONNXRUNTIME, folder, "cpu", threads, context_cache_bytes=CONTEXT_CACHE_BYTES)
     tokenizer = RequestTokenizer.from_folder(folder, ITEM_CACHE_ENTRIES)
     limits = Limits(block_candidates=tokenizer.architecture.block_candidates)
     return LocalRanker(tokenizer, engine, limits, str(manifest["artifact"])[:16])

@@ -77,6 +77,11 @@ class Workspace:
         return self.root / "plans"
 
     @property
+    def engine(self) -> Path:
+        """What computes fastest on this machine, with its weights where they are files of its own."""
+        return self.root / "engine"
+
+    @property
     def shards(self) -> Path:
         return self.root / "shards"
 
@@ -141,6 +146,12 @@ class Workspace:
         if recipe.serve.device == "cuda":
             return self.fp16 if "fp16" in recipe.tensorrt.precisions else self.onnx
         return self.onnx if recipe.quantize.method == "none" else self.int8
+
+    def chosen_engine(self, recipe: "Recipe") -> Path | None:
+        """The folder of the stage that chooses what computes; None where nothing is to be chosen."""
+        serve = recipe.serve
+        has_choice = serve.executor in ("auto", "native") and serve.device == "cpu" and recipe.tensor_parallel == 1
+        return self.engine if has_choice else None
 
     def loaded_model(self, recipe: "Recipe") -> Path:
         """What the repository for CPUs holds of it: the model itself, or the shards of it."""

@@ -52,6 +52,8 @@ class _Input(NamedTuple):
     scale: float = 0.0
     zero_point: int = 0
     factor: NDArray[np.float32] | None = None
+    is_added_to: bool = False
+    """whether a residual reads it as it was rounded: it is quantized without a factor of its own"""
 
 
 class _Linear(NamedTuple):
@@ -86,7 +88,7 @@ def native_weights(graphs: Path, config: Any, floats: str = "float32") -> Native
         tensors |= _linear_tensors(name, [found.get(name) for found in linears], read[-1].tensors, graphs)
     if not is_shared:
         _fold_scale(tensors, architecture_of(config).head_size(config))
-    sizes = _config(config, tensors, read[-1])
+    sizes = _config(config, tensors, read[-1], linears[-1])
     if floats == "bfloat16":
         for name in sizes.linears():
             weight = tensors[f"{name}.weight"]
@@ -112,6 +114,7 @@ class _Graph:
         self._graph = onnx.load(path).graph
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self._graph.initializer}
         self._made_by = {name: node for node in self._graph.node for name in node.output}
+        self._added = {name for node in self._graph.node if node.op_type == "Add" for name in node.input}
         self.tensors = {self._our_name(name): tensor for name, tensor in self._constants.items()}
 
     @property
@@ -148,14 +151,16 @@ class _Graph:
         return weight, np.broadcast_to(scale, weight.shape[1]).astype(np.float32)
 
     def _input(self, name: str) -> _Input:
-        scale, zero_point = 0.0, 0
+        scale, zero_point, is_added_to = 0.0, 0, False
         node = self._made_by.get(name)
         if node is not None and node.op_type == "DequantizeLinear":
+            is_added_to = name in self._added
             scale, zero_point = float(self._constants[node.input[1]]), int(self._constants[node.input[2]])
             name = self._made_by[node.input[0]].input[0]
             node = self._made_by.get(name)
         is_smoothed = node is not None and node.op_type == "Mul" and node.input[1] == f"{node.input[0]}_factor"
-        return _Input(scale, zero_point, self._constants[node.input[1]] if node is not None and is_smoothed else None)
+        factor = self._constants[node.input[1]] if node is not None and is_smoothed else None
+        return _Input(scale, zero_point, factor, is_added_to)
 
     def _layer_name(self, node_name: str) -> str:
         path = node_name.strip("/").removesuffix("/MatMul").replace("/", ".")
@@ -251,16 +256,19 @@ def _fold_scale(tensors: dict[str, NDArray[Any]], head_size: int) -> None:
             tensors[part] = tensors[part] * scale
 
 
-def _config(config: Any, tensors: Mapping[str, NDArray[Any]], graph: _Graph) -> NativeConfig:
+def _config(
+    config: Any, tensors: Mapping[str, NDArray[Any]], graph: _Graph, linears: Mapping[str, _Linear]
+) -> NativeConfig:
     architecture = architecture_of(config)
     activation = getattr(config, "hidden_act", None) or config.activation  # DistilBERT has its own word
     is_shared = config.model_type == SHARED_CONTEXT
     positions, embedding_size = tensors["embeddings.positions"].shape
     segments = tensors.get("embeddings.segments")
     hidden_size, intermediate_size = tensors["layers.0.ffn_in.weight"].shape
+    layers = sum(name.endswith(".ffn_out.weight") for name in tensors)
     return NativeConfig(
         architecture="shared-context" if is_shared else "joint",
-        layers=sum(name.endswith(".ffn_out.weight") for name in tensors),
+        layers=layers,
         hidden_size=hidden_size,
         embedding_size=embedding_size,
         heads=architecture.heads(config),
@@ -275,4 +283,5 @@ def _config(config: Any, tensors: Mapping[str, NDArray[Any]], graph: _Graph) -> 
         layer_norm_eps=graph.layer_norm_eps,
         pooler_size=0 if is_shared else tensors["pooler.weight"].shape[1],
         pooler_activation="none" if is_shared else HEADS[config.model_type][1],
+        rounded_residuals=tuple(n for n in range(layers) if linears[f"layers.{n}.query"].input.is_added_to),
     )

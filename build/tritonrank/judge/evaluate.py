@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from tritonrank_runtime.engines import loaded_files
+from tritonrank_runtime.native.weights import NATIVE_FILE
 from tritonrank_runtime.shard_runner import SHARDS_FILE
 from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import TextRules
@@ -137,7 +138,8 @@ def content_hash(folder: Path) -> str:
     Raises:
         ArtifactError: no weights are there.
     """
-    weights = loaded_files(folder) + [path for path in (folder / "model.safetensors",) if path.is_file()]
+    others = (folder / name for name in ("model.safetensors", NATIVE_FILE))
+    weights = loaded_files(folder) + [path for path in others if path.is_file()]
     if is_sharded(folder):
         weights += sorted(path for path in folder.iterdir() if path.suffix in {".onnx", ".bin"})
     if not weights:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from tritonrank_runtime.engines import model_files
+from tritonrank_runtime.engines import model_files, open_native_engine
+from tritonrank_runtime.native.weights import NATIVE_FILE
 from tritonrank_runtime.shard_workers import ShardWorkers, is_sharded, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer
 
@@ -14,12 +15,15 @@ from tritonrank.rankers.scorers import EngineScorer, torch_scorer
 
 
 def open_scorer(folder: Path) -> EngineScorer:
-    """The scorer of a model artifact: its ONNX file if it has one (FP16 with every rounding), its shards in
-    processes of their own if it has those, else its checkpoint.
+    """The scorer of a model artifact: the native engine if its weights are there, its ONNX file if it has one (FP16
+    with every rounding), its shards in processes of their own if it has those, else its checkpoint.
 
     Raises:
         ArtifactError: the folder holds neither.
+        ExecutorError: the native engine does not run here.
     """
+    if (folder / NATIVE_FILE).is_file():
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_native_engine(folder).run)
     if is_sharded(folder):
         return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), sharded_engine(ShardWorkers(folder)).run)
     if model_files(folder):

@@ -27,6 +27,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         workspace.repository,
         lambda: assemble_settings(recipe) | recommend_settings(recipe),
         {"model": workspace.loaded_model(recipe)}
+        | ({"engine": folder} if (folder := workspace.chosen_engine(recipe)) else {})
         | fitting_calibration(recipe, workspace)
         | recommend_folders(recipe, workspace),
         make,

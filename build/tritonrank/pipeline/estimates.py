@@ -28,8 +28,9 @@ TRAINED, JUDGED, JUDGED_ONNX, JUDGED_INT8 = 0.9e-3, 0.33e-3, 0.21e-3, 0.13e-3
 """Seconds of one core per token of the packaged MiniLM: a step of training, PyTorch, ONNX Runtime."""
 MINILM_WEIGHTS = 6 * (4 * 384**2 + 2 * 384 * 1536)
 """Of its layers, which every token meets; embeddings are looked up."""
-EXPORT, QUANTIZE, ASSEMBLE, COSINE = 20.0, 12.0, 5.0, 10.0
-"""Seconds of one core: an export, a quantization, a repository, the texts of the zero-shot baseline embedded."""
+EXPORT, QUANTIZE, ENGINE, ASSEMBLE, COSINE = 20.0, 12.0, 20.0, 5.0, 10.0
+"""Seconds of one core: an export, a quantization, executors compiled and measured, a repository, the
+texts of the zero-shot baseline embedded."""
 TOWERS, TOWERS_EXAMPLE, CATALOGUE, CATALOGUE_ITEM = 14.0, 1.3e-3, 5.0, 1e-3
 """Seconds of one core: towers exported and quantized, an example in one pass over what is learnt on top of the encoder
 (about four passes), a catalogue, and each item of one."""
@@ -123,6 +124,7 @@ def _estimated(recipe: Recipe, workspace: Workspace | None) -> dict[str, float]:
         "compare": COSINE + judged * JUDGED,
         "export": EXPORT * size,
         "quantize": QUANTIZE * size + recipe.quantize.calibration_examples * CALIBRATED * tokens(1) + judged_graphs,
+        "engine": ENGINE + 2 * judged * JUDGED_INT8,
         "assemble": ASSEMBLE,
         "summarize": untrained + timed + (judged_graphs if recipe.quantize.method == "none" else 0.0),
     }

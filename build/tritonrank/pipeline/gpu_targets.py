@@ -139,7 +139,7 @@ def assembling_stage(
         write_warmup_masks(configs["score"], draft.folder)
         identity = {"artifact": engine.artifact[:16], "recipe": recipe.name, "stage": engine.stage}
         cases = write_identity_and_golden_cases(
-            identity, workspace.dataset, graph_folder, draft.folder, GOLDEN_SHARES[precision]
+            identity, workspace.dataset, [graph_folder], draft.folder, GOLDEN_SHARES[precision]
         )
         draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
         console.print(f"  for {target}, {precision}", highlight=False)

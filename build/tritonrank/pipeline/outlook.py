@@ -26,6 +26,7 @@ PURPOSES = {
     "catalogue": "write the items as retrieval sees them: vectors, words, neighbours, popularity",
     "shard": "cut it for several processes, prove that they score alike",
     "blend": "learn the order of retrieved items, judge the whole",
+    "engine": "measure what computes it fastest here, judge that",
     "assemble": "write what Triton loads",
     "summarize": "judge the baselines, time the rankers, make the table",
 }

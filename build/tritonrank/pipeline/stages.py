@@ -19,6 +19,7 @@ from tritonrank.pipeline import (
     catalogue,
     compare,
     distill,
+    engine,
     export,
     export_batched,
     finetune,
@@ -72,6 +73,7 @@ STAGES = (
         blend.stage,
         lambda recipe: _unless_retrieval(recipe) or ("blend.method is none" if recipe.blend.method == "none" else None),
     ),
+    Listed(engine.stage, engine.why_not),
     Listed(assemble.stage),
     Listed(summarize.stage),
 )

@@ -69,12 +69,14 @@ class ServeSettings(Settings):
         "auto",
         description="cores that one copy of the scorer uses at once; auto: all, divided by the copies that are busy",
     )
-    executor: Annotated[Literal["onnxruntime", "torch"], Used("the target itself says what computes", OWN_SCORER)] = (
-        Field(
-            "onnxruntime",
-            description="what computes in the Python backend (target cpu): onnxruntime runs the graphs; torch runs the "
-            "checkpoint itself, for GPU machines that have PyTorch and nothing else: FP16 on cuda, FP32 on cpu",
-        )
+    executor: Annotated[
+        Literal["auto", "native", "onnxruntime", "torch"], Used("the target itself says what computes", OWN_SCORER)
+    ] = Field(
+        "auto",
+        description="what computes in the Python backend (target cpu): onnxruntime runs the graphs; native is our "
+        "engine in C++ for CPUs; auto takes the faster of the two, measured on the machine that builds, if the gate "
+        "lets it stand (on cuda onnxruntime). torch runs the checkpoint itself, for GPU machines that have PyTorch and "
+        "nothing else: FP16 on cuda, FP32 on cpu",
     )
     device: Annotated[Literal["cpu", "cuda"], Used("the target itself says where", OWN_SCORER)] = Field(
         "cpu",

@@ -68,12 +68,19 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _ranks_are_onnxruntime_on_the_cpu(self) -> "Recipe":
-        if self.tensor_parallel > 1 and (self.serve.executor, self.serve.device) != ("onnxruntime", "cpu"):
+        on_cpu = self.serve.executor in ("auto", "onnxruntime") and self.serve.device == "cpu"
+        if self.tensor_parallel > 1 and not on_cpu:
             raise ValueError(
                 f"tensor_parallel is {self.tensor_parallel}, but serve.executor is {self.serve.executor} on "
                 f"{self.serve.device}: in the Python backend ranks are processes of ONNX Runtime on the CPU. Set "
                 "tensor_parallel to 1, or assemble --target tensorrt-tp"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_native_engine_computes_on_the_cpu(self) -> "Recipe":
+        if (self.serve.executor, self.serve.device) == ("native", "cuda"):
+            raise ValueError("serve.executor is native on serve.device cuda: it computes on CPUs. Set executor to auto")
         return self
 
     @model_validator(mode="after")

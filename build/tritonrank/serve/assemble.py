@@ -7,20 +7,23 @@ them in process: a server is ready when it gives the same.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.engines import NATIVE, ONNXRUNTIME, TORCH
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
+from tritonrank.judge.engine_choice import read_choice
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import Request
@@ -31,6 +34,8 @@ from tritonrank.serve.serving import GOLDEN_TOLERANCE
 
 GOLDEN_CANDIDATES = 12
 AWKWARD_CANDIDATES = 4
+TAKEN_PLACE = 1.5
+"""Of the largest difference between two executors here: what it may be on another processor."""
 HALF_SHARE = 0.02
 """Of the golden scores' spread: what FP16 may change, or TF32, which ONNX Runtime takes for FP32 products on GPUs."""
 
@@ -51,18 +56,27 @@ def assemble(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     calibration = draft.parents.get("calibration")
     fits = calibration is not None and calibration.parents.get("model") == model.artifact
     meaning = score_meaning(workspace.calibration if fits else model_folder)
-    write_models(recipe.serve, model_folder, draft.folder, available_cores(), meaning)
+    native = native_folder(recipe, workspace)
+    write_models(recipe.serve, model_folder, draft.folder, available_cores(), meaning, native)
     write_recommend(recipe, workspace, draft.folder)
     identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
     share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
-    cases = write_identity_and_golden_cases(identity, workspace.dataset, model_folder, draft.folder, share)
+    scorers = [model_folder] if native is None else [native, model_folder]
+    cases = write_identity_and_golden_cases(identity, workspace.dataset, scorers, draft.folder, share)
     draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
+    draft.metrics |= {"executor": ONNXRUNTIME if native is None else NATIVE} if recipe.serve.executor != TORCH else {}
+
+
+def native_folder(recipe: Recipe, workspace: Workspace) -> Path | None:
+    """The folder with the weights of the native engine, where the choice fell on it."""
+    folder = workspace.chosen_engine(recipe)
+    return folder if folder and read_choice(folder)["executor"] == NATIVE else None
 
 
 def write_identity_and_golden_cases(
     identity: Mapping[str, str],
     dataset_folder: Path,
-    model_folder: Path,
+    model_folders: Sequence[Path],
     repository: Path,
     share_of_spread: float = 0.0,
 ) -> int:
@@ -71,15 +85,24 @@ def write_identity_and_golden_cases(
     Args:
         identity: what ``select`` answers with.
         dataset_folder: where the requests come from.
-        model_folder: whose graphs score them.
+        model_folders: the first is what scores them; others are what takes its place on servers where it does not run,
+            so that their scores are right, too.
         repository: where both go.
         share_of_spread: how far a server's scores may be from these, in standard deviations of all of them; 0 where the
             same code computes both.
     """
-    cases = golden_cases(Dataset.read(dataset_folder), model_folder)
-    spread = float(np.std([score for case in cases for score in case["scores"] if score != NO_TEXT_SCORE]))
-    write_golden_cases(identity, cases, repository, max(GOLDEN_TOLERANCE, share_of_spread * spread))
+    dataset = Dataset.read(dataset_folder)
+    cases, *others = (golden_cases(dataset, folder) for folder in model_folders)
+    scores = _golden_scores(cases)
+    further = [float(np.abs(_golden_scores(other) - scores).max()) for other in others]
+    spread = float(np.std(scores[scores != NO_TEXT_SCORE]))
+    tolerance = max(GOLDEN_TOLERANCE, share_of_spread * spread, *(TAKEN_PLACE * one for one in further))
+    write_golden_cases(identity, cases, repository, tolerance)
     return len(cases)
+
+
+def _golden_scores(cases: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    return np.array([score for case in cases for score in case["scores"]])
 
 
 def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:

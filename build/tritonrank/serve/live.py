@@ -107,7 +107,7 @@ def judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Arti
         write_models(recipe.serve, graphs, repository, available_cores())
         made = artifact.manifest
         identity = {"artifact": made.artifact[:16], "recipe": recipe.name, "stage": made.stage}
-        write_identity_and_golden_cases(identity, workspace.dataset, graphs, repository)
+        write_identity_and_golden_cases(identity, workspace.dataset, [graphs], repository)
         with LocalTriton(repository) as server:
             check_golden_cases(repository, server.grpc_url)
             with RankClient(server.grpc_url, timeout=PATIENCE_SECONDS) as client:

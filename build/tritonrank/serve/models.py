@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import tritonrank_runtime
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank_runtime.architectures import (
     ARCHITECTURES,
@@ -19,8 +20,10 @@ from tritonrank_runtime.architectures import (
     architecture_of_graphs,
     architecture_of_type,
 )
-from tritonrank_runtime.engines import loaded_files, model_files
+from tritonrank_runtime.engines import NATIVE, loaded_files, model_files
 from tritonrank_runtime.item_text import template_fields
+from tritonrank_runtime.native.library import SOURCES, cached_library, library_name
+from tritonrank_runtime.native.weights import NATIVE_FILE
 from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
@@ -38,7 +41,12 @@ CHECKPOINT_FILES = (CONFIG, WEIGHTS)
 
 
 def write_models(
-    settings: AnyServing, model_folder: Path, repository: Path, cores: int, meaning: ScoreMeaning | None = None
+    settings: AnyServing,
+    model_folder: Path,
+    repository: Path,
+    cores: int,
+    meaning: ScoreMeaning | None = None,
+    native: Path | None = None,
 ) -> None:
     """All models of the ensemble with the files they need.
 
@@ -48,6 +56,12 @@ def write_models(
         repository: where the models' folders go.
         cores: what ``instances: auto`` is divided by.
         meaning: of the scores; by default what the model artifact says.
+        native: folder with the weights of the native engine, where that computes; the artifact's graphs lie beside them
+            for servers on which it does not run.
+
+    Raises:
+        ArtifactError: the artifact holds no ranker.
+        ExecutorError: the native engine is not compiled and cannot be here.
     """
     ranks = int(read_shards(model_folder)["ranks"]) if is_sharded(model_folder) else 1
     inputs = engine_inputs(model_folder)
@@ -55,10 +69,21 @@ def write_models(
     longest = longest_rows(inputs, tokenizer)
     told = told_parameters(meaning or score_meaning(model_folder), tokenizer.rules)
     configs = model_configs(settings, inputs, cores, ranks, longest, known_ids(inputs, tokenizer), told)
+    if native is not None:
+        configs["score"].parameters["executor"].string_value = NATIVE
     write_ensemble(configs, python_sources(), model_folder, repository)
+    if native is not None:
+        shutil.copyfile(native / NATIVE_FILE, repository / "score" / "1" / NATIVE_FILE)
+        _copy_library(repository / "score" / "1" / tritonrank_runtime.__name__ / "native")
     for path in _served_files(model_folder):
         shutil.copyfile(path, repository / "score" / "1" / path.name)
     write_warmup_masks(configs["score"], repository)
+
+
+def _copy_library(folder: Path) -> None:
+    """The compiled native engine beside its sources: a server needs no compiler."""
+    beside = SOURCES / library_name()
+    shutil.copyfile(beside if beside.is_file() else cached_library(), folder / beside.name)
 
 
 def told_parameters(meaning: ScoreMeaning, rules: TextRules) -> dict[str, str]:
@@ -86,7 +111,7 @@ def write_ensemble(
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
     for place, source in sources.items():
-        (repository / place).parent.mkdir(exist_ok=True)
+        (repository / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, repository / place)
     (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
     copy_text_files(text_folder, repository / "tokenize" / "1")

@@ -7,6 +7,7 @@ from pathlib import Path
 import tritonrank_runtime
 
 MODELS_IN_PYTHON = ("tokenize", "score", "select")
+SOURCE_ENDINGS = {".py", ".cpp", ".h", ".inc"}
 RECOMMEND = "recommend"
 """The model in Python that only recipes with a ``retrieval`` section have."""
 RECOMMEND_PACKAGES = ("tritonrank_recommend", "tritonrank_client")
@@ -14,12 +15,16 @@ RECOMMEND_PACKAGES = ("tritonrank_recommend", "tritonrank_client")
 
 
 def python_sources(models: Iterable[str] = MODELS_IN_PYTHON) -> dict[str, Path]:
-    """The Python files of models by their place in the repository: model.py and ``tritonrank_runtime`` beside it."""
-    runtime = sorted(Path(str(tritonrank_runtime.__file__)).parent.glob("*.py"))
+    """The source files of models by their place in the repository: model.py and ``tritonrank_runtime`` beside it.
+
+    The C++ sources of the native engine are among them: a server that has no compiled library can make one.
+    """
+    package = Path(str(tritonrank_runtime.__file__)).parent
+    runtime = sorted(path for path in package.rglob("*") if path.suffix in SOURCE_ENDINGS)
     found = {}
     for name in models:
         found[f"{name}/1/model.py"] = serving_sources() / name / "1" / "model.py"
-        found |= {f"{name}/1/{tritonrank_runtime.__name__}/{path.name}": path for path in runtime}
+        found |= {f"{name}/1/{tritonrank_runtime.__name__}/{path.relative_to(package)}": path for path in runtime}
     return found
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank_runtime.engines import TORCH
 
 from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
@@ -188,7 +189,7 @@ def _score(
                 set_parameters(config, **{parameter: limits[one.name]})
     if settings.threads != "auto":
         set_parameters(config, threads=settings.threads)
-    if settings.executor != "onnxruntime":
+    if settings.executor == TORCH:  # the native engine is named by who adds its weights (``models.py``)
         config.parameters["executor"].string_value = settings.executor
     for warmup in architecture.warmups(settings, longest_rows):
         add_warmup(config, warmup)
