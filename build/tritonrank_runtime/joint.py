@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_runtime.architecture import ROWS_PER_BATCH, SEGMENTS, VOCABULARY, Architecture, EngineOptions, Input
+from tritonrank_runtime.architecture import (
+    ROWS_PER_BATCH,
+    SEGMENTS,
+    VOCABULARY,
+    Architecture,
+    EngineOptions,
+    Input,
+    RowLimits,
+)
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engine import MODEL_FILE, Engine, Feed, Graph, Logits, RowsError, Tensors, Watch
 from tritonrank_runtime.padding import Buckets, side_by_side
@@ -23,6 +31,7 @@ from tritonrank_runtime.pair_layout import PairLayout
 from tritonrank_runtime.threads import Threads
 
 if TYPE_CHECKING:
+    from tritonrank_runtime.packed.rows import PackedRows
     from tritonrank_runtime.text import TextRules
 
 JOINT = "joint"
@@ -101,6 +110,24 @@ class Joint(Architecture):
 
         return {MODEL_FILE: JointPass(load_joint(folder), device, self.input_names)}
 
+    def packed(self, folder: Path) -> "tuple[Any, PackedRows] | None":
+        from tritonrank_runtime.packed.pairs import pair_network
+        from tritonrank_runtime.packed.rows import PairRows
+        from tritonrank_runtime.torch_passes import load_joint
+
+        model = load_joint(folder)
+        network = pair_network(model)
+        if network is None:
+            return None
+        sizes = network.config
+        ids = {"input_ids": sizes.vocab_size, "attention_mask": 2, "token_type_ids": sizes.type_vocab_size}
+        names = self.input_names(model.config)
+        limits = RowLimits(
+            {"input_ids": sizes.max_position_embeddings - sizes.first_position},
+            {name: (0, ids[name]) for name in names},
+        )
+        return network, PairRows(names, limits, check_pairs)
+
 
 class JointEngine:
     """A joint ranker in batches of rows; the other arguments are those of ``EngineOptions``."""
@@ -136,19 +163,28 @@ class JointEngine:
         return {MODEL_FILE: [{name: request[name] for name in self.input_names} for request in requests]}
 
     def check(self, request: Tensors) -> None:
-        # The mask decides how far a row is padded, so one of large numbers would ask for gigabytes.
-        mask = request["attention_mask"]
-        for name, tensor in request.items():
-            if tensor.shape != mask.shape:
-                raise RowsError(f"{name}: shape {list(tensor.shape)}; attention_mask has {list(mask.shape)}")
-        lengths = _lengths(request)
-        if not lengths.all() or not np.array_equal(mask, np.arange(mask.shape[1]) < lengths[:, np.newaxis]):
-            raise RowsError("attention_mask: expected ones for the tokens of a row, at least one, then zeros")
+        check_pairs(request)
 
     def token_counts(self, requests: Sequence[Tensors]) -> tuple[int, int]:
         lengths = [_lengths(request) for request in requests]
         needed = sum(int(rows.sum()) for rows in lengths)
         return needed if self._is_packed else sum(int(_padded(rows).sum()) for rows in lengths), needed
+
+
+def check_pairs(request: Tensors) -> None:
+    """Refuse rows that ``tokenize`` would not make.
+
+    Raises:
+        RowsError: names the tensor and what is wrong.
+    """
+    # The mask decides how far a row is padded, so one of large numbers would ask for gigabytes.
+    mask = request["attention_mask"]
+    for name, tensor in request.items():
+        if tensor.shape != mask.shape:
+            raise RowsError(f"{name}: shape {list(tensor.shape)}; attention_mask has {list(mask.shape)}")
+    lengths = _lengths(request)
+    if not lengths.all() or not np.array_equal(mask, np.arange(mask.shape[1]) < lengths[:, np.newaxis]):
+        raise RowsError("attention_mask: expected ones for the tokens of a row, at least one, then zeros")
 
 
 def _one_after_the_other(calls: Sequence[Callable[[], None]]) -> None:
