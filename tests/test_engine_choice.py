@@ -12,7 +12,7 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.stage import Stage, run_stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, GateError, RecipeError
-from tritonrank.judge.engine_choice import ENGINE_FILE, engine_in_words, read_choice
+from tritonrank.judge.engine_words import ENGINE_FILE, engine_in_words, read_choice
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline import assemble, engine
 from tritonrank.pipeline.stages import stages
@@ -147,6 +147,18 @@ def test_where_it_does_not_run_onnxruntime_computes(
         (scorer / name).unlink()
     with pytest.raises(ExecutorError, match=r"native\.safetensors.*tritonrank build RECIPE"):
         open_executor("native", scorer)
+
+
+def test_a_processor_without_vectors_takes_onnxruntime(
+    native: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonrank_runtime.native.library.kernels_here", lambda name="": "plain")
+    with caplog.at_level(logging.WARNING, logger="tritonrank"):
+        found = open_executor("native", native.repository / "score" / "1")
+    assert "AVX2" in caplog.text
+    ids = np.arange(5, 14, dtype=np.int32)
+    request = {"context_ids": ids, "candidate_ids": ids.reshape(3, 3)}
+    assert np.array_equal(found.run([request])[0], open_engine(native.int8).run([request])[0])
 
 
 def test_golden_scores_hold_for_what_takes_its_place(native: Workspace) -> None:

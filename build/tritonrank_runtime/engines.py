@@ -64,7 +64,7 @@ def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int
     """
     if executor == NATIVE:
         try:
-            return open_native_engine(folder, threads, **options)
+            return _fast_native_engine(folder, threads, **options)
         except (ExecutorError, OSError) as error:
             if not model_files(folder):
                 raise
@@ -81,6 +81,19 @@ def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int
             "pip install torch safetensors"
         ) from None
     return open_torch_engine(folder, device, threads, **options)
+
+
+def _fast_native_engine(folder: Path, threads: int, **options: int) -> Engine:
+    """The native engine where it is faster than what takes its place.
+
+    Raises:
+        ExecutorError: as ``open_native_engine``; or the processor has only the kernels of any machine, which are slow.
+    """
+    from tritonrank_runtime.native.library import kernels_here
+
+    if kernels_here() == "plain":
+        raise ExecutorError("this processor has neither AVX2 nor AVX-512, without which it is slow")
+    return open_native_engine(folder, threads, **options)
 
 
 def open_native_engine(

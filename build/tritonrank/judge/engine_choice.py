@@ -36,6 +36,7 @@ from tritonrank.errors import ArtifactError, GateError
 from tritonrank.graphs.native_weights import native_weights
 from tritonrank.graphs.product_speed import product_gflops
 from tritonrank.judge.budgets import step_budget, total_budget
+from tritonrank.judge.engine_words import ENGINE_FILE, engine_in_words
 from tritonrank.judge.evaluate import judge_artifact
 from tritonrank.judge.gate import Verdict, show_verdict, verdict
 from tritonrank.judge.gatekeeper import judge_teacher
@@ -46,7 +47,6 @@ from tritonrank.recipe import Recipe
 from tritonrank.system.machine import cpu_flags, has_bf16_products, processor_name
 from tritonrank.system.progress import track
 
-ENGINE_FILE = "engine.json"
 TIMED_REQUESTS = 12
 TIMED_CANDIDATES = 100
 MOST_SECONDS = 8.0
@@ -126,34 +126,6 @@ def choose_engine(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     draft.metrics |= {"engine": told} | {gate_metric(found.parent): found.as_metrics() for found in chosen.verdicts}
     for line in engine_in_words(told):
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-
-
-def read_choice(folder: Path) -> dict[str, Any]:
-    """engine.json of a published choice.
-
-    Raises:
-        ArtifactError: it is damaged.
-    """
-    path = folder / ENGINE_FILE
-    try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if told["executor"] not in (NATIVE, ONNXRUNTIME):
-            raise ValueError(f"executor {told['executor']!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error!r}). Choose again: tritonrank build RECIPE") from None
-    return told
-
-
-def engine_in_words(told: dict[str, Any]) -> list[str]:
-    """The choice and its figures, one line each."""
-    lines = []
-    for row in told["rows"]:
-        roof = f", {row['roof_share']:.0%} of this CPU's {row['precision']} products" if row.get("roof_share") else ""
-        ratio = f", {row['ratio']['median']:.2f} of ONNX Runtime's time" if row["executor"] == NATIVE else ""
-        mark = ">" if row["name"] == told["chosen"] else " "
-        lines.append(f"{mark} {row['name']}: {row['milliseconds']:.1f} ms per request{ratio}{roof}")
-    processor = f"{told['processor']}, {told['cores']} cores ({', '.join(told['flags']) or 'no special products'})"
-    return [f"{told['chosen']} serves, chosen on {processor}", *lines, *(f"  {note}" for note in told["notes"])]
 
 
 def _precision(recipe: Recipe) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tritonrank.artifacts.rungs import FINE_TUNED
+from tritonrank.judge.engine_words import ENGINE_FILE, engine_in_words, read_choice
 from tritonrank.rankers.text_counts import text_warnings, without_text_in_words
 from tritonrank.report.answer import (
     SUMMARY_FILE,
@@ -55,6 +56,9 @@ def show_summary(folder: Path) -> None:
             say(line, style=style)
     if is_success(result) and (worse := worse_segments_in_words(result)):
         say(worse, style="yellow")
+    if (folder.parent / "engine" / ENGINE_FILE).is_file():
+        for line in engine_in_words(read_choice(folder.parent / "engine")):
+            say(line)
     for line in served_in_words(folder.parent):
         say(line)
     say(what_to_serve(result, folder.parent), style="bold")

@@ -23,7 +23,7 @@ from tritonrank.artifacts import Draft
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.requests import requests_of
-from tritonrank.judge.engine_choice import read_choice
+from tritonrank.judge.engine_words import read_choice
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import Request
