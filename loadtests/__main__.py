@@ -9,6 +9,7 @@ from loadtests.compare import compare
 from loadtests.faults import faults
 from loadtests.fuzz.verb import fuzz
 from loadtests.gateway import gateway
+from loadtests.hops import hops
 from loadtests.judge import judge
 from loadtests.kills import kills
 from loadtests.loadtest import loadtest
@@ -44,6 +45,7 @@ app.command()(gateway)
 app.command()(catalogue)
 app.command()(recommend)
 app.command()(kills)
+app.command()(hops)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

@@ -137,18 +137,10 @@ def _remove(pattern: str, server: _Server) -> None:
     shutil.rmtree(next(folder.glob(pattern)) if pattern else folder)
 
 
-def _scorer(place: int, server: _Server) -> Sequence[psutil.Process]:
-    return server.stubs("score")[place : place + 1]
-
-
-def faults_of(scorers: int) -> dict[str, Callable[[_Server], None]]:
-    """Every fault by its name, for a server with so many scorers."""
-    victims: dict[str, Victims] = {f"scorer {place + 1}": partial(_scorer, place) for place in range(scorers)}
-    if scorers > 1:
-        victims["all scorers"] = lambda server: server.stubs("score")
-    victims |= {
-        "tokenize": lambda server: server.stubs("tokenize"),
-        "select": lambda server: server.stubs("select"),
+def faults_of() -> dict[str, Callable[[_Server], None]]:
+    """Every fault by its name."""
+    victims: dict[str, Victims] = {
+        "ranker": lambda server: server.stubs("ranker"),
         "tritonserver": lambda server: [server.triton()],
         "keeper": lambda server: [server.keeper()],
     }
@@ -188,7 +180,7 @@ def faults(
             process.wait_until(lambda: server.restarts() is not None, f"tritonrank serve {artifacts}")
             server.urls = _printed_urls(process)
             client = RankClient(server.urls["gRPC" if protocol == "grpc" else "HTTP"], **options)
-            chosen = faults_of(len(server.stubs("score")))
+            chosen = faults_of()
             with client:
                 outcomes = [
                     _try_out(server, client, golden, name, fault)

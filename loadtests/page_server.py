@@ -5,10 +5,10 @@ that a request spent in the server. The rest is what lies between the steps.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loadtests.results import ServerSecond, in_order_of_flow
+from loadtests.results import RANKER, ServerSecond, in_order_of_flow, step_counter
 
 REJECTED = "tritonrank_requests_rejected_total"
 EXPIRED = "tritonrank_requests_expired_total"
@@ -16,6 +16,9 @@ COMPUTED = "tritonrank_tokens_computed_total"
 NEEDED = "tritonrank_tokens_needed_total"
 SCORER = "score"
 QUEUE, REST = "queue", "rest"
+STEPS = ("tokenize", QUEUE, SCORER, "select")
+"""Of a process that does every one, in their order."""
+SCORED, RUNS = "tritonrank_requests_scored_total", "tritonrank_runs_total"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class ServerFigures:
     milliseconds: dict[str, float]
     """of the mean request: tokenize, queue, score, select, rest"""
     batches: dict[int, int] = field(default_factory=dict)
-    """of the scorer: batch size -> executions"""
+    """of a scorer that is a model of its own: batch size -> executions"""
+    together: float | None = None
+    """requests of a run, where one process does every step"""
     hits: int = 0
     misses: int = 0
     rejected: int = 0
@@ -62,7 +67,7 @@ def server_figures(
     requests: Counter[str] = Counter()
     sums: dict[str, Counter[str]] = defaultdict(Counter)
     batches: Counter[int] = Counter()
-    counters: Counter[str] = Counter()
+    counters: defaultdict[str, float] = defaultdict(float)
     for sample in chosen:
         for one in sample.models:
             requests[one.model] += one.requests
@@ -72,33 +77,40 @@ def server_figures(
             )
             if one.model == SCORER:
                 batches.update(one.batch_sizes)
-        counters.update({name: int(value) for name, value in sample.counters.items()})
+        for name, value in sample.counters.items():
+            counters[name] += value
     cpu = [(one.cpu_seconds, one.interval_seconds) for one in chosen if one.cpu_seconds is not None]
     resident = [one.rss_bytes for one in chosen if one.rss_bytes is not None]
     measured_seconds = sum(seconds for _, seconds in cpu)
     return ServerFigures(
         requests=requests[model],
-        milliseconds=_milliseconds(requests, sums, model),
+        milliseconds=_milliseconds(requests, sums, counters, model),
         batches=dict(sorted(batches.items())),
+        together=counters[SCORED] / counters[RUNS] if counters[RUNS] else None,
         hits=sum(one.context_cache_hits for one in chosen),
         misses=sum(one.context_cache_misses for one in chosen),
-        rejected=counters[REJECTED],
-        expired=counters[EXPIRED],
+        rejected=int(counters[REJECTED]),
+        expired=int(counters[EXPIRED]),
         computed_per_needed=counters[COMPUTED] / counters[NEEDED] if counters[NEEDED] else None,
         cores=sum(used for used, _ in cpu) / measured_seconds if measured_seconds else None,
         rss_bytes=max(resident, default=None),
     )
 
 
-def _milliseconds(requests: Counter[str], sums: dict[str, Counter[str]], model: str) -> dict[str, float]:
+def _milliseconds(
+    requests: Counter[str], sums: dict[str, Counter[str]], counters: Mapping[str, float], model: str
+) -> dict[str, float]:
     if not requests[model]:
         return {}
 
     def mean(name: str, kind: str) -> float:
         return sums[name][kind] / requests[name] / 1_000 if requests[name] else 0.0
 
-    steps = in_order_of_flow(name for name in sums if name != model)
     parts: dict[str, float] = {}
+    if RANKER in sums:
+        parts = {step: 1e3 * counters[step_counter(step)] / requests[model] for step in STEPS}
+        return parts | {REST: max(0.0, mean(model, "duration") - sum(parts.values()))}
+    steps = in_order_of_flow(name for name in sums if name != model)
     for name in steps:
         if name == SCORER:
             parts[QUEUE] = sum(mean(step, "queue") for step in steps)

@@ -19,8 +19,9 @@ from tritonrank.errors import ArtifactError
 
 from loadtests.machine import Machine
 
-FLOW = ("rank", "tokenize", "score", "select")
-"""The ensemble and its steps."""
+RANKER = "ranker"
+FLOW = ("rank", RANKER, "tokenize", "score", "select")
+"""The ensemble, the model that does every step, and the steps."""
 
 FailureKind = Literal["wrong", "rejected", "expired", "unavailable", "fault", "invalid", "unanswered"]
 """What a failed request met:
@@ -318,6 +319,11 @@ class Run(Record):
 
     def phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)
+
+
+def step_counter(step: str) -> str:
+    """The counter of a step's seconds, where one process does every step."""
+    return f"tritonrank_{step}_seconds_total"
 
 
 def in_order_of_flow(models: Iterable[str]) -> list[str]:

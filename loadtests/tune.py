@@ -31,6 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from tritonrank.rankers.architectures import architecture_of_files
 from tritonrank_runtime.cores import available_cores
+from tritonrank_runtime.repository import model_folders
 
 from loadtests.console import fail
 from loadtests.generator import GeneratorError
@@ -151,7 +152,7 @@ def search_space(artifacts: Path, cores: int) -> Space:
     Raises:
         TrialError: nothing was built.
     """
-    model = artifacts / REPOSITORY / "score" / "1"
+    model = model_folders(artifacts / REPOSITORY).scorer
     if not model.is_dir():
         raise TrialError(f"{model}: no such folder. Build it first: tritonrank build RECIPE")
     architecture = architecture_of_files(path.name for path in model.iterdir())

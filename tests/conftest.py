@@ -38,7 +38,9 @@ from tritonrank.pipeline.stages import run_stages
 from tritonrank.rankers.pretrained import load_tokenizer
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import PACKAGED_MINILM, Recipe, load_recipe
+from tritonrank.serve.models import write_golden_cases, write_models
 from tritonrank.serve.server import LocalTriton
+from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import loaded_files
 from tritonrank_runtime.text import TextRules
 from whole_runs import pytest_configure  # noqa: F401 - a hook
@@ -166,9 +168,9 @@ class Served:
     """The one running server.
 
     Its ensembles: ``rank`` is the shared-context INT8 repository as built, ``rank_joint`` the joint one;
-    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs. The INT8 scorers let
-    ids through that their engines refuse; those of the shared-context ranker take longer rows than ``tokenize`` makes,
-    and their time for them, so that they can be kept busy.
+    ``rank_fp32`` and ``rank_joint_fp32`` are the same around the FP32 graphs. ``rank_steps`` and ``rank_joint_steps``
+    have a model for each step, ``tokenize``, ``score`` and ``select``. Their scorers let ids through that their engines
+    refuse; that of the shared-context ranker takes longer rows than ``tokenize`` makes, and its time for them.
     """
 
     triton: LocalTriton
@@ -184,24 +186,32 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(
-    workspace: Workspace, joint_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
+    workspace: Workspace,
+    joint_workspace: Workspace,
+    tiny_recipe: Recipe,
+    joint_recipe: Recipe,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     """The one real Triton of the test suite."""
     repository = tmp_path_factory.mktemp("served") / "repository"
     shutil.copytree(workspace.repository, repository)
-    add_ensemble(repository, workspace, {"rank": "rank_fp32", "score": "score_fp32"}, fp32=True)
-    joint = {name: f"{name}_joint" for name in ("rank", "tokenize", "score", "select")}
-    add_ensemble(repository, joint_workspace, joint)
-    for scorer in ("score", "score_fp32"):
-        set_parameters(repository / scorer, context_row_tokens="200", candidate_row_tokens="200")
-        take_at_once(repository / scorer, REQUESTS_AT_ONCE)
-    for scorer in ("score", "score_joint"):
+    add_ensemble(repository, workspace, {"rank": "rank_fp32", "ranker": "ranker_fp32"}, fp32=True)
+    add_ensemble(repository, joint_workspace, {"rank": "rank_joint", "ranker": "ranker_joint"})
+    add_ensemble(repository, joint_workspace, {"rank": "rank_joint_fp32", "ranker": "ranker_joint_fp32"}, fp32=True)
+    rankers = ("ranker", "ranker_fp32", "ranker_joint", "ranker_joint_fp32")
+    for ranker in rankers:
+        set_parameters(repository / ranker, batch_tokens="100000")
+    add_steps(repository, tiny_recipe, workspace, "")
+    add_steps(repository, joint_recipe, joint_workspace, "_joint")
+    set_parameters(repository / "score", context_row_tokens="200", candidate_row_tokens="200")
+    take_at_once(repository / "score", REQUESTS_AT_ONCE)
+    scorers = ("score", "score_joint")
+    for scorer in scorers:
         set_parameters(repository / scorer, vocabulary_size="1000000")
-    twin = {"rank": "rank_joint_fp32", "score": "score_joint_fp32"}
-    add_ensemble(repository, joint_workspace, joint | twin, fp32=True)
     doors = repository.with_name("doors")
-    for scorer in ("score", "score_fp32", "score_joint", "score_joint_fp32"):
-        set_parameters(repository / scorer, deadline_us="60000000")
+    for scorer in (*rankers, *scorers):
+        if scorer in scorers:
+            set_parameters(repository / scorer, deadline_us="60000000")
         (doors / scorer).mkdir(parents=True)
         with (repository / scorer / "1" / "model.py").open("a", encoding="utf-8") as code:
             code.write(DOOR.format(folder=str(doors / scorer)))
@@ -210,8 +220,8 @@ def served(
 
 
 REQUESTS_AT_ONCE = 8
-"""What a shared-context scorer of the tests takes in one run. As assembled it takes one; that scores do not depend on
-batch mates has to hold for whoever lets it take more."""
+"""What a shared-context scorer of the tests takes in one run, as rankers there do. As assembled it takes one; that
+scores do not depend on batch mates has to hold for whoever lets it take more."""
 
 DOOR = """
 
@@ -240,7 +250,9 @@ TritonPythonModel.initialize = initialize
 """Put behind a scorer's code: while its folder has a file ``shut``, the engine does not begin, and says so."""
 
 
-def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str], *, fp32: bool = False) -> None:
+def add_ensemble(
+    repository: Path, workspace: Workspace, names: Mapping[str, str], *, fp32: bool = False, source: Path | None = None
+) -> None:
     """Add a workspace's assembled models under other names, so that one server shows them all.
 
     Args:
@@ -248,12 +260,13 @@ def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str
         workspace: whose models to add.
         names: the new name of each model that is not shared with another ensemble.
         fp32: put the FP32 graphs in place of the INT8 ones.
+        source: the models; default: the workspace's repository.
     """
     for name, new_name in names.items():
         target = repository / new_name
         if target.exists():
             continue
-        shutil.copytree(workspace.repository / name, target)
+        shutil.copytree((source or workspace.repository) / name, target)
         config = text_format.Parse((target / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
         config.name = new_name
         for step in config.ensemble_scheduling.step:
@@ -261,9 +274,19 @@ def add_ensemble(repository: Path, workspace: Workspace, names: Mapping[str, str
         if "queue" in config.parameters:
             config.parameters["queue"].string_value = names["rank"]
         (target / "config.pbtxt").write_text(text_format.MessageToString(config))
-        if name == "score" and fp32:
+        if name == "ranker" and fp32:
             for path in loaded_files(workspace.onnx):
                 shutil.copyfile(path, target / "1" / path.name)
+
+
+def add_steps(repository: Path, recipe: Recipe, workspace: Workspace, suffix: str) -> None:
+    """Add a workspace's ranker with a model for each step: ``tokenize`` and so on, all with a suffix."""
+    apart = repository.with_name(f"apart{suffix}")
+    write_models(recipe.serve, workspace.int8, apart, available_cores(), in_one=False)
+    identity = json.loads((workspace.repository / "ranker" / "1" / "artifact.json").read_text())
+    write_golden_cases(identity, [], apart)
+    names = {"rank": f"rank{suffix}_steps"} | {name: f"{name}{suffix}" for name in ("tokenize", "score", "select")}
+    add_ensemble(repository, workspace, names, source=apart)
 
 
 def take_at_once(model: Path, requests: int) -> None:

@@ -25,6 +25,8 @@ from tritonrank_client import AsyncRankClient, RankClient, RankResult
 PROTOCOLS = ("http", "grpc")
 ENSEMBLES = ("rank", "rank_fp32", "rank_joint", "rank_joint_fp32")
 INT8_ENSEMBLES = ("rank", "rank_joint")
+STEP_ENSEMBLES = ("rank_steps", "rank_joint_steps")
+"""Those with a model for each step."""
 TENSOR_CLIENTS: Mapping[str, ModuleType] = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 PATIENCE_SECONDS = 30.0
 
@@ -65,12 +67,23 @@ def is_joint(ensemble: str) -> bool:
 
 def scorer_of(ensemble: str) -> str:
     """The ensemble's model that computes logits."""
-    return ensemble.replace("rank", "score")
+    if ensemble in STEP_ENSEMBLES:
+        return ensemble.replace("rank", "score").removesuffix("_steps")
+    return ensemble.replace("rank", "ranker")
 
 
 def tokenizer_of(ensemble: str) -> str:
-    """The ensemble's model that makes token ids; both precisions share it."""
-    return "tokenize_joint" if is_joint(ensemble) else "tokenize"
+    """The ensemble's model that makes token ids."""
+    return scorer_of(ensemble).replace("score", "tokenize")
+
+
+def runs(served: Served, ensemble: str) -> int:
+    """How often the engine of a ``ranker`` has run, when it is done."""
+    found = -1.0
+    while found != (now := metric(served, "tritonrank_runs_total", model=scorer_of(ensemble))):
+        found = now
+        time.sleep(0.05)
+    return int(found)
 
 
 def statistics(served: Served, model: str) -> Statistics:

@@ -32,8 +32,8 @@ def make_stages(
         (draft.folder / "weights.bin").write_text(weights)
     model = read_manifest(root / "int8")
     with write_artifact(root / "repository", "assemble", {}, {"model": model}) as draft:
-        (draft.folder / "score" / "1").mkdir(parents=True)
-        (draft.folder / "score" / "1" / "weights.bin").write_text(weights * 2_000)
+        (draft.folder / "ranker" / "1").mkdir(parents=True)
+        (draft.folder / "ranker" / "1" / "weights.bin").write_text(weights * 2_000)
     made_of = {"dataset": dataset, "INT8": model}
     for name in RETRIEVAL if catalogue else ():
         with write_artifact(root / name, name, {}, {"dataset": dataset}, revision=len(catalogue)) as draft:

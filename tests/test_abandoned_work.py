@@ -58,13 +58,13 @@ FEW = ["desk", "lamp", "chair", "tent", "bag"]
 def slow(joint_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
     repository = tmp_path_factory.mktemp("abandoned") / "repository"
     shutil.copytree(joint_workspace.repository, repository)
-    inputs = engine_inputs(repository / "score" / "1")
-    tokenizer = RequestTokenizer.from_folder(repository / "tokenize" / "1")
+    inputs = engine_inputs(repository / "ranker" / "1")
+    tokenizer = RequestTokenizer.from_folder(repository / "ranker" / "1")
     limits = {"longest_rows": longest_rows(inputs, tokenizer), "ids": known_ids(inputs, tokenizer)}
     settings = ServeSettings(threads=1, rows_per_batch=ROWS_PER_GROUP)
     for name, config in model_configs(settings, inputs, available_cores(), **limits).items():
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
-    with (Path(repository) / "score" / "1" / "model.py").open("a", encoding="utf-8") as file:
+    with (Path(repository) / "ranker" / "1" / "model.py").open("a", encoding="utf-8") as file:
         file.write(SLOWER.replace("SECONDS_PER_TOKEN", str(SECONDS_PER_TOKEN)))
     with LocalTriton(repository) as triton:
         yield triton

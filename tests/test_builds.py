@@ -94,7 +94,7 @@ def test_the_same_build_is_recorded_once(root: Path) -> None:
 
 def test_a_record_is_links_and_stays_as_it_was(root: Path) -> None:
     first = find_build(root, make_build(root, "a"))
-    weights = Path("repository", "score", "1", "weights.bin")
+    weights = Path("repository", "ranker", "1", "weights.bin")
     assert (first.folder / weights).samefile(root / weights)
     make_build(root, "bb")
     assert (first.folder / weights).read_text() == "a" * 2_000
@@ -109,7 +109,7 @@ def test_files_are_copied_where_there_are_no_links(root: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "link", refuse)
     build = find_build(root, make_build(root, "a"))
-    weights = Path("repository", "score", "1", "weights.bin")
+    weights = Path("repository", "ranker", "1", "weights.bin")
     assert not (build.folder / weights).samefile(root / weights)
     build.verify()
 
@@ -222,7 +222,7 @@ def test_two_processes_promote_one_after_the_other(root: Path, three: list[str])
 
 
 def damage(folder: Path) -> None:
-    path = folder / "repository" / "score" / "1" / "weights.bin"
+    path = folder / "repository" / "ranker" / "1" / "weights.bin"
     content = path.read_text()
     path.unlink()
     path.write_text(content[:-1] + "x")
@@ -297,7 +297,7 @@ def test_pruning_spares_what_is_served_and_what_was_before(root: Path, three: li
 def test_what_a_build_shares_with_the_stages_frees_nothing(root: Path) -> None:
     make_build(root, "a")
     make_build(root, "b" * 500)
-    shared = (root / "repository" / "score" / "1" / "weights.bin").stat().st_size
+    shared = (root / "repository" / "ranker" / "1" / "weights.bin").stat().st_size
     assert prune_builds(root, keep=0).bytes < shared
 
 

@@ -49,14 +49,14 @@ def test_a_serving_setting_rebuilds_the_repository_alone(
     run_stages(changed(tiny_recipe, "serve", queue_requests=5), copied)
     ran, skipped = ran_and_skipped(capsys.readouterr().out)
     assert (ran, skipped) == (["assemble"], [verb for verb in VERBS if verb != "assemble"])
-    assert 'string_value: "5"' in (copied.repository / "tokenize" / "config.pbtxt").read_text()
+    assert 'string_value: "5"' in (copied.repository / "ranker" / "config.pbtxt").read_text()
 
 
 def test_a_damaged_repository_is_rebuilt_as_it_was(
     tiny_recipe: Recipe, copied: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = read_manifest(copied.repository)
-    (copied.repository / "score" / "1" / "candidates.onnx").write_bytes(b"half")
+    (copied.repository / "ranker" / "1" / "candidates.onnx").write_bytes(b"half")
     run_stages(tiny_recipe, copied)
     assert ran_and_skipped(capsys.readouterr().out)[0] == ["assemble"]
     assert read_manifest(copied.repository).files == before.files

@@ -153,7 +153,7 @@ def test_the_asyncio_client_too(workspace: Workspace, local: RankClient) -> None
 def changed_copy(workspace: Workspace, folder: Path, **parameters: str) -> Path:
     """A repository with other limits, which its manifest knows."""
     shutil.copytree(workspace.repository, folder)
-    set_parameters(folder / "tokenize", **parameters)
+    set_parameters(folder / "ranker", **parameters)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"].pop("tokenize/config.pbtxt")
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -232,8 +232,8 @@ def test_nothing_but_the_runtime_can_be_imported_from_a_folder(workspace: Worksp
     folder = changed_copy(workspace, tmp_path / "strange", queue_requests="8")
     trap = "raise SystemExit('ran what the hash check does not know')\n"
     for name in ("onnxruntime", "tokenizers", "json"):
-        (folder / "score" / "1" / f"{name}.py").write_text(trap)
-    runtime = folder / "score" / "1" / "tritonrank_runtime"
+        (folder / "ranker" / "1" / f"{name}.py").write_text(trap)
+    runtime = folder / "ranker" / "1" / "tritonrank_runtime"
     source = runtime / "selection.py"
     compiled = Path(importlib.util.cache_from_source(str(source)))
     compiled.parent.mkdir()
@@ -303,7 +303,7 @@ def test_folders_that_cannot_rank(workspace: Workspace, tmp_path: Path, case: st
     else:
         shutil.copytree(workspace.repository, folder)
         if case == "changed":
-            rules = folder / "tokenize" / "1" / "text.json"
+            rules = folder / "ranker" / "1" / "text.json"
             rules.write_text(rules.read_text() + " ")
             expected = "text.json"
         else:

@@ -166,7 +166,7 @@ def test_the_environment_has_the_wheel_and_no_pip(environment: Path) -> None:
     assert {path.name for path in (environment / "bin").iterdir()} >= {"python3", "tritonrank", "tritonrank-client"}
     assert not [path for path in environment.rglob("pip") if path.is_dir()]
     (site,) = environment.glob("lib/python*/site-packages")
-    assert (site / "tritonrank" / "model_repository" / "tokenize" / "1" / "model.py").is_file()
+    assert (site / "tritonrank" / "model_repository" / "ranker" / "1" / "model.py").is_file()
 
 
 def test_the_installed_command_serves_without_the_packages_that_build(environment: Path) -> None:

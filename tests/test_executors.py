@@ -144,9 +144,10 @@ def torch_repository(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory
 
 
 def test_the_folder_is_self_contained(torch_repository: Path, workspace: Workspace) -> None:
-    held = {path.name for path in (torch_repository / "score" / "1").iterdir()}
-    assert held == {"model.py", "tritonrank_runtime", CONFIG_FILE, WEIGHTS_FILE}
-    for source in (torch_repository / "score" / "1").rglob("*.py"):
+    held = {path.name for path in (torch_repository / "ranker" / "1").iterdir()}
+    texts = {"tokenizer.json", "text.json", "scores.json", "artifact.json"}
+    assert {"model.py", "tritonrank_runtime", CONFIG_FILE, WEIGHTS_FILE} == held - texts
+    for source in (torch_repository / "ranker" / "1").rglob("*.py"):
         assert "pickle" not in source.read_text(encoding="utf-8")
 
 
@@ -174,15 +175,16 @@ def test_the_sources_of_the_models_are_part_of_the_settings(tiny_recipe: Recipe)
     sources = assemble_settings(tiny_recipe)["sources"]
     assert set(sources) == set(python_sources())
     for name in ("model.py", "tritonrank_runtime/engine.py", "tritonrank_runtime/torch_engine.py"):
-        assert f"score/1/{name}" in sources
+        assert f"ranker/1/{name}" in sources
 
 
 def test_a_gpu_has_its_own_configs_and_tolerance(workspace: Workspace) -> None:
     settings = ServeSettings(executor="torch", device="cuda")
-    score = model_configs(settings, ["context_ids", "candidate_ids"], cores=16)["score"]
-    assert [(group.kind, group.count) for group in score.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, 2)]
-    assert score.parameters["executor"].string_value == "torch"
-    assert text_format.Parse(text_format.MessageToString(score), pb.ModelConfig()) == score
+    ranker = model_configs(settings, ["context_ids", "candidate_ids"], cores=16)["ranker"]
+    assert [(one.kind, one.count) for one in ranker.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, 1)]
+    assert ranker.parameters["lanes"].string_value == "1"
+    assert ranker.parameters["executor"].string_value == "torch"
+    assert text_format.Parse(text_format.MessageToString(ranker), pb.ModelConfig()) == ranker
     assert golden_tolerance(workspace.repository) == 1e-4
 
 

@@ -122,7 +122,7 @@ def test_inputs_are_those_of_the_family(ladder: Ladder) -> None:
 
 
 def test_configs_name_segments_only_where_the_family_has_them(ladder: Ladder, tmp_path: Path) -> None:
-    write_models(ladder.recipe.serve, ladder.int8, tmp_path / "repository", cores=2)
+    write_models(ladder.recipe.serve, ladder.int8, tmp_path / "repository", cores=2, in_one=False)
     texts = {path.parent.name: path.read_text() for path in (tmp_path / "repository").glob("*/config.pbtxt")}
     assert set(texts) == {"rank", "tokenize", "score", "select"}
     assert {"token_type_ids" in texts[name] for name in ("rank", "tokenize", "score")} == {ladder.has_segment_input}

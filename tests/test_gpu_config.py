@@ -23,6 +23,7 @@ from tritonrank.tensorrt.compile_ranks import one_profile
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
 from tritonrank_runtime.architectures import architecture_named
 from tritonrank_runtime.joint import JOINT
+from tritonrank_runtime.request_reading import RequestLimits
 from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import RequestTokenizer
 
@@ -60,7 +61,7 @@ def profiles_for(recipe: Recipe, architecture: str) -> list[Profile]:
 def configs_of(target: Target, architecture: str, recipe: Recipe | None = None) -> Configs:
     recipe = recipe or recipe_with()
     if target is Target.CPU:
-        return model_configs(recipe.serve, INPUTS[architecture], CORES)
+        return model_configs(recipe.serve, INPUTS[architecture], CORES, in_one=False)
     profiles = profiles_for(recipe, architecture)
     return gpu_configs(recipe, target, [one_profile(profiles)] if target is Target.TENSORRT_TP else profiles, CORES)
 
@@ -317,7 +318,8 @@ def test_tokenize_reads_the_buckets_that_it_is_given() -> None:
     source = (TESTS.parent / "model_repository" / "tokenize" / "1" / "model.py").read_text(encoding="utf-8")
     cpu, gpu = (configs_of(target, JOINT)["tokenize"].parameters for target in (Target.CPU, Target.TENSORRT))
     assert set(gpu) - set(cpu) == {"candidate_buckets", "token_buckets"}
-    assert set(gpu) <= set(re.findall(r'settings(?:\.get\(|\[)"(\w+)"', source))
+    limits = set(RequestLimits.__dataclass_fields__)
+    assert set(gpu) <= limits | set(re.findall(r'settings(?:\.get\(|\[)"(\w+)"', source))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ REQUESTS = int(os.environ.get("TRITONRANK_TEST_FUZZ", "300"))
 """Of each protocol."""
 LONGEST_SECONDS = 10.0
 GOLDEN = {"query": [b"oak"], "history": [b"lamp"], "items": [b"desk", b"oak lamp", b"", b"trail shoes"]}
-MODELS = ("tokenize", "score", "select", "tokenize_joint", "score_joint", "select_joint", "score_fp32")
+MODELS = ("tokenize", "score", "select", "tokenize_joint", "score_joint", "select_joint", "ranker")
 TEXTS = (
     *(
         "",

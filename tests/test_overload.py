@@ -31,7 +31,7 @@ CATALOGUE = 200
 WORDS = ("desk", "lamp", "oak", "steel", "blue", "grey", "bottle", "bag", "tent", "led", "warm", "light")
 PAUSE_SECONDS = 0.05
 SATURATION = 0.8 * 2 / PAUSE_SECONDS
-"""Requests per second: two scorers, and a fifth for everything else."""
+"""Requests per second: two lanes, and a fifth for everything else."""
 SLOWER = """
 import time
 
@@ -75,10 +75,10 @@ def triton(joint_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory)
     repository = tmp_path_factory.mktemp("overload") / "repository"
     shutil.copytree(joint_workspace.repository, repository)
     settings = ServeSettings(deadline_ms=2 * DEADLINE_MS, max_candidates=CANDIDATES)
-    inputs = engine_inputs(repository / "score" / "1")
+    inputs = engine_inputs(repository / "ranker" / "1")
     for name, config in model_configs(settings, inputs, available_cores()).items():
         (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
-    with (repository / "score" / "1" / "model.py").open("a", encoding="utf-8") as file:
+    with (repository / "ranker" / "1" / "model.py").open("a", encoding="utf-8") as file:
         file.write(SLOWER.replace("PAUSE_SECONDS", str(PAUSE_SECONDS)))
     with LocalTriton(repository) as triton:
         yield triton
@@ -137,10 +137,8 @@ def test_most_of_an_overload_is_refused_and_hardly_anything_expires(overloaded: 
 
 def test_what_is_refused_or_expired_is_never_computed(overloaded: Run) -> None:
     """The scorer ran once for each answer, and for the few whose client had gone meanwhile."""
-    sampled = [model for second in overloaded.server for model in second.models if model.model == "score"]
-    computed = sum(model.inferences for model in sampled)
+    computed = sum(second.counters.get("tritonrank_requests_scored_total", 0) for second in overloaded.server)
     totals = [phase.totals for phase in overloaded.phases]
     answered = sum(one.answered for one in totals)
     expired = sum(one.failed.get("expired", 0) for one in totals)
-    rows = computed / CANDIDATES  # the unit of a joint ranker's batch
-    assert answered - 5 <= rows <= answered + expired + 5
+    assert answered - 5 <= computed <= answered + expired + 5

@@ -27,7 +27,10 @@ from tritonrank_runtime.shared_context import INPUT_NAMES, SHARED_CONTEXT
 from tritonrank_runtime.text import RequestTokenizer
 
 ROOT = Path(__file__).parents[1]
-MODELS = ("rank", "tokenize", "score", "select", "recommend")
+MODELS = ("rank", "ranker", "recommend")
+"""Of the demo."""
+STEPS = ("tokenize", "score", "select")
+"""Of rankers whose steps are apart."""
 CORES = 2
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "optimum", "tokenizers", "polars", "pyarrow", "pydantic")
 
@@ -66,7 +69,7 @@ def test_the_wheel_holds_every_source_of_its_packages(names: set[str]) -> None:
 
 def test_the_wheel_holds_the_serving_sources_as_text(names: set[str], wheel: Path) -> None:
     shipped = {name for name in names if name.startswith("tritonrank/model_repository/")}
-    for model in ("tokenize", "score", "select", "recommend"):
+    for model in ("ranker", *STEPS, "recommend"):
         assert f"tritonrank/model_repository/{model}/1/model.py" in shipped
     for model in MODELS:
         assert f"tritonrank/model_repository/{model}/config.pbtxt" in shipped
@@ -143,7 +146,7 @@ print(sorted(assemble_settings(Recipe(name="x", data={"source": "sample"}))["sou
     found, recipe, sources = done.stdout.splitlines()
     assert recipe.split() == ["demo", str(tmp_path / "site" / "tritonrank" / "recipes" / "demo.yaml")]
     assert Path(found) == tmp_path / "site" / "tritonrank" / "model_repository"
-    for model in ("tokenize", "score", "select"):
+    for model in ("ranker", *STEPS):
         assert f"{model}/1/model.py" in sources
         assert f"{model}/1/tritonrank_runtime/interpreter.py" in sources
 

@@ -1,5 +1,7 @@
 """Work that never reaches the scorer keeps nobody waiting, and what goes straight to it is bounded: a real server.
 
+Its ranker is one whose steps are models of their own.
+
 The ranker is the tiny one with a pause for each token, as if it were a larger one, and with recipes' own limits.
 """
 
@@ -18,12 +20,10 @@ from live import NO_DEADLINE, PROTOCOLS, counter_files, infer, metric, statistic
 from tritonclient.utils import InferenceServerException
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import ServeSettings
-from tritonrank.serve.models import engine_inputs, known_ids, longest_rows
+from tritonrank.serve.models import write_golden_cases, write_models
 from tritonrank.serve.server import LocalTriton
-from tritonrank.serve.triton_config import as_text, model_configs
 from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, Retry
 from tritonrank_runtime.cores import available_cores
-from tritonrank_runtime.text import RequestTokenizer
 
 pytestmark = pytest.mark.slow  # requests wait in real time
 
@@ -67,13 +67,8 @@ LARGE = SMALL | {"items": MANY}
 @pytest.fixture(scope="module")
 def slow(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     repository = tmp_path_factory.mktemp("phantoms") / "repository"
-    shutil.copytree(workspace.repository, repository)
-    inputs = engine_inputs(repository / "score" / "1")
-    tokenizer = RequestTokenizer.from_folder(repository / "tokenize" / "1")
-    limits = {"longest_rows": longest_rows(inputs, tokenizer), "ids": known_ids(inputs, tokenizer)}
-    settings = ServeSettings(threads=1)
-    for name, config in model_configs(settings, inputs, available_cores(), **limits).items():
-        (repository / name / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
+    write_models(ServeSettings(threads=1), workspace.int8, repository, available_cores(), in_one=False)
+    write_golden_cases({"artifact": "phantoms", "recipe": "tiny", "stage": "int8"}, [], repository)
     set_parameters(repository / "score", deadline_us=str(int(1e6 * DIRECT_SECONDS)), max_candidates="4000")
     with (repository / "score" / "1" / "model.py").open("a", encoding="utf-8") as file:
         file.write(SLOWER.replace("SECONDS_PER_TOKEN", str(SECONDS_PER_TOKEN)))

@@ -63,7 +63,7 @@ def command(two: TwoBuilds, tmp_path: Path) -> Iterator[ServeCommand]:
 
 
 def artifact_of(build: RecordedBuild) -> str:
-    said = json.loads((build.repository / "select" / "1" / "artifact.json").read_text())
+    said = json.loads((build.repository / "ranker" / "1" / "artifact.json").read_text())
     return str(said["artifact"])
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_build_is_not_started_and_what_was_served_stays(two: TwoBuilds
     harmed = root / "builds" / two.fp32.name
     with serve_command(root, tmp_path) as served:
         said = served.said
-        weights = next((harmed / "repository" / "score" / "1").glob("*.bin"))
+        weights = next((harmed / "repository" / "ranker" / "1").glob("*.bin"))
         weights.write_bytes(weights.read_bytes()[:-1] + b"\xff\xff")
         point_by_hand(root, harmed.name)
         wait_until(lambda: weights.name in served.errors.read_text(), PATIENCE_SECONDS, lambda: "nothing was said")

@@ -92,7 +92,7 @@ def test_byte_code_beside_the_sources_is_not_run(workspace: Workspace, tmp_path:
     """Python would take it without a look at the source, as it says that it needs no check."""
     folder, ran = tmp_path / "repository", tmp_path / "ran"
     shutil.copytree(workspace.repository, folder)
-    for source in (folder / "tokenize" / "1").rglob("*.py"):
+    for source in (folder / "ranker" / "1").rglob("*.py"):
         evil = tmp_path / source.name
         evil.write_text(f"open({str(ran)!r}, 'a').write(__name__)\n")
         cached = Path(util.cache_from_source(str(source)))
@@ -123,7 +123,7 @@ def test_modules_in_the_users_folder_are_not_taken_for_the_servers(
 
 
 def plant_link(repository: Path) -> str:
-    weights = next((repository / "score" / "1").glob("*.bin"))
+    weights = next((repository / "ranker" / "1").glob("*.bin"))
     elsewhere = repository.parent / weights.name
     weights.rename(elsewhere)
     weights.symlink_to(elsewhere)
@@ -160,7 +160,7 @@ def test_files_that_cannot_be_read_are_named(
 ) -> None:
     repository = tmp_path / "repository"
     shutil.copytree(workspace.repository, repository)
-    usual_open, refused = Path.open, next((repository / "score" / "1").glob("*.bin"))
+    usual_open, refused = Path.open, next((repository / "ranker" / "1").glob("*.bin"))
 
     def open_as_another_user(path: Path, *arguments, **options):
         if path == refused:

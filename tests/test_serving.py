@@ -38,6 +38,7 @@ from live import (
     is_joint,
     largest_difference,
     metric,
+    runs,
     scorer_of,
     statistics,
     tokenizer_of,
@@ -76,8 +77,7 @@ BATCH_TOLERANCE = 1e-5
 LARGEST_SHARE = 0.02
 """Of the spread of a request's scores: the tiny model's lie within a thousandth, where 1e-4 alone would allow much."""
 IN_FLIGHT = 4
-"""Below the queue of the tiny recipe. A twin's scorer counts apart from the shared tokenize, though, which believes for
-some milliseconds that its requests wait: where all of them must be answered, the client is PATIENT."""
+"""Below the queue of the tiny recipe; where all of them must be answered, on a crowded machine, clients are PATIENT."""
 PATIENT = Retry(attempts=200, initial_seconds=0.02, max_seconds=0.2, budget_ratio=1, budget_burst=10_000)
 ONCE = Retry(attempts=1)
 MARKER = "TRITONRANK_TEST_SERVE"
@@ -180,18 +180,16 @@ async def test_a_score_is_the_same_alone_and_among_seven_others(
     served: Served, requests: list[Request], model: str, batch_tolerance: float
 ) -> None:
     eight = different_requests(requests, 8)
-    scorer = scorer_of(model)
     async with AsyncRankClient(served.triton.grpc_url, model=model, timeout=60, retry=PATIENT) as client:
-        before = statistics(served, scorer)
+        before = runs(served, model)
         alone = [await ask_async(client, one) for one in eight]
-        by_themselves = statistics(served, scorer) - before
-        assert by_themselves.executions == 8
-        before = statistics(served, scorer)
+        assert runs(served, model) - before == 8
+        before = runs(served, model)
         with busy_scorer(served, model):
             waiting = await queued(served, client, model, eight)
         together = await asyncio.gather(*waiting)
-    executions = (statistics(served, scorer) - before).executions - 1  # without that of the small request
-    assert executions <= 3, "they did not meet in the batcher"
+    together_runs = runs(served, model) - before - 1  # without that of the small request
+    assert together_runs <= 3, "they did not meet in the queue"
     assert largest_difference(together, alone) <= batch_tolerance
 
 
@@ -201,12 +199,12 @@ async def test_the_scorer_batches_across_requests_of_different_shapes(
 ) -> None:
     six = different_requests(requests, 6)
     async with AsyncRankClient(served.triton.grpc_url, model=model, timeout=60) as client:
-        before = statistics(served, scorer_of(model))
+        before = runs(served, model)
         with busy_scorer(served, model):
             waiting = await queued(served, client, model, six)
         await asyncio.gather(*waiting)
     # The small request's, and one of all that waited for it.
-    assert (statistics(served, scorer_of(model)) - before).executions == 2
+    assert runs(served, model) - before == 2
 
 
 @pytest.mark.parametrize("model", INT8_ENSEMBLES)
@@ -268,18 +266,14 @@ def test_equal_texts_are_scored_once_and_all_returned(served: Served, requests: 
         return metric(served, "tritonrank_tokens_needed_total", model=scorer)
 
     text, other = requests[3].items[:2]
-    inferences = 2 if is_joint(model) else 1  # the batch dimension: two rows, or one request
     with RankClient(served.triton.grpc_url, model=model) as client:
-        before, tokens_before = statistics(served, scorer), tokens()
+        tokens_before = tokens()
         client.rank(items=[text, other], query="q")
         wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
         tokens_of_two, tokens_before = tokens() - tokens_before, tokens()
-        assert (statistics(served, scorer) - before).inferences == inferences
-        before = statistics(served, scorer)
         result = client.rank(items=[text, other] * 50, query="q")
         wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
     assert sorted(result.indices) == list(range(100))
-    assert (statistics(served, scorer) - before).inferences == inferences
     assert tokens() - tokens_before == tokens_of_two
 
 
@@ -303,7 +297,7 @@ def test_the_metrics_page_tells_what_padding_costs(
 def test_a_user_who_returns_is_not_encoded_again(served: Served, requests: list[Request]) -> None:
     def counted() -> list[float]:
         names = ("hits_total", "misses_total", "bytes")
-        return [metric(served, f"tritonrank_context_cache_{name}", model="score") for name in names]
+        return [metric(served, f"tritonrank_context_cache_{name}", model="ranker") for name in names]
 
     history = [f"oak chair number {number}" for number in range(3)]  # nobody else's
     with RankClient(served.triton.grpc_url) as client:
@@ -393,7 +387,7 @@ def test_the_pages_curl_example_is_answered(served: Served) -> None:
 def test_texts_that_are_cut_are_counted(served: Served) -> None:
     def counted() -> list[float]:
         return [
-            metric(served, f"tritonrank_{name}_total", model="tokenize", field=field)
+            metric(served, f"tritonrank_{name}_total", model="ranker", field=field)
             for field in ("query", "history", "items")
             for name in ("texts", "texts_cut")
         ]
@@ -630,7 +624,7 @@ def test_a_full_queue_and_an_expired_wait_are_told_apart(
 
     with ThreadPoolExecutor(40) as pool:
         with busy_scorer(served):
-            tokenized = statistics(served, "tokenize")
+            tokenized = statistics(served, "ranker")
             sent = [pool.submit(outcome, number) for number in range(40)]
             wait_until_queued(served, "rank", tokenized, 40, or_refused=True)
             time.sleep(0.1)  # what waits is out of time
@@ -729,14 +723,14 @@ def test_a_damaged_repository_is_refused_before_triton_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    damage(artifacts / "repository" / "score" / "1" / "candidates.onnx")
+    damage(artifacts / "repository" / "ranker" / "1" / "candidates.onnx")
     monkeypatch.setattr(serve_module, "LocalTriton", lambda *_, **__: pytest.fail("Triton was started"))
     monkeypatch.setattr(sys, "argv", ["tritonrank", "serve", str(artifacts), "--http-port", "0"])
     with pytest.raises(SystemExit) as exit_of:
         cli.main()
     assert exit_of.value.code == 2
     printed = capsys.readouterr().err
-    assert f"score/1/{message}" in printed
+    assert f"ranker/1/{message}" in printed
     assert "Traceback" not in printed
 
 

@@ -135,9 +135,7 @@ def end_by_request(url: str) -> None:
 
 
 FAULTS: dict[str, Callable[[ServeCommand], None]] = {
-    "a scorer": lambda served: kill(served.stubs("score")[:1]),
-    "tokenize": lambda served: kill(served.stubs("tokenize")),
-    "select": lambda served: kill(served.stubs("select")),
+    "the ranker": lambda served: kill(served.stubs("ranker")),
     "all stubs": lambda served: kill(served.triton.children()),
     "tritonserver": lambda served: kill([served.triton]),
     "tritonserver, asked to end": lambda served: served.triton.terminate(),
@@ -209,7 +207,7 @@ def test_the_log_of_earlier_servers_is_kept(command: ServeCommand) -> None:
     assert log.count("successfully loaded 'rank'") == command.said["restarts"] + 1
 
 
-@pytest.mark.parametrize("part", ["score", "tokenize", "select", "tritonserver", "keeper"])
+@pytest.mark.parametrize("part", ["ranker", "tritonserver", "keeper"])
 def test_a_part_that_is_stopped_goes_on(command: ServeCommand, urls: dict[str, str], part: str) -> None:
     said = command.said
     process = {"tritonserver": command.triton, "keeper": command.keeper}.get(part) or command.stubs(part)[0]
@@ -222,7 +220,7 @@ def test_a_part_that_is_stopped_goes_on(command: ServeCommand, urls: dict[str, s
 
 def test_a_part_that_does_not_stay_awake_is_replaced(command: ServeCommand) -> None:
     restarts = command.said["restarts"]
-    victim = command.stubs("tokenize")[0]
+    victim = command.stubs("ranker")[0]
     ends = time.monotonic() + START_SECONDS
     with contextlib.suppress(psutil.NoSuchProcess):
         while time.monotonic() < ends:
@@ -234,7 +232,7 @@ def test_a_part_that_does_not_stay_awake_is_replaced(command: ServeCommand) -> N
 def test_a_part_that_a_debugger_holds_is_left_alone(command: ServeCommand) -> None:
     said = command.said
     libc = ctypes.CDLL(None, use_errno=True)
-    victim = command.stubs("select")[0].pid
+    victim = command.stubs("ranker")[0].pid
     assert libc.ptrace(PTRACE_ATTACH, victim, None, None) == 0, os.strerror(ctypes.get_errno())
     os.waitpid(victim, 0x40000000)  # __WALL
     try:
@@ -281,7 +279,7 @@ def test_files_that_changed_are_checked_before_a_restart(workspace: Workspace, t
     shutil.copytree(workspace.repository, folder)
     checked = CheckedRepository(folder)
     checked.check()
-    weights = next((folder / "score" / "1").glob("*.bin"))
+    weights = next((folder / "ranker" / "1").glob("*.bin"))
     content, times = weights.read_bytes(), weights.stat()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))

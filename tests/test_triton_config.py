@@ -1,6 +1,10 @@
-"""The generated configs hold together: every tensor has one maker, every queue has an end."""
+"""The generated configs hold together: every tensor has one maker, every queue has an end.
+
+Of a ranker in three steps; ``test_one_process.py`` has the other shape.
+"""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,10 @@ from tritonrank.serve.triton_config import (
     score_instances,
 )
 from tritonrank_runtime.architectures import architecture_of_inputs
+from tritonrank_runtime.request_reading import RequestLimits
 from tritonrank_runtime.shared_context import BLOCK_CANDIDATES
 
+step_configs = partial(model_configs, in_one=False)
 ROOT = Path(__file__).parents[1]
 BERT = ("input_ids", "attention_mask", "token_type_ids")
 ROBERTA = ("input_ids", "attention_mask")
@@ -44,7 +50,7 @@ Configs = dict[str, pb.ModelConfig]
 @pytest.fixture(params=[(name, tensors) for name in SETTINGS for tensors in (BERT, ROBERTA, SHARED)], ids=str)
 def made(request: pytest.FixtureRequest) -> tuple[ServeSettings, tuple[str, ...], Configs]:
     name, tensors = request.param
-    return SETTINGS[name], tensors, model_configs(SETTINGS[name], tensors, cores=8)
+    return SETTINGS[name], tensors, step_configs(SETTINGS[name], tensors, cores=8)
 
 
 def signature(tensor: pb.ModelInput | pb.ModelOutput, batched: bool) -> tuple[int, tuple[int, ...]]:
@@ -63,9 +69,9 @@ def test_the_text_is_the_config(made: tuple[ServeSettings, tuple[str, ...], Conf
 
 
 def test_the_same_input_gives_the_same_text() -> None:
-    first, again = (model_configs(ServeSettings(), BERT, cores=4) for _ in range(2))
+    first, again = (step_configs(ServeSettings(), BERT, cores=4) for _ in range(2))
     assert [as_text(config) for config in first.values()] == [as_text(config) for config in again.values()]
-    other = model_configs(ServeSettings(queue_requests=3), BERT, cores=4)
+    other = step_configs(ServeSettings(queue_requests=3), BERT, cores=4)
     assert as_text(other["tokenize"]) != as_text(first["tokenize"])
     assert as_text(other["rank"]) == as_text(first["rank"])
 
@@ -116,8 +122,8 @@ def test_both_ends_of_a_wire_agree_on_type_and_shape(made: tuple[ServeSettings, 
 
 
 def test_what_clients_see_does_not_depend_on_the_model() -> None:
-    small = model_configs(SETTINGS["small"], ROBERTA, cores=1)
-    large = model_configs(SETTINGS["wide batches"], BERT, cores=8)
+    small = step_configs(SETTINGS["small"], ROBERTA, cores=1)
+    large = step_configs(SETTINGS["wide batches"], BERT, cores=8)
     assert small["rank"].input == large["rank"].input
     assert small["rank"].output == large["rank"].output
     shapes = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in small["rank"].output}
@@ -134,7 +140,7 @@ def test_what_clients_see_does_not_depend_on_the_model() -> None:
 
 
 def test_a_shared_context_ranker_has_the_same_face_and_other_tensors_inside() -> None:
-    shared, joint = (model_configs(ServeSettings(), tensors, cores=4) for tensors in (SHARED, BERT))
+    shared, joint = (step_configs(ServeSettings(), tensors, cores=4) for tensors in (SHARED, BERT))
     assert (shared["rank"].input, shared["rank"].output) == (joint["rank"].input, joint["rank"].output)
     assert shared["tokenize"].input == joint["tokenize"].input
     for name in ("rank", "tokenize"):  # a joint ranker's rows run with those of other requests
@@ -151,9 +157,9 @@ def test_a_shared_context_ranker_has_the_same_face_and_other_tensors_inside() ->
 
 
 def test_a_family_without_segments_has_none_anywhere() -> None:
-    for config in model_configs(ServeSettings(), ROBERTA, cores=8).values():
+    for config in step_configs(ServeSettings(), ROBERTA, cores=8).values():
         assert "token_type_ids" not in as_text(config)
-    assert "token_type_ids" in as_text(model_configs(ServeSettings(), BERT, cores=8)["score"])
+    assert "token_type_ids" in as_text(step_configs(ServeSettings(), BERT, cores=8)["score"])
 
 
 def test_no_queue_policy_stalls_the_batcher(made: tuple[ServeSettings, tuple[str, ...], Configs]) -> None:
@@ -194,7 +200,7 @@ def test_the_limits_of_the_queue_reach_the_gate(made: tuple[ServeSettings, tuple
 def test_the_scorer_is_told_what_rows_it_may_get(
     tensors: tuple[str, ...], longest: dict[str, int], ids: dict[str, int], told: dict[str, str]
 ) -> None:
-    score = model_configs(ServeSettings(), tensors, cores=4, longest_rows=longest, ids=ids)["score"]
+    score = step_configs(ServeSettings(), tensors, cores=4, longest_rows=longest, ids=ids)["score"]
     architecture = architecture_of_inputs(tensors)
     limits = {parameter for one in architecture.inputs for parameter in (one.longest, one.ids)}
     assert {name: score.parameters[name].string_value for name in limits if name in score.parameters} == told
@@ -232,7 +238,7 @@ def test_the_other_models_take_requests_one_by_one(made: tuple[ServeSettings, tu
 def test_instances_follow_the_cores_unless_told(instances: str | int, cores: int, count: int) -> None:
     settings = ServeSettings.model_validate({"instances": instances})
     assert score_instances(settings, cores) == count
-    group = model_configs(settings, BERT, cores)["score"].instance_group
+    group = step_configs(settings, BERT, cores)["score"].instance_group
     assert [(each.kind, each.count) for each in group] == [(pb.ModelInstanceGroup.KIND_CPU, count)]
 
 
@@ -246,10 +252,12 @@ def test_everything_runs_on_the_cpu(made: tuple[ServeSettings, tuple[str, ...], 
 @pytest.mark.parametrize("name", ["tokenize", "score", "select"])
 def test_models_find_the_parameters_they_read(name: str) -> None:
     source = (ROOT / "model_repository" / name / "1" / "model.py").read_text()
+    if name == "tokenize":  # the limits of texts are read by their names
+        source += " ".join(f'"{limit}"' for limit in RequestLimits.__dataclass_fields__)
     written: dict[str, str] = {}
     padding = {"candidate_buckets", "token_buckets"}  # of targets for GPUs: tests/test_gpu_config.py
     for tensors in (BERT, SHARED):
-        parameters = model_configs(SETTINGS["small"], tensors, cores=8)[name].parameters
+        parameters = step_configs(SETTINGS["small"], tensors, cores=8)[name].parameters
         assert set(re.findall(r'settings\["(\w+)"\]', source)) - padding <= set(parameters)  # none is missing
         written |= {key: parameter.string_value for key, parameter in parameters.items()}
     assert set(written) <= set(re.findall(r'"(\w+)"', source))  # none is for show
@@ -298,7 +306,7 @@ def test_warm_up_keeps_to_the_positions_that_a_pruned_ranker_has(
     tensors: tuple[str, ...], longest: dict[str, int]
 ) -> None:
     rows = longest or dict.fromkeys(tensors, 40)
-    samples = model_configs(ServeSettings(max_candidates=5), tensors, cores=4, longest_rows=rows)["score"].model_warmup
+    samples = step_configs(ServeSettings(max_candidates=5), tensors, cores=4, longest_rows=rows)["score"].model_warmup
     assert len({sample.name for sample in samples}) == len(samples) > 1
     for name, most in rows.items():
         assert max(sample.inputs[name].dims[-1] for sample in samples) == most
@@ -311,7 +319,7 @@ def test_warm_up_batches_are_batches_that_may_come(made: tuple[ServeSettings, tu
 
 @pytest.mark.parametrize("tensors", [BERT, SHARED], ids=["joint", "shared-context"])
 def test_batching_and_threads_are_as_told(tensors: tuple[str, ...]) -> None:
-    plain = model_configs(ServeSettings(), tensors, cores=4)["score"]
+    plain = step_configs(ServeSettings(), tensors, cores=4)["score"]
     assert "threads" not in plain.parameters
-    told = model_configs(ServeSettings(threads=2), tensors, cores=4)["score"]
+    told = step_configs(ServeSettings(threads=2), tensors, cores=4)["score"]
     assert told.parameters["threads"].string_value == "2"

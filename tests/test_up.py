@@ -112,11 +112,9 @@ def test_every_form_goes_through_triton(made: Callable[[str], tuple[Path, Path]]
     names = {form: re.sub(r"\W+", "_", form) for form in FORMS}
     for form, name in names.items():
         _, root = made(form)
-        renamed = {model: f"{model}_{name}" for model in ("rank", "tokenize", "score")} | {"select": "select"}
+        renamed = {model: f"{model}_{name}" for model in ("rank", "ranker")}
         add_ensemble(repository, Workspace(root), renamed)
-        config = repository / f"score_{name}" / "config.pbtxt"
-        config.write_text(config.read_text().replace("count: 2", "count: 1"))
-        set_parameters(repository / f"score_{name}", deadline_us="60000000")
+        set_parameters(repository / f"ranker_{name}", deadline_us="60000000", lanes="1")
     with LocalTriton(repository, ready_timeout_seconds=200) as triton:
         for form, name in names.items():
             with RankClient(triton.grpc_url, model=f"rank_{name}", timeout=20) as client:

@@ -31,7 +31,8 @@ are Triton's.
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from heapq import heapify, heapreplace
 from pathlib import Path
 from typing import NamedTuple
@@ -76,8 +77,9 @@ class Admission:
         most_waiting: requests that may wait for the scorer; one more is refused.
         longest_wait_seconds: after this an admitted request counts as lost, whatever the scorers do.
         queue_share: of its deadline, that a request may have to wait; 0 looks at no time, only at ``most_waiting``.
-        folder: where the scorers count; default: a folder of this server.
+        folder: where scorers in processes of their own count; default: a folder of this server.
         batching_seconds: that an idle scorer waits for batch mates.
+        states: gives what the scorers of this process count, instead of those in ``folder``.
     """
 
     def __init__(
@@ -87,11 +89,12 @@ class Admission:
         queue_share: float = 0.0,
         folder: Path | None = None,
         batching_seconds: float = 0.0,
+        states: Callable[[], Sequence[ScorerState]] | None = None,
     ) -> None:
         self._most_waiting = most_waiting
         self._longest_wait_seconds = longest_wait_seconds
         self._queue_share = queue_share
-        self._folder = folder or counter_folder()
+        self._states = states or partial(scorer_states, folder or counter_folder())
         self._on_its_way_seconds = ON_ITS_WAY_SECONDS + batching_seconds
         self._waiting: deque[_Waiting] = deque()
         self._ticket = 0
@@ -104,7 +107,7 @@ class Admission:
             seconds_left: until its deadline.
             tokens: of the request, as the architecture's ``needed_tokens`` counts them; 0 where that is not known yet.
         """
-        scorers = scorer_states(self._folder)
+        scorers = self._states()
         self._forget_what_does_not_wait(scorers)
         now = time.monotonic()
         waiting = [request.tokens for request in self._waiting if request.expires_at > now]
@@ -143,7 +146,7 @@ class Admission:
         self._waiting.append(_Waiting(self._ticket, now, now + seconds_left, tokens))
         return self._ticket
 
-    def _check_own_work(self, scorers: list[ScorerState], seconds_left: float, tokens: int) -> None:
+    def _check_own_work(self, scorers: Sequence[ScorerState], seconds_left: float, tokens: int) -> None:
         measured = [speed for scorer in scorers if (speed := scorer.speeds[class_of(tokens)]).tokens_per_second]
         if not tokens or not measured:
             return
@@ -159,7 +162,7 @@ class Admission:
             "fewer candidates, or allow more time (the server's limit is serve.deadline_ms)"
         )
 
-    def _forget_what_does_not_wait(self, scorers: list[ScorerState]) -> None:
+    def _forget_what_does_not_wait(self, scorers: Sequence[ScorerState]) -> None:
         now = time.monotonic()
         newest = max((scorer.newest_ticket for scorer in scorers), default=0)
         idle_since = min((scorer.idle_since for scorer in scorers), default=math.inf)

@@ -1,10 +1,12 @@
-"""What the three models of Triton's Python backend share: reading tensors, metrics, and an answer to every request.
+"""What the models of Triton's Python backend share: reading tensors, metrics, and an answer to every request.
 
 Whatever goes wrong in one request is answered to that request alone. Triton would put a traceback with file paths into
 the answers of a whole batch; here the caller gets the kind of the error, and the server's log the rest.
 """
 
+import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 LONGEST_LOGGED = 300
@@ -62,6 +64,64 @@ def raise_by(metric: Any, amount: float) -> None:
     """Count; nothing is told to the server, which takes a while, where nothing is to be counted."""
     if amount:
         metric.increment(amount)
+
+
+class Tally:
+    """Counts that reach the server's metrics page a moment later, from a thread of its own.
+
+    Telling the server takes a while for each metric, which no request should wait for; under load many counts become
+    one.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+        self._amounts: dict[int, tuple[Any, float]] = {}
+        self._followed: list[tuple[Any, Callable[[], float]]] = []
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._tell, name="tally", daemon=True)
+        self._thread.start()
+
+    def keep(self, one: Any) -> Any:
+        """A family of metrics, which must outlive them."""
+        self._kept.append(one)
+        return one
+
+    def follow(self, metric: Any, value: Callable[[], float]) -> None:
+        """Tell the server of a value whenever something was counted and it has changed; it begins at 0."""
+        with self._changed:
+            self._followed.append((metric, value))
+
+    def add(self, metric: Any, amount: float) -> None:
+        """Count."""
+        if not amount:
+            return
+        with self._changed:
+            _, before = self._amounts.get(id(metric), (metric, 0.0))
+            self._amounts[id(metric)] = metric, before + amount
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Tell what is left, and end."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        told: dict[int, float] = {}
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._amounts or self._is_closed)
+                if not self._amounts:
+                    return
+                amounts, self._amounts = self._amounts, {}
+                followed = [(metric, float(value())) for metric, value in self._followed]
+            for metric, amount in amounts.values():
+                metric.increment(amount)
+            for metric, value in followed:
+                raise_by(metric, value - told.get(id(metric), 0.0))
+                told[id(metric)] = value
 
 
 def _pb_utils() -> Any:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,30 +13,37 @@ from tritonrank_runtime.engine import Feed
 class ContextCache:
     """Keys and values of the contexts seen last: at most so many bytes, the oldest dropped first.
 
-    The key is the context's token ids themselves: a hash of them could give one user the context of another.
+    The key is the context's token ids themselves: a hash of them could give one user the context of another. Several
+    threads may ask at once; two that miss the same context both compute it.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._entries: OrderedDict[bytes, Feed] = OrderedDict()
+        self._lock = Lock()
         self.hits = self.misses = self.bytes = 0
 
     def get(self, context_ids: NDArray[np.int32], compute: Callable[[NDArray[np.int32]], Feed]) -> Feed:
         """What is kept for these token ids, or what ``compute`` makes of them."""
         key = context_ids.tobytes()
-        if (found := self._entries.get(key)) is not None:
-            self._entries.move_to_end(key)
-            self.hits += 1
-            return found
-        self.misses += 1
+        with self._lock:
+            if (found := self._entries.get(key)) is not None:
+                self._entries.move_to_end(key)
+                self.hits += 1
+                return found
+            self.misses += 1
         entry = compute(context_ids)
-        size = _entry_bytes(key, entry)
-        if size <= self._most_bytes:
-            self._entries[key] = entry
-            self.bytes += size
-        while self.bytes > self._most_bytes:
-            self.bytes -= _entry_bytes(*self._entries.popitem(last=False))
+        self._keep(key, entry)
         return entry
+
+    def _keep(self, key: bytes, entry: Feed) -> None:
+        size = _entry_bytes(key, entry)
+        with self._lock:
+            if key not in self._entries and size <= self._most_bytes:
+                self._entries[key] = entry
+                self.bytes += size
+            while self.bytes > self._most_bytes:
+                self.bytes -= _entry_bytes(*self._entries.popitem(last=False))
 
 
 def _entry_bytes(key: bytes, entry: Feed) -> int:

@@ -24,6 +24,7 @@ from tritonrank_runtime.engine import Engine, Watch
 from tritonrank_runtime.engines import ONNXRUNTIME, TORCH, model_files, open_executor
 from tritonrank_runtime.item_report import ItemReader
 from tritonrank_runtime.item_text import TextError, decode_texts
+from tritonrank_runtime.repository import IDENTITY_FILE, model_folders
 from tritonrank_runtime.selection import best_first
 from tritonrank_runtime.text import RequestTokenizer
 
@@ -203,16 +204,16 @@ def open_repository(
 
     Args:
         repository: what ``tritonrank serve`` would load.
-        tokenize: parameters in the config of the model of that name.
-        score: likewise.
+        tokenize: parameters in the config of the model that reads texts.
+        score: of the one that computes, which may be the same.
         threads: that compute at the most; 0 = all cores that this process may use.
 
     Raises:
         FolderError: its scorer has no graph that runs in this process.
         ExecutorError: what should compute is not installed.
     """
-    texts, scorer = (repository / name / "1" for name in ("tokenize", "score"))
-    identity = json.loads((repository / "select" / "1" / "artifact.json").read_text(encoding="utf-8"))
+    texts, scorer, answers = model_folders(repository)
+    identity = json.loads((answers / IDENTITY_FILE).read_text(encoding="utf-8"))
     executor = score.get("executor", ONNXRUNTIME)
     if (scorer / "shards.json").is_file() or (executor != TORCH and not model_files(scorer)):
         found = ", ".join(sorted(path.name for path in scorer.iterdir() if path.is_file())) or "nothing"

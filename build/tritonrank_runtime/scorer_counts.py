@@ -1,8 +1,8 @@
 """What the scorers tell the gate (``admission.py``): what they have taken, what they work on, and how fast they are.
 
-The scorers' counts are files of a few bytes in the server's temporary folder, one per instance, because each model runs
-in a process of its own. Somebody may clean that folder up: then it is made again, and until the scorers have written
-once more nothing is estimated.
+Where tokenizer and scorers are one process (``lanes.py``) the gate looks at their counts as they are. Where each model
+runs in a process of its own they are files of a few bytes in the server's temporary folder, one per instance. Somebody
+may clean that folder up: then it is made again, and until the scorers have written once more nothing is estimated.
 """
 
 import math
@@ -10,7 +10,7 @@ import os
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,20 +83,16 @@ _OWN_FIELDS = len(ScorerState._fields) - 1
 _STATE = struct.Struct(f"<qqqd?qdd{2 * (len(LARGER_CLASSES) + 1)}d")
 
 
-class StartedCounter:
+class ScorerCounter:
     """The scorer's side: what it has taken, what it works on, and how fast it is.
 
-    It also says whether it computes at the moment, so that instances can share out the cores: one alone takes them all.
+    It also says whether it computes at the moment, so that scorers can share out the cores: one alone takes them all.
     """
 
-    def __init__(self, instance: str, folder: Path | None = None) -> None:
-        self._folder = folder or counter_folder()
-        self._path = self._folder / instance
-        self._file = -1
+    def __init__(self) -> None:
         self._speeds = [_Speed() for _ in range(len(LARGER_CLASSES) + 1)]
         self._speed = _Speed()
-        self._state = ScorerState(idle_since=time.monotonic())
-        self._write()
+        self.state = ScorerState(idle_since=time.monotonic())
 
     def add(self, requests: int, tokens: int = 0, newest_ticket: int = 0) -> None:
         """So many requests were taken, with so many tokens together.
@@ -104,54 +100,95 @@ class StartedCounter:
         A ticket from the future is none of the gate's: it would let everybody pass.
         """
         is_real = newest_ticket <= time.monotonic_ns()
-        self._write(
-            started=self._state.started + requests,
+        self._note(
+            started=self.state.started + requests,
             running_tokens=tokens,
-            newest_ticket=max(self._state.newest_ticket, newest_ticket if is_real else 0),
+            newest_ticket=max(self.state.newest_ticket, newest_ticket if is_real else 0),
             idle_since=math.inf,
         )
 
     def skip(self, tokens: int) -> None:
         """Some of the tokens taken need no work any more."""
-        self._write(running_tokens=max(0, self._state.running_tokens - tokens), is_busy=False, turn_tokens=0)
+        self._note(running_tokens=max(0, self.state.running_tokens - tokens), is_busy=False, turn_tokens=0)
 
     def rest(self) -> None:
         """All that was taken is done."""
-        self._write(running_tokens=0, is_busy=False, turn_tokens=0, idle_since=time.monotonic())
+        self._note(running_tokens=0, is_busy=False, turn_tokens=0, idle_since=time.monotonic())
 
     @contextmanager
     def busy(self, tokens: int = 0, done: Callable[[], int] | None = None) -> Iterator[int]:
-        """Inside the block this instance counts as busy, working on so many of the tokens that it has taken.
+        """Inside the block this scorer counts as busy, working on so many of the tokens that it has taken.
 
-        Gives the number of busy instances, itself included.
+        Gives the number of busy scorers, itself included.
 
         Args:
             tokens: that it will work on.
             done: how many of them it has worked on, asked at the end; default: all.
         """
-        self._write(is_busy=True, turn_tokens=tokens, turn_began=time.monotonic())
-        instances = max(1, sum(state.is_busy for state in scorer_states(self._folder)))
+        self._note(is_busy=True, turn_tokens=tokens, turn_began=time.monotonic())
+        scorers = max(1, sum(state.is_busy for state in self._all_states()))
         began = time.monotonic()
         try:
-            yield instances
-            # Each busy instance has its share of the cores, so together they do so many times as much.
-            worked = instances * (tokens if done is None else done())
+            yield scorers
+            # Each busy scorer has its share of the cores, so together they do so many times as much.
+            worked = scorers * (tokens if done is None else done())
             for speed in (self._speed, self._speeds[class_of(tokens)]):
                 speed.note(worked, time.monotonic() - began)
         finally:
             self.skip(tokens)
 
-    def _write(self, **changes: Any) -> None:
-        """Tell the gate; where nothing can be written it has to do without."""
-        self._state = self._state._replace(
+    def _note(self, **changes: Any) -> None:
+        self.state = self.state._replace(
             **changes,
             tokens_per_second=self._speed.tokens_per_second,
             speeds=tuple(Speed(one.tokens_per_second, one.measured_at) for one in self._speeds),
         )
+
+    def _all_states(self) -> Sequence[ScorerState]:
+        """Of all scorers that share the cores with this one."""
+        raise NotImplementedError
+
+
+class LaneCounter(ScorerCounter):
+    """Of a scorer in the gate's own process (``lanes.py``): there is nothing to write.
+
+    Args:
+        lanes: the counters of all of them, this one included once it is made.
+    """
+
+    def __init__(self, lanes: Sequence["LaneCounter"]) -> None:
+        super().__init__()
+        self._lanes = lanes
+
+    def _all_states(self) -> Sequence[ScorerState]:
+        return [lane.state for lane in self._lanes]
+
+
+class StartedCounter(ScorerCounter):
+    """Of a scorer in a process of its own: a small file tells the gate, and the other scorers.
+
+    Args:
+        instance: its name.
+        folder: of the files; default: a folder of this server.
+    """
+
+    def __init__(self, instance: str, folder: Path | None = None) -> None:
+        super().__init__()
+        self._folder = folder or counter_folder()
+        self._path = self._folder / instance
+        self._file = -1
+        self._note()
+
+    def _all_states(self) -> Sequence[ScorerState]:
+        return scorer_states(self._folder)
+
+    def _note(self, **changes: Any) -> None:
+        """Tell the gate; where nothing can be written it has to do without."""
+        super()._note(**changes)
         with suppress(OSError):
             if self._file < 0 or not os.fstat(self._file).st_nlink:  # somebody cleaned up
                 self._open()
-            os.pwrite(self._file, self._state.packed(), 0)
+            os.pwrite(self._file, self.state.packed(), 0)
 
     def _open(self) -> None:
         if self._file >= 0:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 
 class Threads:
-    """Calls side by side: in the calling thread and in helpers that wait for work."""
+    """Calls side by side: in the calling thread and in helpers that wait for work, which several callers may share."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -24,6 +24,8 @@ class Threads:
         try:
             work()
         finally:
-            wait(futures)
-        for future in futures:
+            # Another caller's work may keep the helpers busy: what they have not begun by now nobody need wait for.
+            started = [future for future in futures if not future.cancel()]
+            wait(started)
+        for future in started:
             future.result()

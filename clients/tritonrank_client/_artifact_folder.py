@@ -14,7 +14,9 @@ TEXT_RULES = "text.json"
 REPOSITORY = "repository"
 SERVED = "served"
 ASSEMBLE = "assemble"
-MODELS = ("tokenize", "score", "select")
+RANKER = "ranker"
+STEPS = ("tokenize", "score", "select")
+"""The models of a repository whose steps are apart: of TensorRT plans, of shards, and of older releases."""
 ANY = -1
 INPUTS = (
     ("query", "BYTES", 1),
@@ -79,7 +81,7 @@ class ArtifactFolder:
             ValueError: one is missing, or is not what was written.
         """
         for name, expected in _manifest(self.path).get("files", {}).items():
-            if self.is_repository and name.partition("/")[0] not in MODELS:
+            if self.is_repository and name.partition("/")[0] not in (RANKER, *STEPS):
                 continue
             try:
                 with (self.path / name).open("rb") as file:
@@ -92,6 +94,16 @@ class ArtifactFolder:
                 raise ValueError(
                     f"{self.path / name}: not the file that {MANIFEST} names; copy or assemble the artifact again"
                 )
+
+    @property
+    def reader(self) -> str:
+        """The model of a repository that reads texts."""
+        return RANKER if (self.path / RANKER).is_dir() else STEPS[0]
+
+    @property
+    def scorer(self) -> str:
+        """The model of a repository that computes."""
+        return RANKER if (self.path / RANKER).is_dir() else STEPS[1]
 
     def parameters(self, model: str) -> dict[str, str]:
         """The parameters in a model's configuration."""

@@ -129,9 +129,9 @@ class InProcessTransport:
         folder, threads = self._folder, self._threads
         if not folder.is_repository:
             return open_with_installed(lambda entry: (entry, entry.open_model(folder.path, threads)))
-        tokenize, score = folder.parameters("tokenize"), folder.parameters("score")
+        tokenize, score = folder.parameters(folder.reader), folder.parameters(folder.scorer)
         return open_with_copy(
-            folder.path / "score" / "1",
+            folder.path / folder.scorer / "1",
             lambda entry: (entry, entry.open_repository(folder.path, tokenize, score, threads)),
         )
 

@@ -88,9 +88,7 @@ class HttpFuzz:
         if random.random() < 0.5:
             values |= {"query": "lamp", "history": ["lamp 0"], "items": ["lamp 0", "lamp 1"]}
         body = json.dumps(values).encode()
-        path = (
-            f"/v2/models/{random.choice(['rank', 'select', 'score'])}/{random.choice(['generate', 'generate_stream'])}"
-        )
+        path = f"/v2/models/{random.choice(['rank', 'ranker'])}/{random.choice(['generate', 'generate_stream'])}"
         return self._post(path, body, {}, _shown(path, [], body))
 
     def raw(self, random: Random) -> Answer:

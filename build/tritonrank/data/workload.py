@@ -21,6 +21,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 from tritonrank_runtime.item_text import render_fields
+from tritonrank_runtime.repository import model_folders
 from tritonrank_runtime.text import RULES_FILE, TextRules
 
 from tritonrank.artifacts import verify_artifact, whole_file
@@ -193,7 +194,7 @@ class _Source:
 
 def _read_rules(artifacts: Path) -> TextRules:
     """The text rules of what is served, or of the fine-tuned model where no repository was assembled yet."""
-    for folder in (artifacts / "repository" / "tokenize" / "1", artifacts / "teacher"):
+    for folder in (model_folders(artifacts / "repository").texts, artifacts / "teacher"):
         path = folder / RULES_FILE
         if not path.is_file():
             continue
@@ -204,7 +205,7 @@ def _read_rules(artifacts: Path) -> TextRules:
                 f"{path}: not the text rules of a model ({error}). Run tritonrank build again"
             ) from None
     raise ArtifactError(
-        f"{artifacts}: neither repository/tokenize/1/{RULES_FILE} nor teacher/{RULES_FILE} is here, which say how an "
+        f"{artifacts}: neither repository/ranker/1/{RULES_FILE} nor teacher/{RULES_FILE} is here, which say how an "
         "item becomes text. Give the folder artifacts/<recipe>; build what is in it: tritonrank build RECIPE"
     )
 

@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
+from tritonrank_runtime.repository import IDENTITY_FILE, model_folders
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 from tritonrank_runtime.torch_engine import open_torch_engine
 from tritonrank_runtime.torch_passes import CONFIG_FILE, WEIGHTS_FILE
@@ -65,7 +66,8 @@ def make_pack(artifacts: Path, out: Path) -> Path:
     checkpoint = _smallest_checkpoint(artifacts)
     made_from = verify_artifact(checkpoint)
     repository = read_manifest(artifacts / "repository")
-    recipe = json.loads((artifacts / "repository/select/1/artifact.json").read_text(encoding="utf-8"))["recipe"]
+    answers = model_folders(artifacts / "repository").answers
+    recipe = json.loads((answers / IDENTITY_FILE).read_text(encoding="utf-8"))["recipe"]
     path = out / f"{recipe}.pack.tar.gz" if out.is_dir() else out
     with tempfile.TemporaryDirectory(prefix="tritonrank-pack-") as scratch:
         folder = Path(scratch)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tritonrank_runtime.repository import model_folders
 
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.builds import RecordedBuild, served_build
@@ -57,8 +58,8 @@ def judge_repository(name: str, repository: Path, dataset_folder: Path, cache: P
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".served-", dir=cache) as scratch:
         folder = Path(scratch)
-        for part in ("tokenize", "score"):
-            for path in (repository / part / "1").iterdir():
+        for part in {*model_folders(repository)}:
+            for path in part.iterdir():
                 if path.is_file() and path.suffix != ".py":
                     shutil.copyfile(path, folder / path.name)  # ONNX refuses weights that have a second name
         return judge_artifact(name, folder, dataset_folder, cache)

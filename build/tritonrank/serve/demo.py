@@ -7,9 +7,10 @@ import json
 import shlex
 import shutil
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
-import tritonclient.http
 from rich.console import Console
 from rich.table import Table
 from tritonrank_client import RankClient, RankResult
@@ -29,6 +30,8 @@ SHOWN_ITEMS = 5
 HTTP_PORT, GRPC_PORT = 8000, 8001
 """Those that ``tritonrank serve`` takes."""
 STEPS = ("tokenize", "score", "select")
+SETTLED_SECONDS = 0.1
+"""The server's counters tell of a request a moment after its answer."""
 
 console = Console()
 
@@ -98,12 +101,12 @@ def _rank_and_show(server: RunningServer, number: int, request: Request) -> None
     results: dict[str, RankResult] = {}
     steps: dict[str, dict[str, float]] = {}
     for protocol, url in (("gRPC", server.grpc_url), ("HTTP", server.http_url)):
-        before = _step_nanoseconds(server)
+        before = _step_seconds(server)
         with RankClient(url) as client:
             client.health()  # connects, so that the time below is the request's alone
             results[protocol] = client.rank(query=request.query, history=request.history, items=request.items)
-        after = _step_nanoseconds(server)
-        steps[protocol] = {step: (after[step] - before[step]) / 1e6 for step in STEPS}
+        after = _step_seconds(server)
+        steps[protocol] = {step: 1e3 * (after[step] - before[step]) for step in STEPS}
     console.print(f"\n[bold]Request {number}[/]  query: {request.query or '(none)'}", highlight=False)
     console.print(f"  liked lately: {'; '.join(request.history[-3:]) or '(nothing)'}", highlight=False, markup=False)
     table = Table("rank", "candidate", "score gRPC", "score HTTP")
@@ -118,11 +121,12 @@ def _rank_and_show(server: RunningServer, number: int, request: Request) -> None
         console.print(f"  {protocol}: {total} ({parts} ms in the server)", highlight=False)
 
 
-def _step_nanoseconds(server: RunningServer) -> dict[str, int]:
-    """Total time of each model so far, queue included, from Triton's own statistics."""
-    client = tritonclient.http.InferenceServerClient(server.http_url.removeprefix("http://"))
-    try:
-        totals = client.get_inference_statistics()["model_stats"]
-    finally:
-        client.close()
-    return {model["name"]: int(model["inference_stats"]["success"]["ns"]) for model in totals}
+def _step_seconds(server: RunningServer) -> dict[str, float]:
+    """What all requests have spent in each step so far, from the metrics page."""
+    time.sleep(SETTLED_SECONDS)
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    counted = {
+        line.partition("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("tritonrank_")
+    }
+    return {step: counted.get(f"tritonrank_{step}_seconds_total", 0.0) for step in STEPS}

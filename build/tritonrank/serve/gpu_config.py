@@ -67,7 +67,7 @@ def gpu_configs(
         RecipeError: no profile holds as many candidates as the recipe allows.
     """
     check_room(recipe, profiles)
-    configs = model_configs(recipe.serve, list(profiles[0]), cores, told=told)
+    configs = model_configs(recipe.serve, list(profiles[0]), cores, told=told, in_one=False)
     _drop_deadline(configs["rank"], configs["tokenize"])
     for name in ("tokenize", "select"):  # a scorer on a GPU takes more requests than one copy of them can prepare
         configs[name].instance_group[0].count = max(1, cores // CORES_PER_TOKENIZER)

@@ -24,6 +24,7 @@ from tritonrank_runtime.engines import NATIVE, loaded_files, model_files
 from tritonrank_runtime.item_text import template_fields
 from tritonrank_runtime.native.library import SOURCES, cached_library, library_name
 from tritonrank_runtime.native.weights import NATIVE_FILE
+from tritonrank_runtime.repository import IDENTITY_FILE, model_folders
 from tritonrank_runtime.shard_runner import SHARDS_FILE, read_shards
 from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
@@ -33,8 +34,8 @@ from tritonrank.rankers.checkpoint_files import CONFIG, WEIGHTS, read_object
 from tritonrank.rankers.score_meaning import ScoreMeaning, score_meaning
 from tritonrank.rankers.serving import AnyServing
 from tritonrank.serve.serving import GOLDEN_FILE, GOLDEN_TOLERANCE
-from tritonrank.serve.sources import python_sources
-from tritonrank.serve.triton_config import HISTORY_PARAMETER, as_text, model_configs
+from tritonrank.serve.sources import MODELS_IN_PYTHON, python_sources
+from tritonrank.serve.triton_config import HISTORY_PARAMETER, RANKER, as_text, model_configs
 
 CHECKPOINT_FILES = (CONFIG, WEIGHTS)
 """As ``torch_engine`` opens them, which cannot be asked where PyTorch is not installed."""
@@ -47,6 +48,7 @@ def write_models(
     cores: int,
     meaning: ScoreMeaning | None = None,
     native: Path | None = None,
+    in_one: bool | None = None,
 ) -> None:
     """All models of the ensemble with the files they need.
 
@@ -56,6 +58,7 @@ def write_models(
         repository: where the models' folders go.
         cores: what ``instances: auto`` is divided by.
         meaning: of the scores; by default what the model artifact says.
+        in_one: as for ``model_configs``.
         native: folder with the weights of the native engine, where that computes; the artifact's graphs lie beside them
             for servers on which it does not run.
 
@@ -68,16 +71,20 @@ def write_models(
     tokenizer = RequestTokenizer.from_folder(model_folder)
     longest = longest_rows(inputs, tokenizer)
     told = told_parameters(meaning or score_meaning(model_folder), tokenizer.rules)
-    configs = model_configs(settings, inputs, cores, ranks, longest, known_ids(inputs, tokenizer), told)
+    configs = model_configs(settings, inputs, cores, ranks, longest, known_ids(inputs, tokenizer), told, in_one)
+    scorer = RANKER if RANKER in configs else "score"
     if native is not None:
-        configs["score"].parameters["executor"].string_value = NATIVE
-    write_ensemble(configs, python_sources(), model_folder, repository)
+        configs[scorer].parameters["executor"].string_value = NATIVE
+    models = [name for name in MODELS_IN_PYTHON if name in configs]
+    write_ensemble(configs, python_sources(models), model_folder, repository)
+    folders = model_folders(repository)
     if native is not None:
-        shutil.copyfile(native / NATIVE_FILE, repository / "score" / "1" / NATIVE_FILE)
-        _copy_library(repository / "score" / "1" / tritonrank_runtime.__name__ / "native")
+        shutil.copyfile(native / NATIVE_FILE, folders.scorer / NATIVE_FILE)
+        _copy_library(folders.scorer / tritonrank_runtime.__name__ / "native")
     for path in _served_files(model_folder):
-        shutil.copyfile(path, repository / "score" / "1" / path.name)
-    write_warmup_masks(configs["score"], repository)
+        shutil.copyfile(path, folders.scorer / path.name)
+    if "score" in configs:
+        write_warmup_masks(configs["score"], repository)
 
 
 def _copy_library(folder: Path) -> None:
@@ -114,7 +121,7 @@ def write_ensemble(
         (repository / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, repository / place)
     (repository / "rank" / "1" / ".keep").touch()  # an ensemble has no files, but Triton wants its version folder
-    copy_text_files(text_folder, repository / "tokenize" / "1")
+    copy_text_files(text_folder, model_folders(repository).texts)
 
 
 def write_golden_cases(
@@ -123,7 +130,7 @@ def write_golden_cases(
     repository: Path,
     tolerance: float = GOLDEN_TOLERANCE,
 ) -> None:
-    """What ``select`` answers with, and golden.json.
+    """What answers name as their artifact, and golden.json.
 
     Args:
         identity: artifact, recipe and stage.
@@ -131,7 +138,7 @@ def write_golden_cases(
         repository: where they go.
         tolerance: how far a server's scores may be from them.
     """
-    (repository / "select" / "1" / "artifact.json").write_text(json.dumps(identity) + "\n", encoding="utf-8")
+    (model_folders(repository).answers / IDENTITY_FILE).write_text(json.dumps(identity) + "\n", encoding="utf-8")
     golden = {"artifact": identity["artifact"], "tolerance": tolerance, "cases": cases}
     text = json.dumps(golden, indent=1, ensure_ascii=False)
     (repository / GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")

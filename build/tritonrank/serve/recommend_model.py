@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank_runtime.repository import model_folders
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.rankers.serving import AnyServing
 from tritonrank.serve.sources import RECOMMEND, recommend_sources
-from tritonrank.serve.triton_config import ENSEMBLE, FEWEST_INSTANCES, HISTORY_PARAMETER, as_text, set_parameters
+from tritonrank.serve.triton_config import ENSEMBLE, HISTORY_PARAMETER, as_text, set_parameters
 
 if TYPE_CHECKING:  # serving needs no pydantic
     from tritonrank.recipe import Recipe
 
+INSTANCES = 2
 LONGEST_MS = 1_000
 """A page that comes later is not worth waiting for: without the ranker there is one sooner."""
 
@@ -41,7 +43,7 @@ def recommend_config(settings: AnyServing, history_items: int) -> pb.ModelConfig
     """
     config = pb.ModelConfig(name=RECOMMEND, backend="python", max_batch_size=0)
     # An instance waits for the ranker while it answers; each opens the catalogue for itself, from shared files.
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=FEWEST_INSTANCES)
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=INSTANCES)
     for name, kind, dims in (
         ("request", pb.TYPE_STRING, 1),
         ("user_id", pb.TYPE_STRING, 1),
@@ -72,7 +74,7 @@ def write_recommend(recipe: "Recipe", workspace: Workspace, repository: Path) ->
         return
     version = repository / RECOMMEND / "1"
     version.mkdir(parents=True)
-    config = recommend_config(recipe.serve, TextRules.load(repository / "tokenize" / "1").history_items)
+    config = recommend_config(recipe.serve, TextRules.load(model_folders(repository).texts).history_items)
     (repository / RECOMMEND / "config.pbtxt").write_text(as_text(config), encoding="utf-8")
     for place, source in recommend_sources().items():
         (repository / place).parent.mkdir(parents=True, exist_ok=True)

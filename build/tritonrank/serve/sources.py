@@ -6,7 +6,8 @@ from pathlib import Path
 
 import tritonrank_runtime
 
-MODELS_IN_PYTHON = ("tokenize", "score", "select")
+MODELS_IN_PYTHON = ("ranker", "tokenize", "score", "select")
+"""A repository has the first, or the others (``triton_config.py``)."""
 SOURCE_ENDINGS = {".py", ".cpp", ".h", ".inc"}
 RECOMMEND = "recommend"
 """The model in Python that only recipes with a ``retrieval`` section have."""

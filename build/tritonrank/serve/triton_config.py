@@ -1,5 +1,12 @@
 """The config.pbtxt files of the ensemble, written through Triton's own protobuf.
 
+Where a process of ours computes, it does all of it:
+
+    rank      = ranker
+    ranker      texts -> ranking; tokenizes one request while lanes of it compute others (docs/log.md says why)
+
+Where Triton's own backends compute, or a scorer is several processes, each step is a model:
+
     rank      = tokenize -> score -> select
     tokenize    texts -> token ids
     score       token ids -> logits; the dynamic batcher hands over concurrent requests together
@@ -23,11 +30,15 @@ from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
 from tritonrank.rankers.serving import QUEUE_DELAY_US, AnyServing
 
-CORES_PER_INSTANCE = 4
-FEWEST_INSTANCES = 2
+CORES_PER_LANE = 4
+FEWEST_LANES = 2
 """With one, every small request waits for the large one before it: its p99 beside 1,000-candidate requests was 21 times
-the unloaded one, with two twice (measured; docs/log.md). They share out the cores: an instance alone takes all."""
+the unloaded one, with two twice (measured; docs/log.md). They share out the cores: one alone takes all."""
 ENSEMBLE = "rank"
+RANKER = "ranker"
+"""The model that does every step."""
+BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
+"""Tokens of the requests that wait which are computed together at the most, by device: enough for the largest runs."""
 MOST_HISTORY = 1_000
 """History items accepted in one request; ``text.history_items`` of them are read."""
 MOST_TEXT_BYTES = 65_536
@@ -50,6 +61,7 @@ def model_configs(
     longest_rows: Mapping[str, int] | None = None,
     ids: Mapping[str, int] | None = None,
     told: Mapping[str, str] | None = None,
+    in_one: bool | None = None,
 ) -> dict[str, pb.ModelConfig]:
     """All models of the repository by name.
 
@@ -62,10 +74,16 @@ def model_configs(
             pruned ranker has positions for no more, and the scorer refuses them.
         ids: how many different ids the tokenizer has for each of ``engine_inputs``; the scorer refuses others.
         told: what clients are told of the model, by parameter (``serve/models.py``).
+        in_one: whether one model does every step; by default unless the scorer is several processes.
     """
+    if ranks == 1 if in_one is None else in_one:
+        return {
+            ENSEMBLE: _rank(settings, engine_inputs, told or {}, [_whole_step()]),
+            RANKER: _ranker(settings, engine_inputs, cores),
+        }
     longest = longest_rows or dict.fromkeys(engine_inputs, sys.maxsize)
     return {
-        "rank": _rank(settings, engine_inputs, told or {}),
+        ENSEMBLE: _rank(settings, engine_inputs, told or {}, _steps(engine_inputs)),
         "tokenize": _tokenize(settings, engine_inputs),
         "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest, ids or {}),
         "select": _select(engine_inputs),
@@ -78,14 +96,20 @@ def as_text(config: pb.ModelConfig) -> str:
     )
 
 
-def score_instances(settings: AnyServing, cores: int, ranks: int = 1) -> int:
+def lanes(settings: AnyServing, cores: int) -> int:
+    """Requests that ``ranker`` computes side by side, each as a thread of its one process."""
     if settings.instances != "auto":
         return settings.instances
-    if settings.device == "cuda":  # per GPU: what one does on the CPU overlaps with the other's kernels
-        return FEWEST_INSTANCES
-    if ranks > 1:  # an instance is so many processes of one thread each
+    if settings.device == "cuda":  # one launch after the other, of as many requests as wait
+        return 1
+    return max(FEWEST_LANES, cores // CORES_PER_LANE)
+
+
+def score_instances(settings: AnyServing, cores: int, ranks: int = 1) -> int:
+    """Instances of a scorer that is apart from the tokenizer; each is so many processes of one thread each."""
+    if ranks > 1 and settings.instances == "auto":
         return max(1, cores // ranks)
-    return max(FEWEST_INSTANCES, cores // CORES_PER_INSTANCE)
+    return lanes(settings, cores)
 
 
 def warmup_mask_file(tokens: int) -> str:
@@ -93,30 +117,15 @@ def warmup_mask_file(tokens: int) -> str:
     return f"attention_mask_{tokens}"
 
 
-def _rank(settings: AnyServing, engine_inputs: Sequence[str], told: Mapping[str, str]) -> pb.ModelConfig:
+def _rank(
+    settings: AnyServing,
+    engine_inputs: Sequence[str],
+    told: Mapping[str, str],
+    steps: Iterable[pb.ModelEnsembling.Step],
+) -> pb.ModelConfig:
     config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=0, input=_request_inputs())
     config.output.extend([*_outputs(), *_told_outputs()])
-    steps = config.ensemble_scheduling.step
-    request = {tensor.name: tensor.name for tensor in _request_inputs()}
-    rows = {name: name for name in engine_inputs}
-    shared = {"item_ids": "item_ids", "top_k": "top_k", "row_of_candidate": "row_of_candidate"}
-    steps.add(
-        model_name="tokenize",
-        model_version=-1,
-        input_map=request,
-        output_map=rows
-        | {"row_of_candidate": "row_of_candidate"}
-        | {name: name for name in ADMISSION_TENSORS}
-        | {tensor.name: tensor.name for tensor in _told_outputs()},
-    )
-    score_inputs = rows | {name: name for name in ADMISSION_TENSORS}
-    steps.add(model_name="score", model_version=-1, input_map=score_inputs, output_map={"logits": "logits"})
-    steps.add(
-        model_name="select",
-        model_version=-1,
-        input_map=shared | {"logits": "logits"},
-        output_map={tensor.name: tensor.name for tensor in _outputs()},
-    )
+    config.ensemble_scheduling.step.extend(steps)
     # Triton reads none of these: they are for clients, who get them with the model's configuration.
     set_parameters(
         config,
@@ -126,6 +135,55 @@ def _rank(settings: AnyServing, engine_inputs: Sequence[str], told: Mapping[str,
         deadline_ms=settings.deadline_ms,
         **_blocks(settings, engine_inputs),
     )
+    return config
+
+
+def _whole_step() -> pb.ModelEnsembling.Step:
+    return pb.ModelEnsembling.Step(
+        model_name=RANKER,
+        model_version=-1,
+        input_map={tensor.name: tensor.name for tensor in _request_inputs()},
+        output_map={tensor.name: tensor.name for tensor in (*_outputs(), *_told_outputs())},
+    )
+
+
+def _steps(engine_inputs: Sequence[str]) -> list[pb.ModelEnsembling.Step]:
+    request = {tensor.name: tensor.name for tensor in _request_inputs()}
+    rows = {name: name for name in engine_inputs}
+    admission = {name: name for name in ADMISSION_TENSORS}
+    shared = {"item_ids": "item_ids", "top_k": "top_k", "row_of_candidate": "row_of_candidate"}
+    told = {tensor.name: tensor.name for tensor in _told_outputs()}
+    outputs = {tensor.name: tensor.name for tensor in _outputs()}
+    of_rows, logits = {"row_of_candidate": "row_of_candidate"}, {"logits": "logits"}
+    return [
+        pb.ModelEnsembling.Step(model_name=name, model_version=-1, input_map=inputs, output_map=made)
+        for name, inputs, made in (
+            ("tokenize", request, rows | of_rows | admission | told),
+            ("score", rows | admission, logits),
+            ("select", shared | logits, outputs),
+        )
+    ]
+
+
+def _ranker(settings: AnyServing, engine_inputs: Sequence[str], cores: int) -> pb.ModelConfig:
+    config = _python_model(RANKER)
+    config.input.extend(_request_inputs())
+    config.output.extend([*_outputs(), *_told_outputs()])
+    architecture = architecture_of_inputs(engine_inputs)
+    is_gpu = settings.device == "cuda"
+    if is_gpu:
+        config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU  # one process on each GPU
+    # Requests of a shared-context ranker are computed one after the other on a CPU: more would only delay the first.
+    takes_one = architecture.served.batch_is_request and not is_gpu
+    set_parameters(config, **architecture.score_parameters(settings))
+    set_parameters(
+        config,
+        **_text_limits(settings, engine_inputs),
+        **_queue(settings),
+        lanes=lanes(settings, cores),
+        batch_tokens=0 if takes_one else BATCH_TOKENS[settings.device],
+    )
+    _set_executor(config, settings)
     return config
 
 
@@ -141,18 +199,31 @@ def _tokenize(settings: AnyServing, engine_inputs: Sequence[str]) -> pb.ModelCon
     config.output.extend(_told_outputs())
     set_parameters(
         config,
-        max_candidates=settings.max_candidates,
-        max_history=MOST_HISTORY,
-        max_text_bytes=MOST_TEXT_BYTES,
-        item_cache_entries=ITEM_CACHE_ENTRIES,
+        **_text_limits(settings, engine_inputs),
+        **_queue(settings),
         queue=ENSEMBLE,
-        queue_requests=settings.queue_requests,
-        queue_share=settings.queue_share,
         queue_delay_us=QUEUE_DELAY_US,
-        deadline_us=settings.deadline_ms * 1_000,
-        **_blocks(settings, engine_inputs),
     )
     return config
+
+
+def _text_limits(settings: AnyServing, engine_inputs: Sequence[str]) -> dict[str, int]:
+    """What a request may be, and what is remembered of its texts."""
+    return {
+        "max_candidates": settings.max_candidates,
+        "max_history": MOST_HISTORY,
+        "max_text_bytes": MOST_TEXT_BYTES,
+        "item_cache_entries": ITEM_CACHE_ENTRIES,
+        **_blocks(settings, engine_inputs),
+    }
+
+
+def _queue(settings: AnyServing) -> dict[str, float]:
+    return {
+        "queue_requests": settings.queue_requests,
+        "queue_share": settings.queue_share,
+        "deadline_us": settings.deadline_ms * 1_000,
+    }
 
 
 def _blocks(settings: AnyServing, engine_inputs: Sequence[str]) -> dict[str, int]:
@@ -187,13 +258,17 @@ def _score(
         for parameter, limits in ((one.longest, longest_rows), (one.ids, ids)):
             if parameter and limits.get(one.name, sys.maxsize) < sys.maxsize:
                 set_parameters(config, **{parameter: limits[one.name]})
+    _set_executor(config, settings)
+    for warmup in architecture.warmups(settings, longest_rows):
+        add_warmup(config, warmup)
+    return config
+
+
+def _set_executor(config: pb.ModelConfig, settings: AnyServing) -> None:
     if settings.threads != "auto":
         set_parameters(config, threads=settings.threads)
     if settings.executor == TORCH:  # the native engine is named by who adds its weights (``models.py``)
         config.parameters["executor"].string_value = settings.executor
-    for warmup in architecture.warmups(settings, longest_rows):
-        add_warmup(config, warmup)
-    return config
 
 
 def add_warmup(config: pb.ModelConfig, warmup: Warmup) -> None:

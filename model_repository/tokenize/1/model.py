@@ -21,18 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.admission import Admission, RefusedError
 from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
-from tritonrank_runtime.candidate_rows import NO_ROW, rows_in_blocks
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.interpreter import check_interpreter
-from tritonrank_runtime.item_report import ItemReader
-from tritonrank_runtime.item_text import TextError, decode_texts
+from tritonrank_runtime.item_text import TextError
 from tritonrank_runtime.padding import Buckets
+from tritonrank_runtime.request_reading import TOLD, RequestLimits, RequestReader
 from tritonrank_runtime.scorer_counts import counter_folder
 from tritonrank_runtime.text import RequestTokenizer
-
-TOLD = ("item_tokens", "truncated", "context_tokens", "unscored", "fields")
-"""For callers who ask: tokens as scored, without special ones, whether a text was cut, and why an item could not be
-scored, in the request's order; and whose fields do not fit the template (``item_report.py``)."""
 
 
 class TritonPythonModel:
@@ -40,11 +35,7 @@ class TritonPythonModel:
         check_interpreter(Path(__file__).parent)
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}
-        self.max_candidates = int(settings["max_candidates"])
-        self.max_history = int(settings["max_history"])
-        self.max_text_bytes = int(settings["max_text_bytes"])
         self.deadline_us = int(settings["deadline_us"])
-        self.block_candidates = int(settings.get("block_candidates", 0))
         self.admission = Admission(
             int(settings["queue_requests"]),
             self.deadline_us / 1e6,
@@ -59,6 +50,7 @@ class TritonPythonModel:
             if output["name"] not in {"row_of_candidate", "deadline", "ticket", *TOLD}
         ]
         self.tokenizer = RequestTokenizer.from_folder(Path(__file__).parent, int(settings["item_cache_entries"]))
+        self.reader = RequestReader(self.tokenizer, RequestLimits.of(settings))
         self.buckets = None
         if buckets := settings.get("candidate_buckets"):
             self.buckets = Buckets(*(tuple(map(int, one.split(","))) for one in (buckets, settings["token_buckets"])))
@@ -106,45 +98,22 @@ class TritonPythonModel:
     def _admit(self, request):
         deadline = deadline_after(request.timeout(), self.deadline_us)
         self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance
-        tensors, told = self._tokenize(request)
+        read = self.reader.read(lambda name: array(request, name))
+        tensors = read.tensors
         tokens = self.tokenizer.architecture.needed_tokens(tensors)
         self.admission.check_room(seconds_left(deadline), tokens)
         if self.buckets:
             tensors = self.tokenizer.padded(tensors, self.buckets)
             self._count_tokens(tensors, tokens)
-        answer = {name: tensors[name] for name in self.engine_inputs} | told
-        self._count_texts(int((told["row_of_candidate"] == NO_ROW).sum()))
+        answer = {name: tensors[name] for name in self.engine_inputs} | read.told
+        answer["row_of_candidate"] = read.row_of_candidate
+        self._count_texts(read.without_text)
         rows = len(tensors[self.engine_inputs[0]])
         ticket = self.admission.admitted(tokens, seconds_left(deadline))
         for name, value in (("deadline", deadline), ("ticket", ticket)):
             if name in self.outputs:
                 answer[name] = self._for_the_scorer(value, rows)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensor) for name, tensor in answer.items()])
-
-    def _tokenize(self, request):
-        items = self._texts(request, "items", self.max_candidates)
-        if not items:
-            raise TextError(f"items: {'missing' if items is None else 'empty'}; at least one candidate is needed")
-        self._check_item_ids(request, len(items))
-        _whole_number(request, "top_k", "0 (all)")
-        most_tokens = _whole_number(request, "max_item_tokens", "0 (the ranker's own)")
-        query = self._texts(request, "query", 1)
-        history = self._texts(request, "history", self.max_history)
-        reader = ItemReader(self.tokenizer.rules.item_template, _is_set(request, "strict"))
-        texts = reader.render(items, "items")
-        candidates = self.tokenizer.items(texts, most_tokens, _is_set(request, "truncate_left"))
-        context = self.tokenizer.context(query[0] if query else "", reader.render(history or (), "history"))
-        unscored = reader.unscored(texts, candidates)
-        rows, row_of_candidate = rows_in_blocks(candidates, self.block_candidates)
-        told = {
-            "row_of_candidate": row_of_candidate,
-            "item_tokens": np.array([len(ids) for ids in candidates], dtype=np.int32),
-            "truncated": np.array([ids.is_cut for ids in candidates], dtype=np.bool_),
-            "context_tokens": np.array([len(context)], dtype=np.int32),
-            "unscored": np.array([reason.encode() for reason in unscored], dtype=np.object_),
-            "fields": np.array([reader.fields_json().encode()], dtype=np.object_),
-        }
-        return self.tokenizer.tensors(context, rows), told
 
     def _for_the_scorer(self, value, rows):
         # Once per entry of the scorer's batch, which a request is, or has rows of.
@@ -162,33 +131,3 @@ class TritonPythonModel:
         computed, necessary = self.token_metrics
         computed.increment(self.tokenizer.architecture.computed_tokens(padded))
         necessary.increment(needed)
-
-    def _texts(self, request, name, limit):
-        """The texts of a tensor; None where the request does not have it."""
-        values = array(request, name)
-        if values is None:
-            return None
-        if values.size > limit:
-            raise TextError(f"{name}: {values.size} elements; the limit is {limit}")
-        return decode_texts(values.ravel(), name, self.max_text_bytes)
-
-    def _check_item_ids(self, request, candidates):
-        item_ids = self._texts(request, "item_ids", self.max_candidates)
-        if item_ids is not None and len(item_ids) != candidates:
-            raise TextError(
-                f"item_ids: {len(item_ids)} elements for {candidates} items; give one id per item or none at all"
-            )
-
-
-def _is_set(request, name):
-    """Whether a tensor of the request says yes."""
-    tensor = array(request, name)
-    return tensor is not None and bool(tensor.ravel()[0])
-
-
-def _whole_number(request, name, nothing):
-    """The number in a tensor; 0, which means ``nothing``, where the request does not have it."""
-    tensor = array(request, name)
-    if tensor is not None and (number := int(tensor.ravel()[0])) < 0:
-        raise TextError(f"{name}: {number}; expected {nothing} or a positive number")
-    return 0 if tensor is None else number
