@@ -5,7 +5,7 @@
 
 namespace tritonrank {
 
-constexpr long BLOCK_TOKENS = 128;  // activations of so many stay in the second cache; a longer row is a block itself
+constexpr long BLOCK_TOKENS = 192;  // activations of so many stay in the second cache; a longer row is a block itself
 
 class Engine::Loan {
    public:
