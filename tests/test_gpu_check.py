@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,13 +19,17 @@ from test_pack import SCORED, SIZES
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.gpu_check import check as checking
+from tritonrank.gpu_check import clients as gpu_clients
 from tritonrank.gpu_check import graphs as gpu_graphs
-from tritonrank.gpu_check import network_runs
+from tritonrank.gpu_check import machine as gpu_machine
+from tritonrank.gpu_check import network_runs, saturation
 from tritonrank.gpu_check import pack as packing
 from tritonrank.gpu_check import triton as gpu_triton
-from tritonrank.gpu_check.check import agreement_with, describe_machine, gpu_check, take_turns
+from tritonrank.gpu_check.check import agreement_with, gpu_check, take_turns
 from tritonrank.gpu_check.executors import find_executors
+from tritonrank.gpu_check.goals import goals
 from tritonrank.gpu_check.graphs import recipe_of
+from tritonrank.gpu_check.machine import describe_machine
 from tritonrank.gpu_check.network_runs import PairByPair, padded
 from tritonrank.gpu_check.pack import make_pack
 from tritonrank.gpu_check.packed import open_pack
@@ -33,12 +38,12 @@ from tritonrank.gpu_check.report import (
     REHEARSAL,
     Missing,
     Report,
-    Row,
     as_markdown,
     default_path,
     read_report,
     write_report,
 )
+from tritonrank.gpu_check.time_budget import TimeBudget, TimeUpError
 from tritonrank.gpu_check.triton import serving_of
 from tritonrank.rankers.anatomy import sizes_of
 from tritonrank.rankers.pretrained import load_any_ranker
@@ -53,7 +58,15 @@ from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.torch_passes import load_network, row_positions
 
 ROOT = Path(__file__).parents[1]
-EXECUTORS = ["PyTorch FP32, eager", "PyTorch FP32, eager, pair by pair", "PyTorch FP32, padded", "ONNX Runtime FP32"]
+EXECUTORS = [
+    "PyTorch FP32, eager",
+    "PyTorch FP32, packed",
+    "PyTorch FP32, eager, pair by pair",
+    "PyTorch FP32, padded",
+    "ONNX Runtime FP32",
+]
+
+JOINT_EXECUTORS = ["PyTorch FP32, eager", "ONNX Runtime FP32"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,6 +75,8 @@ def _quick() -> Any:
         patch.setattr(packing, "TIMED_REQUESTS", SIZES)
         patch.setattr(packing, "SCORED_REQUESTS", SCORED)
         patch.setattr(checking, "ROUNDS", 1)
+        patch.setattr(saturation, "SATURATION_SECONDS", 0.2)
+        patch.setattr(gpu_clients, "SECONDS", 0.5)
         patch.setattr(checking, "SECONDS_PER_ROUND", 60.0)  # other people's work must not cut a round short
         yield
 
@@ -85,8 +100,8 @@ def rehearsed(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rep
 def test_everything_that_is_here_is_checked_and_timed(rehearsed: tuple[Report, Path]) -> None:
     report, _ = rehearsed
     assert [row.name for row in report.rows] == [*EXECUTORS, "Triton, PyTorch FP32"]
-    assert [row.through for row in report.rows] == ["in process"] * 4 + ["triton"]
-    assert [row.is_baseline for row in report.rows] == [True, False, False, False, False]
+    assert [row.through for row in report.rows] == ["in process"] * 5 + ["triton"]
+    assert [row.is_baseline for row in report.rows] == [True, False, False, False, False, False]
     for row in report.rows:
         assert row.agreement.passed, row
         assert row.agreement.requests == 8
@@ -106,6 +121,42 @@ def test_a_rehearsal_says_so_everywhere(rehearsed: tuple[Report, Path]) -> None:
     assert report.machine.gpu == ""
     assert "rehearsal on CPU" in out.with_suffix(".md").read_text(encoding="utf-8")
     assert {one.what for one in report.missing} == {"CUDA graphs and torch.compile", "TensorRT"}
+
+
+def test_saturation_and_several_clients_are_measured(rehearsed: tuple[Report, Path]) -> None:
+    """Each request alone leaves most of a launch empty; of a rehearsal no goal is said to hold."""
+    report, out = rehearsed
+    assert report.product_tflops
+    assert {(one.name, one.candidates) for one in report.saturation} == {("PyTorch FP32, packed", k) for k in (5, 20)}
+    for one in report.saturation:
+        assert one.requests_per_launch > 1
+        assert one.useful_tflops > 0
+    assert [(one.candidates, one.clients) for one in report.under_load] == [(k, n) for k in (5, 20) for n in (1, 4, 16)]
+    assert all(0 < one.p50_ms <= one.p99_ms for one in report.under_load)
+    assert {one.held for one in report.goals} == {None}
+    assert len(report.goals) == 5
+    assert all(one.useful_tflops for row in report.rows[:-1] for one in row.latencies)
+    assert "16 clients" in out.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_goals_are_held_against_what_was_measured(rehearsed: tuple[Report, Path]) -> None:
+    row = rehearsed[0].rows[1]
+    (fast, slow) = (replace(row.latencies[0], candidates=k, p50_ms=ms) for k, ms in ((100, 0.44), (1_000, 1.8)))
+    load = replace(rehearsed[0].under_load[0], candidates=100, clients=1, p50_ms=5.9, requests_per_second=990.0)
+    saturated = replace(rehearsed[0].saturation[0], useful_tflops=300.0)
+    found = goals([row.name], [replace(row, latencies=[fast, slow])], 716.0, [saturated], [load], is_measured=True)
+    assert [one.held for one in found] == [True, False, True, True, False]
+    assert found[2].measured == pytest.approx(0.419, abs=1e-3)
+
+
+def test_what_takes_too_long_is_stopped_and_what_comes_too_late_left_out(pack: Path, tmp_path: Path) -> None:
+    budget = TimeBudget(0.2)
+    with pytest.raises(TimeUpError, match=r"stopped after 0 s.*--seconds"), budget.part(60):
+        time.sleep(5)
+    with pytest.raises(TimeUpError, match=r"left out.*--seconds"), budget.part(60):
+        pytest.fail("it was begun")
+    with pytest.raises(ArtifactError, match=r"the executors that are left: left out.*--seconds"):
+        gpu_check(pack, tmp_path / "late.json", cpu=True, triton=False, seconds=0.001)
 
 
 def test_the_record_has_a_schema(rehearsed: tuple[Report, Path], tmp_path: Path) -> None:
@@ -134,7 +185,7 @@ def test_records_in_git_keep_the_schema() -> None:
 
 def test_a_joint_ranker_goes_through_too(joint_pack: Path, tmp_path: Path) -> None:
     report = gpu_check(joint_pack, tmp_path / "joint.json", cpu=True, triton=False)
-    assert [row.name for row in report.rows] == ["PyTorch FP32, eager", "ONNX Runtime FP32"]
+    assert [row.name for row in report.rows] == JOINT_EXECUTORS
 
 
 @pytest.mark.parametrize("runs", [1_000, 8])
@@ -175,7 +226,7 @@ def test_an_executor_that_fails_does_not_take_the_others_along(
 
 def test_without_a_gpu_it_says_so_and_exits_with_2(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(checking, "find_gpu", lambda: None)
+    monkeypatch.setattr(gpu_machine, "find_gpu", lambda: None)
     with pytest.raises(ArtifactError, match=r"no GPU is here.*--cpu --out rehearsal\.json") as raised:
         gpu_check(pack)
     assert raised.value.exit_code == 2
@@ -188,7 +239,7 @@ def test_a_rehearsal_needs_a_file_of_its_own(pack: Path) -> None:
 
 def test_a_gpu_that_nothing_can_use(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each reason is listed with its command, and no record is written."""
-    monkeypatch.setattr(checking, "find_gpu", lambda: Gpu("NVIDIA X100", "10.0", "600.1"))
+    monkeypatch.setattr(gpu_machine, "find_gpu", lambda: Gpu("NVIDIA X100", "10.0", "600.1"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=r"nothing here can compute on NVIDIA X100") as raised:
@@ -206,7 +257,7 @@ def test_missing_packages_are_named(pack: Path, tmp_path: Path, monkeypatch: pyt
         found = list(find_executors(opened, "cpu", tmp_path))
     (graphs,) = [one for one in found if isinstance(one, Missing) and one.what == "graphs"]
     assert graphs.why == "onnx is not installed, which makes them of the checkpoint: pip install 'tritonrank[build]'"
-    assert sum(not isinstance(one, Missing) for one in found) == 3
+    assert sum(not isinstance(one, Missing) for one in found) == 4
 
 
 def test_a_machine_with_little_more_than_torch(pack: Path, tmp_path: Path) -> None:
@@ -223,7 +274,7 @@ sys.exit(gpu_check.main())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
     report = read_report(tmp_path / "bare.json")
-    assert [row.name for row in report.rows] == EXECUTORS[:3]
+    assert [row.name for row in report.rows] == EXECUTORS[:4]
     why = {one.what: one.why for one in report.missing}
     assert "is not installed" in why["graphs"]
     assert "tritonrank[build,server]" in why["Triton"]
@@ -237,7 +288,7 @@ def test_a_machine_that_can_build_nothing_serves_the_pack(pack: Path, tmp_path: 
     environment = without(tmp_path / "blocked", BUILDERS - {"torch", "pydantic"})
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2_000:]
-    assert [row.name for row in read_report(out).rows] == [*EXECUTORS[:3], "Triton, PyTorch FP32"]
+    assert [row.name for row in read_report(out).rows] == [*EXECUTORS[:4], "Triton, PyTorch FP32"]
 
 
 def test_a_measurement_is_named_after_its_gpu_and_recipe(rehearsed: tuple[Report, Path]) -> None:
@@ -364,13 +415,14 @@ def test_wrong_scores_through_triton_close_the_gate_though_it_then_fails(
             except StopIteration:
                 raise RuntimeError("the server is gone") from None
 
-        monkeypatch.setattr(gpu_triton, "served", lambda *_: nullcontext(("Triton", "FP16", 1e-2, run)))
-        found = checking.measure_through_triton(opened, "cpu")
-    assert isinstance(found, Row) == is_row
-    if isinstance(found, Row):
-        assert not found.agreement.passed
+        monkeypatch.setattr(gpu_triton, "served", lambda *_: nullcontext(("Triton", "FP16", 1e-2, run, "localhost:1")))
+        result = checking.Found()
+        checking.measure_through_triton(opened, "cpu", result, TimeBudget())
+    assert len(result.rows) == is_row
+    if is_row:
+        assert not result.rows[0].agreement.passed
     else:
-        assert "it failed at" in found.why
+        assert "it failed at" in result.missing[0].why
 
 
 def test_an_executor_that_fails_while_it_is_timed_drops_out() -> None:

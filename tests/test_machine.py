@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tritonrank.gpu_check import check as gpu_check
+from tritonrank.gpu_check import machine as gpu_check
 from tritonrank_runtime.cores import available_cores
 
 from loadtests.machine import describe_machine

@@ -125,6 +125,7 @@ def gpu_check_command(
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Rehearse on the CPU; needs --out")] = False,
     triton: Annotated[bool, typer.Option(help="Serve through Triton too, where a server is found")] = True,
+    seconds: Annotated[float, typer.Option(help="For all of it; what does not fit is left out", min=1)] = 460.0,
 ) -> None:
     """Check a ranker's scores on this GPU machine and measure every executor found: PyTorch, ONNX Runtime, TensorRT.
 
@@ -133,4 +134,4 @@ def gpu_check_command(
     """
     from tritonrank.gpu_check.check import gpu_check
 
-    gpu_check(pack, out, cpu=cpu, triton=triton)
+    gpu_check(pack, out, cpu=cpu, triton=triton, seconds=seconds)

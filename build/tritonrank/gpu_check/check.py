@@ -11,24 +11,25 @@ It runs without installing tritonrank, on a machine that has little more than Py
 """
 
 import argparse
-import importlib.metadata
-import platform
+import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
 
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
 from tritonrank.gpu_check.executors import Executor, attempt, find_executors
+from tritonrank.gpu_check.goals import goals
+from tritonrank.gpu_check.machine import describe_machine
 from tritonrank.gpu_check.packed import AGAIN, Pack, PackedRequest, open_pack
 from tritonrank.gpu_check.report import (
     MEASUREMENT,
@@ -36,35 +37,41 @@ from tritonrank.gpu_check.report import (
     REPORT_FORMAT,
     Agreement,
     Latency,
-    Machine,
     Missing,
     PackRecord,
     Report,
     Row,
+    Saturation,
+    UnderLoad,
     default_path,
     show_report,
     write_report,
 )
+from tritonrank.gpu_check.time_budget import SECONDS, TimeBudget, TimeUpError
 from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
-from tritonrank.system.machine import processor_name
 from tritonrank.system.progress import step
-from tritonrank.tensorrt.plans import find_gpu
+
+if TYPE_CHECKING:
+    from tritonrank_runtime.packed.engine import PackedEngine
 
 ROUNDS = 3
 """Executors take turns, so that a GPU that slows down slows all of them."""
-SECONDS_PER_ROUND = 5.0
+SECONDS_PER_ROUND = 1.0
 """A slow executor is timed on fewer requests."""
 FEWEST_REQUESTS = 3
 NOT_FINITE = 1e9
-RECORDED = (
-    "tritonrank", "torch", "transformers", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnx", "tensorrt", "numpy",
-    "nvidia-pytriton",
-)  # fmt: skip
-
+OPENING_SECONDS = 100.0
+"""For one executor: torch.compile takes most of it."""
+OPENED_SHARE, TIMED_SHARE, SATURATED_SHARE, ALONE_SHARE = 0.45, 0.6, 0.7, 0.9
+"""Of the whole time, after which no other executor is opened; none is timed; none is saturated; and through Triton no
+single client asks any more."""
+TRITON_SECONDS = 240.0
 console = Console(stderr=True, emoji=False)
 
 
-def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, triton: bool = True) -> Report:
+def gpu_check(
+    pack_path: Path, out: Path | None = None, *, cpu: bool = False, triton: bool = True, seconds: float = SECONDS
+) -> Report:
     """Check, measure, show the table and write the record.
 
     Args:
@@ -73,6 +80,7 @@ def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, tr
             docs/measurements/<gpu>-<recipe>-<date>.json.
         cpu: rehearse on the CPU; ``out`` has to be named.
         triton: serve through Triton too, where a server is found.
+        seconds: that the whole may take; what does not fit is left out, and said to be.
 
     Returns:
         The record.
@@ -83,24 +91,22 @@ def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, tr
     """
     if cpu and out is None:
         raise ArtifactError("a rehearsal on the CPU is no measurement of a GPU: name its file with --out")
+    budget = TimeBudget(seconds)
     machine = describe_machine(cpu=cpu)
     if not cpu and not machine.gpu:
         raise ArtifactError(
             "no GPU is here: neither nvidia-smi nor PyTorch finds one. Run this on a GPU machine, or rehearse it here: "
             f"tritonrank gpu-check {pack_path} --cpu --out rehearsal.json"
         )
+    device = "cpu" if cpu else "cuda"
     with open_pack(pack_path) as pack, TemporaryDirectory(prefix="tritonrank-gpu-check-") as scratch:
         console.print(f"[bold]{machine.gpu or REHEARSAL}[/]: {pack.name}", highlight=False)
-        rows, missing = _measure_in_process(pack, "cpu" if cpu else "cuda", Path(scratch))
+        found = _measure_in_process(pack, device, Path(scratch), budget)
         if triton:
-            found = measure_through_triton(pack, "cpu" if cpu else "cuda")
-            if isinstance(found, Missing):
-                missing.append(found)
-            else:
-                rows.append(found)
+            measure_through_triton(pack, device, found, budget)
         record = pack.manifest
-    if not rows:
-        reasons = "\n".join(f"  {one.what}: {one.why}" for one in missing)
+    if not found.rows:
+        reasons = "\n".join(f"  {one.what}: {one.why}" for one in found.missing)
         raise ArtifactError(f"nothing here can compute on {machine.gpu}:\n{reasons}")
     report = Report(
         format=REPORT_FORMAT,
@@ -109,19 +115,38 @@ def gpu_check(pack_path: Path, out: Path | None = None, *, cpu: bool = False, tr
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         pack=PackRecord(record["recipe"], record["artifact"], record["architecture"], record["parameters"]),
         machine=machine,
-        rows=rows,
-        missing=missing,
+        rows=found.rows,
+        missing=found.missing,
+        product_tflops=found.product_tflops,
+        saturation=found.saturation,
+        under_load=found.under_load,
+        goals=goals(
+            found.packed, found.rows, found.product_tflops, found.saturation, found.under_load, is_measured=not cpu
+        ),
     )
     show_report(report, console)
     path = out or default_path(report)
     write_report(report, path)
     console.print(f"-> {path} and {path.with_suffix('.md')}", highlight=False)
-    if failed := [row.name for row in rows if not row.agreement.passed]:
+    if failed := [row.name for row in found.rows if not row.agreement.passed]:
         raise GateError(f"gate closed: not the CPU's scores: {', '.join(failed)}; see {path}")
     return report
 
 
-def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Row], list[Missing]]:
+@dataclass
+class Found:
+    """What the parts have measured so far."""
+
+    rows: list[Row] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    packed: list[str] = field(default_factory=list)
+    """names of the rows that are packed engines"""
+    product_tflops: float | None = None
+    saturation: list[Saturation] = field(default_factory=list)
+    under_load: list[UnderLoad] = field(default_factory=list)
+
+
+def _measure_in_process(pack: Pack, device: str, scratch: Path, budget: TimeBudget) -> Found:
     tokenizer = _tokenizer(pack)
 
     def tensors(request: PackedRequest) -> Any:
@@ -130,28 +155,94 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path) -> tuple[list[Ro
     scored = [(tensors(request), np.array(request.scores, dtype=np.float32)) for request in pack.scored]
     timed = {size: [tensors(request) for request in pack.timed(size)] for size in pack.sizes}
     executors: list[tuple[Executor, Agreement]] = []
-    missing = []
-    for found in find_executors(pack, device, scratch):
+    result = Found()
+    for found in _within(find_executors(pack, device, scratch), budget):
         if isinstance(found, Missing):
-            missing.append(found)
+            result.missing.append(found)
             console.print(f"  [yellow]missing[/] {found.what}", highlight=False)
             continue
-        scores = attempt(found.name, partial(_scores, found, [one for one, _ in scored]))
+        scores = attempt(found.name, partial(_scores, found, [one for one, _ in scored], budget))
         if isinstance(scores, Missing):
-            missing.append(scores)
+            result.missing.append(scores)
             continue
         agreement = agreement_with(scores, [known for _, known in scored], found.tolerance)
         console.print(f"  {found.name}: difference {agreement.largest_difference:.1e}", highlight=False)
         executors.append((found, agreement))
     calls = {executor.name: executor.run for executor, _ in executors}
     baseline = next((executor.name for executor, _ in executors if executor.is_baseline), None)
-    latencies, failed = take_turns(calls, timed, baseline)
-    rows = [
-        Row(one.name, one.precision, "in process", one.is_baseline, agreement, latencies.get(one.name, []))
+    latencies, failed = take_turns(calls, timed, baseline, budget.left(TIMED_SHARE))
+    result.missing += failed
+    from tritonrank.gpu_check.saturation import mean_flop
+
+    flop = attempt("useful TFLOP/s", partial(mean_flop, pack, timed))
+    result.missing += [flop] if isinstance(flop, Missing) else []
+    work = {} if isinstance(flop, Missing) else flop
+    result.rows = [
+        Row(
+            one.name,
+            one.precision,
+            "in process",
+            one.is_baseline,
+            agreement,
+            [_with_flop(latency, work.get(latency.candidates)) for latency in latencies.get(one.name, [])],
+        )
         for one, agreement in executors
         if one.name in latencies or not agreement.passed  # wrong scores close the gate, timed or not
     ]
-    return rows, missing + failed
+    engines = {one.name: one.packed for one, agreement in executors if one.packed and agreement.passed}
+    result.packed = [*engines]
+    if engines and work:
+        _saturate(pack, device, engines, timed, budget, result)
+    return result
+
+
+def _within(executors: Iterator[Executor | Missing], budget: TimeBudget) -> Iterator[Executor | Missing]:
+    """Each as it is opened, as long as there is time for it."""
+    while True:
+        try:
+            with budget.part(OPENING_SECONDS, OPENED_SHARE):
+                found = next(executors)
+        except StopIteration:
+            return
+        except TimeUpError as error:
+            yield Missing("the executors that are left", str(error))
+            return
+        yield found
+
+
+def _with_flop(latency: Latency, flop: float | None) -> Latency:
+    return latency if flop is None else replace(latency, useful_tflops=round(flop / latency.p50_ms / 1e9, 5))
+
+
+def _saturate(
+    pack: Pack,
+    device: str,
+    engines: Mapping[str, "PackedEngine"],
+    timed: Mapping[int, Sequence[Any]],
+    budget: TimeBudget,
+    result: Found,
+) -> None:
+    from tritonrank.gpu_check.saturation import flop_counter, product_tflops, saturate
+
+    def measure_product() -> float:
+        with budget.part(20):
+            return product_tflops(device)
+
+    def measure(name: str, engine: "PackedEngine") -> list[Saturation]:
+        with budget.part(30, SATURATED_SHARE):
+            return saturate(name, engine, timed, engine.launcher.largest.rows, flop_counter(pack))
+
+    product = attempt("a large product", measure_product)
+    if isinstance(product, Missing):
+        result.missing.append(product)
+    else:
+        result.product_tflops = round(product, 4)
+    for name, engine in engines.items():
+        found = attempt(f"{name}, several requests a launch", partial(measure, name, engine))
+        if isinstance(found, Missing):
+            result.missing.append(found)
+        else:
+            result.saturation += found
 
 
 def _tokenizer(pack: Pack) -> RequestTokenizer:
@@ -168,28 +259,44 @@ def _tokenizer(pack: Pack) -> RequestTokenizer:
         ) from error
 
 
-def measure_through_triton(pack: Pack, device: str) -> Row | Missing:
+def measure_through_triton(pack: Pack, device: str, result: Found, budget: TimeBudget) -> None:
+    """Add what a live server answers to one client at a time, and to several."""
     try:
+        from tritonrank.gpu_check.clients import under_load
         from tritonrank.gpu_check.triton import served
     except ImportError as error:
-        return Missing("Triton", f"{error.name} is not installed: pip install 'tritonrank[build,server]'")
+        result.missing.append(
+            Missing("Triton", f"{error.name} is not installed: pip install 'tritonrank[build,server]'")
+        )
+        return
 
     def measure() -> Row | Missing:
-        with served(pack, device) as (name, precision, tolerance, run):
+        with budget.part(TRITON_SECONDS), served(pack, device) as (name, precision, tolerance, run, url):
             found = [run(request) for request in pack.scored]
             expected = [np.array(request.scores, dtype=np.float32) for request in pack.scored]
             agreement = agreement_with(found, expected, tolerance)
             timed = {size: pack.timed(size) for size in pack.sizes}
-            latencies, failed = take_turns({name: run}, timed, None)
+            latencies, failed = take_turns({name: run}, timed, None, budget.left(ALONE_SHARE))
+            if not failed:
+                several = attempt(f"{name}, several clients", lambda: under_load(name, url, timed))
+                if isinstance(several, Missing):
+                    result.missing.append(several)
+                else:
+                    result.under_load += several
         if failed and agreement.passed:
             return failed[0]
         return Row(name, precision, "triton", False, agreement, latencies.get(name, []))  # wrong scores close the gate
 
-    return attempt("Triton", measure)
+    found = attempt("Triton", measure)
+    if isinstance(found, Missing):
+        result.missing.append(found)
+    else:
+        result.rows.append(found)
 
 
-def _scores(executor: Executor, requests: Sequence[Any]) -> list[Scores]:
-    return [executor.run(one) for one in requests]
+def _scores(executor: Executor, requests: Sequence[Any], budget: TimeBudget) -> list[Scores]:
+    with budget.part(OPENING_SECONDS):
+        return [executor.run(one) for one in requests]
 
 
 def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], tolerance: float) -> Agreement:
@@ -205,7 +312,10 @@ def agreement_with(found: Sequence[Scores], expected: Sequence[Scores], toleranc
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[Any], object]], requests: Mapping[int, Sequence[Any]], baseline: str | None
+    calls: Mapping[str, Callable[[Any], object]],
+    requests: Mapping[int, Sequence[Any]],
+    baseline: str | None,
+    seconds_left: float = math.inf,
 ) -> tuple[dict[str, list[Latency]], list[Missing]]:
     """Latencies of each call at each request size, the calls taking turns; one that fails drops out.
 
@@ -213,14 +323,19 @@ def take_turns(
         calls: by name; each returns when its result is in memory.
         requests: by candidates.
         baseline: the name whose median the others' are held against.
+        seconds_left: for all of it; of a size that was not begun by then there are no latencies.
 
     Returns:
         latencies by name, and what failed.
     """
     seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in requests} for name in calls}
     failed = []
+    ends = time.monotonic() + seconds_left
     with step("timing", total=len(requests) * (ROUNDS + 1) * len(calls)) as bar:
         for size, of_size in requests.items():
+            if time.monotonic() > ends:
+                failed.append(Missing(f"times at {size:,} candidates", "the time was over; allow more with --seconds"))
+                continue
             for turn in range(ROUNDS + 1):  # the first is the warm-up: shapes are seen, graphs captured
                 for name in list(seconds):
                     taken = attempt(name, partial(_time, calls[name], of_size), f" at {size:,} candidates")
@@ -232,7 +347,7 @@ def take_turns(
                     bar.advance()
     of_baseline = seconds.get(str(baseline), {})
     latencies = {
-        name: [_latency(size, taken, of_baseline.get(size)) for size, taken in by_size.items()]
+        name: [_latency(size, taken, of_baseline.get(size)) for size, taken in by_size.items() if taken]
         for name, by_size in seconds.items()
     }
     return latencies, failed
@@ -262,42 +377,6 @@ def _latency(candidates: int, seconds: list[float], of_baseline: list[float] | N
     )
 
 
-def describe_machine(*, cpu: bool) -> Machine:
-    """What computes: the first GPU, or this processor in a rehearsal."""
-    gpu, versions, memory = find_gpu(), _versions(), 0.0
-    name, capability = (gpu.name, gpu.compute_capability) if gpu else ("", "")
-    try:
-        import torch
-
-        if torch.version.cuda:
-            versions["CUDA of PyTorch"] = torch.version.cuda
-        if torch.cuda.is_available():
-            properties = torch.cuda.get_device_properties(0)
-            name, capability = name or properties.name, capability or f"{properties.major}.{properties.minor}"
-            memory = round(properties.total_memory / 1e9, 1)
-    except ImportError:
-        pass
-    return Machine(
-        gpu="" if cpu else name,
-        compute_capability="" if cpu else capability,
-        driver="" if cpu or gpu is None else gpu.driver,
-        gpu_memory_gb=0.0 if cpu else memory,
-        processor=processor_name(),
-        cores=available_cores(),
-        versions=versions,
-    )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in RECORDED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def main() -> int:
     """``python -m tritonrank.gpu_check.check``: as ``tritonrank gpu-check``, for machines without its packages."""
     parser = argparse.ArgumentParser(
@@ -308,10 +387,13 @@ def main() -> int:
         "--out", type=Path, metavar="FILE.json", help="default: docs/measurements/<gpu>-<recipe>-<date>.json"
     )
     parser.add_argument("--cpu", action="store_true", help="rehearse on the CPU; needs --out")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it; default: {SECONDS:.0f}")
     parser.add_argument("--no-triton", action="store_true", help="start no server")
     arguments = parser.parse_args()
     try:
-        gpu_check(arguments.pack, arguments.out, cpu=arguments.cpu, triton=not arguments.no_triton)
+        gpu_check(
+            arguments.pack, arguments.out, cpu=arguments.cpu, triton=not arguments.no_triton, seconds=arguments.seconds
+        )
     except TritonRankError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

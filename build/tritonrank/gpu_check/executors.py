@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from tritonrank_runtime.architecture import EngineOptions
 from tritonrank_runtime.architectures import architecture_named
 from tritonrank_runtime.engine import Engine, ExecutorError, Logits, Tensors
-from tritonrank_runtime.engines import open_engine
+from tritonrank_runtime.engines import engine_of, open_engine
 
 from tritonrank.errors import TritonRankError
 from tritonrank.gpu_check.network_runs import CudaGraphRunner, PaddedRunner, PairByPair, smallest_request
@@ -26,11 +27,14 @@ from tritonrank.tensorrt.plans import TENSORRT
 
 if TYPE_CHECKING:
     from tritonrank_runtime.network import SharedContextNetwork
+    from tritonrank_runtime.packed.engine import PackedEngine
 
     from tritonrank.gpu_check.graphs import Graphs
     from tritonrank.tensorrt.compile import Builder
 
 EXACT_TOLERANCE = 1e-4
+BFLOAT_FACTOR = 8
+"""BF16 has three bits less than FP16."""
 HALF_TOLERANCE = 1e-2
 INT8_TOLERANCE = 0.25
 """INT8 may change logits by 3% of their spread (root mean square): the largest of thousands is several times that. Its
@@ -47,6 +51,8 @@ class Executor:
     """of ``relative_difference`` to the CPU's scores"""
     run: Callable[[Tensors], Logits]
     is_baseline: bool = False
+    packed: "PackedEngine | None" = None
+    """the engine, where it is one that packs several requests into a launch"""
 
 
 Found = Executor | Missing
@@ -91,7 +97,8 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
     try:
         from tritonrank_runtime import torch_engine, torch_passes
 
-        eager = torch_engine.open_torch_engine(pack.folder, device)
+        torch_engine.check_device(device)
+        eager = _eager_engine(pack, device)
     except ImportError as error:
         yield Missing("PyTorch", f"{error.name} is not installed: pip install torch safetensors tokenizers")
         return
@@ -99,6 +106,7 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
         yield Missing("PyTorch", str(error))
         return
     yield found("eager", _one_by_one(eager), is_baseline=True)
+    yield from _packed_executors(pack, device, tolerance)
     if not architecture_named(pack.manifest["architecture"]).has_score_batch:
         return
     network = torch_passes.load_network(pack.folder)
@@ -113,6 +121,42 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
     half = torch_passes.as_half(folded, device)
     yield found("CUDA graphs", CudaGraphRunner(half.score_batch, longest).run)
     yield from _compiled(half, longest, found)
+
+
+def _eager_engine(pack: Pack, device: str) -> Engine:
+    """The checkpoint padded and kernel by kernel: what every other way is held against."""
+    graphs = architecture_named(pack.manifest["architecture"]).torch_graphs(pack.folder, device)
+    return engine_of(graphs, None if device == "cpu" else EngineOptions.on_gpu())
+
+
+def _packed_executors(pack: Pack, device: str, tolerance: float) -> Iterator[Found]:
+    """The engine that serves on a GPU, and what is left of it without fused kernels, and in BF16."""
+    ways: tuple[tuple[str, str, bool], ...] = (("packed", "", False),)
+    if device != "cpu":
+        ways = ("packed, fused", "float16", True), ("packed", "float16", False), ("packed, fused", "bfloat16", True)
+    for what, precision, is_compiled in ways:
+        short = {"": "FP32", "float16": "FP16", "bfloat16": "BF16"}[precision]
+        name = f"PyTorch {short}, {what}"
+        slack = BFLOAT_FACTOR if precision == "bfloat16" else 1
+
+        def make(
+            name: str = name,
+            short: str = short,
+            slack: int = slack,
+            precision: str = precision,
+            is_compiled: bool = is_compiled,
+        ) -> Found:
+            from tritonrank_runtime.packed.opening import open_packed_engine
+
+            packed = architecture_named(pack.manifest["architecture"]).packed(pack.folder)
+            if packed is None:
+                return Missing(name, "the packed engine does not compute this family")
+            engine = open_packed_engine(*packed, device, precision=precision, is_compiled=is_compiled)
+            if is_compiled and not engine.launcher.is_compiled:
+                return Missing(name, "torch.compile failed here; the log says why")
+            return Executor(name, short, slack * tolerance, _one_by_one(engine), packed=engine)
+
+        yield attempt(name, make)
 
 
 def _compiled(

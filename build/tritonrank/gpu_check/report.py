@@ -7,7 +7,7 @@ what was written, and whatever reads a record checks it with ``read_report``.
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich import box
@@ -73,6 +73,8 @@ class Latency:
     candidates_per_second: float
     speedup: float | None
     """median of the baseline divided by this one's; None where there is no baseline, or it took another way"""
+    useful_tflops: float | None = None
+    """at the median, padding not counted"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,46 @@ class Row:
     is_baseline: bool
     agreement: Agreement
     latencies: list[Latency]
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Requests of one size, as many at once as fill launches, from token ids to scores."""
+
+    name: str
+    candidates: int
+    requests_per_launch: int
+    requests_per_second: float
+    candidates_per_second: float
+    useful_tflops: float
+    """padding not counted"""
+
+
+@dataclass(frozen=True)
+class UnderLoad:
+    """Requests of one size from several clients through Triton, from texts to ranking; each client asks again at once.
+
+    ``name`` says what serves.
+    """
+
+    name: str
+    candidates: int
+    clients: int
+    requests: int
+    p50_ms: float
+    p99_ms: float
+    requests_per_second: float
+    candidates_per_second: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that was to be reached."""
+
+    what: str
+    measured: float | None
+    """None: not measured here"""
+    held: bool | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +151,11 @@ class Report:
     machine: Machine
     rows: list[Row]
     missing: list[Missing]
+    product_tflops: float | None = None
+    """of a large product, in the precision that serves, measured on the spot"""
+    saturation: list[Saturation] = field(default_factory=list)
+    under_load: list[UnderLoad] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -171,8 +218,43 @@ def show_report(report: Report, console: Console) -> None:
         described = f"[dim]{verdict}difference {agreement.largest_difference:.1e}{overlap}[/]"
         table.add_row(f"{name}\n{described}", *("\n".join(column) for column in columns))
     console.print(table)
+    for line in throughput_lines(report):
+        console.print(line, highlight=False, soft_wrap=True)
     for one in report.missing:
         console.print(f"[yellow]missing[/] {one.what}: {one.why}", highlight=False, soft_wrap=True)
+
+
+def throughput_lines(report: Report) -> list[str]:
+    """Shares of the card, saturation, several clients, goals: one sentence each."""
+    product = report.product_tflops
+    lines = [] if product is None else [f"a large product: {product:,.2f} TFLOP/s"]
+
+    def shared(tflops: float | None) -> str:
+        share = f", {tflops / product:.1%} of the product" if product and tflops is not None else ""
+        return "" if tflops is None else f"{tflops:,.3f} useful TFLOP/s{share}"
+
+    for row in report.rows:
+        lines += [
+            f"{row.name}, {one.candidates:,} candidates, one request at a time: {shared(one.useful_tflops)}"
+            for one in row.latencies
+            if one.useful_tflops is not None
+        ]
+    lines += [
+        f"{one.name}, {one.candidates:,} candidates, {one.requests_per_launch:,} requests a launch: "
+        f"{one.requests_per_second:,.0f} requests/s, {one.candidates_per_second:,.0f} candidates/s, "
+        f"{shared(one.useful_tflops)}"
+        for one in report.saturation
+    ]
+    lines += [
+        f"{one.name}, {one.candidates:,} candidates, {one.clients} clients: p50 {one.p50_ms:.2f} ms, p99 "
+        f"{one.p99_ms:.2f} ms, {one.requests_per_second:,.0f} requests/s, {one.candidates_per_second:,.0f} candidates/s"
+        for one in report.under_load
+    ]
+    said = {None: "not measured", True: "holds", False: "does not hold"}
+    return lines + [
+        f"goal: {one.what}: {said[one.held]}" + ("" if one.measured is None else f" ({one.measured:,.3g})")
+        for one in report.goals
+    ]
 
 
 def _timing_cells(one: Latency) -> list[str]:
@@ -186,6 +268,8 @@ def as_markdown(report: Report) -> str:
     header, *rows = _markdown_cells(report)
     lines = [f"# {_title(report)}", "", _described(report), ""]
     lines += [_markdown_row(header), _markdown_row(["---"] * len(header)), *map(_markdown_row, rows), ""]
+    if told := throughput_lines(report):
+        lines += [*(f"- {line}" for line in told), ""]
     lines += [f"- missing: {one.what}: {one.why}" for one in report.missing]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -50,8 +50,8 @@ def serving_of(pack: Pack, device: str) -> Serving:
 
 
 @contextmanager
-def served(pack: Pack, device: str) -> Iterator[tuple[str, str, float, Callable[[PackedRequest], Scores]]]:
-    """A live server: its name, precision and tolerance, and the call that asks it.
+def served(pack: Pack, device: str) -> Iterator[tuple[str, str, float, Callable[[PackedRequest], Scores], str]]:
+    """A live server: its name, precision and tolerance, the call that asks it, and the address of its gRPC port.
 
     Args:
         pack: an open pack.
@@ -75,4 +75,4 @@ def served(pack: Pack, device: str) -> Iterator[tuple[str, str, float, Callable[
             def run(request: PackedRequest) -> Scores:
                 return np.asarray(scorer.score(Request(request.query, request.history, request.items)))
 
-            yield f"Triton, PyTorch {precision}", precision, tolerance, run
+            yield f"Triton, PyTorch {precision}", precision, tolerance, run, server.grpc_url

@@ -25,15 +25,13 @@ _Sent = tuple[list[Part], Launch]
 
 
 class PackedEngine:
-    """A ranker behind a launcher; calls of several threads go one after the other.
+    """A ranker behind a launcher; while one thread waits for the card, another may pack and launch.
 
     Args:
         launcher: has captured its graphs.
         rows: of the ranker's architecture.
         launch_rows: tokens of a launch at the most; 0: those of the largest bucket.
     """
-
-    packs_requests = True
 
     def __init__(self, launcher: Launcher, rows: PackedRows, launch_rows: int = 0) -> None:
         self.launcher = launcher
@@ -42,7 +40,7 @@ class PackedEngine:
         self.context_cache = ContextPool(pool.shape[1], pool.shape[0] * pool.shape[2] * pool.element_size())
         self._rows = rows
         self._launch_rows = min(launch_rows or launcher.largest.rows, launcher.largest.rows)
-        self._one_run = Lock()
+        self._one_launch = Lock()
 
     def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
         watch = watch or Watch()
@@ -50,13 +48,12 @@ class PackedEngine:
             self._rows.limits.check(request)  # before any of them is launched
         found: dict[int, list[tuple[Part, Logits]]] = defaultdict(list)
         given_up: set[int] = set()
-        with self._one_run:
-            before: _Sent | None = None
-            for parts in self._launches(requests):
-                sent = self._launch([part for part in parts if _is_wanted(part, watch, given_up)])
-                _collect(before, found, watch)
-                before = sent or None
+        before: _Sent | None = None
+        for parts in self._launches(requests):
+            sent = self._launch([part for part in parts if _is_wanted(part, watch, given_up)])
             _collect(before, found, watch)
+            before = sent
+        _collect(before, found, watch)
         none = np.empty(0, dtype=np.float32)
         return [
             none if number in given_up else joined(found[number], _candidates(found[number]))
@@ -97,12 +94,13 @@ class PackedEngine:
     def _launch(self, parts: list[Part]) -> _Sent | None:
         if not parts:
             return None
-        try:
-            launch = self.launcher.launch([self._rows.pack(part, self.context_cache) for part in parts])
-        except BaseException:
-            self.context_cache.failed()
-            raise
-        self.context_cache.sent()
+        with self._one_launch:
+            try:
+                launch = self.launcher.launch([self._rows.pack(part, self.context_cache) for part in parts])
+            except BaseException:
+                self.context_cache.failed()
+                raise
+            self.context_cache.sent()
         return parts, launch
 
 

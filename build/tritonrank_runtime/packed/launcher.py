@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from logging import getLogger
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,17 @@ class Launch:
     def __init__(self, requests: Sequence[PackedRequest], segments: Tensor, wait: Callable[[], None]) -> None:
         self._requests, self._segments, self._wait = requests, segments, wait
         self._logits: list[Logits] | None = None
+        self._one_reader = Lock()
 
     def logits(self) -> list[Logits]:
         """Of each request, one per candidate; waits until they are there."""
-        if self._logits is None:
-            self._wait()
-            ends = np.cumsum([one.counts.segments for one in self._requests])
-            found = self._segments.numpy()[: ends[-1]].copy()  # the buffer is the next launch's, too
-            parts = np.split(found, ends[:-1])
-            self._logits = [one.logits(part) for one, part in zip(self._requests, parts, strict=True)]
+        with self._one_reader:
+            if self._logits is None:
+                self._wait()
+                ends = np.cumsum([one.counts.segments for one in self._requests])
+                found = self._segments.numpy()[: ends[-1]].copy()  # the buffer is the next launch's, too
+                parts = np.split(found, ends[:-1])
+                self._logits = [one.logits(part) for one, part in zip(self._requests, parts, strict=True)]
         return self._logits
 
 
