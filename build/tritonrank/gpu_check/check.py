@@ -15,7 +15,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from rich.console import Console
 from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
 
 from tritonrank.errors import ArtifactError, GateError, TritonRankError
-from tritonrank.gpu_check.executors import Executor, attempt, find_executors
+from tritonrank.gpu_check.executors import OPENING_SECONDS, Executor, attempt, find_executors, opened_within
 from tritonrank.gpu_check.goals import goals
 from tritonrank.gpu_check.machine import describe_machine
 from tritonrank.gpu_check.packed import AGAIN, Pack, PackedRequest, open_pack
@@ -47,7 +47,7 @@ from tritonrank.gpu_check.report import (
     show_report,
     write_report,
 )
-from tritonrank.gpu_check.time_budget import SECONDS, TimeBudget, TimeUpError
+from tritonrank.gpu_check.time_budget import SECONDS, TimeBudget
 from tritonrank.rankers.agreement import Scores, mean_overlap, relative_difference
 from tritonrank.system.progress import step
 
@@ -60,10 +60,8 @@ SECONDS_PER_ROUND = 1.0
 """A slow executor is timed on fewer requests."""
 FEWEST_REQUESTS = 3
 NOT_FINITE = 1e9
-OPENING_SECONDS = 100.0
-"""For one executor: torch.compile takes most of it."""
-OPENED_SHARE, TIMED_SHARE, SATURATED_SHARE, ALONE_SHARE = 0.45, 0.6, 0.7, 0.9
-"""Of the whole time, after which no other executor is opened; none is timed; none is saturated; and through Triton no
+TIMED_SHARE, SATURATED_SHARE, ALONE_SHARE = 0.6, 0.7, 0.9
+"""Of the whole time, after which none is timed; none is saturated; and through Triton no
 single client asks any more."""
 TRITON_SECONDS = 240.0
 console = Console(stderr=True, emoji=False)
@@ -156,7 +154,7 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path, budget: TimeBudg
     timed = {size: [tensors(request) for request in pack.timed(size)] for size in pack.sizes}
     executors: list[tuple[Executor, Agreement]] = []
     result = Found()
-    for found in _within(find_executors(pack, device, scratch), budget):
+    for found in opened_within(find_executors(pack, device, scratch), budget):
         if isinstance(found, Missing):
             result.missing.append(found)
             console.print(f"  [yellow]missing[/] {found.what}", highlight=False)
@@ -194,20 +192,6 @@ def _measure_in_process(pack: Pack, device: str, scratch: Path, budget: TimeBudg
     if engines and work:
         _saturate(pack, device, engines, timed, budget, result)
     return result
-
-
-def _within(executors: Iterator[Executor | Missing], budget: TimeBudget) -> Iterator[Executor | Missing]:
-    """Each as it is opened, as long as there is time for it."""
-    while True:
-        try:
-            with budget.part(OPENING_SECONDS, OPENED_SHARE):
-                found = next(executors)
-        except StopIteration:
-            return
-        except TimeUpError as error:
-            yield Missing("the executors that are left", str(error))
-            return
-        yield found
 
 
 def _with_flop(latency: Latency, flop: float | None) -> Latency:

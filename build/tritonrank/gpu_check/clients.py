@@ -5,6 +5,7 @@ sixteen threads of one would wait for each other.
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -12,6 +13,7 @@ import numpy as np
 from tritonrank_client import RankClient
 from tritonrank_runtime.cores import available_cores
 
+from tritonrank.errors import ServerError
 from tritonrank.gpu_check.packed import PackedRequest
 from tritonrank.gpu_check.report import UnderLoad
 from tritonrank.rankers.server_scorer import Request, ServerScorer
@@ -32,7 +34,7 @@ def under_load(name: str, url: str, timed: Mapping[int, Sequence[PackedRequest]]
         timed: requests by candidates.
 
     Raises:
-        ServerError: a request was not answered.
+        ServerError: none was answered.
     """
     processes = max(1, min(MOST_PROCESSES, available_cores() // 2))
     found = []
@@ -43,7 +45,9 @@ def under_load(name: str, url: str, timed: Mapping[int, Sequence[PackedRequest]]
                 asked = [pool.submit(_ask, url, requests, share, SECONDS) for share in shares]
                 answers = [one.result() for one in asked]
                 seconds = [latency for latencies, _ in answers for latency in latencies]
-                per_second = sum(len(latencies) / elapsed for latencies, elapsed in answers)
+                if not seconds:
+                    raise ServerError(f"{url}: none of {clients} clients was answered at {candidates:,} candidates")
+                per_second = len(seconds) / SECONDS
                 p50, p99 = (float(np.percentile(seconds, share)) for share in (50, 99))
                 found.append(
                     UnderLoad(
@@ -51,6 +55,7 @@ def under_load(name: str, url: str, timed: Mapping[int, Sequence[PackedRequest]]
                         candidates=candidates,
                         clients=clients,
                         requests=len(seconds),
+                        refused=sum(refused for _, refused in answers),
                         p50_ms=round(1_000 * p50, 3),
                         p99_ms=round(1_000 * p99, 3),
                         requests_per_second=round(per_second, 1),
@@ -60,9 +65,10 @@ def under_load(name: str, url: str, timed: Mapping[int, Sequence[PackedRequest]]
     return found
 
 
-def _ask(url: str, requests: Sequence[PackedRequest], clients: int, seconds: float) -> tuple[list[float], float]:
-    """Latencies of some clients of one process, and how long they asked."""
+def _ask(url: str, requests: Sequence[PackedRequest], clients: int, seconds: float) -> tuple[list[float], int]:
+    """Latencies of some clients of one process, and how many requests were refused."""
     latencies: list[float] = []
+    refused: list[int] = []
     faults: list[BaseException] = []
     ready = threading.Barrier(clients)
 
@@ -70,18 +76,21 @@ def _ask(url: str, requests: Sequence[PackedRequest], clients: int, seconds: flo
         try:
             with RankClient(url, timeout=REQUEST_SECONDS) as client:
                 scorer = ServerScorer(client)
-                _ask_once(scorer, requests[place % len(requests)])  # the connection is there
+                with suppress(ServerError):  # the connection is there all the same
+                    _ask_once(scorer, requests[place % len(requests)])
                 ready.wait(REQUEST_SECONDS)
                 until = time.perf_counter() + seconds
                 while (began := time.perf_counter()) < until:
                     place += clients
-                    _ask_once(scorer, requests[place % len(requests)])
-                    latencies.append(time.perf_counter() - began)
+                    try:
+                        _ask_once(scorer, requests[place % len(requests)])
+                        latencies.append(time.perf_counter() - began)
+                    except ServerError:  # more than its queue takes: counted, and no reason to stop
+                        refused.append(place)
         except Exception as error:  # noqa: BLE001 - a thread's; raised below
             ready.abort()
             faults.append(error)
 
-    began = time.perf_counter()
     threads = [threading.Thread(target=ask, args=(place,)) for place in range(clients)]
     for one in threads:
         one.start()
@@ -89,7 +98,7 @@ def _ask(url: str, requests: Sequence[PackedRequest], clients: int, seconds: flo
         one.join()
     if faults:
         raise faults[0]
-    return latencies, min(time.perf_counter() - began, seconds)
+    return latencies, len(refused)
 
 
 def _ask_once(scorer: ServerScorer, request: PackedRequest) -> None:

@@ -23,6 +23,7 @@ from tritonrank.errors import TritonRankError
 from tritonrank.gpu_check.network_runs import CudaGraphRunner, PaddedRunner, PairByPair, smallest_request
 from tritonrank.gpu_check.packed import Pack
 from tritonrank.gpu_check.report import Missing
+from tritonrank.gpu_check.time_budget import TimeBudget, TimeUpError
 from tritonrank.tensorrt.plans import TENSORRT
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tritonrank.tensorrt.compile import Builder
 
 EXACT_TOLERANCE = 1e-4
+OPENING_SECONDS, OPENED_SHARE = 100.0, 0.45
+"""For one executor, most of which torch.compile takes; and share of the whole after which no other is opened."""
 BFLOAT_FACTOR = 8
 """BF16 has three bits less than FP16."""
 HALF_TOLERANCE = 1e-2
@@ -85,6 +88,20 @@ def find_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
     """
     yield from _torch_executors(pack, device)
     yield from _graph_executors(pack, device, scratch)
+
+
+def opened_within(executors: Iterator[Found], budget: TimeBudget) -> Iterator[Found]:
+    """Each as it is opened, as long as there is time for it."""
+    while True:
+        try:
+            with budget.part(OPENING_SECONDS, OPENED_SHARE):
+                found = next(executors)
+        except StopIteration:
+            return
+        except TimeUpError as error:
+            yield Missing("the executors that are left", str(error))
+            return
+        yield found
 
 
 def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:

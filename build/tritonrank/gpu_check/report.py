@@ -114,6 +114,8 @@ class UnderLoad:
     candidates: int
     clients: int
     requests: int
+    """that were answered"""
+    refused: int
     p50_ms: float
     p99_ms: float
     requests_per_second: float
@@ -248,6 +250,7 @@ def throughput_lines(report: Report) -> list[str]:
     lines += [
         f"{one.name}, {one.candidates:,} candidates, {one.clients} clients: p50 {one.p50_ms:.2f} ms, p99 "
         f"{one.p99_ms:.2f} ms, {one.requests_per_second:,.0f} requests/s, {one.candidates_per_second:,.0f} candidates/s"
+        + (f", {one.refused:,} refused" if one.refused else "")
         for one in report.under_load
     ]
     said = {None: "not measured", True: "holds", False: "does not hold"}
