@@ -5,8 +5,8 @@ sixteen threads of one would wait for each other.
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 
 import numpy as np
