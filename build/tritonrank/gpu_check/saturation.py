@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 
 from tritonrank_runtime.engine import Engine, Tensors
-from tritonrank_runtime.torch_passes import read_config
 
 from tritonrank.gpu_check.packed import Pack
 from tritonrank.gpu_check.report import Saturation
@@ -39,6 +38,8 @@ def product_tflops(device: str) -> float:
 
 def flop_counter(pack: Pack) -> Callable[[Tensors], float]:
     """Operations of a request, padding not counted."""
+    from tritonrank_runtime.torch_passes import read_config
+
     config = SimpleNamespace(**{"pruned_heads": None} | read_config(pack.folder))
     architecture = architecture_of(config)
     return lambda tensors: architecture.flop(config, tensors)
