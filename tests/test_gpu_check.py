@@ -66,7 +66,7 @@ EXECUTORS = [
     "ONNX Runtime FP32",
 ]
 
-JOINT_EXECUTORS = ["PyTorch FP32, eager", "ONNX Runtime FP32"]
+JOINT_EXECUTORS = ["PyTorch FP32, eager", "PyTorch FP32, packed", "ONNX Runtime FP32"]
 
 
 @pytest.fixture(scope="module", autouse=True)
