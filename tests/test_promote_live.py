@@ -38,9 +38,8 @@ class TwoBuilds:
     fp32: RecordedBuild
 
 
-@pytest.fixture(scope="module")
-def built(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> TwoBuilds:
-    root = tmp_path_factory.mktemp("promoted") / "tiny"
+def two_builds(workspace: Workspace, tiny_recipe: Recipe, root: Path) -> TwoBuilds:
+    """Two builds of a recipe in a new folder; the first is served."""
     shutil.copytree(workspace.root, root, symlinks=True)
     (int8,) = recorded_builds(root)
     promote(root, int8.name)
@@ -48,6 +47,11 @@ def built(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.Te
     run_stages(tiny_recipe.model_copy(update={"quantize": quantize}), Workspace(root))
     _, fp32 = recorded_builds(root)
     return TwoBuilds(root, int8, fp32)
+
+
+@pytest.fixture(scope="module")
+def built(workspace: Workspace, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> TwoBuilds:
+    return two_builds(workspace, tiny_recipe, tmp_path_factory.mktemp("promoted") / "tiny")
 
 
 @pytest.fixture

@@ -184,6 +184,32 @@ async def test_the_ranker_is_told_as_much_of_the_history_as_its_model_reads() ->
         assert ranker.asked[0][1] == [f"item {number}" for number in range(20 - told, 20)]
 
 
+async def test_a_ranker_that_answers_others_meanwhile_is_busy_and_not_gone() -> None:
+    class Busy(StandInRanker):
+        async def score(self, query: str, *arguments: Any, **named: Any) -> Scored:
+            if query == "long":
+                await asyncio.sleep(60)
+            await asyncio.sleep(0.01)
+            return await super().score(query, *arguments, **named)
+
+    ranker, ended = Busy(), asyncio.Event()
+    async with running(StandInCatalogue(), ranker) as recommender:
+
+        async def others() -> list[list[str]]:
+            reasons = []
+            while not ended.is_set():
+                reasons.append((await recommender.recommend(RecommendRequest(size=2), seconds=20)).degraded_reasons)
+            return reasons
+
+        running_others = asyncio.create_task(others())
+        late = [
+            await recommender.recommend(RecommendRequest(query="long", deadline_ms=400), seconds=5) for _ in range(4)
+        ]
+        ended.set()
+        assert not any(await running_others)
+    assert [one.degraded_reasons for one in late] == [["ranker: too slow"]] * 4
+
+
 async def test_callers_in_a_hurry_do_not_cut_others_off() -> None:
     ranker = StandInRanker()
     ranker.delay = 0.08

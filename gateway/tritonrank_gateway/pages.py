@@ -6,6 +6,8 @@ from importlib.resources import files
 from fastapi import APIRouter
 from starlette.responses import RedirectResponse, Response
 
+THEME = "theme.css"
+"""Of all pages: colours, fonts, header."""
 KINDS = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -14,7 +16,7 @@ KINDS = {
 
 
 def page_routes(package: str, names: Sequence[str], place: str, policy: str) -> APIRouter:
-    """Routes of a page and its files.
+    """Routes of a page and its files, and of the style sheet that all pages have in common.
 
     Args:
         package: whose folder ``page`` holds them.
@@ -30,8 +32,8 @@ def page_routes(package: str, names: Sequence[str], place: str, policy: str) -> 
         "Cache-Control": "no-cache",
     }
     pages = APIRouter(include_in_schema=False)
-    for name in names:
-        content = (files(package) / "page" / name).read_bytes()
+    for name in (*names, THEME):
+        content = (files(__package__ if name == THEME else package) / "page" / name).read_bytes()
         kind = KINDS[name.rpartition(".")[2]]
         _serve(pages, "/" if name == "index.html" else f"/{name}", content, kind, headers)
 

@@ -1,8 +1,9 @@
 """The ranker with a fuse: while it does not answer, nobody waits for it.
 
 After some failures in a row requests are served without it at once, and one of them now and then is sent in the
-background to see whether it is back. Its own refusals (overloaded, a request that is wrong) do not blow the fuse, and
-what it has no room for waits in turn (``ranker_turns.py``).
+background to see whether it is back. Its own refusals (overloaded, a request that is wrong) do not blow the fuse, nor
+does an answer that comes too late while others come back: then it is busy, not gone. What it has no room for waits in
+turn (``ranker_turns.py``).
 """
 
 import asyncio
@@ -70,7 +71,7 @@ class RankerGuard:
     async def _ask(
         self, ranker: Ranker, query: str, history: Sequence[str], items: Sequence[str], user: str, seconds: float
     ) -> Scored:
-        had = seconds
+        had, began = seconds, time.monotonic()
 
         async def once(left: float) -> Scored:
             nonlocal had
@@ -87,7 +88,7 @@ class RankerGuard:
             self._failures = 0
             raise NotRankedError("overloaded") from None
         except (DeadlineExceeded, TimeoutError):
-            self._failures += had >= FAIR_SECONDS
+            self._failures += had >= FAIR_SECONDS and self._turns.answered_at < began
             raise NotRankedError("too slow") from None
         except RankError:
             self._failures += 1

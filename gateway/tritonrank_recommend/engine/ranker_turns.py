@@ -39,7 +39,8 @@ class RankerTurns:
         self._waiting = 0
         self._took: deque[float] = deque(maxlen=REMEMBERED)
         self._between: deque[float] = deque(maxlen=REMEMBERED)
-        self._answered_at = 0.0
+        self.answered_at = 0.0
+        """``time.monotonic()`` of the last answer"""
 
     @property
     def waiting(self) -> int:
@@ -109,10 +110,10 @@ class RankerTurns:
         now = time.monotonic()
         self._took.append(now - began)
         if self._waiting:
-            self._between.append(min(now - self._answered_at, now - began))
-        elif self._between and now - self._answered_at > LINE_ENDED_SECONDS:
+            self._between.append(min(now - self.answered_at, now - began))
+        elif self._between and now - self.answered_at > LINE_ENDED_SECONDS:
             self._between.clear()
-        self._answered_at = now
+        self.answered_at = now
         self._came_back.set()
         return scored
 
