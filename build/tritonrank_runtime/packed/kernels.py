@@ -205,6 +205,15 @@ def _keep(
     tl.store(pool_pointer + target[:, None] * width + column[None, :], copied, mask=mask)
 
 
+def _power_of_two(size: int) -> int:
+    """The least that is not smaller; triton's own is a thing that torch.compile does not look into."""
+    return 1 << (size - 1).bit_length()
+
+
+def _parts(size: int, most: int) -> int:
+    return -(-size // most)
+
+
 def attend(
     query: Tensor,
     keys_values: Tensor,
@@ -241,7 +250,7 @@ def attend(
         out.stride(0),
         width=width,
         head_size=head_size,
-        padded_size=triton.next_power_of_2(head_size),
+        padded_size=_power_of_two(head_size),
         tile_rows=tile_rows,
         span_keys=SPAN_KEYS,
         chunk_keys=CHUNK_KEYS,
@@ -254,7 +263,7 @@ def add_norm(rows: Tensor, added: Tensor, weight: Tensor, bias: Tensor, epsilon:
     """Layer norm of the sum of two (rows, width)."""
     count, width = rows.shape
     out = torch.empty_like(rows)
-    _add_norm[(triton.cdiv(count, NORM_ROWS),)](
+    _add_norm[(_parts(count, NORM_ROWS),)](
         rows,
         added,
         weight,
@@ -263,7 +272,7 @@ def add_norm(rows: Tensor, added: Tensor, weight: Tensor, bias: Tensor, epsilon:
         count,
         epsilon,
         width=width,
-        padded_width=triton.next_power_of_2(width),
+        padded_width=_power_of_two(width),
         block=NORM_ROWS,
         num_warps=4,
     )
@@ -285,7 +294,7 @@ def embed_norm(
     last are its last."""
     count, width = ids.shape[0], words.shape[1]
     out = torch.empty(count, width, dtype=words.dtype, device=words.device)
-    _embed_norm[(triton.cdiv(count, NORM_ROWS),)](
+    _embed_norm[(_parts(count, NORM_ROWS),)](
         ids,
         positions,
         types,
@@ -299,7 +308,7 @@ def embed_norm(
         kinds.shape[0] - 1,
         epsilon,
         width=width,
-        padded_width=triton.next_power_of_2(width),
+        padded_width=_power_of_two(width),
         block=NORM_ROWS,
         num_warps=4,
     )
@@ -310,8 +319,8 @@ def keep(keys_values: Tensor, pool: Tensor, keep_from: Tensor, keep_to: Tensor) 
     """Copy rows of keys_values (rows, width) into pool (kept rows, width): ``keep_from[i]`` to ``keep_to[i]``, none
     where that is negative."""
     count, width = keep_from.shape[0], pool.shape[1]
-    padded = min(triton.next_power_of_2(width), 1024)
-    _keep[(triton.cdiv(count, COPY_ROWS), triton.cdiv(width, padded))](
+    padded = min(_power_of_two(width), 1024)
+    _keep[(_parts(count, COPY_ROWS), _parts(width, padded))](
         keys_values,
         pool,
         keep_from,
