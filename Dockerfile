@@ -11,9 +11,9 @@
 # Bases are named by tag: their digests stand in registries, and no digest is written here that was not looked up there.
 # Whoever needs the very same base appends @sha256:... to the two FROM lines.
 #
-# 26.08: Triton 2.72, TensorRT 11.2.1, Python 3.12. Another tag may bring another TensorRT: then change its pin in
+# 26.11: Triton 2.75, TensorRT 11.4.0, Python 3.12. Another tag may bring another TensorRT: then change its pin in
 # constraints.txt too (the builder's last step compares both), and build the plans again.
-ARG TRITON_TAG=26.08
+ARG TRITON_TAG=26.11
 ARG PYTHON_TAG=3.12-slim-bookworm
 
 

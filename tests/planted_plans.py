@@ -7,7 +7,7 @@ from tritonrank.artifacts import sha256_file
 from tritonrank.tensorrt.plans import PLAN_FILE, Gpu, PlanIdentity, write_identity
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.1")
-VERSION = "11.2.1.2"
+VERSION = "11.4.0.106"
 
 
 def identify(folder: Path, **changes: Any) -> None:

@@ -146,7 +146,7 @@ def test_tensorrt_comes_before_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch, tin
             r"pip install 'tritonrank\[tensorrt\]'.*docker build --target builder .*docker run .*tritonrank-builder",
         ),
         ({"tensorrt": "10.5.0"}, A100, r"10\.5\.0.*10\.13"),
-        ({"tensorrt": "11.2.1"}, None, "nvidia-smi.*docker run"),
+        ({"tensorrt": "11.4.0"}, None, "nvidia-smi.*docker run"),
     ],
 )
 def test_what_is_missing_is_said_with_the_command_that_helps(
@@ -234,9 +234,9 @@ def make_plan(folder: Path, **changes: Any) -> Path:
     ("changes", "version", "gpu"),
     [
         ({}, VERSION, A100),
-        ({}, "11.2.1", A100),  # the library does not tell the build number
-        ({"version_compatible": True}, "11.3.0", A100),
-        ({"version_compatible": True, "version": "10.16.1"}, "11.3.0", A100),
+        ({}, "11.4.0", A100),  # the library does not tell the build number
+        ({"version_compatible": True}, "11.5.0", A100),
+        ({"version_compatible": True, "version": "10.16.1"}, "11.5.0", A100),
         ({"hardware_compatibility": "ampere-plus"}, VERSION, Gpu("NVIDIA L4", "8.9", "1")),
         ({"hardware_compatibility": "same-compute-capability"}, VERSION, Gpu("NVIDIA A30", "8.0", "1")),
     ],
@@ -248,7 +248,7 @@ def test_a_plan_that_fits_is_accepted(changes: dict[str, Any], version: str, gpu
 @pytest.mark.parametrize(
     ("changes", "version", "gpu", "message"),
     [
-        ({}, "11.3.0", A100, r"11\.2\.1\.2.*11\.3\.0"),
+        ({}, "11.5.0", A100, r"11\.4\.0\.106.*11\.5\.0"),
         ({"version_compatible": True}, "11.1.0", A100, r"11\.1\.0"),
         ({"version_compatible": True, "version": "8.6.1"}, "11.1.0", A100, r"11\.1\.0"),
         ({}, None, A100, "no TensorRT"),

@@ -214,7 +214,7 @@ def test_the_extras_it_names_exist(wheel: Path) -> None:
         assert re.search(rf"^{extra} = \[$", project, re.M), extra
 
 
-@pytest.mark.parametrize(("library", "fault"), [(110201, None), (110300, "the image has TensorRT 11.3.0")])
+@pytest.mark.parametrize(("library", "fault"), [(110400, None), (110300, "the image has TensorRT 11.3.0")])
 def test_the_builder_refuses_bindings_of_another_tensorrt(library: int, fault: str | None) -> None:
     program, option, code = shlex.split(of("builder", "RUN")[-1])
     stand_ins = f"""

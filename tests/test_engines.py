@@ -146,7 +146,7 @@ def test_the_whole_way_from_a_recipe_to_plans(
         assert identity.profiles[0]["input_ids"]["largest"][0] == 1_000
         assert bool(manifest.metrics["int8_nodes"]) == ("int8" in precision)
         with pytest.raises(ArtifactError, match="TensorRT-RTX engine, which Triton's tensorrt backend does not load"):
-            check_plan(plans / precision, "11.2.1", Gpu("A100", "8.0", "1"))
+            check_plan(plans / precision, "11.4.0", Gpu("A100", "8.0", "1"))
     judged = read_manifest(build.workspace.int8_fp16).metrics
     assert judged["gate against checkpoint"]["passed"]
     written = {path: path.stat().st_mtime_ns for path in plans.rglob("model.plan")}

@@ -18,8 +18,8 @@ from tritonrank.graphs.rounding_twin import open_rounding_engine, rounding_twin,
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize import halve as halving
 from tritonrank.quantize.calibrate import LEVELS, METHODS, Magnitudes
-from tritonrank.quantize.half import to_half
-from tritonrank.quantize.halve import halve_graph
+from tritonrank.quantize.half import ATTENTION_CORE, KINDS, to_half
+from tritonrank.quantize.halve import halve_graph, with_whole_attention
 from tritonrank.quantize.int8_tensorrt import half_scale, insert_qdq, quantize_graph, quantized_weight
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.rankers.shared_context import load_shared_context_ranker
@@ -263,6 +263,36 @@ def test_the_kind_that_disturbs_most_for_its_work_stays_in_fp32(
     assert found.kept == ["score head", *kept]
     assert found.noise <= limit
     assert {kind for kind, noise in found.noise_by_kind.items() if noise} == set(adds)
+
+
+@pytest.mark.parametrize("ladder", [JOINT], indirect=True)
+def test_attention_in_fp32_is_the_pattern_that_accumulates_in_fp32(ladder: TensorRTLadder) -> None:
+    """Casts of queries, keys and values go straight into the products, one Cast comes straight out, FP32 in between."""
+    half = to_half(onnx.load(ladder.graph("fp32")), keep=sorted(ATTENTION_CORE))
+    view, types = GraphView(half), element_types(half)
+    softmaxes = [node for node in half.graph.node if node.op_type == "Softmax"]
+    assert softmaxes
+    assert {*with_whole_attention(half, ["softmax"], [*KINDS])} == ATTENTION_CORE
+    assert with_whole_attention(half, ["layer norm"], [*KINDS]) == ["layer norm"]
+
+    def is_upcast(name: str) -> bool:
+        node = view.producers[name]
+        return bool(node.op_type == "Cast" and types[node.input[0]] == TensorProto.FLOAT16)
+
+    for softmax in softmaxes:
+        (second,) = [taker for taker, _ in view.consumers[softmax.output[0]]]
+        first, waiting = None, [softmax.input[0]]
+        while waiting and first is None:
+            node = view.producers.get(waiting.pop())
+            if node is not None and node.op_type == "MatMul":
+                first = node
+            elif node is not None and node.op_type != "Cast":  # the mask may have been made in anything
+                assert all(types[name] != TensorProto.FLOAT16 for name in node.output)
+                waiting += node.input
+        assert first is not None
+        assert all(map(is_upcast, first.input)), "queries and keys"
+        assert is_upcast(second.input[1]), "values"
+        assert [taker.op_type for taker, _ in view.consumers[second.output[0]]] == ["Cast"]
 
 
 def test_a_limit_that_fp16_cannot_meet_closes_the_gate(shared: TensorRTLadder, tmp_path: Path) -> None:

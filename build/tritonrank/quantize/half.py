@@ -35,6 +35,10 @@ KINDS = {
     "linear": 300.0,
 }
 """Kinds of operators, and roughly how the GPU's time is shared among them: what is FP32 should cost little."""
+ATTENTION_CORE = frozenset({"softmax", "attention"})
+"""From queries, keys and values to what is attended. Both in FP32, with Casts of queries, keys and values before them
+and one behind, are the pattern that TensorRT (since 11.3) runs as one fused FP16 kernel with sums in FP32. One of them
+alone would cut the fused kernel in two."""
 
 
 def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:

@@ -25,7 +25,7 @@ from tritonrank.data.dataset import Dataset
 from tritonrank.errors import GateError
 from tritonrank.graphs.graph_view import element_types
 from tritonrank.judge.gatekeeper import require_ranking
-from tritonrank.quantize.half import KINDS, kinds_of_nodes, to_half
+from tritonrank.quantize.half import ATTENTION_CORE, KINDS, kinds_of_nodes, to_half
 from tritonrank.quantize.int8 import calibration_requests, split_for_noise
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.quantize.sensitivity import NoiseMeter
@@ -116,7 +116,7 @@ def halve_graph(source: Path, exact: Path, folder: Path, requests: Sequence[Requ
 
     loudest_first = sorted(kinds, key=disturbance, reverse=True)
     for count in range(len(kinds)):
-        kept = loudest_first[:count]
+        kept = with_whole_attention(model, loudest_first[:count], kinds)
         found = noise([kind for kind in kinds if kind not in kept], folder)
         if found <= before + limit:
             return Halved(["score head", *kept], alone, found)
@@ -125,3 +125,15 @@ def halve_graph(source: Path, exact: Path, folder: Path, requests: Sequence[Requ
         f"changes the logits by {min(alone.values()):.4f} of their spread. Raise it, or leave fp16 out of "
         "tensorrt.precisions"
     )
+
+
+def with_whole_attention(model: onnx.ModelProto, kept: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """Kinds that stay in FP32, the whole of attention where a part of it does (``ATTENTION_CORE`` says why).
+
+    A shared-context graph has two products under one softmax, which is never one kernel: there each kind stands alone.
+    """
+    weighed = {name for node in model.graph.node if node.op_type == "Softmax" for name in node.output}
+    taken = {node.op_type for node in model.graph.node if weighed.intersection(node.input)}
+    if taken != {"MatMul"} or not ATTENTION_CORE.intersection(kept):
+        return [*kept]
+    return [*kept, *(kind for kind in kinds if kind in ATTENTION_CORE and kind not in kept)]

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from transformers import AutoConfig
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import loaded_files
-from tritonrank_runtime.text import TextRules
+from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 from tritonrank.artifacts import Draft, read_manifest
 from tritonrank.artifacts.rungs import checkpoint_of, model_rungs, served_rung, teacher_name
@@ -44,6 +44,7 @@ from tritonrank.report.baselines import FREE_BASELINES, baseline_judgements
 from tritonrank.report.build_table import RANKED
 from tritonrank.report.compare import answer_of
 from tritonrank.system.machine import has_int8_dot_product, processor_name
+from tritonrank.tensorrt.padding_cost import padding_cost
 
 TIMED_REQUESTS = 9
 TIMED_CANDIDATES = 100
@@ -101,6 +102,9 @@ def summarize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "timed_requests": len(requests),
         "rows": rows,
     }
+    if recipe.tensorrt.precisions:
+        tokenizer = RequestTokenizer.from_folder(workspace.teacher, cache_entries=100_000)
+        result["plan_padding"] = padding_cost(recipe, tokenizer, sampled).as_json()
     (draft.folder / SUMMARY_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     judged[served].table.select("example_id", *METRICS).write_parquet(draft.folder / RANKED)
 

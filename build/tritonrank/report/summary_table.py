@@ -112,6 +112,8 @@ def _caption(result: Mapping[str, Any], built: Sequence[Mapping[str, Any]], teac
         said += f". {read['cut_share']:.1%} of the item texts are cut at {read['budget']} tokens"
     if fewer := [row for row in result["rows"] if row.get("examples", result["examples"]) < result["examples"]]:
         said += f". {fewer[0]['name']}: the first {fewer[0]['examples']} requests alone"
+    if padding := result.get("plan_padding"):
+        said += f". A TensorRT plan computes {padding['ratio']:.2f} tokens for each one that a request needs"
     return f"{said}. Words: docs/glossary.md"
 
 
