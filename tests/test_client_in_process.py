@@ -155,7 +155,7 @@ def changed_copy(workspace: Workspace, folder: Path, **parameters: str) -> Path:
     shutil.copytree(workspace.repository, folder)
     set_parameters(folder / "ranker", **parameters)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"].pop("tokenize/config.pbtxt")
+    manifest["files"].pop("ranker/config.pbtxt")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -209,7 +209,7 @@ def test_a_forked_child_opens_it_again(local: RankClient) -> None:
 def test_two_releases_in_one_process(workspace: Workspace, tmp_path: Path, local: RankClient) -> None:
     """Each artifact ranks by its own copy, and what the process imports is what it was."""
     other = changed_copy(workspace, tmp_path / "other", queue_requests="8")
-    name = "score/1/tritonrank_runtime/selection.py"
+    name = "ranker/1/tritonrank_runtime/selection.py"
     source = (other / name).read_text()
     (other / name).write_text(source.replace("np.argsort(-scores", "np.argsort(scores"))
     assert (other / name).read_text() != source
@@ -308,7 +308,7 @@ def test_folders_that_cannot_rank(workspace: Workspace, tmp_path: Path, case: st
             expected = "text.json"
         else:
             manifest = json.loads((folder / "manifest.json").read_text())
-            entry = "score/1/tritonrank_runtime/in_process.py"
+            entry = "ranker/1/tritonrank_runtime/in_process.py"
             (folder / entry).unlink()
             manifest["files"].pop(entry)
             (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -237,13 +237,13 @@ def test_the_real_server_is_seen(served: Served, held_out: list[Request]) -> Non
         time.sleep(0.3)  # an execution is counted a moment after its answers are sent
     seconds = sampled(sampler)
     assert not sampler.faults
-    for model in ("rank", "tokenize", "score", "select"):
+    for model in ("rank", "ranker"):
         assert growth_of(seconds, model) == 12
     assert sum(second.context_cache_hits + second.context_cache_misses for second in seconds) == 12
     assert sum(second.cpu_seconds or 0 for second in seconds) > 0
     assert all(second.rss_bytes and second.rss_bytes > 50e6 for second in seconds)
-    assert composing_models(triton.http_url, "rank") == ["rank", "tokenize", "score", "select"]
+    assert composing_models(triton.http_url, "rank") == ["rank", "ranker"]
     settings = served_settings(triton.http_url)
-    assert settings["score.instances"] == "1"
-    assert int(settings["tokenize.queue_requests"]) == 8
+    assert settings["ranker.instances"] == "1"
+    assert int(settings["ranker.queue_requests"]) == 8
     assert server_process(int(triton.grpc_url.rsplit(":", 1)[1])) == triton.pid
