@@ -59,7 +59,7 @@ def test_nothing_is_said_where_the_same_is_served_or_nothing_is(
     assert against_served(copied, challenger) is None
 
 
-@pytest.mark.parametrize("gone", ["tokenize/1/tokenizer.json", "score/1/weights.bin", "manifest.json"])
+@pytest.mark.parametrize("gone", ["ranker/1/tokenizer.json", "ranker/1/weights.bin", "manifest.json"])
 def test_a_served_build_that_cannot_be_judged_costs_one_line(
     gone: str, copied: Workspace, challenger: Judgement, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,14 @@ OF_ONE_ARCHITECTURE = {
     "build/tritonrank/rankers/modeling.py",
     "build/tritonrank/graphs/batched.py",  # the graph of ``score_batch``
     "build/tritonrank/gpu_check/network_runs.py",
+    # The engines' own formats of weights and rows: each computes both architectures, from their tensors.
+    "build/tritonrank/graphs/native_weights.py",
+    "build/tritonrank_runtime/native/graphs.py",
+    "build/tritonrank_runtime/native/weights.py",
+    "build/tritonrank_runtime/packed/operations.py",
+    "build/tritonrank_runtime/packed/packing.py",
+    "build/tritonrank_runtime/packed/pairs.py",
+    "build/tritonrank_runtime/packed/rows.py",
     # Checkpoints of many families that rank pairs, served as they are.
     "build/tritonrank/graphs/pair_graph.py",
     "build/tritonrank/rankers/pair_ranker.py",
@@ -39,6 +47,8 @@ KNOWN = {
     "build/tritonrank/recipe/applicability.py": 1,
     "build/tritonrank/recipe/graphs.py": 1,
     "build/tritonrank/recipe/serving.py": 3,
+    # What a padded plan computes follows from the tensors that it is padded to.
+    "build/tritonrank/tensorrt/padding_cost.py": 5,
     # The tensor of a Hugging Face tokenizer for plain texts, no ranker's.
     "build/tritonrank/report/baselines.py": 1,
     # Those of the towers' encoder, which ranks nothing.

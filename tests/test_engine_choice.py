@@ -102,16 +102,16 @@ def test_a_closed_gate_keeps_onnxruntime(tiny_recipe: Recipe, workspace: Workspa
     assert told["notes"]
     assert not (made.engine / NATIVE_FILE).exists()
     run_stage(assemble.stage(automatic, made))
-    assert "executor" not in (made.repository / "score" / "config.pbtxt").read_text(encoding="utf-8")
-    assert not (made.repository / "score" / "1" / NATIVE_FILE).exists()
+    assert "executor" not in (made.repository / "ranker" / "config.pbtxt").read_text(encoding="utf-8")
+    assert not (made.repository / "ranker" / "1" / NATIVE_FILE).exists()
 
 
 def test_the_repository_holds_what_a_server_needs(native: Workspace) -> None:
-    scorer = native.repository / "score" / "1"
+    scorer = native.repository / "ranker" / "1"
     assert {path.name for path in scorer.iterdir()} >= {NATIVE_FILE, "context.onnx", "candidates.onnx", "weights.bin"}
     assert (scorer / "tritonrank_runtime" / "native" / library_name()).is_file()
-    assert f"score/1/{NATIVE_FILE}" in read_manifest(native.repository).files
-    assert 'string_value: "native"' in (native.repository / "score" / "config.pbtxt").read_text(encoding="utf-8")
+    assert f"ranker/1/{NATIVE_FILE}" in read_manifest(native.repository).files
+    assert 'string_value: "native"' in (native.repository / "ranker" / "config.pbtxt").read_text(encoding="utf-8")
 
 
 def test_a_ranker_in_process_gives_the_golden_scores(native: Workspace) -> None:
@@ -134,7 +134,7 @@ def test_where_it_does_not_run_onnxruntime_computes(
     native: Workspace, held_out: list[Request], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = tmp_path / "score"
-    shutil.copytree(native.repository / "score" / "1", scorer)
+    shutil.copytree(native.repository / "ranker" / "1", scorer)
     (scorer / NATIVE_FILE).write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING, logger="tritonrank"):
         found = open_executor("native", scorer)
@@ -154,7 +154,7 @@ def test_a_processor_without_vectors_takes_onnxruntime(
 ) -> None:
     monkeypatch.setattr("tritonrank_runtime.native.library.kernels_here", lambda name="": "plain")
     with caplog.at_level(logging.WARNING, logger="tritonrank"):
-        found = open_executor("native", native.repository / "score" / "1")
+        found = open_executor("native", native.repository / "ranker" / "1")
     assert "AVX2" in caplog.text
     ids = np.arange(5, 14, dtype=np.int32)
     request = {"context_ids": ids, "candidate_ids": ids.reshape(3, 3)}
@@ -199,7 +199,7 @@ def test_a_joint_ranker(
     assert stage.why_anew() is None
     tokenizer = RequestTokenizer.from_folder(made.onnx)
     requests = [tensors_of(Request(r.query, r.history, r.items[:7]), tokenizer) for r in held_out[:3]]
-    found = open_executor("native", made.repository / "score" / "1")
+    found = open_executor("native", made.repository / "ranker" / "1")
     together = found.run(requests)
     assert all(np.array_equal(found.run([one])[0], score) for one, score in zip(requests, together, strict=True))
     assert found.token_counts(requests)[0] == found.token_counts(requests)[1]

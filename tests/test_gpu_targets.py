@@ -273,7 +273,7 @@ def test_plans_are_refused_where_no_gpu_is(joint_recipe: Recipe, own: Workspace,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"version": "10.16.1.11"}, r"built with TensorRT 10\.16\.1\.11, here is 11\.2\.1\.2"),
+        ({"version": "10.16.1.11"}, r"built with TensorRT 10\.16\.1\.11, here is 11\.4\.0"),
         ({"gpu": "NVIDIA L4", "compute_capabilities": ["8.9"]}, r"built on NVIDIA L4 .*here is NVIDIA A100"),
         ({"module": "tensorrt_rtx"}, "TensorRT-RTX engine"),
         ({"sha256": "0" * 64}, r"model\.plan: truncated or changed since it was built"),
@@ -310,6 +310,14 @@ def test_a_truncated_plan_in_a_repository_is_refused(joint_recipe: Recipe, own: 
 # The command
 
 
+def without_executor(folder: Path) -> Path:
+    """tiny.yaml as a file that leaves it to the target what computes."""
+    recipe = folder / "tiny.yaml"
+    text = (Path(__file__).parent / "tiny.yaml").read_text(encoding="utf-8")
+    recipe.write_text(text.replace("  executor: onnxruntime\n", ""), encoding="utf-8")
+    return recipe
+
+
 @pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.TENSORRT, Target.TENSORRT_TP])
 @pytest.mark.parametrize("command", ["assemble", "build"])
 def test_the_command_passes_the_target_on(
@@ -326,7 +334,7 @@ def test_the_command_passes_the_target_on(
     monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", lambda *_, **__: None)
     monkeypatch.setattr("tritonrank.report.summary_table.show_summary", lambda _: None)
     monkeypatch.setattr("tritonrank.report.answer.exit_code", lambda *_: 0)
-    recipe = Path(__file__).parent / "tiny.yaml"
+    recipe = without_executor(tmp_path)
     monkeypatch.setattr(
         "sys.argv", ["tritonrank", command, str(recipe), "--artifacts", str(tmp_path), "--target", target]
     )
@@ -363,5 +371,5 @@ def test_what_is_missing_for_plans_shows_before_the_build(
     monkeypatch.setattr("tritonrank.pipeline.stages.run_stages", lambda *arguments, **_: ran.append(arguments))
     monkeypatch.setitem(sys.modules, "tensorrt", cast(ModuleType, SimpleNamespace(__version__="9.0")))
     with pytest.raises(error, match=said):
-        cli.building.build(Path(__file__).parent / "tiny.yaml", settings, tmp_path, target)
+        cli.building.build(without_executor(tmp_path), settings, tmp_path, target)
     assert not ran

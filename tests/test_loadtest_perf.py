@@ -360,12 +360,12 @@ def test_the_real_one_measures_the_real_server(
     assert not clients.failed, clients.failed
     assert not rate.failed, rate.failed
     assert clients.requests == rate.requests == 15
-    assert [model.model for model in clients.models] == ["rank", "tokenize", "score", "select"]
+    assert [model.model for model in clients.models] == ["rank", "ranker"]
     spent = sum(model.queue_us + model.computing_us for model in clients.models[1:])
     assert 0 < spent / 1_000 < 1.5 * (clients.latency.mean or 0)
     assert run.target.artifact
     assert run.totals.candidates_per_second == pytest.approx(8 * run.totals.answered_per_second, rel=0.01)
-    scored = [model for second in run.server for model in second.models if model.model == "score"]
+    scored = [model for second in run.server for model in second.models if model.model == "ranker"]
     assert sum(model.requests for model in scored) >= 30
     assert all(second.rss_bytes for second in run.server)
 

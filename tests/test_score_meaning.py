@@ -77,4 +77,4 @@ def test_clients_are_told(served: Served, protocol: str) -> None:
     assert parameters["activation"] == "sigmoid"
     assert parameters["calibration"] == ""
     told = {"activation", "calibration", "max_candidates", "max_text_bytes", "deadline_ms", "block_candidates"}
-    assert set(parameters) == told | {"item_template", "item_fields"}
+    assert set(parameters) == told | {"item_template", "item_fields", "history_items"}
