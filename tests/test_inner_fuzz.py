@@ -60,7 +60,7 @@ Tensor = tuple[str, list[int], list[Any]]
 
 
 def good_tensors(model: str) -> dict[str, Tensor]:
-    if model.startswith("tokenize"):
+    if model.startswith(("tokenize", "ranker")):
         return {
             "query": ("BYTES", [1], ["oak"]),
             "history": ("BYTES", [2], ["a", "b"]),

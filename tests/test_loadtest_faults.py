@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 from loadtests.__main__ import app
 from loadtests.faults import Outcome, faults_of
 
-GOOD = Outcome("kill -9 select", 0.1, 2.0, 1, 80, 80, 0, {}, 2.1)
+GOOD = Outcome("kill -9 ranker", 0.1, 2.0, 1, 80, 80, 0, {}, 2.1)
 
 
 @pytest.mark.slow
 def test_a_killed_part_is_told_repaired_and_lost_to_nobody(workspace: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
     # Attempts are given, so that this is about the server alone.
-    command = ["faults", str(workspace.root), "--only", "kill -9 select", "--timeout", "20", "--attempts", "200"]
+    command = ["faults", str(workspace.root), "--only", "kill -9 ranker", "--timeout", "20", "--attempts", "200"]
     done = CliRunner().invoke(app, [*command, "--out", str(out)])
     (found,) = json.loads(out.read_text())["faults"]
     assert done.exit_code == 0, done.output

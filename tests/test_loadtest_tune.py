@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -206,7 +207,7 @@ def bench(certain: Build, tmp_path: Path) -> Bench:
     """A build that was assembled, and may be changed."""
     build = certain.copied(tmp_path / "artifacts")
     (tmp_path / "workload.jsonl").write_text("not read here")
-    repository = build.workspace.repository / "score" / "1"
+    repository = build.workspace.repository / "ranker" / "1"
     repository.mkdir(parents=True)
     for name in GRAPHS:
         (repository / name).touch()
@@ -233,7 +234,7 @@ def test_the_space_is_made_of_settings_that_exist(bench: Bench) -> None:
             load_recipe(bench.recipe, list(set_options({key: value})))
     shared = set(space)
     for name in GRAPHS:
-        (bench.artifacts / "repository" / "score" / "1" / name).unlink()
+        (bench.artifacts / "repository" / "ranker" / "1" / name).unlink()
     assert shared ^ set(search_space(bench.artifacts, cores=4)) == {"serve.rows_per_batch"}
     with pytest.raises(TrialError, match="Build it first"):
         search_space(bench.artifacts / "nothing", cores=4)
@@ -259,8 +260,8 @@ def test_the_result_is_what_the_pipeline_takes(bench: Bench, tmp_path: Path) -> 
 def test_assembling_a_trial_leaves_the_artifacts_alone(bench: Bench) -> None:
     before = {path: path.stat().st_mtime_ns for path in bench.artifacts.rglob("*") if path.is_file()}
     assemble(bench, {"serve.instances": 3, "serve.threads": 2})
-    config = (bench.work / "repository" / "score" / "config.pbtxt").read_text()
-    assert "count: 3" in config
+    config = (bench.work / "repository" / "ranker" / "config.pbtxt").read_text()
+    assert re.search(r'key: "lanes"\s+value \{\s+string_value: "3"', config)
     assert 'key: "threads"' in config
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

@@ -62,7 +62,7 @@ def test_the_catalogue_is_linked_and_only_where_a_recipe_recommends(
     write_recommend(tiny_recipe, workspace, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     tiny_catalogue(Workspace(tmp_path).catalogue)
-    shutil.copytree(workspace.repository / "tokenize", tmp_path / "repository" / "tokenize")
+    shutil.copytree(workspace.repository / "ranker", tmp_path / "repository" / "ranker")
     write_recommend(recommending, Workspace(tmp_path), tmp_path / "repository")
     linked = tmp_path / "repository" / "recommend" / "1" / "catalogue" / "manifest.json"
     assert linked.samefile(Workspace(tmp_path).catalogue / "manifest.json")

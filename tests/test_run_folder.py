@@ -127,7 +127,7 @@ def plant_link(repository: Path) -> str:
     elsewhere = repository.parent / weights.name
     weights.rename(elsewhere)
     weights.symlink_to(elsewhere)
-    return f"score/1/{weights.name}: a link"
+    return f"ranker/1/{weights.name}: a link"
 
 
 def plant_folder(repository: Path) -> str:
