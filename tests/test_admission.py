@@ -191,7 +191,7 @@ def test_a_half_written_state_is_no_state(tmp_path: Path, content: bytes) -> Non
 
 def test_a_state_travels_whole() -> None:
     speeds = tuple(Speed(float(place), place + 0.5) for place in range(len(LARGER_CLASSES) + 1))
-    state = ScorerState(7, 8, 2**62, 9.5, True, 5, 4.5, 0.25, speeds)
+    state = ScorerState(7, 8, 2**62, 9.5, True, 0.25, speeds)
     assert ScorerState.unpacked(state.packed()) == state
 
 
@@ -260,36 +260,6 @@ def test_work_in_progress_counts_until_it_is_done(tmp_path: Path, clock: Clock) 
     assert is_taken(gate, 2.0, 1), "900 tokens are left"
     scorer.skip(900)
     assert is_taken(gate, 0.1, 1), "an expired one is no work"
-
-
-def test_what_is_done_of_running_work_is_not_waited_for(tmp_path: Path, clock: Clock) -> None:
-    """At 1,000 tokens/s, half of two seconds may be waited."""
-    gate, scorer = Admission(99, 60, 0.5, tmp_path), StartedCounter("score_0", tmp_path)
-    clock.work(scorer, 500, 0.5)
-    scorer.add(1, 1_500)
-    with scorer.busy(1_500):
-        assert not is_taken(gate, 2.0, 1)
-        clock.seconds += 0.49
-        assert not is_taken(gate, 2.0, 1)
-        clock.seconds += 0.02
-        assert is_taken(gate, 2.0, 1), "990 tokens are left"
-        wait_with(gate, 830)
-        clock.seconds += 60
-        assert is_taken(gate, 2.0, 1), "830 wait and a tenth of what runs is left at the least"
-        wait_with(gate, 40)
-        assert not is_taken(gate, 2.0, 1), "one that takes longer than its size says is not done before it is"
-
-
-def test_work_that_shares_the_cores_is_done_more_slowly(tmp_path: Path, clock: Clock) -> None:
-    gate = Admission(99, 60, 1.0, tmp_path)
-    first, second = (StartedCounter(name, tmp_path) for name in ("score_0", "score_1"))
-    for scorer in (first, second):
-        clock.work(scorer, 500, 0.5)
-        scorer.add(1, 1_000)
-    with first.busy(1_000), second.busy(1_000):
-        clock.seconds += 1.0
-        assert is_taken(gate, 1.01, 0), "each has done half"
-        assert not is_taken(gate, 0.99, 0)
 
 
 def test_a_request_that_cannot_be_done_within_its_own_deadline_is_refused(tmp_path: Path, clock: Clock) -> None:

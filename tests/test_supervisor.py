@@ -144,9 +144,6 @@ FAULTS: dict[str, Callable[[ServeCommand], None]] = {
     "a request that Triton 2.51 does not survive": lambda served: end_by_request(served.urls["HTTP"]),
     # The supervisor begins to remove it too, as soon as it notices.
     "run folder": lambda served: shutil.rmtree(run_folder(served), ignore_errors=True),
-    "queue folder": lambda served: shutil.rmtree(
-        next(run_folder(served).glob("tritonrank-queue-*")), ignore_errors=True
-    ),
 }
 
 
@@ -172,7 +169,7 @@ def test_what_is_lost_is_back_at_the_same_ports(
     assert f"(restart {restarts + 1})" in command.errors.read_text().splitlines()[-1]
 
 
-@pytest.mark.parametrize("fault", ["tritonserver", "a scorer"])
+@pytest.mark.parametrize("fault", ["tritonserver", "the ranker"])
 def test_triton_itself_says_no_when_it_is_lost(command: ServeCommand, urls: dict[str, str], fault: str) -> None:
     """Not only the ready file: whoever asks Triton for its health is told, too."""
     restarts = command.said["restarts"]

@@ -5,8 +5,8 @@ while an instance is busy; a request that arrives just then can wait 500 ms for 
 2.51: half of the requests at four in flight). So the batcher runs without a policy, and this file does its work.
 
 How long a queue may be is a question of time, not of requests: ten candidates take a tenth of the time of a hundred.
-So ``tokenize`` counts the tokens that wait for the scorer or are in work, less what must be done of them by now; the
-scorers measure how many tokens they do in a second; and a request is refused at once when
+So ``tokenize`` counts the tokens that wait for the scorer or are in work, the scorers measure how many tokens they do
+in a second, and a request is refused at once when
 
 - it would wait longer than a share of its deadline: what is accepted then has the rest of it for its own computation
   and for the way back, and a burst is refused instead of making everybody late; or
@@ -117,8 +117,7 @@ class Admission:
             return
         self._check_own_work(scorers, seconds_left, tokens)
         rates = [scorer.tokens_per_second for scorer in scorers if scorer.tokens_per_second > 0]
-        busy = sum(scorer.is_busy for scorer in scorers)
-        before = _tokens_before(waiting, [scorer.left_tokens(now, busy) for scorer in scorers])
+        before = _tokens_before(waiting, [scorer.running_tokens for scorer in scorers])
         if not rates or not before:
             return
         rate = sum(rates) / len(rates)
@@ -175,15 +174,15 @@ class Admission:
             self._waiting.popleft()
 
 
-def _tokens_before(waiting: Iterable[int], running: Iterable[float]) -> float:
+def _tokens_before(waiting: Iterable[int], running: Iterable[int]) -> int:
     """Tokens that the scorer which is free first has to do before a request that comes now.
 
     Args:
         waiting: tokens of the requests that wait, in their order; each goes to the scorer that is free first then, so
             that a large one in one scorer keeps nobody from the other.
-        running: what each scorer has left to do.
+        running: what each scorer works on.
     """
-    loads = [*running] or [0.0]
+    loads = [*running] or [0]
     heapify(loads)
     for tokens in waiting:
         heapreplace(loads, loads[0] + tokens)

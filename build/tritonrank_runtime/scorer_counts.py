@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 MEMORY_SECONDS = 5.0
 """Of computing: how far back the scorer's speed looks. Long enough to average over requests of all sizes."""
-MOST_DONE = 0.9
-"""Of what is computed at the moment: one that takes longer than its size says is not done before it is."""
 LARGER_CLASSES = (1_000, 8_000)
 """Tokens at which requests count as larger ones: what starting a run costs weighs on small ones many times as much, so
 the speed of one class says little about another."""
@@ -45,24 +43,10 @@ class ScorerState(NamedTuple):
     idle_since: float = math.inf
     """on the monotonic clock; infinity while it has work"""
     is_busy: bool = False
-    turn_tokens: int = 0
-    """of those that run, what it computes at the moment; 0 while it does not"""
-    turn_began: float = 0.0
-    """on the monotonic clock"""
     tokens_per_second: float = 0.0
     """as ``Speed`` has it, of requests of all sizes"""
     speeds: tuple[Speed, ...] = (Speed(),) * (len(LARGER_CLASSES) + 1)
     """by class of sizes, the smallest first"""
-
-    def left_tokens(self, now: float, busy_instances: int) -> float:
-        """Of what it has taken, what is not done yet, by its speed.
-
-        Args:
-            now: on the monotonic clock.
-            busy_instances: that share the cores with it, itself included.
-        """
-        done = max(0.0, now - self.turn_began) * self.tokens_per_second / max(1, busy_instances)
-        return max(0.0, self.running_tokens - min(done, MOST_DONE * self.turn_tokens))
 
     def packed(self) -> bytes:
         return _STATE.pack(*self[:-1], *(number for speed in self.speeds for number in speed))
@@ -80,7 +64,7 @@ class ScorerState(NamedTuple):
 
 
 _OWN_FIELDS = len(ScorerState._fields) - 1
-_STATE = struct.Struct(f"<qqqd?qdd{2 * (len(LARGER_CLASSES) + 1)}d")
+_STATE = struct.Struct(f"<qqqd?d{2 * (len(LARGER_CLASSES) + 1)}d")
 
 
 class ScorerCounter:
@@ -109,11 +93,11 @@ class ScorerCounter:
 
     def skip(self, tokens: int) -> None:
         """Some of the tokens taken need no work any more."""
-        self._note(running_tokens=max(0, self.state.running_tokens - tokens), is_busy=False, turn_tokens=0)
+        self._note(running_tokens=max(0, self.state.running_tokens - tokens), is_busy=False)
 
     def rest(self) -> None:
         """All that was taken is done."""
-        self._note(running_tokens=0, is_busy=False, turn_tokens=0, idle_since=time.monotonic())
+        self._note(running_tokens=0, is_busy=False, idle_since=time.monotonic())
 
     @contextmanager
     def busy(self, tokens: int = 0, done: Callable[[], int] | None = None) -> Iterator[int]:
@@ -125,7 +109,7 @@ class ScorerCounter:
             tokens: that it will work on.
             done: how many of them it has worked on, asked at the end; default: all.
         """
-        self._note(is_busy=True, turn_tokens=tokens, turn_began=time.monotonic())
+        self._note(is_busy=True)
         scorers = max(1, sum(state.is_busy for state in self._all_states()))
         began = time.monotonic()
         try:
