@@ -150,7 +150,6 @@ def faults_of() -> dict[str, Callable[[_Server], None]]:
         found[f"SIGSTOP {STOPPED_SECONDS:g} s {name}"] = partial(_stop_for_a_while, of)
     found["SIGTERM tritonserver"] = lambda server: server.triton().terminate()
     found["run folder removed"] = partial(_remove, "")
-    found["queue folder removed"] = partial(_remove, "tritonrank-queue-*")
     return found
 
 

@@ -49,7 +49,7 @@ def test_every_process_is_killed_and_stopped() -> None:
     names = set(faults_of())
     for part in ("ranker", "tritonserver", "keeper"):
         assert {f"kill -9 {part}", f"SIGSTOP 5 s {part}"} <= names
-    assert {"run folder removed", "queue folder removed"} <= names
+    assert "run folder removed" in names
 
 
 def test_what_cannot_be_served_is_told_in_one_message(tmp_path: Path) -> None:
