@@ -10,6 +10,7 @@ import os
 import struct
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,7 +68,7 @@ _OWN_FIELDS = len(ScorerState._fields) - 1
 _STATE = struct.Struct(f"<qqqd?d{2 * (len(LARGER_CLASSES) + 1)}d")
 
 
-class ScorerCounter:
+class ScorerCounter(ABC):
     """The scorer's side: what it has taken, what it works on, and how fast it is.
 
     It also says whether it computes at the moment, so that scorers can share out the cores: one alone takes them all.
@@ -128,9 +129,9 @@ class ScorerCounter:
             speeds=tuple(Speed(one.tokens_per_second, one.measured_at) for one in self._speeds),
         )
 
+    @abstractmethod
     def _all_states(self) -> Sequence[ScorerState]:
         """Of all scorers that share the cores with this one."""
-        raise NotImplementedError
 
 
 class LaneCounter(ScorerCounter):
