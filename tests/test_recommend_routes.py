@@ -55,7 +55,7 @@ async def test_a_recommendation_is_ranked_by_the_gateways_own_backend() -> None:
         assert [item["item_id"] for item in second["items"]] == ["i13", "i14", "i15"]
         page = http.app.state.gateway.metrics.page().decode()  # type: ignore[attr-defined]
         assert 'recommend_step_seconds_count{step="rank"} 1.0' in page
-        assert 'recommendations_total{cold="no"} 2.0' in page
+        assert 'recommendations_total{cold="no",degraded="no"} 2.0' in page
 
 
 async def test_an_overloaded_ranker_is_no_error_and_is_counted() -> None:

@@ -59,7 +59,7 @@ async def explain(call: Call) -> ExplainAnswer:
 def _observe(metrics: Metrics, answer: RecommendAnswer) -> None:
     for step, milliseconds in answer.milliseconds.items():
         metrics.step_seconds.labels(step).observe(milliseconds / 1_000)
-    metrics.recommended.labels("yes" if answer.cold else "no").inc()
+    metrics.recommended.labels("yes" if answer.cold else "no", "yes" if answer.degraded else "no").inc()
     for reason in answer.degraded_reasons:
         # Of a source the reason may be any text; a label may not.
         metrics.degraded.labels(reason.partition(":")[0] if reason.startswith("catalogue.") else reason).inc()
