@@ -69,7 +69,7 @@ async def test_an_overloaded_ranker_is_no_error_and_is_counted() -> None:
         assert answer.status_code == 200
         assert (answer.json()["degraded"], answer.json()["degraded_reasons"]) == (True, ["ranker: overloaded"])
         page = http.app.state.gateway.metrics.page().decode()  # type: ignore[attr-defined]
-        assert 'recommendations_degraded_total{reason="ranker: overloaded"} 1.0' in page
+        assert 'degraded_total{reason="ranker: overloaded",route="/v1/recommend"} 1.0' in page
 
 
 async def test_a_key_whose_candidates_are_used_up_is_told_so(tmp_path: Path) -> None:

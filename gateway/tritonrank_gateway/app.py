@@ -11,13 +11,16 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from tritonrank_recommend.engine import Recommender
+from tritonrank_recommend.stores import GuardedStore
 
+from tritonrank_gateway.about_metrics import AboutMetrics
 from tritonrank_gateway.call import Gateway
 from tritonrank_gateway.dialects import routers
 from tritonrank_gateway.endpoint import BODIES
@@ -26,9 +29,11 @@ from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel
 from tritonrank_gateway.openapi_page import page
+from tritonrank_gateway.process_metrics import process_metrics
 from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.recommend import routers as recommend_routers
 from tritonrank_gateway.recommend.log_metrics import LogMetrics
+from tritonrank_gateway.recommend.store_metrics import StoreMetrics
 from tritonrank_gateway.settings import GatewaySettings
 
 SCHEMAS = "#/components/schemas/{name}"
@@ -65,13 +70,18 @@ def create_app(
     metrics.watch(lambda: load.in_flight, lambda: load.queued_seconds)
     if recommender is not None and recommender.parts.log is not None:
         metrics.registry.register(LogMetrics(recommender.parts.log.state))
+    if recommender is not None and isinstance(recommender.parts.store, GuardedStore):
+        metrics.last_event = StoreMetrics(recommender.parts.store, metrics.registry).last_event
+    model = KnownModel(backend)
+    metrics.registry.register(AboutMetrics(model, recommender))
     keys = read_keys(settings.keys_file, os.environ)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if recommender is not None:
             await recommender.start()
-        yield
+        async with process_metrics(metrics):
+            yield
         if recommender is not None:
             await recommender.close()
         await backend.close()
@@ -83,7 +93,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.gateway = Gateway(settings, backend, keys, load, metrics, KnownModel(backend), recommender)
+    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, recommender)
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"
@@ -109,8 +119,10 @@ def create_app(
 def create_metrics_app(gateway: Gateway) -> Starlette:
     """/metrics, /health/live and /health/ready, to be served on a port of their own."""
 
-    async def metrics(_: Request) -> Response:
-        return Response(gateway.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def metrics(request: Request) -> Response:
+        # OpenMetrics for who asks for it: that alone has exemplars, the trace of one request in a bucket.
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(gateway.metrics.registry), headers={"Content-Type": content_type})
 
     async def live(_: Request) -> Response:
         return JSONResponse({"live": True})

@@ -66,6 +66,8 @@ class Done:
     backend_seconds: float = 0.0
     artifact: str = ""
     score_type: str = ""
+    degraded: list[str] = field(default_factory=list)
+    """what the answer was made without; a few words of a few"""
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class Call:
         started: time.monotonic() when it came.
         deadline: time.monotonic() when nobody waits any more.
         request_id: the caller's own or a new one.
+        trace_id: of the trace that the request belongs to, where that is kept; "" where it is not.
     """
 
     gateway: Gateway
@@ -91,6 +94,7 @@ class Call:
     body: bytes = b""
     held_bytes: int = 0
     key: Key | None = None
+    trace_id: str = ""
     done: Done = field(default_factory=Done)
 
     @classmethod

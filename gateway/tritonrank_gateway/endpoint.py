@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from tritonrank_gateway.call import Call, Gateway
 from tritonrank_gateway.metrics import candidate_bucket
-from tritonrank_gateway.refusal import STATUS, Kind, Refusal
+from tritonrank_gateway.refusal import OUTCOME, STATUS, Kind, Refusal
 
 Handler = Callable[[Call], Awaitable[Any]]
 """Answers with what is written as JSON."""
@@ -238,10 +238,15 @@ def _observe(call: Call, path: str, dialect: Dialect, status: int, refusal: Refu
     metrics, done = call.gateway.metrics, call.done
     seconds = time.monotonic() - call.started
     if refusal is not None:
+        metrics.requests.labels(path, OUTCOME[refusal.kind]).inc()
         metrics.refused.labels(path, refusal.kind).inc()
     else:
+        metrics.requests.labels(path, "degraded" if done.degraded else "answered").inc()
+        for reason in done.degraded:
+            metrics.degraded.labels(path, reason).inc()
         labels = (path, done.artifact, candidate_bucket(done.candidates))
-        metrics.seconds.labels(*labels).observe(seconds)
+        exemplar = {"trace_id": call.trace_id} if call.trace_id else None
+        metrics.seconds.labels(*labels).observe(seconds, exemplar)
         metrics.queue_seconds.labels(*labels).observe(done.queue_seconds)
         metrics.documents.labels(*labels).inc(done.candidates)
         if done.tokens is not None:

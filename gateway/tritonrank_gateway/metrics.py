@@ -1,13 +1,15 @@
-"""The gateway's own Prometheus metrics: histograms by route, artifact and number of candidates.
+"""The gateway's own Prometheus metrics: what came in and what became of it, by route, artifact and candidates.
 
 Triton's summaries cost throughput and know no dialects. For autoscaling one gauge is enough:
-`tritonrank_gateway_queued_seconds`, the estimated seconds of work that wait.
+`tritonrank_gateway_queued_seconds`, the estimated seconds of work that wait. Parts with metrics of their own register
+them in `Metrics.registry`; docs/metrics.md lists them all.
 """
 
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+NAME = "tritonrank_gateway_"
 CANDIDATE_BUCKETS = (1, 10, 30, 100, 300, 1_000)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Upper bounds of the times' buckets. Those that ``loadtests/slo*.yaml`` name are among them: an alert on an objective
@@ -21,7 +23,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        name, registry = "tritonrank_gateway_", self._registry
+        name, registry = NAME, self._registry
+        self.requests = Counter(
+            f"{name}requests",
+            "Requests by what became of them: answered, degraded (answered without a part), invalid (the caller's "
+            "fault), refused (no room), expired, failed, hung_up",
+            ("route", "outcome"),
+            registry=registry,
+        )
         self.seconds = Histogram(
             f"{name}request_seconds", "From the request's first byte to its answer", LABELS, buckets=SECONDS,
             registry=registry,
@@ -43,6 +52,10 @@ class Metrics:
         )  # fmt: skip
         self.cached = Counter(f"{name}cache_hits", "Rankings given from the cache", LABELS, registry=registry)
         self.refused = Counter(f"{name}refused", "Requests that got no ranking", ("route", "reason"), registry=registry)
+        self.degraded = Counter(
+            f"{name}degraded", "Answers made without a part, once for each thing that was missing", ("route", "reason"),
+            registry=registry,
+        )  # fmt: skip
         self.step_seconds = Histogram(
             f"{name}recommend_step_seconds", "Of a recommendation: profile, retrieve, rank, blend, total", ("step",),
             buckets=SECONDS, registry=registry,
@@ -51,14 +64,12 @@ class Metrics:
             f"{name}recommendations", "Answered, by whether the user was unknown, and whether a part was missing",
             ("cold", "degraded"), registry=registry,
         )  # fmt: skip
-        self.degraded = Counter(
-            f"{name}recommendations_degraded", "Answered without a part, by what was missing", ("reason",),
-            registry=registry,
-        )  # fmt: skip
         self.events = Counter(
             f"{name}events", "Events of users that were taken, by whether they were known already", ("known",),
             registry=registry,
         )  # fmt: skip
+        self.last_event: Gauge | None = None
+        """when the newest event was taken, unix seconds; None where there is no store"""
         self.in_flight = Gauge(f"{name}in_flight", "Requests that wait for an answer", registry=registry)
         self.queued_seconds = Gauge(f"{name}queued_seconds", "Estimated seconds of work that wait", registry=registry)
 

@@ -1,6 +1,6 @@
 """Why a request was not answered: one error, which each dialect says in its own words and status codes."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError, Unavailable
 
@@ -37,6 +37,15 @@ STATUS: dict[Kind, int] = {
     "not_found": 404,
     "gone": 410,
 }
+OUTCOME: dict[Kind, str] = {
+    **dict.fromkeys(get_args(Kind), "invalid"),
+    "overloaded": "refused",
+    "deadline": "expired",
+    "unavailable": "failed",
+    "fault": "failed",
+    "hung_up": "hung_up",
+}
+"""As the metrics count it: whose fault it was, in a word."""
 RETRY_SECONDS = 1
 """What `Retry-After` says at least: its unit is whole seconds."""
 

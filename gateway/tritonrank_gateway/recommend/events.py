@@ -76,6 +76,8 @@ async def take_events(call: Call) -> dict[str, Any]:
     counter = call.gateway.metrics.events
     counter.labels("no").inc(added.accepted)
     counter.labels("yes").inc(added.duplicates)
+    if added.accepted and call.gateway.metrics.last_event is not None:
+        call.gateway.metrics.last_event.set(now)
     answer: dict[str, Any] = {"accepted": added.accepted, "duplicates": added.duplicates}
     return answer | ({"taken_for_now": early} if early else {})
 

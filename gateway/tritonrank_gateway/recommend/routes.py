@@ -37,6 +37,10 @@ async def recommend(call: Call) -> RecommendAnswer:
     if ranker.over_quota is not None:
         raise ranker.over_quota
     _observe(call.gateway.metrics, answer)
+    # Of a source the reason may be any text; a label may not.
+    call.done.degraded = [
+        reason.partition(":")[0] if reason.startswith("catalogue.") else reason for reason in answer.degraded_reasons
+    ]
     return answer
 
 
@@ -60,9 +64,6 @@ def _observe(metrics: Metrics, answer: RecommendAnswer) -> None:
     for step, milliseconds in answer.milliseconds.items():
         metrics.step_seconds.labels(step).observe(milliseconds / 1_000)
     metrics.recommended.labels("yes" if answer.cold else "no", "yes" if answer.degraded else "no").inc()
-    for reason in answer.degraded_reasons:
-        # Of a source the reason may be any text; a label may not.
-        metrics.degraded.labels(reason.partition(":")[0] if reason.startswith("catalogue.") else reason).inc()
 
 
 async def similar(call: Call) -> SimilarAnswer:

@@ -44,6 +44,8 @@ class ArtifactFolder(Generic[Opened]):
         self.data_read = 0.0
         """unix seconds: when the data were read of which the last one that ``look`` opened was made; where its manifest
         does not say, when it was made"""
+        self.created = 0.0
+        """unix seconds: when it was made; 0 where its manifest does not say"""
         self.problem = ""
         """why it cannot be used: "missing" or "damaged"; "" where it can, or where there is to be none"""
         self.opened = self.look()
@@ -71,15 +73,21 @@ class ArtifactFolder(Generic[Opened]):
             self._stamp = stamp
             self.problem = "damaged" if self.opened is None else ""
             return None
-        self._stamp, self.problem, self.data_read = stamp, "", self._data_read()
+        self._stamp, self.problem = stamp, ""
+        self.data_read, self.created = self._moments()
         return fresh
 
-    def _data_read(self) -> float:
+    def _moments(self) -> tuple[float, float]:
+        """When its data were read and when it was made."""
         try:
             manifest = msgspec.json.decode((self._folder or Path()).joinpath(MANIFEST).read_bytes(), type=_Manifest)
-            return datetime.datetime.fromisoformat(manifest.metrics.data_read or manifest.created).timestamp()
+            read, made = (
+                datetime.datetime.fromisoformat(moment).timestamp()
+                for moment in (manifest.metrics.data_read or manifest.created, manifest.created)
+            )
+            return read, made
         except (OSError, ValueError):  # an artifact that does not tell is older than every change
-            return 0.0
+            return 0.0, 0.0
 
     def _stamp_now(self) -> Stamp:
         try:

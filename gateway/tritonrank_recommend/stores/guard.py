@@ -7,12 +7,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.stores.interface import Added, ItemChange, Profile, Store, StoreError, StoreRefusedError
 
 Result = TypeVar("Result")
+Outcome = Literal["done", "late", "failed", "refused", "given_up", "not_asked"]
+"""Of a call: answered; no answer in its time; no answer at all; answered that this store cannot be used; whoever asked
+went away; the circuit was open."""
+Watch = Callable[[str, float, Outcome], None]
+"""Told of each call: the operation, its seconds, what became of it."""
 log = logging.getLogger("tritonrank.store")
 
 READ_SECONDS = 0.1
@@ -29,6 +34,14 @@ REST_SECONDS = 1.0
 """until the next try"""
 
 
+class StoreLateError(StoreError):
+    """The store may answer, but not in time."""
+
+
+def _unwatched(operation: str, seconds: float, outcome: Outcome) -> None:
+    """Nobody counts."""
+
+
 class GuardedStore:
     """A store with limits, see ``interface.Store``; what it raises is always StoreError, and soon."""
 
@@ -41,6 +54,7 @@ class GuardedStore:
         other_seconds: float = OTHER_SECONDS,
         rest_seconds: float = REST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        watch: Watch = _unwatched,
     ) -> None:
         """Guard a store.
 
@@ -51,7 +65,9 @@ class GuardedStore:
             other_seconds: for everything else.
             rest_seconds: from the failure that opened the circuit to the next try.
             clock: seconds.
+            watch: told of each call; whoever counts may put another in its place.
         """
+        self.watch = watch
         self._store = store
         self._read_seconds = read_seconds
         self._put_seconds = put_seconds
@@ -66,11 +82,36 @@ class GuardedStore:
         """Whether calls fail at once now."""
         return self._failures >= FAILURES and self._clock() < self._closed_until
 
-    async def _call(self, call: Callable[[], Coroutine[Any, Any, Result]], seconds: float) -> Result:
+    @property
+    def answers(self) -> bool:
+        """Whether the last calls did not all fail."""
+        return self._failures < FAILURES
+
+    async def _call(self, operation: str, call: Callable[[], Coroutine[Any, Any, Result]], seconds: float) -> Result:
         if self._failures >= FAILURES:
             if self._clock() < self._closed_until:
+                self.watch(operation, 0.0, "not_asked")
                 raise StoreError("the store does not answer; it is asked again within a second")
             self._closed_until = self._clock() + self._rest_seconds  # this call alone goes to see
+        started = self._clock()
+        outcome: Outcome = "given_up"
+        try:
+            result = await self._limited(call, seconds)
+            outcome = "done"
+            return result
+        except StoreLateError:
+            outcome = "late"
+            raise
+        except StoreRefusedError:
+            outcome = "refused"
+            raise
+        except StoreError:
+            outcome = "failed"
+            raise
+        finally:
+            self.watch(operation, self._clock() - started, outcome)
+
+    async def _limited(self, call: Callable[[], Coroutine[Any, Any, Result]], seconds: float) -> Result:
         started = self._clock()
         task = asyncio.ensure_future(call())
         try:
@@ -86,7 +127,7 @@ class GuardedStore:
             task.add_done_callback(_forget)
             task.cancel()
             self._failed()
-            raise StoreError(f"the store did not answer within {seconds * 1000:.0f} ms")
+            raise StoreLateError(f"the store did not answer within {seconds * 1000:.0f} ms")
         try:
             result = task.result()
         except StoreRefusedError:
@@ -109,58 +150,58 @@ class GuardedStore:
             self._closed_until = self._clock() + self._rest_seconds
 
     async def ready(self) -> bool:
-        return await self._call(self._store.ready, self._put_seconds)
+        return await self._call("ready", self._store.ready, self._put_seconds)
 
     async def close(self) -> None:
         await self._store.close()
 
     async def add_events(self, events: Sequence[Event], *, log: bool = True) -> Added:
-        return await self._call(lambda: self._store.add_events(events, log=log), self._other_seconds)
+        return await self._call("add_events", lambda: self._store.add_events(events, log=log), self._other_seconds)
 
     async def profile(self, user_id: str) -> Profile:
-        return await self._call(lambda: self._store.profile(user_id), self._read_seconds)
+        return await self._call("profile", lambda: self._store.profile(user_id), self._read_seconds)
 
     async def item_counters(self, item_ids: Sequence[str]) -> list[dict[str, int]]:
-        return await self._call(lambda: self._store.item_counters(item_ids), self._read_seconds)
+        return await self._call("item_counters", lambda: self._store.item_counters(item_ids), self._read_seconds)
 
     async def outbox(self, after: int, most: int) -> list[tuple[int, Event]]:
-        return await self._call(lambda: self._store.outbox(after, most), self._other_seconds)
+        return await self._call("outbox", lambda: self._store.outbox(after, most), self._other_seconds)
 
     async def outbox_done(self, through: int) -> None:
-        await self._call(lambda: self._store.outbox_done(through), self._other_seconds)
+        await self._call("outbox_done", lambda: self._store.outbox_done(through), self._other_seconds)
 
     async def log_position(self) -> int:
-        return await self._call(self._store.log_position, self._other_seconds)
+        return await self._call("log_position", self._store.log_position, self._other_seconds)
 
     async def change_items(self, changes: Sequence[ItemChange]) -> int:
-        return await self._call(lambda: self._store.change_items(changes), self._other_seconds)
+        return await self._call("change_items", lambda: self._store.change_items(changes), self._other_seconds)
 
     async def item_changes(self, since: int, most: int = 10_000) -> list[tuple[int, ItemChange]]:
-        return await self._call(lambda: self._store.item_changes(since, most), self._other_seconds)
+        return await self._call("item_changes", lambda: self._store.item_changes(since, most), self._other_seconds)
 
     async def put(self, key: str, value: bytes, seconds: float, *, user_id: str = "") -> None:
-        await self._call(lambda: self._store.put(key, value, seconds, user_id=user_id), self._put_seconds)
+        await self._call("put", lambda: self._store.put(key, value, seconds, user_id=user_id), self._put_seconds)
 
     async def get(self, key: str) -> bytes | None:
-        return await self._call(lambda: self._store.get(key), self._read_seconds)
+        return await self._call("get", lambda: self._store.get(key), self._read_seconds)
 
     async def take_lease(self, name: str, owner: str, seconds: float) -> bool:
-        return await self._call(lambda: self._store.take_lease(name, owner, seconds), self._other_seconds)
+        return await self._call("take_lease", lambda: self._store.take_lease(name, owner, seconds), self._other_seconds)
 
     async def give_lease(self, name: str, owner: str) -> None:
-        await self._call(lambda: self._store.give_lease(name, owner), self._other_seconds)
+        await self._call("give_lease", lambda: self._store.give_lease(name, owner), self._other_seconds)
 
     async def export_user(self, user_id: str) -> dict[str, Any]:
-        return await self._call(lambda: self._store.export_user(user_id), self._other_seconds)
+        return await self._call("export_user", lambda: self._store.export_user(user_id), self._other_seconds)
 
     async def erase_user(self, user_id: str) -> dict[str, int]:
-        return await self._call(lambda: self._store.erase_user(user_id), self._other_seconds)
+        return await self._call("erase_user", lambda: self._store.erase_user(user_id), self._other_seconds)
 
     async def erased_users(self) -> list[tuple[str, float]]:
-        return await self._call(self._store.erased_users, self._other_seconds)
+        return await self._call("erased_users", self._store.erased_users, self._other_seconds)
 
     async def forget_erased(self, user_ids: Sequence[str]) -> None:
-        await self._call(lambda: self._store.forget_erased(user_ids), self._other_seconds)
+        await self._call("forget_erased", lambda: self._store.forget_erased(user_ids), self._other_seconds)
 
 
 def _forget(task: asyncio.Future[Any]) -> None:
