@@ -112,10 +112,10 @@ def test_a_server_that_refuses_in_time_stands_an_overload(
     small_workload: Path,
     tmp_path: Path,
 ) -> None:
-    """Two workers of 50 ms: 40 requests per second, of which four may wait."""
-    server.behave(Limited(workers=2, seconds=0.05, most_waiting=4))
+    """Two workers of 200 ms: 10 requests per second, of which four may wait; little work for a slow machine."""
+    server.behave(Limited(workers=2, seconds=0.2, most_waiting=4))
     out = tmp_path / "run.json"
-    arguments = ("overload", server.urls["grpc"], "--workload", small_workload, "--seconds", 6, "--saturation", 42)
+    arguments = ("overload", server.urls["grpc"], "--workload", small_workload, "--seconds", 9, "--saturation", 10.5)
     result = run(*arguments, "--slo", objectives(OVERLOAD), "--out", out)
     assert result.exit_code == 0, result.output
     made = read_run(out)
@@ -123,7 +123,7 @@ def test_a_server_that_refuses_in_time_stands_an_overload(
     assert overload is not None
     assert overload.totals.failed["rejected"] > 0.5 * overload.totals.offered
     assert set(overload.totals.failed) == {"rejected"}
-    assert overload.totals.goodput_per_second == pytest.approx(40, rel=0.15)
+    assert 7.5 < overload.totals.goodput_per_second < 11.5, "what the two workers can do, and little less"
     assert len(made.verdicts) == 6
 
 

@@ -331,3 +331,13 @@ def test_several_writers_at_once_lose_nothing_and_count_nothing_twice(url: str) 
             await second.close()
 
     within(url, work)
+
+
+def test_more_calls_at_once_than_there_are_connections_are_all_answered(url: str) -> None:
+    async def work(store: Store) -> None:
+        first = await asyncio.gather(*(store.add_events([click(number)]) for number in range(120)))
+        assert first == [Added(1, 0)] * 120
+        assert await asyncio.gather(*(store.profile("nobody") for _ in range(300))) == [Profile("nobody")] * 300
+        assert len(await store.outbox(0, 1_000)) == 120
+
+    within(url, work)

@@ -15,6 +15,7 @@ from tritonrank_recommend.events import Event
 from tritonrank_recommend.stores import GuardedStore, open_store
 from tritonrank_recommend.stores.guard import FAILURES
 from tritonrank_recommend.stores.interface import Added, StoreError, StoreRefusedError
+from tritonrank_recommend.stores.redis_connection import RETRIES
 from valkeys import Valkey, running, valkey
 
 __all__ = ["valkey"]
@@ -63,6 +64,21 @@ def test_a_server_that_hangs_costs_little_and_comes_back(tmp_path: Path) -> None
 
     with running(tmp_path) as server:
         asyncio.run(run(server))
+
+
+def test_calls_that_come_together_check_the_server_once(valkey: Valkey) -> None:
+    async def run() -> None:
+        store = open_store(valkey.url)
+        try:
+            assert all(await asyncio.gather(*(store.ready() for _ in range(50))))
+        finally:
+            await store.close()
+
+    with valkey.client() as client:
+        client.config_resetstat()
+        asyncio.run(run())
+        asked = client.info("commandstats")["cmdstat_info"]["calls"]
+        assert 1 <= asked <= 1 + RETRIES, "a broken connection asks again, nobody else"
 
 
 def test_a_server_that_is_not_there_is_named_without_the_password(tmp_path: Path) -> None:

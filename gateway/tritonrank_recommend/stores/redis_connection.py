@@ -1,5 +1,6 @@
 """The connection to Redis, Valkey or a cluster of them: by URL, with time limits, and one kind of error."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ ANSWER_SECONDS = 3.0
 RETRIES = 2
 """after a connection broke; everything that the store asks for may be asked twice"""
 CONNECTIONS = 32
+"""At most so many commands are on their way at once; the next wait for one to end."""
+SPARE_CONNECTIONS = 8
+"""For what the client asks by itself, such as where a cluster's slots are."""
 OLDEST_VERSION = 6
 log = logging.getLogger("tritonrank.store")
 
@@ -51,6 +55,8 @@ class RedisConnection:
             TimeoutError,
         )
         self._password_errors = redis.exceptions.AuthenticationError
+        # The client of a cluster has no pool that waits: it fails where a node's connections are all taken.
+        self._turns = asyncio.Semaphore(CONNECTIONS)
         self._cluster = "+cluster" in url.partition(":")[0]
         password = os.environ.get(PASSWORD_VARIABLE)
         settings: dict[str, Any] = {
@@ -58,22 +64,22 @@ class RedisConnection:
             "socket_connect_timeout": CONNECT_SECONDS,
             "socket_timeout": ANSWER_SECONDS,
             "retry": Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.02), RETRIES),
-            "max_connections": CONNECTIONS,
+            "max_connections": CONNECTIONS + SPARE_CONNECTIONS,
             **({"password": password} if password and urlsplit(url).password is None else {}),
         }
         try:
             if self._cluster:
                 self._client: Any = redis.asyncio.RedisCluster.from_url(url.replace("+cluster", "", 1), **settings)
             else:
-                pool = redis.asyncio.BlockingConnectionPool.from_url(url, timeout=CONNECT_SECONDS, **settings)
-                self._client = redis.asyncio.Redis.from_pool(pool)
+                self._client = redis.asyncio.Redis.from_pool(redis.asyncio.ConnectionPool.from_url(url, **settings))
         except ValueError as error:
             raise StoreRefusedError(f"--store {self.name}: {error}; such as redis://127.0.0.1:6379/0") from None
 
     async def ask(self, *command: Any) -> Any:
         """The answer to one command."""
         try:
-            return await self._client.execute_command(*command)
+            async with self._turns:
+                return await self._client.execute_command(*command)
         except self._errors as error:
             raise self._failed(error) from error
 
@@ -85,7 +91,8 @@ class RedisConnection:
             pipeline = self._client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
-            answers: list[Any] = await pipeline.execute()
+            async with self._turns:
+                answers: list[Any] = await pipeline.execute()
         except self._errors as error:
             raise self._failed(error) from error
         return answers

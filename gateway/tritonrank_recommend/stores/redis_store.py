@@ -6,6 +6,7 @@ counters of items and the outbox, is brought up from the journal, by whoever com
 everything remembers the last number that it took, so an entry counts once, however often it is applied.
 """
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -81,13 +82,20 @@ class RedisStore:
         self._most_events = most_events
         self._profile_milliseconds = int(profile_days * 86_400_000)
         self._checked = False
+        self._check = asyncio.Lock()
 
     async def ready(self) -> bool:
-        if not self._checked:
-            await self._connection.check()
-            self._checked = True
+        await self._check_once()
         await self._connection.ask("GET", _OUTBOX_DONE)
         return True
+
+    async def _check_once(self) -> None:
+        if self._checked:
+            return
+        async with self._check:  # the first calls come together
+            if not self._checked:
+                await self._connection.check()
+                self._checked = True
 
     async def close(self) -> None:
         await self._connection.close()
@@ -95,8 +103,7 @@ class RedisStore:
     # Events and profiles
 
     async def add_events(self, events: Sequence[Event], *, log: bool = True) -> Added:
-        if not self._checked:
-            await self.ready()
+        await self._check_once()
         of_parts: defaultdict[int, dict[str, list[Event]]] = defaultdict(dict)
         for event in events:
             of_parts[_part_of(event.user_id)].setdefault(event.user_id, []).append(event)
