@@ -30,6 +30,7 @@ from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel
 from tritonrank_gateway.openapi_page import page
 from tritonrank_gateway.process_metrics import process_metrics
+from tritonrank_gateway.quality import Quality
 from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.recommend import routers as recommend_routers
 from tritonrank_gateway.recommend.log_metrics import LogMetrics
@@ -63,11 +64,13 @@ def create_app(
         recommender: None where there is neither a catalogue nor a store; it is started and closed with the application.
 
     Raises:
-        ValueError: a key is wrong.
+        ValueError: a key or the reference is wrong.
     """
     metrics = metrics or Metrics()
     load = Load(settings.max_in_flight, settings.max_queued_s)
     metrics.watch(lambda: load.in_flight, lambda: load.queued_seconds)
+    quality = Quality(settings.reference_file)
+    metrics.registry.register(quality)
     if recommender is not None and recommender.parts.log is not None:
         metrics.registry.register(LogMetrics(recommender.parts.log.state))
     if recommender is not None and isinstance(recommender.parts.store, GuardedStore):
@@ -93,7 +96,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, recommender)
+    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, quality, recommender)
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"

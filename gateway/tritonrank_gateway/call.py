@@ -20,6 +20,7 @@ from tritonrank_gateway.keys import Key, Keys
 from tritonrank_gateway.load import Load, units_of
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel, Model
+from tritonrank_gateway.quality import Quality, RankingKind
 from tritonrank_gateway.ranking import Backend, Ranking, RankRequest, Wish
 from tritonrank_gateway.refusal import Refusal, refusal_of
 from tritonrank_gateway.scores import ScoreType
@@ -43,6 +44,7 @@ class Gateway:
     load: Load
     metrics: Metrics
     model: KnownModel
+    quality: Quality
     recommender: Recommender | None = None
     """None: there is neither a catalogue nor a store"""
 
@@ -161,7 +163,13 @@ class Call:
         return any(name in self.http.headers for name in DEADLINE_HEADERS)
 
     async def rank(
-        self, asked: RankRequest, field: str = "items", *, may_truncate: bool = True, seconds: float | None = None
+        self,
+        asked: RankRequest,
+        field: str = "items",
+        *,
+        may_truncate: bool = True,
+        seconds: float | None = None,
+        kind: RankingKind | None = "rank",
     ) -> Ranking:
         """Rank, as a whole or not at all.
 
@@ -170,6 +178,7 @@ class Call:
             field: what the dialect calls the items, for messages.
             may_truncate: False refuses a request with an item that is too long.
             seconds: that the ranker may take, where that is less than is left of the call.
+            kind: as what its quality is watched; None for a ranking that nobody is shown.
 
         Raises:
             Refusal: there is no ranking; the message says why.
@@ -192,6 +201,8 @@ class Call:
             truncated = [was or place in lost for place, was in enumerate(ranking.truncated)]
             ranking = replace(ranking, truncated=truncated)
         self._note(ready, ranking, len(cut))
+        if kind is not None:
+            self.gateway.quality.ranked(kind, ranking, len(ready.items))
         if not may_truncate:
             _refuse_truncated(ranking, field, cut)
         return ranking

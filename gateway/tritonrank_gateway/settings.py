@@ -38,6 +38,7 @@ class GatewaySettings:
     max_queued_s: Annotated[float, "estimated seconds of work that may be waiting; more is refused with 429"] = 10.0
     cache_mb: Annotated[int, "MiB of rankings that are kept and given again for the same texts; 0 for none"] = 0
     golden: Annotated[Path | None, "golden.json of the artifact's repository, to tell which replica is well"] = None
+    reference: Annotated[Path | None, "reference.json that drift is measured against; the one beside --golden"] = None
     probe_s: Annotated[float, "seconds between two golden requests to one of several replicas"] = 1.0
     hedge_after_s: Annotated[float, "a request that takes longer goes to a second replica, too; 0 for never"] = 0.0
     split_candidates: Annotated[
@@ -78,10 +79,18 @@ class GatewaySettings:
         _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
         _require(not self.events_log or bool(self.store), "events_log", self.events_log, "--store beside it")
         _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")
-        for name in ("keys_file", "golden", "rules", "tls_certificate", "tls_key"):
+        for name in ("keys_file", "golden", "reference", "rules", "tls_certificate", "tls_key"):
             path = getattr(self, name)
             _require(path is None or path.is_file(), name, path, "a file that exists")
         _require("*" not in self.cors or len(self.cors) == 1, "cors", self.cors, "origins, or * alone")
+
+    @property
+    def reference_file(self) -> Path | None:
+        """What drift is measured against; None where there is nothing."""
+        if self.reference is not None or self.golden is None:
+            return self.reference
+        beside = self.golden.with_name("reference.json")
+        return beside if beside.is_file() else None
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> GatewaySettings:

@@ -73,6 +73,8 @@ async def take_events(call: Call) -> dict[str, Any]:
         except TimeoutError:
             said = "the store did not take the events in time; send them again with the same ids"
             raise Refusal("unavailable", said) from None
+    if added.accepted:  # else all were sent again
+        call.gateway.quality.took(events)
     counter = call.gateway.metrics.events
     counter.labels("no").inc(added.accepted)
     counter.labels("yes").inc(added.duplicates)

@@ -7,6 +7,7 @@ from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, Rank
 from tritonrank_recommend.engine.ranker import Scored
 
 from tritonrank_gateway.call import Call
+from tritonrank_gateway.quality import RankingKind
 from tritonrank_gateway.ranking import RankRequest
 from tritonrank_gateway.refusal import Kind, Refusal
 
@@ -30,10 +31,12 @@ class CallRanker:
 
     Args:
         call: whose key, deadline and user count.
+        is_shown: whether the first ranking makes a list that somebody is shown. All later ones ask why it is so.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, is_shown: bool = False) -> None:
         self._call = call
+        self._kind: RankingKind | None = "recommend" if is_shown else None
         self.over_quota: Refusal | None = None
         """what the key's owner is told: a list without ranking would hide that the day's candidates are used up"""
 
@@ -48,7 +51,7 @@ class CallRanker:
     ) -> Scored:
         asked = RankRequest(query=query, items=items, history=history, user=user)
         try:
-            ranking = await self._call.rank(asked, "candidates", seconds=seconds)
+            ranking = await self._call.rank(asked, "candidates", seconds=seconds, kind=self._kind)
         except Refusal as refusal:
             if refusal.kind == "rate_limited":
                 self.over_quota = refusal
@@ -57,6 +60,7 @@ class CallRanker:
             if may_wait:
                 self._call.take_back(asked)
             raise ERRORS.get(refusal.kind, ServerFault)(str(refusal), retryable=may_wait) from refusal
+        self._kind = None
         logits = np.empty(len(items), np.float32)
         logits[ranking.indices] = ranking.logits
         return Scored(logits, ranking.artifact)

@@ -31,7 +31,7 @@ async def recommend(call: Call) -> RecommendAnswer:
     request = call.decode(DECODER)
     if request.deadline_ms is None and not call.names_a_deadline:
         call.shorten_deadline(call.gateway.settings.recommend_deadline_s)
-    ranker = CallRanker(call)
+    ranker = CallRanker(call, is_shown=True)
     with refused():
         answer = await recommender.recommend(request, seconds=call.seconds_left, ranker=ranker)
     if ranker.over_quota is not None:
@@ -41,6 +41,7 @@ async def recommend(call: Call) -> RecommendAnswer:
     call.done.degraded = [
         reason.partition(":")[0] if reason.startswith("catalogue.") else reason for reason in answer.degraded_reasons
     ]
+    call.gateway.quality.shown(item.position for item in answer.items)
     return answer
 
 

@@ -1,0 +1,205 @@
+"""Quality online: what the gateway sees of each ranking and each click, as metrics.
+
+One call per ranking, with its arrays. It takes some 60 microseconds of CPU, and at most MOST_PER_SECOND rankings are
+looked at in a second, so that quality never costs more than half a percent of a core; what is looked at is counted.
+Used from one event loop, which is also where Prometheus' page is made.
+"""
+
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from tritonrank_client import NO_TEXT_SCORE
+from tritonrank_recommend.events import Event
+
+from tritonrank_gateway.quality.clicks import Clicks
+from tritonrank_gateway.quality.counted import Distribution
+from tritonrank_gateway.quality.drift import Drift
+from tritonrank_gateway.quality.figures import entropy, overlap
+from tritonrank_gateway.quality.reference import Feature, RankingKind, Reference
+from tritonrank_gateway.ranking import Ranking
+
+LOG = logging.getLogger("tritonrank_gateway")
+NAME = "tritonrank_quality_"
+MOST_PER_SECOND = 100
+MOST_SERIES = 8
+"""Artifacts, each by kind: a rollout has two. The one that came first goes."""
+LOOK_SECONDS = 10.0
+"""Between two looks at the reference's file while an artifact ranks that it does not describe."""
+LOGITS = (-20.0, -10.0, -5.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
+GAPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+HISTOGRAMS = {
+    "score": ("Scores (logits) of candidates, of rankings that were given whole", LOGITS),
+    "entropy": ("Of the softmax of a ranking's scores: 0 one candidate has all, 1 all are alike", SHARES),
+    "margin": ("Score of the first minus score of the second", GAPS),
+    "overlap": ("Rank-biased overlap of the order that came in (of retrieval) and the ranker's: 1 is the same", SHARES),
+}
+COUNTS = {
+    "rankings": "Rankings that were looked at",
+    "candidates": "Candidates of these rankings",
+    "candidates_truncated": "Candidates that lost text to a budget",
+    "tokens": "Tokens of query, history and candidates",
+    "tokens_unknown": "Tokens that the vocabulary does not have",
+}
+LABELS = ("kind", "artifact")
+
+
+class Quality(Collector):
+    """Takes rankings, shown pages and events; gives metrics.
+
+    Args:
+        reference: file that drift is measured against; None measures none.
+        clock: seconds that never go back.
+
+    Raises:
+        ValueError: the reference cannot be read; the message names it.
+    """
+
+    def __init__(self, reference: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = reference, clock
+        self._seen: OrderedDict[tuple[RankingKind, str], _Seen] = OrderedDict()
+        self._clicks = Clicks()
+        self._next_at = self._looked_at = -math.inf
+        self._reference: Reference | None = None
+        self._drift: dict[RankingKind, Drift] = {}
+        if reference is not None:
+            self._take(Reference.read(reference))
+
+    def ranked(self, kind: RankingKind, ranking: Ranking, candidates: int) -> None:
+        """Look at a ranking.
+
+        Args:
+            kind: of request; recommendations rank other candidates than callers bring.
+            ranking: best first; ``indices`` are places in the order that came in.
+            candidates: that were ranked, which may be more than were given back.
+        """
+        now = self._clock()
+        self._next_at = max(self._next_at, now - 1.0)
+        if self._next_at > now or not ranking.indices:
+            return
+        self._next_at += 1 / MOST_PER_SECOND
+        seen = self._seen.setdefault((kind, ranking.artifact), _Seen())
+        while len(self._seen) > MOST_SERIES:
+            self._seen.popitem(last=False)
+        values = seen.add(ranking, candidates)
+        if self._reference is not None:
+            if ranking.artifact != self._reference.artifact:
+                self._look_again(now)
+            # The scores of another artifact are on another scale.
+            if ranking.artifact == self._reference.artifact and kind in self._drift:
+                self._drift[kind].add(values, now)
+
+    def shown(self, positions: Iterable[int]) -> None:
+        """A page was shown with items at these positions of the whole list, from 0."""
+        self._clicks.shown(positions)
+
+    def took(self, events: Sequence[Event]) -> None:
+        """Events were accepted that were not known before."""
+        self._clicks.took(events, self._clock())
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus' page."""
+        for name, said in COUNTS.items():
+            counter = CounterMetricFamily(NAME + name, said, labels=LABELS)
+            for labels, seen in self._seen.items():
+                counter.add_metric(labels, seen.counts[name])
+            yield counter
+        for name, (said, _) in HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(NAME + name, said, labels=LABELS)
+            for labels, seen in self._seen.items():
+                histogram.add_metric(labels, *seen.spreads[name].exposed())
+            yield histogram
+        yield from self._clicks.collect(self._clock())
+        yield from self._collect_drift()
+
+    def _collect_drift(self) -> Iterator[Metric]:
+        labels = ["kind", "feature"]
+        psi = GaugeMetricFamily(
+            f"{NAME}drift_psi",
+            "Population stability index against the reference, less what is chance",
+            labels=labels,
+        )
+        ks = GaugeMetricFamily(
+            f"{NAME}drift_ks", "Largest difference of the cumulated shares, now and in the reference", labels=labels
+        )
+        rankings = GaugeMetricFamily(
+            f"{NAME}drift_rankings",
+            "Rankings of the last hour behind both, which need 200 of them",
+            labels=labels,
+        )
+        info = GaugeMetricFamily(
+            f"{NAME}reference_info", "1: drift is measured against this reference", labels=["artifact", "sha256"]
+        )
+        now = self._clock()
+        for kind, drift in self._drift.items():
+            for feature, count in drift.seen(now).items():
+                rankings.add_metric([kind, feature], count)
+            for one in drift.measured(now):
+                psi.add_metric([kind, one.feature], one.psi)
+                ks.add_metric([kind, one.feature], one.ks)
+        if self._reference is not None:
+            info.add_metric([self._reference.artifact, self._reference.sha256], 1.0)
+        yield from (psi, ks, rankings, info)
+
+    def _take(self, reference: Reference) -> None:
+        self._reference = reference
+        self._drift = {kind: Drift(spreads) for kind, spreads in reference.spreads.items()}
+        self._clicks.propensities = reference.propensities
+
+    def _look_again(self, now: float) -> None:
+        """Another artifact ranks: what lies beside its golden requests may describe it by now."""
+        if self._path is None or now < self._looked_at + LOOK_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            reference = Reference.read(self._path)
+        except ValueError as error:
+            LOG.warning("%s", error)
+            return
+        if self._reference is None or reference.sha256 != self._reference.sha256:
+            self._take(reference)
+
+
+class _Seen:
+    """What was seen of the rankings of one kind and artifact."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.spreads = {name: Distribution(edges) for name, (_, edges) in HISTOGRAMS.items()}
+
+    def add(self, ranking: Ranking, candidates: int) -> dict[Feature, NDArray[np.float64]]:
+        """Count a ranking; the values of the features that drift is measured by, as far as they are known of it."""
+        counts, values = self.counts, dict[Feature, NDArray[np.float64]]()
+        counts["rankings"] += 1
+        counts["candidates"] += candidates
+        counts["candidates_truncated"] += sum(ranking.truncated or ())
+        if ranking.item_tokens is not None and ranking.context_tokens is not None:
+            values["item_tokens"] = np.array(ranking.item_tokens, dtype=np.float64)
+            values["context_tokens"] = np.array([ranking.context_tokens], dtype=np.float64)
+            tokens = ranking.context_tokens + sum(ranking.item_tokens)
+            counts["tokens"] += tokens
+        self._add_order(ranking, candidates, values)
+        return values
+
+    def _add_order(self, ranking: Ranking, candidates: int, values: dict[Feature, NDArray[np.float64]]) -> None:
+        logits = np.array(ranking.logits, dtype=np.float64)
+        is_whole = len(logits) == candidates
+        if ranking.unscored or logits[-1] == NO_TEXT_SCORE:  # they come last, and nothing was said of them
+            logits = logits[logits != NO_TEXT_SCORE]
+        self.spreads["overlap"].add_one(overlap(np.array(ranking.indices, dtype=np.int64)))
+        if len(logits):
+            values["top_score"] = logits[:1]
+        if len(logits) > 1:
+            self.spreads["margin"].add_one(float(logits[0] - logits[1]))
+            if is_whole:
+                values["score"] = logits
+                self.spreads["score"].add(logits)
+                self.spreads["entropy"].add_one(entropy(logits))
