@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tritonclient.grpc
@@ -21,6 +21,7 @@ from conftest import Served
 from numpy.typing import NDArray
 from tritonrank.rankers.scorers import Request
 from tritonrank_client import AsyncRankClient, RankClient, RankResult
+from tritonrank_runtime.backend import EVERY_SECONDS as TOLD_EVERY_SECONDS
 
 PROTOCOLS = ("http", "grpc")
 ENSEMBLES = ("rank", "rank_fp32", "rank_joint", "rank_joint_fp32")
@@ -37,6 +38,7 @@ LEAK = re.compile(r"Traceback|File \"|\w/\w+/|\w\.py\b|\.onnx|\.cc:\d|node:", re
 """What no answer may hold: Python's frames, paths, names inside a graph."""
 
 Scores = NDArray[np.float32]
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ def tokenizer_of(ensemble: str) -> str:
 
 def runs(served: Served, ensemble: str) -> int:
     """How often the engine of a ``ranker`` has run, when it is done."""
-    found = -1.0
-    while found != (now := metric(served, "tritonrank_runs_total", model=scorer_of(ensemble))):
-        found = now
-        time.sleep(0.05)
-    return int(found)
+    return int(settled(lambda: metric(served, "tritonrank_runs_total", model=scorer_of(ensemble))))
+
+
+def settled(read: Callable[[], Read]) -> Read:
+    """What the metrics page says when everything that was answered before is on it."""
+    time.sleep(3 * TOLD_EVERY_SECONDS)
+    return read()
 
 
 def statistics(served: Served, model: str) -> Statistics:

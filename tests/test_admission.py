@@ -84,6 +84,22 @@ def test_a_started_request_makes_room_whichever_instance_took_it(tmp_path: Path)
     assert fill(gate, 9) == 2
 
 
+def test_the_queue_is_told_as_the_gate_sees_it(clock: Clock, tmp_path: Path) -> None:
+    """Requests that wait, seconds of all work by the measured speed, scorers; asking changes nothing."""
+    gate, scorer = Admission(10, 60, folder=tmp_path), StartedCounter("score_0", tmp_path)
+    assert gate.queue() == (0, 0.0, 1, 0)
+    clock.work(scorer, 1_000, 0.5)  # 2,000 tokens in a second
+    scorer.add(1, 600)
+    tickets = [gate.admitted(tokens, left) for tokens, left in ((400, 60), (100, 60), (300, 0.1))]
+    with scorer.busy(600):
+        assert gate.queue() == (3, 0.7, 1, 1)
+        clock.seconds += 0.2
+        assert gate.queue() == (2, pytest.approx(0.55), 1, 1), "the deadline of one has passed"
+    scorer.add(1, 400, tickets[0])
+    assert gate.queue()[0] == 1
+    assert [gate.queue() for _ in range(2)] == [gate.queue()] * 2
+
+
 def test_what_newer_tickets_have_overtaken_waits_no_more(tmp_path: Path) -> None:
     gate = Admission(3, 60, folder=tmp_path)
     first, second = busy_scorers(tmp_path, "score_0", "score_1")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from live import LEAK
+from live import LEAK, wait_until
 from tritonrank_runtime import backend
 
 
@@ -64,3 +64,33 @@ def test_nothing_is_told_where_nothing_is_counted() -> None:
     for amount in (0, 2, 0.0, -1):
         backend.raise_by(metric, amount)
     assert told == [2, -1]
+
+
+class Counted:
+    """A metric of the server; how often it was told something is what telling costs."""
+
+    def __init__(self) -> None:
+        self.value, self.times = 0.0, 0
+
+    def increment(self, amount: float) -> None:
+        self.value, self.times = self.value + amount, self.times + 1
+
+
+def test_many_counts_are_told_together() -> None:
+    tally, metric = backend.Tally(), Counted()
+    for _ in range(1_000):
+        tally.add(metric, 1)
+    tally.close()
+    assert metric.value == 1_000
+    assert metric.times <= 20, "a thousand counts in milliseconds"
+
+
+def test_what_is_followed_is_told_until_it_is_steady() -> None:
+    """The last request's end is counted before its lane is free: the gauge must not stay as it was in between."""
+    tally, (waiting, busy), now = backend.Tally(), (Counted(), Counted()), [3.0, 2.0]
+    tally.follow([waiting, busy], lambda: now)
+    tally.add(Counted(), 1)
+    wait_until(lambda: (waiting.value, busy.value) == (3, 2), "they are told with the count")
+    now[:] = 1.0, 0.0
+    wait_until(lambda: (waiting.value, busy.value) == (1, 0), "they are told although nothing is counted")
+    tally.close()

@@ -24,6 +24,7 @@ from live import (
     metric,
     runs,
     scorer_of,
+    settled,
     statistics,
     tokenizer_of,
     wait_until,
@@ -167,7 +168,7 @@ def test_no_row_of_a_bad_request_reaches_a_joint_engine(
     def computed() -> float:
         return metric(served, "tritonrank_tokens_needed_total", model="ranker_joint")
 
-    before = computed()
+    before = settled(computed)
     for error in among_good_ones(served, good, "rank_joint", tensors).values():
         assert message in error.message()
     scorer = scorers["rank_joint"]

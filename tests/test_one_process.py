@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import Served, set_parameters
 from google.protobuf import text_format
-from live import PROTOCOLS, ask, busy_scorer, infer, metric, wait_until
+from live import PROTOCOLS, ask, busy_scorer, infer, metric, settled, wait_until
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.rankers.scorers import Request
@@ -189,7 +189,7 @@ def test_a_request_is_tokenized_while_another_is_computed(served: Served) -> Non
 
     with ThreadPoolExecutor(1) as pool:
         with busy_scorer(served):
-            before = texts()
+            before = settled(texts)
             waiting = pool.submit(infer, served, "grpc", "rank", {"items": [b"desk", b"lamp"]})
             wait_until(lambda: texts() == before + 2, "the second is read")
             assert not waiting.done()
@@ -200,7 +200,7 @@ def test_the_steps_of_a_request_are_told(served: Served) -> None:
     def told() -> list[float]:
         return [metric(served, f"tritonrank_{step}_seconds_total", model="ranker") for step in ("tokenize", "score")]
 
-    before = told()
+    before = settled(told)
     began = time.monotonic()
     with RankClient(served.triton.grpc_url) as client:
         client.rank(items=["desk"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import TESTS
 from google.protobuf import text_format
-from live import Scores, ask, largest_difference
+from live import Scores, ask, largest_difference, settled
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.judge.open_scorer import open_scorer
@@ -200,10 +200,11 @@ def test_more_candidates_than_the_largest_bucket_are_refused(padded: Padded, hel
 
 def test_padding_is_counted(padded: Padded, held_out: list[Request]) -> None:
     names = ["tritonrank_tokens_computed_total", "tritonrank_tokens_needed_total"]
-    before = [padded.metric(name) for name in names]
+    before = settled(lambda: [padded.metric(name) for name in names])
     (request,) = requests_of_sizes(held_out, [5])
     ask_all(padded, [request], at_once=1)
-    computed, needed = (padded.metric(name) - earlier for name, earlier in zip(names, before, strict=True))
+    after = settled(lambda: [padded.metric(name) for name in names])
+    computed, needed = (now - then for now, then in zip(after, before, strict=True))
     tensors = padded.in_process.tensors(request)
     if padded.is_joint:
         assert needed == tensors["attention_mask"].sum()

@@ -178,14 +178,15 @@ def test_work_whose_deadline_passes_is_stopped_and_makes_room(slow: Served) -> N
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once(slow: Served) -> None:
-    rejected = metric(slow, "tritonrank_requests_rejected_total", model="tokenize")
+    rejected = metric(slow, "tritonrank_requests_rejected_total", model="tokenize", reason="too_long")
     infer(slow, "grpc", "rank", LARGE)
     began = time.monotonic()
     with pytest.raises(InferenceServerException, match=r"Request timeout expired: about \d+ ms of work"):
         infer(slow, "grpc", "rank", LARGE, timeout_us=100_000)
     assert time.monotonic() - began < 0.5, "half a second of work was not begun"
     wait_until(
-        lambda: metric(slow, "tritonrank_requests_rejected_total", model="tokenize") == rejected + 1, "it is counted"
+        lambda: metric(slow, "tritonrank_requests_rejected_total", model="tokenize", reason="too_long") == rejected + 1,
+        "it is counted",
     )
     with RankClient(slow.triton.grpc_url) as client, pytest.raises(DeadlineExceeded, match="ms of work"):
         client.rank(items=[text.decode() for text in MANY], timeout=0.15)

@@ -40,6 +40,7 @@ from live import (
     metric,
     runs,
     scorer_of,
+    settled,
     statistics,
     tokenizer_of,
     wait_until,
@@ -267,10 +268,10 @@ def test_equal_texts_are_scored_once_and_all_returned(served: Served, requests: 
 
     text, other = requests[3].items[:2]
     with RankClient(served.triton.grpc_url, model=model) as client:
-        tokens_before = tokens()
+        tokens_before = settled(tokens)
         client.rank(items=[text, other], query="q")
         wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
-        tokens_of_two, tokens_before = tokens() - tokens_before, tokens()
+        tokens_of_two, tokens_before = tokens() - tokens_before, settled(tokens)
         result = client.rank(items=[text, other] * 50, query="q")
         wait_until(lambda: tokens() > tokens_before, "the metrics page has the request")
     assert sorted(result.indices) == list(range(100))
@@ -287,7 +288,7 @@ def test_the_metrics_page_tells_what_padding_costs(
 
     engine = open_engine((served.joint_workspace if is_joint(model) else served.workspace).int8)
     expected = engine.token_counts([in_process[model].tensors(requests[5])])
-    before = counted()
+    before = settled(counted)
     with RankClient(served.triton.grpc_url, model=model) as client:
         ask(client, requests[5])
     wait_until(lambda: counted()[1] > before[1], "the metrics page has the request")
@@ -301,10 +302,10 @@ def test_a_user_who_returns_is_not_encoded_again(served: Served, requests: list[
 
     history = [f"oak chair number {number}" for number in range(3)]  # nobody else's
     with RankClient(served.triton.grpc_url) as client:
-        before = counted()
+        before = settled(counted)
         first = ask(client, Request("chair", history, requests[0].items))
         wait_until(lambda: counted() != before, "the metrics page has the request")
-        after_first = counted()
+        after_first = settled(counted)
         again = ask(client, Request("chair", history, requests[0].items))
         others = ask(client, Request("chair", history, requests[0].items[::-1]))
         wait_until(lambda: counted()[0] >= after_first[0] + 2, "the metrics page has the requests")
@@ -341,7 +342,7 @@ def test_items_without_text_come_last_and_change_nothing(
         answer = infer(served, protocol, model, tensors | {"items": [item.encode() for item in items]} | others)
         return answer["indices"].tolist(), answer["scores"].tolist()
 
-    before = counted()
+    before = settled(counted)
     alone, alone_scores = ask_for(texts)
     indices, scores = ask_for(mixed)
     assert indices == [with_text[place] for place in alone] + without
@@ -392,7 +393,7 @@ def test_texts_that_are_cut_are_counted(served: Served) -> None:
             for name in ("texts", "texts_cut")
         ]
 
-    before = counted()
+    before = settled(counted)
     long = b"shoes " * 25  # a query has 12 tokens, an item 24
     infer(served, "http", "rank", {"query": [long], "history": [b"lamp", long], "items": [b"desk", long, long]})
     wait_until(lambda: sum(counted()) == sum(before) + 10, "they are counted")
@@ -527,7 +528,7 @@ def test_a_deadline_reaches_the_queue_and_the_server_recovers(
 
     with RankClient(served.urls[protocol], model=model) as client:
         ask(client, requests[0])  # connects
-        before = dropped()
+        before = settled(dropped)
         with busy_scorer(served, model):
             tokenized = statistics(served, tokenizer_of(model))
             with pytest.raises(DeadlineExceeded):

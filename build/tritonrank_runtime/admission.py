@@ -52,15 +52,25 @@ TRUSTED_SECONDS = 10.0
 
 
 class RefusedError(RuntimeError):
-    """The request is not taken; the message begins with Triton's words for it."""
+    """The request is not taken; the message begins with Triton's words for it.
+
+    Attributes:
+        reason: a word for it, for metrics.
+    """
+
+    reason = "refused"
 
 
 class QueueFullError(RefusedError):
     """There is more work than can be done in time."""
 
+    reason = "queue_full"
+
 
 class TooLongError(RefusedError):
     """The request alone takes longer than it may."""
+
+    reason = "too_long"
 
 
 class _Waiting(NamedTuple):
@@ -68,6 +78,17 @@ class _Waiting(NamedTuple):
     admitted_at: float
     expires_at: float
     tokens: int
+
+
+class Queue(NamedTuple):
+    """The queue at one moment."""
+
+    requests: int
+    """that were admitted and no scorer has taken"""
+    seconds: float
+    """estimated, of all work that waits or is computed; 0 while no scorer has measured its speed"""
+    scorers: int
+    busy_scorers: int
 
 
 class Admission:
@@ -145,6 +166,20 @@ class Admission:
         self._waiting.append(_Waiting(self._ticket, now, now + seconds_left, tokens))
         return self._ticket
 
+    def queue(self) -> Queue:
+        """What waits now. Unlike the others it may be asked from another thread, and changes nothing."""
+        scorers, now = self._states(), time.monotonic()
+        newest, idle_since = _newest_and_idle_since(scorers)
+        waiting = [
+            request.tokens
+            for request in list(self._waiting)
+            if request.expires_at > now and not self._waits_no_more(request, now, newest, idle_since)
+        ]
+        rates = [scorer.tokens_per_second for scorer in scorers if scorer.tokens_per_second > 0]
+        tokens = sum(waiting) + sum(scorer.running_tokens for scorer in scorers)
+        seconds = tokens * len(rates) / sum(rates) if rates else 0.0
+        return Queue(len(waiting), seconds, len(scorers), sum(scorer.is_busy for scorer in scorers))
+
     def _check_own_work(self, scorers: Sequence[ScorerState], seconds_left: float, tokens: int) -> None:
         measured = [speed for scorer in scorers if (speed := scorer.speeds[class_of(tokens)]).tokens_per_second]
         if not tokens or not measured:
@@ -163,15 +198,20 @@ class Admission:
 
     def _forget_what_does_not_wait(self, scorers: Sequence[ScorerState]) -> None:
         now = time.monotonic()
-        newest = max((scorer.newest_ticket for scorer in scorers), default=0)
-        idle_since = min((scorer.idle_since for scorer in scorers), default=math.inf)
-        while self._waiting:
-            first = self._waiting[0]
-            was_lost = first.admitted_at < now - self._longest_wait_seconds
-            was_left_lying = now - max(first.admitted_at, idle_since) > self._on_its_way_seconds
-            if not (first.ticket <= newest or was_lost or was_left_lying):
-                break
+        newest, idle_since = _newest_and_idle_since(scorers)
+        while self._waiting and self._waits_no_more(self._waiting[0], now, newest, idle_since):
             self._waiting.popleft()
+
+    def _waits_no_more(self, request: _Waiting, now: float, newest: int, idle_since: float) -> bool:
+        was_lost = request.admitted_at < now - self._longest_wait_seconds
+        was_left_lying = now - max(request.admitted_at, idle_since) > self._on_its_way_seconds
+        return request.ticket <= newest or was_lost or was_left_lying
+
+
+def _newest_and_idle_since(scorers: Sequence[ScorerState]) -> tuple[int, float]:
+    """The newest ticket that a scorer took, and since when one has been idle; infinity where all have work."""
+    newest = max((scorer.newest_ticket for scorer in scorers), default=0)
+    return newest, min((scorer.idle_since for scorer in scorers), default=math.inf)
 
 
 def _tokens_before(waiting: Iterable[int], running: Iterable[int]) -> int:

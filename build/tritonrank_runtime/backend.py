@@ -6,11 +6,13 @@ the answers of a whole batch; here the caller gets the kind of the error, and th
 
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 LONGEST_LOGGED = 300
 """Characters of an error's own words that are logged, escaped: they may quote what a client sent."""
+EVERY_SECONDS = 0.1
+"""Between two times that the server is told of counts."""
 
 
 def array(request: Any, name: str) -> Any:
@@ -69,14 +71,14 @@ def raise_by(metric: Any, amount: float) -> None:
 class Tally:
     """Counts that reach the server's metrics page a moment later, from a thread of its own.
 
-    Telling the server takes a while for each metric, which no request should wait for; under load many counts become
-    one.
+    Telling the server takes a while for each metric, which no request should wait for; so it is told ``EVERY_SECONDS``
+    at most, and under load many counts become one.
     """
 
     def __init__(self) -> None:
         self._kept: list[Any] = []
         self._amounts: dict[int, tuple[Any, float]] = {}
-        self._followed: list[tuple[Any, Callable[[], float]]] = []
+        self._followed: list[tuple[Sequence[Any], Callable[[], Sequence[float]]]] = []
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._tell, name="tally", daemon=True)
@@ -87,10 +89,15 @@ class Tally:
         self._kept.append(one)
         return one
 
-    def follow(self, metric: Any, value: Callable[[], float]) -> None:
-        """Tell the server of a value whenever something was counted and it has changed; it begins at 0."""
+    def follow(self, metrics: Sequence[Any], values: Callable[[], Sequence[float]]) -> None:
+        """Tell the server of values when something was counted, and from then on until they change no more.
+
+        Args:
+            metrics: they begin at 0.
+            values: asked for all of them at once, from the tally's thread.
+        """
         with self._changed:
-            self._followed.append((metric, value))
+            self._followed.append((metrics, values))
 
     def add(self, metric: Any, amount: float) -> None:
         """Count."""
@@ -110,18 +117,26 @@ class Tally:
 
     def _tell(self) -> None:
         told: dict[int, float] = {}
+        is_steady = True
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._amounts or self._is_closed)
-                if not self._amounts:
+                self._changed.wait_for(
+                    lambda: self._amounts or self._is_closed, timeout=None if is_steady else EVERY_SECONDS
+                )
+                if self._is_closed and not self._amounts:
                     return
                 amounts, self._amounts = self._amounts, {}
-                followed = [(metric, float(value())) for metric, value in self._followed]
+                followed = [*self._followed]
             for metric, amount in amounts.values():
                 metric.increment(amount)
-            for metric, value in followed:
-                raise_by(metric, value - told.get(id(metric), 0.0))
-                told[id(metric)] = value
+            is_steady = True
+            for metrics, values in followed:
+                for metric, value in zip(metrics, values(), strict=True):
+                    if change := value - told.get(id(metric), 0.0):
+                        metric.increment(change)
+                        told[id(metric)], is_steady = value, False
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, timeout=EVERY_SECONDS)
 
 
 def _pb_utils() -> Any:

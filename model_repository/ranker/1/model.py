@@ -9,7 +9,6 @@ Work for a request stops when its deadline passes. Whatever goes wrong in one re
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.deadlines import deadline_after, is_expired, seconds_left
 from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
 from tritonrank_runtime.engines import open_executor
+from tritonrank_runtime.gate_metrics import GateMetrics, artifact_gauges
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.item_text import TextError
 from tritonrank_runtime.lanes import Lanes
@@ -78,6 +78,7 @@ class TritonPythonModel:
         device = f"cuda:{args['model_instance_device_id']}" if is_gpu else "cpu"
         self.engine = open_executor(settings.get("executor", "onnxruntime"), folder, device, self.cores, **options)
         self._warm_up(int(settings["max_candidates"]))
+        self.batch_tokens = int(settings["batch_tokens"])
         self.counters = []
         self.counters += [LaneCounter(self.counters) for _ in range(int(settings["lanes"]))]
         self.admission = Admission(
@@ -86,8 +87,8 @@ class TritonPythonModel:
             float(settings["queue_share"]),
             states=lambda: [counter.state for counter in self.counters],
         )
-        self._open_metrics(args)
-        self.lanes = Lanes(len(self.counters), self._work, int(settings["batch_tokens"]))
+        self._open_metrics(args, identity["artifact"])
+        self.lanes = Lanes(len(self.counters), self._work, self.batch_tokens)
 
     def _warm_up(self, most_candidates):
         """Requests of some sizes: memory is allocated before others come, and what cannot compute does not start."""
@@ -96,49 +97,30 @@ class TritonPythonModel:
             rows = [(0,) * min(tokens, rules.candidate_tokens)] * min(candidates, most_candidates)
             self.engine.run([self.tokenizer.tensors([0] * min(context, rules.context_tokens), rows)])
 
-    def _open_metrics(self, args):
+    def _open_metrics(self, args, artifact):
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self.tally = Tally()
-        self.rejected = self._counter(
-            labels, "tritonrank_requests_rejected_total", "Requests refused because they could not be done in time"
+        self.gate = GateMetrics(self.tally, labels, [*self.tokenizer.counts], self.admission)
+        count = self.gate.counter
+        self.computed = count(
+            "tritonrank_tokens_computed_total", "Tokens of the requests with their padding, kept contexts included"
         )
-        self.without_text = self._counter(
-            labels, "tritonrank_items_without_text_total", "Candidates ranked last because they have no text"
+        self.needed = count("tritonrank_tokens_needed_total", "Tokens of the requests, without padding")
+        self.expired = count("tritonrank_requests_expired_total", "Requests whose deadline passed while they waited")
+        self.stopped = count(
+            "tritonrank_requests_stopped_total", "Requests whose deadline passed while they were computed"
         )
-        self.computed = self._counter(
-            labels,
-            "tritonrank_tokens_computed_total",
-            "Tokens of the requests with their padding, kept contexts included",
-        )
-        self.needed = self._counter(labels, "tritonrank_tokens_needed_total", "Tokens of the requests, without padding")
-        self.expired = self._counter(
-            labels, "tritonrank_requests_expired_total", "Requests whose deadline passed while they waited"
-        )
-        self.stopped = self._counter(
-            labels, "tritonrank_requests_stopped_total", "Requests whose deadline passed while they were computed"
-        )
-        self.runs = self._counter(
-            labels, "tritonrank_runs_total", "Runs of the engine, each for one request or for several that waited"
-        )
-        self.scored = self._counter(labels, "tritonrank_requests_scored_total", "Requests that the engine has computed")
+        self.runs = count("tritonrank_runs_total", "Runs of the engine, for one request or for several that waited")
+        self.busy_seconds = count("tritonrank_lane_busy_seconds_total", "Seconds that lanes computed, of all together")
+        self.scored = count("tritonrank_requests_scored_total", "Requests that the engine has computed")
         self.step_seconds = {
-            step: self._counter(labels, f"tritonrank_{step}_seconds_total", f"Seconds of the requests, {what}")
+            step: count(f"tritonrank_{step}_seconds_total", f"Seconds of the requests, {what}")
             for step, what in STEPS.items()
         }
-        fields = [*self.tokenizer.counts]
-        self.texts = self._counters(labels, "field", fields, "tritonrank_texts_total", "Texts of the requests")
-        self.cut = self._counters(
-            labels,
-            "field",
-            fields,
-            "tritonrank_texts_cut_total",
-            "Texts that the ranker read in part or not at all: a budget ended",
+        self.gate.gauge("tritonrank_batch_tokens", "Tokens that a run takes at most; 0: one request at a time").set(
+            self.batch_tokens
         )
-        restarts = self.tally.keep(
-            family("tritonrank_server_restarts", "Times that a part was lost and the server came back", "GAUGE")
-        )
-        self.restarts = restarts.Metric(labels=labels)
-        self.restarts.set(float(os.environ.get("TRITONRANK_RESTARTS", "0")))
+        self.artifact_gauges = artifact_gauges(labels, artifact, Path(args["model_repository"]).parent)
         if self.engine.context_cache is not None:
             instance = labels | {"instance": args["model_instance_name"]}
             cache = self.engine.context_cache
@@ -148,15 +130,7 @@ class TritonPythonModel:
                 ("bytes", "bytes", "Bytes kept", "GAUGE"),
             ):
                 kept = self.tally.keep(family(f"tritonrank_context_cache_{metric}", what, kind))
-                self.tally.follow(kept.Metric(labels=instance), lambda name=name: getattr(cache, name))
-
-    def _counter(self, labels, name, what):
-        return self.tally.keep(family(name, what)).Metric(labels=labels)
-
-    def _counters(self, labels, label, values, name, what):
-        """One counter for each value of a label."""
-        of_all = self.tally.keep(family(name, what))
-        return {value: of_all.Metric(labels=labels | {label: value}) for value in values}
+                self.tally.follow([kept.Metric(labels=instance)], lambda name=name: [getattr(cache, name)])
 
     def finalize(self):
         self.lanes.close()
@@ -176,25 +150,18 @@ class TritonPythonModel:
             read = self.reader.read(lambda name: array(request, name))
             tokens = self.tokenizer.architecture.needed_tokens(read.tensors)
             self.admission.check_room(seconds_left(deadline), tokens)
-            self._count_texts(read)
+            self.gate.read(read.without_text, self.tokenizer.counts)
             ticket = self.admission.admitted(tokens, seconds_left(deadline))
             self.lanes.put(Job(request.get_response_sender(), read, tokens, deadline, ticket), tokens)
         except TextError as error:
             return invalid(str(error))
         except RefusedError as error:
-            self.tally.add(self.rejected, 1)
+            self.gate.refused(error)
             return unavailable(str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer without a traceback
             return unexpected(error, "tokenize")
         self.tally.add(self.step_seconds["tokenize"], time.monotonic() - began)
         return None
-
-    def _count_texts(self, read):
-        self.tally.add(self.without_text, read.without_text)
-        for name, counts in self.tokenizer.counts.items():
-            self.tally.add(self.texts[name], counts.total)
-            self.tally.add(self.cut[name], counts.cut)
-            counts.total = counts.cut = 0
 
     # ---- the lanes' threads
 
@@ -249,6 +216,7 @@ class TritonPythonModel:
             return
         computed_at = time.monotonic()
         self.tally.add(self.runs, 1)
+        self.tally.add(self.busy_seconds, computed_at - began)
         self.tally.add(self.scored, sum(len(found) > 0 for found in logits))
         for job, found in zip(jobs, logits, strict=True):
             job.answer(self._answer(job.read, found))

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.backend import array, invalid, unexpected
 from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores
+from tritonrank_runtime.gate_metrics import artifact_gauges
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.selection import best_first
 
@@ -26,6 +27,8 @@ class TritonPythonModel:
     def initialize(self, args):
         check_interpreter(Path(__file__).parent)
         identity = json.loads((Path(__file__).parent / "artifact.json").read_text(encoding="utf-8"))
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self.families = artifact_gauges(labels, identity["artifact"], Path(args["model_repository"]).parent)
         self.artifact = np.array([identity["artifact"].encode()], dtype=np.object_)
 
     def execute(self, requests):

@@ -9,7 +9,6 @@ equal shapes only. There Triton's own queue bounds the wait, and neither deadlin
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -20,8 +19,9 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.admission import Admission, RefusedError
-from tritonrank_runtime.backend import array, cancelled, family, invalid, raise_by, unavailable, unexpected
+from tritonrank_runtime.backend import Tally, array, cancelled, invalid, unavailable, unexpected
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
+from tritonrank_runtime.gate_metrics import GateMetrics
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.item_text import TextError
 from tritonrank_runtime.padding import Buckets
@@ -57,27 +57,17 @@ class TritonPythonModel:
         self._open_metrics({"model": args["model_name"], "version": args["model_version"]})
 
     def _open_metrics(self, labels):
-        texts = family("tritonrank_texts_total", "Texts of the requests")
-        cut = family("tritonrank_texts_cut_total", "Texts that the ranker read in part or not at all: a budget ended")
-        rejected = family(
-            "tritonrank_requests_rejected_total", "Requests refused because they could not be done in time"
-        )
-        without = family("tritonrank_items_without_text_total", "Candidates ranked last because they have no text")
-        restarts = family("tritonrank_server_restarts", "Times that a part was lost and the server came back", "GAUGE")
-        self.restarts = restarts.Metric(labels=labels)
-        self.restarts.set(float(os.environ.get("TRITONRANK_RESTARTS", "0")))
-        self.families = [texts, cut, rejected, without, restarts]  # a family must outlive its metrics
-        self.rejected, self.without_text = rejected.Metric(labels=labels), without.Metric(labels=labels)
-        self.text_metrics = {
-            name: tuple(one.Metric(labels=labels | {"field": name}) for one in (texts, cut))
-            for name in self.tokenizer.counts
-        }
+        self.tally = Tally()
+        self.gate = GateMetrics(self.tally, labels, [*self.tokenizer.counts], self.admission)
         self.token_metrics = []
         if self.buckets:
-            computed = family("tritonrank_tokens_computed_total", "Tokens of the requests with their padding")
-            needed = family("tritonrank_tokens_needed_total", "Tokens of the requests, without padding")
-            self.families += [computed, needed]
-            self.token_metrics = [one.Metric(labels=labels) for one in (computed, needed)]
+            self.token_metrics = [
+                self.gate.counter("tritonrank_tokens_computed_total", "Tokens of the requests with their padding"),
+                self.gate.counter("tritonrank_tokens_needed_total", "Tokens of the requests, without padding"),
+            ]
+
+    def finalize(self):
+        self.tally.close()
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]
@@ -90,7 +80,7 @@ class TritonPythonModel:
         except TextError as error:
             return invalid(str(error))
         except RefusedError as error:
-            self.rejected.increment(1)
+            self.gate.refused(error)
             return unavailable(str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer without a traceback
             return unexpected(error, "tokenize")
@@ -107,7 +97,7 @@ class TritonPythonModel:
             self._count_tokens(tensors, tokens)
         answer = {name: tensors[name] for name in self.engine_inputs} | read.told
         answer["row_of_candidate"] = read.row_of_candidate
-        self._count_texts(read.without_text)
+        self.gate.read(read.without_text, self.tokenizer.counts)
         rows = len(tensors[self.engine_inputs[0]])
         ticket = self.admission.admitted(tokens, seconds_left(deadline))
         for name, value in (("deadline", deadline), ("ticket", ticket)):
@@ -120,14 +110,7 @@ class TritonPythonModel:
         shape = (1,) if self.tokenizer.architecture.batch_is_request else (rows, 1)
         return np.full(shape, value, dtype=np.int64)
 
-    def _count_texts(self, without_text):
-        raise_by(self.without_text, without_text)
-        for name, counts in self.tokenizer.counts.items():
-            for metric, count in zip(self.text_metrics[name], (counts.total, counts.cut), strict=True):
-                raise_by(metric, count)
-            counts.total = counts.cut = 0
-
     def _count_tokens(self, padded, needed):
         computed, necessary = self.token_metrics
-        computed.increment(self.tokenizer.architecture.computed_tokens(padded))
-        necessary.increment(needed)
+        self.tally.add(computed, self.tokenizer.architecture.computed_tokens(padded))
+        self.tally.add(necessary, needed)
