@@ -17,6 +17,7 @@ from loadtests.overload import overload
 from loadtests.perf import perf
 from loadtests.recommend import recommend
 from loadtests.report import report
+from loadtests.rules import rules
 from loadtests.run import run
 from loadtests.soak import soak
 from loadtests.tune import tune
@@ -46,6 +47,7 @@ app.command()(catalogue)
 app.command()(recommend)
 app.command()(kills)
 app.command()(hops)
+app.command()(rules)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")
