@@ -10,7 +10,7 @@ from tritonrank.recipe import PACKAGED_MINILM
 from tritonrank_client import AsyncRankClient, InvalidRequest, RankClient, ServerFault
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
-ALL = ("item_tokens", "truncated", "context_tokens")
+ALL = ("item_tokens", "truncated", "context_tokens", "unknown_tokens")
 LONG = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau " * 40
 
 
@@ -57,10 +57,13 @@ def test_the_server_tells_what_it_read(served: Served, protocol: str, model: str
         few = client.rank(query="desk", items=items, want=["truncated", "item_tokens"], max_item_tokens=1)
         left = client.rank(query="desk", items=[LONG + "lamp"], max_item_tokens=1, truncate_left=True)
         lamp = client.rank(query="desk", items=["lamp"])
+        foreign = client.rank(query="\u8317 \u8318", items=["lamp \u8317", "desk"], want=["unknown_tokens"])
     assert (plain.item_tokens, plain.truncated, plain.context_tokens) == (None, None, None)
     assert told.item_tokens == tuple(len(ids) for ids in text.items(items))
     assert told.truncated == (False, True, False, False, False)
     assert told.context_tokens == len(text.context("desk", ["chair"]))
+    assert told.unknown_tokens == (0, 0)
+    assert foreign.unknown_tokens == (2, 1)
     assert told.indices == plain.indices[:2]
     assert (few.item_tokens, few.truncated, few.context_tokens) == (
         (1, 1, 0, 1, 1),

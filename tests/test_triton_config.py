@@ -134,6 +134,7 @@ def test_what_clients_see_does_not_depend_on_the_model() -> None:
         "item_tokens": (pb.TYPE_INT32, [-1]),
         "truncated": (pb.TYPE_BOOL, [-1]),
         "context_tokens": (pb.TYPE_INT32, [1]),
+        "unknown_tokens": (pb.TYPE_INT32, [2]),
         "unscored": (pb.TYPE_STRING, [-1]),
         "fields": (pb.TYPE_STRING, [1]),
     }
@@ -148,7 +149,8 @@ def test_a_shared_context_ranker_has_the_same_face_and_other_tensors_inside() ->
     assert shared["tokenize"].parameters == joint["tokenize"].parameters
     dims = {tensor.name: list(tensor.dims) for tensor in shared["tokenize"].output}
     ours = {"row_of_candidate": [-1], "deadline": [1], "ticket": [1]}
-    ours |= {"item_tokens": [-1], "truncated": [-1], "context_tokens": [1], "unscored": [-1], "fields": [1]}
+    ours |= {"item_tokens": [-1], "truncated": [-1], "context_tokens": [1], "unknown_tokens": [2]}
+    ours |= {"unscored": [-1], "fields": [1]}
     assert dims == {"context_ids": [-1], "candidate_ids": [-1, -1]} | ours
     assert {tensor.name: list(tensor.dims) for tensor in shared["score"].output} == {"logits": [-1]}
     assert {tensor.name: list(tensor.dims) for tensor in joint["score"].output} == {"logits": [1]}

@@ -90,6 +90,7 @@ class Ranking:
     item_tokens: NDArray[np.int32]
     truncated: NDArray[np.bool_]
     context_tokens: int
+    unknown_tokens: tuple[int, int]
     unscored: Sequence[str]
     fields: str
     """JSON; see ``ItemReader.fields_json``"""
@@ -155,6 +156,7 @@ class LocalRanker:
             np.array([len(ids) for ids in read.candidates], dtype=np.int32),
             np.array([ids.is_cut for ids in read.candidates], dtype=np.bool_),
             len(read.context),
+            self._tokenizer.unknown_tokens(read.context, read.candidates),
             read.unscored,
             read.fields,
         )

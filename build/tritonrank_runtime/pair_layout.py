@@ -65,9 +65,14 @@ def pair_layout(tokenizer: Tokenizer) -> PairLayout:
 
 def reserved_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Special tokens that no text may contain; the unknown token stands for text and is none of them."""
-    unknown = {tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")}
     added = tokenizer.get_added_tokens_decoder().items()
-    return frozenset({token_id for token_id, token in added if token.special} - unknown)
+    return frozenset({token_id for token_id, token in added if token.special} - {unknown_id(tokenizer)})
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The token that stands for text which the vocabulary does not have; None where it has all, byte by byte."""
+    ids = (tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>"))
+    return next((int(found) for found in ids if found is not None), None)
 
 
 def _padding_id(tokenizer: Tokenizer) -> int:

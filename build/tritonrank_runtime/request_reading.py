@@ -54,7 +54,7 @@ class ReadRequest:
         return int((self.row_of_candidate == NO_ROW).sum())
 
 
-TOLD = ("item_tokens", "truncated", "context_tokens", "unscored", "fields")
+TOLD = ("item_tokens", "truncated", "context_tokens", "unknown_tokens", "unscored", "fields")
 """The tensors in ``ReadRequest.told``."""
 
 
@@ -94,6 +94,7 @@ class RequestReader:
             "item_tokens": np.array([len(ids) for ids in candidates], dtype=np.int32),
             "truncated": np.array([ids.is_cut for ids in candidates], dtype=np.bool_),
             "context_tokens": np.array([len(context)], dtype=np.int32),
+            "unknown_tokens": np.array(self._tokenizer.unknown_tokens(context, candidates), dtype=np.int32),
             "unscored": np.array([reason.encode() for reason in unscored], dtype=np.object_),
             "fields": np.array([reader.fields_json().encode()], dtype=np.object_),
         }

@@ -10,7 +10,7 @@ Which rows the engine makes of them depends on the architecture (``joint.py``, `
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from tritonrank_runtime.architecture import SEGMENTS, VOCABULARY, Architecture
 from tritonrank_runtime.architectures import DEFAULT, architecture_named
 from tritonrank_runtime.item_text import render_item, squeezed, whole_words
 from tritonrank_runtime.padding import Buckets
-from tritonrank_runtime.pair_layout import PairLayout, pair_layout, reserved_ids
+from tritonrank_runtime.pair_layout import PairLayout, pair_layout, reserved_ids, unknown_id
 
 RULES_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -101,6 +101,7 @@ class RequestTokenizer:
         # tokens in plain text all the same (they are pieces of the vocabulary), so those ids are dropped as well.
         tokenizer.encode_special_tokens = True
         self._reserved = reserved_ids(tokenizer)
+        self._unknown = unknown_id(tokenizer)
         self.rules = rules
         self.architecture: Architecture = architecture_named(rules.architecture)
         self.layout: PairLayout = pair_layout(tokenizer)
@@ -182,6 +183,11 @@ class RequestTokenizer:
             found = [self._end(text, budget) if ids.is_cut else ids for text, ids in zip(texts, found, strict=True)]
         self._count("items", len(found), sum(ids.is_cut for ids in found))
         return found
+
+    def unknown_tokens(self, context: Sequence[int], candidates: Iterable[Sequence[int]]) -> tuple[int, int]:
+        """How many ids of the context, and of all candidates, stand for text that the vocabulary does not have."""
+        unknown = self._unknown
+        return (0, 0) if unknown is None else (context.count(unknown), sum(ids.count(unknown) for ids in candidates))
 
     def _end(self, text: str, tokens: int) -> _Tokens:
         """The last token ids of a text that is too long; nothing is remembered of it."""

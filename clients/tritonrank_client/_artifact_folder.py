@@ -35,6 +35,7 @@ OUTPUTS = (
     ("item_tokens", "INT32", ANY),
     ("truncated", "BOOL", ANY),
     ("context_tokens", "INT32", 1),
+    ("unknown_tokens", "INT32", 2),
     ("unscored", "BYTES", ANY),
     ("fields", "BYTES", 1),
 )

@@ -93,6 +93,7 @@ class ClientBase:
             read.unscored,
             read.missing_fields,
             read.unknown_fields,
+            read.unknown_tokens,
         )
 
     def _read(self, call: Call, read: Callable[[], Answer]) -> Answer:

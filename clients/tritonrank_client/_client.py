@@ -104,9 +104,10 @@ class RankClient(ClientBase, RecommendCalls):
                 a request still in its queue when the time has run out is dropped there.
             request_id: printable text that shows up in the server's trace and log; by default one is made up. The
                 answer must bear it.
-            want: what to tell beside the ranking: "item_tokens", "truncated", "context_tokens", "unscored" (which
-                items could not be scored, and why), "fields" (whose fields do not fit the template). A server that
-                was assembled by a release without them refuses the request.
+            want: what to tell beside the ranking: "item_tokens", "truncated", "context_tokens", "unknown_tokens"
+                (for text that the vocabulary does not have), "unscored" (which items could not be scored, and why),
+                "fields" (whose fields do not fit the template). A server that was assembled by a release without
+                them refuses the request.
             max_item_tokens: an item is cut to so many tokens, where the ranker's own budget is not less; 0 is that
                 budget.
             truncate_left: an item that is too long keeps its end, and not its beginning.

@@ -22,7 +22,7 @@ from ._recommend import Question
 from ._runtime_copy import open_with_copy, open_with_installed
 from ._wire import RankRequest
 
-NEWER_OUTPUTS = frozenset({"unscored", "fields"})
+NEWER_OUTPUTS = {"unscored": np.object_, "fields": np.object_, "unknown_tokens": np.int32}
 """What a runtime beside an older artifact does not have."""
 OPTIONS = ("top_k", "max_item_tokens", "truncate_left", "strict")
 MOST_WAITING_THREADS = 65
@@ -54,7 +54,7 @@ class InProcessTransport:
         """The answer of `rank`. `abandoned` stops the work when it is set."""
         entry, ranker = self._opened()
         if unknown := (inputs.keys() - entry.Request.__dataclass_fields__) | (
-            NEWER_OUTPUTS & set(outputs) - entry.Ranking.__dataclass_fields__.keys()
+            NEWER_OUTPUTS.keys() & set(outputs) - entry.Ranking.__dataclass_fields__.keys()
         ):
             raise InvalidRequest(
                 f"{self._folder.path}: assembled by a release that knows no {min(unknown)!r}. Assemble it again: "
@@ -192,8 +192,8 @@ class LocalAnswer:
             "truncated": ranking.truncated,
             "context_tokens": np.array([ranking.context_tokens], dtype=np.int32),
         }
-        for name in NEWER_OUTPUTS & ranking.__dataclass_fields__.keys():
-            self._outputs[name] = np.atleast_1d(np.array(getattr(ranking, name), dtype=np.object_))
+        for name in NEWER_OUTPUTS.keys() & ranking.__dataclass_fields__.keys():
+            self._outputs[name] = np.atleast_1d(np.array(getattr(ranking, name), dtype=NEWER_OUTPUTS[name]))
 
     def as_numpy(self, name: str) -> npt.NDArray[Any] | None:
         return self._outputs.get(name)

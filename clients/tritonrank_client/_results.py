@@ -10,9 +10,9 @@ Item = str | Mapping[str, Any]
 ItemId = str | int
 """An item's id. The server compares ids as text: 7 and "7" are one."""
 
-Detail = Literal["item_tokens", "truncated", "context_tokens", "unscored", "fields"]
-"""What a call may ask for beside the ranking: how many tokens were read, which items lost text to their budget, which
-could not be scored and why, and whose fields do not fit the server's template."""
+Detail = Literal["item_tokens", "truncated", "context_tokens", "unknown_tokens", "unscored", "fields"]
+"""What a call may ask for beside the ranking: how many tokens were read or are unknown, which items lost text to their
+budget, which could not be scored and why, and whose fields do not fit the server's template."""
 
 NO_TEXT_SCORE = -3.4028234663852886e38
 """What the server gives to an item without text: the lowest finite 32-bit float. Such items come last."""
@@ -55,6 +55,8 @@ class RankResult:
         missing_fields: field of the template -> how many items and history entries lack it. None unless "fields" was
             asked for; at most 100 names.
         unknown_fields: field that the template does not name -> how many have it, likewise.
+        unknown_tokens: tokens of the context, and of all items, that stand for text which the vocabulary does not have;
+            None unless asked for.
     """
 
     ranking: tuple[RankedItem, ...]
@@ -67,6 +69,7 @@ class RankResult:
     unscored: Mapping[int, str] | None = None
     missing_fields: Mapping[str, int] | None = None
     unknown_fields: Mapping[str, int] | None = None
+    unknown_tokens: tuple[int, int] | None = None
 
     @property
     def indices(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ reported as such and never as an IndexError in the caller's code.
              max_item_tokens INT32[1], truncate_left BOOL[1] and strict BOOL[1] (all optional)
     outputs  indices INT32[-1], scores FP32[-1], artifact BYTES[1]      best first
              item_tokens INT32[-1], truncated BOOL[-1], unscored BYTES[-1]           in request order; when asked for
-             context_tokens INT32[1], fields BYTES[1] (JSON)                         when asked for
+             context_tokens INT32[1], unknown_tokens INT32[2], fields BYTES[1] (JSON)  when asked for
 
 Every request bears an id, and its answer must bear the same one.
 """
@@ -71,6 +71,7 @@ class Answered:
     unscored: dict[int, str] | None = None
     missing_fields: dict[str, int] | None = None
     unknown_fields: dict[str, int] | None = None
+    unknown_tokens: tuple[int, int] | None = None
 
 
 def build_request(
@@ -183,6 +184,8 @@ def read_answer(answer: Any, request: RankRequest) -> Answered:
         details["truncated"] = tuple(map(bool, _detail(answer, "truncated", "b", items)))
     if "context_tokens" in request.want:
         (details["context_tokens"],) = _detail(answer, "context_tokens", "iu", 1)
+    if "unknown_tokens" in request.want:
+        details["unknown_tokens"] = tuple(_detail(answer, "unknown_tokens", "iu", 2))
     if "unscored" in request.want:
         reasons = [_text("unscored", reason) for reason in _detail(answer, "unscored", "OUS", items)]
         details["unscored"] = {place: reason for place, reason in enumerate(reasons) if reason}

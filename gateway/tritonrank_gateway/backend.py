@@ -57,6 +57,7 @@ class TritonBackend:
             fields=None
             if result.missing_fields is None or result.unknown_fields is None
             else {"missing": result.missing_fields, "unknown": result.unknown_fields},
+            unknown_tokens=result.unknown_tokens,
         )
 
     async def info(self) -> ModelInfo:

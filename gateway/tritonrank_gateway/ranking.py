@@ -9,7 +9,7 @@ from tritonrank_client import ModelInfo
 Item = str | Mapping[str, Any]
 """A text, or fields that the server renders by its template."""
 
-Wish = Literal["item_tokens", "truncated", "context_tokens", "unscored", "fields"]
+Wish = Literal["item_tokens", "truncated", "context_tokens", "unknown_tokens", "unscored", "fields"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,13 @@ class Ranking:
         indices: positions in the request.
         logits: raw scores, one per index; NO_TEXT_SCORE for an item without text.
         artifact: what scored.
-        context_tokens: tokens of query and history; this and the next four are None unless wanted.
+        context_tokens: tokens of query and history; this and the next five are None unless wanted.
         item_tokens: tokens of each item, in the order of the request.
         truncated: whether an item lost text to its budget, in the order of the request.
         unscored: position of an item that has no score -> why.
         fields: "missing" and "unknown": by field, how many items and history entries lack it or have it for nothing.
         is_cached: the answer was kept from before.
+        unknown_tokens: of the context and of all items, those that the vocabulary does not have.
     """
 
     indices: list[int]
@@ -68,6 +69,7 @@ class Ranking:
     unscored: Mapping[int, str] | None = None
     fields: Mapping[str, Mapping[str, int]] | None = None
     is_cached: bool = False
+    unknown_tokens: tuple[int, int] | None = None
 
 
 class Backend(Protocol):

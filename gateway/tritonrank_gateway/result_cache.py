@@ -65,6 +65,7 @@ class _Entry:
     truncated: bytes | None
     unscored: Mapping[int, str] | None
     fields: Mapping[str, Mapping[str, int]] | None
+    unknown_tokens: tuple[int, int] | None
 
     @classmethod
     def of(cls, ranking: Ranking) -> "_Entry":
@@ -76,6 +77,7 @@ class _Entry:
             None if ranking.truncated is None else bytes(ranking.truncated),
             ranking.unscored,
             ranking.fields,
+            ranking.unknown_tokens,
         )
 
     @property
@@ -95,6 +97,7 @@ class _Entry:
             unscored=self.unscored,
             fields=self.fields,
             is_cached=True,
+            unknown_tokens=self.unknown_tokens,
         )
 
 

@@ -149,4 +149,11 @@ def merged(request: RankRequest, starts: Sequence[int], answers: Sequence[Rankin
         item_tokens=item_tokens,
         truncated=truncated,
         unscored=unscored,
+        unknown_tokens=_unknown_tokens([answer.unknown_tokens for answer in answers]),
     )
+
+
+def _unknown_tokens(of_parts: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+    """Of the context, which all parts have, and of the items of all parts."""
+    known = [one for one in of_parts if one is not None]
+    return (known[0][0], sum(of_items for _, of_items in known)) if len(known) == len(of_parts) else None

@@ -14,8 +14,11 @@ JsonObject = dict[str, Any]
 MODELS = ("rank", "rank", "ranker")
 """What is asked, in shares; all but the ensemble are calls past it."""
 OUTPUTS = {
-    "rank": ("indices", "scores", "artifact", "item_tokens", "truncated", "context_tokens", "unscored", "fields"),
-}
+    "rank": (
+        "indices", "scores", "artifact", "item_tokens", "truncated", "context_tokens", "unknown_tokens", "unscored",
+        "fields",
+    ),
+}  # fmt: skip
 OUTPUTS["ranker"] = OUTPUTS["rank"]
 OPTIONAL = ("item_ids", "top_k", "max_item_tokens", "truncate_left", "strict")
 TEXTS: Sequence[str] = (

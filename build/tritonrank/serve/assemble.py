@@ -2,7 +2,8 @@
 
 Each model folder gets its config.pbtxt, its model.py and the files that it needs beside it (``models.py``); nothing is
 looked up elsewhere when the server starts. ``golden.json`` holds requests with the scores that this very artifact gave
-them in process: a server is ready when it gives the same.
+them in process: a server is ready when it gives the same. ``reference.json`` holds what requests and scores look like,
+so that whoever watches the server sees when they no longer do (``reference.py``).
 """
 
 import json
@@ -30,6 +31,7 @@ from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
 from tritonrank.serve.models import write_golden_cases, write_models
 from tritonrank.serve.recommend_model import write_recommend
+from tritonrank.serve.reference import write_reference
 from tritonrank.serve.serving import GOLDEN_TOLERANCE
 
 GOLDEN_CANDIDATES = 12
@@ -47,7 +49,7 @@ def assemble(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         recipe: its serve section says how to serve.
         workspace: with an ONNX artifact, the shards of one or a checkpoint, as the recipe serves it, and the dataset,
             where golden requests come from.
-        draft: gets the repository.
+        draft: gets the repository, with golden.json and reference.json.
 
     Raises:
         ArtifactError: the model artifact is incomplete.
@@ -63,7 +65,8 @@ def assemble(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
     scorers = [model_folder] if native is None else [native, model_folder]
     cases = write_identity_and_golden_cases(identity, workspace.dataset, scorers, draft.folder, share)
-    draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
+    rankings = write_reference(recipe, workspace, identity["artifact"], scorers[0], draft.folder)
+    draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases, "reference_rankings": rankings}
     draft.metrics |= {"executor": ONNXRUNTIME if native is None else NATIVE} if recipe.serve.executor != TORCH else {}
 
 

@@ -1,12 +1,14 @@
 """The gateway in front of a server that runs, with all that the served build has: it ranks, and may recommend."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from tritonrank.serve.first_history import give_first_history
 from tritonrank.serve.gateway_child import GatewayChild, missing_packages
 from tritonrank.serve.recommending import INSTALL, NEEDED, Recommending, has_catalogue
+from tritonrank.serve.serving import REFERENCE_FILE
 from tritonrank.serve.supervisor import SupervisedTriton
 
 console = Console()
@@ -38,9 +40,16 @@ def gateway_for(
             _say(f"{imported:,} events of the generated users are in {recommends.store_file}: they have a past")
 
     def flags() -> Sequence[str]:
-        return [] if missing else recommends.flags(server.server.repository)
+        repository = server.server.repository
+        return [*_reference(repository), *([] if missing else recommends.flags(repository))]
 
     return GatewayChild(server, port, host, name, deadline_seconds, flags)
+
+
+def _reference(repository: Path) -> list[str]:
+    """What drift is measured against; nothing for a repository that an older version made, or one made of no data."""
+    file = repository.resolve() / REFERENCE_FILE
+    return ["--reference", str(file)] if file.is_file() else []
 
 
 def _say(text: str) -> None:

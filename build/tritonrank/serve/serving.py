@@ -30,6 +30,8 @@ from tritonrank.tensorrt.plans import PLAN_FILE, check_plans, plan_settings
 
 GOLDEN_FILE = "golden.json"
 """Requests with their scores in process; ``assemble`` writes it."""
+REFERENCE_FILE = "reference.json"
+"""What requests and scores look like (``reference.py``)."""
 GOLDEN_TOLERANCE = 1e-4
 """Largest difference of a golden score from the one in process, where both are computed by the same code."""
 

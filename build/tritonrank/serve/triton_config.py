@@ -342,12 +342,14 @@ def _outputs() -> list[pb.ModelOutput]:
 
 
 def _told_outputs() -> list[pb.ModelOutput]:
-    """What ``tokenize`` tells callers who ask: tokens of each item and whether it was cut, tokens of the context, why
-    an item could not be scored ("" where it was), and as JSON which fields do not fit the template."""
+    """What ``tokenize`` tells callers who ask: tokens of each item and whether it was cut, tokens of the context, how
+    many of the context and of the items the vocabulary does not have, why an item could not be scored ("" where it
+    was), and as JSON which fields do not fit the template."""
     return [
         pb.ModelOutput(name="item_tokens", data_type=pb.TYPE_INT32, dims=[-1]),
         pb.ModelOutput(name="truncated", data_type=pb.TYPE_BOOL, dims=[-1]),
         pb.ModelOutput(name="context_tokens", data_type=pb.TYPE_INT32, dims=[1]),
+        pb.ModelOutput(name="unknown_tokens", data_type=pb.TYPE_INT32, dims=[2]),
         pb.ModelOutput(name="unscored", data_type=pb.TYPE_STRING, dims=[-1]),
         pb.ModelOutput(name="fields", data_type=pb.TYPE_STRING, dims=[1]),
     ]

@@ -186,6 +186,10 @@ class _Seen:
             values["context_tokens"] = np.array([ranking.context_tokens], dtype=np.float64)
             tokens = ranking.context_tokens + sum(ranking.item_tokens)
             counts["tokens"] += tokens
+            if ranking.unknown_tokens is not None:
+                unknown = sum(ranking.unknown_tokens)
+                counts["tokens_unknown"] += unknown
+                values["unknown_tokens"] = np.array([unknown / max(1, tokens)])
         self._add_order(ranking, candidates, values)
         return values
 
