@@ -21,6 +21,7 @@ from tritonrank_recommend.engine import Recommender
 from tritonrank_recommend.stores import GuardedStore
 
 from tritonrank_gateway.about_metrics import AboutMetrics
+from tritonrank_gateway.adapt.compose import pace_of
 from tritonrank_gateway.call import Gateway
 from tritonrank_gateway.dialects import routers
 from tritonrank_gateway.endpoint import BODIES
@@ -40,9 +41,11 @@ from tritonrank_gateway.settings import GatewaySettings
 SCHEMAS = "#/components/schemas/{name}"
 HEADERS_TO_PAGES = [
     "X-Request-Id",
+    "X-Adapt-Level",
     "X-Artifact",
     "X-Score-Type",
     "X-Truncated-Documents",
+    "X-Unranked-Documents",
     "X-Unscored-Documents",
     "Retry-After",
     "Server-Timing",
@@ -77,14 +80,17 @@ def create_app(
         metrics.last_event = StoreMetrics(recommender.parts.store, metrics.registry).last_event
     model = KnownModel(backend)
     metrics.registry.register(AboutMetrics(model, recommender))
+    pace = pace_of(settings, load, metrics)
     keys = read_keys(settings.keys_file, os.environ)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if recommender is not None:
             await recommender.start()
+        pace.start()
         async with process_metrics(metrics):
             yield
+        await pace.close()
         if recommender is not None:
             await recommender.close()
         await backend.close()
@@ -96,7 +102,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, quality, recommender)
+    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, pace, quality, recommender)
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"
@@ -112,7 +118,15 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(settings.cors),
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Deadline-Ms", "X-Request-Id", "X-User-Id"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "X-API-Key",
+                "X-Deadline-Ms",
+                "X-Documents-In-Order",
+                "X-Request-Id",
+                "X-User-Id",
+            ],
             expose_headers=HEADERS_TO_PAGES,
         )
     app.openapi = _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it

@@ -16,6 +16,9 @@ from starlette.requests import Request
 from tritonrank_client import InvalidRequest, Overloaded, RankError
 from tritonrank_recommend.engine import Recommender
 
+from tritonrank_gateway.adapt.heads import head_of, unranked, with_rest
+from tritonrank_gateway.adapt.ladder import SMALLER_COST, Level
+from tritonrank_gateway.adapt.pace import Pace
 from tritonrank_gateway.keys import Key, Keys
 from tritonrank_gateway.load import Load, units_of
 from tritonrank_gateway.metrics import Metrics
@@ -29,6 +32,8 @@ from tritonrank_gateway.texts import characters_of, fit, fit_text
 
 DEADLINE_HEADERS = ("x-deadline-ms", "x-envoy-expected-rq-timeout-ms")
 USER_HEADER = "x-user-id"
+ORDER_HEADER = "x-documents-in-order"
+"""Says that the documents come best first, as a search found them: they may stay so where there is no time to rank."""
 LONGEST_REQUEST_ID = 128
 Body = TypeVar("Body")
 Asked = ScoreType | Literal["own", "probability"]
@@ -44,6 +49,7 @@ class Gateway:
     load: Load
     metrics: Metrics
     model: KnownModel
+    pace: Pace
     quality: Quality
     recommender: Recommender | None = None
     """None: there is neither a catalogue nor a store"""
@@ -68,8 +74,22 @@ class Done:
     backend_seconds: float = 0.0
     artifact: str = ""
     score_type: str = ""
+    level: int = 0
+    spared: int = 0
+    has_come: bool = False
     degraded: list[str] = field(default_factory=list)
     """what the answer was made without; a few words of a few"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a call wants to be ranked, see ``Call.rank``."""
+
+    field: str
+    may_truncate: bool
+    seconds: float | None
+    kind: RankingKind | None
+    in_order: bool
 
 
 @dataclass(slots=True)
@@ -98,6 +118,7 @@ class Call:
     key: Key | None = None
     trace_id: str = ""
     done: Done = field(default_factory=Done)
+    known: KnownModel | None = None
 
     @classmethod
     def of(cls, http: Request, gateway: Gateway) -> "Call":
@@ -140,14 +161,14 @@ class Call:
         self.deadline = min(self.deadline, self.started + seconds)
 
     async def model(self) -> Model:
-        """What is known of the model.
+        """What is known of the model; of the smaller one, once that has ranked.
 
         Raises:
             Refusal: nothing, because no server was reached yet.
         """
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.seconds_left):
-                return await self.gateway.model.get()
+                return await (self.known or self.gateway.model).get()
         except RankError as error:
             raise refusal_of(error, self.gateway.load.queued_seconds) from error
         except TimeoutError:
@@ -170,8 +191,9 @@ class Call:
         may_truncate: bool = True,
         seconds: float | None = None,
         kind: RankingKind | None = "rank",
+        is_list: bool = False,
     ) -> Ranking:
-        """Rank, as a whole or not at all.
+        """Rank, as a whole or not at all; more cheaply while there is more work than can be done in time (``adapt``).
 
         Args:
             asked: the dialect's wish, without deadline and wants.
@@ -179,12 +201,55 @@ class Call:
             may_truncate: False refuses a request with an item that is too long.
             seconds: that the ranker may take, where that is less than is left of the call.
             kind: as what its quality is watched; None for a ranking that nobody is shown.
+            is_list: the items come in the order of retrieval, and whoever asks waits when there is no room.
 
         Raises:
             Refusal: there is no ranking; the message says why.
         """
+        pace = self.gateway.pace
+        in_order = is_list or self.http.headers.get(ORDER_HEADER, "").lower() in ("1", "true")
+        if asked.items and not self.done.has_come:
+            self.done.has_come = True
+            pace.came(len(asked.items), _units_of(asked), in_order=in_order)
+        level, way = pace.level, _Way(field, may_truncate, seconds, kind, in_order)
+        try:
+            return await self._ranked(asked, way, level)
+        except Refusal as refusal:
+            if refusal.kind != "overloaded":
+                raise
+            pace.refused()
+            last = refusal
+        for cheaper in pace.cheaper(level, in_order=in_order, to_the_end=not is_list):
+            self.take_back(asked)
+            try:
+                return await self._ranked(asked, way, cheaper)
+            except Refusal as refusal:
+                if refusal.kind != "overloaded":
+                    raise
+                last = refusal
+        raise last
+
+    async def _ranked(self, asked: RankRequest, way: "_Way", level: Level) -> Ranking:
+        """The ranking at a level."""
+        smaller = self.gateway.pace.smaller if level.model == "smaller" else None
+        self.known = None if smaller is None else smaller.model
         model = await self.model()
-        self._check_size(asked, model, field)
+        self._check_size(asked, model, way.field)
+        count = level.ranked(len(asked.items)) if way.in_order else len(asked.items)
+        head = head_of(asked, count) if count < len(asked.items) else asked
+        if count:
+            ranking = await self._whole(head, model, way, level)
+        else:
+            ranking = unranked(asked)
+        if 0 < count < len(asked.items):
+            ranking = with_rest(asked, ranking, count)
+        self.done.level = max(self.done.level, level.number)
+        self.done.spared += len(asked.items) - count
+        self.gateway.pace.metrics.served.labels(level.name).inc()
+        return ranking
+
+    async def _whole(self, asked: RankRequest, model: Model, way: "_Way", level: Level) -> Ranking:
+        """The ranking of all that is asked."""
         fitted, cut = fit(asked.items, model.max_text_bytes, asked.truncate_left)
         history, _ = fit(asked.history, model.max_text_bytes, False)
         ready = replace(
@@ -195,16 +260,16 @@ class Call:
             history=history,
             want=tuple(name for name in get_args(Wish) if name in model.outputs),
         )
-        ranking = await self._admitted(ready, field, seconds)
+        ranking = await self._admitted(ready, way.field, way.seconds, level)
         if cut and ranking.truncated is not None:
             lost = set(cut)
             truncated = [was or place in lost for place, was in enumerate(ranking.truncated)]
             ranking = replace(ranking, truncated=truncated)
-        self._note(ready, ranking, len(cut))
-        if kind is not None:
-            self.gateway.quality.ranked(kind, ranking, len(ready.items))
-        if not may_truncate:
-            _refuse_truncated(ranking, field, cut)
+        self._note(ranking, len(cut))
+        if way.kind is not None:
+            self.gateway.quality.ranked(way.kind, ranking, len(ready.items))
+        if not way.may_truncate:
+            _refuse_truncated(ranking, way.field, cut)
         return ranking
 
     def take_back(self, asked: RankRequest) -> None:
@@ -230,12 +295,14 @@ class Call:
         except ValueError as error:
             raise Refusal("invalid", str(error)) from None
 
-    async def _admitted(self, ready: RankRequest, field: str, seconds: float | None) -> Ranking:
-        context = len(ready.query) + characters_of(ready.history)
-        units = units_of(characters_of(ready.items), len(ready.items), context)
+    async def _admitted(self, ready: RankRequest, field: str, seconds: float | None, level: Level) -> Ranking:
+        units, gateway = _units_of(ready), self.gateway
+        backend = gateway.backend
+        if level.model == "smaller" and gateway.pace.smaller is not None:
+            backend, units = gateway.pace.smaller.backend, round(SMALLER_COST * units)
         try:
             left = self.seconds_left if seconds is None else min(seconds, self.seconds_left)
-            with self.gateway.load.admitted(units, left) as queued:
+            with gateway.load.admitted(units, left) as queued:
                 if self.key is not None:
                     self.key.take_candidates(len(ready.items), time.time())
                 self.done.queue_seconds = max(self.done.queue_seconds, queued)
@@ -243,12 +310,13 @@ class Call:
                     raise Refusal("deadline", "the deadline passed before the ranking was begun")
                 began = time.monotonic()
                 try:
-                    ranking = await self.gateway.backend.rank(replace(ready, deadline_s=left))
+                    ranking = await backend.rank(replace(ready, deadline_s=left))
                 except Overloaded:
                     if self.key is not None:
                         self.key.give_back(len(ready.items))
                     raise
                 self.done.backend_seconds += time.monotonic() - began
+                gateway.pace.done(level, units)
                 return ranking
         except InvalidRequest as error:
             refusal = refusal_of(error, 0.0)
@@ -270,10 +338,10 @@ class Call:
             said = f"{field}: {characters} characters in all texts; at most {settings.max_characters} in one request"
             raise Refusal("too_large", said)
 
-    def _note(self, ready: RankRequest, ranking: Ranking, cut: int) -> None:
+    def _note(self, ranking: Ranking, cut: int) -> None:
         done = self.done
         done.artifact = ranking.artifact
-        self.gateway.model.scored_by(ranking.artifact)
+        (self.known or self.gateway.model).scored_by(ranking.artifact)
         done.cached += ranking.is_cached
         done.truncated += cut if ranking.truncated is None else sum(ranking.truncated)
         done.unscored += ranking.unscored or ()
@@ -290,6 +358,11 @@ def tokens_of(ranking: Ranking) -> int | None:
 
 def _all_characters(asked: RankRequest) -> int:
     return len(asked.query) + characters_of(asked.history) + characters_of(asked.items)
+
+
+def _units_of(asked: RankRequest) -> int:
+    context = len(asked.query) + characters_of(asked.history)
+    return units_of(characters_of(asked.items), len(asked.items), context)
 
 
 def _refuse_truncated(ranking: Ranking, field: str, cut: Sequence[int]) -> None:

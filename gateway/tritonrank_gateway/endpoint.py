@@ -220,6 +220,10 @@ def _response(call: Call, dialect: Dialect, content: Any, refusal: Refusal | Non
             "X-Score-Type": done.score_type,
             "Server-Timing": f"triton;dur={spent:.2f}, total;dur={total:.2f}",  # https://www.w3.org/TR/server-timing/
         }
+        if done.level:
+            headers["X-Adapt-Level"] = str(done.level)
+        if done.spared:
+            headers["X-Unranked-Documents"] = str(done.spared)
         if done.truncated:
             headers["X-Truncated-Documents"] = str(done.truncated)
         if done.unscored:
@@ -248,7 +252,7 @@ def _observe(call: Call, path: str, dialect: Dialect, status: int, refusal: Refu
         exemplar = {"trace_id": call.trace_id} if call.trace_id else None
         metrics.seconds.labels(*labels).observe(seconds, exemplar)
         metrics.queue_seconds.labels(*labels).observe(done.queue_seconds)
-        metrics.documents.labels(*labels).inc(done.candidates)
+        metrics.documents.labels(*labels).inc(done.candidates - done.spared)
         if done.tokens is not None:
             metrics.tokens.labels(*labels).observe(done.tokens)
         if done.truncated:
@@ -280,6 +284,7 @@ def _line(
         "truncated": done.truncated,
         "unscored": len(done.unscored),
         "cached": done.cached,
+        "level": done.level,
         "artifact": done.artifact,
         "request_id": call.request_id,
     }

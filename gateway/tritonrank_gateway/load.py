@@ -10,6 +10,7 @@ done in a second is what was done lately while anything waited; what is older co
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from tritonrank_gateway.refusal import Refusal
 
@@ -21,10 +22,19 @@ LEAST_BUSY_SECONDS = 0.5
 """Of busy time before an estimate is believed."""
 
 
+class Totals(NamedTuple):
+    """Of everything since the start: whoever looks twice has what happened between."""
+
+    busy_seconds: float
+    """during which anything waited"""
+    request_seconds: float
+    """that requests waited, all together"""
+
+
 class Load:
     """The requests that wait for an answer. Used from one event loop.
 
-    ``in_flight`` counts them, ``held_bytes`` those of the bodies that are here.
+    ``in_flight`` counts them, ``held_bytes`` those of the bodies that are here, ``waiting_units`` their work.
 
     Args:
         max_in_flight: requests at once.
@@ -36,7 +46,8 @@ class Load:
         self._max_in_flight, self._max_queued_s, self._clock = max_in_flight, max_queued_s, clock
         self.in_flight = 0
         self.held_bytes = 0
-        self._waiting_units = 0
+        self.waiting_units = 0
+        self._busy_in_all = self._request_in_all = 0.0
         self._done_units = self._busy_seconds = 0.0
         self._looked_at = clock()
 
@@ -46,7 +57,13 @@ class Load:
         self._look()
         if not self._done_units or self._busy_seconds < LEAST_BUSY_SECONDS:
             return 0.0
-        return self._waiting_units * self._busy_seconds / self._done_units
+        return self.waiting_units * self._busy_seconds / self._done_units
+
+    @property
+    def totals(self) -> Totals:
+        """Of everything until now."""
+        self._look()
+        return Totals(self._busy_in_all, self._request_in_all)
 
     @contextmanager
     def admitted(self, units: int, seconds_left: float) -> Iterator[float]:
@@ -67,7 +84,7 @@ class Load:
             said = f"{queued:.1f} s of work are waiting already; the request was refused as a whole"
             raise Refusal("overloaded", said, queued)
         self.in_flight += 1
-        self._waiting_units += units
+        self.waiting_units += units
         is_done = False
         try:
             yield queued
@@ -75,7 +92,7 @@ class Load:
         finally:
             self._look()
             self.in_flight -= 1
-            self._waiting_units -= units
+            self.waiting_units -= units
             if is_done:  # what was refused or given up says nothing about how fast work is done
                 self._done_units += units
 
@@ -86,6 +103,8 @@ class Load:
             kept = 0.5 ** (passed / MEMORY_SECONDS / 0.63)
             self._done_units *= kept
             self._busy_seconds = self._busy_seconds * kept + passed
+            self._busy_in_all += passed
+            self._request_in_all += passed * self.in_flight
         self._looked_at = now
 
 

@@ -58,6 +58,7 @@ class Ranking:
         fields: "missing" and "unknown": by field, how many items and history entries lack it or have it for nothing.
         is_cached: the answer was kept from before.
         unknown_tokens: of the context and of all items, those that the vocabulary does not have.
+        ranked: only the first so many items were ranked, the others follow as they came; None: all were.
     """
 
     indices: list[int]
@@ -70,6 +71,7 @@ class Ranking:
     fields: Mapping[str, Mapping[str, int]] | None = None
     is_cached: bool = False
     unknown_tokens: tuple[int, int] | None = None
+    ranked: int | None = None
 
 
 class Backend(Protocol):

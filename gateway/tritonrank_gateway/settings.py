@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 PREFIX = "TRITONRANK_GATEWAY_"
+ADAPT_MODES = ("off", "advise", "act")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,10 @@ class GatewaySettings:
     page_minutes: Annotated[float, "minutes that a list is kept for its further pages"] = 30.0
     warm_context: Annotated[bool, "let the ranker read the user's context while candidates are retrieved"] = False
     recommend_deadline_s: Annotated[float, "seconds a recommendation may take, unless the request says how many"] = 1.0
+    adapt: Annotated[str, "rank more cheaply before anything is refused: off, advise (metrics only) or act"] = "off"
+    adapt_floor: Annotated[int, "fewest candidates of a list that are ranked before a cheaper way is taken"] = 25
+    adapt_queue_s: Annotated[float, "seconds of waiting work above which lists are ranked more cheaply"] = 0.25
+    smaller_model: Annotated[str, "a cheaper ensemble for --adapt: NAME, or NAME@HOST:PORT; none by default"] = ""
     storefront: Annotated[bool, "serve the page /storefront where there is a catalogue"] = True
     playground: Annotated[bool, "serve the page /playground"] = True
     access_log: Annotated[bool, "write a line of JSON per request to standard output"] = True
@@ -79,6 +84,12 @@ class GatewaySettings:
         _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
         _require(not self.events_log or bool(self.store), "events_log", self.events_log, "--store beside it")
         _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")
+        _require(self.adapt in ADAPT_MODES, "adapt", self.adapt, " or ".join(ADAPT_MODES))
+        _require(1 <= self.adapt_floor <= 1_000, "adapt_floor", self.adapt_floor, "1 to 1000")
+        _require(0 < self.adapt_queue_s <= 10, "adapt_queue_s", self.adapt_queue_s, "above 0, at most 10")
+        name, at, address = self.smaller_model.partition("@")
+        fits = bool(name) == bool(self.smaller_model) and (not at or ":" in address)
+        _require(fits, "smaller_model", self.smaller_model, "NAME or NAME@HOST:PORT")
         for name in ("keys_file", "golden", "reference", "rules", "tls_certificate", "tls_key"):
             path = getattr(self, name)
             _require(path is None or path.is_file(), name, path, "a file that exists")

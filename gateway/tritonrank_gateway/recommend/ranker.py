@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
-from tritonrank_recommend.engine.ranker import Scored
+from tritonrank_recommend.engine.ranker import Ranker, Scored, SparedError
 
 from tritonrank_gateway.call import Call
 from tritonrank_gateway.quality import RankingKind
@@ -46,12 +46,28 @@ class CallRanker:
         model = self._call.gateway.model.known
         return None if model is None else model.history_items
 
+    @property
+    def of_lists(self) -> Ranker:
+        """Ranks as many items as there is time for, see ``engine.ranker.SparingRanker``."""
+        return _OfLists(self)
+
     async def score(
         self, query: str, history: Sequence[str], items: Sequence[str], *, user: str = "", seconds: float | None = None
     ) -> Scored:
-        asked = RankRequest(query=query, items=items, history=history, user=user)
+        return await self._scored(RankRequest(query=query, items=items, history=history, user=user), seconds, False)
+
+    async def first_scored(self, asked: RankRequest, seconds: float | None) -> Scored:
+        """Scores of the first items, as many as there is time for.
+
+        Raises:
+            SparedError: there is time for none.
+            RankError: as of ``score``.
+        """
+        return await self._scored(asked, seconds, True)
+
+    async def _scored(self, asked: RankRequest, seconds: float | None, is_list: bool) -> Scored:
         try:
-            ranking = await self._call.rank(asked, "candidates", seconds=seconds, kind=self._kind)
+            ranking = await self._call.rank(asked, "candidates", seconds=seconds, kind=self._kind, is_list=is_list)
         except Refusal as refusal:
             if refusal.kind == "rate_limited":
                 self.over_quota = refusal
@@ -61,12 +77,27 @@ class CallRanker:
                 self._call.take_back(asked)
             raise ERRORS.get(refusal.kind, ServerFault)(str(refusal), retryable=may_wait) from refusal
         self._kind = None
-        logits = np.empty(len(items), np.float32)
+        if ranking.ranked == 0:
+            raise SparedError
+        logits = np.empty(len(asked.items), np.float32)
         logits[ranking.indices] = ranking.logits
-        return Scored(logits, ranking.artifact)
+        return Scored(logits[: ranking.ranked], ranking.artifact)
 
     async def warm(self, query: str, history: Sequence[str], *, user: str = "", seconds: float | None = None) -> None:
         """Rank nothing that could be scored: the server computes the context's keys and values, and keeps them. It goes
         to the replica that the candidates will go to, and is not counted as the caller's."""
         asked = RankRequest(query=query, items=[NOTHING], history=history, user=user, deadline_s=seconds)
         await self._call.gateway.backend.rank(asked)
+
+
+class _OfLists:
+    """Of whole lists, whose first items may be ranked alone."""
+
+    def __init__(self, ranker: CallRanker) -> None:
+        self._ranker = ranker
+
+    async def score(
+        self, query: str, history: Sequence[str], items: Sequence[str], *, user: str = "", seconds: float | None = None
+    ) -> Scored:
+        asked = RankRequest(query=query, items=items, history=history, user=user)
+        return await self._ranker.first_scored(asked, seconds)

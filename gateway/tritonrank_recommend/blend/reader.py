@@ -96,6 +96,16 @@ def open_blend(folder: Path) -> ServedBlend:
     return ServedBlend(manifest.artifact, described.method, described.features, _model(folder, manifest, described))
 
 
+def open_verified(folder: Path, name: str, kind: type[Read]) -> Read:
+    """Another JSON file of the artifact, held against the manifest's hash.
+
+    Raises:
+        BlendError: it is missing or damaged.
+    """
+    manifest = _decoded(folder / MANIFEST_FILE, _bounded(folder / MANIFEST_FILE), _Manifest)
+    return _decoded(folder / name, _verified(folder, name, manifest), kind)
+
+
 def _model(folder: Path, manifest: _Manifest, described: BlendFile) -> Model:
     if described.method == "lambdamart":
         _verified(folder, TREES_FILE, manifest)

@@ -15,7 +15,7 @@ from tritonrank_recommend.engine.arrange import Fields, Situation, arranged, boo
 from tritonrank_recommend.engine.conditions import meets
 from tritonrank_recommend.engine.explain import BlendParts
 from tritonrank_recommend.engine.pages import MOST_PINNED, PINNED_BY_RULE, SOURCE_NAMES, Entry
-from tritonrank_recommend.engine.retrieval import Found
+from tritonrank_recommend.engine.retrieval import Found, only
 from tritonrank_recommend.engine.rules import Pin, Rules
 
 LOG = logging.getLogger("tritonrank_recommend")
@@ -29,7 +29,7 @@ class Heard:
 
     Attributes:
         found: the candidates.
-        logits: the ranker's, [candidates]; None where it was not heard.
+        logits: the ranker's, of all candidates or of the first ones; None where it was not heard.
         blend: None where there is none.
         order: which the request asks for.
     """
@@ -102,7 +102,7 @@ def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> 
         Entry(
             ids[number],
             float(raised[number]) if number < len(scores) else 0.0,
-            None if heard.logits is None or number >= len(scores) else float(heard.logits[number]),
+            None if heard.logits is None or number >= len(heard.logits) else float(heard.logits[number]),
             sources[number] if number < len(scores) else [(SOURCE_NUMBER[PINNED_BY_RULE], 0)],
         )
         for number in places
@@ -115,14 +115,15 @@ def blend_parts(heard: Heard, item_ids: Sequence[str]) -> BlendParts | None:
 
     Args:
         heard: what the list was made of.
-        item_ids: of the shown items; what is not among the candidates has zeros.
+        item_ids: of the shown items; what is not among the ranked candidates has zeros.
     """
     if heard.blend is None or heard.logits is None or heard.order != "blend":
         return None
-    ids = heard.found.candidates.ids
+    ranked = _ranked(heard.found.candidates, len(heard.logits))
+    ids = ranked.ids
     number_of = {item_id: number for number, item_id in enumerate(ids)}
     try:
-        features = heard.blend.features(heard.found.candidates, heard.logits, heard.found.catalogue.fields(ids))
+        features = heard.blend.features(ranked, heard.logits, heard.found.catalogue.fields(ids))
         parts = heard.blend.parts(features)
     except Exception:
         LOG.exception("the blend %s failed", heard.blend.artifact)
@@ -138,15 +139,40 @@ def _scores(heard: Heard, fields: list[Fields | None]) -> tuple[NDArray[np.float
     if heard.logits is None or heard.order == "retrieval":
         return candidates.fused, "", ""
     if heard.blend is None or heard.order == "ranker":
-        return heard.logits, "", ""
+        return with_rest(heard.logits, candidates.fused), "", ""
+    count = len(heard.logits)
     try:
-        features = heard.blend.features(candidates, heard.logits, fields)
+        features = heard.blend.features(_ranked(candidates, count), heard.logits, fields[:count])
         scores = np.asarray(heard.blend.score(features), dtype=np.float32)
     # Whatever is wrong with it: the ranker's order is a good one, too.
     except Exception:
         LOG.exception("the blend %s failed", heard.blend.artifact)
-        return heard.logits, "", "failed"
-    return scores, heard.blend.artifact, ""
+        return with_rest(heard.logits, candidates.fused), "", "failed"
+    return with_rest(scores, candidates.fused), heard.blend.artifact, ""
+
+
+def with_rest(scores: NDArray[np.float32], fused: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[candidates] the scores of those that were ranked, and below the lowest of them the rest in retrieval's order.
+
+    The rest lies as far apart as the scores do, so that a rule that lifts an item by a deviation means the same.
+
+    Args:
+        scores: [ranked] of the first candidates.
+        fused: [candidates] of retrieval, falling.
+    """
+    rest = fused[len(scores) :]
+    if not len(rest):
+        return scores
+    spread = float(scores.std()) or 1.0
+    high, low = float(rest.max()), float(rest.min())
+    fallen = (high - rest) / (high - low) if high > low else np.zeros_like(rest)
+    behind = scores.min() - spread * (0.01 + fallen)
+    return np.concatenate([scores, behind.astype(np.float32)])
+
+
+def _ranked(candidates: Candidates, count: int) -> Candidates:
+    """The first so many."""
+    return candidates if count == len(candidates.ids) else only(candidates, np.arange(len(candidates.ids)) < count)
 
 
 def _pins(found: Found, rules: Rules, situation: Situation, bounds: Bounds) -> list[tuple[Pin, Fields]]:

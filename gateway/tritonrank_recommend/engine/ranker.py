@@ -13,7 +13,7 @@ class Scored:
     """What the ranker says.
 
     Attributes:
-        logits: [items] float32, in the order of the request.
+        logits: [items] float32, in the order of the request; of a ``SparingRanker`` those of the first items alone.
         artifact: what scored.
     """
 
@@ -45,6 +45,20 @@ class WarmingRanker(Ranker, Protocol):
     async def warm(self, query: str, history: Sequence[str], *, user: str = "", seconds: float | None = None) -> None:
         """Compute and keep what belongs to the context alone, if that is possible; arguments as of ``score``. Nobody
         waits for it, and a failure is no matter."""
+
+
+class SparedError(Exception):
+    """A list is not ranked, because there is no time for it: its order stands."""
+
+
+@runtime_checkable
+class SparingRanker(Ranker, Protocol):
+    """A ranker that may rank the first items of a list alone while there is more work than can be done in time."""
+
+    @property
+    def of_lists(self) -> Ranker:
+        """Takes items in the order of retrieval; its ``Scored`` may hold fewer logits than items, at least one. Raises
+        SparedError where none is ranked."""
 
 
 @runtime_checkable

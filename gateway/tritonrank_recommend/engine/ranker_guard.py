@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError, Unavailable
 
-from tritonrank_recommend.engine.ranker import Ranker, Scored
+from tritonrank_recommend.engine.ranker import Ranker, Scored, SparedError
 from tritonrank_recommend.engine.ranker_turns import RankerTurns
 
 LOG = logging.getLogger("tritonrank_recommend")
@@ -48,7 +48,7 @@ class RankerGuard:
     async def score(
         self, ranker: Ranker, query: str, history: Sequence[str], items: Sequence[str], *, user: str, seconds: float
     ) -> Scored:
-        """Scores of the items.
+        """Scores of the items; of a ``SparingRanker.of_lists`` those of the first ones.
 
         Raises:
             NotRankedError: there are none, or not in time.
@@ -81,6 +81,8 @@ class RankerGuard:
 
         try:
             scored = await self._turns.ask(once, seconds)
+        except SparedError:
+            raise NotRankedError("spared") from None
         except InvalidRequest:
             self._failures = 0
             raise NotRankedError("refused the request") from None
@@ -98,7 +100,7 @@ class RankerGuard:
             LOG.exception("ranker: %s", type(error).__name__)
             raise NotRankedError("failed") from error
         self._failures = 0
-        if len(scored.logits) != len(items):
+        if not 0 < len(scored.logits) <= len(items):
             LOG.error("ranker: %d scores for %d items", len(scored.logits), len(items))
             raise NotRankedError("failed")
         return scored

@@ -17,7 +17,7 @@ from tritonrank_recommend.engine.filters import together
 from tritonrank_recommend.engine.history import History, history_of
 from tritonrank_recommend.engine.listing import Bounds, Heard, Listed
 from tritonrank_recommend.engine.parts import Parts
-from tritonrank_recommend.engine.ranker import InformedRanker, Ranker, Scored, WarmingRanker
+from tritonrank_recommend.engine.ranker import InformedRanker, Ranker, Scored, SparingRanker, WarmingRanker
 from tritonrank_recommend.engine.ranker_guard import GuardedRanker, NotRankedError, RankerGuard
 from tritonrank_recommend.engine.retrieval import Found, retrieve_somehow
 from tritonrank_recommend.engine.settings import EngineSettings
@@ -212,6 +212,7 @@ class Steps:
             course.lost("ranker", "no time left")
             return None
         history = [past.text for past in told]
+        ranker = ranker.of_lists if isinstance(ranker, SparingRanker) else ranker
         try:
             return await self._guard.score(ranker, request.query, history, texts, user=request.user_id, seconds=seconds)
         except NotRankedError as error:

@@ -1,0 +1,47 @@
+"""The controller of a gateway by its settings."""
+
+from dataclasses import replace
+from typing import cast
+
+from tritonrank_gateway.adapt.ladder import read_levels
+from tritonrank_gateway.adapt.pace import Mode, Pace, PaceSettings, SmallerRanker
+from tritonrank_gateway.compose import compose
+from tritonrank_gateway.load import Load
+from tritonrank_gateway.metrics import Metrics
+from tritonrank_gateway.model import KnownModel
+from tritonrank_gateway.settings import GatewaySettings
+
+
+def pace_of(settings: GatewaySettings, load: Load, metrics: Metrics) -> Pace:
+    """What decides at which level requests are ranked.
+
+    Raises:
+        ValueError: the blend's levels.json is damaged.
+    """
+    return Pace(
+        PaceSettings(
+            mode=cast(Mode, settings.adapt),
+            candidates=settings.candidates,
+            floor=min(settings.adapt_floor, settings.candidates),
+            queue_s=settings.adapt_queue_s,
+            replicas=len(settings.triton),
+        ),
+        load,
+        metrics,
+        smaller_of(settings),
+        read_levels(settings.blend),
+    )
+
+
+def smaller_of(settings: GatewaySettings) -> SmallerRanker | None:
+    """The cheaper ranker that is named, on the same Tritons where no address is; None where there is none."""
+    if not settings.smaller_model:
+        return None
+    name, _, address = settings.smaller_model.partition("@")
+    # Its replicas are counted in a registry that nobody reads: they are the same machines, told of already.
+    own = replace(
+        settings, model=name, triton=(address,) if address else settings.triton, cache_mb=0, golden=None,
+        smaller_model="",
+    )  # fmt: skip
+    backend = compose(own, Metrics())
+    return SmallerRanker(backend, KnownModel(backend))
