@@ -5,6 +5,7 @@ from tritonrank.system.literal_help import LiteralGroup
 
 from loadtests.agree import agree
 from loadtests.catalogue import catalogue
+from loadtests.chaos.verb import chaos
 from loadtests.compare import compare
 from loadtests.faults import faults
 from loadtests.fuzz.verb import fuzz
@@ -46,6 +47,7 @@ app.command()(gateway)
 app.command()(catalogue)
 app.command()(recommend)
 app.command()(kills)
+app.command()(chaos)
 app.command()(hops)
 app.command()(rules)
 

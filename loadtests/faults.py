@@ -76,7 +76,7 @@ class Outcome:
 
 
 @dataclass
-class _Server:
+class Server:
     """``tritonrank serve``, and where its parts are."""
 
     process: Process
@@ -114,15 +114,15 @@ class _Server:
         return next((self.folder / "tmp").iterdir())
 
 
-Victims = Callable[[_Server], Sequence[psutil.Process]]
+Victims = Callable[[Server], Sequence[psutil.Process]]
 
 
-def _kill(victims: Victims, server: _Server) -> None:
+def _kill(victims: Victims, server: Server) -> None:
     for victim in victims(server):
         victim.kill()
 
 
-def _stop_for_a_while(victims: Victims, server: _Server) -> None:
+def _stop_for_a_while(victims: Victims, server: Server) -> None:
     stopped = victims(server)
     for victim in stopped:
         victim.suspend()
@@ -132,19 +132,19 @@ def _stop_for_a_while(victims: Victims, server: _Server) -> None:
             victim.resume()
 
 
-def _remove(pattern: str, server: _Server) -> None:
+def _remove(pattern: str, server: Server) -> None:
     folder = server.run_folder()
     shutil.rmtree(next(folder.glob(pattern)) if pattern else folder)
 
 
-def faults_of() -> dict[str, Callable[[_Server], None]]:
+def faults_of() -> dict[str, Callable[[Server], None]]:
     """Every fault by its name."""
     victims: dict[str, Victims] = {
         "ranker": lambda server: server.stubs("ranker"),
         "tritonserver": lambda server: [server.triton()],
         "keeper": lambda server: [server.keeper()],
     }
-    found: dict[str, Callable[[_Server], None]] = {}
+    found: dict[str, Callable[[Server], None]] = {}
     for name, of in victims.items():
         found[f"kill -9 {name}"] = partial(_kill, of)
         found[f"SIGSTOP {STOPPED_SECONDS:g} s {name}"] = partial(_stop_for_a_while, of)
@@ -174,10 +174,10 @@ def faults(
         (folder / "tmp").mkdir()
         command = [*serve_command(artifacts), "--ready-file", str(folder / "ready")]
         process = Process(command, folder / "serve.log", environment={"TMPDIR": str(folder / "tmp")})
-        server = _Server(process, folder, {})
+        server = Server(process, folder, {})
         try:
             process.wait_until(lambda: server.restarts() is not None, f"tritonrank serve {artifacts}")
-            server.urls = _printed_urls(process)
+            server.urls = printed_urls(process)
             client = RankClient(server.urls["gRPC" if protocol == "grpc" else "HTTP"], **options)
             chosen = faults_of()
             with client:
@@ -243,11 +243,11 @@ class _Traffic:
 
 
 def _try_out(
-    server: _Server,
+    server: Server,
     client: RankClient,
     golden: Sequence[Mapping[str, Any]],
     name: str,
-    fault: Callable[[_Server], None],
+    fault: Callable[[Server], None],
 ) -> Outcome:
     Console(stderr=True).print(f"{name} ...", highlight=False)
     before = server.restarts()
@@ -295,7 +295,7 @@ def _golden_of(artifacts: Path) -> list[dict[str, Any]]:
     return cases
 
 
-def _printed_urls(process: Process) -> dict[str, str]:
+def printed_urls(process: Process) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def are_printed() -> bool:

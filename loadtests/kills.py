@@ -15,13 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import psutil
 import typer
@@ -31,6 +30,15 @@ from rich.table import Table
 from tritonrank_client import InvalidRequest, RankError, ServerFault
 
 from loadtests.console import fail
+from loadtests.event_ledger import (
+    ANSWER_SECONDS,
+    EVENT_SENDERS,
+    PATIENCE_SECONDS,
+    USERS_PER_SENDER,
+    Events,
+    count,
+    send_events,
+)
 from loadtests.json_connections import JsonConnections
 from loadtests.machine import describe_machine
 from loadtests.processes import LOOPBACK, Process, SystemFaultError
@@ -38,17 +46,9 @@ from loadtests.runs import versions
 from loadtests.valkey import Valkey
 
 PAGES_PER_SECOND = 5.0
-EVENT_SENDERS = 3
-EVENT_PAUSE_SECONDS = 0.02
-USERS_PER_SENDER = 20
-BATCH = 3
-AGAIN_SHARE = 0.2
-"""Of batches that are sent once more after they were acknowledged, and of those of which a part is sent before."""
 SERVED = ("dataset", "repository", "catalogue", "blend")
 EVENTS = "events"
 """Folder of the training log, beside the artifacts."""
-PATIENCE_SECONDS = 60.0
-ANSWER_SECONDS = 2.0
 BEFORE_SECONDS, MOST_AWAY_SECONDS = 2.0, 30.0
 WHOLE_PAGES = 10
 """In a row, and everything is as it was."""
@@ -75,20 +75,6 @@ class Kill:
         return self.away_seconds is not None and not self.pages.get("failed")
 
 
-@dataclass
-class Events:
-    """What senders know: events that were acknowledged, by user."""
-
-    acknowledged: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    given_up: int = 0
-    counted_twice: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.acknowledged.values()))
-
-
 def kills(
     target: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe> with a catalogue")],
     store: Annotated[Literal["sqlite", "valkey"], typer.Option(help="Behind the gateway; Valkey is started here")] = (
@@ -108,7 +94,7 @@ def kills(
             root = _beside(target, folder)
             with _up(root, url, folder) as (gateway, process):
                 events, results = _kill_each(gateway, process, valkey)
-            lost, twice = asyncio.run(_count(events, url, root / EVENTS))
+            lost, twice = asyncio.run(count(events, url, root / EVENTS))
         except SystemFaultError as error:
             fail(str(error))
     _show(results)
@@ -169,7 +155,7 @@ def _kill_each(url: str, process: Process, valkey: Valkey | None) -> tuple[Event
     items = _some_items(url)
     events, ended = Events(), threading.Event()
     senders = [
-        threading.Thread(target=_send_events, args=(url, place, items, events, ended)) for place in range(EVENT_SENDERS)
+        threading.Thread(target=send_events, args=(url, place, items, events, ended)) for place in range(EVENT_SENDERS)
     ]
     for sender in senders:
         sender.start()
@@ -244,71 +230,6 @@ def _process_of(process: Process, part: str) -> psutil.Process:
 def _some_items(url: str) -> list[str]:
     answer = json.loads(JsonConnections(url).post("/v1/recommend", {"size": 50}, 30.0).body)
     return [item["item_id"] for item in answer["items"]]
-
-
-def _send_events(url: str, place: int, items: Sequence[str], events: Events, ended: threading.Event) -> None:
-    connections, chance = JsonConnections(url), random.Random(place)
-    while not ended.wait(EVENT_PAUSE_SECONDS):
-        user = f"sender-{place}-{chance.randrange(USERS_PER_SENDER)}"
-        batch = [
-            {
-                "event_id": uuid.uuid4().hex,
-                "user_id": user,
-                "type": chance.choice(("view", "click", "cart")),
-                "item_id": chance.choice(items),
-                "timestamp": time.time(),
-            }
-            for _ in range(BATCH)
-        ]
-        parts = [batch[:1], batch] if chance.random() < AGAIN_SHARE else [batch]
-        for part in parts:
-            if not _post_until_taken(connections, part):
-                events.given_up += 1
-                return
-        with events.lock:
-            events.acknowledged[user] |= {str(event["event_id"]) for event in batch}
-        if chance.random() < AGAIN_SHARE:
-            with suppress(RankError):
-                taken = json.loads(connections.post("/v1/events", {"events": batch}, ANSWER_SECONDS).body)
-                if taken["accepted"]:
-                    events.counted_twice.append(f"{taken['accepted']} of a batch that was acknowledged before")
-
-
-def _post_until_taken(connections: JsonConnections, batch: Sequence[dict[str, Any]]) -> bool:
-    ends = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < ends:
-        with suppress(RankError):
-            connections.post("/v1/events", {"events": batch}, ANSWER_SECONDS)
-            return True
-        time.sleep(0.1)
-    return False
-
-
-async def _count(events: Events, store: str, log: Path) -> tuple[list[str], list[str]]:
-    """What is missing and what is there twice, in the users' counters and in log and outbox together."""
-    import pyarrow.parquet as pq
-    from tritonrank_recommend.stores import open_store
-
-    lost: list[str] = []
-    twice: list[str] = []
-    opened = open_store(store)
-    try:
-        for user, ids in events.acknowledged.items():
-            counted = sum((await opened.profile(user)).counters.values())
-            said = f"{user}: {counted} counted, {len(ids)} acknowledged"
-            if counted != len(ids):
-                (lost if counted < len(ids) else twice).append(said)
-        waiting = await opened.outbox(await opened.log_position(), 10_000_000)
-    finally:
-        await opened.close()
-    logged = Counter(event.event_id for _, event in waiting)
-    for path in sorted(log.rglob("*.parquet")):
-        if "event_id" in (table := pq.ParquetFile(path).read()).column_names:
-            logged.update(table["event_id"].to_pylist())
-    for user, ids in events.acknowledged.items():
-        lost += [f"{user}: event {one} is not in the log" for one in ids if one not in logged]
-        twice += [f"{user}: event {one} is {logged[one]} times in the log" for one in ids if logged[one] > 1]
-    return lost, twice
 
 
 def _show(results: Sequence[Kill]) -> None:

@@ -236,6 +236,8 @@ class MisbehavingServer:
         """how long gRPC's health and metadata take"""
         self.answered = 0
         """gRPC calls that were answered, or would have been"""
+        self.grpc_peers: set[str] = set()
+        """gRPC connections on which a call came"""
         self.gave_up = 0
         """gRPC calls that had been cancelled, or had passed their own deadline, when they were to be answered"""
         self.connections = 0
@@ -415,6 +417,7 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
 def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> tuple[grpc.Server, int]:
     def _end(context: Any) -> None:
         with server._lock:
+            server.grpc_peers.add(context.peer())
             server.gave_up += not context.is_active()
             server.answered += 1
 

@@ -17,6 +17,8 @@ from misbehaving_server import RIGHT, MisbehavingServer, Slow
 from test_client_calls import Face, server  # noqa: F401 - a fixture
 from tritonrank_client import AsyncRankClient, DeadlineExceeded, Overloaded, RankClient, Retry, Unavailable, _grpc
 
+from loadtests.chaos.proxy import TcpProxy
+
 STYLES = pytest.mark.parametrize("style", ["sync", "async"])
 
 
@@ -158,3 +160,32 @@ def test_a_server_that_ends_ends_abandoned_calls() -> None:
         with pytest.raises(Unavailable):
             client.rank(items=["a"], timeout=2)
         assert not client._transport._wire._abandoned  # type: ignore[attr-defined]
+
+
+@STYLES
+def test_a_connection_that_is_dead_without_knowing_it_is_left(server: MisbehavingServer, style: str) -> None:  # noqa: F811
+    """A router forgot it: nothing breaks, and nothing comes any more. A keep-alive ping would tell after a minute."""
+    with TcpProxy(int(server.urls["grpc"].rpartition(":")[2])) as proxy:
+        face = Face(style, "grpc")
+        client = face.open(f"127.0.0.1:{proxy.port}", retry=Retry(attempts=1))
+        client.rank(items=["a"], timeout=5)
+        proxy.become("forgotten")
+        with pytest.raises(DeadlineExceeded):
+            client.rank(items=["a"], timeout=_grpc.SILENT_SECONDS + 0.2)
+        for _ in range(3):
+            client.rank(items=["a"], timeout=5)
+        face.close()
+
+
+@STYLES
+def test_a_slow_server_does_not_get_a_connection_for_each_late_answer(server: MisbehavingServer, style: str) -> None:  # noqa: F811
+    server.behave(Slow(_grpc.SILENT_SECONDS + 0.3))
+    face = Face(style, "grpc")
+    client = face.open(server, retry=Retry(attempts=1))
+    for _ in range(3):
+        with pytest.raises(DeadlineExceeded):
+            client.rank(items=["a"], timeout=_grpc.SILENT_SECONDS + 0.1)
+    assert len(server.grpc_peers) <= 2
+    face.close()
+    wait_until_idle(server, answered=3)
+    assert server.gave_up == 0, "the old connection lets its calls end"

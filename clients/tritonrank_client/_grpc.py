@@ -37,8 +37,20 @@ GRACE_SECONDS = 15.0
 MOST_ABANDONED = 100
 """Calls of one client that nobody waits for and that the server has not answered. As many as HTTP's connections."""
 
+SILENT_SECONDS = 0.5
+"""A call that was given up after this, with no answer to any call since it was sent, may be on a connection that is
+dead without knowing it: a router forgot it, or the server's address went to another host. The next calls take a new
+one, long before a keep-alive ping would tell."""
+
+RENEW_SECONDS = 10.0
+"""Not more often than that: a server that is slow is not helped by connections."""
+
 EXIT_SECONDS = 2.0
 """How long the end of the program waits for abandoned calls: breaking the connection cancels them, too."""
+
+
+_TOLD_BY_US = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+"""Codes of calls of which nothing may have been heard; the others come from the server."""
 
 
 class Wire:
@@ -57,8 +69,9 @@ class Wire:
         self._starting = threading.Lock()  # held while a call is handed to gRPC, and by a fork
         self._is_held_by_fork = False
         self._changed = threading.Condition()
-        self._running: set[Any] = set()
+        self._running: dict[Any, tuple[grpc.Channel, float]] = {}  # with when it was sent
         self._abandoned: set[Any] = set()
+        self._heard_at = self._renewed_at = float("-inf")
 
     def start(self, method: str, message: Any, headers: tuple[tuple[str, str], ...], seconds: float) -> Any:
         """Send `message`; the future of the answer. Whoever stops waiting for it must `abandon` it.
@@ -81,7 +94,7 @@ class Wire:
                 self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
             future = getattr(self._stub, method).future(message, timeout=seconds + GRACE_SECONDS, metadata=headers)
             with self._changed:
-                self._running.add(future)
+                self._running[future] = self._channel, time.monotonic()
         future.add_done_callback(self._forget)
         return future
 
@@ -91,15 +104,31 @@ class Wire:
         if self._settings.cancel_abandoned:
             future.cancel()  # of an answered call: nothing
         with self._changed:
-            if future in self._running:
+            if future not in self._running:
+                return
+            channel, sent_at = self._running[future]
+            if channel is self._channel:
                 self._abandoned.add(future)
+            is_dead = channel is self._channel and self._seems_dead(sent_at)
+            if is_dead:
+                self._renewed_at = time.monotonic()
+                self._abandoned.clear()  # they are the old connection's; a reference is in _running
+        if is_dead:
+            self.drop_channel(channel)
+
+    def _seems_dead(self, sent_at: float) -> bool:
+        now = time.monotonic()
+        is_silent = now - sent_at >= SILENT_SECONDS and self._heard_at < sent_at
+        return is_silent and now - self._renewed_at >= RENEW_SECONDS
 
     def _forget(self, future: Any) -> None:
+        is_heard = future.code() not in _TOLD_BY_US
         with self._changed:
-            self._running.discard(future)
+            self._running.pop(future, None)
             self._abandoned.discard(future)
-            if not self._running:
-                self._changed.notify_all()
+            if is_heard:
+                self._heard_at = time.monotonic()
+            self._changed.notify_all()
 
     def wait_until_idle(self, deadline: float) -> None:
         """Wait for the calls on the wire until `deadline` (time.monotonic()) at the latest."""
@@ -112,21 +141,38 @@ class Wire:
             self._closed = True
         self.drop_channel()
 
-    def drop_channel(self) -> None:
-        """Send the calls from here on over a new channel; the old one closes as by `close`."""
+    def drop_channel(self, only: grpc.Channel | None = None) -> None:
+        """Send the calls from here on over a new channel; the old one closes when its calls have been answered.
+
+        Args:
+            only: do it if this is the channel still.
+        """
         with self._starting:
+            if only is not None and self._channel is not only:
+                return
             channel, self._channel = self._channel, None
         if channel is None:
             return
         with self._changed:
-            is_idle = not self._running
+            is_idle = not self._is_used(channel)
         if is_idle:
             channel.close()
             return
         threading.Thread(target=self._close_when_idle, args=(channel,), name="tritonrank-drain", daemon=True).start()
 
+    def _is_used(self, channel: grpc.Channel) -> bool:
+        return any(own is channel for own, _ in self._running.values())
+
     def _close_when_idle(self, channel: grpc.Channel) -> None:
-        self.wait_until_idle(time.monotonic() + GRACE_SECONDS)
+        """Each call ends by its deadline on the wire; of a closed client none is waited for longer than the grace."""
+        closed_at = None
+        with self._changed:
+            while self._is_used(channel):
+                if self._closed:
+                    closed_at = closed_at or time.monotonic()
+                    if time.monotonic() >= closed_at + GRACE_SECONDS:
+                        break
+                self._changed.wait(1.0)
         channel.close()
 
     def before_fork(self, deadline: float) -> None:

@@ -1,0 +1,126 @@
+"""Which events were acknowledged, and whether the store and the training log hold each of them, once.
+
+Senders post batches until each is acknowledged, under the same ids, as the client library does; some batches are sent
+again after that, some in part before.
+"""
+
+import json
+import random
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tritonrank_client import RankError
+
+from loadtests.json_connections import JsonConnections
+
+EVENT_SENDERS = 3
+EVENT_PAUSE_SECONDS = 0.02
+USERS_PER_SENDER = 20
+BATCH = 3
+AGAIN_SHARE = 0.2
+"""Of batches that are sent once more after they were acknowledged, and of those of which a part is sent before."""
+PATIENCE_SECONDS = 60.0
+ANSWER_SECONDS = 2.0
+
+
+@dataclass
+class Events:
+    """What senders know: events that were acknowledged, by user."""
+
+    acknowledged: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    given_up: int = 0
+    counted_twice: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.acknowledged.values()))
+
+
+def send_events(
+    url: str,
+    place: int,
+    items: Sequence[str],
+    events: Events,
+    ended: threading.Event,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """One sender, until it is ended.
+
+    Args:
+        url: of the gateway.
+        place: of this sender; no two may have the same.
+        items: ids that events may be about.
+        events: takes what was acknowledged.
+        ended: set when no further batch is to be begun.
+        clock: of the sender, which may go wrong.
+    """
+    connections, chance = JsonConnections(url), random.Random(place)
+    while not ended.wait(EVENT_PAUSE_SECONDS):
+        user = f"sender-{place}-{chance.randrange(USERS_PER_SENDER)}"
+        batch = [
+            {
+                "event_id": uuid.uuid4().hex,
+                "user_id": user,
+                "type": chance.choice(("view", "click", "cart")),
+                "item_id": chance.choice(items),
+                "timestamp": clock(),
+            }
+            for _ in range(BATCH)
+        ]
+        parts = [batch[:1], batch] if chance.random() < AGAIN_SHARE else [batch]
+        for part in parts:
+            if not _post_until_taken(connections, part):
+                events.given_up += 1
+                return
+        with events.lock:
+            events.acknowledged[user] |= {str(event["event_id"]) for event in batch}
+        if chance.random() < AGAIN_SHARE:
+            with suppress(RankError):
+                taken = json.loads(connections.post("/v1/events", {"events": batch}, ANSWER_SECONDS).body)
+                if taken["accepted"]:
+                    events.counted_twice.append(f"{taken['accepted']} of a batch that was acknowledged before")
+
+
+def _post_until_taken(connections: JsonConnections, batch: Sequence[dict[str, Any]]) -> bool:
+    ends = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < ends:
+        with suppress(RankError):
+            connections.post("/v1/events", {"events": batch}, ANSWER_SECONDS)
+            return True
+        time.sleep(0.1)
+    return False
+
+
+async def count(events: Events, store: str, log: Path) -> tuple[list[str], list[str]]:
+    """What is missing and what is there twice, in the users' counters and in log and outbox together."""
+    import pyarrow.parquet as pq
+    from tritonrank_recommend.stores import open_store
+
+    lost: list[str] = []
+    twice: list[str] = []
+    opened = open_store(store)
+    try:
+        for user, ids in events.acknowledged.items():
+            counted = sum((await opened.profile(user)).counters.values())
+            said = f"{user}: {counted} counted, {len(ids)} acknowledged"
+            if counted != len(ids):
+                (lost if counted < len(ids) else twice).append(said)
+        waiting = await opened.outbox(await opened.log_position(), 10_000_000)
+    finally:
+        await opened.close()
+    logged = Counter(event.event_id for _, event in waiting)
+    for path in sorted(log.rglob("*.parquet")):
+        if "event_id" in (table := pq.ParquetFile(path).read()).column_names:
+            logged.update(table["event_id"].to_pylist())
+    for user, ids in events.acknowledged.items():
+        lost += [f"{user}: event {one} is not in the log" for one in ids if one not in logged]
+        twice += [f"{user}: event {one} is {logged[one]} times in the log" for one in ids if logged[one] > 1]
+    return lost, twice
