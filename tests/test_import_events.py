@@ -8,10 +8,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from tritonrank.cli import app
+from tritonrank.data.loading import Tables
 from tritonrank.errors import DataError, RecipeError
 from tritonrank.retrieval.event_types import types_of_numbers, types_of_words
 from tritonrank.retrieval.import_events import import_events
-from tritonrank.retrieval.imported_events import EventColumns, read_events
+from tritonrank.retrieval.imported_events import EventColumns, events_of, read_events
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.stores import open_store
 from tritonrank_recommend.stores.interface import Profile
@@ -195,3 +196,11 @@ def test_a_store_that_is_none_is_named(tmp_path: Path) -> None:
     table.write_text("user_id,item_id,timestamp\nann,a,2020-09-13\nann,b,2020-09-13\n")
     with pytest.raises(DataError, match="expected sqlite:FILE"):
         run(str(table), "--store", "store.db")
+
+
+def test_who_did_not_like_an_item_of_a_source_of_ratings_skipped_it() -> None:
+    events = pl.DataFrame(
+        {"user_id": ["1", "1"], "item_id": ["a", "b"], "label": [1, 0], "timestamp": [5, 6], "query": ["", ""]}
+    )
+    frame = events_of(Tables(pl.DataFrame(), events), "click").frame
+    assert frame.select("item_id", "type").rows() == [("a", "click"), ("b", "skip")]

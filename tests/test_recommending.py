@@ -4,13 +4,14 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 from made_builds import make_build
 from tritonrank.artifacts.builds import find_build
 from tritonrank.artifacts.promotions import promote
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.serve.first_history import give_first_history
-from tritonrank.serve.recommending import Recommending, has_catalogue
+from tritonrank.serve.recommending import SOMEBODY, Recommending, example_user, has_catalogue
 from tritonrank.serve.servable import repository_of
 from tritonrank_recommend.stores import open_store
 from tritonrank_recommend.stores.interface import Profile
@@ -103,3 +104,12 @@ def test_the_sample_users_have_a_past_once(workspace: Workspace, tmp_path: Path)
 def test_other_data_bring_no_past(tmp_path: Path) -> None:
     assert give_first_history(tmp_path, tmp_path / "store" / "store.db") == 0
     assert not (tmp_path / "store").exists()
+
+
+def test_a_command_to_try_names_somebody_of_the_data(tmp_path: Path) -> None:
+    assert example_user(tmp_path) == SOMEBODY, "there is no dataset"
+    (tmp_path / "dataset").mkdir()
+    pl.DataFrame({"user_id": ["331", "7"]}).write_parquet(tmp_path / "dataset" / "test.parquet")
+    assert example_user(tmp_path) == "331"
+    (tmp_path / "dataset" / "test.parquet").write_bytes(b"torn")
+    assert example_user(tmp_path) == SOMEBODY

@@ -599,3 +599,27 @@ def without_later_records(manifest: dict[str, Any]) -> None:
         if isinstance(verdict, dict):
             verdict.pop("kendall_tau", None)
             verdict.pop("worst_requests", None)
+
+
+def test_the_choice_of_an_engine_is_shown_with_its_figures(pruned: Workspace, tmp_path: Path) -> None:
+    copied = shutil.copytree(pruned.root, tmp_path / "tiny")
+    assert "What computes" not in make_report(copied)[0].read_text(encoding="utf-8")
+    measured = {"roof_share": 0.5, "precision": "INT8", "gflops": 1.0}
+    rows = [
+        measured | {"name": "ONNX Runtime, INT8", "executor": "onnxruntime", "milliseconds": 14.25, "ndcg@10": None}
+        | {"ratio": {"median": 1.0, "low": 1.0, "high": 1.0}, "passed": None},
+        measured | {"name": "native INT8", "executor": "native", "milliseconds": 7.5, "ndcg@10": 0.321}
+        | {"ratio": {"median": 0.53, "low": 0.5, "high": 0.56}, "passed": True},
+    ]  # fmt: skip
+    told = {"chosen": "native INT8", "executor": "native", "processor": "<Some> CPU", "cores": 2, "flags": ["avx2"]}
+    told |= {"timed_requests": 12, "candidates": 100, "notes": ["A note."], "rows": rows}
+    (copied / "engine").mkdir()
+    (copied / "engine" / "engine.json").write_text(json.dumps(told), encoding="utf-8")
+    page, text = (path.read_text(encoding="utf-8") for path in make_report(copied))
+    for said in ("What computes", "14.2", "0.53 ", "A note.", "0.321", "passed"):
+        assert said in page
+        assert said in text
+    assert "&lt;Some&gt; CPU" in page
+    (copied / "engine" / "engine.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"engine\.json: damaged.*tritonrank build RECIPE"):
+        make_report(copied)

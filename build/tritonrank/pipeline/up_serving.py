@@ -16,7 +16,7 @@ from tritonrank.errors import ArtifactError
 from tritonrank.pipeline.up import DEADLINE_MS, UpOptions, make_from_checkpoint, slug
 from tritonrank.serve.gateway_child import INSTALL, GatewayChild, missing_packages
 from tritonrank.serve.gateway_start import gateway_for
-from tritonrank.serve.recommending import NEEDED, Recommending, has_catalogue
+from tritonrank.serve.recommending import NEEDED, Recommending, example_user, has_catalogue
 from tritonrank.serve.running import RunningServer, run_until_signalled
 from tritonrank.serve.servable import repository_of
 from tritonrank.serve.serving import example_command, golden_requests, serving
@@ -125,7 +125,10 @@ def _say_ready(root: Path, gateway: GatewayChild, started: float) -> None:
     console.print(f"\n[bold]{gateway.url}[/]  (ready after {time.monotonic() - started:.1f} s)\n", highlight=False)
     _say(_curl(gateway.url, "/v1/rerank", body))
     if has_catalogue(repository_of(root)) and not missing_packages(NEEDED):
-        body = json.dumps({"user_id": "user-00001", "query": query, "size": 5}, ensure_ascii=False)
+        body = json.dumps(
+            {"user_id": example_user(Recommending.of(repository_of(root)).root), "query": query, "size": 5},
+            ensure_ascii=False,
+        )
         _say(f"\nRecommend, and search for somebody:\n\n{_curl(gateway.url, '/v1/recommend', body)}")
         _say(f"\nSee it as a customer does: {gateway.url}/storefront/")
     _say(

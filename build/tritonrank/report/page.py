@@ -38,6 +38,7 @@ from tritonrank.report.answer import (
 )
 from tritonrank.report.comparison import comparison
 from tritonrank.report.compression import Pruning, Quantization, pruning, quantizations
+from tritonrank.report.engine_table import engine_shown
 from tritonrank.report.ladder import (
     BaselineRow,
     Build,
@@ -73,6 +74,7 @@ SECTIONS = {
     "recommend": "What users see out of the whole catalogue",
     "texts": "What the model reads",
     "gates": "The gates",
+    "engine": "What computes",
     "calibration": "How true the probabilities are",
     "pruning": "What was pruned where",
     "int8": "Layers and activations",
@@ -130,6 +132,7 @@ def gather(build: Build) -> dict[str, Any]:
         "quality_plot": quality_plot(rows, others),
         "gates": passed,
         "gate_plots": gate_plots(passed),
+        "engine": engine_shown(build.root),
         "recommend": recommended(build.root),
         "calibration": calibration_plots(build),
         "pruning": cut,

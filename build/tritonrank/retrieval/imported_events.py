@@ -128,12 +128,15 @@ def read_events(
 
 
 def events_of(tables: Tables, default: str) -> ImportedEvents:
-    """Those of a recipe's tables, whatever its source: positives are of the default type, others were only seen."""
+    """Those of a recipe's tables, whatever its source: positives are of the default type, others say as much as a skip.
+
+    Such a source is of ratings, of which the tables keep whether they are positive: who gave two stars did not like it.
+    """
     events = tables.events
     frame = events.select(
         "user_id",
         "item_id",
-        pl.when(pl.col("label") == 1).then(pl.lit(default)).otherwise(pl.lit("view")).alias("type"),
+        pl.when(pl.col("label") == 1).then(pl.lit(default)).otherwise(pl.lit("skip")).alias("type"),
         "timestamp",
         pl.lit(None, dtype=pl.Float64).alias("value"),
         "query",

@@ -23,6 +23,8 @@ INSTALL = "pip install 'tritonrank[gateway,recommend]'"
 STORE = Path("store", "store.db")
 EVENTS = "events"
 RULES = "rules.toml"
+DATASET = "dataset"
+SOMEBODY = "user-00001"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Recommending:
             flags += ["--blend", str(build / BLEND)]
         rules = self.rules or (self.root / RULES)
         return [*flags, "--rules", str(rules.resolve())] if self.rules or rules.is_file() else flags
+
+
+def example_user(root: Path) -> str:
+    """Somebody of the data that a recipe was built from, for a command to try; a made up id where there is none."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(root / DATASET / "test.parquet") as table:
+            return str(next(table.iter_batches(batch_size=1, columns=["user_id"]))["user_id"][0].as_py())
+    except (OSError, StopIteration, ArrowException, KeyError):
+        return SOMEBODY
 
 
 def has_catalogue(repository: Path) -> bool:
