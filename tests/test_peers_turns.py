@@ -12,7 +12,7 @@ from typer import BadParameter
 from loadtests.peers import catalogue, turns, turns_report
 from loadtests.peers.cases import Case
 from loadtests.peers.environments import EnvironmentFaultError
-from loadtests.peers.hops import hops_between
+from loadtests.peers.hops import Look, hops_between
 from loadtests.peers.variants import executor_of, with_onnx_runtime
 
 CASES = [Case(n, "q", [], ["a", "b"], "q", ["a", "b"], None) for n in range(40)]
@@ -109,13 +109,15 @@ def test_hops_are_means_of_what_grew_between_two_looks() -> None:
     parts = dict.fromkeys(("queue", "compute_input", "compute_infer", "compute_output"), (0, 0))
     before = {"rank": {"success": (10, 10**9)}, "score": parts | {"compute_infer": (10, 5 * 10**8)}}
     after = {"rank": {"success": (14, 10**9 + 40 * 10**6)}, "score": parts | {"compute_infer": (14, 532 * 10**6)}}
-    hops = hops_between(before, after, 0.012)
+    first, second = Look(before, {"score": 1.0}), Look(after, {"score": 1.02, "queue": 0.004})
+    hops = hops_between(first, second, 0.012)
     assert hops is not None
+    assert hops.steps == pytest.approx({"score": 5.0, "queue": 1.0})
     assert hops.models["score"]["compute_infer"] == pytest.approx(8.0)
     told = hops.summary()
     assert told["between_ms"] == pytest.approx(2.0)
     assert told["client_and_network_ms"] == pytest.approx(2.0)
-    assert hops_between(after, after, 0.012) is None
+    assert hops_between(second, second, 0.012) is None
 
 
 def test_a_copy_computes_with_onnx_runtime_and_its_manifest_says_what_it_holds(tmp_path: Path) -> None:

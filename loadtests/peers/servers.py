@@ -199,6 +199,7 @@ class OursSystem(_BehindTriton):
         self._client: RankClient | None = None
         self.url = ""
         """grpc://... of the Triton that was started."""
+        self.metrics_url = ""
 
     def prepare(self) -> None:
         if not self._artifacts.is_dir():
@@ -208,7 +209,9 @@ class OursSystem(_BehindTriton):
         return own_environment().versions(("tritonrank", *TRITON_PACKAGES))
 
     def start(self) -> None:
-        ports = [argument for name in ("http", "grpc", "metrics") for argument in (f"--{name}-port", "0")]
+        metrics_port = free_port()
+        self.metrics_url = f"http://{LOOPBACK}:{metrics_port}/metrics"
+        ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", str(metrics_port)]
         url = self._server.start(
             [str(own_environment().python), "-m", "tritonrank", "serve", str(self._artifacts.resolve()), *ports]
         )

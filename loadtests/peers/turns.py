@@ -24,7 +24,7 @@ from loadtests.machine import describe_machine
 from loadtests.peers import catalogue, machine, turns_report
 from loadtests.peers.cases import Case, PairTexts, read_cases
 from loadtests.peers.environments import EnvironmentFaultError, own_environment, run_to_end
-from loadtests.peers.hops import Counts, hops_between, read_counts
+from loadtests.peers.hops import Look, hops_between, look
 from loadtests.peers.load import closed_loop, percentile
 from loadtests.peers.servers import OursSystem
 from loadtests.peers.system import System
@@ -164,7 +164,7 @@ def measure_in_turns(
         {"name": s.name, "kind": s.kind, "settings": s.settings, "p50_ms_by_round": [], "latencies_ms": []}
         for s in systems
     ]
-    counts: dict[str, Counts] = {}
+    counts: dict[str, Look] = {}
     with ExitStack() as stack:
         for system, entry in zip(systems, entries, strict=True):
             console.print(f"{time.time() - started:5.0f} s  starting {system.name}", highlight=False, markup=False)
@@ -202,11 +202,11 @@ def _start(system: System, entry: dict[str, Any], cases: Sequence[Case]) -> None
         system.rank(case)
 
 
-def _one_turn(system: System, entry: dict[str, Any], cases: Sequence[Case], counts: dict[str, Counts]) -> None:
+def _one_turn(system: System, entry: dict[str, Any], cases: Sequence[Case], counts: dict[str, Look]) -> None:
     system.rank(cases[0])  # so that nobody finds the caches as another system left them; not measured
     fresh = [case for case in cases if case is not cases[0]] or [cases[0]]
     if isinstance(system, OursSystem) and system.name not in counts:
-        counts[system.name] = read_counts(system.url)
+        counts[system.name] = look(system.url, system.metrics_url)
     latencies = [_answered(system, case) for case in fresh]
     entry["latencies_ms"] += latencies
     entry["p50_ms_by_round"].append(percentile(latencies, 0.5))
@@ -220,12 +220,12 @@ def _answered(system: System, case: Case) -> float:
 
 
 def _finish(
-    system: System, entry: dict[str, Any], cases: Sequence[Case], counts: dict[str, Counts], seconds: float
+    system: System, entry: dict[str, Any], cases: Sequence[Case], counts: dict[str, Look], seconds: float
 ) -> None:
     entry["p50_ms"] = percentile(entry["latencies_ms"], 0.5)
     if isinstance(system, OursSystem):
         mean = sum(entry["latencies_ms"]) / len(entry["latencies_ms"]) / 1000
-        hops = hops_between(counts[system.name], read_counts(system.url), mean)
+        hops = hops_between(counts[system.name], look(system.url, system.metrics_url), mean)
         entry |= {"hops": hops.summary()} if hops else {}
     entry["memory_mb"] = system.memory_bytes() / 1e6
     if not seconds:

@@ -72,6 +72,9 @@ def _hop_rows(systems: list[Mapping[str, Any]]) -> list[list[str]]:
             values = [one["models_ms"].get(model, {}).get(part) for one in hops]
             label = f"{model}: {part.replace('_', ' ')}"
             rows.append([label, *("" if value is None else f"{value:.2f}" for value in values)])
+    for step in dict.fromkeys(step for one in hops for step in one.get("steps_ms", {})):
+        values = [one.get("steps_ms", {}).get(step) for one in hops]
+        rows.append([f"in the one process: {step}", *("" if value is None else f"{value:.2f}" for value in values)])
     for key, label in (
         ("between_ms", "in Triton, in no model"),
         ("client_and_network_ms", "client, network, and gateway where there is one"),
