@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -69,7 +70,13 @@ def reference_file(path: Path, *, artifact: str = ARTIFACT, seed: int = 0, ranki
     tokens = {"edges": [5.0, 15.0], "shares": [0.0, 1.0, 0.0], "rankings": rankings}
     score = {"edges": spread.edges, "shares": spread.shares, "rankings": spread.rankings}
     path.write_text(
-        json.dumps({"artifact": artifact, "spreads": {"rank": {"score": score, "item_tokens": tokens}}}),
+        json.dumps(
+            {
+                "artifact": artifact,
+                "spreads": {"rank": {"score": score, "item_tokens": tokens}},
+                "candidates": {"rank": [CANDIDATES, CANDIDATES]},
+            }
+        ),
         encoding="utf-8",
     )
     return path
@@ -181,6 +188,30 @@ def test_planted_drift_is_seen_and_nothing_else(tmp_path: Path, draw: Draw, toke
     assert page["tritonrank_quality_drift_psi"][("rank", other)] < 0.1
 
 
+def test_scores_of_many_more_candidates_are_not_compared(tmp_path: Path) -> None:
+    quality, generator = Quality(reference_file(tmp_path / "reference.json"), Clock()), np.random.default_rng(8)
+    for _ in range(LEAST_RANKINGS):
+        scores = generator.normal(5.0, 1.0, 10 * CANDIDATES)
+        quality.ranked("rank", ranking(scores), len(scores))
+    page = exposed(quality)
+    assert set(page["tritonrank_quality_drift_psi"]) == {("rank", "item_tokens")}
+
+
+def test_what_is_served_becomes_the_reference(tmp_path: Path) -> None:
+    path, clock = reference_file(tmp_path / "reference.json"), Clock()
+    quality, generator = Quality(path, clock), np.random.default_rng(9)
+    assert Quality().reference_now() is None
+    assert quality.reference_now() == Reference.read(path).file, "of too few rankings nothing is taken"
+    for _ in range(300):
+        quality.ranked("rank", ranking(1 + normal(generator)), CANDIDATES)
+    assert exposed(quality)["tritonrank_quality_drift_psi"][("rank", "score")] > 0.25
+    path.write_bytes(msgspec.json.encode(quality.reference_now()))
+    quality = Quality(path, clock)
+    for _ in range(300):
+        quality.ranked("rank", ranking(1 + normal(generator)), CANDIDATES)
+    assert exposed(quality)["tritonrank_quality_drift_psi"][("rank", "score")] < 0.05
+
+
 def test_old_rankings_are_forgotten() -> None:
     drift = Drift({"score": Spread([0.0], [0.5, 0.5], 400)})
     above = {"score": np.array([1.0])}
@@ -189,7 +220,7 @@ def test_old_rankings_are_forgotten() -> None:
     (drifted,) = drift.measured(10.0)
     assert (drifted.rankings, drifted.ks) == (300, 0.5)
     assert drifted.psi > 1
-    assert list(drift.measured(3_601.0)) == []
+    assert list(drift.measured(86_401.0)) == []
 
 
 def test_psi_of_two_samples_of_one_thing_is_0_on_average() -> None:
@@ -218,21 +249,26 @@ def test_another_artifact_is_not_held_to_the_reference_until_there_is_one_for_it
     assert page["tritonrank_quality_drift_psi"][("rank", "score")] > 1
 
 
+def spoilt(**changed: object) -> str:
+    """A reference with another spread of scores, by what is changed of it."""
+    spread = {"edges": [0], "shares": [0.5, 0.5], "rankings": 1} | changed
+    return json.dumps({"artifact": "a", "spreads": {"rank": {"score": spread}}, "candidates": {"rank": [1, 1]}})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[]", "object"),
-        ('{"artifact": "a", "spreads": {"rank": {"score": {"edges": [1, 0], "shares": [1, 0, 0], "rankings": 1}}}}',
-         "spreads.rank.score.edges"),
-        ('{"artifact": "a", "spreads": {"rank": {"score": {"edges": [0], "shares": [1], "rankings": 1}}}}',
-         "spreads.rank.score.shares"),
-        ('{"artifact": "a", "spreads": {"rank": {"score": {"edges": [0], "shares": [1, 1], "rankings": 1}}}}',
-         "spreads.rank.score.shares"),
-        ('{"artifact": "a", "spreads": {"rank": {"price": {"edges": [0], "shares": [1, 0], "rankings": 1}}}}', "price"),
-        ('{"artifact": "a", "spreads": {}, "propensities": [2]}', "propensities"),
+        (spoilt(edges=[1, 0], shares=[1, 0, 0]), "spreads.rank.score.edges"),
+        (spoilt(shares=[1]), "spreads.rank.score.shares"),
+        (spoilt(shares=[1, 1]), "spreads.rank.score.shares"),
+        (spoilt(edges=[math.inf], shares=[1, 0]), "JSON"),
+        (spoilt().replace('"score"', '"price"'), "price"),
+        (spoilt().replace('{"rank": [1, 1]}', "{}"), "candidates.rank"),
+        (spoilt()[:-1] + ', "propensities": [2]}', "propensities"),
     ],
-    ids=["no object", "edges fall", "a share is missing", "shares are too many", "no such feature", "propensity of 2"],
-)  # fmt: skip
+    ids=["list", "edges fall", "too few shares", "above 1", "no number", "no feature", "no candidates", "propensities"],
+)
 def test_what_is_no_reference_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "reference.json"
     path.write_text(text, encoding="utf-8")

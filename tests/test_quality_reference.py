@@ -23,11 +23,12 @@ from tritonrank_runtime.text import RequestTokenizer
 def test_a_build_has_a_reference_of_what_serves(workspace: Workspace) -> None:
     reference = Reference.read(workspace.repository / REFERENCE_FILE)
     golden = json.loads((workspace.repository / "golden.json").read_text(encoding="utf-8"))
-    assert reference.artifact == golden["artifact"]
+    assert reference.file.artifact == golden["artifact"]
     examples = len(Dataset.read(workspace.dataset).validation)
-    assert set(reference.spreads) == {"rank"}
-    assert set(reference.spreads["rank"]) == set(FEATURES)
-    assert {spread.rankings for spread in reference.spreads["rank"].values()} == {examples}
+    spreads = reference.file.spreads
+    assert set(spreads) == {"rank"}
+    assert set(spreads["rank"]) == set(FEATURES)
+    assert {spread.rankings for spread in spreads["rank"].values()} == {examples}
     manifest = read_manifest(workspace.repository)
     assert manifest.files[REFERENCE_FILE].startswith(reference.sha256)
     assert _reference(workspace.repository) == ["--reference", str(workspace.repository / REFERENCE_FILE)]
@@ -84,9 +85,14 @@ def test_drift_of_real_requests_is_told_by_a_real_gateway(served: Served, tmp_pa
         assert set(calm) == set(FEATURES)
         assert max(calm.values()) < 0.1, calm
         for _ in range(LEAST_RANKINGS):
-            body = {"query": "\u8317 " * 5, "items": ["\u8317 " * int(generator.integers(1, 9)) for _ in range(10)]}
+            body = {"query": "\u8317 " * 5, "items": ["\u8317 " * int(generator.integers(1, 9)) for _ in request.items]}
             http.post("/v1/rank", json=body).raise_for_status()
         drifted = drift(gateway.metrics_url)
+        (tmp_path / "now.json").write_bytes(httpx.get(f"{gateway.metrics_url}/reference").content)
+        assert (
+            Reference.read(tmp_path / "now.json").file.artifact
+            == json.loads((workspace.repository / "golden.json").read_text(encoding="utf-8"))["artifact"]
+        )
         assert drifted["unknown_tokens"] > 1
         assert drifted["context_tokens"] > 0.25
         assert drifted["score"] > 0.25

@@ -134,7 +134,7 @@ def create_app(
 
 
 def create_metrics_app(gateway: Gateway) -> Starlette:
-    """/metrics, /health/live and /health/ready, to be served on a port of their own."""
+    """/metrics, /health/live, /health/ready and /reference, to be served on a port of their own."""
 
     async def metrics(request: Request) -> Response:
         # OpenMetrics for who asks for it: that alone has exemplars, the trace of one request in a bucket.
@@ -150,8 +150,19 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
         is_ready = ranks or (gateway.recommender is not None and gateway.recommender.parts.catalogue.opened is not None)
         return JSONResponse({"ready": is_ready, "ranker": ranks}, status_code=200 if is_ready else 503)
 
+    async def reference(_: Request) -> Response:
+        now = gateway.quality.reference_now()
+        if now is None:
+            return JSONResponse({"error": "drift is not measured; start the gateway with --reference"}, status_code=404)
+        return Response(msgspec.json.format(msgspec.json.encode(now)), media_type="application/json")
+
     return Starlette(
-        routes=[Route("/metrics", metrics), Route("/health/live", live), Route("/health/ready", ready)],
+        routes=[
+            Route("/metrics", metrics),
+            Route("/health/live", live),
+            Route("/health/ready", ready),
+            Route("/reference", reference),
+        ],
     )
 
 

@@ -41,14 +41,21 @@ DIGITS = 6
 
 @dataclass
 class Collected:
-    """Rankings by feature: the values of each, see ``Feature`` of the gateway."""
+    """Rankings of one kind.
+
+    Attributes:
+        values: of each ranking, by feature; see ``Feature`` of the gateway.
+        candidates: of each ranking.
+    """
 
     values: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    candidates: list[int] = field(default_factory=list)
 
     def add(self, request: Request, scores: NDArray[np.float32], tokenizer: RequestTokenizer) -> None:
         """Take one ranking."""
         context, items = tokenizer.context(request.query, request.history), tokenizer.items(request.items)
         lengths = [len(ids) for ids in items]
+        self.candidates.append(len(items))
         unknown = sum(tokenizer.unknown_tokens(context, items))
         scored = np.sort(scores[scores != NO_TEXT_SCORE].astype(np.float64))[::-1]
         self._keep("context_tokens", [len(context)])
@@ -83,10 +90,15 @@ def write_reference(
     found = {"rank": _validation(dataset, model_folder, tokenizer)}
     if recipe.retrieval is not None:
         found["recommend"] = _retrieved(recipe, workspace, dataset, tokenizer)
-    spreads = {kind: collected.spreads() for kind, collected in found.items() if collected.values}
-    reference = {"artifact": artifact, "spreads": spreads, "propensities": _propensities(recipe, workspace)}
+    found = {kind: collected for kind, collected in found.items() if collected.candidates}
+    reference = {
+        "artifact": artifact,
+        "spreads": {kind: collected.spreads() for kind, collected in found.items()},
+        "candidates": {kind: [min(one.candidates), max(one.candidates)] for kind, one in found.items()},
+        "propensities": _propensities(recipe, workspace),
+    }
     (repository / REFERENCE_FILE).write_text(json.dumps(reference, indent=1) + "\n", encoding="utf-8")
-    return {kind: spread["context_tokens"]["rankings"] for kind, spread in spreads.items()}
+    return {kind: len(collected.candidates) for kind, collected in found.items()}
 
 
 def _validation(dataset: Dataset, model_folder: Path, tokenizer: RequestTokenizer) -> Collected:

@@ -1,4 +1,4 @@
-"""How far the requests and scores of the last hour are from those of the reference.
+"""How far requests and scores are from those of the reference.
 
 PSI (population stability index) is the sum over bins of (q - p) ln(q / p), with p of the reference and q of now. Two
 samples of the same thing have a PSI above 0 by chance, on average (bins - 1)(1/n + 1/m) (twice the Kullback-Leibler
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tritonrank_gateway.quality.counted import SlidingSum, binned
 from tritonrank_gateway.quality.reference import Feature, Spread
 
-BLOCK, BLOCKS, SECONDS = 500, 10, 3_600.0
-"""The newest 5,000 rankings, none of which is older than an hour."""
+BLOCK, BLOCKS, SECONDS = 200, 10, 86_400.0
+"""The newest 2,000 rankings, none of which is older than a day."""
 LEAST_RANKINGS = 200
 """Below it nothing is claimed."""
 SMOOTHING = 0.5
@@ -59,6 +59,15 @@ class Drift:
             if feature in self._bins and len(of_feature):
                 vector[self._bins[feature]] = binned(of_feature, self._edges[feature]) / len(of_feature)
         self._sums.add(vector, now)
+
+    def spreads_now(self, now: float) -> dict[Feature, Spread]:
+        """What a reference made now would say of the features of which enough is known."""
+        total, found = self._sums.total(now), dict[Feature, Spread]()
+        for feature, bins in self._bins.items():
+            if (rankings := float(total[bins].sum())) >= LEAST_RANKINGS:
+                shares = (total[bins] / rankings).tolist()
+                found[feature] = Spread(self._spreads[feature].edges, shares, round(rankings))
+        return found
 
     def seen(self, now: float) -> dict[Feature, int]:
         """The rankings behind each feature."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -23,7 +24,7 @@ from tritonrank_gateway.quality.clicks import Clicks
 from tritonrank_gateway.quality.counted import Distribution
 from tritonrank_gateway.quality.drift import Drift
 from tritonrank_gateway.quality.figures import entropy, overlap
-from tritonrank_gateway.quality.reference import Feature, RankingKind, Reference
+from tritonrank_gateway.quality.reference import Feature, RankingKind, Reference, ReferenceFile
 from tritonrank_gateway.ranking import Ranking
 
 LOG = logging.getLogger("tritonrank_gateway")
@@ -50,6 +51,7 @@ COUNTS = {
     "tokens_unknown": "Tokens that the vocabulary does not have",
 }
 LABELS = ("kind", "artifact")
+SCORES: frozenset[Feature] = frozenset({"score", "top_score"})
 
 
 class Quality(Collector):
@@ -90,12 +92,15 @@ class Quality(Collector):
         while len(self._seen) > MOST_SERIES:
             self._seen.popitem(last=False)
         values = seen.add(ranking, candidates)
-        if self._reference is not None:
-            if ranking.artifact != self._reference.artifact:
-                self._look_again(now)
-            # The scores of another artifact are on another scale.
-            if ranking.artifact == self._reference.artifact and kind in self._drift:
-                self._drift[kind].add(values, now)
+        if self._reference is None:
+            return
+        if ranking.artifact != self._reference.file.artifact:
+            self._look_again(now)
+        # The scores of another artifact are on another scale.
+        if ranking.artifact == self._reference.file.artifact and kind in self._drift:
+            if not self._reference.compares_scores(kind, candidates):
+                values = {feature: of for feature, of in values.items() if feature not in SCORES}
+            self._drift[kind].add(values, now)
 
     def shown(self, positions: Iterable[int]) -> None:
         """A page was shown with items at these positions of the whole list, from 0."""
@@ -104,6 +109,15 @@ class Quality(Collector):
     def took(self, events: Sequence[Event]) -> None:
         """Events were accepted that were not known before."""
         self._clicks.took(events, self._clock())
+
+    def reference_now(self) -> ReferenceFile | None:
+        """A reference of what was served lately, for whoever's requests are rightly unlike those of the data;
+        where too little is known it says what the artifact's own does. None without that."""
+        if self._reference is None:
+            return None
+        file, now = self._reference.file, self._clock()
+        spreads = {kind: of | self._drift[kind].spreads_now(now) for kind, of in file.spreads.items()}
+        return replace(file, spreads=spreads)
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus' page."""
@@ -132,7 +146,7 @@ class Quality(Collector):
         )
         rankings = GaugeMetricFamily(
             f"{NAME}drift_rankings",
-            "Rankings of the last hour behind both, which need 200 of them",
+            "Newest rankings behind both, which need 200 of them",
             labels=labels,
         )
         info = GaugeMetricFamily(
@@ -146,13 +160,13 @@ class Quality(Collector):
                 psi.add_metric([kind, one.feature], one.psi)
                 ks.add_metric([kind, one.feature], one.ks)
         if self._reference is not None:
-            info.add_metric([self._reference.artifact, self._reference.sha256], 1.0)
+            info.add_metric([self._reference.file.artifact, self._reference.sha256], 1.0)
         yield from (psi, ks, rankings, info)
 
     def _take(self, reference: Reference) -> None:
         self._reference = reference
-        self._drift = {kind: Drift(spreads) for kind, spreads in reference.spreads.items()}
-        self._clicks.propensities = reference.propensities
+        self._drift = {kind: Drift(spreads) for kind, spreads in reference.file.spreads.items()}
+        self._clicks.propensities = reference.file.propensities
 
     def _look_again(self, now: float) -> None:
         """Another artifact ranks: what lies beside its golden requests may describe it by now."""

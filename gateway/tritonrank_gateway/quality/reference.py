@@ -6,8 +6,6 @@ have other scores.
 """
 
 import hashlib
-import math
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +21,8 @@ MOST_BYTES = 1_000_000
 TOLERANCE = 1e-3
 """That the sum of shares may be from 1."""
 SHORT_HASH = 16
+CANDIDATES_APART = 2
+"""So many times more or fewer candidates than any ranking of the reference had: scores are not compared."""
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -45,11 +45,13 @@ class ReferenceFile(msgspec.Struct, frozen=True):
     Attributes:
         artifact: whose scores these are, as answers name it.
         spreads: by kind of request and feature.
+        candidates: by kind of request the least and the most that a ranking had.
         propensities: how likely a user looks at a position, from 0, the first being 1; None where the data do not tell.
     """
 
     artifact: str
     spreads: dict[RankingKind, dict[Feature, Spread]]
+    candidates: dict[RankingKind, tuple[int, int]]
     propensities: list[float] | None = None
 
 
@@ -57,16 +59,18 @@ class Reference:
     """A reference as the gateway holds it.
 
     Attributes:
-        artifact: whose it is.
+        file: what it holds.
         sha256: the beginning of the file's hash.
-        spreads: see ReferenceFile.
-        propensities: see ReferenceFile.
     """
 
     def __init__(self, file: ReferenceFile, sha256: str) -> None:
-        self.artifact, self.sha256 = file.artifact, sha256
-        self.spreads: Mapping[RankingKind, Mapping[Feature, Spread]] = file.spreads
-        self.propensities = file.propensities
+        self.file, self.sha256 = file, sha256
+
+    def compares_scores(self, kind: RankingKind, candidates: int) -> bool:
+        """Whether so many candidates may have scores as in the reference: the best of ten is not the best of a
+        thousand, and the first ten that a search finds are not its first thousand."""
+        least, most = self.file.candidates[kind]
+        return least / CANDIDATES_APART <= candidates <= most * CANDIDATES_APART
 
     @classmethod
     def read(cls, path: Path) -> "Reference":
@@ -79,6 +83,8 @@ class Reference:
             for kind, spreads in file.spreads.items():
                 for feature, spread in spreads.items():
                     _check(f"spreads.{kind}.{feature}", spread)
+            if missing := file.spreads.keys() - file.candidates.keys():
+                raise ValueError(f"candidates.{min(missing)}: missing")
             if file.propensities is not None and not all(0 <= one <= 1 for one in file.propensities):
                 raise ValueError("propensities: expected numbers from 0 to 1")
         except (OSError, ValueError, UnicodeDecodeError, RecursionError) as error:
@@ -88,8 +94,6 @@ class Reference:
 
 
 def _check(where: str, spread: Spread) -> None:
-    if not all(math.isfinite(one) for one in (*spread.edges, *spread.shares)):
-        raise ValueError(f"{where}: expected finite numbers")
     if any(low >= high for low, high in pairwise(spread.edges)):
         raise ValueError(f"{where}.edges: expected rising numbers")
     if len(spread.shares) != len(spread.edges) + 1:
