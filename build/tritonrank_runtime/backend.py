@@ -80,6 +80,7 @@ class Tally:
         self._amounts: dict[int, tuple[Any, float]] = {}
         self._followed: list[tuple[Sequence[Any], Callable[[], Sequence[float]]]] = []
         self._changed = threading.Condition()
+        self._is_steady = True
         self._is_closed = False
         self._thread = threading.Thread(target=self._tell, name="tally", daemon=True)
         self._thread.start()
@@ -90,7 +91,7 @@ class Tally:
         return one
 
     def follow(self, metrics: Sequence[Any], values: Callable[[], Sequence[float]]) -> None:
-        """Tell the server of values when something was counted, and from then on until they change no more.
+        """Tell the server of values now and when something was counted, and then until they change no more.
 
         Args:
             metrics: they begin at 0.
@@ -98,6 +99,8 @@ class Tally:
         """
         with self._changed:
             self._followed.append((metrics, values))
+            self._is_steady = False
+            self._changed.notify()
 
     def add(self, metric: Any, amount: float) -> None:
         """Count."""
@@ -117,24 +120,21 @@ class Tally:
 
     def _tell(self) -> None:
         told: dict[int, float] = {}
-        is_steady = True
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._amounts or self._is_closed, timeout=None if is_steady else EVERY_SECONDS
-                )
+                self._changed.wait_for(lambda: self._amounts or not self._is_steady or self._is_closed)
                 if self._is_closed and not self._amounts:
                     return
+                self._is_steady = True
                 amounts, self._amounts = self._amounts, {}
                 followed = [*self._followed]
             for metric, amount in amounts.values():
                 metric.increment(amount)
-            is_steady = True
             for metrics, values in followed:
                 for metric, value in zip(metrics, values(), strict=True):
                     if change := value - told.get(id(metric), 0.0):
                         metric.increment(change)
-                        told[id(metric)], is_steady = value, False
+                        told[id(metric)], self._is_steady = value, False
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, timeout=EVERY_SECONDS)
 

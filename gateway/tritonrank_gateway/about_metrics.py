@@ -3,7 +3,10 @@
 import datetime
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
+import msgspec
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
@@ -12,19 +15,20 @@ from tritonrank_recommend.engine import Recommender
 from tritonrank_gateway.metrics import NAME
 from tritonrank_gateway.model import KnownModel
 
-CREATED_PARAMETER = "artifact_created"
+MANIFEST = "manifest.json"
 
 
 class AboutMetrics(Collector):
     """Looks whenever the page is read: artifacts are replaced while the gateway serves.
 
     Args:
-        model: the ranker; what has not been reached yet is left out.
+        model: the ranker.
         recommender: None where there is none.
+        repository: the ranker's, with a manifest that says when it was assembled; None where it is not at hand.
     """
 
-    def __init__(self, model: KnownModel, recommender: Recommender | None) -> None:
-        self._model, self._recommender = model, recommender
+    def __init__(self, model: KnownModel, recommender: Recommender | None, repository: Path | None) -> None:
+        self._model, self._recommender, self._repository = model, recommender, repository
         self._version = version("tritonrank")
 
     def collect(self) -> Iterator[Metric]:
@@ -42,9 +46,10 @@ class AboutMetrics(Collector):
         yield created
 
     def _made(self) -> Iterator[tuple[str, str, float]]:
-        known = self._model.known
-        if known is not None:
-            yield "ranker", self._model.artifact, unix_seconds(known.parameters.get(CREATED_PARAMETER, ""))
+        if self._repository is not None:
+            assembled = _read(self._repository / MANIFEST)
+            if assembled.metrics.get("artifact") == self._model.artifact:  # while one follows another they differ
+                yield "ranker", self._model.artifact, _unix_seconds(assembled.created)
         if self._recommender is not None:
             parts = self._recommender.parts
             for name, folder in (("catalogue", parts.catalogue), ("blend", parts.blend)):
@@ -52,7 +57,19 @@ class AboutMetrics(Collector):
                     yield name, folder.opened.artifact, folder.created
 
 
-def unix_seconds(moment: str) -> float:
+class _Manifest(msgspec.Struct):
+    created: str = ""
+    metrics: dict[str, Any] = {}
+
+
+def _read(path: Path) -> _Manifest:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Manifest)
+    except (OSError, msgspec.DecodeError):
+        return _Manifest()
+
+
+def _unix_seconds(moment: str) -> float:
     """Of a moment as manifests have it; 0 where that says nothing."""
     try:
         return datetime.datetime.fromisoformat(moment).timestamp()

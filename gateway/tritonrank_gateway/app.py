@@ -79,8 +79,8 @@ def create_app(
     if recommender is not None and isinstance(recommender.parts.store, GuardedStore):
         metrics.last_event = StoreMetrics(recommender.parts.store, metrics.registry).last_event
     model = KnownModel(backend)
-    metrics.registry.register(AboutMetrics(model, recommender))
     pace = pace_of(settings, load, metrics)
+    metrics.registry.register(AboutMetrics(model, recommender, settings.golden and settings.golden.parent))
     keys = read_keys(settings.keys_file, os.environ)
 
     @asynccontextmanager

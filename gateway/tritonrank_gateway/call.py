@@ -5,6 +5,7 @@ all dialects and happens in `endpoint.py`, before and after.
 """
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ DEADLINE_HEADERS = ("x-deadline-ms", "x-envoy-expected-rq-timeout-ms")
 USER_HEADER = "x-user-id"
 ORDER_HEADER = "x-documents-in-order"
 """Says that the documents come best first, as a search found them: they may stay so where there is no time to rank."""
+TRACE_HEADER = "traceparent"
+KEPT_TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][13579bdf]")
+"""As https://www.w3.org/TR/trace-context/ has it, of a trace that its owner keeps: the last bit is set."""
 LONGEST_REQUEST_ID = 128
 Body = TypeVar("Body")
 Asked = ScoreType | Literal["own", "probability"]
@@ -127,7 +131,9 @@ class Call:
         given = http.headers.get("x-request-id", "")
         fits = given.isascii() and given.isprintable() and 0 < len(given) <= LONGEST_REQUEST_ID
         request_id = given if fits else secrets.token_hex(8)
-        return cls(gateway, http, started, started + gateway.settings.deadline_s, request_id)
+        kept = KEPT_TRACE.fullmatch(http.headers.get(TRACE_HEADER, ""))
+        deadline = started + gateway.settings.deadline_s
+        return cls(gateway, http, started, deadline, request_id, trace_id=kept[1] if kept else "")
 
     def decode(self, decoder: msgspec.json.Decoder[Body]) -> Body:
         """The body as the dialect declares it.
