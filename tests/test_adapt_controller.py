@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from tritonrank_gateway.adapt import Bounds, Controller, Forecaster, Level, LevelsFile, Seen, ladder_of
+from tritonrank_gateway.adapt import Bounds, Controller, Forecaster, Level, Seen, ladder_of
+from tritonrank_recommend.blend import LevelsFile
 
 LOOK_SECONDS = 0.25
 ITEMS = 200

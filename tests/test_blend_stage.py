@@ -3,10 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
 import pytest
+from recommend_stand_ins import candidates_of
 from tiny_catalogue import tiny_catalogue
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.stage import run_stage
@@ -17,11 +19,12 @@ from tritonrank.pipeline import blend as blend_stage
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.report.page import make_report
 from tritonrank.report.recommend_table import show_quality
-from tritonrank.retrieval.blend_lists import moments, with_cold
+from tritonrank.retrieval.blend_lists import Moment, moments, with_cold
 from tritonrank.retrieval.counts import following, following_matrix, likes, sequences
+from tritonrank.retrieval.levels import measure_levels
 from tritonrank.retrieval.rankings import Known, accuracy, counted_rankings, differences, judged, places_of
 from tritonrank.retrieval.recommend_quality import judge_whole, peer_files
-from tritonrank_recommend.blend import open_blend
+from tritonrank_recommend.blend import BlendError, open_blend, open_levels
 
 TESTS = Path(__file__).parent
 
@@ -86,6 +89,42 @@ def test_the_stage_publishes_what_it_judged(blended: Workspace) -> None:
         "popularity", "item kNN", "EASE", "EASE, newest weigh more", "what comes next", "two towers alone",
         "retrieval, fused", "ranker alone", "blend",
     }  # fmt: skip
+
+
+def test_the_stage_says_what_fewer_candidates_cost(blended: Workspace, recipe: Recipe) -> None:
+    levels = open_levels(blended.blend)
+    assert levels is not None
+    by_name = read_manifest(blended.blend).metrics["test_ndcg@10"]
+    assert levels.ndcg == pytest.approx(by_name["blend"], abs=1e-4)
+    assert levels.retrieval * levels.ndcg == pytest.approx(by_name["retrieval, fused"], abs=1e-3)
+    assert list(levels.by_candidates) == ["25", "50", "100", "150", "200"]
+    assert levels.by_candidates["200"] == 1.0
+    assert levels.users == len(moments(blended.dataset, "test", most=1_000, seed=1))
+    assert "INT8" not in levels.by_rung  # it is what is served
+    assert levels.by_rung["ONNX FP32"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_levels_are_those_of_the_first_candidates_ranked_and_the_rest_behind() -> None:
+    """The ranker knows the positive, which is retrieved as the 60th: it takes 60 candidates to see it."""
+    ids = [f"i{number}" for number in range(200)]
+    moment = Moment("u:1", "", [], [], "i59", 0.0)
+    catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
+    ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
+    blend = Mock(names=("ranker",), score=lambda features: features[:, 0])
+    found = measure_levels(catalogue, ranker, blend, [moment], [], {})
+    assert found.ndcg == 1.0
+    assert found.by_candidates == {"25": 0.0, "50": 0.0, "100": 1.0, "150": 1.0, "200": 1.0}
+    assert found.retrieval == 0.0
+
+
+def test_a_damaged_file_of_levels_is_named(blended: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(blended.blend, tmp_path / "blend")
+    file = tmp_path / "blend" / "levels.json"
+    file.write_text(file.read_text().replace("0", "1"))
+    with pytest.raises(BlendError, match=r"levels\.json.*tritonrank build"):
+        open_levels(tmp_path / "blend")
+    file.unlink()
+    assert open_levels(tmp_path / "blend") is None
 
 
 def test_the_whole_is_judged_by_all_protocols(

@@ -22,6 +22,7 @@ from tritonrank_recommend.stores import GuardedStore
 
 from tritonrank_gateway.about_metrics import AboutMetrics
 from tritonrank_gateway.adapt.compose import pace_of
+from tritonrank_gateway.adapt.tuning import adapt
 from tritonrank_gateway.call import Gateway
 from tritonrank_gateway.dialects import routers
 from tritonrank_gateway.endpoint import BODIES
@@ -134,7 +135,7 @@ def create_app(
 
 
 def create_metrics_app(gateway: Gateway) -> Starlette:
-    """/metrics, /health/live, /health/ready and /reference, to be served on a port of their own."""
+    """/metrics, /health/live, /health/ready, /reference and /adapt, to be served on a port of their own."""
 
     async def metrics(request: Request) -> Response:
         # OpenMetrics for who asks for it: that alone has exemplars, the trace of one request in a bucket.
@@ -156,12 +157,16 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
             return JSONResponse({"error": "drift is not measured; start the gateway with --reference"}, status_code=404)
         return Response(msgspec.json.format(msgspec.json.encode(now)), media_type="application/json")
 
+    async def tune(request: Request) -> Response:
+        return await adapt(request, gateway)
+
     return Starlette(
         routes=[
             Route("/metrics", metrics),
             Route("/health/live", live),
             Route("/health/ready", ready),
             Route("/reference", reference),
+            Route("/adapt", tune, methods=["GET", "PUT"]),
         ],
     )
 

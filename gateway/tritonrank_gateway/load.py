@@ -43,7 +43,7 @@ class Load:
     """
 
     def __init__(self, max_in_flight: int, max_queued_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_in_flight, self._max_queued_s, self._clock = max_in_flight, max_queued_s, clock
+        self.max_in_flight, self.max_queued_s, self._clock = max_in_flight, max_queued_s, clock
         self.in_flight = 0
         self.held_bytes = 0
         self.waiting_units = 0
@@ -77,10 +77,10 @@ class Load:
             Refusal: there is no room for it, or not in its time.
         """
         queued = self.queued_seconds
-        if self.in_flight >= self._max_in_flight:
+        if self.in_flight >= self.max_in_flight:
             said = f"{self.in_flight} requests are waiting already; the request was refused as a whole"
             raise Refusal("overloaded", said, queued)
-        if self.in_flight and queued > min(self._max_queued_s, seconds_left):
+        if self.in_flight and queued > min(self.max_queued_s, seconds_left):
             said = f"{queued:.1f} s of work are waiting already; the request was refused as a whole"
             raise Refusal("overloaded", said, queued)
         self.in_flight += 1

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
+from tritonrank_recommend.blend import LEVELS_FILE
 from tritonrank_recommend.blend.features import COLD, FIELD, RANKER, Z
 from tritonrank_recommend.blend.models import LinearModel, TreeModel
 from tritonrank_recommend.blend.reader import BLEND_FILE, TREES_FILE, BlendFile, ServedBlend
@@ -30,6 +31,7 @@ from tritonrank.judge.worst import forget_closed_gate, require_passed
 from tritonrank.recipe import Recipe
 from tritonrank.retrieval.blend_learning import Learnt, learn
 from tritonrank.retrieval.blend_lists import BlendList, make_lists, moments, with_cold
+from tritonrank.retrieval.levels import measure_levels, rung_shares
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.recommend_quality import BLEND, QUALITY_FILE, RANKED, full_catalogue
 
@@ -42,7 +44,7 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     Args:
         recipe: its blend, retrieval and gate sections.
         workspace: with dataset, served model and catalogue.
-        draft: gets blend.json, for LambdaMART trees.txt, and quality.json.
+        draft: gets blend.json, for LambdaMART trees.txt, quality.json and levels.json.
 
     Raises:
         GateError: on the test users the blend ranks worse than the ranker's own order.
@@ -78,6 +80,9 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "test_ndcg@10": {row["name"]: row["ndcg@10"][0] for row in quality["rows"]},
     }
     draft.metrics |= _require_order(recipe, workspace, blend, judged)
+    levels = measure_levels(catalogue, ranker, blend, tested, sources, rung_shares(recipe, workspace))
+    (draft.folder / LEVELS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(levels)))
+    draft.metrics["levels"] = msgspec.to_builtins(levels)
 
 
 def feature_names(sources: Sequence[str], fields: Sequence[str]) -> list[str]:

@@ -2,6 +2,6 @@
 
 from tritonrank_gateway.adapt.controller import Bounds, Controller, Seen
 from tritonrank_gateway.adapt.forecast import Forecaster
-from tritonrank_gateway.adapt.ladder import Level, LevelsFile, ladder_of, read_levels
+from tritonrank_gateway.adapt.ladder import Level, ladder_of
 
-__all__ = ["Bounds", "Controller", "Forecaster", "Level", "LevelsFile", "Seen", "ladder_of", "read_levels"]
+__all__ = ["Bounds", "Controller", "Forecaster", "Level", "Seen", "ladder_of"]

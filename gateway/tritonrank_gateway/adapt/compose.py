@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import cast
 
-from tritonrank_gateway.adapt.ladder import read_levels
+from tritonrank_recommend.blend import BlendError, LevelsFile, open_levels
+
 from tritonrank_gateway.adapt.pace import Mode, Pace, PaceSettings, SmallerRanker
 from tritonrank_gateway.compose import compose
 from tritonrank_gateway.load import Load
@@ -29,8 +30,15 @@ def pace_of(settings: GatewaySettings, load: Load, metrics: Metrics) -> Pace:
         load,
         metrics,
         smaller_of(settings),
-        read_levels(settings.blend),
+        _levels(settings),
     )
+
+
+def _levels(settings: GatewaySettings) -> LevelsFile | None:
+    try:
+        return None if settings.blend is None else open_levels(settings.blend)
+    except BlendError as error:
+        raise ValueError(str(error)) from error
 
 
 def smaller_of(settings: GatewaySettings) -> SmallerRanker | None:

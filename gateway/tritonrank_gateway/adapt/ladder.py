@@ -5,19 +5,16 @@
     smaller              another, smaller ranker, for as few candidates
     retrieval            nobody is asked; marked degraded
 
-What a level costs in quality was measured when the build was made: `levels.json` in the blend's folder.
+What a level costs in quality was measured when the build was made (``tritonrank_recommend/blend/levels.py``).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
-import msgspec
-from tritonrank_recommend.blend import BlendError, open_verified
+from tritonrank_recommend.blend import LevelsFile
 
-LEVELS_FILE = "levels.json"
 SHARES = (0.75, 0.5, 0.25, 0.125)
 """Of the candidates, one level each."""
 UNKNOWN = math.nan
@@ -25,28 +22,6 @@ SMALLER_COST = 0.3
 """The smaller ranker's work in that of the one that is served, until its speed was measured."""
 
 Model = Literal["served", "smaller", "none"]
-
-
-class LevelsFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What levels.json holds; every share is NDCG@10 in that of the full list.
-
-    Attributes:
-        full: candidates of a full list.
-        ndcg: NDCG@10 of the full list, over the whole catalogue.
-        users: over which it was measured.
-        by_candidates: share by number of ranked candidates.
-        retrieval: share of retrieval's own order.
-        by_rung: share of other rankers of the ladder at full depth, by artifact id.
-        format: of this file.
-    """
-
-    full: int
-    ndcg: float
-    users: int
-    by_candidates: dict[str, float]
-    retrieval: float
-    by_rung: dict[str, float] = field(default_factory=dict)
-    format: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +78,6 @@ def ladder_of(candidates: int, floor: int, *, has_smaller: bool = False, file: L
         quality = _quality(file, fewest) * (min(file.by_rung.values()) if file and file.by_rung else UNKNOWN)
         found.append(Level(len(found), "smaller", fewest, "smaller", quality))
     return [*found, Level(len(found), "retrieval", 0, "none", UNKNOWN if file is None else file.retrieval)]
-
-
-def read_levels(blend: Path | None) -> LevelsFile | None:
-    """What a build measured; None where it has not (it is older, or there is no blend).
-
-    Args:
-        blend: folder of the artifact.
-
-    Raises:
-        ValueError: the file is damaged; the message names it and the next command.
-    """
-    if blend is None or not (blend / LEVELS_FILE).is_file():
-        return None
-    try:
-        return open_verified(blend, LEVELS_FILE, LevelsFile)
-    except BlendError as error:
-        raise ValueError(str(error)) from error
 
 
 def _quality(file: LevelsFile | None, depth: int) -> float:

@@ -13,8 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from tritonrank_recommend.blend import LevelsFile
+
 from tritonrank_gateway.adapt.controller import Bounds, Controller, Seen
-from tritonrank_gateway.adapt.ladder import Level, LevelsFile, ladder_of
+from tritonrank_gateway.adapt.ladder import Level, ladder_of
 from tritonrank_gateway.adapt.metrics import AdaptMetrics
 from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics

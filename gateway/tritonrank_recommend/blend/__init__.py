@@ -1,5 +1,6 @@
 """The last model: the ranker's score together with what retrieval knows gives the order of the page."""
 
-from tritonrank_recommend.blend.reader import BlendError, open_blend, open_verified
+from tritonrank_recommend.blend.levels import LEVELS_FILE, LevelsFile, open_levels
+from tritonrank_recommend.blend.reader import BlendError, open_blend
 
-__all__ = ["BlendError", "open_blend", "open_verified"]
+__all__ = ["LEVELS_FILE", "BlendError", "LevelsFile", "open_blend", "open_levels"]

@@ -2,6 +2,7 @@
 
 blend.json      what it is: ``BlendFile``
 trees.txt       LightGBM's model, where the method is lambdamart
+levels.json     what it costs to rank fewer candidates (``levels.py``)
 manifest.json   of the artifact: its id, hashes of the files
 """
 

@@ -267,6 +267,10 @@ class Recommender:
 
     # What changes
 
+    def tune(self, *, candidates: int) -> None:
+        """So many candidates are retrieved and ranked from here on, unless the request says how many."""
+        self._steps.tune(candidates)
+
     async def change_items(self, changes: Sequence[ItemChange]) -> bool:
         """Add, change and remove items; whether that is kept (there is a store) or ends with this process.
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tritonrank_recommend.blend.interface import Blend
@@ -78,6 +78,10 @@ class Steps:
         self._parts, self._settings, self._work = parts, settings, work
         self._guard = RankerGuard()
         self._warming: set[asyncio.Task[None]] = set()
+
+    def tune(self, candidates: int) -> None:
+        """So many are retrieved from here on, unless the request says how many."""
+        self._settings = replace(self._settings, candidates=candidates)
 
     def guarded(self, ranker: Ranker) -> Ranker:
         """A ranker that is not waited for while it is known to be away, and that is asked in turn."""

@@ -1,0 +1,92 @@
+"""What it costs to rank fewer candidates, or by a smaller ranker: NDCG@10 of each, in that of the full list.
+
+A gateway under more work than it can do ranks the first candidates of retrieval alone, and the rest follow in
+retrieval's order (``tritonrank_gateway/adapt``). Here the same is done for the test users, by the same blend, with its
+features made of the first candidates alone, as the gateway makes them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonrank_recommend.blend import LevelsFile
+from tritonrank_recommend.blend.interface import Blend
+from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Source
+from tritonrank_recommend.engine.retrieval import only
+
+from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.rungs import gate_verdicts, model_rungs, served_rung
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.judge.metrics import ranking
+from tritonrank.recipe import Recipe
+from tritonrank.retrieval.blend_lists import CANDIDATES, Moment, features_of
+from tritonrank.retrieval.ranker_scores import RankerScores
+from tritonrank.retrieval.rankings import accuracy, places_of
+from tritonrank.system.progress import track
+
+DEPTHS = (25, 50, 100, 150)
+"""Candidates that are ranked, where not all are."""
+FULL, NONE = CANDIDATES, 0
+METRIC = "ndcg@10"
+
+
+def measure_levels(
+    catalogue: Catalogue,
+    ranker: RankerScores,
+    blend: Blend,
+    tested: Sequence[Moment],
+    sources: Sequence[Source],
+    by_rung: dict[str, float],
+) -> LevelsFile:
+    """NDCG@10 by number of ranked candidates.
+
+    Args:
+        catalogue: that is served.
+        ranker: that is served; it has scored these lists already.
+        blend: that is served.
+        tested: the test users.
+        sources: that are asked.
+        by_rung: see ``rung_shares``.
+    """
+    lists: dict[int, list[list[str]]] = {depth: [] for depth in (NONE, *DEPTHS, FULL)}
+    for moment in track(tested, "ranking fewer candidates"):
+        candidates = catalogue.retrieve(moment.wish(sources=sources))
+        logits = ranker.score(moment.example_id, moment.query, moment.history_ids, candidates.ids)
+        for depth, found in lists.items():
+            found.append(_order(catalogue, blend, candidates, logits, depth))
+    means = {depth: float(accuracy(places_of(found, tested))[METRIC].mean()) for depth, found in lists.items()}
+    full = means[FULL]
+    shares = {depth: mean / full if full > 0 else 1.0 for depth, mean in means.items()}
+    return LevelsFile(
+        full=FULL,
+        ndcg=full,
+        users=len(tested),
+        by_candidates={str(depth): round(shares[depth], 5) for depth in (*DEPTHS, FULL)},
+        retrieval=round(shares[NONE], 5),
+        by_rung=by_rung,
+    )
+
+
+def rung_shares(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
+    """NDCG@10 of the ladder's rankers in that of the one that is served, as the gates measured them on the test
+    examples; those whose gate did not compare are left out."""
+    measured: dict[str, float] = {}
+    for folder in model_rungs(recipe, workspace).values():
+        for verdict in gate_verdicts(read_manifest(folder).metrics):
+            measured[verdict["parent"]] = verdict["parent_ndcg"]
+            measured[verdict["child"]] = verdict["child_ndcg"]
+    own = served_rung(recipe, workspace)
+    served = measured.pop(own, 0.0)
+    return {name: round(value / served, 5) for name, value in measured.items()} if served > 0 else {}
+
+
+def _order(
+    catalogue: Catalogue, blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int
+) -> list[str]:
+    """Ids, of which the first ``depth`` were ranked."""
+    ids, depth = candidates.ids, min(depth, len(candidates.ids))
+    if not depth:
+        return ids
+    head = only(candidates, np.arange(len(ids)) < depth)
+    scores = blend.score(features_of(catalogue, blend.names, head, logits[:depth]))
+    return [*(ids[place] for place in ranking(scores)), *ids[depth:]]

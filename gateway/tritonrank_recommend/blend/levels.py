@@ -1,0 +1,48 @@
+"""What cheaper levels of ranking cost in quality, as the build measured it: `levels.json` of the stage ``blend``."""
+
+from pathlib import Path
+
+import msgspec
+
+from tritonrank_recommend.blend.reader import AGAIN, BlendError, open_verified
+
+LEVELS_FILE = "levels.json"
+FORMAT = 1
+
+
+class LevelsFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What levels.json holds; every share is NDCG@10 in that of the full list.
+
+    Attributes:
+        full: candidates of a full list.
+        ndcg: NDCG@10 of the full list, over the whole catalogue.
+        users: over which it was measured.
+        by_candidates: share by number of ranked candidates; the rest followed in retrieval's order.
+        retrieval: share of retrieval's own order.
+        by_rung: share of the other rankers of the ladder by name, as their gates measured it on the test examples.
+        format: of this file.
+    """
+
+    full: int
+    ndcg: float
+    users: int
+    by_candidates: dict[str, float]
+    retrieval: float
+    by_rung: dict[str, float] = {}
+    format: int = FORMAT
+
+
+def open_levels(blend: Path) -> LevelsFile | None:
+    """What a build measured; None where its blend is older than this file.
+
+    Raises:
+        BlendError: the file is damaged or says something that this version does not know.
+    """
+    if not (blend / LEVELS_FILE).is_file():
+        return None
+    found = open_verified(blend, LEVELS_FILE, LevelsFile)
+    if found.format != FORMAT:
+        raise BlendError(f"{blend / LEVELS_FILE}: format {found.format}, this version reads {FORMAT}; {AGAIN}")
+    if not all(name.isdigit() for name in found.by_candidates):
+        raise BlendError(f"{blend / LEVELS_FILE}: by_candidates: expected numbers of candidates as names; {AGAIN}")
+    return found
