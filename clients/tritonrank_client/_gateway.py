@@ -17,6 +17,7 @@ from ._http_connection import Answer
 from ._options import Settings
 from ._recommend import Question
 from ._results import Detail
+from ._trace import TRACEPARENT, traceparent
 from ._wire import VERBATIM, ForeignAnswerError, RankRequest, check_answer_id
 
 LONGEST_REQUEST_ID = 128
@@ -158,6 +159,8 @@ class _Dialect:
     def headers(self, request_id: str, seconds: float | None) -> dict[str, str]:
         """Those of one attempt."""
         headers = {**self._headers, "X-Request-Id": _header_of(request_id)}
+        if parent := traceparent():
+            headers[TRACEPARENT] = parent
         return headers if seconds is None else headers | {"X-Deadline-Ms": str(max(1, int(seconds * 1_000)))}
 
     def path(self, question: Question) -> str:

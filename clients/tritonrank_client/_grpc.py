@@ -29,6 +29,7 @@ from ._fork import keep_inherited, watch_forks
 from ._options import LARGEST_MESSAGE_BYTES, TLS, Settings
 from ._plain import plain
 from ._recommend import Question, read_answer_tensor
+from ._trace import TRACEPARENT, traceparent
 from ._wire import ForeignAnswerError, RankRequest, Tensor, check_answer_id, microseconds
 
 GRACE_SECONDS = 15.0
@@ -330,6 +331,8 @@ class _Messages:
     def infer(self, inputs: list[Any], outputs: Sequence[str], request_id: str, seconds: float) -> Any:
         message = service_pb2.ModelInferRequest(model_name=self._model, model_version=self._version, id=request_id)
         message.parameters["timeout"].int64_param = microseconds(seconds)
+        if parent := traceparent():
+            message.parameters[TRACEPARENT].string_param = parent
         for described, content in inputs:
             message.inputs.append(described)
             message.raw_input_contents.append(content)

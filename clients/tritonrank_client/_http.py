@@ -25,6 +25,7 @@ from ._fork import watch_forks
 from ._http_connection import Answer, AnswerTooLargeError, Connection
 from ._options import TLS, Settings
 from ._recommend import Question, read_answer_tensor
+from ._trace import TRACEPARENT, traceparent
 from ._wire import ForeignAnswerError, RankRequest, check_answer_id, encode, microseconds
 
 # Calls beyond it wait for a free connection, within their deadline; a burst should not open a thousand sockets.
@@ -295,6 +296,7 @@ class _Pages:
             outputs=[InferRequestedOutput(name, binary_data=True) for name in outputs],
             request_id=request_id,
             timeout=microseconds(seconds),
+            parameters={TRACEPARENT: parent} if (parent := traceparent()) else None,
         )
         return self.headers if header_length is None else {**self.headers, HEADER_LENGTH: str(header_length)}, body
 

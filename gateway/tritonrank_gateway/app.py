@@ -1,5 +1,6 @@
 """The gateway as ASGI applications: one for callers, one with health and metrics for those who run it."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ from tritonrank_gateway.recommend import routers as recommend_routers
 from tritonrank_gateway.recommend.log_metrics import LogMetrics
 from tritonrank_gateway.recommend.store_metrics import StoreMetrics
 from tritonrank_gateway.settings import GatewaySettings
+from tritonrank_gateway.tracing import NO_TRACING, Tracing
 
 SCHEMAS = "#/components/schemas/{name}"
 HEADERS_TO_PAGES = [
@@ -58,6 +60,7 @@ def create_app(
     backend: Backend,
     metrics: Metrics | None = None,
     recommender: Recommender | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application for callers; it closes the backend when it ends.
 
@@ -66,11 +69,12 @@ def create_app(
         backend: what ranks.
         metrics: where a part behind the backend counts, too.
         recommender: None where there is neither a catalogue nor a store; it is started and closed with the application.
+        tracing: None makes no traces; it is closed with the application.
 
     Raises:
         ValueError: a key or the reference is wrong.
     """
-    metrics = metrics or Metrics()
+    metrics, tracing = metrics or Metrics(), tracing or NO_TRACING
     load = Load(settings.max_in_flight, settings.max_queued_s)
     metrics.watch(lambda: load.in_flight, lambda: load.queued_seconds)
     quality = Quality(settings.reference_file)
@@ -80,6 +84,8 @@ def create_app(
     if recommender is not None and isinstance(recommender.parts.store, GuardedStore):
         metrics.last_event = StoreMetrics(recommender.parts.store, metrics.registry).last_event
     model = KnownModel(backend)
+    if recommender is not None:
+        recommender.span = tracing.step
     pace = pace_of(settings, load, metrics)
     metrics.registry.register(AboutMetrics(model, recommender, settings.golden and settings.golden.parent))
     keys = read_keys(settings.keys_file, os.environ)
@@ -95,6 +101,7 @@ def create_app(
         if recommender is not None:
             await recommender.close()
         await backend.close()
+        await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="tritonrank gateway",
@@ -103,7 +110,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, pace, quality, recommender)
+    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, pace, quality, recommender, tracing)
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"

@@ -30,6 +30,7 @@ from tritonrank_gateway.refusal import Refusal, refusal_of
 from tritonrank_gateway.scores import ScoreType
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.texts import characters_of, fit, fit_text
+from tritonrank_gateway.tracing import NO_REQUEST_SPAN, NO_TRACING, RequestSpan, Tracing
 
 DEADLINE_HEADERS = ("x-deadline-ms", "x-envoy-expected-rq-timeout-ms")
 USER_HEADER = "x-user-id"
@@ -57,6 +58,7 @@ class Gateway:
     quality: Quality
     recommender: Recommender | None = None
     """None: there is neither a catalogue nor a store"""
+    tracing: Tracing = NO_TRACING
 
     @property
     def model_name(self) -> str:
@@ -106,10 +108,11 @@ class Call:
         body: its body.
         held_bytes: of it, as far as it was read.
         key: who calls; None where keys are not asked for.
+        span: of the request, in its trace.
+        trace_id: of the trace that the request belongs to, where it is kept here or by the caller; "" where it is not.
         started: time.monotonic() when it came.
         deadline: time.monotonic() when nobody waits any more.
         request_id: the caller's own or a new one.
-        trace_id: of the trace that the request belongs to, where that is kept; "" where it is not.
     """
 
     gateway: Gateway
@@ -120,12 +123,13 @@ class Call:
     body: bytes = b""
     held_bytes: int = 0
     key: Key | None = None
+    span: RequestSpan = NO_REQUEST_SPAN
     trace_id: str = ""
     done: Done = field(default_factory=Done)
     known: KnownModel | None = None
 
     @classmethod
-    def of(cls, http: Request, gateway: Gateway) -> "Call":
+    def of(cls, http: Request, gateway: Gateway, span: RequestSpan = NO_REQUEST_SPAN) -> "Call":
         """The call of a request whose body was not read yet; its deadline header is read when the body is decoded."""
         started = time.monotonic()
         given = http.headers.get("x-request-id", "")
@@ -133,7 +137,8 @@ class Call:
         request_id = given if fits else secrets.token_hex(8)
         kept = KEPT_TRACE.fullmatch(http.headers.get(TRACE_HEADER, ""))
         deadline = started + gateway.settings.deadline_s
-        return cls(gateway, http, started, deadline, request_id, trace_id=kept[1] if kept else "")
+        trace_id = span.trace_id or (kept[1] if kept else "")
+        return cls(gateway, http, started, deadline, request_id, span=span, trace_id=trace_id)
 
     def decode(self, decoder: msgspec.json.Decoder[Body]) -> Body:
         """The body as the dialect declares it.

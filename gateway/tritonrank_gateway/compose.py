@@ -7,7 +7,7 @@ from tritonrank_client import Retry
 from tritonrank_recommend.engine import EngineSettings, Recommender
 from tritonrank_recommend.stores.interface import StoreError
 
-from tritonrank_gateway.backend import PASS_REFUSALS_ON, TritonBackend
+from tritonrank_gateway.backend import PASS_REFUSALS_ON, SpanOf, TritonBackend
 from tritonrank_gateway.golden import GoldenRequest
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.ranking import Backend
@@ -15,20 +15,25 @@ from tritonrank_gateway.replicas import PoolSettings, Replica, ReplicaPool, name
 from tritonrank_gateway.result_cache import CachedBackend
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.split import BY_REPLICAS, SplitBackend
+from tritonrank_gateway.tracing import NO_TRACING, Tracing
 
 NEVER_AGAIN = Retry(attempts=1)
 """Of a replica's client: another replica is asked instead."""
 
 
-def compose(settings: GatewaySettings, metrics: Metrics) -> Backend:
-    """What ranks for a gateway with these settings.
+def compose(settings: GatewaySettings, metrics: Metrics, tracing: Tracing | None = None) -> Backend:
+    """What ranks for a gateway with these settings; each call of a Triton is a span of ``tracing``.
 
     Raises:
         ValueError: a replica is named twice, or the golden file cannot be read.
     """
     urls = [f"grpc://{address}" for address in settings.triton]
+    span = (tracing or NO_TRACING).step
     backend: Backend
-    backend = _triton(urls[0], settings, PASS_REFUSALS_ON) if len(urls) == 1 else _pool(urls, settings, metrics)
+    if len(urls) == 1:
+        backend = _triton(urls[0], settings, PASS_REFUSALS_ON, span)
+    else:
+        backend = _pool(urls, settings, metrics, span)
     if settings.split_candidates > 0 or (settings.split_candidates == BY_REPLICAS and len(urls) > 1):
         backend = SplitBackend(backend, settings.split_candidates, len(urls))
     return _cached(backend, settings, metrics) if settings.cache_mb else backend
@@ -59,17 +64,18 @@ def compose_recommender(settings: GatewaySettings) -> Recommender | None:
         raise ValueError(str(error)) from error
 
 
-def _triton(url: str, settings: GatewaySettings, retry: Retry) -> TritonBackend:
+def _triton(url: str, settings: GatewaySettings, retry: Retry, span: SpanOf) -> TritonBackend:
     return TritonBackend(
         url,
         model=settings.model,
         timeout=settings.deadline_s,
         retry=retry,
         cancel_abandoned=settings.cancel_on_hang_up,
+        span=span,
     )
 
 
-def _pool(urls: list[str], settings: GatewaySettings, metrics: Metrics) -> ReplicaPool:
+def _pool(urls: list[str], settings: GatewaySettings, metrics: Metrics, span: SpanOf) -> ReplicaPool:
     events = Counter(
         "tritonrank_gateway_replica_events",
         "Replicas put out of rotation (eject) and back (return), requests sent to another (retry) or to two (hedge)",
@@ -91,7 +97,7 @@ def _pool(urls: list[str], settings: GatewaySettings, metrics: Metrics) -> Repli
 
     golden = GoldenRequest.read(settings.golden) if settings.golden is not None else GoldenRequest()
     pool = ReplicaPool(
-        {name: _triton(url, settings, NEVER_AGAIN) for name, url in zip(names_of(urls), urls, strict=True)},
+        {name: _triton(url, settings, NEVER_AGAIN, span) for name, url in zip(names_of(urls), urls, strict=True)},
         golden,
         PoolSettings(probe_seconds=settings.probe_s, hedge_after_seconds=settings.hedge_after_s),
         watch,

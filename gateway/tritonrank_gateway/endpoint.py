@@ -28,6 +28,8 @@ MOST_HELD_BYTES = 2**29
 """Of the bodies of all requests that are here at once."""
 MOST_PLACES_TOLD = 100
 """Of documents that could not be scored, in a header: others would make it too long for some proxies."""
+FAILED = 500
+"""The least status code of a failure that is not the caller's, as OpenTelemetry counts them."""
 ACCESS = logging.getLogger("tritonrank_gateway.access")
 FAULTS = logging.getLogger("tritonrank_gateway")
 
@@ -104,7 +106,9 @@ def add_routes(
     shown = path.replace(":path}", "}")
 
     async def endpoint(request: Request) -> Response:
-        return await _answer(request, shown, choose)
+        gateway: Gateway = request.app.state.gateway
+        with gateway.tracing.request(request.method, shown, request.headers) as span:
+            return await _answer(Call.of(request, gateway, span), shown, choose)
 
     bodies = [route.body for route, _ in routes.values() if route.body is not None]
     schemas = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in bodies]
@@ -128,9 +132,9 @@ BODIES: dict[str, type] = {}
 """The bodies of all routes by name, for the OpenAPI page."""
 
 
-async def _answer(request: Request, path: str, choose: Callable[[bytes, Request], Route]) -> Response:
-    gateway: Gateway = request.app.state.gateway
-    call, dialect = Call.of(request, gateway), choose(b"", request).dialect
+async def _answer(call: Call, path: str, choose: Callable[[bytes, Request], Route]) -> Response:
+    gateway, request = call.gateway, call.http
+    dialect = choose(b"", request).dialect
     refusal: Refusal | None = None
     content: Any = None
     try:
@@ -261,8 +265,27 @@ def _observe(call: Call, path: str, dialect: Dialect, status: int, refusal: Refu
             metrics.unscored.labels(*labels).inc(len(done.unscored))
         if done.cached:
             metrics.cached.labels(*labels).inc(done.cached)
+    call.span.tell(_told(call, dialect, status, refusal), refusal.kind if refusal and status >= FAILED else "")
     if call.gateway.settings.access_log:
         ACCESS.info("%s", json.dumps(_line(call, path, dialect, status, seconds, refusal)))
+
+
+def _told(call: Call, dialect: Dialect, status: int, refusal: Refusal | None) -> dict[str, Any]:
+    """Attributes of the request's span."""
+    done = call.done
+    return {
+        "http.response.status_code": status,
+        "dialect": dialect.name,
+        "artifact": done.artifact,
+        "candidates": done.candidates,
+        "characters": done.characters,
+        "tokens": done.tokens or 0,
+        "truncated": done.truncated,
+        "cached": done.cached,
+        "queue_seconds": done.queue_seconds,
+        "degraded": done.degraded,
+        "refused": "" if refusal is None else refusal.kind,
+    }
 
 
 def _line(
@@ -287,4 +310,5 @@ def _line(
         "level": done.level,
         "artifact": done.artifact,
         "request_id": call.request_id,
+        "trace_id": call.trace_id,
     }

@@ -19,6 +19,7 @@ from tritonrank_gateway.app import create_app, create_metrics_app
 from tritonrank_gateway.compose import compose, compose_recommender
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.settings import GatewaySettings
+from tritonrank_gateway.tracing import open_tracing
 
 BACKLOG = 1_024
 GRACE_SECONDS = 10
@@ -38,7 +39,8 @@ def serve(settings: GatewaySettings) -> None:
 
 async def _serve(settings: GatewaySettings) -> None:
     metrics = Metrics()
-    app = create_app(settings, compose(settings, metrics), metrics, compose_recommender(settings))
+    tracing = open_tracing(settings.tracing)
+    app = create_app(settings, compose(settings, metrics, tracing), metrics, compose_recommender(settings), tracing)
     sockets = [socket.socket(fileno=int(number)) for number in settings.listen_on] or [
         _listen(settings.host, port) for port in (settings.port, settings.metrics_port)
     ]

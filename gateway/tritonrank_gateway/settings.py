@@ -61,6 +61,7 @@ class GatewaySettings:
     smaller_model: Annotated[str, "a cheaper ensemble for --adapt: NAME, or NAME@HOST:PORT; none by default"] = ""
     storefront: Annotated[bool, "serve the page /storefront where there is a catalogue"] = True
     playground: Annotated[bool, "serve the page /playground"] = True
+    tracing: Annotated[bool, "send OpenTelemetry traces of requests, as the variables OTEL_* say"] = False
     access_log: Annotated[bool, "write a line of JSON per request to standard output"] = True
 
     def __post_init__(self) -> None:

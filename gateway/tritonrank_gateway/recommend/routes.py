@@ -36,6 +36,7 @@ async def recommend(call: Call) -> RecommendAnswer:
         answer = await recommender.recommend(request, seconds=call.seconds_left, ranker=ranker)
     if ranker.over_quota is not None:
         raise ranker.over_quota
+    call.span.tell({"cold": answer.cold, "items": len(answer.items)})
     _observe(call.gateway.metrics, answer)
     # Of a source the reason may be any text; a label may not.
     call.done.degraded = [

@@ -2,13 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 RESERVE_SHARE = 0.1
 """Of the whole time, which the ranker leaves to blend, rules and page."""
 LEAST_RESERVE_SECONDS = 0.004
 MOST_RESERVE_SECONDS = 0.1
+SpanOfStep = Callable[[str], AbstractContextManager[object]]
+
+
+def no_span(_: str) -> AbstractContextManager[object]:
+    """Of a request that is in no trace."""
+    return nullcontext()
 
 
 class Course:
@@ -17,9 +23,11 @@ class Course:
     Args:
         seconds: until nobody waits any more.
         ranking_seconds: that a ranking may take where that is less.
+        span: opens the span of a step in the request's trace.
     """
 
-    def __init__(self, seconds: float, ranking_seconds: float = math.inf) -> None:
+    def __init__(self, seconds: float, ranking_seconds: float = math.inf, span: SpanOfStep = no_span) -> None:
+        self._span = span
         self.started = time.monotonic()
         self.deadline = self.started + seconds
         self.reserve = min(
@@ -45,7 +53,8 @@ class Course:
         """Take the time of a step."""
         began = time.monotonic()
         try:
-            yield
+            with self._span(name):
+                yield
         finally:
             spent = 1_000 * (time.monotonic() - began)
             self.milliseconds[name] = round(self.milliseconds.get(name, 0.0) + spent, 3)

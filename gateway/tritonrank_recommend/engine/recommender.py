@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from tritonrank_recommend.catalogue.columns import FilterError
 from tritonrank_recommend.engine.arrange import Situation
 from tritonrank_recommend.engine.conditions import meets
-from tritonrank_recommend.engine.course import Course
+from tritonrank_recommend.engine.course import Course, SpanOfStep, no_span
 from tritonrank_recommend.engine.explain import BlendParts, PastItem, Question, explain, explain_without_ranker
 from tritonrank_recommend.engine.filters import check_filters, together
 from tritonrank_recommend.engine.history import HistoryError
@@ -80,6 +80,7 @@ class Recommender:
 
     def __init__(self, parts: Parts, ranker: Ranker | None = None, settings: EngineSettings | None = None) -> None:
         self.parts, self.ranker, self.settings = parts, ranker, settings or EngineSettings()
+        self.span: SpanOfStep = no_span  # whoever keeps traces puts theirs here
         self.pages = Pages(parts.store, self.settings.page_minutes)
         self.users = Users(parts, self.pages)
         self._pool = ThreadPoolExecutor(self.settings.threads, "recommend")
@@ -161,7 +162,7 @@ class Recommender:
         """
         if request.deadline_ms is not None:
             seconds = min(seconds, request.deadline_ms / 1_000)
-        course = Course(seconds)
+        course = Course(seconds, span=self.span)
         try:
             check_filters(request.filters)
             answer, offset = None, 0
@@ -233,7 +234,7 @@ class Recommender:
         """
         if request.deadline_ms is not None:
             seconds = min(seconds, request.deadline_ms / 1_000)
-        course, ranker = Course(seconds, ranking_seconds), ranker or self.ranker
+        course, ranker = Course(seconds, ranking_seconds, self.span), ranker or self.ranker
         pinned = await self.pages.find(request.page, request.user_id) if request.page else None
         asked = RecommendRequest(
             user_id=request.user_id,

@@ -34,6 +34,7 @@ from tritonrank_runtime.request_reading import RequestLimits, RequestReader
 from tritonrank_runtime.scorer_counts import LaneCounter
 from tritonrank_runtime.selection import best_first
 from tritonrank_runtime.text import RequestTokenizer
+from tritonrank_runtime.tracing import open_model_tracing
 
 SWITCH_SECONDS = 0.0005
 """After so long the thread that reads texts lets one go on that has computed. Python's own 5 ms are a request's."""
@@ -47,15 +48,16 @@ STEPS = {"tokenize": "texts to token ids", "queue": "waiting for a lane", "score
 class Job:
     """One admitted request on its way to its answer."""
 
-    def __init__(self, sender, read, tokens, deadline, ticket):
+    def __init__(self, sender, read, tokens, deadline, ticket, trace):
         self.sender, self.read, self.tokens = sender, read, tokens
-        self.deadline, self.ticket = deadline, ticket
+        self.deadline, self.ticket, self.trace = deadline, ticket, trace
         self.is_answered = False
         self.queued_at = time.monotonic()
 
     def answer(self, response):
         self.is_answered = True
         self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        self.trace.answered("failed" if response.has_error() else "")
 
 
 class TritonPythonModel:
@@ -88,6 +90,7 @@ class TritonPythonModel:
             states=lambda: [counter.state for counter in self.counters],
         )
         self._open_metrics(args, identity["artifact"])
+        self.tracing = open_model_tracing(args["model_name"])
         self.lanes = Lanes(len(self.counters), self._work, self.batch_tokens)
 
     def _warm_up(self, most_candidates):
@@ -135,6 +138,7 @@ class TritonPythonModel:
     def finalize(self):
         self.lanes.close()
         self.tally.close()
+        self.tracing.close()
 
     # ---- Triton's thread
 
@@ -143,7 +147,7 @@ class TritonPythonModel:
 
     def _admit(self, request):
         """The answer to a request that ends here; None for one that a lane will answer."""
-        began = time.monotonic()
+        began, trace = time.monotonic(), self.tracing.of(request)
         try:
             deadline = deadline_after(request.timeout(), self.deadline_us)
             self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance
@@ -152,13 +156,18 @@ class TritonPythonModel:
             self.admission.check_room(seconds_left(deadline), tokens)
             self.gate.read(read.without_text, self.tokenizer.counts)
             ticket = self.admission.admitted(tokens, seconds_left(deadline))
-            self.lanes.put(Job(request.get_response_sender(), read, tokens, deadline, ticket), tokens)
+            job = Job(request.get_response_sender(), read, tokens, deadline, ticket, trace)
+            trace.step("tokenize", began, job.queued_at)
+            self.lanes.put(job, tokens)
         except TextError as error:
+            trace.tell("invalid")
             return invalid(str(error))
         except RefusedError as error:
             self.gate.refused(error)
+            trace.tell("refused")
             return unavailable(str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer without a traceback
+            trace.tell("fault")
             return unexpected(error, "tokenize")
         self.tally.add(self.step_seconds["tokenize"], time.monotonic() - began)
         return None
@@ -177,9 +186,12 @@ class TritonPythonModel:
                     job.answer(unexpected(error, "score"))
         finally:
             counter.rest()
+            for job in jobs:  # whose callers have their answers
+                job.trace.tell(candidates=len(job.read.row_of_candidate), tokens=job.tokens, run_requests=len(jobs))
 
     def _is_wanted(self, job, counter):
         waited = time.monotonic() - job.queued_at
+        job.trace.step("wait", job.queued_at, job.queued_at + waited)
         if is_expired(job.deadline):
             job.answer(unavailable(EXPIRED))
             self.tally.add(self.expired, 1)
@@ -219,7 +231,11 @@ class TritonPythonModel:
         self.tally.add(self.busy_seconds, computed_at - began)
         self.tally.add(self.scored, sum(len(found) > 0 for found in logits))
         for job, found in zip(jobs, logits, strict=True):
-            job.answer(self._answer(job.read, found))
+            job.trace.step("score", began, computed_at)
+            selecting_at = time.monotonic()
+            answer = self._answer(job.read, found)
+            job.trace.step("select", selecting_at, time.monotonic())
+            job.answer(answer)
         self.tally.add(self.step_seconds["score"], len(jobs) * (computed_at - began))
         self.tally.add(self.step_seconds["select"], time.monotonic() - computed_at)
         self._count([one for one, found in zip(tensors, logits, strict=True) if len(found)])

@@ -28,6 +28,7 @@ from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
 from tritonrank_runtime.engines import open_executor
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.scorer_counts import StartedCounter, counter_folder
+from tritonrank_runtime.tracing import open_model_tracing
 
 NEVER = 2**62
 
@@ -60,6 +61,7 @@ class TritonPythonModel:
         # longer than requests, on a slow machine or with a short deadline.
         self.warm_ups_left = sum(int(sample["batch_size"]) for sample in config.get("model_warmup", ()))
         self._open_metrics(args)
+        self.tracing = open_model_tracing(args["model_name"])
         self.started = StartedCounter(args["model_instance_name"], counter_folder(settings["queue"]))
 
     def _open_metrics(self, args):
@@ -93,11 +95,12 @@ class TritonPythonModel:
 
     def finalize(self):
         self.started.close()
+        self.tracing.close()
         if self.workers:
             self.workers.close()
 
     def execute(self, requests):
-        answers = {}
+        answers, traces = {}, [self.tracing.of(request) for request in requests]
         try:
             self._execute(requests, answers)
         except Exception as error:  # noqa: BLE001 - whatever it is, each client gets an answer without a traceback
@@ -105,6 +108,9 @@ class TritonPythonModel:
                 answers[number] = unexpected(error, "score")
         finally:
             self.started.rest()
+        for number, trace in enumerate(traces):
+            trace.answered("failed" if answers[number].has_error() else "")
+            trace.tell(run_requests=len(requests))
         return [answers[number] for number in range(len(requests))]
 
     def _execute(self, requests, answers):

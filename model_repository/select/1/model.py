@@ -21,6 +21,7 @@ from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores
 from tritonrank_runtime.gate_metrics import artifact_gauges
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.selection import best_first
+from tritonrank_runtime.tracing import open_model_tracing
 
 
 class TritonPythonModel:
@@ -30,9 +31,13 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self.families = artifact_gauges(labels, identity["artifact"], Path(args["model_repository"]).parent)
         self.artifact = np.array([identity["artifact"].encode()], dtype=np.object_)
+        self.tracing = open_model_tracing(args["model_name"])
+
+    def finalize(self):
+        self.tracing.close()
 
     def execute(self, requests):
-        return [self._answer(request) for request in requests]
+        return [self.tracing.traced(request, self._answer) for request in requests]
 
     def _answer(self, request):
         try:

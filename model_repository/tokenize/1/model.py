@@ -28,6 +28,7 @@ from tritonrank_runtime.padding import Buckets
 from tritonrank_runtime.request_reading import TOLD, RequestLimits, RequestReader
 from tritonrank_runtime.scorer_counts import counter_folder
 from tritonrank_runtime.text import RequestTokenizer
+from tritonrank_runtime.tracing import open_model_tracing
 
 
 class TritonPythonModel:
@@ -55,6 +56,7 @@ class TritonPythonModel:
         if buckets := settings.get("candidate_buckets"):
             self.buckets = Buckets(*(tuple(map(int, one.split(","))) for one in (buckets, settings["token_buckets"])))
         self._open_metrics({"model": args["model_name"], "version": args["model_version"]})
+        self.tracing = open_model_tracing(args["model_name"])
 
     def _open_metrics(self, labels):
         self.tally = Tally()
@@ -69,8 +71,11 @@ class TritonPythonModel:
     def finalize(self):
         self.tally.close()
 
+    def finalize(self):
+        self.tracing.close()
+
     def execute(self, requests):
-        return [self._answer(request) for request in requests]
+        return [self.tracing.traced(request, self._answer) for request in requests]
 
     def _answer(self, request):
         try:
