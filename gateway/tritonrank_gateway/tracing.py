@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tritonrank_runtime.tracing import NAME, PREFIX, close_provider, open_provider
-
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+NAME = "tritonrank"
+PREFIX = f"{NAME}."
+"""Of attributes of our own."""
 LONGEST_STATE = 512
 """Characters of a caller's ``tracestate``; longer ones are not passed on, as the standard allows."""
 Value = str | int | float | bool | list[str]
@@ -56,6 +57,8 @@ def open_tracing(is_wanted: bool) -> Tracing:
     """
     if not is_wanted:
         return NoTracing()
+    from tritonrank_runtime.tracing import open_provider
+
     try:
         return OpenTelemetryTracing(open_provider(f"{NAME}-gateway"))
     except ModuleNotFoundError as error:
@@ -132,6 +135,8 @@ class OpenTelemetryTracing:
             yield
 
     def close(self) -> None:
+        from tritonrank_runtime.tracing import close_provider
+
         close_provider(self._provider)
 
     @contextmanager

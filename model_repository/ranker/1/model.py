@@ -56,8 +56,8 @@ class Job:
 
     def answer(self, response):
         self.is_answered = True
-        self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         self.trace.answered("failed" if response.has_error() else "")
+        self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 class TritonPythonModel:
