@@ -310,7 +310,7 @@ def test_one_trace_from_the_caller_to_the_steps_of_the_model(
     for earlier, later in pairwise(steps):
         assert earlier.ended <= later.began + 1_000
     ranker = spans["ranker"]
-    assert sum(step.ended - step.began for step in steps) <= ranker.ended - ranker.began
+    assert sum(step.ended - step.began for step in steps) <= ranker.ended - ranker.began + 1_000
     assert (ranker.service, spans["triton"].service) == ("tritonrank-models", "tritonrank-gateway")
     assert ranker.attributes["tritonrank.candidates"] == 3
     assert ranker.attributes["tritonrank.tokens"] > 0

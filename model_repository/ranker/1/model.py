@@ -147,7 +147,7 @@ class TritonPythonModel:
 
     def _admit(self, request):
         """The answer to a request that ends here; None for one that a lane will answer."""
-        began, trace = time.monotonic(), self.tracing.of(request)
+        trace, began = self.tracing.of(request), time.monotonic()
         try:
             deadline = deadline_after(request.timeout(), self.deadline_us)
             self.admission.check_room(seconds_left(deadline))  # before any work for a request that has no chance

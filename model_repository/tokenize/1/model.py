@@ -70,8 +70,6 @@ class TritonPythonModel:
 
     def finalize(self):
         self.tally.close()
-
-    def finalize(self):
         self.tracing.close()
 
     def execute(self, requests):
