@@ -197,6 +197,13 @@ def test_scores_of_many_more_candidates_are_not_compared(tmp_path: Path) -> None
     assert set(page["tritonrank_quality_drift_psi"]) == {("rank", "item_tokens")}
 
 
+def test_scores_of_the_first_of_more_are_not_compared(tmp_path: Path) -> None:
+    quality, generator = Quality(reference_file(tmp_path / "reference.json"), Clock()), np.random.default_rng(8)
+    for _ in range(LEAST_RANKINGS):
+        quality.ranked("rank", ranking(1 + normal(generator)), CANDIDATES, is_head=True)
+    assert set(exposed(quality)["tritonrank_quality_drift_psi"]) == {("rank", "item_tokens")}
+
+
 def test_what_is_served_becomes_the_reference(tmp_path: Path) -> None:
     path, clock = reference_file(tmp_path / "reference.json"), Clock()
     quality, generator = Quality(path, clock), np.random.default_rng(9)

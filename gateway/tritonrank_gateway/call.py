@@ -96,6 +96,8 @@ class _Way:
     seconds: float | None
     kind: RankingKind | None
     in_order: bool
+    is_head: bool = False
+    """of more items, for which there is no time"""
 
 
 @dataclass(slots=True)
@@ -249,7 +251,7 @@ class Call:
         count = level.ranked(len(asked.items)) if way.in_order else len(asked.items)
         head = head_of(asked, count) if count < len(asked.items) else asked
         if count:
-            ranking = await self._whole(head, model, way, level)
+            ranking = await self._whole(head, model, replace(way, is_head=head is not asked), level)
         else:
             ranking = unranked(asked)
         if 0 < count < len(asked.items):
@@ -278,7 +280,7 @@ class Call:
             ranking = replace(ranking, truncated=truncated)
         self._note(ranking, len(cut))
         if way.kind is not None:
-            self.gateway.quality.ranked(way.kind, ranking, len(ready.items))
+            self.gateway.quality.ranked(way.kind, ranking, len(ready.items), is_head=way.is_head)
         if not way.may_truncate:
             _refuse_truncated(ranking, way.field, cut)
         return ranking

@@ -75,13 +75,14 @@ class Quality(Collector):
         if reference is not None:
             self._take(Reference.read(reference))
 
-    def ranked(self, kind: RankingKind, ranking: Ranking, candidates: int) -> None:
+    def ranked(self, kind: RankingKind, ranking: Ranking, candidates: int, *, is_head: bool = False) -> None:
         """Look at a ranking.
 
         Args:
             kind: of request; recommendations rank other candidates than callers bring.
             ranking: best first; ``indices`` are places in the order that came in.
             candidates: that were ranked, which may be more than were given back.
+            is_head: for want of time these are the first of more, which have other scores than all of them.
         """
         now = self._clock()
         self._next_at = max(self._next_at, now - 1.0)
@@ -98,7 +99,7 @@ class Quality(Collector):
             self._look_again(now)
         # The scores of another artifact are on another scale.
         if ranking.artifact == self._reference.file.artifact and kind in self._drift:
-            if not self._reference.compares_scores(kind, candidates):
+            if is_head or not self._reference.compares_scores(kind, candidates):
                 values = {feature: of for feature, of in values.items() if feature not in SCORES}
             self._drift[kind].add(values, now)
 
