@@ -7,6 +7,7 @@ from loadtests.agree import agree
 from loadtests.catalogue import catalogue
 from loadtests.chaos.verb import chaos
 from loadtests.compare import compare
+from loadtests.dashboards.verb import dashboards
 from loadtests.faults import faults
 from loadtests.fuzz.verb import fuzz
 from loadtests.gateway import gateway
@@ -50,6 +51,7 @@ app.command()(kills)
 app.command()(chaos)
 app.command()(hops)
 app.command()(rules)
+app.command()(dashboards)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

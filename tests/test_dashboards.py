@@ -7,9 +7,13 @@ from typing import Any
 
 import promql_parser
 import pytest
+import yaml
+from image_files import ROOT
 
 from deploy.grafana.__main__ import BOARDS, FOLDER, main, written
 
+WATCH = yaml.safe_load((ROOT / "deploy" / "compose.watch.yaml").read_text(encoding="utf-8"))
+PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 FILES = sorted(FOLDER.glob("*.json"))
 
 
@@ -67,9 +71,45 @@ def test_every_query_is_promql_over_variables_that_the_page_has(path: Path) -> N
     variables = {one["name"] for one in json.loads(path.read_text("utf-8"))["templating"]["list"]}
     for panel in panels_of(path):
         for target in panel["targets"]:
-            query = target["expr"].replace("$__rate_interval", "1m")
+            query = target["expr"].replace("$__rate_interval", "1m").replace("$__range", "1h")
             for name in variables:
                 query = query.replace(f"${name}", ".*")
             assert "$" not in query, (panel["title"], query)
             promql_parser.parse(query)
             assert target["datasource"]["uid"] == "${datasource}"
+
+
+def test_what_composes_to_watch_reads_files_that_exist_and_listens_on_loopback() -> None:
+    services = WATCH["services"]
+    for service in services.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert {"cpus", "memory", "pids"} == set(service["deploy"]["resources"]["limits"])
+        assert "privileged" not in service
+        for volume in service["volumes"]:
+            if volume["type"] == "bind":
+                assert (ROOT / "deploy" / volume["source"]).is_dir()
+                assert volume["read_only"] is True
+            else:
+                assert volume["source"] in WATCH["volumes"]
+    assert services.keys() == {"prometheus", "alertmanager", "grafana"}
+    assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
+    assert {"--web.listen-address=127.0.0.1:9093", "--cluster.listen-address="} < {*services["alertmanager"]["command"]}
+    for name in ("prometheus", "alertmanager"):
+        (config,) = (one for one in services[name]["command"] if one.startswith("--config.file="))
+        (mount,) = (one for one in services[name]["volumes"] if one["type"] == "bind")
+        file = ROOT / "deploy" / mount["source"] / Path(config.partition("=")[2]).relative_to(mount["target"])
+        assert file.is_file()
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (told,) = scraped["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    assert f"--web.listen-address={told}" in services["alertmanager"]["command"]
+    grafana = services["grafana"]["environment"]
+    assert grafana["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert ":?" in grafana["GF_SECURITY_ADMIN_PASSWORD"], "without a password it must not start"
+    mounted = {volume["target"]: ROOT / "deploy" / volume["source"] for volume in services["grafana"]["volumes"]}
+    (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "tritonrank.yaml").read_text())["providers"]
+    assert mounted[provider["options"]["path"]] == FOLDER
+    (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "${PROMETHEUS_URL}"
+    assert "PROMETHEUS_URL" in grafana

@@ -134,9 +134,10 @@ class Heat(Shown):
 
     def panel(self) -> Builder[Panel]:
         made = heatmap.Panel().title(self.title).description(self.asks).unit(self.unit).datasource(SOURCE)
-        made.grid_pos(GridPos(PLOT_HEIGHT, self.width)).calculate(False)
+        made.grid_pos(GridPos(PLOT_HEIGHT, self.width)).calculate(False).show_tooltip()
+        made.y_axis(heatmap.YAxisConfig().unit(self.unit))
         for query in _targets(self.queries, PromQueryFormat.HEATMAP):
-            made.with_target(query)
+            made.with_target(query.legend_format("{{le}}"))
         return made
 
 

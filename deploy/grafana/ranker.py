@@ -73,7 +73,7 @@ TIME = Row(
             asks="Does the server refuse in time (refused), or too late (expired in the queue, stopped at work)?",
             unit="reqps",
             queries=[
-                Query(rate("tritonrank_requests_rejected_total", SERVER), "refused"),
+                Query(rate("tritonrank_requests_rejected_total", SERVER, "reason"), "refused: {{reason}}"),
                 Query(rate("tritonrank_requests_expired_total", SERVER), "expired"),
                 Query(rate("tritonrank_requests_stopped_total", SERVER), "stopped"),
             ],

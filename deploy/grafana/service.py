@@ -145,6 +145,23 @@ ANSWERS = Row(
         ),
     ],
 )
+BUDGETS = Row(
+    "Error budgets",
+    [
+        Lines(
+            title=f"Bad requests, {window}",
+            asks=f"Which share missed an objective of loadtests/slo*.yaml in {words}? By deploy/prometheus.",
+            unit="percentunit",
+            queries=[
+                Query(
+                    f"max by (service, objective) (job:tritonrank_objective_bad:ratio{window})",
+                    "{{service}} {{objective}}",
+                )
+            ],
+        )
+        for window, words in (("5m", "five minutes"), ("1h", "an hour"), ("6h", "six hours"))
+    ],
+)
 PROCESS = Row(
     "Gateways",
     [
@@ -174,4 +191,4 @@ PROCESS = Row(
     ],
 )
 
-BOARD = Board("service", "service", "Is it up, is it fast, does it answer?", [NOW, LATENCY, ANSWERS, PROCESS])
+BOARD = Board("service", "service", "Is it up, is it fast, does it answer?", [NOW, LATENCY, ANSWERS, BUDGETS, PROCESS])

@@ -59,14 +59,14 @@ def line_plot(
     x_range = (min(x_ticks[0], min(xs)), max([*xs, *(band.end for band in bands)]) or 1.0)
     place_x = Scale(x_range[0], x_range[1] if x_range[1] > x_range[0] else x_range[0] + 1, LEFT, WIDTH - RIGHT)
     place_y = Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    drawn = [*_bands(bands, place_x), *_axes(place_y, y_ticks, x_label, y_label)]
+    drawn = [*_bands(bands, place_x), *axes(place_y, y_ticks, x_label, y_label)]
     drawn += [
         text("", place_x(value), HEIGHT - BOTTOM + 15, figure(value), "middle")
         for value in x_ticks
         if x_range[0] <= value <= x_range[1]
     ]
     if y_limit is not None:
-        drawn.append(_across("limit", place_y(y_limit)))
+        drawn.append(across("limit", place_y(y_limit)))
     for line in series:
         drawn += _line(line, place_x, place_y, x_label, y_label)
     return drawing(drawn, WIDTH, HEIGHT, f"{y_label} over {x_label}")
@@ -106,7 +106,7 @@ def bars(
     y_ticks = ticks(0.0, max(heights) or 1.0, 5)
     place_y = Scale(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
     room = (WIDTH - RIGHT - LEFT) / len(values)
-    drawn = _axes(place_y, y_ticks, x_label, y_label)
+    drawn = axes(place_y, y_ticks, x_label, y_label)
     for place, (label, group) in enumerate(values):
         start = LEFT + place * room
         width = min(40.0, 0.8 * room / len(group))
@@ -133,7 +133,7 @@ def _bands(bands: Sequence[Band], place_x: Scale) -> Iterable[str]:
             yield text("", (start + end) / 2, TOP - 4, band.name, "middle")
 
 
-def _axes(place_y: Scale, y_ticks: Sequence[float], x_label: str, y_label: str) -> list[str]:
+def axes(place_y: Scale, y_ticks: Sequence[float], x_label: str, y_label: str) -> list[str]:
     """Both labels, and the y axis with its grid."""
     middle = (TOP + HEIGHT - BOTTOM) / 2
     drawn = [
@@ -141,12 +141,12 @@ def _axes(place_y: Scale, y_ticks: Sequence[float], x_label: str, y_label: str) 
         text("label", 10, middle, y_label, "middle", f' transform="rotate(-90 10 {middle})"'),
     ]
     for value in y_ticks:
-        drawn.append(_across("grid", place_y(value)))
+        drawn.append(across("grid", place_y(value)))
         drawn.append(text("", LEFT - 5, place_y(value) + 4, figure(value), "end"))
     return drawn
 
 
-def _across(style: str, y: float) -> str:
+def across(style: str, y: float) -> str:
     return f'<line class="{style}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
 
 
