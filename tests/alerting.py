@@ -51,6 +51,12 @@ class Alerting:
         alerts = _get(f"{self.prometheus}/api/v1/alerts")["data"]["alerts"]
         return {one["labels"]["alertname"] for one in alerts if one["state"] == "firing"}
 
+    def faults(self) -> list[str]:
+        """Of rules that could not be evaluated."""
+        groups = _get(f"{self.prometheus}/api/v1/rules")["data"]["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        return [f"{rule['name']}: {rule['lastError']}" for rule in rules if rule.get("lastError")]
+
     def value(self, query: str) -> list[dict[str, Any]]:
         """What a query gives now."""
         query = urllib.parse.quote(query)

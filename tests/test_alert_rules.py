@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "prometheus"
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
 UNIT_TESTS = sorted((FOLDER / "tests").glob("*.yml"))
-RUNBOOK = ROOT / "docs" / "alerts.md"
+RUNBOOK, METRICS = ROOT / "docs" / "alerts.md", ROOT / "docs" / "metrics.md"
 MADE = ("ranking.yml", "recommending.yml")
 
 
@@ -79,6 +79,25 @@ def test_each_alert_says_who_is_told_and_what_to_do() -> None:
     for name, section in sections.items():
         assert "**Look at**" in section, name
         assert "**Do**" in section, name
+
+
+def test_each_rule_asks_for_metrics_and_labels_that_there_are() -> None:
+    """docs/metrics.md is held against real pages by a test of its own."""
+    rows = re.findall(
+        r"^\| `((?:tritonrank|nv|process)_\w+)` \| (\w+)[^|]*\|([^|]*)\|", METRICS.read_text(), re.MULTILINE
+    )
+    labels = {name: {*re.findall(r"`(\w+)`", told)} for name, _, told in rows}
+    for name, kind, _ in rows:
+        if kind == "histogram":
+            labels |= {f"{name}_count": labels[name], f"{name}_bucket": labels[name] | {"le"}}
+    used = set()
+    for path in RULES:
+        for name, selector in re.findall(r"\b((?:tritonrank|nv|process)_\w+)(\{[^}]*\})?", path.read_text()):
+            if name in ("tritonrank_objective_bad", "tritonrank_held_bytes"):
+                continue  # recorded
+            assert {*re.findall(r"(\w+)!?=", selector)} <= labels[name] | {"job"}, (path.name, name, selector)
+            used.add(name)
+    assert len(used) > 20
 
 
 def test_the_objectives_limits_are_bounds_of_the_gateways_histograms() -> None:

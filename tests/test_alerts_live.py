@@ -3,7 +3,6 @@
 One story, in which one thing after the other goes wrong. Before each part the alerts that it is about are silent.
 """
 
-import json
 import random
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -23,11 +23,13 @@ from tiny_catalogue import tiny_catalogue
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.serve.server import LocalTriton
 from tritonrank_client import RankClient
+from tritonrank_gateway.quality.reference import ReferenceFile, Spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SECONDS = 40.0
 """That a cause may take until its alert fires."""
 WORDS = ("oak", "desk", "lamp", "red", "steel", "kettle", "quiet", "large", "kitchen")
+CANDIDATES = 6
 SHORT, LONG = (1, 2, 3, 4), (24, 28)
 """Words of a candidate."""
 CAUSED = {"RerankSlow", "RerankErrors", "Queue", "Degraded", "Drift", "EventsStale", "StoreDown", "NoTriton"}
@@ -80,7 +82,7 @@ class Callers:
 
 
 def candidates(dice: random.Random, words: tuple[int, ...]) -> list[str]:
-    return [" ".join(dice.choices(WORDS, k=dice.choice(words))) for _ in range(6)]
+    return [" ".join(dice.choices(WORDS, k=dice.choice(words))) for _ in range(CANDIDATES)]
 
 
 def write_reference(triton: LocalTriton, path: Path) -> None:
@@ -92,9 +94,11 @@ def write_reference(triton: LocalTriton, path: Path) -> None:
         ]
     edges = [4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0]
     counts = np.bincount(np.searchsorted(edges, [n for one in answers for n in one.item_tokens or ()]), minlength=8)
-    spread = {"edges": edges, "shares": [*(counts / counts.sum())], "rankings": len(answers)}
-    told = {"artifact": answers[0].artifact, "spreads": {"rank": {"item_tokens": spread}}}
-    path.write_text(json.dumps(told), encoding="utf-8")
+    spread = Spread(edges, (counts / counts.sum()).tolist(), len(answers))
+    reference = ReferenceFile(
+        answers[0].artifact, {"rank": {"item_tokens": spread}}, {"rank": (CANDIDATES, CANDIDATES)}
+    )
+    path.write_bytes(msgspec.json.encode(reference))
 
 
 @contextmanager
@@ -139,6 +143,7 @@ def test_each_cause_is_told_and_nothing_else(workspace: Workspace, tmp_path: Pat
             store.kill()
             fires(alerting, {"RerankErrors", "NoTriton", "StoreDown"})
             told_people(alerting)
+            assert alerting.faults() == []
             still_serves(gateway)
 
 
