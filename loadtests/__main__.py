@@ -15,6 +15,7 @@ from loadtests.hops import hops
 from loadtests.judge import judge
 from loadtests.kills import kills
 from loadtests.loadtest import loadtest
+from loadtests.overhead import overhead
 from loadtests.overload import overload
 from loadtests.perf import perf
 from loadtests.recommend import recommend
@@ -50,6 +51,7 @@ app.command()(recommend)
 app.command()(kills)
 app.command()(chaos)
 app.command()(hops)
+app.command()(overhead)
 app.command()(rules)
 app.command()(dashboards)
 
