@@ -40,6 +40,8 @@ TRACE_HEADER = "traceparent"
 KEPT_TRACE = re.compile(r"00-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][13579bdf]")
 """As https://www.w3.org/TR/trace-context/ has it, of a trace that its owner keeps: the last bit is set."""
 LONGEST_REQUEST_ID = 128
+LONGEST_DEADLINE = 15
+"""Digits of a header; a request's own deadline is bounded by the settings anyway."""
 Body = TypeVar("Body")
 Asked = ScoreType | Literal["own", "probability"]
 
@@ -165,7 +167,8 @@ class Call:
             given = self.http.headers.get(name)
             if given is None:
                 continue
-            if not given.isdigit() or not int(given):
+            # isdigit alone takes ² for one, and a number of hundreds of digits fits no float.
+            if not (given.isascii() and given.isdigit()) or len(given) > LONGEST_DEADLINE or not int(given):
                 raise Refusal("invalid", f"header {name}: expected milliseconds above 0, got {given[:20]!r}")
             self.shorten_deadline(int(given) / 1_000)
 

@@ -14,8 +14,16 @@ NO_ANSWER = "no answer"
 """Instead of a status: the connection ended first."""
 REPAIRED_SECONDS = 5.0
 SLOW_SECONDS = 5.0
+SETTLED_SHARE = 0.25
+"""Of the blocks, after which caches and pools have their size."""
+MOST_GROWTH, MOST_GROWTH_BYTES = 0.25, 128 * 2**20
+"""Of resident memory since then: a share of it, or so many bytes where that is more."""
+MOST_NEW_FILES = 24
+"""Open ones since then; connections come and go."""
 KEPT_CHARACTERS = 400
 MOST_EXAMPLES = 5
+SAME_CHARACTERS = 80
+"""Of two answers, and one example is enough."""
 
 
 class Answer(NamedTuple):
@@ -63,11 +71,15 @@ class Record:
     leaks: list[dict[str, str]] = field(default_factory=list)
     leaking: int = 0
     unexpected: list[dict[str, str]] = field(default_factory=list)
+    """an example of each kind"""
+    unexpected_count: int = 0
     slow: int = 0
     ends: list[End] = field(default_factory=list)
     blocks: int = 0
     wrong_golden: list[str] = field(default_factory=list)
     """of blocks after which golden requests did not rank as before, and how"""
+    footprints: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """after each block: resident bytes and open files, by who was asked"""
 
     @property
     def requests(self) -> int:
@@ -95,8 +107,11 @@ class Record:
             self.leaking += 1
             if len(self.leaks) < MOST_EXAMPLES:
                 self.leaks.append(example | {"leak": found[0]})
-        if not answer.is_expected and len(self.unexpected) < MOST_EXAMPLES:
-            self.unexpected.append(example)
+        if not answer.is_expected:
+            self.unexpected_count += 1
+            is_new = answer.text[:SAME_CHARACTERS] not in [one["answer"][:SAME_CHARACTERS] for one in self.unexpected]
+            if is_new and len(self.unexpected) < MOST_EXAMPLES:
+                self.unexpected.append(example)
 
     def faults(self) -> list[str]:
         """Why the server did not stand it, one sentence each; empty: it did."""
@@ -106,7 +121,21 @@ class Record:
             (not self.blocks, "golden requests were never checked"),
             (self.wrong_golden, f"golden requests changed: {'; '.join(self.wrong_golden[:MOST_EXAMPLES])}"),
             (self.leaking, f"{self.leaking} answers hold a traceback or a path"),
-            (self.unexpected, f"{len(self.unexpected)} or more errors of a kind that the client does not promise"),
+            (self.unexpected_count, f"{self.unexpected_count} errors of a kind that nobody should meet"),
             (late, f"{len(late)} of {len(self.ends)} ends were not repaired within {REPAIRED_SECONDS:g} s"),
         ]
-        return [reason for is_so, reason in found if is_so]
+        return [reason for is_so, reason in found if is_so] + self._growth()
+
+    def _growth(self) -> list[str]:
+        """Who was not flat; a process that was started again begins anew and is not judged by what was before."""
+        found = []
+        for name, footprints in self.footprints.items():
+            settled = footprints[int(SETTLED_SHARE * len(footprints)) :]
+            if len(settled) < 2 or self.ends:
+                continue
+            (resident, files), (last_resident, last_files) = settled[0], settled[-1]
+            if last_resident - resident > max(MOST_GROWTH * resident, MOST_GROWTH_BYTES):
+                found.append(f"memory of {name} grew from {resident / 2**20:.0f} to {last_resident / 2**20:.0f} MiB")
+            if last_files - files > MOST_NEW_FILES:
+                found.append(f"open files of {name} grew from {files} to {last_files}")
+        return found

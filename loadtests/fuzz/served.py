@@ -116,15 +116,16 @@ class FuzzedServer:
         self.take_ended()
         return time.monotonic() - since, False
 
-    def resident_bytes(self) -> int:
-        """Of tritonserver and its stubs together."""
-        total = 0
+    def footprint(self) -> tuple[int, int]:
+        """Resident bytes, and open files, of tritonserver and its stubs together."""
+        resident = files = 0
         for process in self._parts():
             try:
-                total += process.memory_info().rss
+                resident += process.memory_info().rss
+                files += process.num_fds()
             except psutil.NoSuchProcess:
                 continue
-        return total
+        return resident, files
 
     def _is_back(self) -> bool:
         """Its processes are there, and golden requests are answered."""

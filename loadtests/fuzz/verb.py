@@ -25,6 +25,8 @@ from tritonrank_client import RankError
 
 from loadtests.console import fail
 from loadtests.fuzz.clients import ClientFuzz
+from loadtests.fuzz.gateway_requests import GatewayFuzz
+from loadtests.fuzz.gateway_served import FuzzedGateway
 from loadtests.fuzz.grpc_requests import GrpcFuzz
 from loadtests.fuzz.http_requests import HttpFuzz
 from loadtests.fuzz.record import KEPT_CHARACTERS, NO_ANSWER, Answer, End, Record
@@ -62,18 +64,20 @@ def fuzz(
     only: Annotated[list[str] | None, typer.Option(help="Only kinds whose name contains this; repeatable")] = None,
     out: Annotated[Path | None, typer.Option(help="The record; default: artifacts/loadtests/fuzz-TIME.json")] = None,
 ) -> None:
-    """Send seeded hostile requests to a local server. Exits with 1 when it does not stand them.
+    """Send seeded hostile requests to a local server and a gateway before it. Exits with 1 when it does not stand them.
 
     It has to rank golden requests as before, give away neither traceback nor path, and be back within five seconds
     whenever a request ends it. Sends to loopback only.
     """
     started = datetime.now(UTC)
     try:
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch, FuzzedServer(artifacts, Path(scratch)) as server:
-            before = server.resident_bytes()
-            with families(server, only or ()) as kinds:
-                record = run_fuzz(server, kinds, requests=requests, seed=seed, seconds=60 * minutes)
-            memory = {"before": before, "after": server.resident_bytes()}
+        with (
+            tempfile.TemporaryDirectory(prefix="fuzz-") as scratch,
+            FuzzedServer(artifacts, Path(scratch) / "server") as server,
+            FuzzedGateway(artifacts, server.urls["grpc"].removeprefix("grpc://"), Path(scratch) / "gateway") as gateway,
+            families(server, gateway, only or ()) as kinds,
+        ):
+            record = run_fuzz(server, kinds, requests=requests, seed=seed, seconds=60 * minutes, gateway=gateway)
     except (OSError, ValueError, KeyError, SystemFaultError, RankError) as error:
         fail(f"{artifacts}: {error}")
     faults = record.faults()
@@ -93,7 +97,7 @@ def fuzz(
         "leaks": record.leaks,
         "unexpected": record.unexpected,
         "wrong_golden": record.wrong_golden,
-        "resident_bytes": memory,
+        "footprints": record.footprints,
         "machine": describe_machine().model_dump(),
         "versions": versions(),
     }
@@ -109,13 +113,13 @@ def fuzz(
 
 
 @contextmanager
-def families(server: FuzzedServer, only: Sequence[str] = ()) -> Iterator[list[Family]]:
+def families(server: FuzzedServer, gateway: FuzzedGateway, only: Sequence[str] = ()) -> Iterator[list[Family]]:
     """All kinds of requests, or those whose name contains one of these words.
 
     Raises:
         ValueError: there is none of such a name.
     """
-    over_http = HttpFuzz(server.http_address)
+    over_http, dialects = HttpFuzz(server.http_address), GatewayFuzz(gateway.address, gateway.side)
     with (
         closing(GrpcFuzz(server.urls["grpc"].removeprefix("grpc://"))) as over_grpc,
         closing(ClientFuzz(server.urls)) as client,
@@ -130,6 +134,11 @@ def families(server: FuzzedServer, only: Sequence[str] = ()) -> Iterator[list[Fa
             Family("gRPC damaged", 12, over_grpc.damaged),
             Family("gRPC hang-ups", 2, over_grpc.hang_up),
             Family("product's client", 12, client.call),
+            Family("gateway JSON", 30, dialects.json),
+            Family("gateway paths", 14, dialects.paths),
+            Family("gateway headers", 10, dialects.headers),
+            Family("gateway raw", 1, dialects.raw),
+            Family("gateway hang-ups", 5, dialects.hang_up),
         ]
         chosen = [one for one in every if not only or any(word.lower() in one.name.lower() for word in only)]
         if not chosen:
@@ -137,7 +146,15 @@ def families(server: FuzzedServer, only: Sequence[str] = ()) -> Iterator[list[Fa
         yield chosen
 
 
-def run_fuzz(server: FuzzedServer, kinds: Sequence[Family], *, requests: int, seed: int, seconds: float) -> Record:
+def run_fuzz(
+    server: FuzzedServer,
+    kinds: Sequence[Family],
+    *,
+    requests: int,
+    seed: int,
+    seconds: float,
+    gateway: FuzzedGateway | None = None,
+) -> Record:
     """Send and watch.
 
     Args:
@@ -146,6 +163,7 @@ def run_fuzz(server: FuzzedServer, kinds: Sequence[Family], *, requests: int, se
         requests: how many in all.
         seed: of all that is drawn.
         seconds: no request is sent after so many.
+        gateway: is running, too; what ends it is a fault, because nobody but this harness starts it again.
 
     Raises:
         RankError: golden requests are not answered before anything is sent.
@@ -164,12 +182,12 @@ def run_fuzz(server: FuzzedServer, kinds: Sequence[Family], *, requests: int, se
             record.add(kind.name, answer, taken)
             if answer.status == NO_ANSWER:
                 time.sleep(SETTLE_SECONDS)
-            _note_ends(server, record, number, kind.name, answer.request)
+            _note_ends(server, gateway, record, number, kind.name, answer.request)
             progress.update(task, completed=number + 1, description=f"{kind.name}, {len(record.ends)} ends")
             if (number + 1) % BLOCK_REQUESTS == 0:
-                _end_block(server, record, number, golden)
+                _end_block(server, gateway, record, number, golden)
     if record.requests % BLOCK_REQUESTS:
-        _end_block(server, record, record.requests - 1, golden)
+        _end_block(server, gateway, record, record.requests - 1, golden)
     return record
 
 
@@ -203,8 +221,12 @@ def _send(kind: Family, random: Random) -> tuple[Answer, float]:
     return answer, time.monotonic() - started
 
 
-def _note_ends(server: FuzzedServer, record: Record, number: int, family: str, request: str) -> None:
+def _note_ends(
+    server: FuzzedServer, gateway: FuzzedGateway | None, record: Record, number: int, family: str, request: str
+) -> None:
     """Write down what ended, if anything did, and wait until the server is back."""
+    if gateway is not None and (again := gateway.started_again()) is not None:
+        record.ends.append(End(number, "gateway", family, request[:KEPT_CHARACTERS], round(again, 2), by_itself=False))
     ended = server.take_ended()
     if not ended:
         return
@@ -216,10 +238,15 @@ def _note_ends(server: FuzzedServer, record: Record, number: int, family: str, r
     record.ends.append(End(number, what, family, told, None if seconds is None else round(seconds, 2), by_itself))
 
 
-def _end_block(server: FuzzedServer, record: Record, number: int, golden: list[Ranking]) -> None:
+def _end_block(
+    server: FuzzedServer, gateway: FuzzedGateway | None, record: Record, number: int, golden: list[Ranking]
+) -> None:
     time.sleep(SETTLE_SECONDS)
-    _note_ends(server, record, number, "end of a block", "")
+    _note_ends(server, gateway, record, number, "end of a block", "")
     record.blocks += 1
+    for name, one in (("server", server), ("gateway", gateway)):
+        if one is not None:
+            record.footprints.setdefault(name, []).append(one.footprint())
     try:
         found: Any = server.golden()
     except RankError as error:
