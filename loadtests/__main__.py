@@ -22,6 +22,8 @@ from loadtests.recommend import recommend
 from loadtests.report import report
 from loadtests.rules import rules
 from loadtests.run import run
+from loadtests.simulate.forecasts import forecast
+from loadtests.simulate.verb import simulate
 from loadtests.soak import soak
 from loadtests.tune import tune
 
@@ -54,6 +56,8 @@ app.command()(hops)
 app.command()(overhead)
 app.command()(rules)
 app.command()(dashboards)
+app.command()(simulate)
+app.command()(forecast)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

@@ -58,17 +58,27 @@ def arrival_times(
     import numpy as np
 
     times: NDArray[np.float64] = random.exponential(1 / per_second, requests).cumsum()
-    name, ratio = arrival_ratio(arrivals)
-    if name == "steady":
+    if arrival_ratio(arrivals)[0] == "steady":
         return times
     seconds = requests / per_second
     shares = np.linspace(0, 1, STEPS + 1)
-    curve = _day(shares, ratio) if name == "day" else _spike(shares, ratio)
+    curve = arrival_curve(shares, arrivals)
     passed = np.concatenate([[0.0], np.cumsum((curve[1:] + curve[:-1]) / 2)])
     passed /= passed[-1]  # share of the requests by share of the time
     laps, rest = np.divmod(times / seconds, 1.0)
     stretched: NDArray[np.float64] = seconds * (laps + np.interp(rest, passed, shares))
     return stretched
+
+
+def arrival_curve(shares: "NDArray[np.float64]", arrivals: str) -> "NDArray[np.float64]":
+    """The rate over the length, in any unit, [shares].
+
+    Args:
+        shares: of the length that have passed, 0 to 1.
+        arrivals: as ``arrival_ratio`` takes it.
+    """
+    name, ratio = arrival_ratio(arrivals)
+    return _day(shares, ratio) if name == "day" else _spike(shares, ratio)
 
 
 def _day(shares: "NDArray[np.float64]", ratio: float) -> "NDArray[np.float64]":

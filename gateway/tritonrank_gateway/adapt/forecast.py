@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 DAY_SECONDS = 86_400.0
 SLOTS = 96
 """Of a day that have a mean of their own: quarters of an hour."""
-LEVEL_GAIN = 0.2
-TREND_GAIN = 0.02
+LEAST_GAIN, MOST_GAIN = 0.05, 0.9
+"""Of the level: how much of a surprise is believed."""
+SURPRISE_GAIN = 0.02
+"""Weight of the newest bucket in the size of surprises."""
+TREND_GAIN = 0.1
+"""In the level's gain."""
 DAMPING = 0.9
 """Of the trend, per bucket."""
-FADING = 0.97
+FADING = 0.99
 """Of today's difference to the days before, per bucket ahead: what is special about today does not stay so."""
 DAY_GAIN = 0.3
 """Weight of the newest day in the season, once there are a few."""
@@ -27,22 +31,34 @@ MOST_EMPTY_BUCKETS = 2_880
 
 @dataclass(slots=True)
 class _Holt:
-    """Level and damped trend of a series."""
+    """Level and damped trend of a series whose noise is known.
 
+    Surprises as large as the noise are noise, larger ones are news: of a variance v of surprises 1 - noise / v is news,
+    and that is the gain (the steady state of a Kalman filter for a level that wanders).
+
+    Attributes:
+        noise: variance of a value around what it tells of.
+    """
+
+    noise: float
     level: float = 0.0
     trend: float = 0.0
     count: int = 0
+    surprise: float = 0.0
+    """variance of what was not foreseen"""
 
     def add(self, value: float) -> None:
         if not self.count:
-            self.level = value
+            self.level, self.surprise = value, 2.0 * self.noise
         else:
             # The first values weigh alike, so that one odd bucket at the start does not stay.
-            gain = max(LEVEL_GAIN, 1.0 / (self.count + 1))
-            before = self.level
-            self.level += DAMPING * self.trend
-            self.level += gain * (value - self.level)
-            self.trend = DAMPING * self.trend + TREND_GAIN * (self.level - before - DAMPING * self.trend)
+            least, step = 1.0 / (self.count + 1), DAMPING * self.trend
+            found = value - self.level - step
+            self.surprise += max(SURPRISE_GAIN, least) * (found * found - self.surprise)
+            news = 1.0 - self.noise / self.surprise if self.surprise else 0.0
+            gain = max(least, min(MOST_GAIN, max(LEAST_GAIN, news)))
+            self.level += step + gain * found
+            self.trend = step + TREND_GAIN * gain * gain * found
         self.count += 1
 
     def ahead(self, buckets: float) -> float:
@@ -70,7 +86,7 @@ class Forecaster:
     def __init__(self, bucket_seconds: float = 60.0) -> None:
         self.bucket_seconds = bucket_seconds
         self._slots = [_Slot() for _ in range(SLOTS)]
-        self._plain, self._special = _Holt(), _Holt()
+        self._plain, self._special = self._begun()
         self._bucket: int | None = None
         self._count = 0.0
         self._slot: int | None = None
@@ -87,7 +103,7 @@ class Forecaster:
         if self._bucket is None:
             self._bucket = bucket
         if bucket - self._bucket > MOST_EMPTY_BUCKETS:
-            self._plain, self._special, self._bucket, self._count = _Holt(), _Holt(), bucket, 0.0
+            (self._plain, self._special), self._bucket, self._count = self._begun(), bucket, 0.0
         while self._bucket < bucket:
             self._close()
         self._count += count
@@ -110,6 +126,11 @@ class Forecaster:
         """The largest rate that is forecast until then, per second."""
         steps = max(1, round(seconds_ahead / self.bucket_seconds))
         return max(self.forecast(step * self.bucket_seconds) for step in range(steps + 1))
+
+    def _begun(self) -> tuple[_Holt, _Holt]:
+        """Nothing known of the rate itself, nor of its difference to the days before."""
+        noise = 0.25 / self.bucket_seconds  # of the root of a Poisson rate, whatever the rate
+        return _Holt(noise), _Holt(noise)
 
     def _close(self) -> None:
         """The open bucket is over."""
