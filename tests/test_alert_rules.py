@@ -13,9 +13,11 @@ from tritonrank_gateway.metrics import SECONDS
 from tritonrank_gateway.recommend import routers as recommend_routers
 
 from loadtests.alert_rules import EVENTS, PAIRS, RECOMMEND, RERANK, Service, bucket_of
+from loadtests.console import CANNOT_RUN
 from loadtests.objectives import ObjectivesError, read_objectives
 from loadtests.recommend import SLO as RECOMMEND_SLO
 from loadtests.rules import made
+from loadtests.rules import rules as write_rules
 from loadtests.session import SLO
 
 ROOT = Path(__file__).parents[1]
@@ -151,6 +153,19 @@ def test_alertmanager_wakes_whom_it_should() -> None:
     }
     for name in named:
         assert any(re.fullmatch(name, alert["alert"]) for alert in ALERTS), f"{name}: no such alert"
+
+
+def test_the_verb_writes_whole_files_or_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rules(SLO, RECOMMEND_SLO, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == made(SLO, RECOMMEND_SLO)
+    assert "13 alerts" in capsys.readouterr().err
+    wrong = tmp_path / "slo.yaml"
+    wrong.write_text("load: {rate: 1, candidates: 0, deadline_ms: 60}\n")
+    for slo, out, said in ((wrong, tmp_path / "none", "load.candidates"), (SLO, tmp_path / "none", "none/")):
+        with pytest.raises(SystemExit, match=str(CANNOT_RUN)):
+            write_rules(slo, RECOMMEND_SLO, out)
+        assert said in capsys.readouterr().err
+        assert not out.exists()
 
 
 # Requests of a minute, and of how many times the budget which windows must speak.
