@@ -1,7 +1,9 @@
 """The dashboards of deploy/grafana: the files are what the code makes, and Grafana and Prometheus understand them."""
 
 import json
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,15 @@ FILES = sorted(FOLDER.glob("*.json"))
 
 def panels_of(path: Path) -> Iterator[dict[str, Any]]:
     yield from (panel for panel in json.loads(path.read_text("utf-8"))["panels"] if panel["type"] != "row")
+
+
+@cache
+def known_metrics() -> frozenset[str]:
+    """Those of docs/metrics.md, which a test holds to what servers tell, and what the rules record."""
+    told = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text("utf-8")))
+    parts = {f"{name}_{part}" for name in told for part in ("bucket", "count", "sum")}
+    rules = (path.read_text("utf-8") for path in (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml"))
+    return frozenset(told | parts | {name for text in rules for name in re.findall(r"record: (\S+)", text)})
 
 
 def test_the_files_are_what_the_code_makes() -> None:
@@ -44,6 +55,23 @@ def test_a_file_that_was_changed_by_hand_is_named_with_what_to_type(
     assert not (tmp_path / "old.json").exists()
 
 
+def metrics_of(expression: object) -> Iterator[str]:
+    """Names in a parsed query."""
+    if isinstance(expression, promql_parser.VectorSelector):
+        yield str(expression.name)
+        return
+    for part in ("expr", "lhs", "rhs", "vector_selector", "param"):
+        if (inner := getattr(expression, part, None)) is not None:
+            yield from metrics_of(inner)
+    for inner in getattr(expression, "args", None) or ():
+        yield from metrics_of(inner)
+
+
+def test_metrics_are_found_wherever_they_are_in_a_query() -> None:
+    query = 'histogram_quantile(0.9, sum by (le) (rate(a_bucket{x="y"}[1m]))) / (b or max_over_time(c[5m:1s])) > 1'
+    assert set(metrics_of(promql_parser.parse(query))) == {"a_bucket", "b", "c"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_every_panel_says_what_it_answers_and_fits_the_grid(path: Path) -> None:
     taken: set[tuple[int, int]] = set()
@@ -67,7 +95,7 @@ def test_every_panel_says_what_it_answers_and_fits_the_grid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_every_query_is_promql_over_variables_that_the_page_has(path: Path) -> None:
+def test_every_query_is_promql_over_metrics_of_the_docs_and_variables_of_the_page(path: Path) -> None:
     variables = {one["name"] for one in json.loads(path.read_text("utf-8"))["templating"]["list"]}
     for panel in panels_of(path):
         for target in panel["targets"]:
@@ -75,7 +103,7 @@ def test_every_query_is_promql_over_variables_that_the_page_has(path: Path) -> N
             for name in variables:
                 query = query.replace(f"${name}", ".*")
             assert "$" not in query, (panel["title"], query)
-            promql_parser.parse(query)
+            assert set(metrics_of(promql_parser.parse(query))) <= known_metrics(), (panel["title"], query)
             assert target["datasource"]["uid"] == "${datasource}"
 
 

@@ -146,7 +146,7 @@ FORECAST = Row(
             title="Lists by level",
             asks="How many lists were made more cheaply?",
             unit="ops",
-            queries=[Query(rate(f"{ADAPT}served_total", by="level"), "level {{level}}")],
+            queries=[Query(rate(f"{ADAPT}served_total", by="level"), "{{level}}")],
             is_stacked=True,
         ),
         Lines(

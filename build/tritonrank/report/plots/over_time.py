@@ -54,9 +54,9 @@ def heat_map(
     filled = [place for place in range(len(bounds)) if any(counts[place] for _, counts in columns)]
     shown = range(filled[0], filled[-1] + 1)
     xs = [x for x, _ in columns]
-    place_x = across_time(xs)
     row = (HEIGHT - BOTTOM - TOP) / len(shown)
-    width = max(1.0, (WIDTH - RIGHT - LEFT) / max(1, len(xs)))
+    width = (WIDTH - RIGHT - LEFT) / len(xs)
+    place_x = across_time(xs, WIDTH - RIGHT - width)
     drawn = [*axes(Scale(0.0, 1.0, HEIGHT - BOTTOM, TOP), (), x_label, y_label), *time_ticks(xs, place_x)]
     for level, place in enumerate(shown):
         bottom = HEIGHT - BOTTOM - level * row
@@ -67,17 +67,16 @@ def heat_map(
                 continue
             darkness = FAINTEST + (DARKEST - FAINTEST) * (counts[place] / fullest) ** 0.5
             told = escape(f"up to {bounds[place]}: {figure(counts[place])} {unit}")
-            left = min(place_x(x), WIDTH - RIGHT - width)
             drawn.append(
-                f'<rect class="fill1" opacity="{darkness:.2f}" x="{left:.2f}" y="{bottom - row:.2f}" '
+                f'<rect class="fill1" opacity="{darkness:.2f}" x="{place_x(x):.2f}" y="{bottom - row:.2f}" '
                 f'width="{width:.2f}" height="{row:.2f}"><title>{told}</title></rect>'
             )
     return drawing(drawn, WIDTH, HEIGHT, f"{y_label} over {x_label}, distribution")
 
 
-def across_time(xs: Sequence[float]) -> Scale:
-    """The places of an x axis that has no other room than from the first value to the last."""
-    return Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - RIGHT)
+def across_time(xs: Sequence[float], end: float = WIDTH - RIGHT) -> Scale:
+    """The places of an x axis that has no other room than from the first value to the last, which stands at ``end``."""
+    return Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, end)
 
 
 def time_ticks(xs: Sequence[float], place_x: Scale) -> list[str]:

@@ -1,0 +1,232 @@
+"""A whole service that is watched: Triton, a shop's gateway before it, users of all kinds, and a Prometheus that looks.
+
+What the users do is meant to move every metric that the dashboards show: rankings of all sizes, the same one twice,
+texts too long and texts that are missing, requests that are refused, pages for known and unknown users, pages without
+time to rank, events and the same events again.
+"""
+
+import itertools
+import json
+import queue
+import random
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import yaml
+from conftest import TESTS
+from gateways import RunningGateway
+from small_shop import running_shop
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.serve.server import LocalTriton
+
+from loadtests.dashboards.prometheus import Prometheus
+from loadtests.processes import LOOPBACK, Process, free_port
+
+RULES = TESTS.parent / "deploy" / "prometheus" / "rules" / "*.yml"
+SCRAPE = "1s"
+START_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
+SAID_LAST = frozenset(
+    {
+        "tritonrank_gateway_degraded_total",
+        "tritonrank_gateway_refused_total",
+        "tritonrank_gateway_store_errors_total",
+        "tritonrank_quality_drift_psi",
+        "tritonrank_quality_ips_ndcg",
+    }
+)
+"""Metrics that are not told before something went wrong, or before there are enough clicks and rankings."""
+PAUSE_SECONDS = 0.02
+"""Of a user between two requests: the machine of tests is busy with others, too."""
+WORDS = ("oak", "desk", "lamp", "red", "steel", "kettle", "quiet", "large", "for", "the", "kitchen", "\U00013080")
+ROUTES = ("/v1/rank", "/v1/rerank", "/rerank", "/v2/rerank")
+
+
+@dataclass(frozen=True)
+class WatchedShop:
+    """A service under load and the Prometheus that scrapes it.
+
+    Attributes:
+        prometheus: its URL.
+        gateway: the one gateway.
+        triton: the one server.
+    """
+
+    prometheus: str
+    gateway: RunningGateway
+    triton: LocalTriton
+
+
+@contextmanager
+def watched_shop(workspace: Workspace, root: Path, seconds: float) -> Iterator[WatchedShop]:
+    """Start everything, and let users do what they do for so many seconds at least before the block, and inside it.
+
+    Args:
+        workspace: the tiny build.
+        root: for everything that is written.
+        seconds: that Prometheus has seen when the block begins.
+    """
+    with LocalTriton(workspace.repository) as triton:
+        port = urlsplit(triton.grpc_url).port
+        # One server under two addresses is two replicas, as far as the gateway can tell.
+        addresses = f"127.0.0.1:{port},localhost:{port}"
+        golden = workspace.repository / "golden.json"
+        own = ("--cache-mb", "4", "--split-candidates", "0", "--golden", str(golden), "--adapt", "advise")
+        with (
+            running_shop(workspace, addresses, root / "shop", *own) as gateway,
+            running_prometheus(root / "prometheus", scrapes(gateway, triton)) as prometheus,
+            visited(gateway) as faults,
+        ):
+            enough = time.monotonic() + seconds
+            deadline = enough + PATIENCE_SECONDS
+            while time.monotonic() < enough or not Prometheus(prometheus).names() >= SAID_LAST:
+                assert faults.empty(), faults.get()
+                assert time.monotonic() < deadline, SAID_LAST - Prometheus(prometheus).names()
+                time.sleep(0.5)
+            yield WatchedShop(prometheus, gateway, triton)
+            assert faults.empty(), faults.get()
+
+
+def scrapes(gateway: RunningGateway, triton: LocalTriton) -> list[dict[str, Any]]:
+    """What Prometheus looks at, with the jobs' names of deploy/prometheus."""
+    return [
+        {"job_name": name, "static_configs": [{"targets": [urlsplit(url).netloc]}]}
+        for name, url in (("tritonrank-gateway", gateway.metrics_url), ("tritonrank-triton", triton.metrics_url))
+    ]
+
+
+@contextmanager
+def running_prometheus(folder: Path, jobs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A Prometheus with the rules of deploy/prometheus on a free port of loopback, which looks every second; its URL.
+
+    Args:
+        folder: for its settings and its data.
+        jobs: scrape_configs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "global": {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": SCRAPE},
+        "scrape_configs": list(jobs),
+        "rule_files": [str(RULES)],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    address = f"{LOOPBACK}:{free_port()}"
+    command = [
+        "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}", "--enable-feature=exemplar-storage",
+    ]  # fmt: skip
+    process = Process(command, folder / "prometheus.log")
+    try:
+        process.wait_until(lambda: _is_ready(f"http://{address}/-/ready"), "Prometheus", START_SECONDS)
+        yield f"http://{address}"
+    finally:
+        process.stop()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def visited(gateway: RunningGateway) -> Iterator[queue.SimpleQueue[str]]:
+    """Users of all kinds until the block ends; what was answered wrongly is told."""
+    ended, faults = threading.Event(), queue.SimpleQueue[str]()
+    known = [f"u{number}" for number in range(1, 40)]
+    visits: tuple[Callable[[httpx.Client, random.Random], None], ...] = (_rank, _refused, _look_and_click(known))
+    threads = [
+        threading.Thread(target=_keep_on, args=(gateway.url, visit, seed, ended, faults))
+        for seed, visit in enumerate(visits)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield faults
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _keep_on(
+    url: str,
+    visit: Callable[[httpx.Client, random.Random], None],
+    seed: int,
+    ended: threading.Event,
+    faults: queue.SimpleQueue[str],
+) -> None:
+    dice = random.Random(seed)
+    try:
+        with httpx.Client(base_url=url, timeout=20) as client:
+            while not ended.is_set():
+                visit(client, dice)
+                ended.wait(PAUSE_SECONDS)
+    except (httpx.HTTPError, AssertionError) as error:
+        faults.put(f"{type(error).__name__}: {error}")
+        ended.set()
+
+
+def _rank(client: httpx.Client, dice: random.Random) -> None:
+    """Rankings of all sizes; every third for the second time."""
+    candidates = dice.choice((1, 8, 25, 60))
+    items = [_text(dice, dice.choice((2, 6, 60))) for _ in range(candidates)] + [""] * dice.randrange(2)
+    body: dict[str, Any] = {"query": _text(dice, 3), "history": [_text(dice, 3)], "items": items}
+    for _ in range(dice.choice((1, 1, 2))):
+        client.post("/v1/rank", json=body, headers={"X-User-Id": f"u{dice.randrange(50)}"}).raise_for_status()
+    documents = {"query": body["query"], "documents": [text or "lamp" for text in items], "model": "rank"}
+    client.post("/v1/rerank", json=documents).raise_for_status()
+
+
+def _refused(client: httpx.Client, dice: random.Random) -> None:
+    """Requests that get no answer: unreadable, invalid, too large, without time."""
+    bodies: tuple[tuple[str, dict[str, str]], ...] = (
+        ("{", {}),
+        (json.dumps({"items": 3}), {}),
+        (json.dumps({"query": "lamp", "items": ["x"] * 1_001}), {}),
+        (json.dumps({"query": _text(dice, 5), "items": [_text(dice, 30) for _ in range(150)]}), {"X-Deadline-Ms": "1"}),
+    )
+    body, headers = dice.choice(bodies)
+    answer = client.post("/v1/rank", content=body, headers={"Content-Type": "application/json"} | headers)
+    assert answer.status_code >= 400
+
+
+def _look_and_click(known: Sequence[str]) -> Callable[[httpx.Client, random.Random], None]:
+    numbers = itertools.count()
+
+    def visit(client: httpx.Client, dice: random.Random) -> None:
+        """A page, what was seen and clicked on it, and sometimes the same events once more."""
+        user = dice.choice((*known, f"new-{next(numbers)}"))
+        asked: dict[str, Any] = {"user_id": user, "query": dice.choice(("", "lamp", "oak desk")), "size": 10}
+        if dice.random() < 0.2:
+            asked["deadline_ms"] = dice.choice((1, 2, 4, 8))
+        answer = client.post("/v1/recommend", json=asked)
+        assert answer.status_code in (200, 504), answer.text
+        page = answer.json()
+        items = page.get("items", [])
+        events = [
+            {
+                "event_id": f"{user}-{next(numbers)}", "user_id": user, "item_id": item["item_id"], "type": kind,
+                "timestamp": time.time(), "page": page.get("page", ""), "position": item["position"],
+            }
+            for item in items[:3]
+            for kind in ("view", "click")[: dice.choice((1, 1, 2))]
+        ]  # fmt: skip
+        for _ in range(dice.choice((1, 2)) if events else 0):
+            client.post("/v1/events", json={"events": events}).raise_for_status()
+
+    return visit
+
+
+def _text(dice: random.Random, words: int) -> str:
+    return " ".join(dice.choice(WORDS) for _ in range(words))
