@@ -32,7 +32,10 @@ WORDS = ("oak", "desk", "lamp", "red", "steel", "kettle", "quiet", "large", "kit
 CANDIDATES = 6
 SHORT, LONG = (1, 2, 3, 4), (24, 28)
 """Words of a candidate."""
-CAUSED = {"RerankSlow", "RerankErrors", "Queue", "Degraded", "Drift", "EventsStale", "StoreDown", "NoTriton"}
+CAUSED = {
+    "RerankSlow", "RerankErrors", "Queue", "Degraded", "Drift", "EventsStale", "StoreDown", "NoTriton", "NoGateway",
+    "ServerDown",
+}  # fmt: skip
 
 
 class Callers:
@@ -65,7 +68,7 @@ class Callers:
         dice = random.Random(seed)
         with httpx.Client(base_url=self._url, timeout=10) as client:
             while not self._ended.wait(0.08):
-                with suppress(httpx.TimeoutException):
+                with suppress(httpx.HTTPError):  # at the end there is no gateway
                     task(client, dice)
 
     def _rank(self, client: httpx.Client, dice: random.Random) -> None:
@@ -141,10 +144,12 @@ def test_each_cause_is_told_and_nothing_else(workspace: Workspace, tmp_path: Pat
                 fires(alerting, {"RerankSlow", "Queue", "Degraded"})
             triton.kill()
             store.kill()
-            fires(alerting, {"RerankErrors", "NoTriton", "StoreDown"})
+            fires(alerting, {"RerankErrors", "NoTriton", "ServerDown", "StoreDown"})
             told_people(alerting)
             assert alerting.faults() == []
             still_serves(gateway)
+            gateway.process.kill()
+            fires(alerting, {"NoGateway"})
 
 
 def well(alerting: Alerting) -> None:
