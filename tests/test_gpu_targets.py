@@ -118,6 +118,7 @@ def test_a_repository_of_plans_is_whole(target: Target, joint_recipe: Recipe, ow
         assert ones.tolist() == [1] * int(mask.rsplit("_", 1)[1])
     for name in ("golden.json", "tokenize/1/tokenizer.json", "select/1/artifact.json", "rank/config.pbtxt"):
         assert (repository / name).is_file()
+    assert json.loads((repository / "reference.json").read_text())["artifact"] == manifest.metrics["artifact"]
     assert json.loads((repository / "select" / "1" / "artifact.json").read_text())["artifact"]
 
 

@@ -1,6 +1,8 @@
 """The reference that a build makes: the gateway reads it, requests of the split do not drift from it, others do."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -13,6 +15,7 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
+from tritonrank.rankers.scorers import Request
 from tritonrank.serve.gateway_start import _reference
 from tritonrank.serve.reference import REFERENCE_FILE, Collected, as_list
 from tritonrank_gateway.quality.drift import LEAST_RANKINGS
@@ -54,15 +57,24 @@ def test_each_ranking_counts_the_same() -> None:
     assert (shares[0.0], shares[1.0], shares["above"]) == (0.5, 0.5, 0.0)
 
 
-def drift(metrics_url: str) -> dict[str, float]:
-    """PSI by feature."""
+def samples(metrics_url: str, name: str) -> dict[str, float]:
+    """A metric's values by feature."""
     page = httpx.get(f"{metrics_url}/metrics").text
     return {
         sample.labels["feature"]: sample.value
         for family in text_string_to_metric_families(page)
         for sample in family.samples
-        if sample.name == "tritonrank_quality_drift_psi"
+        if sample.name == name
     }
+
+
+def body_of(request: Request) -> dict[str, object]:
+    return {"query": request.query, "history": request.history, "items": request.items}
+
+
+def foreign(request: Request, generator: np.random.Generator) -> dict[str, object]:
+    """As many items, in letters that the vocabulary does not have."""
+    return {"query": "\u8317 " * 5, "items": ["\u8317 " * int(generator.integers(1, 9)) for _ in request.items]}
 
 
 @pytest.mark.slow
@@ -77,17 +89,18 @@ def test_drift_of_real_requests_is_told_by_a_real_gateway(served: Served, tmp_pa
         ) as gateway,
         httpx.Client(base_url=gateway.url) as http,
     ):
-        for number in range(LEAST_RANKINGS):
-            request = requests[number % len(requests)]
-            body = {"query": request.query, "history": request.history, "items": request.items}
-            http.post("/v1/rank", json=body).raise_for_status()
-        calm = drift(gateway.metrics_url)
+
+        def told(bodies: Iterator[dict[str, object]], rankings: int) -> dict[str, float]:
+            """PSI when so many rankings were looked at; of many in a second only some are."""
+            while samples(gateway.metrics_url, "tritonrank_quality_drift_rankings")["score"] < rankings:
+                for body in itertools.islice(bodies, 50):
+                    http.post("/v1/rank", json=body).raise_for_status()
+            return samples(gateway.metrics_url, "tritonrank_quality_drift_psi")
+
+        calm = told(map(body_of, itertools.cycle(requests)), LEAST_RANKINGS)
         assert set(calm) == set(FEATURES)
         assert max(calm.values()) < 0.1, calm
-        for _ in range(LEAST_RANKINGS):
-            body = {"query": "\u8317 " * 5, "items": ["\u8317 " * int(generator.integers(1, 9)) for _ in request.items]}
-            http.post("/v1/rank", json=body).raise_for_status()
-        drifted = drift(gateway.metrics_url)
+        drifted = told((foreign(request, generator) for request in itertools.cycle(requests)), 2 * LEAST_RANKINGS)
         (tmp_path / "now.json").write_bytes(httpx.get(f"{gateway.metrics_url}/reference").content)
         assert (
             Reference.read(tmp_path / "now.json").file.artifact

@@ -28,6 +28,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.serve.assemble import write_identity_and_golden_cases
 from tritonrank.serve.gpu_config import check_room, gpu_configs
 from tritonrank.serve.models import told_parameters, write_ensemble, write_warmup_masks
+from tritonrank.serve.reference import write_reference
 from tritonrank.serve.sources import python_sources
 from tritonrank.tensorrt.compile import find_builder, require_precisions
 from tritonrank.tensorrt.compile_ranks import (
@@ -38,7 +39,7 @@ from tritonrank.tensorrt.compile_ranks import (
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, profiles_from, profiles_of
 
-REVISION = 2
+REVISION = 3
 """Of the stage that assembles."""
 TOOLS = ("onnx", "onnxruntime", "numpy", "tokenizers")
 ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")
@@ -141,7 +142,9 @@ def assembling_stage(
         cases = write_identity_and_golden_cases(
             identity, workspace.dataset, [graph_folder], draft.folder, GOLDEN_SHARES[precision]
         )
-        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases}
+        # Rounding moves single scores, and not where scores lie, so the FP32 graph does; it computes much sooner.
+        rankings = write_reference(recipe, workspace, identity["artifact"], workspace.onnx, draft.folder)
+        draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases, "reference_rankings": rankings}
         console.print(f"  for {target}, {precision}", highlight=False)
 
     return Stage(

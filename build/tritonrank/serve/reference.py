@@ -19,6 +19,7 @@ from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import RequestTokenizer
 
+from tritonrank.artifacts import MANIFEST
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.impressions import Propensities
@@ -79,8 +80,8 @@ def write_reference(
     """Write the file; how many rankings of each kind are in it.
 
     Args:
-        recipe: says whether there is a catalogue.
-        workspace: with the dataset and, if so, the catalogue.
+        recipe: says whether there may be a catalogue.
+        workspace: with the dataset and, if there is one, the catalogue.
         artifact: as answers name it.
         model_folder: what scores.
         repository: where the file goes.
@@ -88,7 +89,7 @@ def write_reference(
     dataset = Dataset.read(workspace.dataset)
     tokenizer = RequestTokenizer.from_folder(model_folder, 100_000)
     found = {"rank": _validation(dataset, model_folder, tokenizer)}
-    if recipe.retrieval is not None:
+    if recipe.retrieval is not None and (workspace.catalogue / MANIFEST).is_file():  # other targets may be without
         found["recommend"] = _retrieved(recipe, workspace, dataset, tokenizer)
     found = {kind: collected for kind, collected in found.items() if collected.candidates}
     reference = {
