@@ -3,6 +3,7 @@
 import typer
 from tritonrank.system.literal_help import LiteralGroup
 
+from loadtests.adapt import adapt
 from loadtests.agree import agree
 from loadtests.catalogue import catalogue
 from loadtests.chaos.verb import chaos
@@ -50,6 +51,7 @@ app.command()(fuzz)
 app.command()(gateway)
 app.command()(catalogue)
 app.command()(recommend)
+app.command()(adapt)
 app.command()(kills)
 app.command()(chaos)
 app.command()(hops)

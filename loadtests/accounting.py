@@ -40,6 +40,8 @@ class Outcome(NamedTuple):
     """None: answered rightly"""
     candidates: int
     bytes: int
+    level: str = ""
+    """at which a gateway made the list; empty where none was made, or where it does not tell"""
 
     @property
     def counts(self) -> bool:
@@ -169,6 +171,7 @@ class Accounts:
                     candidates=figures.candidates,
                     bytes=sum(one.bytes for one in figures.answered),
                     in_flight=in_flight(second + 1),
+                    levels=dict(Counter(one.level for one in rows[second] if one.level)),
                 )
             )
         return seconds

@@ -19,6 +19,7 @@ class Answer:
         artifact: what scored.
         bytes: of request and answer.
         steps: milliseconds that the server says its steps took.
+        level: at which a gateway made the list; empty where none was made.
         afterwards: what the visitor does next without waiting for it; gives milliseconds by name, or raises.
     """
 
@@ -26,6 +27,7 @@ class Answer:
     bytes: int
     steps: Mapping[str, float] = field(default_factory=dict)
     afterwards: Callable[[], Mapping[str, float]] | None = None
+    level: str = ""
 
 
 class Caller(Protocol):

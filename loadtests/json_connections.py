@@ -23,6 +23,8 @@ class Told:
     body: bytes
     artifact: str
     sent_bytes: int
+    level: str = "0"
+    """at which a gateway ranked; 0 is in full"""
 
 
 class JsonConnections:
@@ -67,7 +69,7 @@ class JsonConnections:
         self._free.append(connection)
         if answer.status != 200:
             raise _error(answer.status, told)
-        return Told(told, answer.headers.get("X-Artifact", ""), len(sent))
+        return Told(told, answer.headers.get("X-Artifact", ""), len(sent), answer.headers.get("X-Adapt-Level", "0"))
 
 
 def _error(status: int, told: bytes) -> RankError:

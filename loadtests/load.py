@@ -23,7 +23,7 @@ from loadtests.machine import describe_machine
 from loadtests.results import FailureKind
 from loadtests.settings import LoadSettings
 from loadtests.shapes import Arrival, arrivals
-from loadtests.visits import VisitCaller
+from loadtests.visits import DegradedError, VisitCaller
 
 GOLDEN_EVERY_SECONDS = 2.0
 REPORT_SECONDS = 8.0
@@ -148,6 +148,7 @@ class Load:
         seconds_left = self.settings.deadline_seconds - (sent - arrival.due)
         error: Exception | None = None
         answer: Answer | None = None
+        level = ""
         kind: FailureKind | None = "unanswered"  # unless something better is known: the run may be broken off
         self._open += 1
         try:
@@ -155,17 +156,18 @@ class Load:
                 sent = math.nan
                 raise TooLateError("no sender was free before its deadline")
             answer = self._caller.call(request, seconds_left)
-            kind, ended = None, self.now
+            kind, ended, level = None, self.now, answer.level
             self.recorder.artifact = answer.artifact
             self.recorder.add_steps(answer.steps)
         except TooLateError as failure:
             error = failure
         except Exception as failure:  # noqa: BLE001 - whatever a call meets is a result
             error, kind, ended = failure, failure_kind(failure), self.now
+            level = failure.level if isinstance(failure, DegradedError) else ""
         finally:
             self._open -= 1
             size = answer.bytes if answer is not None else request_bytes(request)
-            outcome = Outcome(arrival.number, arrival.due, sent, ended, kind, len(request.items), size)
+            outcome = Outcome(arrival.number, arrival.due, sent, ended, kind, len(request.items), size, level)
             self.recorder.add(outcome, str(error or "the run was stopped"))
         return Done(outcome, error, "golden" if is_golden else self.settings.dialect or "rank"), answer
 

@@ -66,7 +66,7 @@ def recommend(
     """
     objectives = objectives_or_exit(slo)
     with (
-        _prepared(target, store, users) as (options, visitors),
+        prepared(target, store, users) as (options, visitors),
         open_session(
             target,
             workload,
@@ -100,7 +100,7 @@ def show_steps(run: Run) -> None:
 
 
 @contextmanager
-def _prepared(target: str, store: str, users: int) -> Iterator[tuple[Sequence[str], int]]:
+def prepared(target: str, store: str, users: int) -> Iterator[tuple[Sequence[str], int]]:
     """Flags of the gateway, whose store is full; and how many users stand for each one of the workload."""
     if "://" in target:
         yield (), 1

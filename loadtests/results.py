@@ -35,13 +35,17 @@ invalid      the server refused the request itself (InvalidRequest)
 unanswered   due within the run, and neither answered nor failed when the generator stopped waiting
 """
 
+NO_ROOM = "no room"
+"""In place of a level: the ranker was asked in vain, and the page was shown in retrieval's order."""
+LATER_PAGE = "later page"
+"""In place of a level: a further page of a list that was shown without the ranker."""
 OWN_STEPS = "store + retrieval + blend"
 """Of a recommendation: what is not the ranker's."""
 ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION = "error rate", "goodput", "goodput, of its peak", "saturation"
 LIMITS_OF_FAILURES = (ERROR_RATE, GOODPUT, GOODPUT_OF_PEAK, SATURATION)
 """Objectives that say how many requests may fail."""
 
-Verb = Literal["run", "loadtest", "soak", "overload", "perf", "tune", "recommend"]
+Verb = Literal["run", "loadtest", "soak", "overload", "perf", "tune", "recommend", "adapt"]
 
 
 class Record(BaseModel):
@@ -95,6 +99,9 @@ class Second(Record):
     candidates: int = Field(description="of the answered requests")
     bytes: int = Field(description="request and answer as tensors, of the answered requests")
     in_flight: int = Field(description="sent and not yet answered, at the end of the second")
+    levels: dict[str, int] = Field(
+        default_factory=dict, description="of those due: lists by the level at which a gateway made them, as it tells"
+    )
 
 
 class Totals(Record):

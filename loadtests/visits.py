@@ -22,7 +22,7 @@ from tritonrank_client import Overloaded, ServerFault
 from loadtests.callers import Answer
 from loadtests.checks import BROKEN_CONTRACT, GoldenRequest, WrongAnswerError
 from loadtests.json_connections import JsonConnections
-from loadtests.results import OWN_STEPS
+from loadtests.results import LATER_PAGE, NO_ROOM, OWN_STEPS
 from loadtests.workload import WorkloadRequest
 
 STEPS = ("home", "search", "page", "home", "page", "search")
@@ -37,6 +37,8 @@ BUY_SHARE = 0.25
 VISIBLE_SECONDS = 1.0
 """After an event was acknowledged, until every list has to know of it."""
 EVENT_SECONDS = 5.0
+SPARED = "ranker: spared"
+"""Why a page is degraded that a gateway under load did not mean to rank."""
 
 
 @dataclass
@@ -53,6 +55,19 @@ class Visit:
     """on the pages of the list that ``cursor`` belongs to"""
     bought: dict[str, float] = field(default_factory=dict)
     """by item, when that was acknowledged (``time.monotonic``)"""
+
+
+class DegradedError(Overloaded):
+    """A page without the ranker.
+
+    Args:
+        reasons: that the answer names.
+        level: at which the gateway means to have ranked, NO_ROOM where it meant to rank, or LATER_PAGE.
+    """
+
+    def __init__(self, reasons: Sequence[str], level: str) -> None:
+        super().__init__(f"degraded: {', '.join(reasons)}", retryable=True)
+        self.level = level
 
 
 class VisitCaller:
@@ -77,11 +92,13 @@ class VisitCaller:
         body = self._body(visit)
         told = self._connections.post("/v1/recommend", body, seconds)
         # A list stays what it was when its first page was made, whatever was bought since.
-        items, steps = self._read(told.body, visit, set() if "cursor" in body else known)
+        level = "" if "cursor" in body else told.level
+        items, steps = self._read(told.body, visit, set() if "cursor" in body else known, level)
         visit.step += 1
         if visit.step < len(STEPS):
             self._waiting.append(visit)
-        return Answer(told.artifact, told.sent_bytes + len(told.body), steps, lambda: self._send_events(visit, items))
+        size = told.sent_bytes + len(told.body)
+        return Answer(told.artifact, size, steps, lambda: self._send_events(visit, items), level)
 
     def _begin(self, request: WorkloadRequest) -> Visit:
         chance = random.Random(uuid.uuid4().int)  # a workload that starts over brings other visits of its users
@@ -100,7 +117,7 @@ class VisitCaller:
             | ({"candidates": self._candidates} if self._candidates else {})
         )
 
-    def _read(self, body: bytes, visit: Visit, known: set[str]) -> tuple[list[str], Mapping[str, float]]:
+    def _read(self, body: bytes, visit: Visit, known: set[str], level: str) -> tuple[list[str], Mapping[str, float]]:
         try:
             answer = json.loads(body)
             items = [str(item["item_id"]) for item in answer["items"]]
@@ -112,7 +129,9 @@ class VisitCaller:
         except (KeyError, TypeError, ValueError) as error:
             raise ServerFault(f"the answer {BROKEN_CONTRACT}: {type(error).__name__} {error}") from error
         if answer.get("degraded"):
-            raise Overloaded(f"degraded: {', '.join(answer.get('degraded_reasons', []))}", retryable=True)
+            reasons = [str(one) for one in answer.get("degraded_reasons", [])]
+            unmeant = LATER_PAGE if not level else NO_ROOM
+            raise DegradedError(reasons, level if level and reasons == [SPARED] else unmeant)
         check_page(items, positions, visit.shown, known)
         visit.shown |= set(items)
         visit.page, visit.cursor = page, cursor
