@@ -96,7 +96,9 @@ def test_the_stage_says_what_fewer_candidates_cost(blended: Workspace, recipe: R
     assert levels is not None
     by_name = read_manifest(blended.blend).metrics["test_ndcg@10"]
     assert levels.ndcg == pytest.approx(by_name["blend"], abs=1e-4)
-    assert levels.retrieval * levels.ndcg == pytest.approx(by_name["retrieval, fused"], abs=1e-3)
+    if not levels.blend_orders_rest:
+        assert levels.retrieval * levels.ndcg == pytest.approx(by_name["retrieval, fused"], abs=1e-3)
+    assert open_blend(blended.blend).orders_unranked == levels.blend_orders_rest
     assert list(levels.by_candidates) == ["25", "50", "100", "150", "200"]
     assert levels.by_candidates["200"] == 1.0
     assert levels.users == len(moments(blended.dataset, "test", most=1_000, seed=1))
@@ -110,11 +112,25 @@ def test_levels_are_those_of_the_first_candidates_ranked_and_the_rest_behind() -
     moment = Moment("u:1", "", [], [], "i59", 0.0)
     catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
     ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
-    blend = Mock(names=("ranker",), score=lambda features: features[:, 0])
+    blend = Mock(names=("ranker",), method="linear", score=lambda features: np.nan_to_num(features[:, 0], nan=0.0))
     found = measure_levels(catalogue, ranker, blend, [moment], [], {})
     assert found.ndcg == 1.0
     assert found.by_candidates == {"25": 0.0, "50": 0.0, "100": 1.0, "150": 1.0, "200": 1.0}
     assert found.retrieval == 0.0
+    assert not found.blend_orders_rest
+
+
+def test_the_blend_orders_what_was_not_ranked_where_that_is_better() -> None:
+    """The blend knows by itself what the ranker knows, but for the method: trees have never seen it missing."""
+    moment = Moment("u:1", "", [], [], "i59", 0.0)
+    catalogue = Mock(retrieve=lambda wish: candidates_of([f"i{number}" for number in range(200)]))
+    ranker = Mock(score=lambda name, query, history, items: np.zeros(len(items), np.float32))
+    for method, expected in (("linear", 1.0), ("lambdamart", 0.0)):
+        # Of the 60th place alone the mark is found, wherever the list ends.
+        blend = Mock(names=("rank.popular",), method=method, score=lambda features: -abs(features[:, 0] - 1 / 119))
+        found = measure_levels(catalogue, ranker, blend, [moment], [], {})
+        assert found.blend_orders_rest == (method == "linear")
+        assert found.by_candidates["25"] == expected
 
 
 def test_a_damaged_file_of_levels_is_named(blended: Workspace, tmp_path: Path) -> None:

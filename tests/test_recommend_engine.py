@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from recommend_stand_ins import StandInCatalogue, StandInRanker, recommender_of
 from tritonrank_client import InvalidRequest, Overloaded, RankError, Unavailable
@@ -292,6 +294,7 @@ class Blend:
     artifact = "blend-1"
     names = ("logit",)
     fails = False
+    orders_unranked = False
 
     def features(self, candidates: Any, logits: Any, fields: Any) -> Any:
         if self.fails:
@@ -304,6 +307,39 @@ class Blend:
 
     def parts(self, features: Any) -> Any:
         return -features
+
+
+class FirstRanker(StandInRanker):
+    """Scores the first 10 items of lists alone."""
+
+    @property
+    def of_lists(self) -> Any:
+        async def score(query: str, history: Any, items: Any, **told: Any) -> Scored:
+            return await self.score(query, history, items[:10], **told)
+
+        return SimpleNamespace(score=score)
+
+
+async def test_what_was_not_ranked_stays_behind_unless_the_blend_orders_it_better() -> None:
+    blend = Blend()
+    async with running(StandInCatalogue(30), FirstRanker(), blend=blend) as recommender:
+        request = RecommendRequest(query="desk", size=30)
+        places = await shown(recommender, request)
+        assert places == [f"i{place}" for place in range(30)]  # the blend turns the ranker's order of the ten round
+        blend.orders_unranked = True
+        blend.score = lambda features: np.where(np.isnan(features[:, 0]), 4.5, features[:, 0])  # type: ignore[method-assign]
+        places = await shown(recommender, request)
+        assert places == [f"i{place}" for place in [9, 8, 7, 6, 5, *range(10, 30), 4, 3, 2, 1, 0]]
+        recommender.ranker = None  # nobody is asked at all: the blend orders what it knows, and it is said
+        answer = await recommender.recommend(request, seconds=5)
+        assert answer.artifacts["blend"] == "blend-1"
+        assert answer.degraded_reasons == ["ranker: none"]
+
+
+async def shown(recommender: Recommender, request: RecommendRequest) -> list[str]:
+    answer = await recommender.recommend(request, seconds=5)
+    assert not answer.degraded
+    return ids(answer)
 
 
 async def test_the_blend_orders_and_the_ranker_where_it_fails() -> None:

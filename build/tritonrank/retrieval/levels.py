@@ -1,8 +1,9 @@
 """What it costs to rank fewer candidates, or by a smaller ranker: NDCG@10 of each, in that of the full list.
 
-A gateway under more work than it can do ranks the first candidates of retrieval alone, and the rest follow in
-retrieval's order (``tritonrank_gateway/adapt``). Here the same is done for the test users, by the same blend, with its
-features made of the first candidates alone, as the gateway makes them.
+A gateway under more work than it can do has the first candidates of retrieval ranked alone
+(``tritonrank_gateway/adapt``). What becomes of the rest is decided here, on the test users: it follows in retrieval's
+order, or the blend orders all, to which the ranker's score of the rest is not known. A blend of sums knows what to make
+of that; the second is served where it was the better one.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from tritonrank_recommend.blend import LevelsFile
-from tritonrank_recommend.blend.interface import Blend
+from tritonrank_recommend.blend.reader import ServedBlend
 from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Source
 from tritonrank_recommend.engine.retrieval import only
 
@@ -33,7 +34,7 @@ METRIC = "ndcg@10"
 def measure_levels(
     catalogue: Catalogue,
     ranker: RankerScores,
-    blend: Blend,
+    blend: ServedBlend,
     tested: Sequence[Moment],
     sources: Sequence[Source],
     by_rung: dict[str, float],
@@ -48,21 +49,29 @@ def measure_levels(
         sources: that are asked.
         by_rung: see ``rung_shares``.
     """
-    lists: dict[int, list[list[str]]] = {depth: [] for depth in (NONE, *DEPTHS, FULL)}
+    depths = (NONE, *DEPTHS, FULL)
+    lists: dict[bool, dict[int, list[list[str]]]] = {way: {depth: [] for depth in depths} for way in (False, True)}
     for moment in track(tested, "ranking fewer candidates"):
         candidates = catalogue.retrieve(moment.wish(sources=sources))
         logits = ranker.score(moment.example_id, moment.query, moment.history_ids, candidates.ids)
-        for depth, found in lists.items():
-            found.append(_order(catalogue, blend, candidates, logits, depth))
-    means = {depth: float(accuracy(places_of(found, tested))[METRIC].mean()) for depth, found in lists.items()}
-    full = means[FULL]
-    shares = {depth: mean / full if full > 0 else 1.0 for depth, mean in means.items()}
+        for depth in depths:
+            lists[False][depth].append(_with_rest(catalogue, blend, candidates, logits, depth))
+            lists[True][depth].append(_blended(catalogue, blend, candidates, logits, depth))
+    means = {
+        way: {depth: float(accuracy(places_of(found, tested))[METRIC].mean()) for depth, found in of.items()}
+        for way, of in lists.items()
+    }
+    # Trees never saw a list without the ranker, and take what is not known for a small number.
+    is_better = blend.method == "linear" and sum(means[True].values()) > sum(means[False].values())
+    full = means[is_better][FULL]
+    shares = {depth: round(mean / full, 5) if full > 0 else 1.0 for depth, mean in means[is_better].items()}
     return LevelsFile(
         full=FULL,
         ndcg=full,
         users=len(tested),
-        by_candidates={str(depth): round(shares[depth], 5) for depth in (*DEPTHS, FULL)},
-        retrieval=round(shares[NONE], 5),
+        by_candidates={str(depth): shares[depth] for depth in (*DEPTHS, FULL)},
+        retrieval=shares[NONE],
+        blend_orders_rest=is_better,
         by_rung=by_rung,
     )
 
@@ -80,13 +89,22 @@ def rung_shares(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
     return {name: round(value / served, 5) for name, value in measured.items()} if served > 0 else {}
 
 
-def _order(
-    catalogue: Catalogue, blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int
+def _with_rest(
+    catalogue: Catalogue, blend: ServedBlend, candidates: Candidates, logits: NDArray[np.float32], depth: int
 ) -> list[str]:
-    """Ids, of which the first ``depth`` were ranked."""
+    """Ids: the first ``depth`` as the blend has them, and behind them the rest as retrieval has it."""
     ids, depth = candidates.ids, min(depth, len(candidates.ids))
     if not depth:
         return ids
     head = only(candidates, np.arange(len(ids)) < depth)
     scores = blend.score(features_of(catalogue, blend.names, head, logits[:depth]))
     return [*(ids[place] for place in ranking(scores)), *ids[depth:]]
+
+
+def _blended(
+    catalogue: Catalogue, blend: ServedBlend, candidates: Candidates, logits: NDArray[np.float32], depth: int
+) -> list[str]:
+    """Ids as the blend has them, which knows the ranker's logits of the first ``depth`` alone."""
+    known = np.where(np.arange(len(logits)) < depth, logits, np.nan).astype(np.float32)
+    scores = blend.score(features_of(catalogue, blend.names, candidates, known))
+    return [candidates.ids[place] for place in ranking(scores)]

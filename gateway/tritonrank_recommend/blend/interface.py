@@ -16,6 +16,8 @@ class Blend(Protocol):
     artifact: str
     names: tuple[str, ...]
     """of the features, in their order"""
+    orders_unranked: bool
+    """whether it also orders candidates that the ranker was not asked about, better than retrieval does"""
 
     def features(
         self,

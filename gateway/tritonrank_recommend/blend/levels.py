@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from tritonrank_recommend.blend.reader import AGAIN, BlendError, open_verified
+from tritonrank_recommend.blend.verified import AGAIN, BlendError, open_verified
 
 LEVELS_FILE = "levels.json"
 FORMAT = 1
@@ -17,8 +17,10 @@ class LevelsFile(msgspec.Struct, frozen=True, kw_only=True):
         full: candidates of a full list.
         ndcg: NDCG@10 of the full list, over the whole catalogue.
         users: over which it was measured.
-        by_candidates: share by number of ranked candidates; the rest followed in retrieval's order.
-        retrieval: share of retrieval's own order.
+        by_candidates: share by number of ranked candidates.
+        retrieval: share where none is ranked.
+        blend_orders_rest: what was not ranked is ordered by the blend without the ranker, not as retrieval has it: on
+            the test users that was better. The shares are those of the order that is served.
         by_rung: share of the other rankers of the ladder by name, as their gates measured it on the test examples.
         format: of this file.
     """
@@ -28,6 +30,7 @@ class LevelsFile(msgspec.Struct, frozen=True, kw_only=True):
     users: int
     by_candidates: dict[str, float]
     retrieval: float
+    blend_orders_rest: bool = False
     by_rung: dict[str, float] = {}
     format: int = FORMAT
 

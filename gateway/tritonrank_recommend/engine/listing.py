@@ -79,7 +79,7 @@ def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> 
     """
     candidates, catalogue = heard.found.candidates, heard.found.catalogue
     ids = list(candidates.ids)
-    wants_blend = heard.order == "blend" and heard.logits is not None and heard.blend is not None
+    wants_blend = heard.order == "blend" and _can_blend(heard)
     needs_fields = wants_blend or rules.reads_fields
     fields: list[Fields | None] = list(catalogue.fields(ids)) if needs_fields else [None] * len(ids)
     scores, artifact, problem = _scores(heard, fields if wants_blend else [])
@@ -115,15 +115,15 @@ def blend_parts(heard: Heard, item_ids: Sequence[str]) -> BlendParts | None:
 
     Args:
         heard: what the list was made of.
-        item_ids: of the shown items; what is not among the ranked candidates has zeros.
+        item_ids: of the shown items; what is not among the blended candidates has zeros.
     """
-    if heard.blend is None or heard.logits is None or heard.order != "blend":
+    if heard.blend is None or not _can_blend(heard) or heard.order != "blend":
         return None
-    ranked = _ranked(heard.found.candidates, len(heard.logits))
-    ids = ranked.ids
+    blended, logits = _blended(heard, heard.blend)
+    ids = blended.ids
     number_of = {item_id: number for number, item_id in enumerate(ids)}
     try:
-        features = heard.blend.features(ranked, heard.logits, heard.found.catalogue.fields(ids))
+        features = heard.blend.features(blended, logits, heard.found.catalogue.fields(ids))
         parts = heard.blend.parts(features)
     except Exception:
         LOG.exception("the blend %s failed", heard.blend.artifact)
@@ -135,20 +135,34 @@ def blend_parts(heard: Heard, item_ids: Sequence[str]) -> BlendParts | None:
 
 def _scores(heard: Heard, fields: list[Fields | None]) -> tuple[NDArray[np.float32], str, str]:
     """Scores, the artifact of the blend that gave them, and what was wrong with it."""
-    candidates = heard.found.candidates
-    if heard.logits is None or heard.order == "retrieval":
-        return candidates.fused, "", ""
-    if heard.blend is None or heard.order == "ranker":
-        return with_rest(heard.logits, candidates.fused), "", ""
-    count = len(heard.logits)
+    fused = heard.found.candidates.fused
+    plain = fused if heard.logits is None or heard.order == "retrieval" else with_rest(heard.logits, fused)
+    if heard.blend is None or not _can_blend(heard) or heard.order != "blend":
+        return plain, "", ""
+    blended, logits = _blended(heard, heard.blend)
     try:
-        features = heard.blend.features(_ranked(candidates, count), heard.logits, fields[:count])
+        features = heard.blend.features(blended, logits, fields[: len(logits)])
         scores = np.asarray(heard.blend.score(features), dtype=np.float32)
     # Whatever is wrong with it: the ranker's order is a good one, too.
     except Exception:
         LOG.exception("the blend %s failed", heard.blend.artifact)
-        return with_rest(heard.logits, candidates.fused), "", "failed"
-    return with_rest(scores, candidates.fused), heard.blend.artifact, ""
+        return plain, "", "failed"
+    return with_rest(scores, fused), heard.blend.artifact, ""
+
+
+def _can_blend(heard: Heard) -> bool:
+    return heard.blend is not None and (heard.logits is not None or heard.blend.orders_unranked)
+
+
+def _blended(heard: Heard, blend: Blend) -> tuple[Candidates, NDArray[np.float32]]:
+    """The candidates that the blend orders, and the ranker's logits of these: NaN where it was not asked. A blend that
+    cannot do without the ranker orders those alone that were ranked."""
+    candidates, known = heard.found.candidates, heard.logits
+    logits = np.zeros(0, np.float32) if known is None else known
+    if not blend.orders_unranked:
+        return only(candidates, np.arange(len(candidates.ids)) < len(logits)), logits
+    rest = np.full(len(candidates.ids) - len(logits), np.nan, np.float32)
+    return candidates, np.concatenate([logits, rest])
 
 
 def with_rest(scores: NDArray[np.float32], fused: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -168,11 +182,6 @@ def with_rest(scores: NDArray[np.float32], fused: NDArray[np.float32]) -> NDArra
     fallen = (high - rest) / (high - low) if high > low else np.zeros_like(rest)
     behind = scores.min() - spread * (0.01 + fallen)
     return np.concatenate([scores, behind.astype(np.float32)])
-
-
-def _ranked(candidates: Candidates, count: int) -> Candidates:
-    """The first so many."""
-    return candidates if count == len(candidates.ids) else only(candidates, np.arange(len(candidates.ids)) < count)
 
 
 def _pins(found: Found, rules: Rules, situation: Situation, bounds: Bounds) -> list[tuple[Pin, Fields]]:
