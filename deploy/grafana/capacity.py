@@ -141,6 +141,14 @@ FORECAST = Row(
             asks="Is it ranked in full (0), or more cheaply? The last level is retrieval's order.",
             unit="short",
             queries=[Query(f"max by (instance) ({ADAPT}level{{{GATEWAY}}})", "{{instance}}")],
+            width=6,
+        ),
+        Lines(
+            title="Quality of the level",
+            asks="What does it cost? NDCG@10 in that of a full list, as the build measured it.",
+            unit="percentunit",
+            queries=[Query(f"min by (instance) ({ADAPT}quality{{{GATEWAY}}})", "{{instance}}")],
+            width=6,
         ),
         Lines(
             title="Lists by level",
@@ -148,12 +156,14 @@ FORECAST = Row(
             unit="ops",
             queries=[Query(rate(f"{ADAPT}served_total", by="level"), "{{level}}")],
             is_stacked=True,
+            width=6,
         ),
         Lines(
             title="Changes of the level",
             asks="Does it go to and fro, and why?",
             unit="ops",
             queries=[Query(rate(f"{ADAPT}changes_total", by="reason"), "{{reason}}")],
+            width=6,
         ),
     ],
 )

@@ -146,12 +146,13 @@ ANSWERS = Row(
     ],
 )
 BUDGETS = Row(
-    "Error budgets",
+    "Error budgets and alerts, by the rules of deploy/prometheus",
     [
         Lines(
             title=f"Bad requests, {window}",
-            asks=f"Which share missed an objective of loadtests/slo*.yaml in {words}? By deploy/prometheus.",
+            asks=f"Which share missed an objective of loadtests/slo*.yaml in {words}?",
             unit="percentunit",
+            width=6,
             queries=[
                 Query(
                     f"max by (service, objective) (job:tritonrank_objective_bad:ratio{window})",
@@ -160,6 +161,20 @@ BUDGETS = Row(
             ],
         )
         for window, words in (("5m", "five minutes"), ("1h", "an hour"), ("6h", "six hours"))
+    ]
+    + [
+        Bars(
+            title="Firing",
+            asks="Which alerts fire? docs/alerts.md says what to type. The watchdog always does: alerts are looked at.",
+            unit="short",
+            queries=[
+                Query(
+                    'count by (alertname, severity) (ALERTS{system="tritonrank", alertstate="firing"})',
+                    "{{alertname}} ({{severity}})",
+                )
+            ],
+            width=6,
+        )
     ],
 )
 PROCESS = Row(
