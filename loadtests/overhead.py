@@ -36,7 +36,7 @@ from tritonrank.errors import TritonRankError
 from tritonrank.serve.server import LocalTriton
 
 from loadtests.console import fail
-from loadtests.gateway import VOCABULARY, WORDS
+from loadtests.gateway import REFUSED_SECONDS, VOCABULARY, WORDS
 from loadtests.machine import describe_machine
 from loadtests.processes import Process, SystemFaultError
 from loadtests.silent import silence_models
@@ -47,6 +47,8 @@ SCRAPE_SECONDS = 15.0
 """As Prometheus does it as a rule; of load, as the other service's turns are none of this one's time."""
 WARM_UP_SECONDS = 2.0
 ANSWER_SECONDS = 60.0
+NOT_NOW = (429, 504)
+"""What a busy machine answers."""
 Ask = Callable[[httpx.Client], httpx.Response]
 
 
@@ -220,8 +222,8 @@ def keep_busy(service: Service, ask: Ask, seconds: float, callers: int) -> Turn:
         with httpx.Client(base_url=service.url, timeout=ANSWER_SECONDS) as http:
             while time.perf_counter() < ends:
                 answer = ask(http)
-                if answer.status_code == 429:  # a server that was just started does not know yet how fast it is
-                    time.sleep(0.05)
+                if answer.status_code in NOT_NOW:  # no answer, and no reason to stop: the other one meets the same
+                    time.sleep(REFUSED_SECONDS)
                     continue
                 if answer.status_code != 200:
                     raise SystemFaultError(f"the gateway answered {answer.status_code}: {answer.text[:200]}")

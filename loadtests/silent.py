@@ -18,10 +18,10 @@ class Silent:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def labels(self, *_: str) -> "Silent":
+    def labels(self, *_: Any, **__: Any) -> "Silent":
         return self
 
-    def told(self, *_: Any) -> None:
+    def told(self, *_: Any, **__: Any) -> None:
         """Nothing is kept."""
 
     inc = observe = set = set_function = told

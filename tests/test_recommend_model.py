@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc
+from metric_pages import RECOMMEND, documented, told
 from tiny_catalogue import tiny_catalogue
 from tritonclient.utils import InferenceServerException
 from tritonrank.artifacts.workspace import Workspace
@@ -19,6 +22,7 @@ from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.serve.recommend_model import recommend_folders, write_recommend
 from tritonrank.serve.server import LocalTriton
 from tritonrank_client import AsyncRankClient, InvalidRequest, RankClient
+from tritonrank_runtime.backend import EVERY_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -169,3 +173,23 @@ def test_perf_analyzer_drives_it(triton: LocalTriton, perf_analyzer: Path, tmp_p
     assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
     heading, figures = (tmp_path / "figures.csv").read_text().splitlines()[:2]
     assert float(figures.split(",")[heading.split(",").index("Inferences/Second")]) > 0
+
+
+def test_lists_and_what_they_lacked_are_counted(triton: LocalTriton) -> None:
+    """By the names that docs/metrics.md has; errors of the store are counted when there are some."""
+    with tritonclient.grpc.InferenceServerClient(triton.grpc_url.removeprefix("grpc://")) as client:
+        for body in (b"{}", b'{"size": 2, "deadline_ms": 1}'):  # in so little time no ranker is asked
+            asked = tritonclient.grpc.InferInput("request", [1], "BYTES")
+            asked.set_data_from_numpy(np.array([body], dtype=np.object_))
+            answer = json.loads(client.infer("recommend", [asked]).as_numpy("answer")[0])
+    assert answer["degraded"]
+    time.sleep(3 * EVERY_SECONDS)
+    with urllib.request.urlopen(triton.metrics_url, timeout=10) as page:
+        text = page.read().decode()
+    found = {name: one for name, one in told(text).items() if name.startswith("tritonrank_recommend_")}
+    written = documented(RECOMMEND)
+    assert {*written} - {*found} <= {"tritonrank_recommend_store_errors_total"}
+    assert {*found} <= {*written}
+    assert all(metric.labels == written[name].labels for name, metric in found.items() if metric.has_samples)
+    assert 'tritonrank_recommend_step_seconds_total{model="recommend",step="total",version="1"}' in text
+    assert {*re.findall(r"^tritonrank_recommend_store_up{.*} (\S+)", text, re.M)} == {"1"}

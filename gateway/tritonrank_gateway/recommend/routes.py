@@ -38,10 +38,7 @@ async def recommend(call: Call) -> RecommendAnswer:
         raise ranker.over_quota
     call.span.tell({"cold": answer.cold, "items": len(answer.items)})
     _observe(call.gateway.metrics, answer)
-    # Of a source the reason may be any text; a label may not.
-    call.done.degraded = [
-        reason.partition(":")[0] if reason.startswith("catalogue.") else reason for reason in answer.degraded_reasons
-    ]
+    call.done.degraded = answer.lacking
     call.gateway.quality.shown(item.position for item in answer.items)
     return answer
 

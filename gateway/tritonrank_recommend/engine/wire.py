@@ -128,6 +128,13 @@ class RecommendAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     artifacts: dict[str, str] = {}
     milliseconds: dict[str, float] = {}
 
+    @property
+    def lacking(self) -> list[str]:
+        """``degraded_reasons`` for metrics: of a source its name alone, because its reason may be any text."""
+        return [
+            reason.partition(":")[0] if reason.startswith("catalogue.") else reason for reason in self.degraded_reasons
+        ]
+
 
 class SimilarAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Items that are like one, best first.

@@ -28,6 +28,7 @@ from tritonrank_runtime.admission import EXPIRED
 from tritonrank_runtime.backend import array, cancelled, failure, invalid, unavailable, unexpected
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.interpreter import check_interpreter
+from tritonrank_runtime.recommend_metrics import RecommendMetrics
 
 GRACE_SECONDS = 0.5
 """The engine ends by its deadline itself, with a list; this is for a machine that is too busy for that."""
@@ -51,8 +52,11 @@ class TritonPythonModel:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="recommend", daemon=True)
         self.recommender = None
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self.metrics = RecommendMetrics(labels, args["model_instance_name"])
 
     def finalize(self):
+        self.metrics.close()
         if self.recommender is not None:
             self._in_loop(self.recommender.close(), START_SECONDS)
             self.loop.call_soon_threadsafe(self.loop.stop)
@@ -93,6 +97,8 @@ class TritonPythonModel:
                 events_log=Path(self.events_log) if self.events_log else None,
                 ranker=EnsembleRanker(self.ranker, self.history_items),
             )
+            if recommender.parts.store is not None:
+                self.metrics.watch(recommender.parts.store)
             await recommender.start()
             return recommender
 
@@ -114,6 +120,7 @@ class TritonPythonModel:
             return invalid(str(error))
         except PageGoneError:
             return invalid("cursor: this list is no longer kept; ask for its first page again, without a cursor")
+        self.metrics.answered(answer)
         item_ids = np.array([item.item_id.encode() for item in answer.items], dtype=np.object_)
         scores = np.array([item.score for item in answer.items], dtype=np.float32)
         told = np.array([msgspec.json.encode(answer)], dtype=np.object_)
