@@ -18,6 +18,7 @@ from tritonrank.cli import (
     settings,
     starting,
     up,
+    watching,
     workload,
 )
 from tritonrank.cli.options import app
@@ -37,6 +38,7 @@ __all__ = [
     "settings",
     "starting",
     "up",
+    "watching",
     "workload",
 ]
 

@@ -24,7 +24,7 @@ IN_ORDER: dict[Panel, tuple[str, ...]] = {
         *("retriever", "catalogue", "blend", "shard", "assemble", "compile"),
     ),
     Panel.JUDGE: ("report", "evaluate", "judge-recommend", "calibrate", "check-graph"),
-    Panel.SERVE: ("serve", "demo", "rank", "import-events", "workload", "pack", "gpu-check"),
+    Panel.SERVE: ("serve", "watch", "demo", "rank", "import-events", "workload", "pack", "gpu-check"),
     Panel.OPERATE: ("builds", "promote", "back", "prune-builds", "sweep-log"),
 }
 """Which command stands where; the modules beside this one are free to declare them in any order."""
