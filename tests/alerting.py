@@ -5,6 +5,7 @@ Everything is read from deploy/prometheus as it is shipped; only times are short
 
 import json
 import re
+import shutil
 import threading
 import time
 import urllib.parse
@@ -125,6 +126,7 @@ def _alertmanager(folder: Path, receiver: str) -> Iterator[str]:
 
 @contextmanager
 def _running(command: list[str], log: Path, ready: str) -> Iterator[str]:
+    assert shutil.which(command[0]), f"{command[0]}: apt-get install prometheus prometheus-alertmanager"
     process = Process(command, log)
     try:
         process.wait_until(lambda: _answers(ready), command[0], START_SECONDS)

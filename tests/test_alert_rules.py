@@ -1,6 +1,7 @@
 """The alert rules: they follow the objectives, and promtool's own tests see each fire on its cause and be silent."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ MADE = ("ranking.yml", "recommending.yml")
 
 
 def run(*command: str | Path) -> str:
+    assert shutil.which(command[0]), f"{command[0]}: apt-get install prometheus prometheus-alertmanager"
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
