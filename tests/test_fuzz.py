@@ -114,6 +114,17 @@ def test_an_end_is_noticed_counted_and_waited_for(server: FuzzedServer, victim: 
     assert record.ends[0].repaired_seconds is not None
 
 
+def test_an_internal_error_is_found_but_for_what_triton_says_of_json() -> None:
+    record = Record(blocks=1)
+    record.add("f", Answer("200", "", ""), 0.1)
+    record.add("f", Answer("500", '{"error":"Unable to parse \'shape\': attempt to access JSON non-array"}', ""), 0.1)
+    assert record.faults() == []
+    for status in ("500", "INTERNAL"):
+        record.add("f", Answer(status, "tokenize: IndexError", ""), 0.1)
+    assert record.unexpected_count == 2
+    assert len(record.faults()) == 1
+
+
 def test_what_is_given_away_is_found(server: FuzzedServer) -> None:
     answer = Answer("500", 'Traceback (most recent call last):\n  File "/srv/model.py", line 9', "planted")
     record = planted(lambda _: answer, server)

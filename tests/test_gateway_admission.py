@@ -126,9 +126,21 @@ def test_the_callers_deadline_is_handed_on(http: httpx.Client, triton: Misbehavi
     assert 0 < triton.asked[0].parameters["timeout"] <= 300_000
 
 
-@pytest.mark.parametrize("value", ["0", "-5", "soon", "1.5", ""])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0",
+        "-5",
+        "soon",
+        "1.5",
+        "",
+        pytest.param("\xb2", id="superscript"),
+        pytest.param("9" * 400, id="no float"),
+        pytest.param("9" * 5_000, id="no int"),
+    ],
+)
 def test_a_wrong_deadline_is_named(http: httpx.Client, triton: MisbehavingServer, value: str) -> None:
-    answer = http.post("/v1/rank", json=BODIES["/v1/rank"], headers={"X-Deadline-Ms": value})
+    answer = http.post("/v1/rank", json=BODIES["/v1/rank"], headers={b"X-Deadline-Ms": value.encode("latin-1")})
     assert answer.status_code == 422
     assert "x-deadline-ms" in answer.json()["error"]["message"]
     assert not triton.asked

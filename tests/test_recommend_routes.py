@@ -175,6 +175,10 @@ async def test_items_are_changed_one_by_one_in_lists_and_in_bulk() -> None:
         assert "z3" not in items.items
         assert (await http.put("/v1/items", json={"items": []})).status_code == 422
         assert (await http.put("/v1/items/q", json={"fields": {}})).status_code == 422
+        for number in (2**63, -(2**63) - 1):  # no table has a column for it
+            answer = await http.put("/v1/items/q", json={"fields": {"price": number}})
+            assert answer.status_code == 422
+        assert "q" not in items.items
 
 
 async def test_similar_items_and_their_faults() -> None:

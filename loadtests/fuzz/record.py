@@ -10,6 +10,12 @@ LEAK = re.compile(
     r"|\b[\w-]+\.pyc?\b|\.onnx\b|\.cc:\d+"
 )
 """A traceback, a path, or a file of the server: nothing that an answer should hold."""
+INTERNAL = ("500", "INTERNAL")
+PARSERS = re.compile(
+    r"Unable to (parse|set) '?[\w.' -]+'?:|failed to (parse|get) |Unable to parse JSON bytes array"
+    r"|Expected JSON object for keyword|^Unable to parse request$"
+)
+"""Triton's and gRPC's own words for JSON, or protobuf, that is not what it should be; their status code is this one."""
 NO_ANSWER = "no answer"
 """Instead of a status: the connection ended first."""
 REPAIRED_SECONDS = 5.0
@@ -107,7 +113,8 @@ class Record:
             self.leaking += 1
             if len(self.leaks) < MOST_EXAMPLES:
                 self.leaks.append(example | {"leak": found[0]})
-        if not answer.is_expected:
+        is_ours = answer.status in INTERNAL and not PARSERS.search(answer.text)
+        if is_ours or not answer.is_expected:
             self.unexpected_count += 1
             is_new = answer.text[:SAME_CHARACTERS] not in [one["answer"][:SAME_CHARACTERS] for one in self.unexpected]
             if is_new and len(self.unexpected) < MOST_EXAMPLES:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter
 from msgspec import Meta
-from tritonrank_recommend.stores.interface import FieldValue, ItemChange, StoreError
+from tritonrank_recommend.stores.interface import ItemChange, StoreError
 
 from tritonrank_gateway.call import Call
 from tritonrank_gateway.endpoint import Route, add_route
@@ -24,9 +24,9 @@ MOST_AT_ONCE = 1_000
 """Items of one request, and of one batch of a bulk."""
 MOST_FAULTS_TOLD = 20
 ItemId = Annotated[str, Meta(min_length=1, max_length=256)]
-Fields = Annotated[
-    dict[Annotated[str, Meta(min_length=1, max_length=256)], FieldValue], Meta(min_length=1, max_length=200)
-]
+Value = str | float | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | bool | None | list[str]
+"""A ``FieldValue`` that every store and table can keep."""
+Fields = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=256)], Value], Meta(min_length=1, max_length=200)]
 
 
 class ChangedItem(msgspec.Struct, forbid_unknown_fields=True):
