@@ -135,12 +135,12 @@ def test_loads_are_what_their_words_say() -> None:
 
 
 def test_in_a_spike_levels_serve_what_a_fixed_size_refuses() -> None:
-    spike = replace(scenarios(tick_seconds=0.25)["spike"], seconds=540.0, counts_from=240.0)
+    spike = replace(scenarios(tick_seconds=0.5)["spike"], seconds=480.0, counts_from=280.0)
     found = {policy: play(spike, policy, 12, COST) for policy in ("fixed size", "CPU", "levels", "levels and wish")}
     fixed, cpu, levels, both = found.values()
-    assert fixed.refused > 0.3, "2.5 times what they can do, for two thirds of the time"
+    assert fixed.refused > 0.3, "2.5 times what they can do, for most of the time"
     assert fixed.shortened == cpu.shortened == 0
-    assert fixed.replica_hours == levels.replica_hours == pytest.approx(12 * 300 / 3_600)
+    assert fixed.replica_hours == levels.replica_hours == pytest.approx(12 * 200 / 3_600)
     assert levels.refused < 0.1 * fixed.refused
     assert levels.shortened > 0.1
     assert both.ndcg_lost < min(one.ndcg_lost for one in (fixed, cpu, levels))
@@ -200,3 +200,12 @@ def test_the_forecast_beats_the_naive_one_on_a_day_of_the_workload() -> None:
     found = judge_forecast(counts, 2 * DAY_MINUTES, 5)
     assert found.mase < 0.9
     assert found.mase < min(found.naive, found.seasonal)
+
+
+def test_where_all_but_a_few_could_be_ranked_not_everybody_goes_without() -> None:
+    """With a dear request the cheapest level needs nearly all there is: 0.97 of it at 2.5 times the fleet's work."""
+    dear = COST.model_copy(update={"seconds_per_request": 0.012, "seconds_per_candidate": 0.000372})
+    spike = replace(scenarios(tick_seconds=0.25)["spike"], seconds=420.0, counts_from=330.0)
+    found = play(spike, "levels", 12, dear)
+    assert found.degraded < 0.3
+    assert found.refused < 0.1

@@ -105,7 +105,7 @@ def judge_forecast(counts: Floats, learned: int, ahead: int, world: str = "", ra
 
 
 def forecast(seed: Annotated[int, typer.Option(min=0, help="Of the days that are made")] = 0) -> None:
-    """Judge the forecast of arrivals on held-out days. Exits with 1 when it is not better than the naive one."""
+    """Judge the forecast of arrivals on held-out days. Exits with 1 where its MASE is not below 1."""
     days, learned = LEARNED_DAYS + JUDGED_DAYS, LEARNED_DAYS * DAY_MINUTES
     judged = [
         judge_forecast(counts, learned, ahead, world, rate)
@@ -124,6 +124,6 @@ def forecast(seed: Annotated[int, typer.Option(min=0, help="Of the days that are
             *(f"{value:.3f}" for value in (one.mase, one.naive, one.seasonal)),
         )
     Console(emoji=False).print(table)
-    worse = [one for one in judged if not (one.mase < 1 and one.mase < one.naive)]
-    print(json.dumps({"passed": not worse, "judged": [vars(one) for one in judged]}))
-    sys.exit(1 if worse else 0)
+    is_better = all(one.mase < 1 for one in judged)
+    print(json.dumps({"passed": is_better, "judged": [vars(one) for one in judged]}))
+    sys.exit(0 if is_better else 1)

@@ -27,6 +27,8 @@ QUICK_SECONDS = 0.5
 WELL_BEYOND = 2.0
 ROOM = 0.8
 """Of its speed, that a better level may need before it is taken."""
+HOPELESS = 1.15
+"""Of its speed, that the cheapest ranking may need before nobody is ranked; it is taken again at 1."""
 HOLD_SECONDS = 1.0
 """For so long it must have had the room."""
 LONGEST_HOLD_SECONDS = 4.0
@@ -240,13 +242,17 @@ class Controller:
             growing = AHEAD_SECONDS * (demand / speed - 1.0) if speed else -math.inf
             if self.queue_seconds + growing <= self.bounds.queue_s:
                 return number, reason
-        return last, reason
+        # Where all but a few could be ranked, those few alone go without: each request tries, see ``Pace.cheaper``.
+        cheapest = max(0, last - 1)
+        return (max(now, cheapest) if 0 < self.utilisation(cheapest) <= HOPELESS else last), reason
 
     def _roomy(self, now: int) -> int:
         """The best level that leaves room; this one where there is none."""
         if self.queue_seconds > self.bounds.queue_s / 2:
             return now
-        return next((number for number in range(now) if self.utilisation(number) <= ROOM), now)
+        cheapest = len(self.levels) - 2
+        better = (one for one in range(now) if self.utilisation(one) <= (1.0 if now > cheapest == one else ROOM))
+        return next(better, now)
 
     def _go(self, number: int, reason: str, now: float) -> None:
         self.level, self.reason, self._changed_at = self.levels[number], reason, now
