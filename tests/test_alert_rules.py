@@ -4,15 +4,19 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tritonrank.cli import app as tritonrank_app
 from tritonrank_gateway.dialects import routers
 from tritonrank_gateway.metrics import SECONDS
 from tritonrank_gateway.recommend import routers as recommend_routers
+from tritonrank_gateway.settings import GatewaySettings
 
+from loadtests.__main__ import app as loadtests_app
 from loadtests.alert_rules import EVENTS, PAIRS, RECOMMEND, RERANK, Service, bucket_of
 from loadtests.console import CANNOT_RUN
 from loadtests.objectives import ObjectivesError, read_objectives
@@ -83,6 +87,22 @@ def test_each_alert_says_who_is_told_and_what_to_do() -> None:
     for name, section in sections.items():
         assert "**Look at**" in section, name
         assert "**Do**" in section, name
+
+
+def test_what_the_runbook_says_to_type_and_to_read_exists() -> None:
+    page = RUNBOOK.read_text(encoding="utf-8")
+    flags = {*re.findall(r"`--([a-z-]+)", page)} - {"slo", "recommend-slo", "out"}
+    assert flags
+    assert flags <= {one.name.replace("_", "-") for one in fields(GatewaySettings)}
+    for program, app in (("tritonrank", tritonrank_app), ("python -m loadtests", loadtests_app)):
+        named = {*re.findall(rf"(?:`|^ +){program} ([a-z]+)", page, re.MULTILINE)}
+        known = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback}
+        assert named, program
+        assert named <= known, program
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+    assert {*re.findall(r"\]\(#([\w-]+)\)", page)} <= anchors
+    for name in {*re.findall(r"\]\(([\w.-]+\.md)\)", page)}:
+        assert (RUNBOOK.parent / name).is_file(), name
 
 
 def test_each_rule_asks_for_metrics_and_labels_that_there_are() -> None:
