@@ -138,7 +138,7 @@ class Record:
         found = []
         for name, footprints in self.footprints.items():
             settled = footprints[int(SETTLED_SHARE * len(footprints)) :]
-            if len(settled) < 2 or self.ends:
+            if len(settled) < 2 or any((end.what == "gateway") == (name == "gateway") for end in self.ends):
                 continue
             (resident, files), (last_resident, last_files) = settled[0], settled[-1]
             if last_resident - resident > max(MOST_GROWTH * resident, MOST_GROWTH_BYTES):
