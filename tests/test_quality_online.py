@@ -230,6 +230,14 @@ def test_old_rankings_are_forgotten() -> None:
     assert list(drift.measured(86_401.0)) == []
 
 
+def test_shares_that_do_not_add_up_to_the_last_bit_are_whole_rankings() -> None:
+    drift = Drift({"score": Spread([0.0, 1.0], [0.4, 0.3, 0.3], 400)})
+    for _ in range(LEAST_RANKINGS):
+        drift.add({"score": np.linspace(-1.0, 2.0, 49)}, now=0.0)
+    (drifted,) = drift.measured(0.0)
+    assert drifted.rankings == LEAST_RANKINGS
+
+
 def test_psi_of_two_samples_of_one_thing_is_0_on_average() -> None:
     generator = np.random.default_rng(3)
     raw = []

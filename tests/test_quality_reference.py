@@ -17,7 +17,7 @@ from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.rankers.scorers import Request
 from tritonrank.serve.gateway_start import _reference
-from tritonrank.serve.reference import REFERENCE_FILE, Collected, as_list
+from tritonrank.serve.reference import MOST_RANKINGS, REFERENCE_FILE, Collected, as_list
 from tritonrank_gateway.quality.drift import LEAST_RANKINGS
 from tritonrank_gateway.quality.reference import FEATURES, Reference
 from tritonrank_runtime.text import RequestTokenizer
@@ -27,7 +27,8 @@ def test_a_build_has_a_reference_of_what_serves(workspace: Workspace) -> None:
     reference = Reference.read(workspace.repository / REFERENCE_FILE)
     golden = json.loads((workspace.repository / "golden.json").read_text(encoding="utf-8"))
     assert reference.file.artifact == golden["artifact"]
-    examples = len(Dataset.read(workspace.dataset).validation)
+    dataset = Dataset.read(workspace.dataset)
+    examples = min(MOST_RANKINGS, len(dataset.validation) + len(dataset.test))
     spreads = reference.file.spreads
     assert set(spreads) == {"rank"}
     assert set(spreads["rank"]) == set(FEATURES)
@@ -82,7 +83,7 @@ def test_drift_of_real_requests_is_told_by_a_real_gateway(served: Served, tmp_pa
     workspace = served.workspace
     dataset, generator = Dataset.read(workspace.dataset), np.random.default_rng(5)
     rules = RequestTokenizer.from_folder(workspace.onnx).rules
-    requests = requests_of(dataset, dataset.validation, rules)
+    requests = requests_of(dataset, [*dataset.validation, *dataset.test], rules)
     with (
         running_gateway(
             served.urls["grpc"], tmp_path, "--reference", str(workspace.repository / REFERENCE_FILE)

@@ -13,7 +13,7 @@ from tritonrank.serve.recommend_model import recommend_folders
 from tritonrank.serve.sources import python_sources, recommend_sources
 from tritonrank.serve.triton_config import score_instances
 
-REVISION = 4
+REVISION = 5
 
 
 def stage(recipe: Recipe, workspace: Workspace) -> Stage:

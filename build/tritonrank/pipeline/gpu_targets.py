@@ -39,7 +39,7 @@ from tritonrank.tensorrt.compile_ranks import (
 from tritonrank.tensorrt.plans import IDENTITY_FILE, PLAN_FILE, read_identity, rebuild_command
 from tritonrank.tensorrt.profiles import Profile, profiles_from, profiles_of
 
-REVISION = 3
+REVISION = 4
 """Of the stage that assembles."""
 TOOLS = ("onnx", "onnxruntime", "numpy", "tokenizers")
 ONNXRUNTIME_PRECISIONS = ("fp16", "fp32")

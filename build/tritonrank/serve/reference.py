@@ -1,9 +1,9 @@
 """What requests and scores look like now, for whoever watches the server later: ``reference.json`` of a repository.
 
 The gateway measures drift against it (``tritonrank_gateway/quality/``, which says what the file means). It describes
-requests of the validation split, which the model has not learnt from, scored by what serves. Where the recipe has a
+requests of the held-out splits, which the model has not learnt from, scored by what serves. Where the recipe has a
 catalogue it describes the same users with what the catalogue finds for them, too: candidates that were searched out
-have other scores than those of the split. No text is in it.
+have other scores than those of the splits. No text is in it.
 """
 
 import json
@@ -34,7 +34,9 @@ MOST_RANKINGS = 200
 """Of each kind: with more a build takes longer, and drift is not told from chance much better."""
 SCORED_ANEW = 50
 """Lists out of the catalogue, where no blend has had them scored already."""
-QUANTILES = np.arange(1, 10) / 10
+MOST_BINS, RANKINGS_PER_BIN = 10, 20
+"""Between the least and the largest value. With more bins of few rankings each, two samples of the same thing differ by
+as much as two things do."""
 UNKNOWN_SHARES = (0.0, 0.01, 0.05, 0.2)
 """Ends of bins for the share of unknown tokens: mostly there are none, and quantiles would all be 0."""
 DIGITS = 6
@@ -88,7 +90,7 @@ def write_reference(
     """
     dataset = Dataset.read(workspace.dataset)
     tokenizer = RequestTokenizer.from_folder(model_folder, 100_000)
-    found = {"rank": _validation(dataset, model_folder, tokenizer)}
+    found = {"rank": _held_out(dataset, model_folder, tokenizer)}
     if recipe.retrieval is not None and (workspace.catalogue / MANIFEST).is_file():  # other targets may be without
         found["recommend"] = _retrieved(recipe, workspace, dataset, tokenizer)
     found = {kind: collected for kind, collected in found.items() if collected.candidates}
@@ -102,10 +104,11 @@ def write_reference(
     return {kind: len(collected.candidates) for kind, collected in found.items()}
 
 
-def _validation(dataset: Dataset, model_folder: Path, tokenizer: RequestTokenizer) -> Collected:
-    """The requests of the split as they are."""
+def _held_out(dataset: Dataset, model_folder: Path, tokenizer: RequestTokenizer) -> Collected:
+    """Requests as they are: of the validation split and, where those are few, of the test split."""
     scorer, collected = open_scorer(model_folder), Collected()
-    for request in requests_of(dataset, dataset.validation[:MOST_RANKINGS], tokenizer.rules):
+    examples = [*dataset.validation, *dataset.test][:MOST_RANKINGS]
+    for request in requests_of(dataset, examples, tokenizer.rules):
         collected.add(request, scorer.score(request), tokenizer)
     return collected
 
@@ -151,14 +154,15 @@ def as_list(by_position: Mapping[int, float]) -> list[float] | None:
 
 
 def _spread(feature: str, values: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
-    edges = UNKNOWN_SHARES if feature == "unknown_tokens" else _edges(np.concatenate(values))
+    edges = UNKNOWN_SHARES if feature == "unknown_tokens" else _edges(np.concatenate(values), len(values))
     bins = len(edges) + 1
     # Each ranking counts the same, however many candidates it has.
     shares = np.mean([np.bincount(np.searchsorted(edges, one), minlength=bins) / len(one) for one in values], axis=0)
     return {"edges": list(edges), "shares": shares.round(DIGITS).tolist(), "rankings": len(values)}
 
 
-def _edges(values: NDArray[np.float64]) -> list[float]:
-    """Tenths of the values, and what is below and above all of them apart."""
-    ends = np.quantile(values, [*QUANTILES, 1.0], method="inverted_cdf")
+def _edges(values: NDArray[np.float64], rankings: int) -> list[float]:
+    """Quantiles of the values, tenths where there are enough rankings; what is below and above all of them is apart."""
+    bins = max(2, min(MOST_BINS, rankings // RANKINGS_PER_BIN))
+    ends = np.quantile(values, np.arange(1, bins + 1) / bins, method="inverted_cdf")
     return np.unique([np.nextafter(values.min(), -np.inf), *ends]).tolist()  # type: ignore[no-any-return]

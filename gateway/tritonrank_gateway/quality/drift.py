@@ -64,9 +64,9 @@ class Drift:
         """What a reference made now would say of the features of which enough is known."""
         total, found = self._sums.total(now), dict[Feature, Spread]()
         for feature, bins in self._bins.items():
-            if (rankings := float(total[bins].sum())) >= LEAST_RANKINGS:
+            if (rankings := round(total[bins].sum())) >= LEAST_RANKINGS:
                 shares = (total[bins] / rankings).tolist()
-                found[feature] = Spread(self._spreads[feature].edges, shares, round(rankings))
+                found[feature] = Spread(self._spreads[feature].edges, shares, rankings)
         return found
 
     def seen(self, now: float) -> dict[Feature, int]:
@@ -78,12 +78,12 @@ class Drift:
         """The features of which enough is known."""
         total = self._sums.total(now)
         for feature, bins in self._bins.items():
-            rankings = float(total[bins].sum())
+            rankings = round(total[bins].sum())
             if rankings >= LEAST_RANKINGS:
                 spread = self._spreads[feature]
                 psi = psi_above_chance(np.asarray(spread.shares), spread.rankings, total[bins] / rankings, rankings)
                 ks = float(np.abs(np.cumsum(total[bins] / rankings - spread.shares)).max())
-                yield Drifted(feature, psi, ks, round(rankings))
+                yield Drifted(feature, psi, ks, rankings)
 
 
 def psi_above_chance(
