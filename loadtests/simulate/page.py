@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parents[1]
 CURVES: Mapping[str, Callable[[Course, Result], Floats]] = {
     "requests per second": lambda course, _: course.arrived,
     "lists refused, %": lambda course, _: 100 * course.refused,
-    "NDCG of the pages, % of whole lists": lambda course, _: 100 * course.ndcg_share,
+    "NDCG lost by pages, %": lambda course, _: 100 * (1 - course.ndcg_share),
     "replicas": lambda course, _: course.replicas,
 }
 
