@@ -4,10 +4,12 @@ In a browser the page that draws them shows every panel, and asks nobody for any
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import promql_parser
 import pytest
 from browser import open_browser
@@ -70,6 +72,20 @@ def test_every_metric_exists(seen: Seen, name: str) -> None:
     }
     assert asked
     assert asked - seen.prometheus.names() == set()
+
+
+def test_the_dots_of_the_heat_map_are_traces(seen: Seen) -> None:
+    board = json.loads((FOLDER / "service.json").read_text("utf-8"))
+    targets = [target for panel in board["panels"] for target in panel.get("targets", ()) if target["exemplar"]]
+    variables = filled_variables(BOARDS["service"], seen.prometheus)
+    assert targets
+    for target in targets:
+        asked = {"query": fill(target["expr"], variables, seen.period)}
+        asked |= {"start": str(seen.period.start), "end": str(seen.period.end)}
+        answer = httpx.get(f"{seen.shop.prometheus}/api/v1/query_exemplars", params=asked, timeout=20)
+        traces = [dot["labels"]["trace_id"] for series in answer.json()["data"] for dot in series["exemplars"]]
+        assert traces
+        assert all(re.fullmatch("[0-9a-f]{32}", one) for one in traces)
 
 
 def test_the_verb_asks_for_all_and_draws_a_page_that_needs_nobody(seen: Seen, tmp_path: Path) -> None:

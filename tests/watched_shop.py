@@ -196,12 +196,14 @@ def _keep_on(
 
 
 def _rank(client: httpx.Client, dice: random.Random) -> None:
-    """Rankings of all sizes; every third for the second time."""
+    """Rankings of all sizes; every third for the second time. Callers keep traces of them."""
     candidates = dice.choice((1, 8, 25, 60))
     items = [_text(dice, dice.choice((2, 6, 60))) for _ in range(candidates)] + [""] * dice.randrange(2)
     body: dict[str, Any] = {"query": _text(dice, 3), "history": [_text(dice, 3)], "items": items}
     for _ in range(dice.choice((1, 1, 2))):
-        check(client.post("/v1/rank", json=body, headers={"X-User-Id": f"u{dice.randrange(50)}"}))
+        trace = f"00-{dice.getrandbits(128) | 1:032x}-{dice.getrandbits(64) | 1:016x}-01"
+        headers = {"X-User-Id": f"u{dice.randrange(50)}", "traceparent": trace}
+        check(client.post("/v1/rank", json=body, headers=headers))
     documents = {"query": body["query"], "documents": [text or "lamp" for text in items], "model": "rank"}
     check(client.post("/v1/rerank", json=documents))
 
