@@ -1,8 +1,9 @@
-"""``python -m loadtests overhead``: what all metrics together cost, as a ratio in one run.
+"""``python -m loadtests overhead``: what all metrics together cost, or traces, as a ratio in one run.
 
 Two services of the same artifact run side by side, each a gateway and a Triton: one as it is, its pages read as often
-as Prometheus does; one that counts nothing (``silent.py``). A few callers keep one of them busy for some seconds, then
-the other, in the order A B B A, so that whatever else the machine does meets both. Of each pair of turns comes one
+as Prometheus does; one that counts nothing (``silent.py``). With ``--tracing`` both count, and the first sends a
+hundredth of its requests' traces to a collector. A few callers keep one of them busy for some seconds, then the other,
+in the order A B B A, so that whatever else the machine does meets both. Of each pair of turns comes one
 ratio.
 
 Two figures: answers per second, which is what users have of it, and processor seconds of the service per answer, which
@@ -35,6 +36,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import TritonRankError
 from tritonrank.serve.server import LocalTriton
 
+from loadtests.collector import Collector, collecting
 from loadtests.console import fail
 from loadtests.gateway import REFUSED_SECONDS, VOCABULARY, WORDS
 from loadtests.machine import describe_machine
@@ -105,14 +107,23 @@ def overhead(
     turn_seconds: Annotated[float, typer.Option(min=0.5, help="before the other one is loaded")] = 3.0,
     callers: Annotated[int, typer.Option(min=1, help="waiting for their answers")] = 8,
     candidates: Annotated[int, typer.Option(min=1, help="of a request to rank")] = 100,
+    tracing: Annotated[bool, typer.Option("--tracing", help="what traces cost at 1% sampling, not metrics")] = False,
 ) -> None:
-    """Measure what metrics cost. Exits with 1 when they surely take more than 2% of the throughput."""
+    """Measure what metrics cost, or traces. Exits with 1 when they surely take more than 2% of the throughput."""
     workspace = Workspace(artifacts)
     try:
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loadtest-overhead-")))
+            collector = stack.enter_context(collecting()) if tracing else None
             services = {
-                name: stack.enter_context(serving(workspace, scratch / name, module))
+                name: stack.enter_context(
+                    serving(
+                        workspace,
+                        scratch / name,
+                        GATEWAYS["with"] if tracing else module,
+                        collector if name == "with" else None,
+                    )
+                )
                 for name, module in GATEWAYS.items()
             }
             kinds: dict[str, Ask] = {"rank": ranking_of(candidates)}
@@ -124,18 +135,22 @@ def overhead(
     passed = all(found["sure_loss"] <= MOST_LOSS for found in compared.values())
     show(compared)
     machine = describe_machine().model_dump()
-    print(json.dumps({"kinds": compared, "most_loss": MOST_LOSS, "machine": machine, "passed": passed}))
+    told: dict[str, Any] = {"kinds": compared, "most_loss": MOST_LOSS, "machine": machine, "passed": passed}
+    if collector is not None:
+        told["exports"] = collector.exports
+    print(json.dumps(told))
     sys.exit(0 if passed else 1)
 
 
 @contextmanager
-def serving(workspace: Workspace, folder: Path, module: str) -> Iterator[Service]:
+def serving(workspace: Workspace, folder: Path, module: str, collector: Collector | None = None) -> Iterator[Service]:
     """Serve an artifact from a copy.
 
     Args:
         workspace: of the recipe.
         folder: for the copy, logs and the store.
         module: of the gateway; another one than the product's counts nothing, and its models neither.
+        collector: takes traces of gateway and models; None makes none.
 
     Raises:
         SystemFaultError: the gateway did not start.
@@ -149,7 +164,9 @@ def serving(workspace: Workspace, folder: Path, module: str) -> Iterator[Service
     flags = ["--golden", str(repository / "golden.json")]
     for name, part in (("catalogue", workspace.catalogue), ("blend", workspace.blend)):
         flags += [f"--{name}", str(part)] if part.is_dir() else []
-    with LocalTriton(repository) as triton:
+    environment = {} if collector is None else collector.environment
+    flags += [] if collector is None else ["--tracing"]
+    with LocalTriton(repository, environment=environment) as triton:
         gateway = Process(
             [
                 sys.executable, "-m", module, "--triton", urlsplit(triton.grpc_url).netloc, "--port", "0",
@@ -158,6 +175,7 @@ def serving(workspace: Workspace, folder: Path, module: str) -> Iterator[Service
                 "--store", f"sqlite:{folder / 'store.db'}", *flags,
             ],
             folder / "gateway.log",
+            environment=environment,
         )  # fmt: skip
         try:
             gateway.wait_until(ready.is_file, f"python -m {module}")

@@ -9,7 +9,7 @@ import pytest
 from tritonrank.artifacts.workspace import Workspace
 from typer.testing import CliRunner
 
-from loadtests import overhead
+from loadtests import collector, overhead
 from loadtests.__main__ import app
 from loadtests.overhead import MOST_LOSS, Service, Turn, compare, serving
 
@@ -55,10 +55,15 @@ def test_both_services_answer_and_one_of_them_counts(workspace: Workspace, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_the_verb_tells_what_metrics_cost(workspace: Workspace) -> None:
-    flags = ["--turns", "2", "--turn-seconds", "1", "--callers", "2", "--candidates", "5"]
+@pytest.mark.parametrize("of", [(), ("--tracing",)], ids=["metrics", "tracing"])
+def test_the_verb_tells_what_metrics_cost_or_traces(
+    workspace: Workspace, of: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "SAMPLED_SHARE", 1.0)
+    flags = ["--turns", "2", "--turn-seconds", "1", "--callers", "2", "--candidates", "5", *of]
     result = CliRunner().invoke(app, ["overhead", str(workspace.root), *flags])
     told = json.loads(result.stdout.strip().splitlines()[-1])
     assert result.exit_code == (0 if told["passed"] else 1)
+    assert (told.get("exports", 0) > 0) is bool(of)
     assert {*told["kinds"]} == {"rank"}, "the tiny shop has no catalogue"
     assert min(told["kinds"]["rank"][f"{name}_per_second"] for name in overhead.GATEWAYS) > 1
