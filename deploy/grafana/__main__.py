@@ -19,11 +19,11 @@ def written(board: Board) -> str:
     return json.dumps(board.build(), cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def main(arguments: list[str]) -> str:
+def main(arguments: list[str]) -> str | None:
     """Write, or compare with what is there.
 
     Returns:
-        what is wrong, and what to type; nothing where all is well.
+        what is wrong, and what to type; None where all is well.
     """
     parser = argparse.ArgumentParser(prog="python -m deploy.grafana", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
@@ -31,12 +31,13 @@ def main(arguments: list[str]) -> str:
     found = {path: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
     if parser.parse_args(arguments).check:
         wrong = sorted(path.name for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
-        return f"{FOLDER}: {', '.join(wrong)}: not what the code makes; type: python -m deploy.grafana" if wrong else ""
+        told = f"{FOLDER}: {', '.join(wrong)}: not what the code makes; type: python -m deploy.grafana"
+        return told if wrong else None
     for path in found.keys() - wanted.keys():
         path.unlink()
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
-    return ""
+    return None
 
 
 if __name__ == "__main__":
