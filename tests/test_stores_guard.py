@@ -75,3 +75,33 @@ def test_a_caller_with_a_shorter_limit_of_its_own_opens_the_circuit_too(tmp_path
         await store.close()
 
     asyncio.run(run())
+
+
+def test_whoever_counts_is_told_what_became_of_each_call(tmp_path: Path) -> None:
+    path, told = tmp_path / "store.db", list[tuple[str, str]]()
+
+    async def run() -> None:
+        store = GuardedStore(
+            open_store(f"sqlite:{path}"),
+            put_seconds=0.05,
+            rest_seconds=60,
+            watch=lambda operation, _, outcome: told.append((operation, outcome)),
+        )
+        await store.put("key", b"1", 60)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert store.answers
+        for _ in range(FAILURES + 1):
+            with pytest.raises(StoreError):
+                await store.put("key", b"2", 60)
+        assert not store.answers
+        other.close()
+        await store.close()
+
+        closed = GuardedStore(open_store("sqlite::memory:"), watch=store.watch)
+        await closed.close()
+        with pytest.raises(StoreError, match="closed"):
+            await closed.profile("ann")
+
+    asyncio.run(run())
+    assert told == [("put", "done"), *[("put", "late")] * FAILURES, ("put", "not_asked"), ("profile", "failed")]
