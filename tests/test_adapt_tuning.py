@@ -52,6 +52,17 @@ async def test_what_may_be_changed_holds_at_once_and_is_logged(caplog: pytest.Lo
         assert (await own.get("/adapt")).json()["arrivals_per_second"] > 0
 
 
+async def test_more_levels_or_fewer_while_requests_come() -> None:
+    async with serving(StandIn(), adapt="act") as (http, own):
+        for candidates, floor, levels in ((8, 8, 2), (60, 2, 6), (40, 10, 5)):
+            asked = [asyncio.create_task(http.post("/v1/recommend", json={"query": "desk"})) for _ in range(4)]
+            told = (await own.put("/adapt", json={"candidates": candidates, "floor": floor})).json()
+            assert len(told["levels"]) == levels
+            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+            await asyncio.sleep(0.3)  # it has looked once
+            assert (await http.post("/v1/recommend", json={"query": "desk"})).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [

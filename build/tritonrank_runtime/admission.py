@@ -101,6 +101,8 @@ class Admission:
         folder: where scorers in processes of their own count; default: a folder of this server.
         batching_seconds: that an idle scorer waits for batch mates.
         states: gives what the scorers of this process count, instead of those in ``folder``.
+
+    ``queue_share`` may be changed at any time.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Admission:
     ) -> None:
         self._most_waiting = most_waiting
         self._longest_wait_seconds = longest_wait_seconds
-        self._queue_share = queue_share
+        self.queue_share = queue_share
         self._states = states or partial(scorer_states, folder or counter_folder())
         self._on_its_way_seconds = ON_ITS_WAY_SECONDS + batching_seconds
         self._waiting: deque[_Waiting] = deque()
@@ -134,7 +136,7 @@ class Admission:
         waiting = [request.tokens for request in self._waiting if request.expires_at > now]
         if len(waiting) >= self._most_waiting:
             raise QueueFullError(QUEUE_FULL)
-        if not self._queue_share:
+        if not self.queue_share:
             return
         self._check_own_work(scorers, seconds_left, tokens)
         rates = [scorer.tokens_per_second for scorer in scorers if scorer.tokens_per_second > 0]
@@ -145,7 +147,7 @@ class Admission:
         wait_seconds = before * len(scorers) / rate
         # Alone an instance gets all cores, but where a request has to wait all are busy, and each has its share.
         own_seconds = tokens * len(scorers) / rate
-        if wait_seconds > self._queue_share * seconds_left or wait_seconds + own_seconds > seconds_left:
+        if wait_seconds > self.queue_share * seconds_left or wait_seconds + own_seconds > seconds_left:
             raise QueueFullError(
                 f"{QUEUE_FULL}: a wait of {1_000 * wait_seconds:.0f} ms and {1_000 * own_seconds:.0f} ms of work, with "
                 f"{1_000 * seconds_left:.0f} ms left"

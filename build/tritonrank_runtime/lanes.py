@@ -19,12 +19,12 @@ class Lanes(Generic[Job]):
     Args:
         lanes: how many threads.
         work: does some jobs; is told the lane, from 0 on, and what it took. It must not raise.
-        most_tokens: of the jobs that are taken together; 0 = one job at a time.
+        most_tokens: of the jobs that are taken together; 0 = one job at a time. May be changed at any time.
     """
 
     def __init__(self, lanes: int, work: Callable[[int, list[Job]], None], most_tokens: int = 0) -> None:
         self._work = work
-        self._most_tokens = most_tokens
+        self.most_tokens = most_tokens
         self._waiting: deque[tuple[Job, int]] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -60,7 +60,7 @@ class Lanes(Generic[Job]):
                 return []
             job, total = self._waiting.popleft()
             taken = [job]
-            while self._waiting and total + self._waiting[0][1] <= self._most_tokens:
+            while self._waiting and total + self._waiting[0][1] <= self.most_tokens:
                 job, tokens = self._waiting.popleft()
                 taken.append(job)
                 total += tokens

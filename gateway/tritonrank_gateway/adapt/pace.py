@@ -153,8 +153,7 @@ class Pace:
         if (was.candidates, was.floor) != (settings.candidates, settings.floor):
             self.controller.replace_levels(self._ladder())
         self.controller.bounds = Bounds(settings.queue_s)
-        if was.mode == "off":
-            self._forget()
+        self._forget()  # what was counted is of other levels, or of long ago
 
     def look(self) -> None:
         """Let the controller see what happened since the last time."""

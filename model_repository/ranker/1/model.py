@@ -35,6 +35,7 @@ from tritonrank_runtime.scorer_counts import LaneCounter
 from tritonrank_runtime.selection import best_first
 from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.tracing import open_model_tracing
+from tritonrank_runtime.tuning import Tuning
 
 SWITCH_SECONDS = 0.0005
 """After so long the thread that reads texts lets one go on that has computed. Python's own 5 ms are a request's."""
@@ -92,6 +93,8 @@ class TritonPythonModel:
         self._open_metrics(args, identity["artifact"])
         self.tracing = open_model_tracing(args["model_name"])
         self.lanes = Lanes(len(self.counters), self._work, self.batch_tokens)
+        own = {name: float(settings[name]) for name in ("queue_share", "batch_tokens")}
+        self.tuning = Tuning(own, pb_utils.Logger.log_warn)
 
     def _warm_up(self, most_candidates):
         """Requests of some sizes: memory is allocated before others come, and what cannot compute does not start."""
@@ -120,9 +123,9 @@ class TritonPythonModel:
             step: count(f"tritonrank_{step}_seconds_total", f"Seconds of the requests, {what}")
             for step, what in STEPS.items()
         }
-        self.gate.gauge("tritonrank_batch_tokens", "Tokens that a run takes at most; 0: one request at a time").set(
-            self.batch_tokens
-        )
+        said = "Tokens that a run takes at most; 0: one request at a time"
+        self.batch_gauge = self.gate.gauge("tritonrank_batch_tokens", said)
+        self.batch_gauge.set(self.batch_tokens)
         self.artifact_gauges = artifact_gauges(labels, artifact, Path(args["model_repository"]).parent)
         if self.engine.context_cache is not None:
             instance = labels | {"instance": args["model_instance_name"]}
@@ -143,7 +146,14 @@ class TritonPythonModel:
     # ---- Triton's thread
 
     def execute(self, requests):
+        if self.tuning.look():
+            self._tune(self.tuning.values)
         return [self._admit(request) for request in requests]
+
+    def _tune(self, values):
+        self.admission.queue_share = values["queue_share"]
+        self.lanes.most_tokens = int(values["batch_tokens"])
+        self.batch_gauge.set(self.lanes.most_tokens)
 
     def _admit(self, request):
         """The answer to a request that ends here; None for one that a lane will answer."""

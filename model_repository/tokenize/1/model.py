@@ -29,6 +29,7 @@ from tritonrank_runtime.request_reading import TOLD, RequestLimits, RequestReade
 from tritonrank_runtime.scorer_counts import counter_folder
 from tritonrank_runtime.text import RequestTokenizer
 from tritonrank_runtime.tracing import open_model_tracing
+from tritonrank_runtime.tuning import Tuning
 
 
 class TritonPythonModel:
@@ -44,6 +45,7 @@ class TritonPythonModel:
             counter_folder(settings["queue"]),
             int(settings["queue_delay_us"]) / 1e6,
         )
+        self.tuning = Tuning({"queue_share": float(settings["queue_share"])}, pb_utils.Logger.log_warn)
         self.outputs = {output["name"] for output in config["output"]}
         self.engine_inputs = [
             output["name"]
@@ -73,6 +75,8 @@ class TritonPythonModel:
         self.tracing.close()
 
     def execute(self, requests):
+        if self.tuning.look():
+            self.admission.queue_share = self.tuning.values["queue_share"]
         return [self.tracing.traced(request, self._answer) for request in requests]
 
     def _answer(self, request):
