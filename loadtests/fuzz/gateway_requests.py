@@ -22,7 +22,8 @@ ANSWER_SECONDS = 12.0
 KEPT_BYTES = 20_000
 PAGES = ("/", "/docs", "/openapi.json", "/playground/", "/storefront/", "/models", "/nothing")
 """The OpenAPI page does not name them: pages for people, and a second name of a route."""
-SIDE_PATHS = ("/metrics", "/health/live", "/health/ready", "/adapt", "/nothing")
+TUNING = "/adapt"
+SIDE_PATHS = ("/metrics", "/health/live", "/health/ready", "/reference", TUNING, "/nothing")
 """Of the port for those who run it."""
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "X" * 40)
 PARTS: Sequence[str] = (
@@ -85,6 +86,7 @@ class GatewayFuzz:
         self._address, self._side = address, side
         page = _send(address, "GET", "/openapi.json", b"", {}, "", most=2**24)
         self._operations = operations_of(json.loads(page.text))
+        self._settings = json.loads(_send(side, "GET", TUNING, b"", {}, "").text)["settings"]
         self._with_bodies = [one for one in self._operations if one.examples]
 
     @property
@@ -104,6 +106,15 @@ class GatewayFuzz:
         if one.is_lines:
             body = b"\n".join([body] * random.choice([1, 3, 200])) + random.choice([b"", b"\n{", b"\n\n\xff"])
         return self._send(one.method, path, body, _some_headers(random, 0.1), f"[{', '.join(changes)}] {_cut(body)}")
+
+    def tuning(self, random: Random) -> Answer:
+        """Settings that change while it serves, gone wrong; what was taken of them is taken back."""
+        value = copy.deepcopy(self._settings)
+        changes = [mutate_json(random, value) for _ in range(random.choice([1, 2, 3]))]
+        body = random.choice(RAW_BODIES) if random.random() < RAW_SHARE else json.dumps(value).encode()
+        answer = _send(self._side, "PUT", TUNING, body, {}, f"[{', '.join(changes)}] {_cut(body)}")
+        _send(self._side, "PUT", TUNING, json.dumps(self._settings).encode(), {}, "")
+        return answer
 
     def paths(self, random: Random) -> Answer:
         """Other methods, paths and queries than a route has; pages and what lies on the private port, too."""

@@ -137,6 +137,7 @@ def families(server: FuzzedServer, gateway: FuzzedGateway, only: Sequence[str] =
             Family("gateway JSON", 30, dialects.json),
             Family("gateway paths", 14, dialects.paths),
             Family("gateway headers", 10, dialects.headers),
+            Family("gateway tuning", 4, dialects.tuning),
             Family("gateway raw", 1, dialects.raw),
             Family("gateway hang-ups", 5, dialects.hang_up),
         ]
