@@ -25,6 +25,7 @@ from tritonrank.data.dataset import Dataset
 from tritonrank.data.impressions import Propensities
 from tritonrank.data.requests import requests_of
 from tritonrank.data.splits import VALIDATION
+from tritonrank.judge.evaluate import judgement_file
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
@@ -32,7 +33,7 @@ from tritonrank.serve.serving import REFERENCE_FILE
 
 MOST_RANKINGS = 200
 """Of each kind: with more a build takes longer, and drift is not told from chance much better."""
-SCORED_ANEW = 50
+SCORED_ANEW = 30
 """Lists out of the catalogue, where no blend has had them scored already."""
 MOST_BINS, RANKINGS_PER_BIN = 10, 20
 """Between the least and the largest value. With more bins of few rankings each, two samples of the same thing differ by
@@ -90,7 +91,7 @@ def write_reference(
     """
     dataset = Dataset.read(workspace.dataset)
     tokenizer = RequestTokenizer.from_folder(model_folder, 100_000)
-    found = {"rank": _held_out(dataset, model_folder, tokenizer)}
+    found = {"rank": _held_out(dataset, workspace, model_folder, tokenizer)}
     if recipe.retrieval is not None and (workspace.catalogue / MANIFEST).is_file():  # other targets may be without
         found["recommend"] = _retrieved(recipe, workspace, dataset, tokenizer)
     found = {kind: collected for kind, collected in found.items() if collected.candidates}
@@ -104,12 +105,19 @@ def write_reference(
     return {kind: len(collected.candidates) for kind, collected in found.items()}
 
 
-def _held_out(dataset: Dataset, model_folder: Path, tokenizer: RequestTokenizer) -> Collected:
-    """Requests as they are: of the validation split and, where those are few, of the test split."""
+def _held_out(dataset: Dataset, workspace: Workspace, model_folder: Path, tokenizer: RequestTokenizer) -> Collected:
+    """Requests as they are: of the validation split and, where those are few, of the test split, whose scores the judge
+    has mostly kept."""
     scorer, collected = open_scorer(model_folder), Collected()
+    judged = judgement_file(model_folder, workspace.dataset, workspace.judgements)
+    known: dict[str, list[float]] = {}
+    if judged.is_file():
+        known = dict(pl.read_parquet(judged, columns=["example_id", "scores"], glob=False).iter_rows())
     examples = [*dataset.validation, *dataset.test][:MOST_RANKINGS]
-    for request in requests_of(dataset, examples, tokenizer.rules):
-        collected.add(request, scorer.score(request), tokenizer)
+    for example, request in zip(examples, requests_of(dataset, examples, tokenizer.rules), strict=True):
+        kept = known.get(example.example_id)
+        scores = scorer.score(request) if kept is None else np.array(kept, dtype=np.float32)
+        collected.add(request, scores, tokenizer)
     return collected
 
 
