@@ -24,6 +24,7 @@ COMMANDS += [
     "pack",
     "gpu-check",
     "serve",
+    "watch",
     "demo",
     "rank",
     "import-events",

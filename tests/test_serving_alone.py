@@ -12,7 +12,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank_client import RankClient, Retry
 
 BUILD = Path(__file__).parents[1] / "build" / "tritonrank"
-BUILDING = {"serve.assemble", "serve.gpu_config", "serve.live", "gpu_check.graphs", "gpu_check.pack"}
+BUILDING = {"serve.assemble", "serve.gpu_config", "serve.live", "serve.reference", "gpu_check.graphs", "gpu_check.pack"}
 """Modules of the two rooms that make repositories and packs."""
 SERVING = [
     name
