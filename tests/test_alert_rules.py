@@ -34,7 +34,8 @@ MADE = ("ranking.yml", "recommending.yml")
 
 
 def run(*command: str | Path) -> str:
-    assert shutil.which(command[0]), f"{command[0]}: apt-get install prometheus prometheus-alertmanager"
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed: apt-get install prometheus prometheus-alertmanager")
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -9,6 +9,7 @@ import itertools
 import json
 import queue
 import random
+import shutil
 import threading
 import time
 import urllib.request
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import msgspec
+import pytest
 import yaml
 from conftest import TESTS
 from gateways import RunningGateway
@@ -141,6 +143,8 @@ def running_prometheus(folder: Path, jobs: Sequence[dict[str, Any]]) -> Iterator
         "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}", "--enable-feature=exemplar-storage",
     ]  # fmt: skip
+    if shutil.which(command[0]) is None:
+        pytest.skip("prometheus is not installed: apt-get install prometheus")
     process = Process(command, folder / "prometheus.log")
     try:
         process.wait_until(lambda: _is_ready(f"http://{address}/-/ready"), "Prometheus", START_SECONDS)
