@@ -8,6 +8,7 @@ import http.client
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ TRITON_PROCESS = "tritonserver"
 TRITON_PACKAGES = ("nvidia-pytriton", "onnxruntime", "transformers", "tokenizers", "numpy", "tritonclient")
 GATEWAY_PACKAGES = ("fastapi", "uvicorn", "msgspec")
 SERVED_MODEL = "ranker"
+KEPT_SECONDS = 2.0
+"""Longer, and the server may have closed the connection: while the others had their turns."""
 
 
 class InfinitySystem:
@@ -106,13 +109,18 @@ class InfinitySystem:
 
     def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
         connection = getattr(self._connections, "kept", None)
+        if connection is not None and time.monotonic() - self._connections.used_at > KEPT_SECONDS:
+            connection.close()
+            connection = None
         if connection is None:
             connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=REQUEST_SECONDS)
             self._connections.kept = connection
         try:
             connection.request("POST", path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            return response.status, response.read()
+            answer = response.read()
+            self._connections.used_at = time.monotonic()
+            return response.status, answer
         except (OSError, http.client.HTTPException):
             connection.close()
             self._connections.kept = None
