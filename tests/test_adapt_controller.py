@@ -106,6 +106,26 @@ def test_a_rate_between_two_levels_does_not_make_them_take_turns() -> None:
     assert max(ran.waited) < 1.0
 
 
+def test_a_request_in_work_is_no_queue_that_keeps_full_quality_away() -> None:
+    """Whenever it is looked, one request is in work, which takes as long as the bound on the queue allows."""
+    controller = Controller(ladder_of(ITEMS, 25), Bounds(queue_s=0.1))
+    full, levels = units_of(controller.levels[0]), range(len(controller.levels))
+
+    def look(number: int, arrivals: int, in_flight: float) -> None:
+        units = [arrivals * units_of(level) for level in controller.levels]
+        done = [LOOK_SECONDS * SPEED if level == controller.level.number else 0.0 for level in levels]
+        at, waiting = number * LOOK_SECONDS, in_flight * units_of(controller.level)
+        controller.look(Seen(at, at, LOOK_SECONDS, arrivals, units, done, LOOK_SECONDS, in_flight, waiting))
+
+    for number in range(40):
+        look(number, 8, 8.0)  # 32 a second, of which ten are done in full
+    assert controller.level.number
+    for number in range(40, 60):
+        look(number, 1, 1.0)
+    assert controller.level.number == 0
+    assert controller.queue_seconds == pytest.approx(full / SPEED, rel=0.1), "beyond half of the bound all the time"
+
+
 def test_a_ranker_that_became_slower_is_noticed_by_its_queue() -> None:
     controller = controller_of()
     run(controller, lambda now: 5.0, 30)

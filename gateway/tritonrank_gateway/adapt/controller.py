@@ -248,11 +248,17 @@ class Controller:
 
     def _roomy(self, now: int) -> int:
         """The best level that leaves room; this one where there is none."""
-        if self.queue_seconds > self.bounds.queue_s / 2:
+        # Who is served without waiting is no queue, however long a request takes beside the bound.
+        if self.queue_seconds - self._seconds_of_one(now) > self.bounds.queue_s / 2:
             return now
         cheapest = len(self.levels) - 2
         better = (one for one in range(now) if self.utilisation(one) <= (1.0 if now > cheapest == one else ROOM))
         return next(better, now)
+
+    def _seconds_of_one(self, number: int) -> float:
+        """That a request takes at a level, on average; 0 while nothing is known."""
+        speed = self._speed_of(number)
+        return self._demand[number] / self._arrivals / speed if speed and self._arrivals else 0.0
 
     def _go(self, number: int, reason: str, now: float) -> None:
         self.level, self.reason, self._changed_at = self.levels[number], reason, now
