@@ -5,7 +5,6 @@ Everything is read from deploy/prometheus as it is shipped; only times are short
 
 import json
 import re
-import shutil
 import threading
 import time
 import urllib.parse
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
 import yaml
+from programs import require_program
 
 from loadtests.processes import LOOPBACK, Process, free_port
 
@@ -127,8 +126,7 @@ def _alertmanager(folder: Path, receiver: str) -> Iterator[str]:
 
 @contextmanager
 def _running(command: list[str], log: Path, ready: str) -> Iterator[str]:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed: apt-get install prometheus prometheus-alertmanager")
+    require_program(command[0], "prometheus prometheus-alertmanager")
     process = Process(command, log)
     try:
         process.wait_until(lambda: _answers(ready), command[0], START_SECONDS)

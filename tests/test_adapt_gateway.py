@@ -71,7 +71,7 @@ class Served:
 async def serving(backend: StandIn, smaller: StandIn | None = None, **settings: Any) -> AsyncIterator[Served]:
     own = {"adapt": "act", "candidates": ITEMS, "adapt_floor": 8, "recommend_deadline_s": 5.0, "access_log": False}
     own |= {"smaller_model": "small"} if smaller is not None else {}
-    asked = GatewaySettings(**(own | settings))  # type: ignore[arg-type]
+    asked = GatewaySettings(**(own | settings))
     recommender = recommender_of(StandInCatalogue(ITEMS), None, settings=EngineSettings(candidates=asked.candidates))
     app = create_app(asked, backend, None, recommender)
     gateway: Gateway = app.state.gateway
@@ -230,4 +230,4 @@ async def backend_info(backend: StandIn) -> None:
     async def info() -> Any:
         return known
 
-    backend.info = info  # type: ignore[method-assign]
+    backend.info = info

@@ -1,7 +1,6 @@
 """The alert rules: they follow the objectives, and promtool's own tests see each fire on its cause and be silent."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from programs import require_program
 from tritonrank.cli import app as tritonrank_app
 from tritonrank_gateway.dialects import routers
 from tritonrank_gateway.metrics import SECONDS
@@ -34,8 +34,7 @@ MADE = ("ranking.yml", "recommending.yml")
 
 
 def run(*command: str | Path) -> str:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed: apt-get install prometheus prometheus-alertmanager")
+    require_program(str(command[0]), "prometheus prometheus-alertmanager")
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

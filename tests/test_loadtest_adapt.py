@@ -121,7 +121,7 @@ def test_a_request_without_a_page_counts_as_one_without_room() -> None:
 def test_levels_cross_from_one_process_to_another() -> None:
     sends, collects = Recorder(), Recorder()
     sends.add(Outcome(0, 1.0, 1.0, 1.1, None, 200, 10, "3"))
-    collects.put(**sends.take())  # type: ignore[arg-type]
+    collects.put(**sends.take())
     assert collects.outcomes[0].level == "3"
 
 

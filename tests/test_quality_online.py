@@ -223,7 +223,7 @@ def test_old_rankings_are_forgotten() -> None:
     drift = Drift({"score": Spread([0.0], [0.5, 0.5], 400)})
     above = {"score": np.array([1.0])}
     for _ in range(300):
-        drift.add(above, now=0.0)  # type: ignore[arg-type]
+        drift.add(above, now=0.0)
     (drifted,) = drift.measured(10.0)
     assert (drifted.rankings, drifted.ks) == (300, 0.5)
     assert drifted.psi > 1
@@ -300,7 +300,7 @@ def click(position: int | None, page: str = "", kind: str = "click") -> Event:
     number = str(next(IDS))
     return Event(
         event_id=number, user_id="u", type=kind, timestamp=1.0, item_id="p", page=page or number, position=position
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_impressions_and_clicks_are_counted_by_position() -> None:

@@ -34,7 +34,7 @@ async def counted(http: httpx.AsyncClient, name: str) -> dict[tuple[str, ...], f
 
 def beside(http: httpx.AsyncClient) -> httpx.AsyncClient:
     """The port of metrics."""
-    app = create_metrics_app(http.app.state.gateway)  # type: ignore[attr-defined]
+    app = create_metrics_app(http.app.state.gateway)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
 
 

@@ -327,7 +327,7 @@ async def test_what_was_not_ranked_stays_behind_unless_the_blend_orders_it_bette
         places = await shown(recommender, request)
         assert places == [f"i{place}" for place in range(30)]  # the blend turns the ranker's order of the ten round
         blend.orders_unranked = True
-        blend.score = lambda features: np.where(np.isnan(features[:, 0]), 4.5, features[:, 0])  # type: ignore[method-assign]
+        blend.score = lambda features: np.where(np.isnan(features[:, 0]), 4.5, features[:, 0])
         places = await shown(recommender, request)
         assert places == [f"i{place}" for place in [9, 8, 7, 6, 5, *range(10, 30), 4, 3, 2, 1, 0]]
         recommender.ranker = None  # nobody is asked at all: the blend orders what it knows, and it is said

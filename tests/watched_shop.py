@@ -9,7 +9,6 @@ import itertools
 import json
 import queue
 import random
-import shutil
 import threading
 import time
 import urllib.request
@@ -22,10 +21,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import msgspec
-import pytest
 import yaml
 from conftest import TESTS
 from gateways import RunningGateway
+from programs import require_program
 from small_shop import running_shop
 from tritonrank.artifacts import write_artifact
 from tritonrank.artifacts.workspace import Workspace
@@ -143,8 +142,7 @@ def running_prometheus(folder: Path, jobs: Sequence[dict[str, Any]]) -> Iterator
         "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}", "--enable-feature=exemplar-storage",
     ]  # fmt: skip
-    if shutil.which(command[0]) is None:
-        pytest.skip("prometheus is not installed: apt-get install prometheus")
+    require_program(command[0], "prometheus prometheus-alertmanager")
     process = Process(command, folder / "prometheus.log")
     try:
         process.wait_until(lambda: _is_ready(f"http://{address}/-/ready"), "Prometheus", START_SECONDS)

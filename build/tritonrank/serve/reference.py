@@ -173,4 +173,4 @@ def _edges(values: NDArray[np.float64], rankings: int) -> list[float]:
     """Quantiles of the values, tenths where there are enough rankings; what is below and above all of them is apart."""
     bins = max(2, min(MOST_BINS, rankings // RANKINGS_PER_BIN))
     ends = np.quantile(values, np.arange(1, bins + 1) / bins, method="inverted_cdf")
-    return np.unique([np.nextafter(values.min(), -np.inf), *ends]).tolist()  # type: ignore[no-any-return]
+    return [float(edge) for edge in np.unique([np.nextafter(values.min(), -np.inf), *ends])]
