@@ -42,13 +42,14 @@ def run(
         while next_arrival <= now:
             next_arrival += chance.expovariate(max(rate(next_arrival), 1e-9))
             arrivals += 1
-            ran.served.append(controller.level.number)
+            taken = controller.level_behind(sum(units_of(level) for _, _, level in waiting), ITEMS)
+            ran.served.append(taken.number)
             for level in controller.levels:
                 demand[level.number] += units_of(level)
-            if controller.level.model != "none":
-                work = slow * (FIXED_UNITS + UNITS_PER_ITEM * controller.level.ranked(ITEMS)) / SPEED
-                work *= 0.3 if controller.level.model == "smaller" else 1.0
-                waiting.append((now, work, controller.level))
+            if taken.model != "none":
+                work = slow * (FIXED_UNITS + UNITS_PER_ITEM * taken.ranked(ITEMS)) / SPEED
+                work *= 0.3 if taken.model == "smaller" else 1.0
+                waiting.append((now, work, taken))
         left = step
         busy += step if waiting else 0.0
         in_flight += step * len(waiting)
@@ -84,7 +85,7 @@ def controller_of(**options: bool) -> Controller:
 @pytest.mark.parametrize("seed", range(4))
 def test_half_of_saturation_is_served_in_full(seed: int) -> None:
     ran = run(controller_of(), lambda now: 5.0, 120, seed=seed)
-    assert ran.served.count(0) > 0.95 * len(ran.served)
+    assert ran.served.count(0) > 0.93 * len(ran.served)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -96,6 +97,28 @@ def test_five_times_the_steady_rate(seed: int) -> None:
     assert ran.served.count(5) == 0  # retrieval's order alone was never needed
     assert next(look for look in range(240, 400) if ran.levels[look] == 0) * LOOK_SECONDS - 60 < 10
     assert ran.changes <= 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_comes_before_the_first_look_at_a_spike_finds_a_short_queue(seed: int) -> None:
+    """Forty a second where ten can be done in full: in one look's time that is a queue of a second."""
+    ran = run(controller_of(), lambda now: 40.0 if 30 <= now < 30.5 else 4.0, 40, seed=seed)
+    assert max(ran.waited) < 0.75
+    assert ran.served.count(0) > 0.7 * len(ran.served)
+
+
+def test_behind_a_long_queue_a_list_is_ranked_as_cheaply_as_the_queue_is_long() -> None:
+    controller = controller_of()
+    assert controller.level_behind(1e9, ITEMS).number == 0, "nothing is known of its speed"
+    run(controller, lambda now: 5.0, 30)
+    speed = controller._speed_of(0)
+    seconds = controller.bounds.queue_s
+    found = [
+        controller.level_behind(times * seconds * speed, ITEMS).number for times in (1.45, 1.55, 1.65, 1.8, 1.95, 9.0)
+    ]
+    assert found == [0, 1, 2, 3, 4, 4]
+    controller.level = controller.levels[-1]
+    assert controller.level_behind(1e9, ITEMS) is controller.levels[-1]
 
 
 def test_a_rate_between_two_levels_does_not_make_them_take_turns() -> None:

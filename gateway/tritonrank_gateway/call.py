@@ -227,7 +227,8 @@ class Call:
         if asked.items and not self.done.has_come:
             self.done.has_come = True
             pace.came(len(asked.items), _units_of(asked), in_order=in_order)
-        level, way = pace.level, _Way(field, may_truncate, seconds, kind, in_order)
+        level = pace.level_for(len(asked.items), in_order=in_order)
+        way = _Way(field, may_truncate, seconds, kind, in_order)
         try:
             return await self._ranked(asked, way, level)
         except Refusal as refusal:

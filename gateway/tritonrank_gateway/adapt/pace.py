@@ -88,10 +88,19 @@ class Pace:
     def is_counting(self) -> bool:
         return self.settings.mode != "off"
 
-    @property
-    def level(self) -> Level:
-        """At which a request is ranked that comes now."""
-        return self.controller.level if self.settings.mode == "act" else self.controller.levels[0]
+    def level_for(self, items: int, *, in_order: bool) -> Level:
+        """At which a request is ranked that comes now.
+
+        Args:
+            items: of it.
+            in_order: see ``cheaper``; what comes in no order is ranked as the level says that holds, for fewer items of
+                it would save nothing.
+        """
+        if self.settings.mode != "act":
+            return self.controller.levels[0]
+        if not in_order or not items:
+            return self.controller.level
+        return self.controller.level_behind(self._load.waiting_units, items)
 
     def cheaper(self, than: Level, *, in_order: bool, to_the_end: bool = False) -> Iterator[Level]:
         """Levels at which a request is tried for which there was no room; one that costs hardly less is not tried.
