@@ -37,7 +37,7 @@ async def test_each_replica_and_the_cache_have_metrics() -> None:
         found = [line for line in lines if line.startswith(f"tritonrank_gateway_{name}{{")]
         assert sorted(line.split('"')[1] for line in found) == sorted(TWO)
     for name in ("cache_hit_rate", "cache_bytes", "cache_entries"):
-        assert f"tritonrank_gateway_{name} 0.0" in lines
+        assert f'tritonrank_gateway_{name}{{version="live"}} 0.0' in lines
     await backend.close()
 
 
