@@ -14,6 +14,13 @@ from tritonrank_gateway.app import create_app, create_metrics_app
 from tritonrank_gateway.settings import GatewaySettings, read_settings
 from tritonrank_recommend.engine import EngineSettings
 
+ADMIN = {"Authorization": "Bearer an-admin-key-for-tests"}
+
+
+@pytest.fixture(autouse=True)
+def admin_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONRANK_ADMIN_KEY", ADMIN["Authorization"].removeprefix("Bearer "))
+
 
 @asynccontextmanager
 async def serving(backend: StandIn, **settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
@@ -24,7 +31,7 @@ async def serving(backend: StandIn, **settings: Any) -> AsyncIterator[tuple[http
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http,
-        httpx.AsyncClient(transport=httpx.ASGITransport(side), base_url="http://gateway") as own,
+        httpx.AsyncClient(transport=httpx.ASGITransport(side), base_url="http://gateway", headers=ADMIN) as own,
     ):
         yield http, own
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -24,6 +25,7 @@ from tritonrank_recommend.stores import GuardedStore
 from tritonrank_gateway.about_metrics import AboutMetrics
 from tritonrank_gateway.adapt.compose import pace_of
 from tritonrank_gateway.adapt.tuning import adapt
+from tritonrank_gateway.admin import AdminDoor, refused
 from tritonrank_gateway.call import Gateway
 from tritonrank_gateway.dialects import routers
 from tritonrank_gateway.endpoint import BODIES
@@ -38,6 +40,7 @@ from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.recommend import routers as recommend_routers
 from tritonrank_gateway.recommend.log_metrics import LogMetrics
 from tritonrank_gateway.recommend.store_metrics import StoreMetrics
+from tritonrank_gateway.refusal import Refusal
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.tracing import NO_TRACING, Tracing
 
@@ -142,7 +145,10 @@ def create_app(
 
 
 def create_metrics_app(gateway: Gateway) -> Starlette:
-    """/metrics, /health/live, /health/ready, /reference and /adapt, to be served on a port of their own."""
+    """/metrics, /health/live, /health/ready, /reference and /adapt, to be served on a port of their own.
+
+    Whatever changes something there needs an admin key (``admin.py``).
+    """
 
     async def metrics(request: Request) -> Response:
         # OpenMetrics for who asks for it: that alone has exemplars, the trace of one request in a bucket.
@@ -167,7 +173,7 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
     async def tune(request: Request) -> Response:
         return await adapt(request, gateway)
 
-    return Starlette(
+    private = Starlette(
         routes=[
             Route("/metrics", metrics),
             Route("/health/live", live),
@@ -175,7 +181,11 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
             Route("/reference", reference),
             Route("/adapt", tune, methods=["GET", "PUT"]),
         ],
+        middleware=[Middleware(AdminDoor, gateway.keys)],
+        exception_handlers={Refusal: refused},
     )
+    private.state.keys = gateway.keys
+    return private
 
 
 def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tritonrank_gateway.call import Call, Gateway
+from tritonrank_gateway.keys import Role
 from tritonrank_gateway.metrics import candidate_bucket
 from tritonrank_gateway.refusal import OUTCOME, STATUS, Kind, Refusal
 
@@ -51,11 +52,12 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A handler together with the dialect that it speaks and the body that it takes."""
+    """A handler together with the dialect that it speaks, the body that it takes and the role that its key needs."""
 
     dialect: Dialect
     handler: Handler
     body: type | None = None
+    role: Role = "rank"
 
 
 def add_route(
@@ -134,11 +136,12 @@ BODIES: dict[str, type] = {}
 
 async def _answer(call: Call, path: str, choose: Callable[[bytes, Request], Route]) -> Response:
     gateway, request = call.gateway, call.http
-    dialect = choose(b"", request).dialect
+    expected = choose(b"", request)
+    dialect = expected.dialect
     refusal: Refusal | None = None
     content: Any = None
     try:
-        call.key = gateway.keys.of(request.headers)
+        call.key = gateway.keys.of(request.headers, expected.role)
         if call.key is not None:
             call.key.take_request(time.monotonic())
         call.body = await _read_body(request, call)

@@ -6,6 +6,7 @@ A bad request is answered with 4xx, in JSON where a route was reached. 500 is a 
 import copy
 import http.client
 import json
+import secrets
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from loadtests.fuzz.values import FLOATS, INTEGERS, TEXTS
 
 ANSWER_SECONDS = 12.0
 KEPT_BYTES = 20_000
+ADMIN_KEY = {"TRITONRANK_ADMIN_KEY": secrets.token_urlsafe(24)}
+"""Of the gateway that is fuzzed: a door that is closed keeps whatever is behind it from being tried."""
 PAGES = ("/", "/docs", "/openapi.json", "/playground/", "/storefront/", "/models", "/nothing")
 """The OpenAPI page does not name them: pages for people, and a second name of a route."""
 TUNING = "/adapt"
@@ -245,8 +248,9 @@ def _send(
     told = f"{method} {path[:80]} {dict(headers)} {shown}"
     connection = http.client.HTTPConnection(*address, timeout=ANSWER_SECONDS)
     try:
+        own = {"Content-Length": str(len(body)), "X-API-Key": ADMIN_KEY["TRITONRANK_ADMIN_KEY"]}
         connection.putrequest(method, path, skip_accept_encoding=True)
-        for name, value in ({"Content-Length": str(len(body))} | dict(headers)).items():
+        for name, value in (own | dict(headers)).items():
             connection.putheader(name, value.encode("latin-1", "replace"))
         connection.endheaders()
         connection.send(body)

@@ -8,6 +8,7 @@ from typing import Self
 
 import psutil
 
+from loadtests.fuzz.gateway_requests import ADMIN_KEY
 from loadtests.processes import LOOPBACK, Process, free_port
 
 DEADLINE_SECONDS = 2
@@ -87,5 +88,5 @@ class FuzzedGateway:
     def _start(self) -> None:
         self._ready.unlink(missing_ok=True)
         self._starts += 1
-        self._process = Process(self._command, self._folder / f"gateway-{self._starts}.log")
+        self._process = Process(self._command, self._folder / f"gateway-{self._starts}.log", environment=ADMIN_KEY)
         self._process.wait_until(self._ready.exists, "tritonrank_gateway")

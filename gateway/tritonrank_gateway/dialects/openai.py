@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from tritonrank_client import RankError
 
 from tritonrank_gateway.call import Gateway
-from tritonrank_gateway.refusal import Refusal
+from tritonrank_gateway.refusal import STATUS, Refusal
 
 router = APIRouter()
 STARTED = int(time.time())
@@ -27,8 +27,9 @@ async def models(request: Request) -> Response:
     try:
         gateway.keys.of(request.headers)
     except Refusal as refusal:
+        headers = {"WWW-Authenticate": "Bearer"} if refusal.kind == "unauthorized" else {}
         told: dict[str, Any] = {"message": str(refusal), "type": "invalid_request_error", "param": None, "code": None}
-        return JSONResponse({"error": told}, status_code=401, headers={"WWW-Authenticate": "Bearer"})
+        return JSONResponse({"error": told}, status_code=STATUS[refusal.kind], headers=headers)
     name = gateway.model_name
     model: dict[str, Any] = {
         "id": name, "object": "model", "created": STARTED, "owned_by": "tritonrank", "root": name, "parent": None

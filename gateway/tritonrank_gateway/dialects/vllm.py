@@ -133,6 +133,7 @@ def _listed(texts: Texts) -> list[Document]:
 
 KINDS: dict[Kind, str] = {
     "unauthorized": "Unauthorized",
+    "forbidden": "PermissionDeniedError",
     "rate_limited": "RateLimitError",
     "overloaded": "ServiceUnavailableError",
     "unavailable": "ServiceUnavailableError",

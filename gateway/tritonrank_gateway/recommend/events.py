@@ -123,4 +123,5 @@ EXAMPLE = {
         {"event_id": "5f0c-2", "type": "click", "user_id": "u1", "item_id": "p1", "page": "", "position": 0},
     ]
 }
-add_route(router, "/v1/events", Route(DIALECT, take_events, SentEvents), EXAMPLE, "Tell what users did")
+ROUTE = Route(DIALECT, take_events, SentEvents, role="events")
+add_route(router, "/v1/events", ROUTE, EXAMPLE, "Tell what users did")

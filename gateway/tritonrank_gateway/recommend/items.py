@@ -142,8 +142,7 @@ for path, handler, body, example, said, method in (
     ("/v1/items/{item_id:path}", put_item, PutItem, {"fields": ITEM["fields"]}, "Add or change an item", "PUT"),
     ("/v1/items/{item_id:path}", delete_item, None, None, "Remove an item", "DELETE"),
 ):
-    add_route(router, path, Route(DIALECT, handler, body), example, said, method=method)
-add_route(
-    router, "/v1/items/bulk", Route(DIALECT, bulk, ItemLine), ITEM, "Add, change and remove items: JSON lines",
-    media_type="application/x-ndjson",
-)  # fmt: skip
+    add_route(router, path, Route(DIALECT, handler, body, role="admin"), example, said, method=method)
+BULK = Route(DIALECT, bulk, ItemLine, role="admin")
+said = "Add, change and remove items: JSON lines"
+add_route(router, "/v1/items/bulk", BULK, ITEM, said, media_type="application/x-ndjson")

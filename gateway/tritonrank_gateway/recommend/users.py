@@ -51,5 +51,5 @@ def _user_id(call: Call) -> str:
 
 
 PATH = "/v1/users/{user_id:path}"
-add_route(router, PATH, Route(DIALECT, export_user), None, "What is kept of a user", method="GET")
-add_route(router, PATH, Route(DIALECT, erase_user), None, "Erase a user", method="DELETE")
+add_route(router, PATH, Route(DIALECT, export_user, role="admin"), None, "What is kept of a user", method="GET")
+add_route(router, PATH, Route(DIALECT, erase_user, role="admin"), None, "Erase a user", method="DELETE")
