@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest
 AT_ONCE := --dist loadfile --max-worker-restart 2 -n
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dialect-clients demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel clean
+.PHONY: help setup dialect-clients demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel locks audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,12 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff fix and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+locks: setup ## resolve deploy/locks anew, with hashes, and write the bills of materials in deploy/sbom
+	@$(BIN)/python -m deploy.supply lock
+
+audit: setup ## hold the locks against known vulnerabilities (asks PyPI's advisories)
+	@$(BIN)/python -m deploy.supply audit
 
 tools: setup ## check perf_analyzer in .tools/, and unpack it anew if it does not run
 	@$(BIN)/python -m loadtests.tools

@@ -33,6 +33,8 @@ from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import MOST_TEXT_BYTES
 from tritonrank.serve.triton_install import CONTAINER_OPTIONS
 
+from deploy.supply.locks import IMAGES
+
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
 READY_FILE = "/tmp/tritonrank-ready"
 HOST = "127.0.0.2"
@@ -132,11 +134,11 @@ def test_tags_and_tensorrt_versions_agree_everywhere() -> None:
 
 
 def test_images_that_run_are_not_root_and_install_nothing() -> None:
-    for stage in ("server", "client", "builder"):
+    for stage in ("server", "client", "gateway", "builder"):
         assert of(stage, "USER")[-1] == "1000:1000"
     assert of("server", "RUN") == of("with-model", "RUN") == []
     assert of("server", "COPY") == ["--from=environment /opt/tritonrank /opt/tritonrank"]
-    assert "apt-get" not in DOCKERFILE
+    assert [one.stage for one in instructions() if "apt-get" in one.text] == ["gateway"]
 
 
 # What it runs
@@ -146,14 +148,17 @@ def test_images_that_run_are_not_root_and_install_nothing() -> None:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """/opt/tritonrank, made by the Dockerfile's own commands, but without what the wheel depends on."""
     root = tmp_path_factory.mktemp("image")
-    assert run_environment_stage(wheel, root, "tensorrt").returncode == 0
+    done = run_environment_stage(wheel, root, "tensorrt")
+    assert done.returncode == 0, done.stderr
+    assert f"--require-hashes --requirement {ROOT}/deploy/locks/server-gpu.txt" in done.stdout
     return root / "opt" / "tritonrank"
 
 
 def run_environment_stage(wheel: Path, root: Path, target: str) -> subprocess.CompletedProcess[str]:
-    make, install = of("environment", "RUN")
-    steps = [make, re.sub(r"--mount=\S+\s*", "", install)]
-    moved = {"/opt/": f"{root}/opt/", "/wheels/": f"{wheel.parent}/", "/constraints.txt": f"{ROOT}/constraints.txt"}
+    make, lock, install = (re.sub(r"--mount=\S+\s*", "", step) for step in of("environment", "RUN"))
+    # What the lock names comes from an index, which is not there: everything but pip itself is run.
+    steps = [make, lock.replace("python3 -m pip", "echo python3 -m pip"), install]
+    moved = {"/opt/": f"{root}/opt/", "/wheels/": f"{wheel.parent}/", "/locks/": f"{ROOT}/deploy/locks/"}
     script = " && ".join(f"( {step} )" for step in steps)
     for place, here in moved.items():
         script = script.replace(place, here)
@@ -206,12 +211,11 @@ def test_an_unknown_target_is_refused_with_those_there_are(wheel: Path, tmp_path
     assert "TARGET=gpu: expected cpu, onnxruntime, tensorrt or tensorrt-tp" in done.stderr
 
 
-def test_the_extras_it_names_exist(wheel: Path) -> None:
-    named = set(re.findall(r'extras="([\w,-]+)"', DOCKERFILE)) | set(re.findall(r"\.whl\)\[([\w,-]+)\]", DOCKERFILE))
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert len(named) == 3
-    for extra in {extra for one in named for extra in one.split(",")}:
-        assert re.search(rf"^{extra} = \[$", project, re.M), extra
+def test_the_locks_it_names_are_those_of_its_stages() -> None:
+    named = set(re.findall(r"(?:/locks/|lock=)([a-z-]+)", DOCKERFILE))
+    assert named == {image.name for image in IMAGES}
+    for text in DOCKERFILE.split("RUN")[1:]:
+        assert "--requirement" not in text or "--require-hashes" in text
 
 
 @pytest.mark.parametrize(("library", "fault"), [(110400, None), (110300, "the image has TensorRT 11.3.0")])
