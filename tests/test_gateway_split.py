@@ -92,7 +92,7 @@ def test_no_cut_changes_a_bit(
     )
     asked = backend.asked
     whole = asyncio.run(backend.rank(request))
-    parts = asyncio.run(SplitBackend(backend, most, 1).rank(request))
+    parts = asyncio.run(SplitBackend(backend, most, lambda: 1).rank(request))
     assert backend.asked - asked == 1 + -(-len(items) // most)
     assert parts == whole
     assert np.array(parts.logits).tobytes() == np.array(whole.logits).tobytes()
@@ -116,13 +116,15 @@ async def test_a_server_gives_parts_the_scores_of_the_whole(served: Served, mode
         whole = await triton.rank(request)
         backends = {"a": Counted(triton), "b": Counted(triton), "c": Counted(triton)}
         pool = ReplicaPool(backends, GoldenRequest(), PoolSettings(probe_seconds=1_000.0))
-        parts = await SplitBackend(pool, BY_REPLICAS, 3).rank(request)
+        parts = await SplitBackend(pool, BY_REPLICAS, lambda: 3).rank(request)
         assert [backend.sizes for backend in backends.values()].count([]) == 0  # each had its share
         assert sorted(size for backend in backends.values() for size in backend.sizes) == [192, 256, 256]
         assert parts == whole
         # One that is wrong is told as the whole would be: with its place in the request.
         with pytest.raises(InvalidRequest, match=r"items\[301\]"):
-            await SplitBackend(pool, 256, 1).rank(replace(request, items=[*items[:301], {"title": {}}, *items[302:]]))
+            await SplitBackend(pool, 256, lambda: 1).rank(
+                replace(request, items=[*items[:301], {"title": {}}, *items[302:]])
+            )
     finally:
         await triton.close()
 
@@ -184,7 +186,7 @@ async def test_requests_are_cut_where_blocks_end(
 ) -> None:
     backend = WithBlocks()
     request = request_of(candidates)
-    ranking = await SplitBackend(backend, most, replicas).rank(request)
+    ranking = await SplitBackend(backend, most, lambda: replicas).rank(request)
     assert sizes(backend) == expected
     scores = np.array([len(str(item)) / 100 for item in request.items], dtype=np.float32)
     assert ranking.indices == best_first(scores, None, 0).tolist()
@@ -192,13 +194,13 @@ async def test_requests_are_cut_where_blocks_end(
 
 async def test_a_server_that_says_nothing_of_blocks_gets_the_whole() -> None:
     backend = StandIn()
-    await SplitBackend(backend, 10, 1).rank(request_of(35))
+    await SplitBackend(backend, 10, lambda: 1).rank(request_of(35))
     assert sizes(backend) == [35]
 
 
 async def test_fields_are_counted_over_the_whole() -> None:
     backend = WithBlocks()
-    await SplitBackend(backend, 10, 1).rank(replace(request_of(35), want=("fields",)))
+    await SplitBackend(backend, 10, lambda: 1).rank(replace(request_of(35), want=("fields",)))
     assert sizes(backend) == [35]
 
 
@@ -213,7 +215,7 @@ async def test_when_a_part_fails_the_others_are_cancelled_and_the_request_fails(
 
     backend = Second()
     with pytest.raises(Overloaded):
-        await SplitBackend(backend, 10, 1).rank(request_of(35))
+        await SplitBackend(backend, 10, lambda: 1).rank(request_of(35))
     assert len(backend.asked) == 4
     assert (backend.cancelled, backend.running) == (3, 0)
 
@@ -221,7 +223,7 @@ async def test_when_a_part_fails_the_others_are_cancelled_and_the_request_fails(
 async def test_a_caller_who_leaves_takes_all_parts_along() -> None:
     backend = WithBlocks()
     backend.delay = 30.0
-    call = asyncio.ensure_future(SplitBackend(backend, 10, 1).rank(request_of(35)))
+    call = asyncio.ensure_future(SplitBackend(backend, 10, lambda: 1).rank(request_of(35)))
     while backend.running < 4:
         await asyncio.sleep(0.005)
     call.cancel()
@@ -237,7 +239,7 @@ async def test_parts_by_two_artifacts_are_no_ranking() -> None:
             return await super().rank(request)
 
     backend = InRollout()
-    ranking = await SplitBackend(backend, 20, 1).rank(request_of(35))
+    ranking = await SplitBackend(backend, 20, lambda: 1).rank(request_of(35))
     assert sizes(backend) == [20, 15, 35]
     assert len(ranking.indices) == 35
 
@@ -246,4 +248,4 @@ async def test_a_server_that_is_gone_is_told_as_it_is() -> None:
     backend = WithBlocks()
     backend.failure = lambda: Unavailable("no connection", retryable=True)
     with pytest.raises(Unavailable):
-        await SplitBackend(backend, 10, 1).rank(request_of(35))
+        await SplitBackend(backend, 10, lambda: 1).rank(request_of(35))

@@ -159,6 +159,8 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
         return JSONResponse({"live": True})
 
     async def ready(_: Request) -> Response:
+        if gateway.load.is_draining:
+            return JSONResponse({"ready": False, "draining": True}, status_code=503)
         ranks = await gateway.backend.ready()
         # Whoever recommends has lists without the ranker, too: a balancer that took it out would leave nobody.
         is_ready = ranks or (gateway.recommender is not None and gateway.recommender.parts.catalogue.opened is not None)

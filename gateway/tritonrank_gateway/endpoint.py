@@ -219,6 +219,8 @@ async def _hang_up(request: Request) -> None:
 
 def _response(call: Call, dialect: Dialect, content: Any, refusal: Refusal | None) -> Response:
     headers = {"X-Request-Id": call.request_id}
+    if call.gateway.load.is_draining:
+        headers["Connection"] = "close"  # so that a balancer sends nothing more on this one
     if refusal is None:
         done = call.done
         spent, total = 1_000 * done.backend_seconds, 1_000 * (time.monotonic() - call.started)

@@ -35,6 +35,7 @@ class Load:
     """The requests that wait for an answer. Used from one event loop.
 
     ``in_flight`` counts them, ``held_bytes`` those of the bodies that are here, ``waiting_units`` their work.
+    ``is_draining``: the gateway is about to end; it serves, and tells balancers to send nothing more.
 
     Args:
         max_in_flight: requests at once.
@@ -45,6 +46,7 @@ class Load:
     def __init__(self, max_in_flight: int, max_queued_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_in_flight, self.max_queued_s, self._clock = max_in_flight, max_queued_s, clock
         self.in_flight = 0
+        self.is_draining = False
         self.held_bytes = 0
         self.waiting_units = 0
         self._busy_in_all = self._request_in_all = 0.0

@@ -76,6 +76,8 @@ class Metrics:
             f"{name}events", "Events of users that were taken, by whether they were known already", ("known",),
             registry=registry,
         )  # fmt: skip
+        self.replicas: Callable[[], int] = lambda: 1
+        """Tritons behind this gateway now"""
         self.last_event: Gauge | None = None
         """when the newest event was taken, unix seconds; None where there is no store"""
         self.in_flight = Gauge(f"{name}in_flight", "Requests that wait for an answer", registry=registry)

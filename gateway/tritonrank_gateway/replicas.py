@@ -11,6 +11,10 @@ other scores than it should, is out. So is one whose connection breaks under a r
 itself with the first golden answer that is right; one that falls out again and again has to wait longer each time.
 When all are out all are asked: a wrong verdict must not be worse than none.
 
+**Members.** Where addresses are looked up (``discovery.py``), replicas join and leave while requests run. One that
+joins has to answer a golden request before it is asked for anything else, unless nobody else is there. One that leaves
+gets no new request, finishes those that it has, and is closed then.
+
 **Instead.** A request whose replica is gone, faulty or overloaded is sent once more, to another one, within its
 deadline. With hedging on, a request that takes unusually long is sent to a second replica as well, and the first answer
 counts; a budget keeps that from doubling the load of a slow fleet.
@@ -34,6 +38,7 @@ from tritonrank_client import (
     Unavailable,
 )
 
+from tritonrank_gateway.discovery import Addresses
 from tritonrank_gateway.golden import GoldenRequest, WrongAnswerError
 from tritonrank_gateway.ranking import Backend, Ranking, RankRequest
 
@@ -46,6 +51,9 @@ LONGEST_HOLD_SECONDS = 30.0
 HEDGE_SHARE = 0.05
 """Of the requests that may be sent twice."""
 HEDGE_BURST = 5.0
+LEAVING_LOOK_SECONDS = 0.05
+FIRST_LOOK_SECONDS = 5.0
+"""That the first look at where replicas are is waited for."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,14 @@ class PoolSettings:
         load_bound: a replica takes at most this many times its even share of the candidates in flight.
         probe_seconds: between two golden requests to one replica.
         probe_timeout_seconds: that a golden answer may take.
+        look_seconds: between two looks at where replicas are, where that may change.
         hedge_after_seconds: after this a request is sent to a second replica, too; 0 never does.
     """
 
     load_bound: float = 1.25
     probe_seconds: float = 1.0
     probe_timeout_seconds: float = 1.0
+    look_seconds: float = 1.0
     hedge_after_seconds: float = 0.0
 
 
@@ -88,6 +98,7 @@ class Replica:
     held_until: float = 0.0
     last_ejected_at: float = float("-inf")
     hold_seconds: float = 0.0
+    has_left: bool = False
     counts: ReplicaCounts = field(default_factory=ReplicaCounts)
 
 
@@ -99,6 +110,8 @@ class ReplicaPool:
         golden: what each replica is asked to show that it is well.
         settings: see `PoolSettings`.
         watch: told of every change of a replica and of every retry and hedge, by the name of the event.
+        following: where replicas are, and what makes the backend of an address; they join and leave as it says. None:
+            they stay those that were given.
     """
 
     def __init__(
@@ -107,20 +120,19 @@ class ReplicaPool:
         golden: GoldenRequest,
         settings: PoolSettings | None = None,
         watch: Callable[[str, Replica], None] = lambda event, replica: None,
+        following: tuple[Addresses, Callable[[str], Backend]] | None = None,
     ) -> None:
-        if not backends:
+        if not backends and following is None:
             raise ValueError("backends: expected one replica at least")
         self._settings = settings or PoolSettings()
         self._golden = golden
         self._watch = watch
-        self.replicas = tuple(Replica(name, backend) for name, backend in backends.items())
-        self._ring = sorted(
-            (_place(f"{replica.name}#{point}"), number)
-            for number, replica in enumerate(self.replicas)
-            for point in range(POINTS_PER_REPLICA)
-        )
+        self._following = following
+        self._looked = asyncio.Event()
+        self._set(Replica(name, backend) for name, backend in backends.items())
         self._hedges = HEDGE_BURST
-        self._prober: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def rank(self, request: RankRequest) -> Ranking:
         """The answer of one replica, or of another in its place.
@@ -130,6 +142,7 @@ class ReplicaPool:
         """
         self._start_probing()
         deadline = None if request.deadline_s is None else time.monotonic() + request.deadline_s
+        await self._some_known(request.deadline_s)
         asked: list[Replica] = []
         while True:
             replica = self._choose(request, asked)
@@ -144,34 +157,91 @@ class ReplicaPool:
 
     async def info(self) -> ModelInfo:
         """What the first replica that answers says of its model."""
+        self._start_probing()
+        await self._some_known(None)
         failure: RankError | None = None
         for replica in sorted(self.replicas, key=lambda one: not one.is_up):
             try:
                 return await replica.backend.info()
             except RankError as error:
                 failure = error
-        assert failure is not None  # there is one replica at least
-        raise failure
+        raise failure or _nobody()
 
     async def ready(self) -> bool:
         """Whether a replica can serve."""
         self._start_probing()
+        await self._some_known(None)
         answers = await asyncio.gather(*(_is_ready(replica.backend) for replica in self.replicas if replica.is_up))
         return any(answers)
 
     async def close(self) -> None:
         """Stop asking, and close all backends."""
-        if self._prober is not None:
-            self._prober.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._prober
-            self._prober = None
+        tasks, self._tasks = [*self._tasks, *self._leaving], []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(replica.backend.close() for replica in self.replicas))
+
+    def join(self, name: str, backend: Backend) -> None:
+        """One more replica; it is asked once a golden answer of it was right, at once where nobody else can be."""
+        replica = Replica(name, backend, is_up=False, reason="it has just joined")
+        self._set([*self.replicas, replica])
+        self._watch("join", replica)
+        task = asyncio.ensure_future(self.probe(replica))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def leave(self, name: str) -> None:
+        """A replica gets no further request; it is closed when it has answered those that it has."""
+        for replica in [one for one in self.replicas if one.name == name]:
+            self._set(one for one in self.replicas if one is not replica)
+            replica.has_left = True
+            self._watch("leave", replica)
+            task = asyncio.ensure_future(self._close_when_idle(replica))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    def _set(self, replicas: Iterable[Replica]) -> None:
+        """These are the replicas from here on, and stand on the ring."""
+        self.replicas = tuple(replicas)
+        self._ring = sorted(
+            (_place(f"{replica.name}#{point}"), number)
+            for number, replica in enumerate(self.replicas)
+            for point in range(POINTS_PER_REPLICA)
+        )
+
+    async def _close_when_idle(self, replica: Replica) -> None:
+        try:
+            await asyncio.sleep(self._settings.probe_timeout_seconds)  # a golden request may be under way
+            while replica.load:
+                await asyncio.sleep(LEAVING_LOOK_SECONDS)
+        finally:
+            await replica.backend.close()
+
+    async def _some_known(self, seconds: float | None) -> None:
+        """Wait for the first look at where replicas are, so long at most, where none is known."""
+        if not self.replicas and self._following is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._looked.wait(), FIRST_LOOK_SECONDS if seconds is None else seconds)
+
+    async def _follow_for_ever(self, addresses: Addresses, make: Callable[[str], Backend]) -> None:
+        while True:
+            found = await addresses.now()
+            known = {replica.name for replica in self.replicas}
+            for address in found:
+                if address not in known:
+                    self.join(address, make(address))
+            for name in known.difference(found):
+                self.leave(name)
+            self._looked.set()
+            await asyncio.sleep(self._settings.look_seconds)
 
     def _choose(self, request: RankRequest, asked: Sequence[Replica]) -> Replica:
         """The first on the ring behind the request's key that is up, was not asked yet, and has room."""
         candidates = [one for one in self.replicas if one.is_up and one not in asked]
         candidates = candidates or [one for one in self.replicas if one not in asked] or list(self.replicas)
+        if not candidates:
+            raise _nobody()
         work = max(1, len(request.items))
         bound = self._settings.load_bound * (sum(one.load for one in candidates) + work) / len(candidates)
         start = bisect.bisect(self._ring, (_place(routing_key(request)), -1))
@@ -183,7 +253,7 @@ class ReplicaPool:
 
     def _may_ask_another(self, error: RankError, asked: Sequence[Replica]) -> bool:
         """Who cannot be reached did no work, so each other replica may be asked; for the rest there is one retry."""
-        if len(asked) >= len(self.replicas):
+        if all(one in asked for one in self.replicas):
             return False
         return isinstance(error, Unavailable) or len(asked) < 2
 
@@ -257,8 +327,10 @@ class ReplicaPool:
         self._watch("eject", replica)
 
     def _start_probing(self) -> None:
-        if self._prober is None:
-            self._prober = asyncio.get_running_loop().create_task(self._probe_for_ever())
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._probe_for_ever())]
+            if self._following is not None:
+                self._tasks.append(asyncio.create_task(self._follow_for_ever(*self._following)))
 
     async def _probe_for_ever(self) -> None:
         while True:
@@ -290,6 +362,10 @@ class ReplicaPool:
 def routing_key(request: RankRequest) -> str:
     """What ties a request to a replica: its user or, where none is named, the context that it may have kept."""
     return f"user:{request.user}" if request.user else f"context:{request.query!r}{request.history!r}"
+
+
+def _nobody() -> Unavailable:
+    return Unavailable("no Triton is known; see what --triton names", retryable=True)
 
 
 def _place(key: str) -> int:

@@ -17,6 +17,7 @@ import uvicorn
 
 from tritonrank_gateway.app import create_app, create_metrics_app
 from tritonrank_gateway.compose import compose, compose_recommender
+from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.tracing import open_tracing
@@ -27,7 +28,7 @@ GRACE_SECONDS = 10
 
 
 def serve(settings: GatewaySettings) -> None:
-    """Serve until SIGINT or SIGTERM; what runs then is finished.
+    """Serve until SIGINT or SIGTERM; then for ``drain_s`` more, not ready any longer, and what runs then is finished.
 
     Raises:
         ValueError: a key is wrong.
@@ -58,9 +59,23 @@ async def _serve(settings: GatewaySettings) -> None:
         await asyncio.sleep(0.01)
     _tell(settings, sockets)
     await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
-    main.should_exit = side.should_exit = True
-    await asyncio.gather(*running)
+    if stop.is_set():
+        stop.clear()
+        await _drain(app.state.gateway.load, settings.drain_s, stop, running)
+    main.should_exit = True
+    await running[0]
+    side.should_exit = True  # it says until the end that nothing more is taken
+    await running[1]
     stopping.cancel()
+
+
+async def _drain(load: Load, seconds: float, stop: asyncio.Event, running: list["asyncio.Task[None]"]) -> None:
+    """Serve on while balancers find out that this gateway is about to end; a second signal makes an end of it."""
+    load.is_draining = True
+    if seconds:
+        again = asyncio.create_task(stop.wait())
+        await asyncio.wait([again, *running], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
 
 
 def _server(

@@ -7,6 +7,8 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+from tritonrank_gateway.discovery import is_entry
+
 PREFIX = "TRITONRANK_GATEWAY_"
 ADAPT_MODES = ("off", "advise", "act")
 
@@ -19,7 +21,10 @@ class GatewaySettings:
         ValueError: a value is out of range; the message names the flag.
     """
 
-    triton: Annotated[tuple[str, ...], "gRPC addresses of Triton, HOST:PORT, parted by commas"] = ("127.0.0.1:8001",)
+    triton: Annotated[
+        tuple[str, ...],
+        "gRPC addresses of Triton, parted by commas: HOST:PORT, or dns:HOST:PORT and file:PATH, read each second",
+    ] = ("127.0.0.1:8001",)
     model: Annotated[str, "the ensemble to ask"] = "rank"
     model_name: Annotated[str, "the name that /v1/models tells; by default the ensemble's"] = ""
     host: Annotated[str, "address to listen on; 0.0.0.0 only together with keys or behind something"] = "127.0.0.1"
@@ -31,6 +36,7 @@ class GatewaySettings:
     cors: Annotated[tuple[str, ...], "origins whose pages may call, such as https://shop.example; none by default"] = ()
     tls_certificate: Annotated[Path | None, "PEM certificate; the dialects are then served over https"] = None
     tls_key: Annotated[Path | None, "PEM key of that certificate"] = None
+    drain_s: Annotated[float, "seconds, after SIGTERM, in which /health/ready says 503 and requests are served"] = 0.0
     deadline_s: Annotated[float, "seconds a request may take, unless a header says less"] = 10.0
     max_body_bytes: Annotated[int, "a larger body is refused with 413"] = 32 * 2**20
     max_documents: Annotated[int, "more documents are refused; the server's own limit counts, too"] = 1_000
@@ -74,11 +80,12 @@ class GatewaySettings:
             *(one.name for one in fields(self) if one.name.startswith("max_")),
         ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("cache_mb", "hedge_after_s"):
+        for name in ("cache_mb", "hedge_after_s", "drain_s"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.split_candidates >= -1, "split_candidates", self.split_candidates, "-1, 0 or a number of them")
         _require(self.probe_s > 0, "probe_s", self.probe_s, "a number above 0")
-        _require(bool(self.triton) and all(":" in one for one in self.triton), "triton", self.triton, "HOST:PORT")
+        fits = bool(self.triton) and all(map(is_entry, self.triton))
+        _require(fits, "triton", ",".join(self.triton), "HOST:PORT, dns:HOST:PORT or file:PATH")
         fits = all(one.isdigit() for one in self.listen_on) and len(self.listen_on) in (0, 2)
         _require(fits, "listen_on", ",".join(self.listen_on), "two numbers of open files, parted by a comma")
         pair = (self.tls_certificate, self.tls_key)

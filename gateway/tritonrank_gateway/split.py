@@ -13,7 +13,7 @@ parts that two artifacts have scored while one takes the other's place. Then the
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -34,10 +34,10 @@ class SplitBackend:
     Args:
         backend: ranks the parts, several at once. A pool of replicas gives each to another one, as loads are bounded.
         most_candidates: of a part, rounded to whole blocks; BY_REPLICAS: as many parts as there are replicas.
-        replicas: that stand behind the backend.
+        replicas: how many stand behind the backend now.
     """
 
-    def __init__(self, backend: Backend, most_candidates: int, replicas: int) -> None:
+    def __init__(self, backend: Backend, most_candidates: int, replicas: Callable[[], int]) -> None:
         self._backend = backend
         self._most_candidates = most_candidates
         self._replicas = replicas
@@ -79,7 +79,9 @@ class SplitBackend:
             block = 0  # nobody knows the model now; who ranks will say why
         if not block or candidates <= block:
             return (0,)
-        most = math.ceil(candidates / self._replicas) if self._most_candidates == BY_REPLICAS else self._most_candidates
+        most = self._most_candidates
+        if most == BY_REPLICAS:
+            most = math.ceil(candidates / self._replicas())
         # Rounded up for the replicas, or one part more than there are of them would come out.
         blocks = math.ceil(most / block) if self._most_candidates == BY_REPLICAS else max(1, most // block)
         return range(0, candidates, blocks * block)

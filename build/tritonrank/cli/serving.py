@@ -50,6 +50,13 @@ def serve(
             "often the server was brought back, and since when it is ready"
         ),
     ] = None,
+    drain_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds after SIGTERM in which the ready file is gone and requests are served: balancers find out",
+        ),
+    ] = 0.0,
 ) -> None:
     """Check files and plans, start Triton, check golden requests through it, and keep it running until Ctrl-C.
 
@@ -81,7 +88,7 @@ def serve(
             typer.echo(note)
         example = example_command(artifacts, server.grpc_url, build)
         typer.echo(f"\nTry it from another terminal:\n\n{example}\n\nCtrl-C stops the server.")
-        run_until_signalled(server)
+        run_until_signalled(server, drain_s, server.drain)
 
 
 @app.command(rich_help_panel=Panel.SERVE)

@@ -3,6 +3,8 @@
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 POLL_SECONDS = 0.1
@@ -29,8 +31,14 @@ class RunningServer(Protocol):
         ...
 
 
-def run_until_signalled(server: RunningServer) -> None:
+def run_until_signalled(
+    server: RunningServer, drain_seconds: float = 0.0, unready: Callable[[], None] = lambda: None
+) -> None:
     """Wait for SIGINT (Ctrl-C) or SIGTERM, then stop the server. Call it from the main thread.
+
+    Args:
+        drain_seconds: that it serves on after the signal, while balancers find out; a second signal makes an end of it.
+        unready: says so at the beginning of that time.
 
     Raises:
         ServerError: the server is gone for good.
@@ -40,6 +48,12 @@ def run_until_signalled(server: RunningServer) -> None:
     try:
         while not signalled.wait(POLL_SECONDS):
             server.check()
+        if drain_seconds:
+            unready()
+            signalled.clear()
+            ends = time.monotonic() + drain_seconds
+            while time.monotonic() < ends and not signalled.wait(POLL_SECONDS):
+                server.check()
     finally:
         # Before stopping, so that a second Ctrl-C need not wait for slow requests; the keeper finishes the work.
         for number, handler in previous.items():

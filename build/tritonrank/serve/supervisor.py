@@ -166,6 +166,11 @@ class SupervisedTriton:
             self._server.stop()
         atexit.unregister(self.stop)
 
+    def drain(self) -> None:
+        """From now on the ready file is gone, while the server serves on."""
+        file, self._ready_file = self._ready_file, None
+        remove_ready_file(file)
+
     def check(self) -> None:
         """Look whether the server is there, or is being brought back.
 

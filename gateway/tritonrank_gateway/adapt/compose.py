@@ -25,12 +25,12 @@ def pace_of(settings: GatewaySettings, load: Load, metrics: Metrics) -> Pace:
             candidates=settings.candidates,
             floor=min(settings.adapt_floor, settings.candidates),
             queue_s=settings.adapt_queue_s,
-            replicas=len(settings.triton),
         ),
         load,
         metrics,
         smaller_of(settings),
         _levels(settings),
+        lambda: metrics.replicas(),
     )
 
 

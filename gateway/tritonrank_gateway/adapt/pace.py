@@ -8,7 +8,7 @@ act       its level holds
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -46,14 +46,12 @@ class PaceSettings:
         candidates: of a full list.
         floor: fewest that are ranked.
         queue_s: see ``Bounds``.
-        replicas: Tritons behind this gateway.
     """
 
     mode: Mode = "off"
     candidates: int = 200
     floor: int = 25
     queue_s: float = 0.25
-    replicas: int = 1
 
 
 class Pace:
@@ -65,6 +63,7 @@ class Pace:
         metrics: gets the families ``tritonrank_adapt_*``.
         smaller: a ranker that costs less; None where none is loaded.
         file: what the build measured.
+        replicas: Tritons behind this gateway now.
     """
 
     def __init__(
@@ -74,9 +73,10 @@ class Pace:
         metrics: Metrics,
         smaller: SmallerRanker | None = None,
         file: LevelsFile | None = None,
+        replicas: Callable[[], int] = lambda: 1,
     ) -> None:
         self.settings, self.smaller = settings, smaller
-        self._load, self._file = load, file
+        self._load, self._file, self._replicas = load, file, replicas
         self.controller = Controller(self._ladder(), Bounds(settings.queue_s))
         self.metrics = AdaptMetrics(metrics.registry, self)
         self._looked_at = time.monotonic()
@@ -182,7 +182,7 @@ class Pace:
                 in_flight=(totals.request_seconds - before.request_seconds) / busy if busy else 0.0,
                 waiting=self._load.waiting_units,
                 refused=self._refused,
-                replicas=self.settings.replicas,
+                replicas=self._replicas(),
             )
         )
         self._forget()

@@ -68,7 +68,7 @@ def change(gateway: Gateway, changes: Changes) -> None:
     if own["floor"] > own["candidates"]:
         raise ValueError(f"floor: {own['floor']} is more than candidates, {own['candidates']}")
     before = told(gateway)["settings"]
-    pace.change(PaceSettings(**own, replicas=pace.settings.replicas))
+    pace.change(PaceSettings(**own))
     load.max_in_flight = wanted.get("max_in_flight", load.max_in_flight)
     load.max_queued_s = wanted.get("max_queued_s", load.max_queued_s)
     if gateway.recommender is not None:

@@ -36,6 +36,11 @@ class Opened:
     cache: CachedBackend | None = None
 
 
+def size_of(pool: ReplicaPool | None) -> int:
+    """Tritons that rank together; one where there is no pool, or where none is known yet."""
+    return 1 if pool is None else max(1, len(pool.replicas))
+
+
 class BackendMetrics(Collector):
     """Tells of the parts in ``now``, each by the role of its version. Used from one event loop."""
 
@@ -45,8 +50,16 @@ class BackendMetrics(Collector):
         self._cache_events: Counter[tuple[Role, str]] = Counter()
 
     def replica_event(self, role: Role, event: str, replica: Replica) -> None:
-        """Something happened to a replica: eject, return, retry, hedge."""
-        self._replica_events[role, replica.name, event] += 1
+        """Something happened to a replica: join, leave, eject, return, retry, hedge."""
+        if replica.has_left:  # addresses come and go for ever, and what is told of them with them
+            for one in [one for one in self._replica_events if one[:2] == (role, replica.name)]:
+                del self._replica_events[one]
+        else:
+            self._replica_events[role, replica.name, event] += 1
+
+    def live_replicas(self) -> int:
+        """Tritons behind what is live."""
+        return size_of(self.now["live"].pool) if "live" in self.now else 1
 
     def cache_event(self, role: Role, event: str) -> None:
         """A cache did something: hit, miss, shared, emptied."""
@@ -56,7 +69,8 @@ class BackendMetrics(Collector):
         """For Prometheus' page."""
         events = CounterMetricFamily(
             f"{NAME}replica_events",
-            "Replicas put out of rotation (eject) and back (return), requests sent to another (retry), to two (hedge)",
+            "Replicas that joined (join), were put out of rotation (eject) and back (return), requests sent to another "
+            "(retry), to two (hedge)",
             labels=("version", "replica", "event"),
         )
         for labels, count in self._replica_events.items():

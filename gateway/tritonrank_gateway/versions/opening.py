@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tritonrank_client import Retry
 
-from tritonrank_gateway.backend import PASS_REFUSALS_ON, SpanOf, TritonBackend
+from tritonrank_gateway.backend import PASS_REFUSALS_ON, TritonBackend
+from tritonrank_gateway.discovery import Addresses, is_followed
 from tritonrank_gateway.golden import GoldenRequest
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.ranking import Backend
@@ -18,7 +19,7 @@ from tritonrank_gateway.result_cache import CachedBackend
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.split import BY_REPLICAS, SplitBackend
 from tritonrank_gateway.tracing import NO_TRACING, Tracing
-from tritonrank_gateway.versions.backend_metrics import BackendMetrics, Opened
+from tritonrank_gateway.versions.backend_metrics import BackendMetrics, Opened, size_of
 from tritonrank_gateway.versions.wire import FIRST, Role, Version
 
 NEVER_AGAIN = Retry(attempts=1)
@@ -50,6 +51,7 @@ class Opener:
         self._settings, self._span = settings, (tracing or NO_TRACING).step
         self.metrics = BackendMetrics()
         metrics.registry.register(self.metrics)
+        metrics.replicas = self.metrics.live_replicas
 
     def open(self, version: Version, role: Role) -> Opened:
         """What ranks for a version; nothing is asked of its Tritons yet.
@@ -57,40 +59,39 @@ class Opener:
         Raises:
             ValueError: a replica is named twice, or the golden file cannot be read.
         """
-        settings, urls = self._settings, [f"grpc://{address}" for address in version.triton]
+        settings = self._settings
         golden = GoldenRequest() if version.golden is None else GoldenRequest.read(Path(version.golden))
         pool: ReplicaPool | None = None
         backend: Backend
-        if len(urls) == 1:
-            backend = _triton(urls[0], version.model, settings, PASS_REFUSALS_ON, self._span)
+        if len(version.triton) > 1 or is_followed(version.triton):
+            backend = pool = self._pool(version, golden, role)
         else:
-            backend = pool = self._pool(urls, version.model, golden, role)
-        if settings.split_candidates > 0 or (settings.split_candidates == BY_REPLICAS and len(urls) > 1):
-            backend = SplitBackend(backend, settings.split_candidates, len(urls))
+            backend = self._triton(version.model, PASS_REFUSALS_ON, version.triton[0])
+        if settings.split_candidates > 0 or (settings.split_candidates == BY_REPLICAS and pool is not None):
+            backend = SplitBackend(backend, settings.split_candidates, partial(size_of, pool))
         cache: CachedBackend | None = None
         if most_bytes := round(CACHED[role] * settings.cache_mb * 2**20):
             backend = cache = CachedBackend(backend, most_bytes, watch=partial(self.metrics.cache_event, role))
         return Opened(backend, golden, pool, cache)
 
-    def _pool(self, urls: list[str], model: str, golden: GoldenRequest, role: Role) -> ReplicaPool:
-        settings = self._settings
+    def _pool(self, version: Version, golden: GoldenRequest, role: Role) -> ReplicaPool:
+        settings, reach = self._settings, partial(self._triton, version.model, NEVER_AGAIN)
+        follows = is_followed(version.triton)
         return ReplicaPool(
-            {
-                name: _triton(url, model, settings, NEVER_AGAIN, self._span)
-                for name, url in zip(names_of(urls), urls, strict=True)
-            },
+            {} if follows else {name: reach(name) for name in names_of(version.triton)},
             golden,
             PoolSettings(probe_seconds=settings.probe_s, hedge_after_seconds=settings.hedge_after_s),
             partial(self.metrics.replica_event, role),
+            (Addresses(version.triton), reach) if follows else None,
         )
 
-
-def _triton(url: str, model: str, settings: GatewaySettings, retry: Retry, span: SpanOf) -> TritonBackend:
-    return TritonBackend(
-        url,
-        model=model,
-        timeout=settings.deadline_s,
-        retry=retry,
-        cancel_abandoned=settings.cancel_on_hang_up,
-        span=span,
-    )
+    def _triton(self, model: str, retry: Retry, address: str) -> TritonBackend:
+        settings = self._settings
+        return TritonBackend(
+            f"grpc://{address}",
+            model=model,
+            timeout=settings.deadline_s,
+            retry=retry,
+            cancel_abandoned=settings.cancel_on_hang_up,
+            span=self._span,
+        )
