@@ -1,14 +1,21 @@
-"""The command that starts tritonserver: closed to what nobody here needs, models loaded once, at the start."""
+"""The command that starts tritonserver: closed to what nobody here needs, models loaded at the start.
+
+Arguments of a process can be read by every account of the machine. So what closes a protocol is no secret: it is a
+header that nobody can send. Its name holds an empty line, which ends the headers of an HTTP request, and which gRPC
+refuses in a name. Its value is random all the same.
+"""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tritonrank.serve.triton_install import TritonInstall
 
 UNUSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 """Clients could read, write or fill files and memory of the server, or change its models, through these; nothing here
-needs them. They answer to a secret that nobody knows."""
+needs them. Whoever may load a model runs code as the server's account."""
+UNSENDABLE = "closed\n\n"
+"""Name of the header that they are closed with."""
 
 
 def server_command(
@@ -19,6 +26,7 @@ def server_command(
     ports: Mapping[str, int],
     exit_timeout_seconds: int,
     shared_memory_prefix: str,
+    controlled: Sequence[str] = (),
 ) -> list[str]:
     """The program and its arguments.
 
@@ -30,8 +38,17 @@ def server_command(
         exit_timeout_seconds: how long requests in flight may take to finish when it stops.
         shared_memory_prefix: begins the names of what it makes in /dev/shm, so that the keeper can find what a killed
             server left there.
+        controlled: the models to load at the start where others are loaded and unloaded later (``versions/``); none:
+            all that are there, and no others ever.
     """
-    closed = f"{UNUSED_PROTOCOLS}:closed={secrets.token_urlsafe(32)}"
+    closed = f"{UNUSED_PROTOCOLS}:{UNSENDABLE}={secrets.token_urlsafe(32)}"
+    # One that is being loaded must not make the server say that it is not ready.
+    control = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in controlled)]
+    mode = (
+        [*control, "--strict-readiness=false"]
+        if controlled
+        else ["--model-control-mode=none", "--strict-readiness=true"]
+    )
     return [
         str(install.executable),
         f"--model-repository={repository}",
@@ -45,9 +62,8 @@ def server_command(
         f"--metrics-address={host}",
         f"--http-restricted-api={closed}",
         f"--grpc-restricted-protocol={closed}",
-        "--model-control-mode=none",
+        *mode,
         "--exit-on-error=true",
-        "--strict-readiness=true",
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={exit_timeout_seconds}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
