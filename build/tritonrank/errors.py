@@ -5,6 +5,7 @@
     ├── DataError        a row or column of the input data
     ├── ArtifactError    a stage's output is missing, damaged or made for something else
     ├── StorageError     a file or folder cannot be read or written
+    ├── StoreError       the model store cannot be reached, refuses, or holds what is not to be trusted
     ├── GateError        a step made the ranking worse than its budget allows
     └── ServerError      the server did not start, or died
 
@@ -53,6 +54,10 @@ class ArtifactError(TritonRankError):
 
 class StorageError(TritonRankError):
     """A file or folder cannot be read or written: no space, no permission, something else in its place."""
+
+
+class StoreError(TritonRankError):
+    """A model store (docs/store.md) cannot be reached, refuses, is damaged, or holds what is not to be trusted."""
 
 
 class GateError(TritonRankError):
