@@ -25,7 +25,7 @@ async def test_one_triton_several_and_a_cache() -> None:
     }
     for flags, kind in kinds.items():
         backend = compose(read_settings(flags, {}), Metrics())
-        assert type(backend) is kind
+        assert type(backend.live.opened.backend) is kind
         await backend.close()
 
 

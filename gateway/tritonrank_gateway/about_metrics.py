@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from tritonrank_recommend.engine import Recommender
 
 from tritonrank_gateway.metrics import NAME
-from tritonrank_gateway.model import KnownModel
+from tritonrank_gateway.versions.versions import Versions
 
 MANIFEST = "manifest.json"
 
@@ -22,20 +22,19 @@ class AboutMetrics(Collector):
     """Looks whenever the page is read: artifacts are replaced while the gateway serves.
 
     Args:
-        model: the ranker.
+        versions: the live one has the ranker, and a golden.json beside the manifest that says when it was assembled.
         recommender: None where there is none.
-        repository: the ranker's, with a manifest that says when it was assembled; None where it is not at hand.
     """
 
-    def __init__(self, model: KnownModel, recommender: Recommender | None, repository: Path | None) -> None:
-        self._model, self._recommender, self._repository = model, recommender, repository
+    def __init__(self, versions: Versions, recommender: Recommender | None) -> None:
+        self._versions, self._recommender = versions, recommender
         self._version = version("tritonrank")
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily(
             NAME.rstrip("_"),
             "The release that serves, and the artifact of its ranker",
-            value={"version": self._version, "artifact": self._model.artifact},
+            value={"version": self._version, "artifact": self._versions.live.model.artifact},
         )
         created = GaugeMetricFamily(
             f"{NAME}artifact_created_seconds", "When an artifact was made, unix seconds", labels=("part", "artifact")
@@ -46,10 +45,11 @@ class AboutMetrics(Collector):
         yield created
 
     def _made(self) -> Iterator[tuple[str, str, float]]:
-        if self._repository is not None:
-            assembled = _read(self._repository / MANIFEST)
-            if assembled.metrics.get("artifact") == self._model.artifact:  # while one follows another they differ
-                yield "ranker", self._model.artifact, _unix_seconds(assembled.created)
+        live = self._versions.live
+        if live.version.golden is not None:
+            assembled = _read(Path(live.version.golden).with_name(MANIFEST))
+            if assembled.metrics.get("artifact") == live.model.artifact:  # while one follows another they differ
+                yield "ranker", live.model.artifact, _unix_seconds(assembled.created)
         if self._recommender is not None:
             parts = self._recommender.parts
             for name, folder in (("catalogue", parts.catalogue), ("blend", parts.blend)):

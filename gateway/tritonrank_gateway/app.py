@@ -32,7 +32,6 @@ from tritonrank_gateway.endpoint import BODIES
 from tritonrank_gateway.keys import read_keys
 from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
-from tritonrank_gateway.model import KnownModel
 from tritonrank_gateway.openapi_page import page
 from tritonrank_gateway.process_metrics import process_metrics
 from tritonrank_gateway.quality import Quality
@@ -43,6 +42,8 @@ from tritonrank_gateway.recommend.store_metrics import StoreMetrics
 from tritonrank_gateway.refusal import Refusal
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.tracing import NO_TRACING, Tracing
+from tritonrank_gateway.versions.compose import change_versions, versions_of
+from tritonrank_gateway.versions.routes import version_routes
 
 SCHEMAS = "#/components/schemas/{name}"
 HEADERS_TO_PAGES = [
@@ -69,7 +70,7 @@ def create_app(
 
     Args:
         settings: of this gateway; keys are read from its file and from the environment.
-        backend: what ranks.
+        backend: what ranks: versions, or the one that there is to begin with.
         metrics: where a part behind the backend counts, too.
         recommender: None where there is neither a catalogue nor a store; it is started and closed with the application.
         tracing: None makes no traces; it is closed with the application.
@@ -86,11 +87,11 @@ def create_app(
         metrics.registry.register(LogMetrics(recommender.parts.log.state))
     if recommender is not None and isinstance(recommender.parts.store, GuardedStore):
         metrics.last_event = StoreMetrics(recommender.parts.store, metrics.registry).last_event
-    model = KnownModel(backend)
+    versions = versions_of(backend, settings, metrics, tracing)
     if recommender is not None:
         recommender.span = tracing.step
     pace = pace_of(settings, load, metrics)
-    metrics.registry.register(AboutMetrics(model, recommender, settings.golden and settings.golden.parent))
+    metrics.registry.register(AboutMetrics(versions, recommender))
     keys = read_keys(settings.keys_file, os.environ)
 
     @asynccontextmanager
@@ -103,7 +104,7 @@ def create_app(
         await pace.close()
         if recommender is not None:
             await recommender.close()
-        await backend.close()
+        await versions.close()
         await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
@@ -113,7 +114,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.gateway = Gateway(settings, backend, keys, load, metrics, model, pace, quality, recommender, tracing)
+    app.state.gateway = Gateway(settings, versions, keys, load, metrics, pace, quality, recommender, tracing)
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"
@@ -145,7 +146,7 @@ def create_app(
 
 
 def create_metrics_app(gateway: Gateway) -> Starlette:
-    """/metrics, /health/live, /health/ready, /reference and /adapt, to be served on a port of their own.
+    """/metrics, /health/live, /health/ready, /reference, /adapt and /versions, to be served on a port of their own.
 
     Whatever changes something there needs an admin key (``admin.py``).
     """
@@ -182,6 +183,7 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
             Route("/health/ready", ready),
             Route("/reference", reference),
             Route("/adapt", tune, methods=["GET", "PUT"]),
+            *version_routes(change_versions(gateway)),
         ],
         middleware=[Middleware(AdminDoor, gateway.keys)],
         exception_handlers={Refusal: refused},

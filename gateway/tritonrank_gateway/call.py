@@ -8,7 +8,6 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar, get_args
 
@@ -21,16 +20,19 @@ from tritonrank_gateway.adapt.heads import head_of, unranked, with_rest
 from tritonrank_gateway.adapt.ladder import SMALLER_COST, Level
 from tritonrank_gateway.adapt.pace import Pace
 from tritonrank_gateway.keys import Key, Keys
-from tritonrank_gateway.load import Load, units_of
+from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel, Model
 from tritonrank_gateway.quality import Quality, RankingKind
-from tritonrank_gateway.ranking import Backend, Ranking, RankRequest, Wish
+from tritonrank_gateway.ranking import Backend, Ranking, RankRequest, Side, Wish
 from tritonrank_gateway.refusal import Refusal, refusal_of
+from tritonrank_gateway.replicas import routing_key
 from tritonrank_gateway.scores import ScoreType
 from tritonrank_gateway.settings import GatewaySettings
-from tritonrank_gateway.texts import characters_of, fit, fit_text
+from tritonrank_gateway.sizes import all_characters, refuse_truncated, tokens_of, units_of_request
+from tritonrank_gateway.texts import fit, fit_text
 from tritonrank_gateway.tracing import NO_REQUEST_SPAN, NO_TRACING, RequestSpan, Tracing
+from tritonrank_gateway.versions.versions import Versions
 
 DEADLINE_HEADERS = ("x-deadline-ms", "x-envoy-expected-rq-timeout-ms")
 USER_HEADER = "x-user-id"
@@ -51,16 +53,25 @@ class Gateway:
     """What all requests share."""
 
     settings: GatewaySettings
-    backend: Backend
+    versions: Versions
     keys: Keys
     load: Load
     metrics: Metrics
-    model: KnownModel
     pace: Pace
     quality: Quality
     recommender: Recommender | None = None
     """None: there is neither a catalogue nor a store"""
     tracing: Tracing = NO_TRACING
+
+    @property
+    def backend(self) -> Backend:
+        """What ranks."""
+        return self.versions
+
+    @property
+    def model(self) -> KnownModel:
+        """What is known of the live version's model."""
+        return self.versions.live.model
 
     @property
     def model_name(self) -> str:
@@ -87,6 +98,8 @@ class Done:
     has_come: bool = False
     degraded: list[str] = field(default_factory=list)
     """what the answer was made without; a few words of a few"""
+    side: Side | None = None
+    """whose turn it was, while there is a canary"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +208,11 @@ class Call:
         return max(0.0, self.deadline - time.monotonic())
 
     @property
+    def user(self) -> str:
+        """Who asks, as a header says it; "" where it does not."""
+        return self.http.headers.get(USER_HEADER, "")
+
+    @property
     def names_a_deadline(self) -> bool:
         """Whether a header says how long the caller waits."""
         return any(name in self.http.headers for name in DEADLINE_HEADERS)
@@ -226,7 +244,7 @@ class Call:
         in_order = is_list or self.http.headers.get(ORDER_HEADER, "").lower() in ("1", "true")
         if asked.items and not self.done.has_come:
             self.done.has_come = True
-            pace.came(len(asked.items), _units_of(asked), in_order=in_order)
+            pace.came(len(asked.items), units_of_request(asked), in_order=in_order)
         level = pace.level_for(len(asked.items), in_order=in_order)
         way = _Way(field, may_truncate, seconds, kind, in_order)
         try:
@@ -271,13 +289,20 @@ class Call:
         history, _ = fit(asked.history, model.max_text_bytes, False)
         ready = replace(
             asked,
-            user=asked.user or self.http.headers.get(USER_HEADER, ""),
+            user=asked.user or self.user,
             query=fit_text(asked.query, model.max_text_bytes),
             items=fitted,
             history=history,
             want=tuple(name for name in get_args(Wish) if name in model.outputs),
+            is_shown=way.kind is not None,
         )
+        if self.gateway.versions.has_canary:
+            # A call is of one side, also where it ranks for several contexts: its scores are to be of one model.
+            self.done.side = self.done.side or self.gateway.versions.side_of(routing_key(ready))
+            ready = replace(ready, side=self.done.side)
         ranking = await self._admitted(ready, way.field, way.seconds, level)
+        if ranking.version == "canary" and (canary := self.gateway.versions.arm("canary")) is not None:
+            self.known = canary.model
         if cut and ranking.truncated is not None:
             lost = set(cut)
             truncated = [was or place in lost for place, was in enumerate(ranking.truncated)]
@@ -286,13 +311,13 @@ class Call:
         if way.kind is not None:
             self.gateway.quality.ranked(way.kind, ranking, len(ready.items), is_head=way.is_head)
         if not way.may_truncate:
-            _refuse_truncated(ranking, way.field, cut)
+            refuse_truncated(ranking, way.field, cut)
         return ranking
 
     def take_back(self, asked: RankRequest) -> None:
         """A request that was refused is asked again: its size counts once."""
         self.done.candidates -= len(asked.items)
-        self.done.characters -= _all_characters(asked)
+        self.done.characters -= all_characters(asked)
 
     async def tell(self, ranking: Ranking, wanted: Asked) -> list[float]:
         """The scores of a ranking.
@@ -313,7 +338,7 @@ class Call:
             raise Refusal("invalid", str(error)) from None
 
     async def _admitted(self, ready: RankRequest, field: str, seconds: float | None, level: Level) -> Ranking:
-        units, gateway = _units_of(ready), self.gateway
+        units, gateway = units_of_request(ready), self.gateway
         backend = gateway.backend
         if level.model == "smaller" and gateway.pace.smaller is not None:
             backend, units = gateway.pace.smaller.backend, round(SMALLER_COST * units)
@@ -349,7 +374,7 @@ class Call:
         if count > most:
             raise Refusal("too_large", f"{field}: {count} documents; at most {most} in one request")
         self.done.candidates += count
-        characters = _all_characters(asked)
+        characters = all_characters(asked)
         self.done.characters += characters
         if self.done.characters > settings.max_characters:
             said = f"{field}: {characters} characters in all texts; at most {settings.max_characters} in one request"
@@ -364,31 +389,6 @@ class Call:
         done.unscored += ranking.unscored or ()
         if (tokens := tokens_of(ranking)) is not None:
             done.tokens = (done.tokens or 0) + tokens
-
-
-def tokens_of(ranking: Ranking) -> int | None:
-    """Tokens that were read: of the context once, and of all candidates; None where the server does not tell."""
-    if ranking.item_tokens is None or ranking.context_tokens is None:
-        return None
-    return ranking.context_tokens + sum(ranking.item_tokens)
-
-
-def _all_characters(asked: RankRequest) -> int:
-    return len(asked.query) + characters_of(asked.history) + characters_of(asked.items)
-
-
-def _units_of(asked: RankRequest) -> int:
-    context = len(asked.query) + characters_of(asked.history)
-    return units_of(characters_of(asked.items), len(asked.items), context)
-
-
-def _refuse_truncated(ranking: Ranking, field: str, cut: Sequence[int]) -> None:
-    truncated = cut if ranking.truncated is None else [place for place, was in enumerate(ranking.truncated) if was]
-    if truncated:
-        first = truncated[0]
-        more = f", and {len(truncated) - 1} more" if len(truncated) > 1 else ""
-        said = f"{field}[{first}]: too long for the ranker{more}; shorten it, or let it be truncated"
-        raise Refusal("too_large", said)
 
 
 def _place(message: str) -> str:

@@ -4,21 +4,21 @@ from tritonrank_recommend.engine import EngineSettings, Recommender
 from tritonrank_recommend.stores.interface import StoreError
 
 from tritonrank_gateway.metrics import Metrics
-from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.tracing import Tracing
+from tritonrank_gateway.versions.arm import Arm
 from tritonrank_gateway.versions.opening import Opener, first_version
+from tritonrank_gateway.versions.versions import Versions
 
 
-def compose(settings: GatewaySettings, metrics: Metrics, tracing: Tracing | None = None) -> Backend:
+def compose(settings: GatewaySettings, metrics: Metrics, tracing: Tracing | None = None) -> Versions:
     """What ranks for a gateway with these settings; each call of a Triton is a span of ``tracing``.
 
     Raises:
         ValueError: a replica is named twice, or the golden file cannot be read.
     """
-    opener = Opener(settings, metrics, tracing)
-    opener.metrics.now["live"] = opened = opener.open(first_version(settings), "live")
-    return opened.backend
+    opener, first = Opener(settings, metrics, tracing), first_version(settings)
+    return Versions(Arm(first, opener.open(first, "live")), opener)
 
 
 def compose_recommender(settings: GatewaySettings) -> Recommender | None:

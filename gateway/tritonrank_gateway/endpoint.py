@@ -270,6 +270,9 @@ def _observe(call: Call, path: str, dialect: Dialect, status: int, refusal: Refu
             metrics.unscored.labels(*labels).inc(len(done.unscored))
         if done.cached:
             metrics.cached.labels(*labels).inc(done.cached)
+    if done.side is not None:
+        outcome = "answered" if refusal is None else OUTCOME[refusal.kind]
+        call.gateway.versions.called(done.side, outcome, is_degraded=bool(done.degraded))
     call.span.tell(_told(call, dialect, status, refusal), refusal.kind if refusal and status >= FAILED else "")
     if call.gateway.settings.access_log:
         ACCESS.info("%s", json.dumps(_line(call, path, dialect, status, seconds, refusal)))

@@ -9,6 +9,8 @@ from tritonrank_client import ModelInfo
 Item = str | Mapping[str, Any]
 """A text, or fields that the server renders by its template."""
 
+Side = Literal["live", "canary"]
+"""Of the versions that answer: see ``versions``."""
 Wish = Literal["item_tokens", "truncated", "context_tokens", "unknown_tokens", "unscored", "fields"]
 
 
@@ -28,6 +30,8 @@ class RankRequest:
         truncate_left: an item that is too long keeps its end.
         strict: refuse what has nothing to score or lacks a field of the template.
         user: who asks, where that is known: requests of one user go to the same replica, and are answered the same.
+        side: which version's turn it is, where that is settled already.
+        is_shown: somebody is shown the order; else it only warms or explains, and says nothing of how versions compare.
     """
 
     query: str
@@ -41,6 +45,8 @@ class RankRequest:
     truncate_left: bool = False
     strict: bool = False
     user: str = ""
+    side: Side | None = None
+    is_shown: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ class Ranking:
         is_cached: the answer was kept from before.
         unknown_tokens: of the context and of all items, those that the vocabulary does not have.
         ranked: only the first so many items were ranked, the others follow as they came; None: all were.
+        version: which one has ranked.
     """
 
     indices: list[int]
@@ -72,6 +79,7 @@ class Ranking:
     is_cached: bool = False
     unknown_tokens: tuple[int, int] | None = None
     ranked: int | None = None
+    version: Side = "live"
 
 
 class Backend(Protocol):

@@ -361,7 +361,12 @@ class ReplicaPool:
 
 def routing_key(request: RankRequest) -> str:
     """What ties a request to a replica: its user or, where none is named, the context that it may have kept."""
-    return f"user:{request.user}" if request.user else f"context:{request.query!r}{request.history!r}"
+    return user_key(request.user) if request.user else f"context:{request.query!r}{request.history!r}"
+
+
+def user_key(user: str) -> str:
+    """The routing key of whatever a user asks."""
+    return f"user:{user}"
 
 
 def _nobody() -> Unavailable:

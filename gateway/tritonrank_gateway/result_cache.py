@@ -32,7 +32,7 @@ ENTRY_BYTES = 400
 """What Python's own objects around an entry take: its key, its place in the order, the entry itself."""
 TOLD_BYTES = 300
 """What an item that could not be scored, or a field that does not fit, takes with its name."""
-NOT_PART_OF_THE_KEY = frozenset({"deadline_s", "user"})
+NOT_PART_OF_THE_KEY = frozenset({"deadline_s", "user", "side", "is_shown"})
 """Fields of a request that do not change its answer."""
 
 

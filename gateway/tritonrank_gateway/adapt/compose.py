@@ -6,11 +6,11 @@ from typing import cast
 from tritonrank_recommend.blend import BlendError, LevelsFile, open_levels
 
 from tritonrank_gateway.adapt.pace import Mode, Pace, PaceSettings, SmallerRanker
-from tritonrank_gateway.compose import compose
 from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel
 from tritonrank_gateway.settings import GatewaySettings
+from tritonrank_gateway.versions.opening import Opener, first_version
 
 
 def pace_of(settings: GatewaySettings, load: Load, metrics: Metrics) -> Pace:
@@ -51,5 +51,5 @@ def smaller_of(settings: GatewaySettings) -> SmallerRanker | None:
         settings, model=name, triton=(address,) if address else settings.triton, cache_mb=0, golden=None,
         smaller_model="",
     )  # fmt: skip
-    backend = compose(own, Metrics())
+    backend = Opener(own, Metrics()).open(first_version(own), "live").backend
     return SmallerRanker(backend, KnownModel(backend))

@@ -164,6 +164,12 @@ class Pace:
         self.controller.bounds = Bounds(settings.queue_s)
         self._forget()  # what was counted is of other levels, or of long ago
 
+    def measured(self, file: LevelsFile | None) -> None:
+        """Another build ranks from here on, of which this was measured."""
+        self._file = file
+        self.controller.replace_levels(self._ladder())
+        self._forget()
+
     def look(self) -> None:
         """Let the controller see what happened since the last time."""
         now, totals = time.monotonic(), self._load.totals

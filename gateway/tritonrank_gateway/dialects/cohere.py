@@ -12,12 +12,13 @@ import msgspec
 from fastapi import APIRouter
 from msgspec import Meta
 
-from tritonrank_gateway.call import Call, tokens_of
+from tritonrank_gateway.call import Call
 from tritonrank_gateway.dialects.jina import results, usage
 from tritonrank_gateway.documents import Document, items_of
 from tritonrank_gateway.endpoint import Dialect, Route, add_route
 from tritonrank_gateway.ranking import Ranking, RankRequest
 from tritonrank_gateway.refusal import Refusal
+from tritonrank_gateway.sizes import tokens_of
 
 router = APIRouter()
 DOCUMENTS_PER_SEARCH_UNIT = 100

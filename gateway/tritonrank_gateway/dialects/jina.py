@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tritonrank_gateway.call import Call, tokens_of
+from tritonrank_gateway.call import Call
 from tritonrank_gateway.documents import Document, items_of, text_of, told
 from tritonrank_gateway.endpoint import Dialect, Route
 from tritonrank_gateway.ranking import Ranking, RankRequest
 from tritonrank_gateway.refusal import Refusal
+from tritonrank_gateway.sizes import tokens_of
 
 
 class JinaRerank(msgspec.Struct):

@@ -12,11 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from tritonrank_client import RankError
 
-from tritonrank_gateway.call import Call, Gateway, tokens_of
+from tritonrank_gateway.call import Call, Gateway
 from tritonrank_gateway.documents import Document
 from tritonrank_gateway.endpoint import Dialect, Route, add_route
 from tritonrank_gateway.ranking import Item, Ranking, RankRequest, Wish
 from tritonrank_gateway.refusal import STATUS, Refusal, refusal_of
+from tritonrank_gateway.sizes import tokens_of
 
 router = APIRouter()
 

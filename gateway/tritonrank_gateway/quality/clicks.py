@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from tritonrank_recommend.events import Event
 
@@ -45,8 +46,9 @@ class Clicks:
             label = position_label(position)
             self._shown[label] = self._shown.get(label, 0) + 1
 
-    def took(self, events: Iterable[Event], now: float) -> None:
-        """Events were accepted; those of type click that say where count."""
+    def took(self, events: Iterable[Event], now: float) -> list[tuple[Event, NDArray[np.float64]]]:
+        """Events were accepted; those of type click that say where count, and are given with their six sums."""
+        counted = []
         for event in events:
             if event.type == "click" and event.position is not None and self._is_new(event):
                 label = position_label(event.position)
@@ -54,8 +56,10 @@ class Clicks:
                 weight = 1 / max(self._looked(event.position), 1 / LARGEST_WEIGHT)
                 gain = discount(event.position)
                 square = weight * weight
-                sums = [weight, weight * gain, square, square * gain, square * gain * gain, 1.0]
-                self._sums.add(np.array(sums), now)
+                sums = np.array([weight, weight * gain, square, square * gain, square * gain * gain, 1.0])
+                self._sums.add(sums, now)
+                counted.append((event, sums))
+        return counted
 
     def estimate(self, now: float) -> tuple[float, float, int]:
         """NDCG@10, its standard error (delta method), and the clicks behind them; both are NaN without a click."""

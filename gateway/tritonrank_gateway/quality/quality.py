@@ -107,9 +107,10 @@ class Quality(Collector):
         """A page was shown with items at these positions of the whole list, from 0."""
         self._clicks.shown(positions)
 
-    def took(self, events: Sequence[Event]) -> None:
-        """Events were accepted that were not known before."""
-        self._clicks.took(events, self._clock())
+    def took(self, events: Sequence[Event]) -> list[tuple[Event, NDArray[np.float64]]]:
+        """Events were accepted that were not known before; the clicks among them that say where, each with what it adds
+        to the sums of the estimate."""
+        return self._clicks.took(events, self._clock())
 
     def reference_now(self) -> ReferenceFile | None:
         """A reference of what was served lately, for whoever's requests are rightly unlike those of the data;
@@ -119,6 +120,13 @@ class Quality(Collector):
         file, now = self._reference.file, self._clock()
         spreads = {kind: of | self._drift[kind].spreads_now(now) for kind, of in file.spreads.items()}
         return replace(file, spreads=spreads)
+
+    def follow(self, path: Path) -> None:
+        """Another version ranks from here on, and drift is measured against its reference; where it has none the one
+        before stays, and says nothing of another artifact."""
+        self._path, self._looked_at = path, -math.inf
+        if path.is_file():
+            self._look_again(self._clock())
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus' page."""

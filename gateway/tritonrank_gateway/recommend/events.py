@@ -74,7 +74,8 @@ async def take_events(call: Call) -> dict[str, Any]:
             said = "the store did not take the events in time; send them again with the same ids"
             raise Refusal("unavailable", said) from None
     if added.accepted:  # else all were sent again
-        call.gateway.quality.took(events)
+        for event, sums in call.gateway.quality.took(events):
+            call.gateway.versions.clicked(event.user_id, event.position or 0, sums)
     counter = call.gateway.metrics.events
     counter.labels("no").inc(added.accepted)
     counter.labels("yes").inc(added.duplicates)

@@ -81,12 +81,19 @@ class CallRanker:
             raise SparedError
         logits = np.empty(len(asked.items), np.float32)
         logits[ranking.indices] = ranking.logits
-        return Scored(logits[: ranking.ranked], ranking.artifact)
+        return Scored(logits[: ranking.ranked], ranking.artifact, self._call.gateway.versions.blend_of(ranking.version))
 
     async def warm(self, query: str, history: Sequence[str], *, user: str = "", seconds: float | None = None) -> None:
         """Rank nothing that could be scored: the server computes the context's keys and values, and keeps them. It goes
         to the replica that the candidates will go to, and is not counted as the caller's."""
-        asked = RankRequest(query=query, items=[NOTHING], history=history, user=user, deadline_s=seconds)
+        asked = RankRequest(
+            query=query,
+            items=[NOTHING],
+            history=history,
+            user=user or self._call.user,
+            deadline_s=seconds,
+            is_shown=False,
+        )
         await self._call.gateway.backend.rank(asked)
 
 

@@ -40,6 +40,8 @@ async def recommend(call: Call) -> RecommendAnswer:
     _observe(call.gateway.metrics, answer)
     call.done.degraded = answer.lacking
     call.gateway.quality.shown(item.position for item in answer.items)
+    if call.gateway.versions.has_canary:
+        call.gateway.versions.shown(request.user_id or call.user, [item.position for item in answer.items])
     return answer
 
 

@@ -7,6 +7,7 @@ on over a change.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,7 +17,7 @@ from tritonrank_gateway.metrics import NAME
 from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.replicas import Replica, ReplicaPool
 from tritonrank_gateway.result_cache import CachedBackend
-from tritonrank_gateway.versions.wire import Role
+from tritonrank_gateway.versions.wire import Role, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +112,16 @@ class BackendMetrics(Collector):
             for role, value in values:
                 gauge.add_metric((role,), value)
             yield gauge
+
+
+class Opens(Protocol):
+    """Makes what ranks for a version."""
+
+    metrics: BackendMetrics
+
+    def open(self, version: Version, role: Role) -> Opened:
+        """What ranks for a version; nothing is asked of its Tritons yet.
+
+        Raises:
+            ValueError: it cannot be as it is said.
+        """

@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from tritonrank_recommend.blend.interface import Blend
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -15,10 +17,12 @@ class Scored:
     Attributes:
         logits: [items] float32, in the order of the request; of a ``SparingRanker`` those of the first items alone.
         artifact: what scored.
+        blend: that was learned for it, where it has one of its own; None: the recommender's.
     """
 
     logits: NDArray[np.float32]
     artifact: str
+    blend: Blend | None = None
 
 
 class Ranker(Protocol):

@@ -119,7 +119,7 @@ class Steps:
             history,
             told,
             scored,
-            Heard(found, logits, self._blend(request, course), request.order),
+            Heard(found, logits, self._blend(request, scored, course), request.order),
             Situation(request.query, request.context, now),
             Bounds(request.filters, excluded),
         )
@@ -223,7 +223,9 @@ class Steps:
             course.lost("ranker", str(error))
             return None
 
-    def _blend(self, request: RecommendRequest, course: Course) -> Blend | None:
+    def _blend(self, request: RecommendRequest, scored: Scored | None, course: Course) -> Blend | None:
+        if scored is not None and scored.blend is not None:
+            return scored.blend
         folder = self._parts.blend
         if request.order == "blend" and folder.problem:
             course.lost("blend", folder.problem)
