@@ -54,7 +54,8 @@ def show(url: str, found: list[dict[str, Any]]) -> None:
         size = f"{row['bytes'] / 1e6:,.1f}" if "bytes" in row else ""
         signers = ", ".join(row.get("signed_by", ())) or "nobody"
         version = (row["digest"] or "")[:SHOWN]
-        table.add_row(version, ", ".join(row["tags"]), what, size, row.get("pushed", "")[5:16].replace("T", " "), signers)
+        pushed = row.get("pushed", "")[5:16].replace("T", " ")
+        table.add_row(version, ", ".join(row["tags"]), what, size, pushed, signers)
     console.print(table)
     for row in found:
         if "fault" in row:
