@@ -11,6 +11,7 @@ from tritonrank.cli.panels import IN_ORDER, Panel
 from tritonrank.errors import ArtifactError, DataError, GateError, RecipeError, ServerError
 from tritonrank.pipeline import stages as pipeline
 from tritonrank.recipe import Recipe, setting_rows
+from typer.models import CommandInfo, TyperInfo
 from typer.testing import CliRunner
 
 COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "assemble", "evaluate"]
@@ -41,6 +42,9 @@ COMMANDS += [
     "promote",
     "back",
     "prune-builds",
+    "push",
+    "pull",
+    "store",
     "sweep-log",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
@@ -55,6 +59,12 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(raised.value.code or 0)
 
 
+def registered() -> dict[str, CommandInfo | TyperInfo]:
+    """Commands, and groups of commands, by name."""
+    commands = {command.name or command.callback.__name__: command for command in cli.app.registered_commands}
+    return commands | {str(group.name): group for group in cli.app.registered_groups}
+
+
 def help_of(*command: str) -> str:
     result = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0, result.output
@@ -65,12 +75,12 @@ def test_the_first_page_lists_every_command_and_where_to_start() -> None:
     page = help_of()
     for command in COMMANDS:
         assert f" {command} " in page
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)
+    assert set(registered()) == set(COMMANDS)
     assert "tritonrank build build/recipes/demo.yaml" in page
 
 
 def test_panels_and_commands_stand_in_the_order_of_use() -> None:
-    known = {command.name or command.callback.__name__: command for command in cli.app.registered_commands}
+    known = registered()
     placed = {name: panel for panel, names in IN_ORDER.items() for name in names}
     assert {name: command.rich_help_panel for name, command in known.items()} == {name: placed[name] for name in known}
     page = help_of()

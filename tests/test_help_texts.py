@@ -17,6 +17,12 @@ BRACKETED = re.compile(r"\[[^\[\]\s][^\[\]]*\]")
 COMMANDS = [(name, "") for name in APPS] + [
     (name, command) for name, app in APPS.items() for command in sorted(typer.main.get_command(app).commands)
 ]
+COMMANDS += [
+    (name, f"{group.name} {command}")
+    for name, app in APPS.items()
+    for group in app.registered_groups
+    for command in sorted(typer.main.get_command(group.typer_instance).commands)
+]
 PLANTED = "take [fp16] or [bold]int8[/bold], a list[str], [/] and artifacts/<name>"
 
 
@@ -24,6 +30,9 @@ def written(app: typer.Typer, command: str) -> list[str]:
     """Help texts in the source: the docstring, and what each option says."""
     if not command:
         return [str(app.info.help)]
+    first, _, rest = command.partition(" ")
+    if first in (groups := {group.name: group.typer_instance for group in app.registered_groups}):
+        return written(groups[first], rest)
     named = {one.name or str(one.callback.__name__).replace("_", "-"): one for one in app.registered_commands}
     callback = named[command].callback
     options = inspect.signature(callback).parameters.values()

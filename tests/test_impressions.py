@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from stage_runs import prepared as prepared_in
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset, Example
-from tritonrank.data.impressions import LARGEST_WEIGHT, Propensities
+from tritonrank.data.impressions import LARGEST_WEIGHT, Propensities, shown_and_clicked
 from tritonrank.data.loading import load_tables
 from tritonrank.data.splits import TRAIN, mark_splits
 from tritonrank.judge.metrics import ndcg
@@ -148,7 +148,7 @@ def test_propensities_are_those_that_the_clicks_were_made_with(tmp_path: Path) -
     """Although good items stand higher, which a rate of clicks by position would take for their position's doing."""
     data = TablesData.model_validate(write_shop(tmp_path, users=1_000))
     events = mark_splits(load_tables(data, seed=1).events, ExampleSettings())
-    found = Propensities(events).by_position
+    found = Propensities(shown_and_clicked(events)).by_position
     assert [found[place + 1] for place in range(4)] == pytest.approx(LOOKED[:4].tolist(), abs=0.05)
     shown = events.filter(pl.col("split") == TRAIN, pl.col("impression").is_not_null())
     clicks = shown.filter(pl.col("gain") == 1)["shown_at"].value_counts().sort("shown_at")["count"].to_numpy()

@@ -13,7 +13,7 @@ from stage_runs import prepared as prepared_in
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset, Example
-from tritonrank.data.lists import ListMaker
+from tritonrank.data.lists import ListMaker, places_of, training_popularity
 from tritonrank.data.loading import Tables, load_tables
 from tritonrank.data.negatives import NegativeSampler
 from tritonrank.data.splits import mark_splits
@@ -176,7 +176,10 @@ def test_popularity_is_counted_on_training_events_only(monkeypatch: pytest.Monke
     favourite = tables.items["item_id"][7]
     for splits in ([], ["validation", "test", ""], ["train"]):
         rewritten = pl.when(pl.col("split").is_in(splits)).then(pl.lit(favourite)).otherwise("item_id")
-        ListMaker(tables.items["item_id"], events.with_columns(rewritten.alias("item_id")), settings.examples, 1)
+        counts = training_popularity(
+            events.with_columns(rewritten.alias("item_id")), places_of(tables.items["item_id"])
+        )
+        ListMaker(tables.items["item_id"], counts, settings.examples, 1)
     original, after_held_out, after_training = counted
     assert original.sum() == events.filter((pl.col("split") == "train") & (pl.col("label") == 1)).height
     assert (original == after_held_out).all()

@@ -20,18 +20,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 import yaml
 from conftest import TESTS
 from gateways import RunningGateway
 from programs import require_program
 from small_shop import running_shop
-from tritonrank.artifacts import write_artifact
+from tiny_blend import tiny_blend
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.retrieval.blend_learning import ranker_alone
 from tritonrank.serve.server import LocalTriton
-from tritonrank_recommend.blend.levels import LEVELS_FILE, LevelsFile
-from tritonrank_recommend.blend.reader import BLEND_FILE, BlendFile
 
 from loadtests.dashboards.prometheus import Prometheus
 from loadtests.processes import LOOPBACK, Process, free_port
@@ -102,16 +98,6 @@ def watched_shop(workspace: Workspace, root: Path, seconds: float) -> Iterator[W
                 time.sleep(0.5)
             yield WatchedShop(prometheus, gateway, triton)
             assert faults.empty(), faults.get()
-
-
-def tiny_blend(folder: Path) -> Path:
-    """The ranker's own order as a blend, with what fewer candidates cost."""
-    cost = LevelsFile(full=200, ndcg=0.2, users=50, by_candidates={"25": 0.9, "200": 1.0}, retrieval=0.7)
-    blend = BlendFile(method="ranker", features=["ranker"], linear=ranker_alone(["ranker"]))
-    with write_artifact(folder, "blend", {}, {}) as draft:
-        (draft.folder / BLEND_FILE).write_bytes(msgspec.json.encode(blend))
-        (draft.folder / LEVELS_FILE).write_bytes(msgspec.json.encode(cost))
-    return folder
 
 
 def scrapes(gateway: RunningGateway, triton: LocalTriton) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from ._options import LARGEST_MESSAGE_BYTES, TLS, Settings
 from ._plain import plain
 from ._recommend import Question, read_answer_tensor
 from ._trace import TRACEPARENT, traceparent
+from ._trust import Changes
 from ._wire import ForeignAnswerError, RankRequest, Tensor, check_answer_id, microseconds
 
 GRACE_SECONDS = 15.0
@@ -60,6 +61,7 @@ class Wire:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._closed = False
+        self._certificates = Changes(settings.tls) if settings.tls is not None else None
         self._start_afresh()
         _wires.add(self)
         watch_forks(self)
@@ -81,6 +83,8 @@ class Wire:
             Overloaded: too many abandoned calls are unanswered.
             RuntimeError: the client is closed.
         """
+        if self._certificates is not None and self._certificates.look():
+            self.drop_channel()  # a connection that broke would come back with what it was opened with
         with self._starting:
             if self._closed:
                 raise RuntimeError("the client is closed")
@@ -395,6 +399,8 @@ def _open_channel(settings: Settings) -> grpc.Channel:
         private_key=_read(tls.private_key),
         certificate_chain=_read(tls.certificate_chain),
     )
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
     return grpc.secure_channel(settings.target, credentials, options=options)
 
 

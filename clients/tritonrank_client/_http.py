@@ -9,7 +9,6 @@ between calls. The asyncio client is one aiohttp session.
 import asyncio
 import json
 import os
-import ssl
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,10 @@ from tritonclient.utils import InferenceServerException
 
 from ._fork import watch_forks
 from ._http_connection import Answer, AnswerTooLargeError, Connection
-from ._options import TLS, Settings
+from ._options import Settings
 from ._recommend import Question, read_answer_tensor
 from ._trace import TRACEPARENT, traceparent
+from ._trust import Trust
 from ._wire import ForeignAnswerError, RankRequest, check_answer_id, encode, microseconds
 
 # Calls beyond it wait for a free connection, within their deadline; a burst should not open a thousand sockets.
@@ -41,7 +41,7 @@ class HttpTransport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._pages = _Pages(settings)
-        self._trust = _Trust(settings)
+        self._trust = Trust(settings)
         self._closed = False
         self._start_afresh()
         watch_forks(self)
@@ -117,7 +117,7 @@ class HttpTransport:
     def _lane(self) -> "_Lane":
         lane: _Lane | None = getattr(self._own, "lane", None)
         if lane is None:
-            lane = _Lane(Connection(self._settings, self._trust.context if self._settings.is_secure else None))
+            lane = _Lane(Connection(self._settings, self._trust if self._settings.is_secure else None))
             with self._lock:
                 if self._closed:
                     raise RuntimeError("the client is closed")
@@ -175,13 +175,13 @@ class AsyncHttpTransport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._pages = _Pages(settings)
-        self._context = _Trust(settings).context() if settings.is_secure else True
+        self._trust = Trust(settings) if settings.is_secure else None
         self._session = self._open_session()
 
     def _open_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             base_url=f"{'https' if self._settings.is_secure else 'http'}://{self._settings.target}",
-            connector=aiohttp.TCPConnector(limit=LARGEST_CONNECTIONS, ssl=self._context),
+            connector=aiohttp.TCPConnector(limit=LARGEST_CONNECTIONS),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # each call has its own deadline
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -241,11 +241,15 @@ class AsyncHttpTransport:
     async def _exchange(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, seconds: float
     ) -> Answer:
+        # aiohttp keeps the connections of one context apart from those of another.
+        tls = {} if self._trust is None else {"ssl": self._trust.context(), "server_hostname": self._trust.server_name}
         # A timeout of the caller's own arrives here as a cancellation, so this TimeoutError is ours.
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._session.request(method, path, headers=headers, data=body, allow_redirects=False) as response,
+                self._session.request(
+                    method, path, headers=headers, data=body, allow_redirects=False, **tls
+                ) as response,
             ):
                 return await self._read(response)
         except TimeoutError as error:
@@ -306,25 +310,6 @@ class _Pages:
             raise question.only_a_gateway(self._url)
         inputs = encode([question.tensor], tritonclient.http.InferInput)
         return f"{self._models}{question.model}/infer", *self.inference(inputs, ("answer",), request_id, seconds)
-
-
-class _Trust:
-    """The TLS context of a client, made when it is first needed: a wrong file is then an error of that call."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._tls = settings.tls or TLS()
-        self._context: ssl.SSLContext | None = None
-
-    def context(self) -> ssl.SSLContext:
-        if self._context is None:
-            context = ssl.create_default_context(cafile=self._tls.root_certificates)
-            if not self._tls.verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            if self._tls.certificate_chain is not None:
-                context.load_cert_chain(self._tls.certificate_chain, self._tls.private_key)
-            self._context = context
-        return self._context
 
 
 def _read_inference(answer: Answer, request_id: str) -> Any:

@@ -15,13 +15,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
 from ._fork import keep_inherited
 from ._options import Settings
+from ._trust import Trust
 
 # getaddrinfo imports this codec at its first use. A child that is forked amid that import waits for its lock for ever.
 codecs.lookup("idna")
@@ -47,9 +48,9 @@ class Answer:
 class Connection:
     """Sends one request after the other. For one thread at a time."""
 
-    def __init__(self, settings: Settings, context: Callable[[], ssl.SSLContext] | None) -> None:
+    def __init__(self, settings: Settings, trust: Trust | None) -> None:
         self._settings = settings
-        self._context = context
+        self._trust = trust
         self._socket: _BoundedSocket | None = None
 
     def exchange(
@@ -143,8 +144,8 @@ class Connection:
                 plain.settimeout(_left(deadline))
                 plain.connect(address)
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._context is not None:
-                    plain = self._context().wrap_socket(plain, server_hostname=self._settings.host)
+                if self._trust is not None:
+                    plain = self._trust.context().wrap_socket(plain, server_hostname=self._trust.server_name)
                 return _BoundedSocket(plain)
             except OSError as error:
                 plain.close()

@@ -103,13 +103,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLS:
-    """Certificates for grpcs:// and https://, as PEM files.
+    """Certificates for grpcs:// and https://, as PEM files. They are read again when they were replaced.
 
     Attributes:
         root_certificates: authorities to trust; None takes the system's.
         private_key: the client's key, where the server asks for a client certificate.
         certificate_chain: the client's certificate; goes with `private_key`.
         verify: False accepts any certificate: for a lab, over https:// only (gRPC cannot do it).
+        server_name: the name that the server's certificate has, where the URL has another one, or an address.
 
     Raises:
         ValueError: a file does not exist, or only one of key and chain is given.
@@ -119,6 +120,7 @@ class TLS:
     private_key: str | Path | None = None
     certificate_chain: str | Path | None = None
     verify: bool = True
+    server_name: str = ""
 
     def __post_init__(self) -> None:
         for name in ("root_certificates", "private_key", "certificate_chain"):
@@ -127,6 +129,10 @@ class TLS:
                 raise ValueError(f"TLS.{name}: no such file: {path}")
         if (self.private_key is None) != (self.certificate_chain is None):
             raise ValueError("TLS: private_key and certificate_chain go together; give both or neither")
+
+    def state(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What tells whether a file was written, replaced or renamed; a link counts as what it leads to."""
+        return tuple(_seen(path) for path in (self.root_certificates, self.private_key, self.certificate_chain))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +283,14 @@ class Settings:
             raise ValueError(f"url: {wanted}; got {self.url!r}")
         if self.is_grpc and parts.path.strip("/"):
             raise ValueError(f"url: gRPC has no path, got {self.url!r}; drop {parts.path!r}")
+
+
+def _seen(path: str | Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = None if path is None else Path(path).stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _require(fits: bool, name: str, value: object, expected: str) -> None:

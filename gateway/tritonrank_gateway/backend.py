@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from urllib.parse import urlsplit
 
-from tritonrank_client import AsyncRankClient, ModelInfo, Retry
+from tritonrank_client import TLS, AsyncRankClient, ModelInfo, Retry
 
 from tritonrank_gateway.ranking import Ranking, RankRequest
 from tritonrank_gateway.tracing import NO_TRACING, Value
@@ -25,6 +25,7 @@ class TritonBackend:
         retry: when the client asks again.
         cancel_abandoned: calls that nobody waits for are cancelled on the wire.
         span: makes the span of a call; the client hands it on to Triton.
+        tls: certificates, for grpcs.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class TritonBackend:
         retry: Retry = PASS_REFUSALS_ON,
         cancel_abandoned: bool = False,
         span: SpanOf = NO_TRACING.step,
+        tls: TLS | None = None,
     ) -> None:
         self.url, self._span = url, span
         address = urlsplit(url)
@@ -47,7 +49,7 @@ class TritonBackend:
             "server.port": address.port or 0,
         }
         self._client = AsyncRankClient(
-            url, model=model, timeout=timeout, retry=retry, cancel_abandoned=cancel_abandoned
+            url, model=model, timeout=timeout, retry=retry, cancel_abandoned=cancel_abandoned, tls=tls
         )
 
     async def rank(self, request: RankRequest) -> Ranking:

@@ -78,6 +78,10 @@ class Metrics:
         )  # fmt: skip
         self.replicas: Callable[[], int] = lambda: 1
         """Tritons behind this gateway now"""
+        self.certificates = Counter(
+            f"{name}certificate_loads", "Times that changed certificate files were read again, by how it went",
+            ("result",), registry=registry,
+        )  # fmt: skip
         self.last_event: Gauge | None = None
         """when the newest event was taken, unix seconds; None where there is no store"""
         self.in_flight = Gauge(f"{name}in_flight", "Requests that wait for an answer", registry=registry)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import uvicorn
 
 from tritonrank_gateway.app import create_app, create_metrics_app
+from tritonrank_gateway.certificates import ServerCertificates
 from tritonrank_gateway.compose import compose, compose_recommender
 from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
@@ -45,8 +46,9 @@ async def _serve(settings: GatewaySettings) -> None:
     sockets = [socket.socket(fileno=int(number)) for number in settings.listen_on] or [
         _listen(settings.host, port) for port in (settings.port, settings.metrics_port)
     ]
-    main = _server(app, (settings.tls_certificate, settings.tls_key), lifespan="on")
-    side = _server(create_metrics_app(app.state.gateway))
+    certificates = _certificates(settings, metrics)
+    main = _server(app, certificates[0], lifespan="on")
+    side = _server(create_metrics_app(app.state.gateway), certificates[1])
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -55,6 +57,7 @@ async def _serve(settings: GatewaySettings) -> None:
         asyncio.create_task(_run(server, listener)) for server, listener in zip((main, side), sockets, strict=True)
     ]
     stopping = asyncio.create_task(stop.wait())
+    looking = [asyncio.create_task(one.keep()) for one in certificates if one is not None]
     while not (main.started and side.started) and not stop.is_set() and not any(task.done() for task in running):
         await asyncio.sleep(0.01)
     _tell(settings, sockets)
@@ -66,7 +69,23 @@ async def _serve(settings: GatewaySettings) -> None:
     await running[0]
     side.should_exit = True  # it says until the end that nothing more is taken
     await running[1]
-    stopping.cancel()
+    for task in (stopping, *looking):
+        task.cancel()
+
+
+def _certificates(
+    settings: GatewaySettings, metrics: Metrics
+) -> tuple[ServerCertificates | None, ServerCertificates | None]:
+    """Of the port for callers, and of the one for metrics; None serves plain HTTP there.
+
+    Raises:
+        ValueError: the files do not fit together.
+    """
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None, None
+    pair = settings.tls_certificate, settings.tls_key
+    main = ServerCertificates(*pair, settings.tls_client_ca, lambda result: metrics.certificates.labels(result).inc())
+    return main, ServerCertificates(*pair) if settings.tls_metrics else None
 
 
 async def _drain(load: Load, seconds: float, stop: asyncio.Event, running: list["asyncio.Task[None]"]) -> None:
@@ -79,14 +98,13 @@ async def _drain(load: Load, seconds: float, stop: asyncio.Event, running: list[
 
 
 def _server(
-    app: Any, tls: tuple[Path | None, Path | None] = (None, None), lifespan: Literal["on", "off"] = "off"
+    app: Any, certificates: ServerCertificates | None = None, lifespan: Literal["on", "off"] = "off"
 ) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
             lifespan=lifespan,
-            ssl_certfile=tls[0],
-            ssl_keyfile=tls[1],
+            ssl_context_factory=None if certificates is None else lambda *_: certificates.context,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -116,7 +134,8 @@ def _listen(host: str, port: int) -> socket.socket:
 def _tell(settings: GatewaySettings, sockets: list[socket.socket]) -> None:
     port, metrics_port = (one.getsockname()[1] for one in sockets)
     scheme = "https" if settings.tls_certificate else "http"
-    urls = {"url": f"{scheme}://{settings.host}:{port}", "metrics_url": f"http://{settings.host}:{metrics_port}"}
+    side = "https" if settings.tls_metrics else "http"
+    urls = {"url": f"{scheme}://{settings.host}:{port}", "metrics_url": f"{side}://{settings.host}:{metrics_port}"}
     print(json.dumps(urls), flush=True)
     if settings.ready_file is not None:
         _write_whole(settings.ready_file, json.dumps(urls) + "\n")

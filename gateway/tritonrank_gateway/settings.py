@@ -7,6 +7,8 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+from tritonrank_client import TLS
+
 from tritonrank_gateway.discovery import is_entry
 
 PREFIX = "TRITONRANK_GATEWAY_"
@@ -36,6 +38,10 @@ class GatewaySettings:
     cors: Annotated[tuple[str, ...], "origins whose pages may call, such as https://shop.example; none by default"] = ()
     tls_certificate: Annotated[Path | None, "PEM certificate; the dialects are then served over https"] = None
     tls_key: Annotated[Path | None, "PEM key of that certificate"] = None
+    tls_client_ca: Annotated[Path | None, "PEM authorities; callers must show a certificate by one of them"] = None
+    tls_metrics: Annotated[bool, "serve the port of metrics over https, too; no caller's certificate there"] = False
+    triton_tls: Annotated[Path | None, "folder with ca.crt, and tls.crt and tls.key to show: TLS to Triton"] = None
+    triton_tls_name: Annotated[str, "the name in Triton's certificate, where --triton names addresses"] = ""
     drain_s: Annotated[float, "seconds, after SIGTERM, in which /health/ready says 503 and requests are served"] = 0.0
     deadline_s: Annotated[float, "seconds a request may take, unless a header says less"] = 10.0
     max_body_bytes: Annotated[int, "a larger body is refused with 413"] = 32 * 2**20
@@ -90,6 +96,12 @@ class GatewaySettings:
         _require(fits, "listen_on", ",".join(self.listen_on), "two numbers of open files, parted by a comma")
         pair = (self.tls_certificate, self.tls_key)
         _require((pair[0] is None) == (pair[1] is None), "tls_key", pair[1], "a key and a certificate, or neither")
+        for name in ("tls_client_ca", "tls_metrics"):
+            fits = not getattr(self, name) or pair[0] is not None
+            _require(fits, name, getattr(self, name), "--tls-certificate and --tls-key beside it")
+        fits = not self.triton_tls_name or self.triton_tls is not None
+        _require(fits, "triton_tls_name", self.triton_tls_name, "--triton-tls beside it")
+        _ = self.triton_credentials
         _require(not self.events_log or bool(self.store), "events_log", self.events_log, "--store beside it")
         _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")
         _require(self.adapt in ADAPT_MODES, "adapt", self.adapt, " or ".join(ADAPT_MODES))
@@ -98,7 +110,7 @@ class GatewaySettings:
         name, at, address = self.smaller_model.partition("@")
         fits = bool(name) == bool(self.smaller_model) and (not at or ":" in address)
         _require(fits, "smaller_model", self.smaller_model, "NAME or NAME@HOST:PORT")
-        for name in ("keys_file", "golden", "reference", "rules", "tls_certificate", "tls_key"):
+        for name in ("keys_file", "golden", "reference", "rules", "tls_certificate", "tls_key", "tls_client_ca"):
             path = getattr(self, name)
             _require(path is None or path.is_file(), name, path, "a file that exists")
         _require("*" not in self.cors or len(self.cors) == 1, "cors", self.cors, "origins, or * alone")
@@ -110,6 +122,27 @@ class GatewaySettings:
             return self.reference
         beside = self.golden.with_name("reference.json")
         return beside if beside.is_file() else None
+
+    @property
+    def triton_credentials(self) -> TLS | None:
+        """What Triton's certificate is checked with, and what is shown to it; None asks in plain text.
+
+        Raises:
+            ValueError: the folder lacks a file.
+        """
+        folder = self.triton_tls
+        if folder is None:
+            return None
+        ca, certificate, key = (folder / name for name in ("ca.crt", "tls.crt", "tls.key"))
+        _require(ca.is_file(), "triton_tls", folder, "a folder with ca.crt, Triton's authority")
+        has_own = certificate.is_file()
+        _require(has_own == key.is_file(), "triton_tls", folder, "tls.crt and tls.key, or neither")
+        return TLS(
+            root_certificates=ca,
+            certificate_chain=certificate if has_own else None,
+            private_key=key if has_own else None,
+            server_name=self.triton_tls_name,
+        )
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> GatewaySettings:

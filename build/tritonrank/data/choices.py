@@ -5,12 +5,18 @@ more users keeps the ones there were. Training takes every user's newest positiv
 and so on, until there are enough.
 """
 
+from dataclasses import dataclass
+
 import polars as pl
 
+from tritonrank.data.dropped import Loss, add_up
 from tritonrank.data.negatives import stable_hash
-from tritonrank.data.splits import CHOSEN, TEST, TRAIN, VALIDATION
+from tritonrank.data.splits import CHOSEN, LIKED, TEST, TRAIN, VALIDATION
 from tritonrank.errors import DataError
 from tritonrank.recipe import ExampleSettings
+
+PLACE = ("round", "lottery", "user_id")
+"""Columns that order the positives of a split: those that come first are taken."""
 
 
 def choose_positives(
@@ -30,23 +36,50 @@ def choose_positives(
     Raises:
         DataError: a split would be empty.
     """
-    positives = events.filter(CHOSEN)
-    chosen = {TRAIN: _choose_training(positives, settings.training_examples, seed)}
-    skipped = {}
-    for split, wanted in ((VALIDATION, settings.validation_users), (TEST, settings.test_users)):
-        held_out = positives.filter(pl.col("split") == split)
-        eligible = held_out.filter(pl.col("others_before") > 0)
-        chosen[split] = eligible.sort(_lottery(eligible["user_id"], seed, split), maintain_order=True).head(wanted)
-        skipped[split] = {
-            "no held-out positive": events["user_id"].n_unique() - held_out.height,
-            "no earlier positive of another item": held_out.height - eligible.height,
-            "not drawn": eligible.height - chosen[split].height,
-            "asked for but not there": wanted - chosen[split].height,
-        }
-    for split, frame in chosen.items():
-        if frame.is_empty():
+    chosen = {
+        split: eligible(events, split, seed).sort(PLACE).head(wanted) for split, wanted in wanted_of(settings).items()
+    }
+    return chosen, users_skipped(Tally.of(events), settings)
+
+
+def wanted_of(settings: ExampleSettings) -> dict[str, int]:
+    """How many examples of each split are wanted, at the most."""
+    return {TRAIN: settings.training_examples, VALIDATION: settings.validation_users, TEST: settings.test_users}
+
+
+def eligible(events: pl.DataFrame, split: str, seed: int) -> pl.DataFrame:
+    """The positives of a split that can become examples, with the columns of PLACE; users are looked at one by one.
+
+    Of judged users each has one. Training goes in rounds over the users, newest positive first, so that nobody with a
+    long history dominates.
+    """
+    usable = events.filter(usable_for(split))
+    number = pl.col("position").rank("ordinal", descending=True).over("user_id")
+    turn = number if split == TRAIN else pl.lit(0)
+    return usable.with_columns(turn.cast(pl.Int64).alias("round"), _lottery(usable["user_id"], seed, split))
+
+
+def usable_for(split: str) -> pl.Expr:
+    """Whether an event can become an example of a split."""
+    has_context = pl.col("others_before") > 0
+    return (
+        CHOSEN
+        & (pl.col("split") == split)
+        & ((has_context | (pl.col("query") != "")) if split == TRAIN else has_context)
+    )
+
+
+def users_skipped(tally: "Tally", settings: ExampleSettings) -> dict[str, dict[str, int]]:
+    """Per judged split how many users fell away, by reason.
+
+    Raises:
+        DataError: a split would be empty.
+    """
+    wanted = wanted_of(settings)
+    for split in wanted:
+        if not min(tally.eligible[split], wanted[split]):
             raise DataError(
-                f"no {split} example can be made from {events.height} events of {events['user_id'].n_unique()} users. "
+                f"no {split} example can be made from {tally.events} events of {tally.users} users. "
                 + (
                     "A judged user needs a positive before examples.cutoff and one after it; choose another date"
                     if settings.cutoff
@@ -55,16 +88,60 @@ def choose_positives(
                     "a weight (data.label)"
                 )
             )
-    return chosen, skipped
+    return {
+        split: {
+            "no held-out positive": tally.users - tally.held_out[split],
+            "no earlier positive of another item": tally.held_out[split] - tally.eligible[split],
+            "not drawn": max(0, tally.eligible[split] - wanted[split]),
+            "asked for but not there": max(0, wanted[split] - tally.eligible[split]),
+        }
+        for split in (VALIDATION, TEST)
+    }
 
 
-def _choose_training(positives: pl.DataFrame, wanted: int, seed: int) -> pl.DataFrame:
-    """In rounds over the users, newest positive first, so that nobody with a long history dominates."""
-    usable = positives.filter(
-        (pl.col("split") == TRAIN) & ((pl.col("others_before") > 0) | (pl.col("query") != ""))
-    ).with_columns(pl.col("position").rank("ordinal", descending=True).over("user_id").alias("round"))
-    turn = _lottery(usable["user_id"], seed, TRAIN)
-    return usable.with_columns(turn).sort("round", turn.name).head(wanted)
+@dataclass(frozen=True)
+class Tally:
+    """How much there is; what is counted of some users adds up to what is counted of all."""
+
+    users: int
+    events: int
+    positive_events: int
+    training_events: int
+    held_out: dict[str, int]
+    """by split"""
+    eligible: dict[str, int]
+    """by split, the positives that can become examples"""
+    without_positive: Loss
+    """users who liked nothing"""
+
+    @classmethod
+    def of(cls, events: pl.DataFrame) -> "Tally":
+        """Count the events of all users or some, as ``mark_splits`` returns them."""
+        users, with_positives = (frame["user_id"].unique() for frame in (events, events.filter(LIKED)))
+        without = users.filter(~users.is_in(with_positives.implode())).sort()
+        splits = (TRAIN, VALIDATION, TEST)
+        return cls(
+            len(users),
+            events.height,
+            events.filter(LIKED).height,
+            events.filter(pl.col("split") == TRAIN).height,
+            {split: events.filter(CHOSEN & (pl.col("split") == split)).height for split in splits},
+            {split: events.filter(usable_for(split)).height for split in splits},
+            # Not limited: a shop where most only look is a shop.
+            Loss.of("users without a positive", "nothing is learnt or judged of them", without),
+        )
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Of the users of both, whose ids are all after those of this one."""
+        return Tally(
+            self.users + other.users,
+            self.events + other.events,
+            self.positive_events + other.positive_events,
+            self.training_events + other.training_events,
+            {split: count + other.held_out[split] for split, count in self.held_out.items()},
+            {split: count + other.eligible[split] for split, count in self.eligible.items()},
+            add_up([[self.without_positive], [other.without_positive]])[0],
+        )
 
 
 def _lottery(user_ids: pl.Series, seed: int, purpose: str) -> pl.Series:

@@ -14,13 +14,11 @@ from tritonrank.data.faults import SHOWN_PER_KIND, Faults
 from tritonrank.data.ids import EXPECTED, ids_as_text
 from tritonrank.data.meanings import meant_by
 from tritonrank.data.source import SourceTable
-from tritonrank.data.written_times import dated, seconds_of_numbers, seconds_of_text
+from tritonrank.data.whole_columns import FactsT, IdFacts, NumberFacts, TextFacts
+from tritonrank.data.written_times import TimeFacts, dated, seconds_of_numbers, seconds_of_text
 from tritonrank.system.dates import FIRST_SECOND, day_of, latest_second, unread_number
 
 SHOWN_VALUES = 10
-WRITTEN_NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$"
-LOOKED_AT = 1_000
-"""Rows that tell text from numbers before all are looked at."""
 DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 
 
@@ -30,7 +28,7 @@ def identifiers(table: SourceTable, name: str, faults: Faults, setting: str = ""
     Here and below, ``setting`` is the key of the recipe that names the column, for the message when it is missing.
     """
     column = _column(table, name, faults, setting)
-    ids = ids_as_text(column)
+    ids = ids_as_text(column, _facts(table, IdFacts, name, column))
     if ids is None:
         return _mistyped(table, column, faults, EXPECTED, pl.String, setting)
     is_empty = column.is_null() | (ids == "").fill_null(False)
@@ -54,7 +52,7 @@ def texts(table: SourceTable, name: str, faults: Faults, setting: str = "") -> p
     if isinstance(column.dtype, pl.List | pl.Array):
         cells = column.cast(pl.List(inner)).list.eval(pl.element().cast(pl.String))
         return cells.list.join(", ", ignore_nulls=True).fill_null("")
-    if column.dtype.is_float() or column.dtype.is_decimal() or _holds_fractions(column):
+    if column.dtype.is_float() or column.dtype.is_decimal() or _facts(table, TextFacts, name, column).are_floats:
         # By way of text, because a Float32 of 0.1 is 0.10000000149 as a Float64.
         values = column.cast(pl.String).cast(pl.Float64, strict=False)
         different = values.drop_nulls().unique()
@@ -63,16 +61,9 @@ def texts(table: SourceTable, name: str, faults: Faults, setting: str = "") -> p
     return column.cast(pl.String).fill_null("")
 
 
-def _holds_fractions(column: pl.Series) -> bool:
-    """Whether a column of text holds numbers alone, some of them with a fraction, as CSV writes a column of floats."""
-    if column.dtype != pl.String:
-        return False
-
-    def are_numbers(cells: pl.Series) -> bool:
-        return bool(cells.str.contains(WRITTEN_NUMBER).all())
-
-    given = column.filter((column != "").fill_null(False))
-    return are_numbers(given.head(LOOKED_AT)) and are_numbers(given) and bool(given.str.contains("[.eE]").any())
+def _facts(table: SourceTable, kind: type[FactsT], name: str, column: pl.Series) -> FactsT:
+    """What the whole of a column tells: here it is whole, unless the table is a part of another."""
+    return kind.of(column) if table.whole is None else table.whole.of(kind, name, column)
 
 
 def numbers(
@@ -88,7 +79,8 @@ def numbers(
     if not (column.dtype in (pl.String, pl.Boolean, pl.Null) or column.dtype.is_numeric()):
         return _mistyped(table, column, faults, "numbers", pl.Float64, setting)
     values = _as_numbers(column, decimal_comma=table.decimal_comma)
-    if column.dtype == pl.String and values.null_count() == len(values) and (column != "").any():
+    has_numbers = _facts(table, NumberFacts, name, values).some
+    if column.dtype == pl.String and not has_numbers and (column != "").any():
         _report_words(table, column, faults, setting)
         return values
     expected = "a number" if low == -float("inf") else f"a number from {low:g} to {high:g}"
@@ -142,14 +134,15 @@ def timestamps(table: SourceTable, name: str, faults: Faults, setting: str = "")
     elif column.dtype == pl.String:
         as_numbers = _as_numbers(column)
         is_number = as_numbers.is_not_null()
-        seconds = seconds_of_numbers(as_numbers, latest)
+        seconds = seconds_of_numbers(as_numbers, latest, _facts(table, TimeFacts, name, as_numbers))
         if not is_number.all():
             seconds = seconds.zip_with(is_number, seconds_of_text(column.set(is_number, None)))
     elif column.dtype in (pl.Float32, pl.Float16):
         expected = "Float64 or Int64, because this type rounds times to minutes"
         return _mistyped(table, column, faults, expected, pl.Int64, setting)
     elif column.dtype.is_numeric() or column.dtype == pl.Null:
-        seconds = seconds_of_numbers(_as_numbers(column), latest)
+        as_numbers = _as_numbers(column)
+        seconds = seconds_of_numbers(as_numbers, latest, _facts(table, TimeFacts, name, as_numbers))
     else:
         return _mistyped(table, column, faults, "unix seconds, ISO dates or a date type", pl.Int64, setting)
     report(table, column, seconds.is_null(), expected, faults, setting, lambda value: _as_written(value, latest))

@@ -4,11 +4,12 @@ Each kind has one rule, the same for every shop, and is counted; docs/labels.md 
 with values of their columns; what is no value has been left out before.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import polars as pl
 
-from tritonrank.data.dropped import Dropped, ids_of
+from tritonrank.data.dropped import Dropped, Loss, ids_of
 from tritonrank.data.ids import with_alike
 from tritonrank.system.dates import day_of
 
@@ -41,6 +42,9 @@ def without_repeats(items: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[
     ]
 
 
+COPIES = "events that are written twice"
+
+
 def without_strays(
     events: pl.DataFrame, items: pl.DataFrame, items_name: str, latest: int
 ) -> tuple[pl.DataFrame, list[Dropped]]:
@@ -56,25 +60,49 @@ def without_strays(
         The events in their order; and by kind what was left out: of items that the catalogue does not have, from before
         an item existed, later than that second, copies of another event in all columns.
     """
-    rows, dropped = events.height, []
+    rows = events.height
+    events, losses = possible(events, items, items_name, latest)
+    events, copies = without_copies(events)
+    return events, strays_of([*losses, copies], items, rows)
 
-    def leave_out(kind: str, wrong: pl.Series, rule: str = "left out") -> None:
+
+def possible(
+    events: pl.DataFrame, items: pl.DataFrame, items_name: str, latest: int
+) -> tuple[pl.DataFrame, list[Loss]]:
+    """Events that can have happened, and what was lost, each kind with what it lost or none: as ``without_strays``."""
+    losses = []
+
+    def leave_out(kind: str, wrong: pl.Series) -> None:
         nonlocal events
-        if wrong.any():
-            dropped.extend(ids_of(kind, rule, events.filter(wrong)["item_id"], rows))
-            events = events.filter(~wrong)
+        losses.append(Loss.of(kind, "left out", events.filter(wrong)["item_id"]))
+        events = events.filter(~wrong) if wrong.any() else events
 
     unknown = ~events["item_id"].is_in(items["item_id"].implode())
     leave_out(f"events of items that {items_name} does not have", unknown)
-    dropped = [replace(one, examples=tuple(with_alike(pl.Series(one.examples), items["item_id"]))) for one in dropped]
     leave_out(f"events in the future (after {day_of(latest)})", events["timestamp"] > latest)
     if AVAILABLE_FROM in items.columns:
         since = events.select("item_id").join(
             items.select("item_id", AVAILABLE_FROM), on="item_id", how="left", maintain_order="left"
         )[AVAILABLE_FROM]
         leave_out("events from before their item existed", (events["timestamp"] < since).fill_null(False))
-    leave_out("events that are written twice", _copies(events), "the first of the copies is kept")
-    return events, dropped
+    return events, losses
+
+
+def without_copies(events: pl.DataFrame) -> tuple[pl.DataFrame, Loss]:
+    """Each event once: of copies the first is kept."""
+    copies = _copies(events)
+    lost = Loss.of(COPIES, "the first of the copies is kept", events.filter(copies)["item_id"])
+    return events.filter(~copies) if copies.any() else events, lost
+
+
+def strays_of(losses: Sequence[Loss], items: pl.DataFrame, rows: int) -> list[Dropped]:
+    """What ``possible`` and ``without_copies`` lost of ``rows`` rows; of the first kind, items of the catalogue that
+    are nearly called so."""
+    dropped = [one for loss in losses for one in loss.in_all(rows)]
+    if losses and losses[0].count:
+        examples = tuple(with_alike(pl.Series(dropped[0].examples), items["item_id"]))
+        dropped[0] = replace(dropped[0], examples=examples)
+    return dropped
 
 
 def _copies(events: pl.DataFrame) -> pl.Series:

@@ -43,9 +43,39 @@ class Dropped:
         return f"{self.count:,} {self.kind} ({_percent(self.share)}): {self.rule}{such}"
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Rows of one kind that a part of a table lost; those of all parts add up."""
+
+    kind: str
+    rule: str
+    count: int
+    ids: tuple[str, ...]
+    """of the first SOUGHT rows"""
+
+    @classmethod
+    def of(cls, kind: str, rule: str, ids: pl.Series) -> "Loss":
+        """The rows with these ids."""
+        return cls(kind, rule, len(ids), tuple(ids.head(SOUGHT).to_list()))
+
+    def in_all(self, rows: int) -> list[Dropped]:
+        """An entry where there are any, of a table of ``rows`` rows."""
+        return [Dropped.of(self.kind, self.rule, self.count, rows, self.ids)] if self.count else []
+
+
+def add_up(losses: Iterable[Sequence[Loss]]) -> list[Loss]:
+    """The losses of the parts of a table, in the order of the parts, as those of the table."""
+    found: dict[str, Loss] = {}
+    for loss in (loss for of_part in losses for loss in of_part):
+        before = found.get(loss.kind, Loss(loss.kind, loss.rule, 0, ()))
+        ids = before.ids if len(before.ids) >= SOUGHT else (*before.ids, *loss.ids)[:SOUGHT]
+        found[loss.kind] = Loss(loss.kind, loss.rule, before.count + loss.count, ids)
+    return list(found.values())
+
+
 def ids_of(kind: str, rule: str, ids: pl.Series, rows: int) -> list[Dropped]:
     """An entry for the rows with these ids, of a table of ``rows`` rows; none where there are none."""
-    return [Dropped.of(kind, rule, len(ids), rows, ids.head(SOUGHT))] if len(ids) else []
+    return Loss.of(kind, rule, ids).in_all(rows)
 
 
 def as_metrics(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:

@@ -6,18 +6,23 @@ with. Leading zeros stay: 007 is not 7.
 
 import polars as pl
 
+from tritonrank.data.whole_columns import POINTED, IdFacts
+
 EXACT_FLOATS = 2**53
 """Whole numbers up to here are exact in Float64; two ids beyond may be one number."""
-POINTED = r"^-?\d+\.0+$"
-WHOLE = r"^-?\d+$"
 EXPECTED = "text or whole numbers"
 
 
-def ids_as_text(column: pl.Series) -> pl.Series | None:
-    """A column of ids as String; cells that are no ids are null. None where the type holds none at all."""
+def ids_as_text(column: pl.Series, facts: IdFacts) -> pl.Series | None:
+    """A column of ids as String; cells that are no ids are null. None where the type holds none at all.
+
+    Args:
+        column: of the table.
+        facts: of the whole column, where this is a part of it.
+    """
     dtype = column.dtype
     if dtype == pl.String:
-        return _without_points(column.str.strip_chars())
+        return _without_points(column.str.strip_chars(), facts)
     if dtype.is_integer() or dtype == pl.Null:
         return column.cast(pl.String)
     if dtype.is_float():
@@ -31,13 +36,11 @@ def ids_as_text(column: pl.Series) -> pl.Series | None:
     return None
 
 
-def _without_points(ids: pl.Series) -> pl.Series:
-    """12.0 as 12, where every id of a column is a whole number; A1.0 and 1.5 say that the points mean something."""
-    pointed = ids.str.contains(POINTED).fill_null(False)
-    if not pointed.any():
+def _without_points(ids: pl.Series, facts: IdFacts) -> pl.Series:
+    """12.0 as 12, where every id of the column is a whole number."""
+    if not facts.whole_numbers or not ids.str.contains(POINTED).any():
         return ids
-    others = ids.filter(~pointed & (ids != "").fill_null(False))
-    return ids.str.replace(r"\.0+$", "") if others.str.contains(WHOLE).all() else ids
+    return ids.str.replace(r"\.0+$", "")
 
 
 def with_alike(ids: pl.Series, catalogue: pl.Series) -> pl.Series:

@@ -47,6 +47,22 @@ def shown_with(events: pl.DataFrame, chosen: pl.DataFrame) -> dict[tuple[str, st
     return found
 
 
+def shown_and_clicked(events: pl.DataFrame) -> pl.DataFrame:
+    """How often each item was shown at each position of events that may be learnt from, and chosen there.
+
+    Args:
+        events: as ``mark_splits`` returns them, with the columns impression and shown_at.
+
+    Returns:
+        item_id, shown_at, shown: Int64, clicks: Int64; the counts of some users and of others add up.
+    """
+    shown = events.filter((pl.col("split") == TRAIN) & pl.col("shown_at").is_not_null())
+    shown = shown.group_by(*SHOWN_TOGETHER, "item_id").agg(
+        (pl.col("label").max() > 0).cast(pl.Int64).alias("clicks"), pl.col("shown_at").min()
+    )
+    return shown.group_by("item_id", "shown_at").agg(pl.len().cast(pl.Int64).alias("shown"), pl.col("clicks").sum())
+
+
 class Propensities:
     """How likely people look at a position, from the events that may be learnt from.
 
@@ -56,18 +72,16 @@ class Propensities:
     for having had the good items. The largest p is 1.
 
     Args:
-        events: as ``mark_splits`` returns them, with the columns impression and shown_at.
+        counts: as ``shown_and_clicked`` counts, of all users.
     """
 
-    def __init__(self, events: pl.DataFrame) -> None:
-        shown = events.filter((pl.col("split") == TRAIN) & pl.col("shown_at").is_not_null())
-        shown = shown.group_by(*SHOWN_TOGETHER, "item_id").agg(
-            (pl.col("label").max() > 0).alias("clicked"), pl.col("shown_at").min()
-        )
-        positions = shown["shown_at"].unique().sort()
-        place = positions.search_sorted(shown["shown_at"]).to_numpy()
-        item = shown["item_id"].rank("dense").to_numpy().astype(np.int64) - 1
-        looked = _looked(place, item, shown["clicked"].to_numpy(), len(positions))
+    def __init__(self, counts: pl.DataFrame) -> None:
+        counts = counts.sort("item_id", "shown_at")
+        positions = counts["shown_at"].unique().sort()
+        place = positions.search_sorted(counts["shown_at"]).to_numpy()
+        item = counts["item_id"].rank("dense").to_numpy().astype(np.int64) - 1
+        shown, clicks = (counts[name].to_numpy().astype(np.float64) for name in ("shown", "clicks"))
+        looked = _looked(place, item, shown, clicks, len(positions))
         self.by_position: Mapping[int, float] = dict(zip(positions.to_list(), looked.tolist(), strict=True))
 
     def weight(self, position: int | None) -> float:
@@ -77,16 +91,20 @@ class Propensities:
 
 
 def _looked(
-    place: NDArray[np.int64], item: NDArray[np.int64], clicked: NDArray[np.bool_], places: int
+    place: NDArray[np.int64],
+    item: NDArray[np.int64],
+    shown: NDArray[np.float64],
+    clicks: NDArray[np.float64],
+    places: int,
 ) -> NDArray[np.float64]:
-    """[places] p_k of rows with a place, an item and whether it was clicked."""
+    """[places] p_k of pairs of a place and an item, each with n_ik and c_ik."""
     items = int(item.max(initial=-1)) + 1
-    clicks_at = np.bincount(place, clicked, places)
-    clicks_of = np.bincount(item, clicked, items)
+    clicks_at = np.bincount(place, clicks, places)
+    clicks_of = np.bincount(item, clicks, items)
     looked = np.ones(places)
     for _ in range(ROUNDS):
-        liked = clicks_of / np.bincount(item, looked[place], items)
-        expected = np.bincount(place, liked[item], places)
+        liked = clicks_of / np.bincount(item, shown * looked[place], items)
+        expected = np.bincount(place, shown * liked[item], places)
         looked = np.divide(clicks_at, expected, out=np.zeros(places), where=expected > 0)
         looked /= max(looked.max(initial=0.0), np.finfo(float).tiny)
     return looked

@@ -33,7 +33,7 @@ class ListMaker:
 
     Args:
         item_ids: the catalogue.
-        events: all events, as ``mark_splits`` returns them.
+        popularity: [items] as ``training_popularity`` counts it.
         settings: how many negatives.
         seed: fixes negatives and order, example by example.
         propensities: what positives weigh by their position, in training; None: all alike.
@@ -42,7 +42,7 @@ class ListMaker:
     def __init__(
         self,
         item_ids: pl.Series,
-        events: pl.DataFrame,
+        popularity: NDArray[np.int64],
         settings: ExampleSettings,
         seed: int,
         propensities: Propensities | None = None,
@@ -50,13 +50,14 @@ class ListMaker:
         self._item_ids = item_ids.to_list()
         self._settings = settings
         self._seed = seed
-        self._index = {item: index for index, item in enumerate(self._item_ids)}
-        self._sampler = NegativeSampler(training_popularity(events, self._index))
-        self._events = events
+        self._index = places_of(item_ids)
+        self._sampler = NegativeSampler(popularity)
         self._propensities = propensities
 
-    def make(self, split: str, chosen: pl.DataFrame) -> pl.DataFrame:
+    def make(self, split: str, chosen: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
         """One example per chosen event, in the same order; columns as in EXAMPLE_SCHEMA.
+
+        ``events`` are as ``mark_splits`` returns them, and hold all of the users who were chosen.
 
         An event that belongs to an impression is ranked among what was shown with it, filled up with sampled items to
         the length of the other lists. With propensities, training examples have the column weights, too.
@@ -64,13 +65,12 @@ class ListMaker:
         Raises:
             DataError: the catalogue is too small for the negatives asked for.
         """
-        key = "training_negatives" if split == TRAIN else "judged_negatives"
+        key = negatives_key(split)
         negatives: int = getattr(self._settings, key)
-        users = chosen.select("user_id").unique()
-        events = self._events.join(users, on="user_id", how="semi", maintain_order="left")
+        events = _of_users(events, chosen)
         met = events.group_by("user_id").agg(pl.col("item_id").unique(maintain_order=True))
         seen = {user: np.array([self._index[item] for item in items]) for user, items in met.iter_rows()}
-        self._check_catalogue(key, negatives, max(map(len, seen.values())))
+        require_unseen(key, negatives, len(self._item_ids), max(map(len, seen.values()), default=0))
         liked = dict(events.filter(LIKED).group_by("user_id", maintain_order=True).agg("item_id").iter_rows())
         has_impressions = "impression" in events.columns
         shown = shown_with(events, chosen) if has_impressions else {}
@@ -112,13 +112,35 @@ class ListMaker:
             )
             yield (*row, [weigh(item.position) if item.gain else 1.0 for item in shuffled]) if weigh else row
 
-    def _check_catalogue(self, key: str, negatives: int, most_seen: int) -> None:
-        available = len(self._item_ids) - most_seen
-        if available < negatives:
-            raise DataError(
-                f"examples.{key} asks for {negatives} unseen items, but the user who met the most ({most_seen} of "
-                f"{len(self._item_ids)}) leaves only {available}; lower examples.{key} to {available} or less"
-            )
+
+def negatives_key(split: str) -> str:
+    """The setting of section ``examples`` that says how many negatives a list of a split has."""
+    return "training_negatives" if split == TRAIN else "judged_negatives"
+
+
+def most_met(events: pl.DataFrame, chosen: pl.DataFrame) -> int:
+    """How many different items that one of the chosen users met who met the most."""
+    met = _of_users(events, chosen).group_by("user_id").agg(pl.col("item_id").n_unique())["item_id"]
+    return max(met.to_list(), default=0)
+
+
+def require_unseen(key: str, negatives: int, items: int, most_seen: int) -> None:
+    """See that there are enough items for the negatives.
+
+    Raises:
+        DataError: the catalogue is too small for the negatives asked for.
+    """
+    available = items - most_seen
+    if available < negatives:
+        raise DataError(
+            f"examples.{key} asks for {negatives} unseen items, but the user who met the most ({most_seen} of "
+            f"{items}) leaves only {available}; lower examples.{key} to {available} or less"
+        )
+
+
+def _of_users(events: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
+    """The events of the users of some."""
+    return events.join(chosen.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
 
 
 def _of_impression(
@@ -148,10 +170,24 @@ def history_before(liked: list[str], positives_before: int, positives: Collectio
     return [item for item in liked[:positives_before] if item not in positives]
 
 
+def places_of(item_ids: pl.Series) -> dict[str, int]:
+    """Item id -> its place in the catalogue."""
+    return {item: place for place, item in enumerate(item_ids.to_list())}
+
+
 def training_popularity(events: pl.DataFrame, index: dict[str, int]) -> NDArray[np.int64]:
     """[items] positives per item, of training events alone: a held-out click must not make its item likelier."""
-    counts = np.zeros(len(index), dtype=np.int64)
-    learnt = events.filter(LIKED & (pl.col("split") == TRAIN))["item_id"].value_counts()
-    for item, count in learnt.iter_rows():
-        counts[index[item]] = count
-    return counts
+    return as_popularity(learnt_positives(events), index)
+
+
+def learnt_positives(events: pl.DataFrame) -> pl.DataFrame:
+    """item_id, count: the positives that may be learnt from; what is counted of some users and of others adds up."""
+    return events.filter(LIKED & (pl.col("split") == TRAIN)).group_by("item_id").agg(pl.len().alias("count"))
+
+
+def as_popularity(counts: pl.DataFrame, index: dict[str, int]) -> NDArray[np.int64]:
+    """[items] what ``learnt_positives`` counted."""
+    popularity = np.zeros(len(index), dtype=np.int64)
+    for item, count in counts.select("item_id", "count").iter_rows():
+        popularity[index[item]] = count
+    return popularity

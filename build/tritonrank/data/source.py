@@ -20,6 +20,7 @@ from tritonrank.data.formats.databases import plain, read_database
 from tritonrank.data.formats.files import READABLE, kind_of
 from tritonrank.data.formats.json_lines import read_json_lines
 from tritonrank.data.parts import Part, find_parts, foreign_table, has_wildcard
+from tritonrank.data.whole_columns import WholeColumns
 from tritonrank.errors import DataError
 from tritonrank.system.database_url import DatabaseUrl, Location
 
@@ -56,6 +57,8 @@ class SourceTable:
     """what was guessed and has to be said, a line each"""
     parts: tuple[_PartRows, ...] = ()
     """in the order of their rows"""
+    whole: WholeColumns | None = None
+    """what the columns of the table are like of which this is a part; None: it is the table"""
 
     @property
     def readable(self) -> bool:

@@ -1,13 +1,22 @@
 """Columns of times as unix seconds: dates as people and databases write them, numbers that can mean one time only."""
 
+from dataclasses import dataclass
+
 import polars as pl
 
-from tritonrank.system.dates import FIRST_DATED_SECOND, FIRST_SECOND, LAST_DATED_SECOND, iso_seconds
+from tritonrank.system.dates import (
+    FIRST_DATED_SECOND,
+    FIRST_SECOND,
+    LAST_DATED_SECOND,
+    iso_seconds,
+    latest_second,
+)
 
 COMPACT_FORMS = ("%Y%m%d", "%Y%m%d%H%M%S")
 """Numbers that are read as dates where all of a column are."""
 UNITS = (1_000, 1_000_000, 1_000_000_000)
 """Parts of a second: numbers are milli-, micro- or nanoseconds where all of a column are times as such."""
+FORMS: tuple[str | int, ...] = (*COMPACT_FORMS, *UNITS)
 SHORT_YEAR = "%y%m%d%H%M"
 """2009131200 for 2020-09-13 12:00: as unix seconds such numbers are plausible, too."""
 ENOUGH_TO_TELL = 10
@@ -47,34 +56,83 @@ def dated(seconds: pl.Series) -> pl.Series:
     return seconds.set(~seconds.is_between(FIRST_DATED_SECOND, LAST_DATED_SECOND).fill_null(False), None)
 
 
-def seconds_of_numbers(values: pl.Series, latest: int) -> pl.Series:
+@dataclass(frozen=True)
+class TimeFacts:
+    """Of a column of numbers: how many are times in which form. Each number is a time in one form at the most."""
+
+    given: int = 0
+    plausible: int = 0
+    """as unix seconds"""
+    in_form: tuple[int, ...] = (0,) * len(FORMS)
+    """as each of FORMS"""
+    few: frozenset[float] = frozenset()
+    """different numbers, as many as are there up to ENOUGH_TO_TELL"""
+    smallest: float = float("inf")
+    largest: float = -float("inf")
+    short_years: bool = True
+    """whether all are times with a two-digit year; not looked at where not all are plausible"""
+
+    @classmethod
+    def of(cls, values: pl.Series) -> "TimeFacts":
+        """The facts of Float64 numbers."""
+        given, latest = values.drop_nulls(), latest_second()
+        if given.is_empty():
+            return cls()
+        plausible = int(given.is_between(FIRST_SECOND, latest).sum())
+        in_form = [0] * len(FORMS)
+        short_years = False
+        days = given.unique()
+        if plausible < len(given):  # what is plausible is in no other form
+            in_form = [int(_in_form(given, form).is_between(FIRST_SECOND, latest).sum()) for form in FORMS]
+        else:
+            short_years = _compact(days, SHORT_YEAR).null_count() == 0
+        few = frozenset(days.head(ENOUGH_TO_TELL).to_list())
+        smallest, largest = float(given.min()), float(given.max())  # type: ignore[arg-type]  # numbers here
+        return cls(len(given), plausible, tuple(in_form), few, smallest, largest, short_years)
+
+    def __add__(self, other: "TimeFacts") -> "TimeFacts":
+        return TimeFacts(
+            self.given + other.given,
+            self.plausible + other.plausible,
+            tuple(one + another for one, another in zip(self.in_form, other.in_form, strict=True)),
+            frozenset(sorted(self.few | other.few)[:ENOUGH_TO_TELL]),
+            min(self.smallest, other.smallest),
+            max(self.largest, other.largest),
+            self.short_years and other.short_years,
+        )
+
+    @property
+    def have_short_years(self) -> bool:
+        """Whether unix seconds are times with a two-digit year rather, so that nobody knows what they mean."""
+        different = len(self.few) >= ENOUGH_TO_TELL and self.largest - self.smallest >= 86_400
+        return different and self.short_years
+
+    @property
+    def form(self) -> "str | int | None":
+        """Of FORMS the one that all are in; None: unix seconds."""
+        if self.plausible == self.given:
+            return None
+        return next((form for form, count in zip(FORMS, self.in_form, strict=True) if count == self.given), None)
+
+
+def seconds_of_numbers(values: pl.Series, latest: int, facts: TimeFacts) -> pl.Series:
     """Int64 unix seconds of Float64 numbers; null where a number may mean something else.
 
     Args:
-        values: all of a column.
+        values: of a column.
         latest: the last second that an event may have.
+        facts: of all of the column.
     """
-    given = values.drop_nulls()
+    if facts.form is not None:
+        return _in_form(values, facts.form)
+    if facts.plausible == facts.given and facts.have_short_years:
+        return pl.repeat(None, len(values), dtype=pl.Int64, eager=True)
     plausible = values.is_between(FIRST_SECOND, latest).fill_null(False)
-    seconds = values.set(~plausible, None).floor().cast(pl.Int64, strict=False)
-    if plausible.sum() == len(given):
-        return seconds.clear(len(seconds)) if _has_short_years(given) else seconds
-    for form in COMPACT_FORMS:
-        dates = _compact(values, form)
-        if dates.is_between(FIRST_SECOND, latest).sum() == len(given):
-            return dates
-    for per_second in UNITS:
-        scaled = values / per_second
-        if scaled.is_between(FIRST_SECOND, latest).sum() == len(given):
-            return scaled.floor().cast(pl.Int64, strict=False)
-    return seconds
+    return values.set(~plausible, None).floor().cast(pl.Int64, strict=False)
 
 
-def _has_short_years(values: pl.Series) -> bool:
-    days = values.unique()
-    if len(days) < ENOUGH_TO_TELL or days.max() - days.min() < 86_400:  # type: ignore[operator]  # numbers here
-        return False
-    return _compact(days, SHORT_YEAR).null_count() == 0
+def _in_form(values: pl.Series, form: str | int) -> pl.Series:
+    return _compact(values, form) if isinstance(form, str) else (values / form).floor().cast(pl.Int64, strict=False)
 
 
 def _compact(values: pl.Series, form: str) -> pl.Series:

@@ -22,7 +22,7 @@ from tritonrank_runtime.text import RequestTokenizer
 from tritonrank.artifacts import MANIFEST
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
-from tritonrank.data.impressions import Propensities
+from tritonrank.data.impressions import Propensities, shown_and_clicked
 from tritonrank.data.requests import requests_of
 from tritonrank.data.splits import VALIDATION
 from tritonrank.judge.evaluate import judgement_file
@@ -150,7 +150,7 @@ def _propensities(recipe: Recipe, workspace: Workspace) -> list[float] | None:
     if not recipe.data.weighs_positions:
         return None
     events = pl.read_parquet(workspace.dataset / "events.parquet", glob=False)
-    return as_list(Propensities(events).by_position)
+    return as_list(Propensities(shown_and_clicked(events)).by_position)
 
 
 def as_list(by_position: Mapping[int, float]) -> list[float] | None:

@@ -87,11 +87,13 @@ class Opener:
 
     def _triton(self, model: str, retry: Retry, address: str) -> TritonBackend:
         settings = self._settings
+        tls = settings.triton_credentials
         return TritonBackend(
-            f"grpc://{address}",
+            f"{'grpc' if tls is None else 'grpcs'}://{address}",
             model=model,
             timeout=settings.deadline_s,
             retry=retry,
             cancel_abandoned=settings.cancel_on_hang_up,
             span=self._span,
+            tls=tls,
         )

@@ -100,6 +100,11 @@ def fetch_version(
         return Fetched(kept.folder(last, ranks), last, version, away=str(error))
 
 
+def cached_versions(cache: Path | None = None) -> Iterator[tuple[Path, Version]]:
+    """Versions that are on this machine, with their folders, newest first; nothing of them is verified."""
+    return _Cache(cache or cache_folder(), Trust()).others()
+
+
 class _Cache:
     def __init__(self, root: Path, trust: Trust) -> None:
         self._root, self.trust = root, trust
@@ -126,7 +131,7 @@ class _Cache:
             total = sum(file.size for file in wanted_files(version, ranks))
             with shown_progress(f"pull {digest[:SHOWN]}", total) as advance:
                 pulled = pull_version(
-                    index.objects, version, folder, draft, ranks=ranks, others=self._others, advance=advance
+                    index.objects, version, folder, draft, ranks=ranks, others=self.others, advance=advance
                 )
         return Fetched(folder, digest, version, pulled)
 
@@ -177,7 +182,7 @@ class _Cache:
         except (OSError, TritonRankError):
             return None
 
-    def _others(self) -> Iterator[tuple[Path, Version]]:
+    def others(self) -> Iterator[tuple[Path, Version]]:
         """Versions that are here, newest first."""
         with suppress(FileNotFoundError):
             files = sorted(
