@@ -15,14 +15,37 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from tritonrank.errors import TritonRankError
 from tritonrank.serve.triton_wheel import find_triton_wheel
 
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of the package index, of which programs are taken and nothing is installed.
+
+    Attributes:
+        distribution: its name on the index.
+        version: exactly this one.
+        sha256: of the file.
+        platform: tag of the wheel.
+    """
+
+    distribution: str
+    version: str
+    sha256: str
+    platform: str
+
+
 VERSION = "2.51.0"
-WHEEL_PLATFORM = "manylinux1_x86_64"
-WHEEL_SHA256 = "c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b48113d52"
+WHEEL = Wheel(
+    distribution="tritonclient",
+    version=VERSION,
+    sha256="c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b48113d52",
+    platform="manylinux1_x86_64",
+)
 WHEEL_MEMBER = f"tritonclient-{VERSION}.data/data/bin/perf_analyzer"
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 """Name that the binary asks for -> the file in the Triton wheel. libcudart is loaded, never called without a GPU."""
@@ -55,7 +78,7 @@ def install_perf_analyzer(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="perf_analyzer.tmp-") as temporary:
         parts = Path(temporary) / "perf_analyzer"
         parts.mkdir()
-        _unpack(download(Path(temporary)), parts / "perf_analyzer")
+        _unpack(download(Path(temporary), WHEEL), parts / "perf_analyzer")
         for name, pattern in LIBRARIES.items():
             shutil.copy(_only_file(library_folder, pattern), parts / name)
         new_launcher = Path(temporary) / "launcher"
@@ -95,24 +118,32 @@ def main() -> int:
     return 0
 
 
-def download(folder: Path) -> Path:
+def download(folder: Path, wheel: Wheel) -> Path:
+    """Fetch a wheel into a folder, without what it needs, and compare it with its hash.
+
+    Raises:
+        TritonRankError: it cannot be fetched, or is another file.
+    """
     command = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"),
-        *("--only-binary=:all:", f"--platform={WHEEL_PLATFORM}", f"--dest={folder}", f"tritonclient=={VERSION}"),
+        *("--only-binary=:all:", f"--platform={wheel.platform}", f"--dest={folder}"),
+        f"{wheel.distribution}=={wheel.version}",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise TritonRankError(f"tritonclient {VERSION} could not be downloaded: {' '.join(command)}\n{reason}")
-    wheel = _only_file(folder, "*.whl")
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
         raise TritonRankError(
-            f"{wheel.name} from the package index is not the file that NVIDIA published: sha256 {found}, "
-            f"expected {WHEEL_SHA256}. Look at the index that pip uses: pip config list"
+            f"{wheel.distribution} {wheel.version} could not be downloaded: {' '.join(command)}\n{reason}"
         )
-    return wheel
+    path = _only_file(folder, "*.whl")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wheel.sha256:
+        raise TritonRankError(
+            f"{path.name} from the package index is not the file that was published: sha256 {found}, "
+            f"expected {wheel.sha256}. Look at the index that pip uses: pip config list"
+        )
+    return path
 
 
 def _unpack(wheel: Path, target: Path) -> None:

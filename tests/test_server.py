@@ -4,6 +4,7 @@ Every test that starts a server also looks for what it left behind: processes (f
 the server and its stubs inherit), shared memory, temporary folders and ports.
 """
 
+import dataclasses
 import importlib.metadata
 import os
 import re
@@ -162,13 +163,13 @@ def test_perf_analyzer_measures_throughput(server: LocalTriton, perf_analyzer: P
 
 
 def test_perf_analyzer_is_installed_once(perf_analyzer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "download", lambda _folder: pytest.fail("downloaded again"))
+    monkeypatch.setattr(tools, "download", lambda _folder, _wheel: pytest.fail("downloaded again"))
     assert tools.install_perf_analyzer(ROOT / ".tools") == perf_analyzer
     assert "2.51.0" in tools.perf_analyzer_version(perf_analyzer)
 
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "WHEEL_SHA256", "0" * 64)
+    monkeypatch.setattr(tools, "WHEEL", dataclasses.replace(tools.WHEEL, sha256="0" * 64))
 
     def pip_download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         destination = next(part for part in command if part.startswith("--dest="))
