@@ -7,7 +7,6 @@ killed between the two leaves a line about a promotion that did not happen, whic
 One process at a time promotes, goes back or removes (the lock of ``builds/``); a running build is not waited for.
 """
 
-import json
 import os
 import shutil
 import time
@@ -26,6 +25,7 @@ from tritonrank.artifacts.builds import (
     recorded_builds,
     served_name,
 )
+from tritonrank.artifacts.lines import append_line, read_lines
 from tritonrank.artifacts.locks import only_writer
 from tritonrank.errors import ArtifactError, storage_error
 
@@ -121,14 +121,7 @@ def _promoted(root: Path) -> list[str | None]:
 
 def history(root: Path) -> list[dict[str, Any]]:
     """The lines of the history, oldest first; one that was cut off by the end of a process or a disk is left out."""
-    lines = []
-    with suppress(FileNotFoundError):
-        for line in (root / BUILDS / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                found = json.loads(line)
-                if isinstance(found, dict) and {"event", "build"} <= found.keys():
-                    lines.append(found)
-    return lines
+    return [line for line in read_lines(root / BUILDS / HISTORY) if {"event", "build"} <= line.keys()]
 
 
 def remember(root: Path, event: str, build: str, **more: Any) -> None:
@@ -137,29 +130,8 @@ def remember(root: Path, event: str, build: str, **more: Any) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    path = root / BUILDS / HISTORY
     said = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, "build": build}
-    line = (json.dumps(said | more) + "\n").encode()
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # somebody was killed within a line
-                line = b"\n" + line
-            try:
-                written = os.write(descriptor, line)
-                if written < len(line):
-                    os.write(descriptor, line[written:])  # raises why
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if (fault := storage_error(error, path)) is not None:
-            raise fault from error
-        raise
+    append_line(root / BUILDS / HISTORY, said | more)
 
 
 def prune_builds(root: Path, keep: int, older_than_days: float = 0.0, *, only_look: bool = False) -> Removed:

@@ -39,6 +39,14 @@ def serve(
     http_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free port")] = 8002,
+    grpc_tls: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Serve gRPC with tls.crt and tls.key of this folder; with ca.crt in it, callers must show a "
+            "certificate by that authority. HTTP, which has no TLS, is then on loopback only",
+        ),
+    ] = None,
     ready_timeout: Annotated[float, typer.Option(help="Seconds that all models together may take to load")] = 120.0,
     log_file: Annotated[
         Path | None, typer.Option(help="Where the server's log goes; - shows it here, on standard error")
@@ -79,6 +87,7 @@ def serve(
         "http_port": http_port,
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
+        "tls": grpc_tls,
     }
     options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
     notes = notes_on_served(artifacts, build)  # before the start: it is what was chosen then
@@ -86,7 +95,7 @@ def serve(
         typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
         for note in notes:
             typer.echo(note)
-        example = example_command(artifacts, server.grpc_url, build)
+        example = example_command(artifacts, server.http_url if grpc_tls else server.grpc_url, build)
         typer.echo(f"\nTry it from another terminal:\n\n{example}\n\nCtrl-C stops the server.")
         run_until_signalled(server, drain_s, server.drain)
 

@@ -26,6 +26,7 @@ from typing import Self
 
 from tritonrank.errors import ServerError
 from tritonrank.serve import server_keeper
+from tritonrank.serve.grpc_tls import check_tls
 from tritonrank.serve.ports import answers, choose_ports
 from tritonrank.serve.run_folder import link_repository, make_run_folder
 from tritonrank.serve.running import POLL_SECONDS
@@ -73,6 +74,7 @@ class LocalTriton:
         environment: further environment variables of the server and its models.
         ready_file: is removed with the server if it names this one's process (``supervisor.py`` writes it).
         cancelled: once it is set, start() gives up.
+        tls: folder with tls.crt and tls.key of gRPC, and ca.crt where callers must show a certificate by it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class LocalTriton:
         environment: Mapping[str, str] | None = None,
         ready_file: Path | None = None,
         cancelled: threading.Event | None = None,
+        tls: Path | None = None,
     ) -> None:
         self.repository = repository
         self.host = LOOPBACK if host == "localhost" else host
@@ -103,6 +106,7 @@ class LocalTriton:
         self.extra_arguments = tuple(extra_arguments)
         self.environment = dict(environment or {})
         self.ready_file = ready_file
+        self.tls = None if tls is None else tls.absolute()
         self._cancelled = cancelled or threading.Event()
         self._wanted_ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
         self._ports: dict[str, int] = {}
@@ -116,11 +120,16 @@ class LocalTriton:
 
     @property
     def http_url(self) -> str:
-        return f"http://{self.reached_at}:{self._port('http_port')}"
+        return f"http://{LOOPBACK if self.tls else self.reached_at}:{self._port('http_port')}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{self.reached_at}:{self._port('grpc_port')}"
+        return f"{'grpcs' if self.tls else 'grpc'}://{self.reached_at}:{self._port('grpc_port')}"
+
+    @property
+    def checked_at(self) -> str:
+        """The URL for our own requests: without TLS as callers have it, else HTTP, which needs no certificate here."""
+        return self.http_url if self.tls else self.grpc_url
 
     @property
     def metrics_url(self) -> str:
@@ -158,6 +167,8 @@ class LocalTriton:
         if not self.repository.is_dir():
             raise ServerError(f"{self.repository}: no such model repository. Make one: tritonrank build RECIPE")
         check_host(self.host)
+        if self.tls is not None:
+            check_tls(self.tls)
         try:
             for attempt in range(1, START_ATTEMPTS + 1):
                 self._ports = choose_ports(self._wanted_ports, self.host)
@@ -322,6 +333,7 @@ class LocalTriton:
                         ports=self._ports,
                         exit_timeout_seconds=self.exit_timeout_seconds,
                         shared_memory_prefix=run_folder.name,
+                        tls=self.tls,
                     ),
                     *self.extra_arguments,
                 ],

@@ -9,7 +9,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tritonrank.serve.triton_install import TritonInstall
+from tritonrank.serve.grpc_tls import tls_options
+from tritonrank.serve.triton_install import LOOPBACK, TritonInstall
 
 UNUSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 """Clients could read, write or fill files and memory of the server, or change its models, through these; nothing here
@@ -27,6 +28,7 @@ def server_command(
     exit_timeout_seconds: int,
     shared_memory_prefix: str,
     controlled: Sequence[str] = (),
+    tls: Path | None = None,
 ) -> list[str]:
     """The program and its arguments.
 
@@ -40,6 +42,7 @@ def server_command(
             server left there.
         controlled: the models to load at the start where others are loaded and unloaded later (``versions/``); none:
             all that are there, and no others ever.
+        tls: folder with the certificate of gRPC (``grpc_tls.py``); HTTP, which has none, is on loopback then.
     """
     closed = f"{UNUSED_PROTOCOLS}:{UNSENDABLE}={secrets.token_urlsafe(32)}"
     # One that is being loaded must not make the server say that it is not ready.
@@ -57,12 +60,13 @@ def server_command(
         f"--http-port={ports['http_port']}",
         f"--grpc-port={ports['grpc_port']}",
         f"--metrics-port={ports['metrics_port']}",
-        f"--http-address={host}",
+        f"--http-address={host if tls is None else LOOPBACK}",
         f"--grpc-address={host}",
         f"--metrics-address={host}",
         f"--http-restricted-api={closed}",
         f"--grpc-restricted-protocol={closed}",
         *mode,
+        *([] if tls is None else tls_options(tls)),
         "--exit-on-error=true",
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={exit_timeout_seconds}",

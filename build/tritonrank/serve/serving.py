@@ -117,7 +117,7 @@ class CheckedRepository:
 
     def prove(self, server: LocalTriton, cancelled: threading.Event) -> None:
         """See GoldenCheck."""
-        check_golden_cases(self.folder, server.grpc_url, cancelled)
+        check_golden_cases(self.folder, server.checked_at, cancelled)
 
     def ask(self, server: LocalTriton, seconds: float) -> None:
         """See GoldenCheck. Over HTTP: Triton 2.51 may end when a gRPC call gives up."""

@@ -41,24 +41,61 @@ class AdminError(ServerError):
         self.status, self.code = status, code
 
 
-class TritonAdmin:
-    """One server's versions; may be used by several threads.
+class PrivateApi:
+    """What asks a private API, of a Triton or a gateway; may be used by several threads.
 
     Args:
-        url: ``http://HOST:PORT`` of ``tritonrank serve --admin-port PORT``.
+        url: ``http://HOST:PORT``.
         key: what TRITONRANK_ADMIN_KEY is there.
         tls: for https; None: what the system trusts.
+        answer_seconds: for one answer.
+
+    Raises:
+        ServerError: the URL is none.
     """
 
-    def __init__(self, url: str, key: str, tls: ssl.SSLContext | None = None) -> None:
+    told_by = "the program that has it"
+
+    def __init__(
+        self, url: str, key: str, tls: ssl.SSLContext | None = None, answer_seconds: float = ANSWER_SECONDS
+    ) -> None:
         place = urlsplit(url)
         if place.scheme not in ("http", "https") or not place.hostname:
-            raise ServerError(f"{url}: expected http://HOST:PORT, as `tritonrank serve --admin-port PORT` tells it")
+            raise ServerError(f"{url}: expected http://HOST:PORT, as {self.told_by} tells it")
         self.url = url.rstrip("/")
         self._key = key
-        self._open: Callable[[], HTTPConnection] = lambda: HTTPConnection(place.netloc, timeout=ANSWER_SECONDS)
+        self._open: Callable[[], HTTPConnection] = lambda: HTTPConnection(place.netloc, timeout=answer_seconds)
         if place.scheme == "https":
-            self._open = lambda: HTTPSConnection(place.netloc, timeout=ANSWER_SECONDS, context=tls)
+            self._open = lambda: HTTPSConnection(place.netloc, timeout=answer_seconds, context=tls)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One request; gives what the answer says.
+
+        Raises:
+            AdminError: no answer, or it was refused.
+        """
+        connection = self._open()
+        try:
+            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            told = json.loads(answer.read(LONGEST_ANSWER) or b"{}")
+        except (OSError, HTTPException, ValueError) as error:
+            raise AdminError(f"{self.url}: no answer ({error or type(error).__name__})") from error
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            fault = told.get("error", {}) if isinstance(told, dict) else {}
+            fault = fault if isinstance(fault, dict) else {"message": fault}
+            said = fault.get("message", f"HTTP status {answer.status}")
+            raise AdminError(f"{self.url}: {said}", answer.status, fault.get("code", "refused"))
+        return told
+
+
+class TritonAdmin(PrivateApi):
+    """One server's versions: ``TritonAdmin(URL of --admin-port, key)``."""
+
+    told_by = "`tritonrank serve --admin-port PORT`"
 
     def list(self) -> Versions:
         """All versions.
@@ -116,28 +153,6 @@ class TritonAdmin:
             AdminError: it is not ready, or the server could not.
         """
         return Live(**self.ask("PUT", "/live", {"name": name}))
-
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """One request; gives what the answer says.
-
-        Raises:
-            AdminError: no answer, or it was refused.
-        """
-        connection = self._open()
-        try:
-            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            told = json.loads(answer.read(LONGEST_ANSWER) or b"{}")
-        except (OSError, HTTPException, ValueError) as error:
-            raise AdminError(f"{self.url}: no answer ({error or type(error).__name__})") from error
-        finally:
-            connection.close()
-        if answer.status >= 400:
-            fault = told.get("error", {}) if isinstance(told, dict) else {}
-            said = fault.get("message", f"HTTP status {answer.status}")
-            raise AdminError(f"{self.url}: {said}", answer.status, fault.get("code", "refused"))
-        return told
 
     def _found(self, name: str) -> Version:
         version = self.list().find(name)
