@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 import polars as pl
 from tritonrank_recommend.events import Event
+from tritonrank_recommend.privacy import read_privacy
 from tritonrank_recommend.stores import open_store
 from tritonrank_recommend.stores.interface import Added, Store, StoreError
 
@@ -51,10 +53,12 @@ def import_events(frame: pl.DataFrame, url: str, batch: int = BATCH) -> Imported
 
 
 async def _import(frame: pl.DataFrame, url: str, batch: int) -> Imported:
-    store = open_store(url)
+    privacy, store = read_privacy(os.environ), open_store(url)
     try:
         with step("importing events", total=frame.height) as bar:
-            added = await _send_all(store, _batches(frame, batch), bar.advance)
+            added = await _send_all(
+                store, (list(map(privacy.event, one)) for one in _batches(frame, batch)), bar.advance
+            )
     finally:
         await store.close()
     return Imported(added.accepted, added.duplicates, frame["user_id"].n_unique())

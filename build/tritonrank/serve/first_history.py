@@ -4,6 +4,7 @@ Without it every user of the demo were a stranger. How other data come in, docs/
 """
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +48,14 @@ def give_first_history(root: Path, store_file: Path) -> int:
 
 
 async def _import(dataset: Path, store_file: Path) -> int:
+    from tritonrank_recommend.privacy import read_privacy
     from tritonrank_recommend.stores import open_store
 
-    store, count = open_store(f"sqlite:{store_file}"), 0
+    store, count, privacy = open_store(f"sqlite:{store_file}"), 0, read_privacy(os.environ)
     try:
         for batch in _batches(dataset):
             # Not into the training log: the recipe's own data hold them already.
-            count += (await store.add_events(batch, log=False)).accepted
+            count += (await store.add_events([privacy.event(event) for event in batch], log=False)).accepted
     finally:
         await store.close()
     return count

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from tritonrank_recommend.engine.artifact_folder import ArtifactFolder
 from tritonrank_recommend.engine.live_items import LiveItems
 from tritonrank_recommend.engine.remembered import KEEP_SECONDS, KEY, RememberedCatalogue
 from tritonrank_recommend.engine.rules import RulesFile
+from tritonrank_recommend.privacy import Privacy, read_privacy
 from tritonrank_recommend.stores.interface import ItemChange, Store, StoreError
 
 if TYPE_CHECKING:  # it brings pyarrow, which only who writes a log needs
@@ -42,6 +44,7 @@ class Parts:
         store: None where nothing is kept.
         remembered: the popular items, for when the catalogue fails.
         log: None where no training log is written.
+        privacy: what of users is kept, and under which name.
     """
 
     catalogue: ArtifactFolder[Catalogue]
@@ -50,6 +53,7 @@ class Parts:
     store: Store | None
     remembered: RememberedCatalogue = field(default_factory=RememberedCatalogue)
     log: "EventLog | None" = None
+    privacy: Privacy = field(default_factory=Privacy)
 
 
 class Upkeep:
@@ -172,18 +176,20 @@ def open_parts(
     Raises:
         RulesError: the rules file is wrong.
         StoreError: the store cannot be used as it is named.
+        ValueError: the environment's wishes for privacy are wrong.
     """
     from tritonrank_recommend.blend import open_blend
     from tritonrank_recommend.catalogue import open_catalogue
     from tritonrank_recommend.stores import GuardedStore, open_store
 
-    rules_file = RulesFile(rules)
+    rules_file, privacy = RulesFile(rules), read_privacy(os.environ)
     store = GuardedStore(open_store(store_url)) if store_url else None
     parts = Parts(
         ArtifactFolder(catalogue, open_catalogue, "catalogue"),
         ArtifactFolder(blend, open_blend, "blend"),
         rules_file,
         store,
+        privacy=privacy,
     )
     if store is not None and events_log is not None:
         from tritonrank_recommend.log.event_log import EventLog

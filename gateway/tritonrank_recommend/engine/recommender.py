@@ -160,6 +160,7 @@ class Recommender:
             RequestError: the request is at fault.
             PageGoneError: the cursor's list is no longer kept.
         """
+        request = replace(request, user_id=self.parts.privacy.user(request.user_id))
         if request.deadline_ms is not None:
             seconds = min(seconds, request.deadline_ms / 1_000)
         course = Course(seconds, span=self.span)
@@ -232,6 +233,7 @@ class Recommender:
             PageGoneError: the page's list is no longer kept.
             StoreError: the store that has the page does not answer.
         """
+        request = replace(request, user_id=self.parts.privacy.user(request.user_id))
         if request.deadline_ms is not None:
             seconds = min(seconds, request.deadline_ms / 1_000)
         course, ranker = Course(seconds, ranking_seconds, self.span), ranker or self.ranker
@@ -281,6 +283,7 @@ class Recommender:
             StoreError: the store does not answer; nothing was changed.
         """
         store, live = self.parts.store, self._upkeep.live
+        changes = [self.parts.privacy.item(one) for one in changes]
         if store is None or live is None:
             await self._upkeep.apply(changes)
             return False
@@ -304,7 +307,7 @@ class Recommender:
             gathered.history.is_empty,
             [reason for reason in course.reasons if reason != MADE_ANEW],
             gathered.artifacts(done),
-            request.query,
+            self.parts.privacy.query(request.query),
             [(past.item_id, past.type) for past in gathered.told],
         )
         token = new_token()

@@ -1,6 +1,7 @@
 """What is kept of users: events come in, everything of a user can be read, and be erased."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ class Users:
 
         They wait for the log only where this gateway has one: nobody else may ever come for them.
         """
-        return await self._store().add_events(events, log=self._parts.log is not None)
+        kept = [self._parts.privacy.event(event) for event in events]
+        return await self._store().add_events(kept, log=self._parts.log is not None)
 
     async def export(self, user_id: str, *, with_log: bool = False) -> dict[str, Any]:
         """Everything that the store keeps of a user; ``with_log`` also the rows of the log's files, which takes longer.
@@ -41,21 +43,24 @@ class Users:
         Raises:
             OSError: a file of the log cannot be read.
         """
+        user_id = self._parts.privacy.user(user_id)
         kept, log = await self._store().export_user(user_id), self._parts.log
         return kept | {"log": await log.rows_of(user_id)} if with_log and log is not None else kept
 
     async def erase(self, user_id: str) -> tuple[dict[str, int], LogErased]:
         """Remove everything: rows by kind in the store, and how far it is with the log of the running hour."""
-        rows = await self._store().erase_user(user_id)
-        self._pages.erase(user_id)
-        log = self._parts.log
+        rows: Counter[str] = Counter()
+        names, log = self._parts.privacy.names(user_id), self._parts.log
+        for name in names:
+            rows.update(await self._store().erase_user(name))
+            self._pages.erase(name)
         if log is None:
-            return rows, "none"
+            return dict(rows), "none"
         try:
-            return rows, "done" if await log.erase(user_id) else "within seconds"
+            return dict(rows), "done" if all([await log.erase(name) for name in names]) else "within seconds"
         except (OSError, StoreError):
             LOG.warning("the log cannot be written anew; that is done when it can")
-            return rows, "within seconds"
+            return dict(rows), "within seconds"
 
     def _store(self) -> Store:
         if self._parts.store is None:
