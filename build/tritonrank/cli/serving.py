@@ -20,7 +20,12 @@ from tritonrank.cli.panels import Panel
 
 @app.command(rich_help_panel=Panel.SERVE)
 def serve(
-    artifacts: Annotated[Path, typer.Argument(metavar="ARTIFACTS", help="artifacts/<recipe>, or a repository folder")],
+    artifacts: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTIFACTS", help="artifacts/<recipe>, a repository folder, or a model store's URL[@TAG|@DIGEST]"
+        ),
+    ],
     build: Annotated[
         str | None,
         typer.Option(
@@ -70,6 +75,8 @@ def serve(
 
     Of a recipe's folder it serves the build that was promoted, the first good one by itself. `tritonrank promote` and
     `tritonrank back` are followed at the same ports within seconds; a build that does not start is not served.
+    Of a store's URL it serves what is tagged, fetched and verified, and follows the tag; where the store is away, what
+    was fetched last. docs/store.md tells more.
 
     A server that loses a part, or does not answer any more, is brought back at the same ports within seconds; each time
     is one line on standard error. Exits with 2 when it cannot be started any more. docs/security.md says what is open.
@@ -79,6 +86,7 @@ def serve(
     from tritonrank.serve.running import end_when_terminated, run_until_signalled
     from tritonrank.serve.servable import notes_on_served
     from tritonrank.serve.serving import example_command, serving
+    from tritonrank.serve.store_source import served_source
 
     end_when_terminated()
     shows_log = log_file == Path("-")
@@ -90,12 +98,14 @@ def serve(
         "tls": grpc_tls,
     }
     options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
-    notes = notes_on_served(artifacts, build)  # before the start: it is what was chosen then
-    with serving(artifacts, ready_file, build=build, **options, shows_log=shows_log) as server:
+    named = served_source(artifacts, build)
+    folder, followed = named.folder, named.followed
+    notes = named.notes or notes_on_served(folder, build)  # before the start: it is what was chosen then
+    with serving(folder, ready_file, build=build, followed=followed, **options, shows_log=shows_log) as server:
         typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
         for note in notes:
             typer.echo(note)
-        example = example_command(artifacts, server.http_url if grpc_tls else server.grpc_url, build)
+        example = example_command(folder, server.http_url if grpc_tls else server.grpc_url, build)
         typer.echo(f"\nTry it from another terminal:\n\n{example}\n\nCtrl-C stops the server.")
         run_until_signalled(server, drain_s, server.drain)
 

@@ -13,7 +13,9 @@ from tritonrank.cli.panels import Panel
 def up(
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A model of the hub, a checkpoint's folder, or what was built already"),
+        typer.Argument(
+            metavar="TARGET", help="A model of the hub, a checkpoint's folder, what was built already, or a store's URL"
+        ),
     ],
     host: Annotated[str, typer.Option(help="Address that the gateway listens on; Triton stays on 127.0.0.1")] = (
         "127.0.0.1"

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tritonrank.artifacts import MANIFEST, read_manifest
 from tritonrank.artifacts.named import REPOSITORY
+from tritonrank.artifacts.store.urls import is_store
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline.up import DEADLINE_MS, UpOptions, make_from_checkpoint, slug
 from tritonrank.serve.gateway_child import INSTALL, GatewayChild, missing_packages
@@ -20,6 +21,7 @@ from tritonrank.serve.recommending import NEEDED, Recommending, example_user, ha
 from tritonrank.serve.running import RunningServer, run_until_signalled
 from tritonrank.serve.servable import repository_of
 from tritonrank.serve.serving import example_command, golden_requests, serving
+from tritonrank.serve.store_source import served_source
 
 EXAMPLE_DOCUMENTS = 2
 EXAMPLE_CHARACTERS = 80
@@ -55,7 +57,7 @@ def serve_target(
     """Make what is missing, serve until Ctrl-C, and stop all in order.
 
     Args:
-        target: a hub id, a checkpoint's folder, or a folder that was built.
+        target: a hub id, a checkpoint's folder, a folder that was built, or a model store's URL.
         options: how to make it.
         artifacts: the folder of all artifacts.
         ports: where to listen.
@@ -65,21 +67,28 @@ def serve_target(
         TritonRankError: it cannot be made or served.
     """
     started = time.monotonic()
-    root = built_folder(target)
+    named = served_source(target) if is_store(target) else None
+    root = named.folder if named else built_folder(target)
     if root is None:
         root = make_from_checkpoint(target, options, artifacts)
         _check_golden_tokens(root)
     missing = missing_packages()
     triton: dict[str, Any] = {"http_port": ports.http_port, "grpc_port": ports.grpc_port, "metrics_port": 0}
-    with serving(root, None, **triton) as server, ExitStack() as stack:
+    followed = named.followed if named else None
+    with serving(root, None, followed=followed, **triton) as server, ExitStack() as stack:
         if missing:
             _say_triton_alone(root, server, missing, started)
             run_until_signalled(server)
             return
         recommends = Recommending.of(server.server.repository, told.store, told.rules)
-        gateway = gateway_for(server, recommends, ports.port, ports.host, slug(target), DEADLINE_MS / 1_000)
+        if named:  # what users do outlives versions, and what is kept of a version is never written to
+            recommends = Recommending(artifacts / named.model, told.store, told.rules)
+        for note in named.notes if named else ():
+            _say(note)
+        name = named.model if named else slug(target)
+        gateway = gateway_for(server, recommends, ports.port, ports.host, name, DEADLINE_MS / 1_000)
         stack.enter_context(gateway)
-        _say_ready(root, gateway, started)
+        _say_ready(root, recommends.root, gateway, started)
         run_until_signalled(gateway)
 
 
@@ -119,14 +128,14 @@ def _check_golden_tokens(root: Path) -> None:
         check_golden_tokens(root / "served")
 
 
-def _say_ready(root: Path, gateway: GatewayChild, started: float) -> None:
+def _say_ready(root: Path, recipe: Path, gateway: GatewayChild, started: float) -> None:
     query, documents = _example(root)
     body = json.dumps({"query": query, "documents": documents}, ensure_ascii=False)
     console.print(f"\n[bold]{gateway.url}[/]  (ready after {time.monotonic() - started:.1f} s)\n", highlight=False)
     _say(_curl(gateway.url, "/v1/rerank", body))
     if has_catalogue(repository_of(root)) and not missing_packages(NEEDED):
         body = json.dumps(
-            {"user_id": example_user(Recommending.of(repository_of(root)).root), "query": query, "size": 5},
+            {"user_id": example_user(recipe), "query": query, "size": 5},
             ensure_ascii=False,
         )
         _say(f"\nRecommend, and search for somebody:\n\n{_curl(gateway.url, '/v1/recommend', body)}")

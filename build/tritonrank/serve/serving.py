@@ -24,7 +24,7 @@ from tritonrank.serve.ready_file import remove_ready_file
 from tritonrank.serve.servable import check_contents, followed_root, repository_of
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.server_watch import WrongScoreError
-from tritonrank.serve.succession import ServedLink
+from tritonrank.serve.succession import Followed, Following, ServedLink
 from tritonrank.serve.supervisor import SupervisedTriton
 from tritonrank.tensorrt.plans import PLAN_FILE, check_plans, plan_settings
 
@@ -45,7 +45,12 @@ PAUSE_SECONDS = 0.1
 
 @contextmanager
 def serving(
-    artifacts: Path, ready_file: Path | None = None, *, build: str | None = None, **options: Any
+    artifacts: Path,
+    ready_file: Path | None = None,
+    *,
+    build: str | None = None,
+    followed: Followed | None = None,
+    **options: Any,
 ) -> Iterator[SupervisedTriton]:
     """A ready server for a repository, brought back by itself when it is lost.
 
@@ -53,6 +58,7 @@ def serving(
         artifacts: ``artifacts/<recipe>``, whose served build it is then, whichever that becomes; or a repository
             folder.
         build: serve this one, whatever is promoted.
+        followed: says what is to be served after that, in place of the link in the recipe's folder.
         ready_file: is there as long as the server is ready, and only then: its own health says nothing of scores.
         options: go to LocalTriton.
 
@@ -70,11 +76,12 @@ def serving(
             f"{error.filename}: cannot be read ({error.strerror}). Let this user read it: "
             f"chmod -R a+rX {shlex.quote(str(artifacts))}"
         ) from None
-    root = followed_root(artifacts, build)
-    link = ServedLink(root, repository, CheckedRepository) if root else None
+    if followed is None and (root := followed_root(artifacts, build)) is not None:
+        followed = ServedLink(root)
+    following = Following(followed, repository, CheckedRepository) if followed else None
     with (
-        link or nullcontext(),
-        SupervisedTriton(checked.make, checked, succession=link, ready_file=ready_file, options=options) as server,
+        following or nullcontext(),
+        SupervisedTriton(checked.make, checked, succession=following, ready_file=ready_file, options=options) as server,
     ):
         yield server
 

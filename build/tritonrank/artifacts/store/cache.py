@@ -100,6 +100,11 @@ def fetch_version(
         return Fetched(kept.folder(last, ranks), last, version, away=str(error))
 
 
+def resolve(source: Source, *, trust: Trust | None = None) -> str:
+    """The digest of what a store's URL names now; raises as ``fetch``, also where the store does not answer."""
+    return Index(open_objects(source.url), trust if trust is not None else trust_of()).find(source)[0]
+
+
 def cached_versions(cache: Path | None = None) -> Iterator[tuple[Path, Version]]:
     """Versions that are on this machine, with their folders, newest first; nothing of them is verified."""
     return _Cache(cache or cache_folder(), Trust()).others()

@@ -49,8 +49,8 @@ def pull_into(
     source, folder = parse_source(named), folder.absolute()
     note = folder.with_name(f".{folder.name}.pulled.json")
     before = _read_note(note)
-    if before is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"{folder}: is there already, and no pull put it there. Name another folder, or move it away")
+    if folder.exists() and (strange := _not_pulled(folder, before)) is not None:
+        raise StoreError(f"{strange}: is there, and no pull put it there. Name another folder, or move it away")
     try:
         index = Index(open_objects(source.url), trust)
         digest, _ = index.find(source)
@@ -98,6 +98,15 @@ Note = tuple[str, Version, Collection[int] | None]
 
 def _wanted(note: Note) -> list[Any]:
     return wanted_files(note[1], note[2])
+
+
+def _not_pulled(folder: Path, note: Note | None) -> Path | None:
+    """Something in a folder that would be lost with it; byte code would not."""
+    if not folder.is_dir() or folder.is_symlink():
+        return folder
+    known = {folder / file.path for file in _wanted(note)} if note else set[Path]()
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return next((path for path in found if path not in known and path.suffix != ".pyc"), None)
 
 
 def _read_note(file: Path) -> Note | None:

@@ -21,12 +21,13 @@ from tritonrank.artifacts.builds import (
     recorded_builds,
     served_build,
 )
+from tritonrank.artifacts.store.faults import DamagedStoreError
 from tritonrank.artifacts.store.index import Index, Move
 from tritonrank.artifacts.store.leases import PUSH, STALE, lease
 from tritonrank.artifacts.store.signing import Signer
 from tritonrank.artifacts.store.transfer import JOBS, Advance, Transfer
 from tritonrank.artifacts.store.urls import LATEST, check_tag
-from tritonrank.artifacts.store.versions import PART_BYTES, File, Part, Version
+from tritonrank.artifacts.store.versions import PART_BYTES, File, Part, Version, read_version
 from tritonrank.errors import ArtifactError
 
 UPLOADS = 4
@@ -84,7 +85,7 @@ def describe(folder: Path, model: str, advance: Advance = lambda count: None) ->
     changed = [file.path for file in files if manifest.files.get(file.path, file.sha256) != file.sha256]
     if changed:
         raise ArtifactError(f"{folder / changed[0]}: was changed just now. Build it again: tritonrank build RECIPE")
-    return Version(
+    version = Version(
         model=model,
         name=folder.name if manifest.stage == RECORD else manifest.artifact[:12],
         stage=manifest.stage,
@@ -93,6 +94,10 @@ def describe(folder: Path, model: str, advance: Advance = lambda count: None) ->
         files=tuple(files),
         folders=tuple(sorted(manifest.empty_folders or [])),
     )
+    try:
+        return read_version(version.payload(), str(folder))  # nobody pushes what nobody would take
+    except DamagedStoreError as error:
+        raise ArtifactError(f"{folder}: cannot be kept in a store. {error}") from None
 
 
 def push_version(

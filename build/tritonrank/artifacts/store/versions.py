@@ -128,6 +128,7 @@ def read_version(payload: bytes, what: str) -> Version:
         texts = [said[key] for key in ("model", "name", "stage", "artifact", "created")]
         _require(all(isinstance(one, str) and len(one) <= LONGEST_NAME for one in texts), "a text is none")
         model, name, stage, artifact, created = texts
+        _require("/" not in _path(model), "the model's name is no name of a folder")
         version = Version(model, name, stage, artifact, created, files, folders)
         _require(version.size <= MOST_BYTES, f"{version.size:,} bytes; at most {MOST_BYTES:,}")
         _require_tree([file.path for file in files], list(folders))
