@@ -1,5 +1,6 @@
 """/versions through the whole application: its key, its errors, and what goes with a version: blend, pages, clicks."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -145,6 +146,23 @@ async def test_a_canary_brings_its_blend_and_old_pages_stay_as_they_were(tmp_pat
         assert last["artifacts"] == second["artifacts"]
         answer = await own.put("/versions/shadow", json=OTHER | {"blend": str(tmp_path / "nowhere")})
         assert (answer.status_code, "nowhere" in answer.json()["error"]) == (409, True)
+
+
+@pytest.mark.parametrize(("weight", "is_alike"), [(1.0, True), (-1.0, False)], ids=["same", "turned"])
+async def test_a_blend_that_went_wrong_shows_in_the_shadow(tmp_path: Path, weight: float, is_alike: bool) -> None:
+    stand = standing()
+    async with shop(stand, tmp_path) as (http, own):
+        blend = str(tiny_blend(tmp_path / "other", weight=weight))
+        assert (await own.put("/versions/shadow", json=OTHER | {"blend": blend})).status_code == 200
+        for number in range(3):
+            answer = (await http.post("/v1/recommend", json={"user_id": f"u{number}", "query": "desk"})).json()
+            assert answer["artifacts"]["ranker"] == "a" * 16
+        async with asyncio.timeout(10):
+            while (pairs := (await own.get("/versions/comparison")).json()["shadow"]["pairs"])["list_count"] < 3:
+                await asyncio.sleep(0.01)
+        assert pairs["rbo"] == pytest.approx(3), "the rankers agree"
+        assert (pairs["list_rbo"] == pytest.approx(3)) == (pairs["list_top_ten"] == pytest.approx(3)) == is_alike
+        assert pairs["list_top_ten_count"] == 3
 
 
 async def test_impressions_and_clicks_are_counted_by_the_users_side(tmp_path: Path) -> None:

@@ -290,6 +290,7 @@ def _told(call: Call, dialect: Dialect, status: int, refusal: Refusal | None) ->
         "tokens": done.tokens or 0,
         "truncated": done.truncated,
         "cached": done.cached,
+        "side": done.side or "live",
         "queue_seconds": done.queue_seconds,
         "degraded": done.degraded,
         "refused": "" if refusal is None else refusal.kind,
@@ -317,6 +318,7 @@ def _line(
         "cached": done.cached,
         "level": done.level,
         "artifact": done.artifact,
+        "side": done.side or "live",
         "request_id": call.request_id,
         "trace_id": call.trace_id,
     }

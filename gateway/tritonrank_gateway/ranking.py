@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tritonrank_client import ModelInfo
+
+if TYPE_CHECKING:  # which needs rankings
+    from tritonrank_gateway.versions.shadow import Repeated
 
 Item = str | Mapping[str, Any]
 """A text, or fields that the server renders by its template."""
@@ -66,6 +69,7 @@ class Ranking:
         unknown_tokens: of the context and of all items, those that the vocabulary does not have.
         ranked: only the first so many items were ranked, the others follow as they came; None: all were.
         version: which one has ranked.
+        repeated: what a shadow makes of the same request; None: it was not repeated.
     """
 
     indices: list[int]
@@ -80,6 +84,7 @@ class Ranking:
     unknown_tokens: tuple[int, int] | None = None
     ranked: int | None = None
     version: Side = "live"
+    repeated: "Repeated | None" = None
 
 
 class Backend(Protocol):

@@ -81,7 +81,8 @@ class CallRanker:
             raise SparedError
         logits = np.empty(len(asked.items), np.float32)
         logits[ranking.indices] = ranking.logits
-        return Scored(logits[: ranking.ranked], ranking.artifact, self._call.gateway.versions.blend_of(ranking.version))
+        blend = self._call.gateway.versions.blend_of(ranking.version)
+        return Scored(logits[: ranking.ranked], ranking.artifact, blend, ranking.repeated)
 
     async def warm(self, query: str, history: Sequence[str], *, user: str = "", seconds: float | None = None) -> None:
         """Rank nothing that could be scored: the server computes the context's keys and values, and keeps them. It goes

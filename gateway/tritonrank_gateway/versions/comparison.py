@@ -107,6 +107,8 @@ class Pairs(msgspec.Struct, kw_only=True):
         top_ten, top_ten_squares: the share of the live ten best that are among the version's ten best, of these pairs.
         drift_count: pairs with two items at least that both have scored, and live scores that differ.
         drift, drift_squares: mean absolute difference of an item's two scores, in standard deviations of the live ones.
+        list_count, list_rbo, list_rbo_squares, list_top_ten_count, list_top_ten, list_top_ten_squares: the same of the
+            lists that users are shown: with the version's blend and the shop's rules. Of recommendations alone.
         live_bins, version_bins: how scores are spread over the buckets ``scores`` of ``Comparison``, less the mean of
             the live scores of the request and in their standard deviations. Each pair adds 1 to the sum of all bins.
     """
@@ -120,8 +122,24 @@ class Pairs(msgspec.Struct, kw_only=True):
     drift_count: int = 0
     drift: float = 0.0
     drift_squares: float = 0.0
+    list_count: int = 0
+    list_rbo: float = 0.0
+    list_rbo_squares: float = 0.0
+    list_top_ten_count: int = 0
+    list_top_ten: float = 0.0
+    list_top_ten_squares: float = 0.0
     live_bins: list[float] = field(default_factory=lambda: [0.0] * (len(SCORE_EDGES) + 1))
     version_bins: list[float] = field(default_factory=lambda: [0.0] * (len(SCORE_EDGES) + 1))
+
+    def add_lists(self, rbo: float, top_ten: float | None) -> None:
+        """Take what was made of a pair; see ``figures.alike``."""
+        self.list_count += 1
+        self.list_rbo += rbo
+        self.list_rbo_squares += rbo**2
+        if top_ten is not None:
+            self.list_top_ten_count += 1
+            self.list_top_ten += top_ten
+            self.list_top_ten_squares += top_ten**2
 
     def add(self, one: Agreement) -> None:
         """Take a pair."""

@@ -1,5 +1,6 @@
 """How far two rankings of one request agree, in a few numbers: a handful of NumPy calls over all candidates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,7 @@ def agreement(live: Ranking, version: Ranking, items: int) -> Agreement:
     place = np.full(items, items + DEPTH, dtype=np.int64)  # an item that live did not give back is in none of its first
     place[live.indices] = np.arange(len(live.indices))
     places = place[version.indices]
-    shown = min(len(live.indices), len(version.indices))
-    top_ten = float((places[:BEST] < BEST).sum()) / BEST if shown > BEST else None
+    top_ten = _top_ten(places, len(live.indices))
     before, now = _scores(live, items), _scores(version, items)
     both = ~(np.isnan(before) | np.isnan(now))
     before, now = before[both], now[both]
@@ -59,6 +59,21 @@ def agreement(live: Ranking, version: Ranking, items: int) -> Agreement:
         _shares((before - mean) / spread),
         _shares((now - mean) / spread),
     )
+
+
+def alike(shown: Sequence[str], other: Sequence[str]) -> tuple[float, float | None]:
+    """Rank-biased overlap of two lists of items, and the share of the ten best that are in both ten best, as above.
+
+    Args:
+        shown, other: ids, best first, one at least in each.
+    """
+    place = {item_id: number for number, item_id in enumerate(shown)}
+    places = np.array([place.get(item_id, len(shown) + DEPTH) for item_id in other], dtype=np.int64)
+    return overlap(places), _top_ten(places, len(shown))
+
+
+def _top_ten(places: NDArray[np.int64], shown: int) -> float | None:
+    return float((places[:BEST] < BEST).sum()) / BEST if min(len(places), shown) > BEST else None
 
 
 def _scores(ranking: Ranking, items: int) -> NDArray[np.float64]:

@@ -87,6 +87,7 @@ def _of_pairs(shared: list[tuple[Role, Compared]]) -> Iterator[Metric]:
     )  # fmt: skip
     overlap = GaugeMetricFamily(f"{NAME}overlap", "Mean rank-biased overlap of the shadow's order and the live one")
     top_ten = GaugeMetricFamily(f"{NAME}top_ten", "Mean share of the live ten best among the shadow's ten best")
+    lists = GaugeMetricFamily(f"{NAME}list_overlap", "The same of the lists that /v1/recommend makes of both")
     drift = GaugeMetricFamily(
         f"{NAME}drift", "Mean difference of the shadow's scores and the live ones, in their standard deviations"
     )
@@ -99,8 +100,9 @@ def _of_pairs(shared: list[tuple[Role, Compared]]) -> Iterator[Metric]:
         for gauge, total, count in (
             (overlap, one.pairs.rbo, one.pairs.count),
             (top_ten, one.pairs.top_ten, one.pairs.top_ten_count),
+            (lists, one.pairs.list_rbo, one.pairs.list_count),
             (drift, one.pairs.drift, one.pairs.drift_count),
         ):
             if count:
                 gauge.add_metric((), total / count)
-    yield from (pairs, dropped, overlap, top_ten, drift)
+    yield from (pairs, dropped, overlap, top_ten, lists, drift)

@@ -111,7 +111,8 @@ class Versions:
         if compared is not None and refusal is None and request.is_shown:
             compared.live.ranked(ranking, len(request.items), seconds)
         if shadow is not None:
-            self._shadowing.offer(shadow, request, ranking, seconds)
+            repeated = self._shadowing.offer(shadow, request, ranking, seconds)
+            return ranking if repeated is None else replace(ranking, repeated=repeated)
         return ranking
 
     async def info(self) -> ModelInfo:

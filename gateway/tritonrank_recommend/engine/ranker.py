@@ -18,11 +18,23 @@ class Scored:
         logits: [items] float32, in the order of the request; of a ``SparingRanker`` those of the first items alone.
         artifact: what scored.
         blend: that was learned for it, where it has one of its own; None: the recommender's.
+        repeating: another version that ranks the same items and is not heard; None: none does.
     """
 
     logits: NDArray[np.float32]
     artifact: str
     blend: Blend | None = None
+    repeating: "Repeating | None" = None
+
+
+class Repeating(Protocol):
+    """Another version, whose list is compared with the one that was shown."""
+
+    async def scored(self) -> Scored | None:
+        """What it says of the same items; None where it said nothing."""
+
+    def listed(self, shown: Sequence[str], other: Sequence[str]) -> None:
+        """What was made of both: ids of items, best first."""
 
 
 class Ranker(Protocol):

@@ -36,6 +36,7 @@ from tritonrank_recommend.engine.pages import (
 )
 from tritonrank_recommend.engine.parts import Parts, Upkeep, open_parts
 from tritonrank_recommend.engine.ranker import Ranker
+from tritonrank_recommend.engine.repeating import Repeats
 from tritonrank_recommend.engine.retrieval import Found
 from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.settings import EngineSettings
@@ -86,6 +87,7 @@ class Recommender:
         self._pool = ThreadPoolExecutor(self.settings.threads, "recommend")
         self._steps = Steps(parts, self.settings, self._work)
         self._is_serving = False
+        self._repeats = Repeats(self._work)
         self._upkeep = Upkeep(parts, self._pool)
 
     @classmethod
@@ -130,6 +132,7 @@ class Recommender:
     async def close(self) -> None:
         """End what runs in the background, and close the store."""
         await self._upkeep.close()
+        await self._repeats.close()
         await self._steps.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.parts.log is not None:
@@ -298,7 +301,8 @@ class Recommender:
     ) -> RecommendAnswer:
         gathered = await self._steps.gather(request, course, ranker)
         with course.step("blend"):
-            done = await self._work(listed, gathered.heard, self.parts.rules.rules, gathered.situation, gathered.bounds)
+            rules = self.parts.rules.rules
+            done = await self._work(listed, gathered.heard, rules, gathered.situation, gathered.bounds)
         if done.problem:
             course.lost("blend", done.problem)
         pinned = PinnedList(
@@ -320,6 +324,7 @@ class Recommender:
         if request.explain and answer.items:
             parts = await self._work(blend_parts, gathered.heard, [item.item_id for item in answer.items])
             answer = await self._explained(answer, request, gathered.told, parts, course, ranker)
+        self._repeats.begin(gathered, done, rules)
         return _finished(answer, course)
 
     async def _page(

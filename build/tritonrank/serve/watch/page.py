@@ -118,7 +118,9 @@ def _waiting(span: Span) -> tuple[str, Table]:
     if lanes and span.seconds:
         _tell(rows, "lanes busy", span.rate("tritonrank_lane_busy_seconds_total") / lanes, _share)
     for labels, value in span.now("tritonrank_gateway_replica_up"):
-        rows.append((f"replica {labels.get('replica', '')}", "in rotation" if value else "OUT"))
+        version = labels.get("version", "live")
+        of = "" if version == "live" else f" ({version})"
+        rows.append((f"replica {labels.get('replica', '')}{of}", "in rotation" if value else "OUT"))
     runs = span.rose("tritonrank_runs_total")
     if runs:
         rows.append(("requests in a run", f"{span.rose('tritonrank_requests_scored_total') / runs:.2f}"))
