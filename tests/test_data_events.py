@@ -1,6 +1,8 @@
 """``data.source: events``: a gateway's log becomes the lists that a ranker learns from."""
 
 import asyncio
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -291,3 +293,22 @@ def test_a_log_becomes_a_trained_ranker(tmp_path: Path, tiny_base: Path) -> None
     for verb in ("prepare", "finetune"):
         manifest = run_verb(verb, recipe, workspace)
     assert manifest.metrics
+
+
+def test_days_that_are_kept_no_longer_are_removed(tmp_path: Path) -> None:
+    log = write_log(tmp_path, [event(number, item=f"i{number}") for number in range(3)], [page("p", "i1", "i2")])
+    now = time.time()
+    for kind in layout.KINDS:  # the same was written 40 days, and 29 days ago
+        (hour,) = layout.hour_folders(log, kind)
+        for days in (40, 29):
+            shutil.copytree(hour, layout.hour_folder(log, kind, now - days * 86_400), dirs_exist_ok=True)
+    held = {hour: len(layout.files_of(hour)) for kind in layout.KINDS for hour in layout.hour_folders(log, kind)}
+    foreign = layout.hour_folder(log, layout.EVENTS, now - 40 * 86_400) / "note.txt"
+    foreign.write_text("not the log's")
+    swept = CliRunner().invoke(cli.app, ["sweep-log", str(log), "--keep-days", "30"])
+    old = [hour for hour in held if hour.parent.name < layout.hour_folder(log, "", now - 30 * 86_400).parent.name]
+    assert len(old) >= 2
+    assert f"removed: {sum(held[hour] for hour in old)}\n" in swept.output, swept.output
+    assert not any(layout.files_of(hour) for hour in old)
+    assert foreign.is_file()
+    assert all(len(layout.files_of(hour)) == held[hour] for hour in held if hour not in old)

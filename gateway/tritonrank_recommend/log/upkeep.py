@@ -5,6 +5,7 @@ Each of these may be killed at any moment and done again. All of them hold the l
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -94,6 +95,34 @@ def sweep(log: Path) -> int:
             with layout.locked(log):
                 changed += _without(hour, kind, erased)
     return changed
+
+
+def forget(log: Path, before: float) -> int:
+    """Remove the hours that had ended by then: what is kept no longer cannot be lost.
+
+    Args:
+        log: the log's folder.
+        before: unix seconds, in the past.
+
+    Returns:
+        How many files went.
+
+    Raises:
+        OSError: a file cannot be removed; done again it goes on.
+    """
+    removed = 0
+    for kind in layout.KINDS:
+        for hour in layout.hour_folders(log, kind):
+            if not layout.is_over(hour, before, grace_seconds=0.0):
+                continue
+            with layout.locked(log):
+                for file in [*layout.files_of(hour), *hour.glob(".*.tmp")]:
+                    file.unlink(missing_ok=True)
+                    removed += not file.name.startswith(".")
+                with suppress(OSError):  # what else lies there is not ours
+                    hour.rmdir()
+                    hour.parent.rmdir()
+    return removed
 
 
 def _parts(files: Iterable[Path]) -> int:
