@@ -13,6 +13,7 @@ from typing import Any
 from tritonrank_runtime.admission import Admission, QueueFullError, RefusedError, TooLongError
 from tritonrank_runtime.backend import Tally, family
 
+MANIFEST = "manifest.json"
 REFUSALS = (QueueFullError, TooLongError)
 
 
@@ -95,16 +96,17 @@ def resident_bytes() -> float:
         return 0.0
 
 
-def artifact_gauges(labels: Mapping[str, str], artifact: str, repository: Path) -> list[Any]:
+def artifact_gauges(labels: Mapping[str, str], artifact: str, model: Path) -> list[Any]:
     """Which artifact answers, and when its repository was assembled; what is given back must outlive the model.
 
     Args:
         labels: of the model.
         artifact: as answers name it.
-        repository: with its manifest beside the models; without one, as in a hand-made folder, nobody knows when.
+        model: its folder. The manifest is in it, where the server shows several repositories, or beside it; without
+            one, as in a hand-made folder, nobody knows when.
     """
     moments = {"tritonrank_artifact_info": ("The artifact that answers; always 1", 1.0)}
-    if created := _created(repository / "manifest.json"):
+    if created := _created(model / MANIFEST) or _created(model.parent / MANIFEST):
         moments["tritonrank_artifact_created_seconds"] = "When its repository was assembled, unix seconds", created
     kept = []
     for name, (said, value) in moments.items():

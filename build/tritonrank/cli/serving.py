@@ -70,6 +70,14 @@ def serve(
             help="Seconds after SIGTERM in which the ready file is gone and requests are served: balancers find out",
         ),
     ] = 0.0,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Load, prove and take away further versions through this port, with the key of TRITONRANK_ADMIN_KEY "
+            "(docs/rollout.md); 0 takes a free one; default: nothing can be loaded"
+        ),
+    ] = None,
+    admin_host: Annotated[str, typer.Option(help="Address that the port for versions listens on")] = "127.0.0.1",
 ) -> None:
     """Check files and plans, start Triton, check golden requests through it, and keep it running until Ctrl-C.
 
@@ -98,11 +106,19 @@ def serve(
         "tls": grpc_tls,
     }
     options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
+    admin = None
+    if admin_port is not None:
+        from tritonrank.serve.versions.admin_server import AdminServer
+
+        admin = AdminServer(admin_port, admin_host)
     named = served_source(artifacts, build)
-    folder, followed = named.folder, named.followed
+    folder = named.folder
     notes = named.notes or notes_on_served(folder, build)  # before the start: it is what was chosen then
-    with serving(folder, ready_file, build=build, followed=followed, **options, shows_log=shows_log) as server:
+    options |= {"build": build, "followed": named.followed, "admin": admin}
+    with serving(folder, ready_file, **options, shows_log=shows_log) as server:
         typer.echo(f"HTTP     {server.http_url}\ngRPC     {server.grpc_url}\nmetrics  {server.metrics_url}")
+        if admin is not None:
+            typer.echo(f"versions {admin.url}")
         for note in notes:
             typer.echo(note)
         example = example_command(folder, server.http_url if grpc_tls else server.grpc_url, build)

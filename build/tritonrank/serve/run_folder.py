@@ -9,7 +9,9 @@ beside the source that it imports, and beside a link there is none but what this
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tritonrank.errors import ServerError
 
@@ -18,6 +20,14 @@ PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+-]*")
 LONGEST_PARENT = 80
 """Characters; a socket in the folder may have a path of 107, and its own name needs room."""
 OTHER_PLACES = (Path("/tmp"), Path("/var/tmp"))
+
+
+class MoreModels(Protocol):
+    """Models beside those of the repository, which come and go while the server runs (``versions/``)."""
+
+    def lay_out(self, models: Path) -> Sequence[str]:
+        """Put what belongs there into the server's folder of models; the names of all that are loaded at the start."""
+        ...
 
 
 def make_run_folder(prefix: str, *, holds_programs: bool) -> Path:

@@ -18,7 +18,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,18 +28,18 @@ from tritonrank.errors import ServerError
 from tritonrank.serve import server_keeper
 from tritonrank.serve.grpc_tls import check_tls
 from tritonrank.serve.ports import answers, choose_ports
-from tritonrank.serve.run_folder import link_repository, make_run_folder
+from tritonrank.serve.run_folder import MoreModels, link_repository, make_run_folder
 from tritonrank.serve.running import POLL_SECONDS
 from tritonrank.serve.server_command import server_command
 from tritonrank.serve.server_log import (
     FileLog,
     RelayedLog,
     ServerLog,
-    models_still_loading,
     models_that_failed,
     readable_lines,
+    still_loading,
 )
-from tritonrank.serve.server_processes import STOPPED, Part, children_of
+from tritonrank.serve.server_processes import Part, children_of, kill_parts, stubs_of, wake
 from tritonrank.serve.triton_install import LOOPBACK, check_host, is_container, prepare_triton
 
 EVERY_ADDRESS = "0.0.0.0"
@@ -75,6 +75,7 @@ class LocalTriton:
         ready_file: is removed with the server if it names this one's process (``supervisor.py`` writes it).
         cancelled: once it is set, start() gives up.
         tls: folder with tls.crt and tls.key of gRPC, and ca.crt where callers must show a certificate by it.
+        more: what else it serves; None: the repository alone, and nothing is ever loaded later.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class LocalTriton:
         ready_file: Path | None = None,
         cancelled: threading.Event | None = None,
         tls: Path | None = None,
+        more: MoreModels | None = None,
     ) -> None:
         self.repository = repository
         self.host = LOOPBACK if host == "localhost" else host
@@ -107,15 +109,18 @@ class LocalTriton:
         self.environment = dict(environment or {})
         self.ready_file = ready_file
         self.tls = None if tls is None else tls.absolute()
+        self._more = more
         self._cancelled = cancelled or threading.Event()
         self._wanted_ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
         self._ports: dict[str, int] = {}
         self._keeper: subprocess.Popen[str] | None = None
         self._log: ServerLog | None = None
-        self._is_stopped = False
+        self.is_ending = False
+        """it was told to stop"""
         self._run_folder: Path | None = None
         self._pid: int | None = None
         self._parts: list[Part] = []
+        self._needed: Collection[str] | None = None
         self._owner_pid = os.getpid()
 
     @property
@@ -145,8 +150,19 @@ class LocalTriton:
     @property
     def parts(self) -> Sequence[Part]:
         """The processes that it cannot do without: its keeper, tritonserver and the stubs, as they were when it
-        became ready."""
+        became ready, or as need() said later."""
         return tuple(self._parts)
+
+    def need(self, models: Collection[str], leaving: Collection[Part] = ()) -> None:
+        """From now on it cannot do without the stubs of these models; it can without those of others.
+
+        Args:
+            models: by name.
+            leaving: processes that are ending as they should.
+        """
+        self._needed = models
+        self._note_parts()
+        self._parts = [part for part in self._parts if part not in leaving]
 
     @property
     def run_folder(self) -> Path:
@@ -204,9 +220,9 @@ class LocalTriton:
 
     def _may_end(self) -> bool:
         # A forked copy of this program (a data loader's worker, say) must not stop its parent's server.
-        if self._keeper is None or self._log is None or self._is_stopped or os.getpid() != self._owner_pid:
+        if self._keeper is None or self._log is None or self.is_ending or os.getpid() != self._owner_pid:
             return False
-        self._is_stopped = True
+        self.is_ending = True
         return True
 
     def _keeper_and_log(self) -> tuple[subprocess.Popen[str], ServerLog]:
@@ -218,20 +234,7 @@ class LocalTriton:
         """Kill tritonserver and its stubs, and let the keeper go on, should somebody have stopped it."""
         keeper, _ = self._keeper_and_log()
         servers = [part for part in self._parts if part.pid != keeper.pid]
-        for part in servers[:1]:
-            part.send(signal.SIGSTOP)  # so that it starts nothing any more
-            servers += children_of(part.pid)
-        for part in servers:
-            part.send(signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            if keeper.poll() is None:
-                os.kill(keeper.pid, signal.SIGCONT)
-        deadline = time.monotonic() + KILL_SECONDS
-        while any(part.state() for part in servers) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for part in servers:  # where we are a container's first process, those without a parent are ours
-            with suppress(ChildProcessError):
-                os.waitpid(part.pid, os.WNOHANG)
+        kill_parts(servers, lambda: keeper.send_signal(signal.SIGCONT))
 
     def _end(self, seconds: float) -> None:
         """Wait so long for the keeper, which stops the server and tidies up; then do what it left undone."""
@@ -318,6 +321,7 @@ class LocalTriton:
         try:
             install = prepare_triton(run_folder)
             link_repository(self.repository, run_folder / REPOSITORY_LINKS)
+            controlled = self._more.lay_out(run_folder / REPOSITORY_LINKS) if self._more else ()
             log_file = self.log_file or run_folder / "server.log"
             self._log = RelayedLog() if self.shows_log else FileLog(log_file, keeps=self.keeps_log)
             exit_seconds = self.exit_timeout_seconds + STOP_MARGIN_SECONDS / 3
@@ -334,6 +338,7 @@ class LocalTriton:
                         exit_timeout_seconds=self.exit_timeout_seconds,
                         shared_memory_prefix=run_folder.name,
                         tls=self.tls,
+                        controlled=controlled,
                     ),
                     *self.extra_arguments,
                 ],
@@ -349,7 +354,7 @@ class LocalTriton:
         except BaseException:
             server_keeper.remove_traces(run_folder)
             raise
-        self._is_stopped = False
+        self.is_ending = False
         atexit.register(self.stop)
         assert self._keeper.stdout is not None
         first_line = self._keeper.stdout.readline()
@@ -361,7 +366,8 @@ class LocalTriton:
     def _note_parts(self) -> None:
         keeper, _ = self._keeper_and_log()
         named = (Part.of(TRITON_PROCESS, self.pid), Part.of("the server's keeper", keeper.pid))
-        self._parts = [*filter(None, named), *children_of(self.pid)]
+        children = children_of(self.pid)
+        self._parts = [*filter(None, named), *(children if self._needed is None else stubs_of(children, self._needed))]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.ready_timeout_seconds
@@ -373,18 +379,15 @@ class LocalTriton:
                 continue
             self.check()
             if time.monotonic() > deadline:
-                loading = models_still_loading(self._read_log())
-                reason = f"still loading: {', '.join(loading)}" if loading else f"no answer from {waiting_for[0]}"
                 raise ServerError(
-                    f"tritonserver was not ready after {self.ready_timeout_seconds:g} s ({reason}). "
+                    f"tritonserver was not ready after {self.ready_timeout_seconds:g} s "
+                    f"({still_loading(self._read_log()) or f'no answer from {waiting_for[0]}'}). "
                     f"Look for the cause below, or allow more time with --ready-timeout.\n{self._log_report()}"
                 )
             if self._cancelled.wait(POLL_SECONDS):
                 raise ServerError("the server was told to stop while it started")
             self._note_parts()
-            for part in self._parts:  # stopped while it loads, it would keep us waiting in vain
-                if (state := part.state()) and state.letter == STOPPED:
-                    part.send(signal.SIGCONT)
+            wake(self._parts)  # stopped while it loads, one would keep us waiting in vain
         self.check()  # it was our server that answered
         self._note_parts()
 

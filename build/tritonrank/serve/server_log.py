@@ -120,7 +120,9 @@ def models_that_failed(log: bytes) -> list[str]:
     return [f"model {name} failed to load: {reason}" for name, reason in faults]
 
 
-def models_still_loading(log: bytes) -> list[str]:
+def still_loading(log: bytes) -> str:
+    """The models that a server is loading, in words; empty where there are none."""
     text = log.decode(errors="replace")
     ended = set(re.findall(r"(?:successfully loaded|failed to load) '([^']+)'", text))
-    return sorted({name for name in re.findall(r'"loading: (.+):\d+"', text) if name not in ended})
+    loading = sorted({name for name in re.findall(r'"loading: (.+):\d+"', text) if name not in ended})
+    return f"still loading: {', '.join(loading)}" if loading else ""

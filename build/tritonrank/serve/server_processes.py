@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ TRACED = "t"
 ENDED = frozenset("ZXx")
 """Also a process whose parent has not taken note of it yet."""
 STUB_MODEL = "model.py"
+STUB = "the stub of "
+KILL_SECONDS = 3.0
+"""For killed processes to be gone: milliseconds, unless a disk or a driver keeps them."""
 
 
 class ProcessState(NamedTuple):
@@ -43,6 +48,14 @@ def worked_seconds(pid: int, thread: int | None = None) -> float:
             used, waited, _ = map(int, schedule.read_text().split())
             nanoseconds += used + waited
     return nanoseconds / 1e9
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM; 0 when there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,41 @@ def children_of(parent: int) -> list[Part]:
     return sorted(found, key=lambda part: part.pid)
 
 
+def kill_parts(parts: Sequence[Part], wake: Callable[[], None]) -> None:
+    """End a server and its stubs at once, and see them gone.
+
+    Args:
+        parts: the server first; what it has started since they were noted is killed with them.
+        wake: called in between, so that who waits for their end can.
+    """
+    killed = list(parts)
+    for part in killed[:1]:
+        part.send(signal.SIGSTOP)  # so that it starts nothing any more
+        killed += children_of(part.pid)
+    for part in killed:
+        part.send(signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        wake()
+    deadline = time.monotonic() + KILL_SECONDS
+    while any(part.state() for part in killed) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for part in killed:  # where we are a container's first process, those without a parent are ours
+        with suppress(ChildProcessError):
+            os.waitpid(part.pid, os.WNOHANG)
+
+
+def wake(parts: Iterable[Part]) -> None:
+    """Tell those that somebody stopped to go on."""
+    for part in parts:
+        if (state := part.state()) and state.letter == STOPPED:
+            part.send(signal.SIGCONT)
+
+
+def stubs_of(parts: Iterable[Part], models: Collection[str]) -> list[Part]:
+    """Those that compute for models."""
+    return [part for part in parts if part.name.removeprefix(STUB) in models and part.name.startswith(STUB)]
+
+
 def _name_of(pid: int) -> str:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -93,4 +141,4 @@ def _name_of(pid: int) -> str:
         words = []
     # triton_python_backend_stub REPOSITORY/MODEL/VERSION/model.py ...
     model = next((Path(word).parts[-3] for word in words if word.endswith(f"/{STUB_MODEL}")), None)
-    return f"the stub of {model}" if model else Path(words[0] if words else "").name or "a child"
+    return f"{STUB}{model}" if model else Path(words[0] if words else "").name or "a child"

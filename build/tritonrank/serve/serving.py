@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, RankError, Retry
@@ -26,7 +26,11 @@ from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.server_watch import WrongScoreError
 from tritonrank.serve.succession import Followed, Following, ServedLink
 from tritonrank.serve.supervisor import SupervisedTriton
+from tritonrank.serve.triton_config import ENSEMBLE
 from tritonrank.tensorrt.plans import PLAN_FILE, check_plans, plan_settings
+
+if TYPE_CHECKING:
+    from tritonrank.serve.versions.admin_server import AdminServer
 
 GOLDEN_FILE = "golden.json"
 """Requests with their scores in process; ``assemble`` writes it."""
@@ -50,6 +54,7 @@ def serving(
     *,
     build: str | None = None,
     followed: Followed | None = None,
+    admin: "AdminServer | None" = None,
     **options: Any,
 ) -> Iterator[SupervisedTriton]:
     """A ready server for a repository, brought back by itself when it is lost.
@@ -59,6 +64,8 @@ def serving(
             folder.
         build: serve this one, whatever is promoted.
         followed: says what is to be served after that, in place of the link in the recipe's folder.
+        admin: through it further versions come and go while the server runs, and what is promoted takes over without a
+            gap; None: there are no versions, and nothing can be loaded.
         ready_file: is there as long as the server is ready, and only then: its own health says nothing of scores.
         options: go to LocalTriton.
 
@@ -76,13 +83,24 @@ def serving(
             f"{error.filename}: cannot be read ({error.strerror}). Let this user read it: "
             f"chmod -R a+rX {shlex.quote(str(artifacts))}"
         ) from None
-    if followed is None and (root := followed_root(artifacts, build)) is not None:
+    root = followed_root(artifacts, build) if followed is None else None
+    if root is not None:
         followed = ServedLink(root)
     following = Following(followed, repository, CheckedRepository) if followed else None
-    with (
-        following or nullcontext(),
-        SupervisedTriton(checked.make, checked, succession=following, ready_file=ready_file, options=options) as server,
-    ):
+    shelf = None
+    if admin is not None:
+        from tritonrank.serve.versions.opening import open_shelf
+
+        shelf = open_shelf(checked, artifacts, root, following)
+    started = SupervisedTriton(
+        (shelf or checked).make,
+        shelf or checked,
+        succession=None if shelf else following,
+        ready_file=ready_file,
+        options=options,
+    )
+    answering = admin.serving(shelf) if admin and shelf else nullcontext()
+    with following or nullcontext(), started as server, shelf or nullcontext(), answering:
         yield server
 
 
@@ -159,6 +177,11 @@ def golden_requests(repository: Path) -> list[tuple[Request, list[float]]]:
     return [(Request(case["query"], case["history"], case["items"]), case["scores"]) for case in cases]
 
 
+def artifact_name(repository: Path) -> str:
+    """As answers name it."""
+    return str(_golden(repository)["artifact"])
+
+
 def golden_tolerance(repository: Path) -> float:
     """How far the server's scores may be from golden.json's; assemble allows more where FP16 computes."""
     return float(_golden(repository).get("tolerance", GOLDEN_TOLERANCE))
@@ -169,19 +192,22 @@ def _golden(repository: Path) -> dict[str, Any]:
     return loaded
 
 
-def check_golden_cases(repository: Path, url: str, cancelled: threading.Event | None = None) -> None:
+def check_golden_cases(
+    repository: Path, url: str, cancelled: threading.Event | None = None, model: str = ENSEMBLE
+) -> None:
     """Send every golden request through the live ensemble.
 
     A server that is too busy for one is asked again for PATIENCE_SECONDS.
 
     Args:
         cancelled: once it is set, the rest is not asked.
+        model: the ensemble to ask.
 
     Raises:
         ServerError: an answer is missing or differs from the artifact's own scores.
     """
     tolerance = golden_tolerance(repository)
-    with RankClient(url) as client:
+    with RankClient(url, model=model) as client:
         for number, (request, expected) in enumerate(golden_requests(repository)):
             deadline = time.monotonic() + PATIENCE_SECONDS
             while not (cancelled and cancelled.is_set()):

@@ -27,6 +27,7 @@ from tritonrank_runtime.deadlines import deadline_after, is_expired, seconds_lef
 from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
 from tritonrank_runtime.engines import open_executor
 from tritonrank_runtime.gate_metrics import GateMetrics, artifact_gauges
+from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.item_text import TextError
 from tritonrank_runtime.lanes import Lanes
@@ -64,6 +65,7 @@ class Job:
 class TritonPythonModel:
     def initialize(self, args):
         folder = Path(__file__).parent
+        close_inherited_sockets()
         check_interpreter(folder)
         sys.setswitchinterval(SWITCH_SECONDS)
         config = json.loads(args["model_config"])
@@ -126,7 +128,7 @@ class TritonPythonModel:
         said = "Tokens that a run takes at most; 0: one request at a time"
         self.batch_gauge = self.gate.gauge("tritonrank_batch_tokens", said)
         self.batch_gauge.set(self.batch_tokens)
-        self.artifact_gauges = artifact_gauges(labels, artifact, Path(args["model_repository"]).parent)
+        self.artifact_gauges = artifact_gauges(labels, artifact, Path(args["model_repository"]))
         if self.engine.context_cache is not None:
             instance = labels | {"instance": args["model_instance_name"]}
             cache = self.engine.context_cache

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tritonrank_runtime.admission import EXPIRED
 from tritonrank_runtime.backend import array, cancelled, failure, invalid, unavailable, unexpected
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
+from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.recommend_metrics import RecommendMetrics
 
@@ -39,6 +40,7 @@ NOT_INSTALLED = "recommend: {} is not installed in {}: pip install 'tritonrank[g
 class TritonPythonModel:
     def initialize(self, args):
         self.folder = Path(__file__).parent
+        close_inherited_sockets()
         check_interpreter(self.folder)
         parameters = json.loads(args["model_config"])["parameters"]
         settings = {name: value["string_value"] for name, value in parameters.items()}

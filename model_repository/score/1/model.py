@@ -26,6 +26,7 @@ from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.deadlines import deadline_after, is_expired
 from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
 from tritonrank_runtime.engines import open_executor
+from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.scorer_counts import StartedCounter, counter_folder
 from tritonrank_runtime.tracing import open_model_tracing
@@ -35,6 +36,7 @@ NEVER = 2**62
 
 class TritonPythonModel:
     def initialize(self, args):
+        close_inherited_sockets()
         check_interpreter(Path(__file__).parent)
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tritonrank_runtime.backend import array, invalid, unexpected
 from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores
 from tritonrank_runtime.gate_metrics import artifact_gauges
+from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.selection import best_first
 from tritonrank_runtime.tracing import open_model_tracing
@@ -26,10 +27,11 @@ from tritonrank_runtime.tracing import open_model_tracing
 
 class TritonPythonModel:
     def initialize(self, args):
+        close_inherited_sockets()
         check_interpreter(Path(__file__).parent)
         identity = json.loads((Path(__file__).parent / "artifact.json").read_text(encoding="utf-8"))
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.families = artifact_gauges(labels, identity["artifact"], Path(args["model_repository"]).parent)
+        self.families = artifact_gauges(labels, identity["artifact"], Path(args["model_repository"]))
         self.artifact = np.array([identity["artifact"].encode()], dtype=np.object_)
         self.tracing = open_model_tracing(args["model_name"])
 

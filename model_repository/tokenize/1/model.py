@@ -22,6 +22,7 @@ from tritonrank_runtime.admission import Admission, RefusedError
 from tritonrank_runtime.backend import Tally, array, cancelled, invalid, unavailable, unexpected
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.gate_metrics import GateMetrics
+from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.item_text import TextError
 from tritonrank_runtime.padding import Buckets
@@ -34,6 +35,7 @@ from tritonrank_runtime.tuning import Tuning
 
 class TritonPythonModel:
     def initialize(self, args):
+        close_inherited_sockets()
         check_interpreter(Path(__file__).parent)
         config = json.loads(args["model_config"])
         settings = {name: value["string_value"] for name, value in config["parameters"].items()}

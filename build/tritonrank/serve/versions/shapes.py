@@ -36,12 +36,11 @@ class Version:
         source: path or URL that it was asked for with.
         artifact: as answers name it; empty until it was read.
         model: the ensemble to ask, ``rank-NAME``.
-        recommend: the model that recommends, where the artifact has one.
         golden: file with the golden requests, on the server's machine; None until it was read.
         blend: folder of the blend that belongs to it, on the server's machine.
         catalogue: folder of the catalogue that belongs to it.
         reason: why it failed.
-        seconds: from the request to ``ready``.
+        seconds: that it took to be ready.
         resident_bytes: memory of its processes; 0 where they are not its own (ONNX Runtime or TensorRT in the server).
     """
 
@@ -50,7 +49,6 @@ class Version:
     source: str
     artifact: str = ""
     model: str = ""
-    recommend: str | None = None
     golden: str | None = None
     blend: str | None = None
     catalogue: str | None = None
