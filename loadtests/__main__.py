@@ -10,6 +10,7 @@ from loadtests.chaos.verb import chaos
 from loadtests.compare import compare
 from loadtests.dashboards.verb import dashboards
 from loadtests.faults import faults
+from loadtests.fleet import fleet
 from loadtests.fuzz.verb import fuzz
 from loadtests.gateway import gateway
 from loadtests.hops import hops
@@ -47,6 +48,7 @@ app.command()(perf)
 app.command()(agree)
 app.command()(compare)
 app.command()(tune)
+app.command()(fleet)
 app.command()(fuzz)
 app.command()(gateway)
 app.command()(catalogue)

@@ -46,6 +46,7 @@ COMMANDS += [
     "pull",
     "store",
     "sweep-log",
+    "fleet",
 ]
 RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
 RECIPE_COMMANDS += ["assemble", "evaluate", "demo", "retriever", "catalogue", "blend", "judge-recommend"]

@@ -10,6 +10,7 @@ from rich.console import Console
 from tritonrank.cli import (
     building,
     builds,
+    fleet,
     importing,
     judging,
     logs,
@@ -30,6 +31,7 @@ __all__ = [
     "app",
     "building",
     "builds",
+    "fleet",
     "importing",
     "judging",
     "logs",
