@@ -33,6 +33,7 @@ from loadtests.session import (
     WorkloadOption,
     objectives_or_exit,
     open_session,
+    requests_or_exit,
     show_measured,
 )
 from loadtests.shapes import plan_of
@@ -59,6 +60,7 @@ def adapt(
     lists are not all in full again 10 s after the spike.
     """
     objectives, levels = objectives_or_exit(slo), levels_of(artifacts)
+    requests_or_exit(str(artifacts), workload, objectives.load.candidates)
     runs: dict[str, Run] = {}
     most = saturation
     with prepared(str(artifacts), store, users) as (options, visitors):

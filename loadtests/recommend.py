@@ -27,6 +27,7 @@ from loadtests.session import (
     finish,
     objectives_or_exit,
     open_session,
+    requests_or_exit,
 )
 from loadtests.shapes import plan_of
 from loadtests.users import visitors_of, write_events
@@ -65,6 +66,7 @@ def recommend(
     gateway's URL it takes what is there. Exits with 1 when an objective is missed.
     """
     objectives = objectives_or_exit(slo)
+    requests_or_exit(target, workload, objectives.load.candidates)
     with (
         prepared(target, store, users) as (options, visitors),
         open_session(

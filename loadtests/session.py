@@ -206,6 +206,15 @@ def open_session(
         fail(str(error))
 
 
+def requests_or_exit(target: str, workload: Path | None, candidates: int | None) -> None:
+    """End the program where the workload cannot be sent, before anything is started or filled for it."""
+    try:
+        plan = plan_of("closed", rate=1, seconds=1)
+        LoadSettings(workload=workload_of(target, workload), plan=plan, candidates=candidates).read_requests()
+    except FAULTS as error:
+        fail(str(error))
+
+
 def measure(
     target: str,
     workload: Path | None,

@@ -10,7 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 from tritonrank_client import Overloaded, ServerFault
+from typer.testing import CliRunner
 
+from loadtests import recommend
+from loadtests.__main__ import app
 from loadtests.checks import WrongAnswerError
 from loadtests.results import OWN_STEPS
 from loadtests.users import visitors_of, write_events
@@ -136,3 +139,18 @@ def test_every_user_of_the_dataset_has_copies_with_the_same_past(tmp_path: Path)
         ("3", "click"),
     ]
     assert told.filter(pl.col("user_id") == "bob")["type"].to_list() == ["view"]
+
+
+def test_a_workload_that_cannot_be_sent_is_told_before_a_store_is_filled(
+    small_workload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> Any:
+        raise AssertionError("a store was filled")
+
+    monkeypatch.setattr(recommend, "prepared", fill)
+    (tmp_path / "catalogue").mkdir()
+    done = CliRunner().invoke(app, ["recommend", str(tmp_path), "--workload", str(small_workload)])
+    assert done.exit_code == 2
+    assert isinstance(done.exception, SystemExit)
+    assert "no request with 200 items" in done.output
+    assert "tritonrank workload" in done.output
