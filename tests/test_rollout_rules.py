@@ -206,3 +206,9 @@ def test_a_fault_in_a_rules_file_is_named(text: str, said: str, tmp_path: Path) 
     with pytest.raises(ServerError, match=said) as raised:
         Rules.read(path)
     assert str(path) in str(raised.value)
+
+
+def test_lists_that_a_blend_spoilt_are_found_though_the_ranker_is_the_same() -> None:
+    lists = {"list_count": 1_000, "list_rbo": 300.0, "list_top_ten_count": 1_000, "list_top_ten": 900.0}
+    found = readings(Rules(), figures(pairs=lists), is_canary=False)
+    assert [(one.rule, one.what) for one in found if one.verdict == "bad"] == [("least_overlap", "lists")]

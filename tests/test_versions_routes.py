@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from recommend_stand_ins import StandInCatalogue, recommender_of
 from tiny_blend import tiny_blend
 from tritonrank_client import Unavailable
+from tritonrank_recommend.privacy import Privacy
 from tritonrank_recommend.stores import open_store
 from version_stand_ins import ADMIN, Standing, Turned, served, standing
 
@@ -165,9 +166,12 @@ async def test_a_blend_that_went_wrong_shows_in_the_shadow(tmp_path: Path, weigh
         assert pairs["list_top_ten_count"] == 3
 
 
-async def test_impressions_and_clicks_are_counted_by_the_users_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_key", [False, True], ids=["ids", "pseudonyms"])
+async def test_impressions_and_clicks_are_counted_by_the_users_side(tmp_path: Path, has_key: bool) -> None:
     stand = standing()
     async with shop(stand, tmp_path) as (http, own):
+        privacy = Privacy(b"a-key-of-pseudonyms" if has_key else None)
+        http._transport.app.state.gateway.recommender.parts.privacy = privacy  # type: ignore[attr-defined]
         await own.put("/versions/canary", json=OTHER | {"share": 0.5})
         users = [f"user-{number}" for number in range(20)]
         for user in users:
@@ -176,7 +180,7 @@ async def test_impressions_and_clicks_are_counted_by_the_users_side(tmp_path: Pa
             for _ in range(2):
                 assert (await http.post("/v1/events", json=event | {"page": page["page"]})).status_code == 200
         canary = (await own.get("/versions/comparison")).json()["canary"]
-        mine = sum(stand.versions.side_of(f"user:{user}") == "canary" for user in users)
+        mine = sum(stand.versions.side_of(f"user:{privacy.user(user)}") == "canary" for user in users)
         assert 0 < mine < 20
         for side, count in (("version", mine), ("live", 20 - mine)):
             assert canary[side]["impressions"] == {"0": count, "1": count, "2": count}

@@ -75,7 +75,8 @@ async def take_events(call: Call) -> dict[str, Any]:
             raise Refusal("unavailable", said) from None
     if added.accepted:  # else all were sent again
         for event, sums in call.gateway.quality.took(events):
-            call.gateway.versions.clicked(event.user_id, event.position or 0, sums)
+            user = recommender.parts.privacy.user(event.user_id)
+            call.gateway.versions.clicked(user, event.position or 0, sums)
     counter = call.gateway.metrics.events
     counter.labels("no").inc(added.accepted)
     counter.labels("yes").inc(added.duplicates)

@@ -41,7 +41,8 @@ async def recommend(call: Call) -> RecommendAnswer:
     call.done.degraded = answer.lacking
     call.gateway.quality.shown(item.position for item in answer.items)
     if call.gateway.versions.has_canary:
-        call.gateway.versions.shown(request.user_id or call.user, [item.position for item in answer.items])
+        user = recommender.parts.privacy.user(request.user_id) or call.user  # as the ranker was told
+        call.gateway.versions.shown(user, [item.position for item in answer.items])
     return answer
 
 

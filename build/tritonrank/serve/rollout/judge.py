@@ -22,7 +22,7 @@ from tritonrank.serve.rollout.rules import Rules
 from tritonrank.serve.rollout.sums import Sums
 
 Verdict = Literal["good", "unsure", "bad"]
-OVER_ALL, PER_STEP = 5, 8
+OVER_ALL, PER_STEP = 7, 8
 """Readings of all pairs and clicks since the start, and readings that begin anew at each step."""
 FULL = 1e-9
 NOT_RANKED = ("failed", "refused", "late", "invalid", "resting")
@@ -115,17 +115,21 @@ def of(sums: Mapping[str, Any], *path: str) -> Any:
 def _pairs(rules: Rules, pairs: Sums, error: float) -> list[Reading]:
     count, enough = of(pairs, "count"), of(pairs, "count") >= rules.least_pairs
     found = []
-    for rule, total, of_pairs in (
-        ("least_overlap", "rbo", count),
-        ("least_top_ten", "top_ten", of(pairs, "top_ten_count")),
-    ):
+    orders = [
+        ("pairs", "least_overlap", "rbo", count),
+        ("pairs", "least_top_ten", "top_ten", of(pairs, "top_ten_count")),
+    ]
+    if lists := of(pairs, "list_count"):  # of recommendations: what the version's blend and the shop's rules make of it
+        orders.append(("lists", "least_overlap", "list_rbo", lists))
+        orders.append(("lists", "least_top_ten", "list_top_ten", of(pairs, "list_top_ten_count")))
+    for what, rule, total, of_pairs in orders:
         limit = getattr(rules, rule)
         bounds = bounded_mean(of(pairs, total), of_pairs, error)
         # Lists of ten and fewer have no ten best: that they have none is no reason to wait.
         is_good = enough and (bounds.low >= limit or (rule == "least_top_ten" and of_pairs == 0))
         verdict: Verdict = "bad" if bounds.high < limit else "good" if is_good else "unsure"
         value = of(pairs, total) / of_pairs if of_pairs else None
-        found.append(Reading(rule, "pairs", value, bounds.low, bounds.high, limit, of_pairs, verdict))
+        found.append(Reading(rule, what, value, bounds.low, bounds.high, limit, of_pairs, verdict))
     found.append(_score_difference(rules, pairs, error))
     found.append(_score_psi(rules, pairs, error))
     return found
