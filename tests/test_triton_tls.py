@@ -85,13 +85,13 @@ def test_a_gateway_shows_its_certificate_to_triton(guarded: Guarded, tmp_path: P
         assert answer.status_code in (503, 504)
 
 
-def command(tls: Path | None, tmp_path: Path) -> list[str]:
+def command(tls: Path | None, tmp_path: Path, host: str = "0.0.0.0") -> list[str]:
     install = TritonInstall(executable=tmp_path, backends=tmp_path, caches=tmp_path, environment={}, options=())
     ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3}
     return server_command(
         install,
         repository=tmp_path,
-        host="0.0.0.0",
+        host=host,
         ports=ports,
         exit_timeout_seconds=1,
         shared_memory_prefix="x",
@@ -107,6 +107,14 @@ def test_where_grpc_is_encrypted_http_is_on_loopback(tmp_path: Path) -> None:
     assert f"--grpc-root-cert={folder / 'ca.crt'}" in with_authority
     (folder / "ca.crt").unlink()
     assert "--grpc-use-ssl-mutual=true" not in command(folder, tmp_path)
+
+
+def test_statistics_are_closed_where_other_machines_reach_the_server(tmp_path: Path) -> None:
+    for host, is_closed in (("127.0.0.1", False), ("0.0.0.0", True), ("10.0.0.5", True)):
+        closed = [one for one in command(None, tmp_path, host) if "-restricted-" in one]
+        assert len(closed) == 2
+        assert all(("statistics" in one) == is_closed for one in closed), (host, closed)
+        assert all("model-repository" in one for one in closed)
 
 
 @pytest.mark.parametrize("missing", ["tls.crt", "tls.key"])

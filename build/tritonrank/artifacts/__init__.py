@@ -33,6 +33,7 @@ from tritonrank.artifacts.manifest import (
     tool_version,
     tool_versions,
 )
+from tritonrank.artifacts.onnx_paths import NoOnnxError, foreign_paths
 from tritonrank.errors import ArtifactError, storage_error
 
 __all__ = [
@@ -189,7 +190,8 @@ def verify_artifact(folder: Path) -> Manifest:
     Only plain files in plain folders count: a link may show something else tomorrow.
 
     Raises:
-        ArtifactError: a file or folder is missing, differs, or is not in the manifest; the message lists all of them.
+        ArtifactError: a file or folder is missing, differs, is not in the manifest, or keeps weights outside the
+            artifact; the message lists all of them.
     """
     manifest = read_manifest(folder)
     contents = _contents(folder)
@@ -199,6 +201,8 @@ def verify_artifact(folder: Path) -> Manifest:
             try:
                 if sha256_file(folder / name) != expected:
                     faults.append(f"  {name}: changed since it was built (sha256 differs)")
+                elif name.endswith(".onnx"):
+                    faults += [f"  {name}: {fault}" for fault in _outside(folder / name)]
             except OSError as error:
                 faults.append(f"  {name}: cannot be read ({error.strerror})")
         elif name not in contents.strange:
@@ -218,6 +222,14 @@ def verify_artifact(folder: Path) -> Manifest:
             f"{folder} is damaged:\n" + "\n".join(faults) + "\nTo make it anew, run tritonrank build again"
         )
     return manifest
+
+
+def _outside(file: Path) -> list[str]:
+    """What is wrong with the paths in an ONNX file."""
+    try:
+        return [f"names weights outside the artifact: {path!r}" for path in foreign_paths(file)]
+    except NoOnnxError as error:
+        return [f"no ONNX file ({error})"]
 
 
 def is_current(folder: Path, key: str) -> bool:

@@ -15,6 +15,9 @@ from tritonrank.serve.triton_install import LOOPBACK, TritonInstall
 UNUSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 """Clients could read, write or fill files and memory of the server, or change its models, through these; nothing here
 needs them. Whoever may load a model runs code as the server's account."""
+STATISTICS = "statistics"
+"""How often and how fast which model ranks. Whoever runs the server reads that, on loopback or on the port of metrics;
+where other machines reach it, it is closed to them, too."""
 UNSENDABLE = "closed\n\n"
 """Name of the header that they are closed with."""
 
@@ -44,7 +47,8 @@ def server_command(
             all that are there, and no others ever.
         tls: folder with the certificate of gRPC (``grpc_tls.py``); HTTP, which has none, is on loopback then.
     """
-    closed = f"{UNUSED_PROTOCOLS}:{UNSENDABLE}={secrets.token_urlsafe(32)}"
+    protocols = UNUSED_PROTOCOLS if host == LOOPBACK else f"{UNUSED_PROTOCOLS},{STATISTICS}"
+    closed = f"{protocols}:{UNSENDABLE}={secrets.token_urlsafe(32)}"
     # One that is being loaded must not make the server say that it is not ready.
     control = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in controlled)]
     mode = (
