@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,14 +118,17 @@ class LocalFleet:
         artifacts: what it serves.
         folder: for its state and its log; a short path.
         options: more of the command.
+        environment: variables on top of ours.
     """
 
-    def __init__(self, artifacts: Path, folder: Path, *options: str) -> None:
+    def __init__(
+        self, artifacts: Path, folder: Path, *options: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.state = folder / "fleet"
         self._command = [sys.executable, "-m", "tritonrank", "fleet"]
         self.process = Process(
             [*self._command, "up", str(artifacts.resolve()), "--port", "0", "--grpc-port", "0", "--state",
-             str(self.state), *options], folder / "fleet.log",
+             str(self.state), *options], folder / "fleet.log", environment=environment,
         )  # fmt: skip
 
     async def ready(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from programs import require_program
 from tritonrank.artifacts.workspace import Workspace
@@ -17,12 +18,16 @@ from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.serve.fleet.autoscale import Autoscaler, Bounds, wish_in
 from tritonrank.serve.fleet.balancer import Balancer, Place
 from tritonrank.serve.fleet.control import ask
-from tritonrank.serve.fleet.fleet import Fleet, Group
+from tritonrank.serve.fleet.fleet import Fleet
+from tritonrank.serve.fleet.groups import Group
 from tritonrank.serve.fleet.members import Spec
 from tritonrank.serve.fleet.plan import Plan
-from tritonrank.serve.fleet.state_folder import StateFolder
+from tritonrank.serve.fleet.state_folder import GATEWAYS, TRITON_ADMINS, TRITONS, StateFolder
 from tritonrank.serve.ports import choose_ports
+from tritonrank.serve.rollout.places import urls_of
 from tritonrank.serve.server_processes import Part
+from tritonrank.serve.versions.admin_client import TritonAdmin
+from tritonrank.serve.versions.shapes import KEY_VARIABLE
 
 from loadtests.fleet import LocalFleet, OpenLoop, under_load
 
@@ -248,10 +253,20 @@ async def test_a_roll_to_something_that_does_not_start_changes_nothing(workspace
         shutil.copytree(workspace.repository, tmp_path / name / "repository")
     golden = tmp_path / "bad" / "repository" / "golden.json"
     golden.write_text(golden.read_text().replace("cases", "places"))  # damaged: its hash tells
-    local = LocalFleet(tmp_path / "good" / "repository", tmp_path, "--replicas", "1", "--gateways", "1")
+    key = "a key of sixteen or more"
+    local = LocalFleet(
+        tmp_path / "good" / "repository", tmp_path, "--replicas", "1", "--gateways", "1",
+        environment={KEY_VARIABLE: key},
+    )  # fmt: skip
     try:
         await local.ready()
         before = await local.members("triton")
+        # Where a rollout of the fleet asks: both files lead to somebody who knows the key.
+        (admin,) = urls_of([f"file:{local.state / TRITON_ADMINS}"])
+        assert TritonAdmin(admin, key).list().live
+        (gateway,) = urls_of([f"file:{local.state / GATEWAYS}"])
+        told = httpx.get(f"{gateway}/versions", headers={"Authorization": f"Bearer {key}"}).json()
+        assert told["live"]["triton"] == [f"file:{local.state / TRITONS}"]
         with pytest.raises(Exception, match=r"fleet roll .*golden\.json"):
             await local.do("roll", str(tmp_path / "bad" / "repository"))
         assert await local.members("triton") == before

@@ -1,6 +1,7 @@
 """The verbs of a fleet on this machine: several Tritons and gateways behind HAProxy."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,7 @@ def up_command(
     from tritonrank.serve.fleet.plan import Plan
     from tritonrank.serve.fleet.running import run_fleet, show_status
     from tritonrank.serve.ports import choose_ports
+    from tritonrank.serve.versions.shapes import KEY_VARIABLE
 
     try:
         bounds = Bounds.read(autoscale) if autoscale else None
@@ -67,6 +69,7 @@ def up_command(
         autoscale=bounds,
         down_after_seconds=down_after,
         store=store,
+        has_admin=bool(os.environ.get(KEY_VARIABLE)),
         gateway_flags=tuple(gateway_flags or ()),
     )
     run_fleet(plan, _folder(state), lambda fleet: show_status(fleet.status()))

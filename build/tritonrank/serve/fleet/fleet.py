@@ -15,7 +15,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,9 +22,10 @@ from tritonrank.errors import ServerError, TritonRankError
 from tritonrank.serve.fleet.asking import get
 from tritonrank.serve.fleet.autoscale import Autoscaler, wish_in
 from tritonrank.serve.fleet.balancer import Balancer, Place, Target
+from tritonrank.serve.fleet.groups import Group, end, has_new, is_gone
 from tritonrank.serve.fleet.members import START_SECONDS, Kind, Member, Spec
 from tritonrank.serve.fleet.plan import Plan, check_count, fixed_repository, gateway_spec, triton_spec
-from tritonrank.serve.fleet.state_folder import StateFolder
+from tritonrank.serve.fleet.state_folder import GATEWAYS, TRITON_ADMINS, TRITONS, StateFolder
 from tritonrank.serve.server_processes import Part
 
 LOOK_SECONDS = 0.2
@@ -33,43 +33,6 @@ AUTOSCALE_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 SETTLE_SECONDS = 600.0
 """For one command to be done."""
-
-
-@dataclass
-class Group:
-    """The members of one kind.
-
-    Attributes:
-        spec: what new ones are started from.
-        wanted: so many.
-        surge: more of them for the moment.
-        failures: of members that never became ready, with the revision that they were of, since one did.
-    """
-
-    spec: Spec
-    wanted: int
-    surge: int = 0
-    members: list[Member] = field(default_factory=list)
-    failures: list[tuple[int, str]] = field(default_factory=list)
-    held_until: float = 0.0
-    started: int = 0
-
-    @property
-    def active(self) -> list[Member]:
-        """Those that are not about to end."""
-        return [one for one in self.members if not one.is_draining]
-
-    @property
-    def ready(self) -> list[Member]:
-        return [one for one in self.members if one.state == "ready"]
-
-    def failed(self, spec: Spec) -> list[str]:
-        """Why members of this spec did not become ready."""
-        return [said for revision, said in self.failures if revision == spec.revision]
-
-    @property
-    def is_settled(self) -> bool:
-        return len(self.ready) == len(self.members) == self.wanted
 
 
 class Fleet:
@@ -90,7 +53,7 @@ class Fleet:
             "gateway": Group(gateway_spec(plan, repository, folder.tritons), plan.gateways),
         }
         self.balancer = Balancer(folder.path, plan.port, plan.grpc_port, plan.host)
-        self._written: list[str] | None = None
+        self._written: dict[str, list[str]] = {}
         self._recorded: list[Part] = []
         self._changing = asyncio.Lock()
         self.stopping = asyncio.Event()
@@ -108,7 +71,7 @@ class Fleet:
         """
         autoscaling: asyncio.Task[None] | None = None
         try:
-            self._folder.write_tritons([])
+            self._write(TRITONS, [])
             self.balancer.start()
             await self.balancer.wait()
             if self.plan.autoscale is not None:
@@ -292,22 +255,22 @@ class Fleet:
             while old := [one for one in group.active if one.spec != spec]:
                 group.surge = 1
                 wanted_new = max(1, group.wanted + 1 - len(old))
-                await self._until(partial(_has_new, group, spec, wanted_new), f"another {kind} is ready")
+                await self._until(partial(has_new, group, spec, wanted_new), f"another {kind} is ready")
                 if failed := group.failed(spec):
                     raise ServerError(failed[-1])
                 group.surge = 0
                 for member in [one for one in group.active if one.spec != spec][:1]:
                     self._retire(member, "replaced")
-                    await self._until(partial(_is_gone, group, member), f"{member.name} ends")
+                    await self._until(partial(is_gone, group, member), f"{member.name} ends")
         finally:
             group.surge = 0
 
     async def _publish(self) -> None:
         """Tell gateways and HAProxy who is in rotation, and the folder who runs."""
-        addresses = [one.address for one in self.groups["triton"].ready]
-        if addresses != self._written:
-            self._folder.write_tritons(addresses)
-            self._written = addresses
+        tritons, gateways = self.groups["triton"].ready, self.groups["gateway"].ready
+        self._write(TRITONS, [one.address for one in tritons])
+        self._write(GATEWAYS, [one.private_address for one in gateways])
+        self._write(TRITON_ADMINS, [one.private_address for one in tritons if one.private_address])
         targets: dict[Place, Target] = {
             Place(one.spec.kind, one.name, one.address, one.check_port): "ready" if one.state == "ready" else "drain"
             for one in self.members()
@@ -328,6 +291,11 @@ class Fleet:
             self._folder.record(parts)
             self._recorded = parts
 
+    def _write(self, file: str, addresses: list[str]) -> None:
+        if addresses != self._written.get(file):
+            self._folder.write_addresses(file, addresses)
+            self._written[file] = addresses
+
     async def _autoscale(self, autoscaler: Autoscaler) -> None:
         while True:
             await asyncio.sleep(AUTOSCALE_SECONDS)
@@ -347,7 +315,7 @@ class Fleet:
         await self.balancer.stop()
         for kind in ("gateway", "triton"):
             members = self.groups[kind].members
-            await asyncio.to_thread(_end, members)
+            await asyncio.to_thread(end, members)
             for member in members:
                 member.forget()
         self._note("down")
@@ -378,23 +346,3 @@ class Fleet:
         self._folder.note(event, **figures)
         told = " ".join(f"{name}={value}" for name, value in figures.items() if name not in ("member", "revision"))
         self._tell(" ".join(word for word in (member.name if member else "", event, told) if word))
-
-
-def _has_new(group: Group, spec: Spec, count: int) -> bool:
-    """Whether so many of a spec are ready, or one of them never will be."""
-    return sum(one.spec == spec for one in group.ready) >= count or bool(group.failed(spec))
-
-
-def _is_gone(group: Group, member: Member) -> bool:
-    return member not in group.members
-
-
-def _end(members: list[Member]) -> None:
-    """End them side by side, and kill what does not."""
-    for member in members:
-        member.end_now()
-    deadline = time.monotonic() + 30.0
-    for member in members:
-        if not member.wait(deadline - time.monotonic()):
-            member.kill()
-            member.wait(5.0)

@@ -36,12 +36,14 @@ class Spec:
         repository: what is served.
         flags: of the command, beside ports and files.
         revision: rises with each spec of the kind.
+        has_admin: whether a Triton listens for versions, too.
     """
 
     kind: Kind
     repository: Path
     flags: tuple[str, ...]
     revision: int = 1
+    has_admin: bool = False
 
 
 class Member:
@@ -64,7 +66,7 @@ class Member:
         self._drain_seconds = drain_seconds
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.ports = choose_ports(dict.fromkeys(_PORTS[spec.kind], 0))
+        self.ports = choose_ports(dict.fromkeys(_PORTS[spec.kind] + (("admin_port",) if spec.has_admin else ()), 0))
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C reaches the fleet alone, which ends its members in order.
             self._process = subprocess.Popen(
@@ -91,6 +93,12 @@ class Member:
     def check_port(self) -> int:
         """Where it says over HTTP whether it is ready."""
         return self.ports["http_port" if self.spec.kind == "triton" else "metrics_port"]
+
+    @property
+    def private_address(self) -> str:
+        """Where a rollout asks it: a Triton's port for versions, a gateway's of metrics; "" where there is none."""
+        port = self.ports.get("admin_port" if self.spec.kind == "triton" else "metrics_port")
+        return f"{LOOPBACK}:{port}" if port else ""
 
     @property
     def state(self) -> State:

@@ -31,7 +31,7 @@ class Plan:
         down_after_seconds: see ``Autoscaler``.
         store: of users, for builds with a catalogue; "": the recipe's own.
         gateway_flags: more of them.
-        serve_flags: more of each Triton's.
+        has_admin: whether Tritons listen for versions, with the key of TRITONRANK_ADMIN_KEY.
     """
 
     source: str
@@ -45,7 +45,7 @@ class Plan:
     down_after_seconds: float = 60.0
     store: str = ""
     gateway_flags: tuple[str, ...] = ()
-    serve_flags: tuple[str, ...] = ()
+    has_admin: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("--replicas", self.replicas), ("--gateways", self.gateways)):
@@ -85,7 +85,7 @@ def _folder_of(source: str) -> Path:
 
 def triton_spec(plan: Plan, repository: Path, revision: int = 1) -> Spec:
     """Of the Tritons that serve a repository."""
-    return Spec("triton", repository, plan.serve_flags, revision)
+    return Spec("triton", repository, (), revision, plan.has_admin)
 
 
 def gateway_spec(plan: Plan, repository: Path, tritons: Path, revision: int = 1) -> Spec:

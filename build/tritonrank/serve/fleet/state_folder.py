@@ -4,6 +4,7 @@ control.sock    where `tritonrank fleet status` and the others ask
 fleet.json      the processes, for whoever has to end them without the fleet
 ledger.jsonl    what happened, a line each
 tritons         addresses of the Tritons that are in rotation, which the gateways read
+gateways        private addresses of the gateways, and triton-admins those of the Tritons: for a rollout
 haproxy.cfg, haproxy.sock, haproxy.log
 triton-1/, gateway-1/, ...    log, triton.log, ready
 """
@@ -24,6 +25,8 @@ from tritonrank.errors import ServerError
 from tritonrank.serve.fleet.members import kill_tree
 from tritonrank.serve.server_processes import Part
 
+TRITONS, GATEWAYS, TRITON_ADMINS = "tritons", "gateways", "triton-admins"
+"""Files of addresses."""
 LONGEST_PATH = 80
 """Of the folder: a socket's whole path has 107 bytes at most."""
 MOST_LEDGER_BYTES = 2**24
@@ -53,7 +56,7 @@ class StateFolder:
 
     @property
     def tritons(self) -> Path:
-        return self.path / "tritons"
+        return self.path / TRITONS
 
     @property
     def _record(self) -> Path:
@@ -96,8 +99,8 @@ class StateFolder:
 
     def close(self) -> None:
         """Others may take it; the ledger stays to be read."""
-        for one in (self.control, self._record, self.tritons):
-            one.unlink(missing_ok=True)
+        for name in (self.control.name, self._record.name, TRITONS, GATEWAYS, TRITON_ADMINS):
+            (self.path / name).unlink(missing_ok=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -107,9 +110,9 @@ class StateFolder:
         told = [{"name": part.name, "pid": part.pid, "started": part.started} for part in parts]
         write_whole(self._record, json.dumps(told) + "\n", CHOOSE)
 
-    def write_tritons(self, addresses: Iterable[str]) -> None:
-        """These Tritons are in rotation."""
-        write_whole(self.tritons, "".join(f"{address}\n" for address in addresses), CHOOSE)
+    def write_addresses(self, file: str, addresses: Iterable[str]) -> None:
+        """These are in rotation."""
+        write_whole(self.path / file, "".join(f"{address}\n" for address in addresses), CHOOSE)
 
     def note(self, event: str, **figures: Any) -> dict[str, Any]:
         """One more line of the ledger."""
