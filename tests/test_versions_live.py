@@ -75,6 +75,22 @@ async def test_a_shadow_tells_a_version_like_live_from_another(
         assert (await own.delete("/versions/shadow")).status_code == 200
 
 
+async def test_a_canary_of_several_replicas_has_its_own(served: Served, gateway: RunningGateway) -> None:
+    address = urlsplit(served.urls["grpc"]).netloc
+    both = [address, f"localhost:{address.rpartition(':')[2]}"]
+    async with clients(gateway) as (http, own):
+        answer = await own.put("/versions/canary", json=version(served, "rank_joint", 0.5, triton=both))
+        assert answer.status_code == 200, answer.text
+        given = {(answer := await rank(http, f"u{number}")).headers["x-artifact"] for number in range(12)}
+        assert len(given) == 2
+        up = [line for line in (await own.get("/metrics")).text.splitlines() if "replica_up{" in line]
+        assert sorted(line.rpartition(" ")[0] for line in up) == [
+            f'tritonrank_gateway_replica_up{{replica="{name}",version="canary"}}' for name in sorted(both)
+        ]
+        assert (await own.delete("/versions/canary")).status_code == 200
+        assert "replica_up{" not in (await own.get("/metrics")).text
+
+
 async def test_versions_are_swapped_under_load_and_nobody_notices(served: Served, gateway: RunningGateway) -> None:
     answers: list[tuple[int, str]] = []
     stop = asyncio.Event()

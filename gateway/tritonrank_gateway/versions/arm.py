@@ -15,9 +15,6 @@ from tritonrank_gateway.versions.backend_metrics import Opened
 from tritonrank_gateway.versions.comparison import Compared
 from tritonrank_gateway.versions.wire import Version
 
-FINISH_SECONDS = 15.0
-"""That requests in flight may take before a version that goes is closed all the same."""
-
 
 class Arm:
     """See above. Used from one event loop.
@@ -67,10 +64,10 @@ class Arm:
         self.model.scored_by(ranking.artifact)
         return ranking
 
-    async def finish(self) -> None:
-        """Close it once nobody waits for it any more."""
+    async def finish(self, seconds: float) -> None:
+        """Close it once nobody waits for it any more, after so many seconds all the same."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(FINISH_SECONDS):
+            async with asyncio.timeout(seconds):
                 while self._in_flight:
                     self._is_idle.clear()
                     await self._is_idle.wait()

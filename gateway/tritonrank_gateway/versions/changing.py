@@ -15,6 +15,7 @@ from tritonrank_gateway.versions.checking import READY_SECONDS, NotTakenError, c
 from tritonrank_gateway.versions.versions import Versions
 from tritonrank_gateway.versions.wire import Role, Version
 
+FINISH_SECONDS = 15.0
 LOG = logging.getLogger("tritonrank_gateway.versions")
 
 
@@ -25,6 +26,7 @@ class Changing:
         versions: that serve.
         opener: makes what ranks for one, and tells of the parts of those that serve.
         has_blend: whether anything is recommended here; else no version's blend is opened.
+        finish_seconds: that the requests in flight of a version that goes may take.
         promoted: called with what is live from now on, within the same turn of the event loop.
         ready_seconds: that a version may take until it answers.
     """
@@ -37,9 +39,11 @@ class Changing:
         has_blend: bool = False,
         promoted: Callable[[Arm], None] = lambda arm: None,
         ready_seconds: float = READY_SECONDS,
+        finish_seconds: float = FINISH_SECONDS,
     ) -> None:
         self.versions, self._opener = versions, opener
         self._has_blend, self._promoted, self._ready_seconds = has_blend, promoted, ready_seconds
+        self._finish_seconds = finish_seconds
         self._turn = asyncio.Lock()
 
     async def put(self, role: Role, version: Version) -> None:
@@ -62,7 +66,7 @@ class Changing:
                 self._promoted(arm)
             LOG.warning("%s: version %s (%s)", role, version.name, version.model)
         if before is not None:
-            await before.finish()
+            await before.finish(self._finish_seconds)
 
     async def delete(self, role: Role) -> None:
         """Nobody has a role any more; whoever had it is closed when this returns."""
@@ -71,7 +75,7 @@ class Changing:
             self._opener.metrics.now.pop(role, None)
         if before is not None:
             LOG.warning("%s: version %s is gone", role, before.version.name)
-            await before.finish()
+            await before.finish(self._finish_seconds)
 
     async def _arm(self, role: Role, version: Version) -> Arm:
         """A version that has shown that it is well."""

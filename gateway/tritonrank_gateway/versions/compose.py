@@ -18,6 +18,9 @@ from tritonrank_gateway.versions.metrics import VersionMetrics
 from tritonrank_gateway.versions.opening import Opener, first_version
 from tritonrank_gateway.versions.versions import Versions
 
+GRACE_SECONDS = 5.0
+"""Beyond the longest deadline, after which nobody waits for a version that went."""
+
 
 def versions_of(backend: Backend, settings: GatewaySettings, metrics: Metrics, tracing: Tracing) -> Versions:
     """Versions as they are, or around the one backend that there is to begin with."""
@@ -55,4 +58,10 @@ def change_versions(gateway: Gateway) -> Changing:
                 pace.measured(None if folder is None else open_levels(Path(folder)))
 
     versions.is_busy = is_busy
-    return Changing(versions, versions.opener, has_blend=own_blend is not None, promoted=promoted)
+    return Changing(
+        versions,
+        versions.opener,
+        has_blend=own_blend is not None,
+        promoted=promoted,
+        finish_seconds=gateway.settings.deadline_s + GRACE_SECONDS,
+    )
