@@ -11,6 +11,8 @@ ELSEWHERE = "Elsewhere only"
 """The section of what no test machine has."""
 RECOMMEND = "The model recommend in Triton"
 """The section of what only a repository with a catalogue has."""
+ROLLOUT = "Rollouts"
+"""The section of what only the controller of a rollout has."""
 OWN_LABELS = {"le", "quantile"}
 
 
@@ -24,11 +26,11 @@ class Metric:
 
 
 def documented(section: str = "") -> dict[str, Metric]:
-    """By name: of one section, or of all but ELSEWHERE and RECOMMEND."""
+    """By name: of one section, or of all but ELSEWHERE, RECOMMEND and ROLLOUT."""
     found: dict[str, Metric] = {}
     for part in re.split(r"^## ", PAGE, flags=re.MULTILINE):
         title = part.partition("\n")[0]
-        if (title == section) if section else title not in {ELSEWHERE, RECOMMEND}:
+        if (title == section) if section else title not in {ELSEWHERE, RECOMMEND, ROLLOUT}:
             for line in part.splitlines():
                 if row := re.match(r"\| `([a-z0-9_]+)` \| (\w+), [^|]+ \|([^|]*)\| \S", line):
                     assert row[1] not in found, f"{row[1]} is told twice"

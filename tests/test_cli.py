@@ -45,6 +45,7 @@ COMMANDS += [
     "push",
     "pull",
     "store",
+    "rollout",
     "sweep-log",
     "fleet",
 ]

@@ -2,7 +2,9 @@
 
 import math
 import random
+import re
 from bisect import bisect_left
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,13 @@ def test_chance_alone_takes_no_sound_version_back() -> None:
                 wrong += 1
                 break
     assert wrong <= 3
+
+
+def test_the_page_says_every_rule_and_its_default() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rollout.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+_\w+|confidence)` \| ([^|]+ \| [^|]+) \|$", page, re.MULTILINE))
+    told = Rules().told()
+    assert rows == {one.name: f"{told[one.name]} | {one.metadata['said']}" for one in fields(Rules)}
 
 
 def test_rules_are_read_from_a_file(tmp_path: Path) -> None:

@@ -206,4 +206,70 @@ PROCESS = Row(
     ],
 )
 
-BOARD = Board("service", "service", "Is it up, is it fast, does it answer?", [NOW, LATENCY, ANSWERS, BUDGETS, PROCESS])
+ROLLOUT = Row(
+    "Rollout of a new version",
+    [
+        Bars(
+            title="Phase",
+            asks="Where is it? Back: it was taken back, and users have what they had.",
+            unit="short",
+            queries=[Query("max by (phase) (tritonrank_rollout_phase) > 0", "{{phase}}")],
+        ),
+        Lines(
+            title="Users of the canary",
+            asks="Which share of the users does the new version answer, and which share of the rankings did it give?",
+            unit="percentunit",
+            queries=[
+                Query("max(tritonrank_rollout_share)", "users"),
+                Query("max(tritonrank_rollout_exposed)", "rankings"),
+            ],
+        ),
+        Lines(
+            title="Agreement with live",
+            asks="How much do its lists overlap with live's? Near the limit it is taken back.",
+            unit="percentunit",
+            queries=[
+                Query('max by (rule) (tritonrank_rollout_reading{rule=~"least_overlap|least_top_ten"})', "{{rule}}"),
+                Query(
+                    'max by (rule) (tritonrank_rollout_limit{rule=~"least_overlap|least_top_ten"})', "{{rule}}, limit"
+                ),
+            ],
+        ),
+        Lines(
+            title="Latency by live's",
+            asks="How many times as long as live's do its rankings take?",
+            unit="short",
+            queries=[
+                Query('max by (of) (tritonrank_rollout_reading{rule="most_latency_ratio"})', "{{of}}"),
+                Query('max(tritonrank_rollout_limit{rule="most_latency_ratio"})', "limit"),
+            ],
+        ),
+        Lines(
+            title="Not ranked, errors, degraded",
+            asks="Which share of what it was asked for did it not give, or give worse than live?",
+            unit="percentunit",
+            queries=[
+                Query(
+                    'max by (rule) (tritonrank_rollout_reading{rule=~"most_not_ranked|most_error_excess|'
+                    'most_degraded_excess"})',
+                    "{{rule}}",
+                )
+            ],
+        ),
+        Lines(
+            title="Decisions",
+            asks="What was decided, by which rule, or by whom?",
+            unit="short",
+            queries=[
+                Query(
+                    "sum by (decision, rule) (increase(tritonrank_rollout_decisions_total[$__rate_interval]))",
+                    "{{decision}} ({{rule}})",
+                )
+            ],
+        ),
+    ],
+)
+
+BOARD = Board(
+    "service", "service", "Is it up, is it fast, does it answer?", [NOW, LATENCY, ANSWERS, BUDGETS, PROCESS, ROLLOUT]
+)

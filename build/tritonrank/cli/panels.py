@@ -25,7 +25,10 @@ IN_ORDER: dict[Panel, tuple[str, ...]] = {
     ),
     Panel.JUDGE: ("report", "evaluate", "judge-recommend", "calibrate", "check-graph"),
     Panel.SERVE: ("serve", "watch", "demo", "rank", "import-events", "workload", "pack", "gpu-check"),
-    Panel.OPERATE: ("builds", "promote", "back", "prune-builds", "push", "pull", "store", "sweep-log", "fleet"),
+    Panel.OPERATE: (
+        *("builds", "promote", "back", "prune-builds", "push", "pull", "store"),
+        *("rollout", "fleet", "sweep-log"),
+    ),
 }
 """Which command stands where; the modules beside this one are free to declare them in any order."""
 

@@ -1,6 +1,7 @@
 """A controller's book: the state of the rollout, what gateways have counted for it, and its decisions."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Book:
         self.clock = clock
         self.readings: list[Reading] = []
         """of the last look"""
+        self.decided: Counter[tuple[str, str]] = Counter()
+        """by decision and rule, since this process began"""
 
     @property
     def state(self) -> State:
@@ -96,8 +99,18 @@ class Book:
         rollout.began, rollout.since = self.clock(), 0.0
         rollout.at_step = {role: total(gateways) for role, gateways in rollout.seen.items()}
 
-    def decide(self, decision: str, reason: str, by: str, exposure: Mapping[str, float] | None = None) -> None:
-        """Write a decision down, with the figures that it was made by."""
+    def decide(
+        self, decision: str, reason: str, by: str, rule: str = "", exposure: Mapping[str, float] | None = None
+    ) -> None:
+        """Write a decision down, with the figures that it was made by.
+
+        Args:
+            decision: what is done.
+            reason: why, for people.
+            by: RULES or PERSON.
+            rule: the one that made it.
+            exposure: of the users, where it is not that of now.
+        """
         rollout = self.rollout
         assert rollout is not None
         rollout.reason = reason
@@ -110,11 +123,13 @@ class Book:
             "share": rollout.share,
             "by": by,
             "reason": reason,
+            "rule": rule,
             "pairs": of(figures.shadow, "pairs", "count"),
             "exposure": dict(exposure or figures.exposure),
             "readings": [reading.told() for reading in self.readings],
         }
         self._store.decide(line)
+        self.decided[decision, rule or by] += 1
         tell(f"rollout {rollout.id}: {decision} ({by}): {reason}")
 
     def under_way(self) -> Rollout:

@@ -69,6 +69,7 @@ class Controller:
         self._lock = threading.RLock()
         self.problem = ""
         """why the last look came to nothing"""
+        self._tell()
 
     def start(
         self, source: str, name: str = "", rules: Mapping[str, Any] | None = None, running: Running | None = None
@@ -114,6 +115,7 @@ class Controller:
             self.book.decide(
                 "start", f"asked for, from {source or ', '.join(running.triton if running else ())}", PERSON
             )
+            self._tell()
             return rollout
 
     def promote(self, *, to_live: bool = False) -> Rollout:
@@ -128,6 +130,7 @@ class Controller:
                 raise NotNowError(f"version {rollout.name} is {rollout.phase}: there is no step to go on from yet")
             rollout.is_held = False
             self._journey.step_on("asked for", PERSON, to_live=to_live)
+            self._tell()
             return rollout
 
     def hold(self) -> Rollout:
@@ -140,6 +143,7 @@ class Controller:
             rollout = self.book.under_way()
             rollout.is_held = True
             self.book.decide("hold", "asked for", PERSON)
+            self._tell()
             return rollout
 
     def back(self) -> Rollout:
@@ -153,6 +157,7 @@ class Controller:
             if rollout is None or rollout.phase in ("back", "returning"):
                 raise NotNowError("there is no version to take back: tritonrank rollout status")
             self._journey.go_back("asked for", PERSON)
+            self._tell()
             return rollout
 
     def look(self) -> None:
@@ -163,6 +168,7 @@ class Controller:
                 self.problem = ""
             except (OSError, TritonRankError) as error:
                 self.problem = f"{type(error).__name__}: {error}"
+            self._tell()
 
     def run(self, stopping: threading.Event) -> None:
         """Look every second until it is told to stop."""
@@ -174,8 +180,11 @@ class Controller:
                 said = self.problem
 
     def status(self) -> dict[str, Any]:
-        """See ``status_of``; it does not wait for a look that is under way."""
-        return status_of(self.book, self._journey.views, self._journey.triton_views, self.problem)
+        """As of the last look or request, see ``status_of``; it does not wait for a look that is under way."""
+        return self._told
+
+    def _tell(self) -> None:
+        self._told = status_of(self.book, self._journey.views, self._journey.triton_views, self.problem)
 
     def close(self) -> None:
         """Let another controller have the folder; the gateways keep what they have."""

@@ -140,7 +140,7 @@ class Journey:
             rollout.since = now
         self.book.readings = readings(rules, self.book.figures(rollout), is_canary=rollout.phase == "canary")
         if bad := next((one for one in self.book.readings if one.verdict == "bad"), None):
-            self.go_back(_said(bad), RULES)
+            self.go_back(_said(bad), RULES, bad.rule)
             return
         minutes = (now - (rollout.since or now)) / 60
         unsure = next((one for one in self.book.readings if one.verdict == "unsure"), None)
@@ -202,7 +202,7 @@ class Journey:
             self.book.state.unload[before] = self.book.clock() + 60 * rollout.rules["keep_minutes"]
         self.book.decide("done", f"live at {len(self.views)} gateways", RULES)
 
-    def go_back(self, reason: str, by: str) -> None:
+    def go_back(self, reason: str, by: str, rule: str = "") -> None:
         """Take the version away from the gateways at once, and begin to bring back what was before."""
         rollout = self.book.rollout
         assert rollout is not None
@@ -212,7 +212,7 @@ class Journey:
         self.book.enter("returning", rollout.step, rollout.share, self.views)
         if was_live and not rollout.source:
             self.book.state.live = rollout.before
-        self.book.decide("back", reason, by, exposed)
+        self.book.decide("back", reason, by, rule, exposed)
         with suppress(OSError):  # users first, the next look does the rest
             self._reconcile()
 

@@ -61,15 +61,7 @@ class Rules:
         Raises:
             ServerError: the file cannot be read, or a rule is unknown or out of bounds; all such are named.
         """
-        try:
-            with path.open("rb") as file:
-                text = file.read(LARGEST_FILE_BYTES + 1)
-            if len(text) > LARGEST_FILE_BYTES:
-                raise ServerError(f"{path}: has more than {LARGEST_FILE_BYTES} bytes, and no rules file has")
-            said = tomllib.loads(text.decode())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ServerError(f"{path}: no rules file ({error}). docs/rollout.md shows one") from error
-        return cls.made(said, str(path))
+        return cls.made(read_toml(path), str(path))
 
     @classmethod
     def made(cls, said: dict[str, Any], place: str) -> Self:
@@ -93,6 +85,18 @@ class Rules:
     def told(self) -> dict[str, Any]:
         """Every rule by name, as JSON has it."""
         return asdict(self) | {"canary_shares": list(self.canary_shares)}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a rules file says; raises ServerError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE_BYTES + 1)
+        if len(text) > LARGEST_FILE_BYTES:
+            raise ServerError(f"{path}: has more than {LARGEST_FILE_BYTES} bytes, and no rules file has")
+        return tomllib.loads(text.decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ServerError(f"{path}: no rules file ({error}). docs/rollout.md shows one") from error
 
 
 def _fault(known: dict[str, Any], name: str, value: Any) -> str:

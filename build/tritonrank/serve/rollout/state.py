@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from tritonrank.artifacts import write_whole
 from tritonrank.artifacts.lines import append_line, read_lines
@@ -19,6 +19,7 @@ LEDGER_FILE = "ledger.jsonl"
 Phase = Literal["loading", "shadow", "canary", "promoting", "done", "returning", "back"]
 """Of a rollout. promoting: live is being set at every gateway and Triton; returning: it is being taken away; done and
 back are the two ends."""
+PHASES: tuple[Phase, ...] = get_args(Phase)
 ENDED: frozenset[Phase] = frozenset({"done", "back"})
 GatewayVersion = dict[str, Any]
 """A version as a gateway's private API has it: name, triton, model, share, blend, golden."""
