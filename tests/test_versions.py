@@ -4,13 +4,20 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from gateway_stand_ins import StandIn
-from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError, ServerFault, Unavailable
+from prometheus_client import generate_latest
+from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, RankError, Retry, ServerFault, Unavailable
+from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.ranking import Ranking, RankRequest
+from tritonrank_gateway.settings import GatewaySettings
+from tritonrank_gateway.versions.arm import Arm
+from tritonrank_gateway.versions.changing import Changing
 from tritonrank_gateway.versions.checking import NotTakenError
-from tritonrank_gateway.versions.versions import MOST_FAULTS
+from tritonrank_gateway.versions.opening import Opener
+from tritonrank_gateway.versions.versions import MOST_FAULTS, Versions
 from version_stand_ins import Turned, standing, version
 
 ITEMS = ["oak", "oak desk", "oak desk with drawers"]
@@ -261,6 +268,42 @@ async def test_the_same_again_changes_nothing_and_a_share_begins_nothing_anew() 
     await stand.changing.delete("canary")
     assert stand.versions.compared().canary is None
     assert (await stand.versions.rank(request("u"))).artifact == "a" * 16
+
+
+class FollowingOpener(Opener):
+    """Its Tritons are stand-ins, by address."""
+
+    def __init__(self) -> None:
+        metrics = Metrics()
+        super().__init__(GatewaySettings(probe_s=0.05), metrics)
+        self.registry = metrics.registry
+        self.tritons: dict[str, StandIn] = {}
+
+    def _triton(self, model: str, retry: Retry, address: str) -> StandIn:  # type: ignore[override]
+        return self.tritons.setdefault(address, StandIn(address))
+
+
+async def test_a_version_may_have_addresses_that_are_looked_up(tmp_path: Path) -> None:
+    opener, file = FollowingOpener(), tmp_path / "tritons"
+    opener.tritons["b:1"] = StandIn("b:1")
+    opener.tritons["b:1"].failure = lambda: Unavailable("it starts")
+    first = version("rank", name="first", triton=["a:1"])
+    versions = Versions(Arm(first, opener.open(first, "live")), opener)
+    changing = Changing(versions, opener, ready_seconds=5)
+    file.write_text("b:1\nb:2\n")
+    await changing.put("live", version("rank", triton=[f"file:{file}"]))
+    assert opener.tritons["a:1"].is_closed
+    for user in USERS[:30]:
+        await versions.rank(request(user))
+    assert len(opener.tritons["b:2"].asked) >= 30
+    page = generate_latest(opener.registry).decode()
+    assert 'replica_up{replica="b:1",version="live"} 0.0' in page
+    assert 'replica_up{replica="b:2",version="live"} 1.0' in page
+    with pytest.raises(NotTakenError, match="no address"):
+        await Changing(versions, opener, ready_seconds=0.1).put(
+            "canary", version("rank", triton=[f"file:{tmp_path / 'nowhere'}"])
+        )
+    await versions.close()
 
 
 async def test_each_version_keeps_its_own_answers() -> None:

@@ -41,6 +41,7 @@ async def check(version: Version, opened: Opened, seconds: float = READY_SECONDS
     while True:
         asked: list[tuple[str, Backend]] = [(version.triton[0], opened.backend)]
         if opened.pool is not None:
+            await opened.pool.ready()  # where its addresses are looked up, it begins with that
             asked = [(replica.name, replica.backend) for replica in opened.pool.replicas]
         verdicts = await asyncio.gather(*(_ask(name, backend, version, opened) for name, backend in asked))
         if wrong := [one for one in verdicts if one.wrong]:
