@@ -217,7 +217,12 @@ def test_stage_commands_stop_after_their_stage_and_pass_force_on(
     calls: list[tuple[str, float, Path, str | None, str | None]] = []
 
     def record(
-        recipe: Recipe, workspace: pipeline.Workspace, until: str | None = None, *, force: str | None = None
+        recipe: Recipe,
+        workspace: pipeline.Workspace,
+        until: str | None = None,
+        *,
+        force: str | None = None,
+        data: object = None,
     ) -> None:
         calls.append((recipe.name, recipe.finetune.epochs, workspace.root, until, force))
 

@@ -1,6 +1,7 @@
 """The verbs that build: all stages, one of them, or a repository for a GPU."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,15 @@ from tritonrank.cli.options import (
 from tritonrank.cli.panels import Panel
 
 if TYPE_CHECKING:
+    from tritonrank.pipeline.prepare import Engine
     from tritonrank.recipe import Recipe
+
+
+class DataEngine(StrEnum):
+    """What makes a dataset."""
+
+    POLARS = "polars"
+    SPARK = "spark"
 
 
 @app.command(rich_help_panel=Panel.BUILD)
@@ -94,7 +103,46 @@ def _stage_command(verb: str, help_text: str) -> None:
     )(command)
 
 
-_stage_command("prepare", "Read and check the data; write the examples for training and judging.")
+@app.command(rich_help_panel=Panel.BUILD)
+def prepare(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    force: Annotated[bool, typer.Option("--force", help="Run this stage even if it is up to date")] = False,
+    engine: Annotated[
+        DataEngine, typer.Option("--engine", help="What reads the events and makes the lists; both make the same")
+    ] = DataEngine.POLARS,
+    spark_master: Annotated[
+        str | None,
+        typer.Option(
+            "--spark-master",
+            metavar="URL",
+            help="Such as local[4], yarn or spark://host:7077. Default: what Spark's own settings name "
+            "(SPARK_CONF_DIR, spark-submit), else the cores of this machine",
+        ),
+    ] = None,
+) -> None:
+    """Read and check the data; write the examples for training and judging.
+
+    With --engine spark the events are read, cleaned, split and made into lists on a Spark cluster, where they are more
+    than this machine can hold (docs/data.md). What comes out is the same, and later stages do not run again for it.
+    """
+    if spark_master is not None and engine is not DataEngine.SPARK:
+        raise typer.BadParameter("goes with --engine spark", param_hint="--spark-master")
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    from tritonrank.pipeline.prepare import HERE, on_spark
+    from tritonrank.pipeline.stages import run_stages
+
+    def run(data: "Engine") -> None:
+        run_stages(loaded, workspace, until="prepare", force="prepare" if force else None, data=data)
+
+    if engine is DataEngine.POLARS:
+        run(HERE)
+        return
+    from tritonrank.data.spark.session import spark_session
+
+    with spark_session(spark_master) as session:
+        run(on_spark(session))
 
 
 @app.command(rich_help_panel=Panel.BUILD)

@@ -221,6 +221,9 @@ def report(
     """Report the cells where ``wrong`` holds; ``explain`` says of a cell's value what it may have been meant as."""
     if column.name not in table.frame.columns:
         return  # the missing column is the fault, not its cells
+    named = f"{column.name} ({setting})" if setting else column.name
+    what = f"whose {named} is not {expected}"
+    faults.look_for(table.path, what)
     wrong &= table.sound
     cells = []
     for position in wrong.arg_true().head(SHOWN_PER_KIND):
@@ -230,8 +233,7 @@ def report(
         message = f"{column.name} is {found}; expected {expected}{hint}"
         cells.append((*table.place_of(position), message, f"{found}{hint}"))
     if cells:
-        named = f"{column.name} ({setting})" if setting else column.name
-        faults.add_cells(table.path, f"whose {named} is not {expected}", wrong, cells)
+        faults.add_cells(table.path, what, wrong, cells)
 
 
 def _as_numbers(column: pl.Series, *, decimal_comma: bool = False) -> pl.Series:

@@ -42,7 +42,7 @@ def without_repeats(items: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[
     ]
 
 
-COPIES = "events that are written twice"
+COPIES, COPIES_RULE = "events that are written twice", "the first of the copies is kept"
 
 
 def without_strays(
@@ -90,8 +90,8 @@ def possible(
 
 def without_copies(events: pl.DataFrame) -> tuple[pl.DataFrame, Loss]:
     """Each event once: of copies the first is kept."""
-    copies = _copies(events)
-    lost = Loss.of(COPIES, "the first of the copies is kept", events.filter(copies)["item_id"])
+    copies = copies_in(events)
+    lost = Loss.of(COPIES, COPIES_RULE, events.filter(copies)["item_id"])
     return events.filter(~copies) if copies.any() else events, lost
 
 
@@ -105,7 +105,7 @@ def strays_of(losses: Sequence[Loss], items: pl.DataFrame, rows: int) -> list[Dr
     return dropped
 
 
-def _copies(events: pl.DataFrame) -> pl.Series:
+def copies_in(events: pl.DataFrame) -> pl.Series:
     """[rows] True where an earlier row says the same in all columns.
 
     Rows are compared by a hash of theirs first, because of ten million only a few are alike.

@@ -46,6 +46,8 @@ class Faults:
     def __init__(self) -> None:
         self._found: dict[tuple[Location, str], _Kind] = {}
         self._wrong_cells: dict[Location, pl.Series] = {}
+        self._looked_for: dict[tuple[Location, str], None] = {}
+        """kinds in the order in which they were looked for, found or not"""
 
     def add(
         self,
@@ -66,6 +68,7 @@ class Faults:
             file: which one, in a table of many files.
             rows: how many rows are lost by it; 0: it is a fault of the table.
         """
+        self.look_for(path, kind)
         found = self._found.setdefault((path, kind), _Kind())
         found.count += 1
         if len(found.lines) < SHOWN_PER_KIND:
@@ -75,6 +78,10 @@ class Faults:
             found.what = UNREADABLE[kind]
             found.examples.append(f"{in_words(place)}: {message.partition(';')[0]}")
             del found.examples[EXAMPLES_SHOWN:]
+
+    def look_for(self, path: Location, kind: str) -> None:
+        """Note that a kind is looked for, which gives it its place among the others."""
+        self._looked_for.setdefault((path, kind))
 
     def add_cells(
         self, path: Location, what: str, wrong: pl.Series, cells: Sequence[tuple[Location, str, str, str]]
@@ -108,6 +115,25 @@ class Faults:
             Dropped.of(f"rows of {name} {found.what}", "left out", found.rows, kept, found.examples)
             for found in (self._found.pop(key) for key in kinds)
         ]
+
+    def forget_cells(self) -> None:
+        """Keep the counts and the first few, and not which rows they are in."""
+        self._wrong_cells.clear()
+
+    def take(self, other: "Faults") -> None:
+        """Take in the faults of a later part of the tables; a fault of the table is one however many parts have it."""
+        for key, found in other._found.items():
+            mine = self._found.setdefault(key, _Kind(what=found.what))
+            if found.what:
+                mine.count += found.count
+                mine.rows += found.rows
+                mine.lines = [*mine.lines, *found.lines][:SHOWN_PER_KIND]
+                mine.examples = [*mine.examples, *found.examples][:EXAMPLES_SHOWN]
+            else:
+                mine.lines = list(dict.fromkeys([*mine.lines, *found.lines]))
+                mine.count = len(mine.lines)
+        self._looked_for |= {key: None for key in other._looked_for if key not in self._looked_for}
+        self._found = {key: self._found[key] for key in self._looked_for if key in self._found}
 
     def raise_of_tables(self) -> None:
         """Raise all faults, but only where there are others than of rows."""

@@ -5,8 +5,9 @@ it. One file per source turns its raw files into these tables; all faults of all
 so that mending the data is one round and not twenty.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
@@ -57,11 +58,22 @@ def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str
             return tables.load(settings, template_fields)
 
 
-def source_fingerprints(settings: DataSettings) -> dict[str, str] | None:
+def hashes_of(files: Sequence[Path]) -> list[str]:
+    """The sha256 of each file, read on this machine."""
+    return [sha256_file(file) for file in files]
+
+
+def source_fingerprints(
+    settings: DataSettings, hashes: Callable[[Sequence[Path]], Sequence[str]] = hashes_of
+) -> dict[str, str] | None:
     """What the tables are read from, by content: name -> sha256; None where something is not there.
 
     Names are those of the files below the path of the setting, so that the same data elsewhere are the same. None of
     the generated sample.
+
+    Args:
+        settings: the recipe's ``data`` section.
+        hashes: reads files; as ``hashes_of``.
 
     Raises:
         DataError: a database does not answer.
@@ -87,4 +99,4 @@ def source_fingerprints(settings: DataSettings) -> dict[str, str] | None:
             files = {}
     if not all(file.is_file() for file in files.values()):
         return None
-    return found | {name: sha256_file(file) for name, file in files.items()}
+    return found | dict(zip(files, hashes(list(files.values())), strict=True))

@@ -92,22 +92,29 @@ def read_source(path: Location, faults: Faults, columns: Collection[str] | None 
     """
     if isinstance(path, DatabaseUrl):
         return _read_database(path, faults, columns)
+    parts = parts_of(path, faults)
+    if not parts:
+        return nothing(path)
+    if len(parts) == 1 and parts[0].file == path:
+        return read_part(path, parts[0], faults, columns)
+    tables = [read_part(path, part, faults, columns) for part in parts]
+    return joined(path, [part.file for part in parts], tables, faults, columns)
+
+
+def parts_of(path: Path, faults: Faults) -> list[Part]:
+    """The files of a table in the order of their names; none where that is a fault, which goes to ``faults``."""
     try:
         parts = find_parts(path)
     except OSError as error:
         faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file or folder")
-        return _nothing(path)
+        return []
     if path.is_dir() and (writer := foreign_table(path)):
         message = f"is {writer}, whose files alone do not say which rows hold; write the table as plain Parquet"
         faults.add(path, "format", message)
-        return _nothing(path)
+        return []
     if not parts:
         faults.add(path, "missing", _why_missing(path))
-        return _nothing(path)
-    if len(parts) == 1 and parts[0].file == path:
-        return _read_part(path, parts[0], faults, columns)
-    tables = [_read_part(path, part, faults, columns) for part in parts]
-    return _joined(path, [part.file for part in parts], tables, faults, columns)
+    return parts
 
 
 def _read_database(url: DatabaseUrl, faults: Faults, columns: Collection[str] | None) -> SourceTable:
@@ -115,7 +122,7 @@ def _read_database(url: DatabaseUrl, faults: Faults, columns: Collection[str] | 
         cells = read_database(url, columns)
     except DataError as error:
         faults.add(url, "database", str(error).removeprefix(f"{url}: "))
-        return _nothing(url)
+        return nothing(url)
     return as_table(url, cells, "database")
 
 
@@ -138,12 +145,15 @@ def _why_missing(path: Path) -> str:
     return message + (f". There is {path.with_name(near[0])}" if near else "")
 
 
-def _read_part(path: Path, part: Part, faults: Faults, columns: Collection[str] | None) -> SourceTable:
+def read_part(
+    path: Location, part: Part, faults: Faults, columns: Collection[str] | None, rows: tuple[int, int] | None = None
+) -> SourceTable:
+    """One file of a table; ``rows``: of Parquet, from which row on how many are read."""
     file = part.file
     try:
         if not file.stat().st_size and file != path:
             faults.add(path, "empty", "is empty (0 bytes): it was not written to its end; write it again", file=file)
-            return _nothing(path)
+            return nothing(path)
         kind = kind_of(file)
         match kind:
             case "csv":
@@ -151,18 +161,18 @@ def _read_part(path: Path, part: Part, faults: Faults, columns: Collection[str] 
             case "json lines":
                 cells = read_json_lines(path, file, faults, columns)
             case "parquet":
-                cells = _read_parquet(path, file, faults, columns)
+                cells = _read_parquet(path, file, faults, columns, rows)
             case _ if file == path:
                 faults.add(path, "format", f"unknown file type {file.suffix or '(none)'!r}; {READABLE}")
-                return _nothing(path)
+                return nothing(path)
             case _:
-                message = f"is no table; {READABLE}. Name the parts that are with a pattern: {path / '*.parquet'}"
+                message = f"is no table; {READABLE}. Name the parts that are with a pattern: {path}/*.parquet"
                 faults.add(path, "format", message, file=file)
-                return _nothing(path)
+                return nothing(path)
     except OSError as error:
         faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file", file=file)
-        return _nothing(path)
-    return _with_partition(as_table(path, cells, kind), part) if cells else _nothing(path)
+        return nothing(path)
+    return _with_partition(as_table(path, cells, kind), part) if cells else nothing(path)
 
 
 def as_table(path: Location, cells: Cells, kind: str) -> SourceTable:
@@ -189,17 +199,21 @@ def _with_partition(table: SourceTable, part: Part) -> SourceTable:
     return replace(table, frame=table.frame.with_columns(values), header=[*table.header, *added])
 
 
-def _joined(
-    path: Path, files: Sequence[Path], tables: Sequence[SourceTable], faults: Faults, columns: Collection[str] | None
+def joined(
+    path: Location,
+    files: Sequence[Path],
+    tables: Sequence[SourceTable],
+    faults: Faults,
+    columns: Collection[str] | None,
 ) -> SourceTable:
     """The parts as one table; a part that does not fit the others is a fault."""
     read = [(file, table) for file, table in zip(files, tables, strict=True) if table.readable]
     complete = len(read) == len(files) and all(table.complete for table in tables)
     if len(kinds := sorted({KIND_NAMES[table.kind] for _, table in read})) > 1:
         faults.add(path, "format", f"holds both {' and '.join(kinds)}; expected one of them")
-        return _nothing(path)
+        return nothing(path)
     if not read:
-        return _nothing(path)
+        return nothing(path)
     header = list(dict.fromkeys(name for _, table in read for name in table.header))
     needed = [name for name in header if columns is None or name in columns]
     found_types = {name: _common_type([table.frame.schema.get(name) for _, table in read]) for name in needed}
@@ -225,7 +239,7 @@ def _joined(
             frames.append((file, table))
         complete &= fits
     if not frames or len(types) < len(needed):
-        return replace(_nothing(path), complete=False)
+        return replace(nothing(path), complete=False)
     rows = [table.frame.select(pl.col(name).cast(dtype) for name, dtype in types.items()) for _, table in frames]
     heights = [frame.height for frame in rows]
     starts = accumulate(heights, initial=0)
@@ -262,20 +276,25 @@ def _common_type(types: Sequence[pl.DataType | None]) -> pl.DataType | None:
     return None
 
 
-def _read_parquet(path: Path, file: Path, faults: Faults, columns: Collection[str] | None) -> Cells | None:
+def _read_parquet(
+    path: Location, file: Path, faults: Faults, columns: Collection[str] | None, rows: tuple[int, int] | None
+) -> Cells | None:
+    first, height = rows or (0, None)
     try:
         with file.open("rb") as opened:  # polars takes [ in a file's name for a pattern
             header = list(pl.read_parquet_schema(opened))
         chosen = [name for name in header if columns is None or name in columns] or header[:1]
         # Without partitions of its own: the folders above are read by _with_partition, for all kinds of parts alike.
-        frame = pl.read_parquet(file, columns=chosen, glob=False, hive_partitioning=False).select(chosen)
+        scan = pl.scan_parquet(file, glob=False, hive_partitioning=False).select(chosen)
+        frame = (scan.slice(first, height) if rows else scan).collect()
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         message = f"cannot be read as Parquet ({reason}); expected an undamaged Parquet file"
         faults.add(path, "format", message, file=file)
         return None
-    return Cells(plain(frame), header, row_number)
+    return Cells(plain(frame), header, lambda position: row_number(first + position))
 
 
-def _nothing(path: Location) -> SourceTable:
+def nothing(path: Location) -> SourceTable:
+    """A table that could not be read."""
     return SourceTable(path, pl.DataFrame(), pl.Series(dtype=pl.Boolean))

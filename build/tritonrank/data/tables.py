@@ -45,13 +45,8 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
         DataError: all faults of both tables: missing or mistyped columns, event types without a weight, fields of the
             template that are no text fields; or the kinds of dirt of which there is too much.
     """
-    if settings.text_columns.get("item_id", settings.items_key) != settings.items_key:
-        raise DataError(
-            f"{settings.items}: the text field item_id would hide the id column {settings.items_key!r}; "
-            "call it otherwise: data.text_fields: {NAME: item_id}"
-        )
     faults = Faults()
-    _check_template(settings, template_fields, faults)
+    check_template(settings, template_fields, faults)
     (catalogue_at, item_columns), (log_at, event_columns) = wanted(settings).values()
     items = read_source(catalogue_at, faults, item_columns)
     if isinstance(settings, EventsData):
@@ -61,21 +56,18 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     check_rows(items, faults)
     check_rows(events, faults)
 
-    catalogue = _items(items, settings, faults)
-    log = _events(events, settings, faults)
-    if settings.tolerate:
-        faults.raise_of_tables()
-    else:
-        faults.raise_any()  # by line and cell
+    catalogue = items_of(items, settings, faults)
+    log = events_of(events, settings, faults)
+    raise_faults(faults, settings)
 
     dropped = [
         *of_log,
         *faults.dropped(items.path, settings.items.name, items.frame.height),
         *faults.dropped(events.path, settings.events.name, events.frame.height),
     ]
-    catalogue, repeated = dirt.without_repeats(catalogue.filter(_usable(items, faults)), settings.items.name)
+    catalogue, repeated = dirt.without_repeats(catalogue.filter(usable(items, faults)), settings.items.name)
     log, strays = dirt.without_strays(
-        log.filter(_usable(events, faults)), catalogue, settings.items.name, latest_second()
+        log.filter(usable(events, faults)), catalogue, settings.items.name, latest_second()
     )
     dropped += [*repeated, *strays]
     require_tolerable(dropped, settings.tolerate)
@@ -83,7 +75,19 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     return Tables(catalogue.drop(dirt.AVAILABLE_FROM, strict=False), log, tuple(dropped), notes)
 
 
-def _items(items: SourceTable, settings: TablesData, faults: Faults) -> pl.DataFrame:
+def raise_faults(faults: Faults, settings: TablesData) -> None:
+    """Raise what nobody can do without; where no dirt is tolerated, all there is, by line and cell.
+
+    Raises:
+        DataError: there are such faults.
+    """
+    if settings.tolerate:
+        faults.raise_of_tables()
+    else:
+        faults.raise_any()
+
+
+def items_of(items: SourceTable, settings: TablesData, faults: Faults) -> pl.DataFrame:
     """item_id, the text fields, and the time from which an item existed where there is one."""
     item_ids = columns.identifiers(items, settings.items_key, faults, "data.item_id")
     # The id column may serve as a text field too, and comes first then.
@@ -106,7 +110,7 @@ def _items(items: SourceTable, settings: TablesData, faults: Faults) -> pl.DataF
     )
 
 
-def _events(events: SourceTable, settings: TablesData, faults: Faults) -> pl.DataFrame:
+def events_of(events: SourceTable, settings: TablesData, faults: Faults) -> pl.DataFrame:
     """The columns of ``Tables.events``."""
     user_ids = columns.identifiers(events, settings.user_id, faults, "data.user_id")
     item_ids = columns.identifiers(events, settings.events_key, faults, "data.item_id")
@@ -141,11 +145,22 @@ def _impressions(events: SourceTable, settings: TablesData, faults: Faults) -> I
         yield positions.floor().cast(pl.Int64).alias("shown_at")
 
 
-def _usable(table: SourceTable, faults: Faults) -> pl.Series:
+def usable(table: SourceTable, faults: Faults) -> pl.Series:
+    """[rows] True where a row is whole and each of its cells is a value."""
     return table.sound & ~faults.unusable(table.path, table.frame.height)
 
 
-def _check_template(settings: TablesData, template_fields: Sequence[str], faults: Faults) -> None:
+def check_template(settings: TablesData, template_fields: Sequence[str], faults: Faults) -> None:
+    """Report fields of the template that are no text fields.
+
+    Raises:
+        DataError: a text field has the name of the id column and is another one.
+    """
+    if settings.text_columns.get("item_id", settings.items_key) != settings.items_key:
+        raise DataError(
+            f"{settings.items}: the text field item_id would hide the id column {settings.items_key!r}; "
+            "call it otherwise: data.text_fields: {NAME: item_id}"
+        )
     unknown = [name for name in dict.fromkeys(template_fields) if name not in settings.text_columns]
     if unknown:
         named = ", ".join(f"{{{name}}}" for name in unknown)

@@ -30,6 +30,11 @@ class Facts(Protocol):
         """What two parts tell together."""
         ...
 
+    @property
+    def settled(self) -> object:
+        """What of them decides how cells are read."""
+        ...
+
 
 FactsT = TypeVar("FactsT", bound=Facts)
 
@@ -50,6 +55,10 @@ class IdFacts:
 
     def __add__(self, other: "IdFacts") -> "IdFacts":
         return IdFacts(self.whole_numbers and other.whole_numbers)
+
+    @property
+    def settled(self) -> object:
+        return self
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,10 @@ class TextFacts:
     def are_floats(self) -> bool:
         return self.numbers and self.fractions
 
+    @property
+    def settled(self) -> object:
+        return self.are_floats
+
 
 def _are_numbers(cells: pl.Series) -> bool:
     return bool(cells.str.contains(WRITTEN_NUMBER).all())
@@ -91,6 +104,10 @@ class NumberFacts:
 
     def __add__(self, other: "NumberFacts") -> "NumberFacts":
         return NumberFacts(self.some or other.some)
+
+    @property
+    def settled(self) -> object:
+        return self
 
 
 @dataclass
@@ -110,8 +127,13 @@ class WholeColumns:
         return found
 
     def __add__(self, other: "WholeColumns") -> "WholeColumns":
+        """The facts of two parts."""
         both = {key: self.known[key] + other.known[key] for key in self.known.keys() & other.known.keys()}
         return WholeColumns(self.known | other.known | both)
+
+    def reads_alike(self, part: "WholeColumns") -> bool:
+        """Whether a part that was read by its own facts was read as the whole is."""
+        return all(facts.settled == self.known[key].settled for key, facts in part.known.items())
 
 
 __all__ = ["POINTED", "Facts", "FactsT", "IdFacts", "NumberFacts", "TextFacts", "TimeFacts", "WholeColumns"]

@@ -114,6 +114,11 @@ class TimeFacts:
             return None
         return next((form for form, count in zip(FORMS, self.in_form, strict=True) if count == self.given), None)
 
+    @property
+    def settled(self) -> object:
+        """What of them decides how numbers are read."""
+        return self.form, self.plausible == self.given and self.have_short_years
+
 
 def seconds_of_numbers(values: pl.Series, latest: int, facts: TimeFacts) -> pl.Series:
     """Int64 unix seconds of Float64 numbers; null where a number may mean something else.

@@ -52,7 +52,7 @@ class Listed(NamedTuple):
     """why a recipe does not have this stage; None: it has"""
 
 
-COMPARE = "compare"
+PREPARE, COMPARE = "prepare", "compare"
 
 STAGES = (
     Listed(prepare.stage),
@@ -84,7 +84,14 @@ def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     return [listed.stage(recipe, workspace) for listed in STAGES if listed.why_not(recipe) is None]
 
 
-def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *, force: str | None = None) -> None:
+def run_stages(
+    recipe: Recipe,
+    workspace: Workspace,
+    until: str | None = None,
+    *,
+    force: str | None = None,
+    data: prepare.Engine = prepare.HERE,
+) -> None:
     """Run what is not up to date, one line per stage.
 
     One process at a time builds in a workspace: a second one waits for the first, unless all is up to date. What all
@@ -95,11 +102,15 @@ def run_stages(recipe: Recipe, workspace: Workspace, until: str | None = None, *
         workspace: where.
         until: the last verb to run; all of them by default.
         force: run this verb even if it is up to date.
+        data: what makes the dataset.
 
     Raises:
         RecipeError: the recipe has no stage ``until``; without it all stages would run.
     """
-    chosen = _up_to(until, recipe, workspace)
+    chosen = [
+        prepare.stage(recipe, workspace, data) if stage.verb == PREPARE else stage
+        for stage in _up_to(until, recipe, workspace)
+    ]
     if force is None and _all_current(chosen):
         _tidy_where_free(chosen, workspace)
         for stage in chosen:
