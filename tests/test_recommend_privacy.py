@@ -1,10 +1,13 @@
 """Pseudonyms and private fields: what is kept of users, searched for in everything that a gateway writes."""
 
+import asyncio
+import gc
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import httpx
@@ -15,6 +18,7 @@ from gateways import running_gateway
 from misbehaving_server import MisbehavingServer
 from recommend_stand_ins import StandInCatalogue, recommender_of
 from tritonrank_gateway.app import create_app
+from tritonrank_gateway.result_cache import CachedBackend
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log.event_log import EventLog
@@ -147,3 +151,47 @@ def test_the_environment_reaches_the_gateway(tmp_path: Path) -> None:
     assert USER not in everything
     assert SECRET_QUERY not in everything
     assert KEY_VARIABLE not in os.environ
+
+
+def holds(root: object, text: str) -> list[str]:
+    """How a text can be reached from an object of this process: the types on the way, one for each place."""
+    # The loop leads to requests that have just ended, and to the test itself.
+    skipped = (type, ModuleType, FunctionType, CodeType, FrameType, asyncio.AbstractEventLoop, asyncio.Future)
+    seen, found, waiting = {id(root)}, [], [(root, type(root).__name__)]
+    while waiting:
+        one, way = waiting.pop()
+        for inner in gc.get_referents(one):
+            if isinstance(inner, str | bytes | bytearray):
+                if text in (inner if isinstance(inner, str) else bytes(inner).decode("latin-1")):
+                    found.append(way)
+            elif id(inner) not in seen and not isinstance(inner, skipped):
+                seen.add(id(inner))
+                waiting.append((inner, f"{way} > {type(inner).__name__}"[-300:]))
+    return found
+
+
+@pytest.mark.parametrize("environment", [{}, PRIVATE], ids=["by id", "by pseudonym"])
+async def test_an_erased_user_is_not_in_memory_either(tmp_path: Path, environment: dict[str, str]) -> None:
+    """In pages of lists, the result cache, versions, figures of quality: whatever can be reached from the gateway."""
+    store = open_store(f"sqlite:{tmp_path / 'store.db'}")
+    made = recommender_of(StandInCatalogue(40), None, store=store)
+    made.parts.privacy = read_privacy(environment)
+    asked = StandIn()
+    backend = CachedBackend(asked, 2**20)
+    app = create_app(GatewaySettings(access_log=False), backend, None, made)
+    user = read_privacy(environment).user(USER)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http,
+    ):
+        await visit(http)
+        for _ in range(2):
+            ranked = {"query": SECRET_QUERY, "items": ["a", "bb"], "user": USER}
+            answer = await http.post("/v1/rank", json=ranked, headers={"X-User-Id": USER})
+        assert answer.json()["cached"]
+        await http.delete(f"/v1/users/{USER}")
+        gc.collect()
+        assert holds(app.state.gateway, USER)  # the stand-in has a record of its own: the search finds what is there
+        asked.asked.clear()
+        for name in {user, USER}:
+            assert not holds(app.state.gateway, name)
