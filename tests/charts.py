@@ -1,6 +1,6 @@
 """The chart, rendered for each set of values that is tested; and what one wants to know of its objects."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from kubernetes_validate import utils
 from deploy.helm.chart import VALUES, Object, render, values_files
 
 SETS = tuple(path.stem for path in values_files())
+WORKLOADS = ("Deployment", "StatefulSet", "CronJob")
 OURS = "app.kubernetes.io/component"
 
 
@@ -40,7 +41,7 @@ def template_of(workload: Object) -> Mapping[str, Any]:
 
 
 def workloads(values: str) -> list[Object]:
-    return of_kind(values, "Deployment", "StatefulSet", "CronJob")
+    return of_kind(values, *WORKLOADS)
 
 
 def containers_of(workload: Object) -> Iterator[Mapping[str, Any]]:
@@ -52,10 +53,20 @@ def containers_of(workload: Object) -> Iterator[Mapping[str, Any]]:
 
 def container(values: str, part: str) -> Mapping[str, Any]:
     """The container that a part runs in."""
-    (found,) = [one for one in workloads(values) if part_of(one) == part]
-    (only,) = template_of(found)["spec"]["containers"]
-    result: Mapping[str, Any] = only
-    return result
+    return container_of(workload_of(rendered(values), part))
+
+
+def container_of(workload: Object) -> Mapping[str, Any]:
+    """The one that stays."""
+    only: Mapping[str, Any]
+    (only,) = template_of(workload)["spec"]["containers"]
+    return only
+
+
+def workload_of(objects: Iterable[Object], part: str) -> Object:
+    """What a part's pods are made by."""
+    (found,) = [one for one in objects if one["kind"] in WORKLOADS and part_of(one) == part]
+    return found
 
 
 def part_of(workload: Object) -> str:

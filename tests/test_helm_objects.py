@@ -26,11 +26,16 @@ from charts import (
     selects,
     template_of,
     validate,
+    workload_of,
     workloads,
 )
 from image_files import DOCKERFILE, command_of
 from test_dashboards import known_metrics, metrics_of
 from tritonrank.cli import app as tritonrank_app
+from tritonrank.errors import GateError
+from tritonrank.recipe.loading import load_recipe
+from tritonrank.report.answer import LOST_EXIT_CODE
+from tritonrank.serve.rollout.rules import Rules
 from tritonrank.serve.server import STOP_MARGIN_SECONDS
 from tritonrank_gateway.app import create_metrics_app
 from tritonrank_gateway.serve import GRACE_SECONDS
@@ -87,6 +92,11 @@ def settings_of(values: str, tmp_path: Path) -> GatewaySettings:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
             value = str(file)
+        if flag == "--triton-tls":
+            value = str(tmp_path / value.lstrip("/"))
+            Path(value).mkdir(parents=True, exist_ok=True)
+            for name in ("ca.crt", "tls.crt", "tls.key"):
+                Path(value, name).touch()
         arguments.append(f"{flag}={value}")
     return read_settings(arguments, {one["name"]: one.get("value", "") for one in made.get("env", [])})
 
@@ -152,9 +162,57 @@ def test_ports_are_those_that_the_programs_listen_on(values: str, tmp_path: Path
     settings = settings_of(values, tmp_path)
     assert ports_of(container(values, "gateway")) == {"http": settings.port, "metrics": settings.metrics_port}
     triton = options_of(container(values, "triton")["args"])
-    told = ports_of(container(values, "triton"))
-    assert (told["grpc"], told["metrics"]) == (triton["grpc_port"], triton["metrics_port"])
+    told = {"grpc": triton["grpc_port"], "metrics": triton["metrics_port"], "admin": triton["admin_port"]}
+    has_rollout = any(part_of(one) == "rollout" for one in workloads(values))
+    assert (triton["admin_port"] is not None) == has_rollout
+    assert ports_of(container(values, "triton")) == {name: port for name, port in told.items() if port is not None}
     assert triton["http_port"] not in told.values(), "nobody needs Triton's HTTP but its probes, from inside"
+    if has_rollout:
+        rollout = options_of(container(values, "rollout")["args"])
+        assert ports_of(container(values, "rollout")) == {"admin": rollout["port"], "metrics": rollout["metrics_port"]}
+
+
+@pytest.mark.parametrize("values", ["canary", "nightly"])
+def test_the_rollout_looks_for_ports_that_services_name(values: str) -> None:
+    wanted = options_of(container(values, "rollout")["args"])
+    for place, part in ((wanted["gateways"], "gateway"), (wanted["tritons"], "triton")):
+        _, name, port = place.split(":")
+        (service,) = [one for one in of_kind(values, "Service") if one["metadata"]["name"] == name]
+        assert service["spec"]["clusterIP"] == "None"
+        (workload,) = [one for one in workloads(values) if part_of(one) == part]
+        assert selects(service["spec"]["selector"], workload)
+        assert int(port) in [one["port"] for one in service["spec"]["ports"]]
+        assert int(port) in ports_of(container(values, part)).values()
+
+
+def test_rules_and_recipe_are_readable(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(one_of("canary", "ConfigMap", "rollout")["data"]["rules.toml"], "utf-8")
+    assert Rules.read(rules).least_overlap == 0.7
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(one_of("nightly", "ConfigMap", "nightly")["data"]["recipe.yaml"], "utf-8")
+    name = load_recipe(recipe).name
+    (job,) = of_kind("nightly", "CronJob")
+    pushed = [made["args"] for made in containers_of(job) if made["name"] == "push"]
+    assert options_of(pushed[0])["artifacts"] == Path("artifacts", name)
+
+
+def test_a_night_pushes_what_was_built_and_has_it_judged() -> None:
+    """The tag that Tritons start with is not moved before anybody has judged."""
+    (job,) = of_kind("nightly", "CronJob")
+    build, push, start = (options_of(made["args"]) for made in containers_of(job))
+    assert build["recipe"] == Path("/etc/tritonrank/recipe/recipe.yaml")
+    assert start["source"] == f"{push['url']}@{push['tags'][0]}"
+    (pull,) = template_of(workload_of(rendered("nightly"), "triton"))["spec"]["initContainers"]
+    assert options_of(pull["args"])["source"] not in (start["source"], push["url"])
+    spec = job["spec"]["jobTemplate"]["spec"]
+    codes = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert codes["containerName"] == "build"
+    assert set(codes["values"]) == {GateError.exit_code, LOST_EXIT_CODE}
+    (made,) = [one for one in containers_of(job) if one["name"] == "rollout"]
+    (url,) = [one["value"] for one in made["env"] if one["name"] == "TRITONRANK_ROLLOUT"]
+    service = one_of("nightly", "Service", "rollout")
+    assert url == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
 
 
 @pytest.mark.parametrize("values", SETS)
@@ -265,7 +323,7 @@ def test_what_is_scraped_gets_the_jobs_that_rules_and_dashboards_know() -> None:
     configured = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))
     known = {one["job_name"] for one in configured["scrape_configs"]}
     jobs = set()
-    for one in of_kind("cpu", "PodMonitor"):
+    for one in of_kind("canary", "PodMonitor"):
         for endpoint in one["spec"]["podMetricsEndpoints"]:
             jobs |= {how["replacement"] for how in endpoint["relabelings"] if how["targetLabel"] == "job"}
     assert jobs == known
@@ -274,14 +332,14 @@ def test_what_is_scraped_gets_the_jobs_that_rules_and_dashboards_know() -> None:
 def test_rules_and_dashboards_are_the_files_of_the_tree() -> None:
     dashboards = {path.name: path.read_text("utf-8") for path in (ROOT / "deploy/grafana/dashboards").glob("*.json")}
     found: dict[str, str] = {}
-    for one in of_kind("recommend", "ConfigMap"):
+    for one in of_kind("nightly", "ConfigMap"):
         if "grafana_dashboard" in one["metadata"]["labels"]:
             found |= one["data"]
     assert found == dashboards
     rules = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in RULES.glob("*.yml")}
-    assert {name_of(one): one["spec"] for one in of_kind("recommend", "PrometheusRule")} == rules
-    without = {name_of(one) for one in of_kind("cpu", "PrometheusRule")}
-    assert set(rules) - without == {"recommending", "users"}, "nobody recommends there"
+    assert {name_of(one): one["spec"] for one in of_kind("nightly", "PrometheusRule")} == rules
+    of_parts_that_are_off = {"recommending", "users", "rollout"}
+    assert {name_of(one) for one in of_kind("cpu", "PrometheusRule")} == set(rules) - of_parts_that_are_off
     assert not of_kind("minimal", "PrometheusRule", "PodMonitor")
 
 

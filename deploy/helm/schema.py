@@ -16,8 +16,9 @@ from deploy.helm.chart import CHART
 
 PATH = CHART / "values.schema.json"
 MADE_BY_THE_CHART = {
-    *("triton", "host", "port", "metrics_port", "listen_on", "ready_file", "drain_s"),
-    *("keys_file", "tls_certificate", "tls_key", "golden", "catalogue", "blend", "store", "events_log", "rules"),
+    *("triton", "host", "port", "metrics_port", "listen_on", "ready_file", "drain_s", "keys_file", "rules"),
+    *("tls_certificate", "tls_key", "tls_client_ca", "tls_metrics", "triton_tls", "triton_tls_name"),
+    *("golden", "catalogue", "blend", "store", "events_log"),
 }
 """Settings of the gateway that follow from other values."""
 
@@ -53,7 +54,20 @@ KINDS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
     ({"type": "object"}, ("affinity",)),
     (PEERS, ("tolerations", "imagePullSecrets", "egress", "callers", "monitoring", "dns")),
     (PEERS, ("gatewayEgress", "nightlyEgress")),
-    (NAME, ("secret", "signingSecret", "claim", "cacheClaim", "eventsLogClaim", "trustedKeys")),
+    (
+        NAME,
+        (
+            "secret",
+            "claim",
+            "cacheClaim",
+            "eventsLogClaim",
+            "trustedKeys",
+            "clientCa",
+            "server",
+            "client",
+            "signingSecret",
+        ),
+    ),
     (QUANTITY, ("size", "sharedMemory")),
     (ROLLING, ("rollingUpdate",)),
     (REPLICAS, ("replicas", "minReplicas", "maxReplicas")),
@@ -66,6 +80,7 @@ KINDS: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
 )
 BY_LAST_NAME = {name: kind for kind, names in KINDS for name in names}
 BY_PATH: dict[str, Any] = {
+    "images.server": None,  # a part, and no Secret
     "monitoring": None,  # a part, and not the peers of that name
     "gateway.service.type": {"enum": ["ClusterIP", "LoadBalancer", "NodePort"]},
     "gateway.service.port": {"type": "integer", "minimum": 1, "maximum": 65535},

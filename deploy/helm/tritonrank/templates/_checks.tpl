@@ -12,6 +12,12 @@
 {{- if and .Values.gateway.recommend (not (include "tritonrank.hasFolder" .)) -}}
 {{- fail "gateway.recommend: catalogue and blend are files of the artifact: set model.url or model.claim" -}}
 {{- end -}}
+{{- if and .Values.gateway.tls.clientCa (not .Values.gateway.tls.secret) -}}
+{{- fail "gateway.tls.clientCa: callers show certificates over TLS only: set gateway.tls.secret, too" -}}
+{{- end -}}
+{{- if ne (empty .Values.tritonTls.server) (empty .Values.tritonTls.client) -}}
+{{- fail "tritonTls: set both, server and client (each a Secret with tls.crt, tls.key and ca.crt), or neither" -}}
+{{- end -}}
 {{- if and .Values.valkey.enabled (not .Values.valkey.secret) -}}
 {{- fail "valkey.secret: name the Secret with its password (key `password`): --set valkey.secret=NAME" -}}
 {{- end -}}
@@ -27,5 +33,19 @@
 {{- end -}}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
 {{- fail "triton.autoscaling.minReplicas: more than maxReplicas" -}}
+{{- end -}}
+{{- if and .Values.rollout.enabled (not (and .Values.admin.secret .Values.model.url)) -}}
+{{- fail "rollout.enabled: versions come from a store, with the admin key: set admin.secret and model.url" -}}
+{{- end -}}
+{{- if .Values.nightly.enabled -}}
+{{- range $key := list "claim" "name" "pushUrl" "signingSecret" -}}
+{{- if not (index $.Values.nightly $key) -}}{{- fail (printf "nightly.%s: the nightly build needs it (docs/helm.md)" $key) -}}{{- end -}}
+{{- end -}}
+{{- if not .Values.rollout.enabled -}}
+{{- fail "nightly.enabled: nobody would judge what is built: set rollout.enabled=true" -}}
+{{- end -}}
+{{- if eq (empty .Values.nightly.recipe) (empty .Values.nightly.recipePath) -}}
+{{- fail "nightly.recipe: give the recipe (--set-file nightly.recipe=shop.yaml), or nightly.recipePath, one of them" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
