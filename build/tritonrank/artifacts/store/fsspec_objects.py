@@ -66,6 +66,10 @@ class FsspecObjects:
         with self._errors(name):
             return bytes(self._files.cat_file(self._path(name), start=start, end=end))
 
+    def pieces(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """See Objects."""
+        yield self.read(name, start, end)
+
     def write(self, name: str, data: bytes) -> None:
         """See Objects."""
         with self._errors(name):

@@ -45,6 +45,10 @@ class Objects(Protocol):
         """
         ...
 
+    def pieces(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """The same as it arrives, so that a cut takes nothing away that was there."""
+        ...
+
     def write(self, name: str, data: bytes) -> None:
         """Put an object, in place of one that is there."""
         ...

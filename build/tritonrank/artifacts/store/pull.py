@@ -8,10 +8,12 @@ The folder appears by one rename, when every file was compared with the descript
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path
 
 from tritonrank.artifacts.manifest import sha256_file
@@ -44,7 +46,6 @@ class Pulled:
     """that other versions on this machine had"""
     kept_bytes: int = 0
     """that an earlier, interrupted pull had brought"""
-    faults: list[str] = field(default_factory=list)
 
 
 def wanted_files(version: Version, ranks: Collection[int] | None = None) -> list[File]:
@@ -120,6 +121,7 @@ class _Pull:
         self._objects, self._pulled, self._transfer = objects, pulled, transfer
         self._content, self._parts = draft / CONTENT, draft / PARTS
         self._files = files
+        self._counts = threading.Lock()
         self._places: dict[Part, list[tuple[File, int]]] = {}
         for file in files:
             for part, start in file.placed():
@@ -152,8 +154,8 @@ class _Pull:
         """Whether an earlier pull put a part into all its places."""
         is_there = all(_holds(self._content / file.path, start, part) for file, start in places)
         if is_there:
-            self._pulled.kept_bytes += part.size
-            self._transfer.advance(part.size * len(places))
+            self._count(kept=part.size)
+            self._transfer.advance(part.size * (len(places) - 1))
         return is_there
 
     def _require_space(self, missing: dict[Part, list[tuple[File, int]]]) -> None:
@@ -169,8 +171,7 @@ class _Pull:
         """Bring one part to all its places."""
         arrived = self._parts / part.sha256
         if local is not None and _copy(*local, part, arrived):
-            self._pulled.copied_bytes += part.size
-            self._transfer.advance(part.size)
+            self._count(copied=part.size)
         else:
             self._download(part, places, arrived)
         for file, start in places:
@@ -180,39 +181,29 @@ class _Pull:
 
     def _download(self, part: Part, places: Sequence[tuple[File, int]], arrived: Path) -> None:
         for _ in range(TRIES):
-            digest = hashlib.sha256()
-            with arrived.open("a+b") as out:
-                have = self._take_up(part, out.fileno(), digest.update)
-                while have < part.size:
-                    ask = partial(self._objects.read, part.name, have, min(have + BLOCK_BYTES, part.size))
+            with arrived.open("a+b", buffering=0) as out:
+                arriving = _Arriving(self._objects, part, out, self._count)
+                self._count(kept=arriving.take_up())
+                while arriving.have < part.size:
+                    before = arriving.have
                     try:
-                        data = self._transfer.patient(ask)
+                        self._transfer.patient(arriving.next_block)
                     except MissingObjectError:
                         raise self._damaged(part, places, "is missing") from None
-                    if not data:
-                        raise self._damaged(part, places, f"ends after {have:,} of {part.size:,} bytes")
-                    out.write(data)
-                    out.flush()
-                    digest.update(data)
-                    have += len(data)
-                    self._pulled.bytes += len(data)
-                    self._transfer.advance(len(data))
-            if digest.hexdigest() == part.sha256:
+                    if arriving.have == before:
+                        raise self._damaged(part, places, f"ends after {before:,} of {part.size:,} bytes")
+            if arriving.digest.hexdigest() == part.sha256:
                 return
             arrived.unlink()
             self._transfer.advance(-part.size)
         raise self._damaged(part, places, "is another one than was pushed (sha256 differs)")
 
-    def _take_up(self, part: Part, descriptor: int, seen: Callable[[bytes], None]) -> int:
-        """Hash what arrived of a part before; bytes."""
-        have = 0
-        while have < part.size and (data := os.pread(descriptor, min(BLOCK_BYTES, part.size - have), have)):
-            seen(data)
-            have += len(data)
-        os.truncate(descriptor, have)
-        self._pulled.kept_bytes += have
-        self._transfer.advance(have)
-        return have
+    def _count(self, arrived: int = 0, *, kept: int = 0, copied: int = 0) -> None:
+        with self._counts:
+            self._pulled.bytes += arrived
+            self._pulled.kept_bytes += kept
+            self._pulled.copied_bytes += copied
+            self._transfer.advance(arrived + kept + copied)
 
     def _damaged(self, part: Part, places: Sequence[tuple[File, int]], what: str) -> DamagedStoreError:
         file, start = places[0]
@@ -222,6 +213,35 @@ class _Pull:
             f"{self._objects.url}) {what}. Remove damaged parts: tritonrank store verify {self._objects.url} --remove; "
             "then push the version again from where it was built"
         )
+
+
+class _Arriving:
+    """A part whose bytes are written and hashed as they come; what was there when a connection broke stays."""
+
+    def __init__(self, objects: Objects, part: Part, out: FileIO, count: Advance) -> None:
+        self._objects, self._part, self._out, self._count = objects, part, out, count
+        self.digest = hashlib.sha256()
+        self.have = 0
+
+    def take_up(self) -> int:
+        """Hash what an earlier pull left; bytes."""
+        descriptor, size = self._out.fileno(), self._part.size
+        while self.have < size and (data := os.pread(descriptor, min(BLOCK_BYTES, size - self.have), self.have)):
+            self.digest.update(data)
+            self.have += len(data)
+        os.truncate(descriptor, self.have)
+        return self.have
+
+    def next_block(self) -> None:
+        """Ask for one block; nothing comes where the object ends."""
+        end = min(self.have + BLOCK_BYTES, self._part.size)
+        for data in self._objects.pieces(self._part.name, self.have, end):
+            written = 0
+            while written < len(data):
+                written += self._out.write(data[written:])
+            self.digest.update(data)
+            self.have += len(data)
+            self._count(len(data))
 
 
 def _holds(path: Path, start: int, part: Part) -> bool:

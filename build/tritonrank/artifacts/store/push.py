@@ -5,9 +5,10 @@ parts that the next push finds, or that garbage collection removes.
 """
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Pushed:
     bytes: int = 0
     """that went to the store"""
     moves: tuple[Move, ...] = ()
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     is_new: bool = True
     """whether the version was not there, signed by the same key"""
 
@@ -68,8 +70,16 @@ def artifact_of(named: Path, build: str | None = None) -> tuple[Path, str]:
     return folder, folder.parent.name
 
 
-def describe(folder: Path, model: str, advance: Advance = lambda count: None) -> Version:
+def describe(
+    folder: Path, model: str, advance: Advance = lambda count: None, *, part_bytes: int = PART_BYTES
+) -> Version:
     """A version's description: every file hashed, and compared with the manifest's hashes.
+
+    Args:
+        folder: of the artifact.
+        model: the store's name for it.
+        advance: is told of bytes.
+        part_bytes: of a part at most; another number makes another version of the same files.
 
     Raises:
         ArtifactError: the artifact is damaged.
@@ -81,7 +91,7 @@ def describe(folder: Path, model: str, advance: Advance = lambda count: None) ->
         verify_artifact(folder)
     paths = [*manifest.files, MANIFEST]
     with ThreadPoolExecutor(JOBS, thread_name_prefix="hash") as pool:
-        files = list(pool.map(partial(_described, folder, advance), sorted(paths)))
+        files = list(pool.map(partial(_described, folder, part_bytes, advance), sorted(paths)))
     changed = [file.path for file in files if manifest.files.get(file.path, file.sha256) != file.sha256]
     if changed:
         raise ArtifactError(f"{folder / changed[0]}: was changed just now. Build it again: tritonrank build RECIPE")
@@ -159,16 +169,16 @@ def _first_places(version: Version) -> dict[Part, tuple[File, int]]:
     return places
 
 
-def _described(folder: Path, advance: Advance, path: str) -> File:
+def _described(folder: Path, part_bytes: int, advance: Advance, path: str) -> File:
     whole, parts, size = hashlib.sha256(), [], 0
     with (folder / path).open("rb") as opened:
-        while data := opened.read(PART_BYTES):
+        while data := opened.read(part_bytes):
             parts.append(Part(hashlib.sha256(data).hexdigest(), len(data)))
-            if len(parts) > 1 or len(data) == PART_BYTES:
+            if len(parts) > 1 or len(data) == part_bytes:
                 whole.update(data)
             size += len(data)
             advance(len(data))
-    is_one = len(parts) == 1 and size < PART_BYTES
+    is_one = len(parts) == 1 and size < part_bytes
     return File(path, size, parts[0].sha256 if is_one else whole.hexdigest(), tuple(parts))
 
 
@@ -186,5 +196,6 @@ def _send(index: Index, folder: Path, pushed: Pushed, transfer: Transfer, place:
                 "tritonrank build RECIPE"
             )
         transfer.patient(partial(index.objects.write, part.name, data))
-        pushed.bytes += part.size
+        with pushed.lock:
+            pushed.bytes += part.size
     transfer.advance(part.size)
