@@ -13,12 +13,13 @@ from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, Rank
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.ranking import Ranking, RankRequest
 from tritonrank_gateway.settings import GatewaySettings
+from tritonrank_gateway.versions import versions as router
 from tritonrank_gateway.versions.arm import Arm
 from tritonrank_gateway.versions.changing import Changing
 from tritonrank_gateway.versions.checking import NotTakenError
 from tritonrank_gateway.versions.opening import Opener
 from tritonrank_gateway.versions.versions import MOST_FAULTS, Versions
-from version_stand_ins import Turned, standing, version
+from version_stand_ins import Standing, Turned, standing, version
 
 ITEMS = ["oak", "oak desk", "oak desk with drawers"]
 USERS = [f"user-{number}" for number in range(400)]
@@ -99,7 +100,8 @@ async def test_an_answer_that_is_none_is_not_given() -> None:
     assert (await stand.versions.rank(request("u"))).artifact == "a" * 16
 
 
-async def test_a_canary_that_hangs_leaves_live_its_time_and_rests() -> None:
+async def test_a_canary_that_hangs_leaves_live_its_time_and_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "REST_SECONDS", 60.0)
     stand = standing()
     await stand.put("canary")
     stand.other.delay = 30.0
@@ -151,7 +153,7 @@ async def test_a_shadow_is_compared_and_never_heard(other: StandIn, overlap: flo
     for number in range(8):
         ranking = await stand.versions.rank(request(f"u{number}", items))
         assert ranking.artifact == "a" * 16
-        await drained(stand.other)
+        await drained(stand)
     compared = stand.versions.compared().shadow
     assert compared is not None
     pairs = compared.pairs
@@ -171,19 +173,17 @@ async def test_a_shadow_is_compared_and_never_heard(other: StandIn, overlap: flo
     assert compared.version.candidates == 160
 
 
-async def drained(backend: StandIn) -> None:
-    """Whatever is on its way to the shadow is answered."""
-    for _ in range(200):
-        await asyncio.sleep(0.001)
-        if not backend.running:
-            await asyncio.sleep(0.002)
-            return
+async def drained(stand: Standing) -> None:
+    """Whatever is on its way to the shadow is answered and compared."""
+    async with asyncio.timeout(10):
+        while stand.versions._shadowing._running:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_shadow_gives_way_first() -> None:
     stand = standing()
     await stand.put("shadow")
-    stand.other.delay = 0.2
+    stand.other.delay = 30.0
     for _ in range(10):
         await stand.versions.rank(request("u"))
     stand.versions.is_busy = lambda: True
@@ -203,7 +203,7 @@ async def test_what_fails_in_the_shadow_is_counted_alone() -> None:
     for failure in (Unavailable("gone"), Overloaded("full"), ValueError("a bug")):
         stand.other.failure = lambda failure=failure: failure  # type: ignore[misc]
         assert (await stand.versions.rank(request("u"))).artifact == "a" * 16
-        await drained(stand.other)
+        await drained(stand)
     compared = stand.versions.compared().shadow
     assert compared is not None
     assert (compared.version.failed, compared.version.refused, compared.pairs.count) == (2, 1, 0)
@@ -214,24 +214,32 @@ async def test_half_of_the_requests_are_repeated_at_a_share_of_one_half() -> Non
     await stand.put("shadow", 0.5)
     for _ in range(200):
         await stand.versions.rank(request("u"))
-        await drained(stand.other)
+        await drained(stand)
     assert 60 < len(stand.other.asked) < 140
 
 
 async def test_live_is_swapped_without_losing_a_request_and_closed_after_the_last_one() -> None:
-    stand = standing()
-    stand.live.delay = 0.2
+    class Held(StandIn):
+        gate = asyncio.Event()
+
+        async def rank(self, request: RankRequest) -> Ranking:
+            await self.gate.wait()
+            return await super().rank(request)
+
+    stand, held = standing(), Held("live")
+    stand.versions.live.opened = replace(stand.versions.live.opened, backend=held)
     waiting = [asyncio.create_task(stand.versions.rank(request(f"u{number}"))) for number in range(5)]
     await asyncio.sleep(0.01)
     swap = asyncio.create_task(stand.put("live"))
     await asyncio.sleep(0.05)
     assert (await stand.versions.rank(request("u"))).artifact == "b" * 16
-    assert not stand.live.is_closed
+    assert not held.is_closed
+    held.gate.set()
     await swap
-    assert stand.live.is_closed
+    assert held.is_closed
     assert not stand.other.is_closed
     assert {task.result().artifact for task in waiting} == {"a" * 16}
-    assert stand.live.cancelled == 0
+    assert held.cancelled == 0
     assert stand.versions.told().live.model == "other"
 
 

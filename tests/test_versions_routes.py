@@ -218,6 +218,9 @@ async def test_metrics_tell_what_serves_and_how_it_compares() -> None:
         await own.put("/versions/shadow", json=OTHER | {"share": 1.0, "name": "tried"})
         for number in range(12):
             await http.post("/v1/rank", json=BODY | {"user": f"user-{number}"})
+            async with asyncio.timeout(10):
+                while stand.versions._shadowing._running:
+                    await asyncio.sleep(0.001)
         page = (await own.get("/metrics", headers={"accept": "application/openmetrics-text"})).text
         families = {family.name: family for family in text_string_to_metric_families(page)}
         info = {
