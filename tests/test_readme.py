@@ -61,7 +61,7 @@ def test_every_verb_and_option_exists(line: str) -> None:
     program = next(name for name in APPS if line.startswith(f"{name} "))
     verb, *words = shlex.split(line.removeprefix(program))
     command = typer.main.get_command(APPS[program]).commands[verb]
-    while hasattr(command, "commands"):  # verbs of a verb, such as `rollout start`
+    while words and hasattr(command, "commands"):  # verbs of a verb, such as `rollout start`
         command = command.commands[words.pop(0)]
     words = words[: words.index("--")] if "--" in words else words  # behind it stands what another program is told
     options = {"--help", *(name for parameter in command.params for name in parameter.opts)}
