@@ -67,7 +67,7 @@ def make_artifact(folder: Path, weights: bytes = WEIGHTS) -> Path:
         (draft.folder / "ranker" / "1" / "again.bin").write_bytes(weights)
         (draft.folder / "ranker" / "1" / "empty.txt").touch()
         for rank in range(2):
-            (draft.folder / "ranker" / "1" / f"rank{rank}.context.onnx").write_bytes(bytes([rank]) * 5_000)
+            (draft.folder / "ranker" / "1" / f"model.plan.rank{rank}").write_bytes(bytes([rank]) * 5_000)
     return folder
 
 

@@ -5,16 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from made_builds import make_build
 from s3_server import CuttingProxy, S3Server, with_environment
-from stored import NOBODY, WEIGHTS, distinct_bytes, make_artifact, push
+from stored import NOBODY, WEIGHTS, distinct_bytes, keys, make_artifact, push
 from tritonrank.artifacts import verify_artifact
 from tritonrank.artifacts.builds import RecordedBuild, find_build
-from tritonrank.artifacts.store import fetch, pull
-from tritonrank.artifacts.store.cache import fetch_version
+from tritonrank.artifacts.store import cache, fetch, pull
+from tritonrank.artifacts.store.cache import fetch_version, prune_cache
 from tritonrank.artifacts.store.faults import (
     MissingObjectError,
     UnreachableStoreError,
@@ -25,6 +26,8 @@ from tritonrank.artifacts.store.objects import open_objects
 from tritonrank.artifacts.store.push import artifact_of, describe, push_version
 from tritonrank.artifacts.store.urls import parse_source
 from tritonrank.errors import ArtifactError, StoreError
+from tritonrank.serve.store_source import served_source
+from tritonrank.serve.succession import Following, StoreTag
 
 pytest_plugins = ["stored"]
 pytestmark = pytest.mark.usefixtures("small_and_impatient")
@@ -79,11 +82,11 @@ def test_of_a_recipe_the_served_build_is_pushed_or_the_one_that_is_named(tmp_pat
 def test_ranks_fetch_only_their_shards(url: str, tmp_path: Path) -> None:
     pushed = push(url, make_artifact(tmp_path / "one"))
     found = fetch_version(parse_source(url), ranks={1})
-    names = {path.name for path in found.folder.rglob("*.onnx")}
-    assert names == {"rank1.context.onnx"}
+    names = {path.name for path in found.folder.rglob("*.plan.*")}
+    assert names == {"model.plan.rank1"}
     assert found.pulled is not None
     assert found.pulled.bytes == distinct_bytes(pushed.version) - 5_000
-    assert {path.name for path in fetch(url).rglob("*.onnx")} == {"rank0.context.onnx", "rank1.context.onnx"}
+    assert {path.name for path in fetch(url).rglob("*.plan.*")} == {"model.plan.rank0", "model.plan.rank1"}
 
 
 def test_one_url_holds_one_model(url: str, tmp_path: Path) -> None:
@@ -229,3 +232,60 @@ def test_plain_http_to_another_machine_has_to_be_allowed(monkeypatch: pytest.Mon
         open_objects("s3://bucket/models")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     open_objects("s3://bucket/models")
+
+
+def test_old_versions_are_pruned_and_held_ones_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_held", {})
+    monkeypatch.setattr(cache, "MOST_HELD", 2)
+    url = str(tmp_path / "store")
+    pushed = [push(url, make_artifact(tmp_path / f"{n}", bytes([n]) * 9)).version.digest for n in range(4)]
+    folders = [fetch(f"{url}@{digest}") for digest in pushed]
+    assert prune_cache(0) == (pushed[:2], 2)  # the two that were fetched last are held by this process
+    assert [folder.exists() for folder in folders] == [False, False, True, True]
+    assert fetch(f"{url}@{pushed[0]}") == folders[0]
+
+
+# A tag that is followed
+
+
+class Checked:
+    """A repository that nobody starts a server for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.make = self.prove = self.ask = lambda *_, **__: None
+
+    def check(self) -> None:
+        verify_artifact(self.folder)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_a_tag_is_followed_and_what_cannot_be_trusted_or_reached_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(tmp_path / "store")
+    ours, _ = keys(tmp_path, "ours")
+    monkeypatch.setenv("TRITONRANK_TRUSTED_KEYS", str(tmp_path / "ours.pub"))
+    push(url, make_artifact(tmp_path / "one"), ours)
+    named = served_source(url)
+    assert served_source(f"{url}@{Index(open_objects(url)).find(parse_source(url))[0]}").followed is None
+    tag = StoreTag(parse_source(url), seconds=0.02)
+    with Following(tag, named.folder, Checked) as following:
+        push(url, make_artifact(tmp_path / "two", b"unsigned"))
+        wait_for(lambda: "is not signed" in capsys.readouterr().err)
+        assert following.successor() is None
+        third = push(url, make_artifact(tmp_path / "three", b"signed"), ours)
+        wait_for(following.successor)
+        successor = following.successor()
+        assert successor is not None
+        assert third.version.digest[:12] in successor.name
+        following.took_over(successor)
+        Path(url).rename(tmp_path / "away")
+        wait_for(lambda: "no such folder" in capsys.readouterr().err)
+        assert following.successor() is None

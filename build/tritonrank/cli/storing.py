@@ -228,6 +228,19 @@ def collect_command(
     )
 
 
+@store_app.command("prune-cache")
+def prune_cache_command(
+    keep: Annotated[int, typer.Option(min=0, help="So many of those fetched last stay")] = 3,
+) -> None:
+    """Remove older versions that were fetched to this machine; none that a running server started from."""
+    from tritonrank.artifacts.store.cache import cache_folder, prune_cache
+
+    gone, stay = prune_cache(keep)
+    for digest in gone:
+        typer.echo(f"removed version {digest[:SHOWN]}")
+    typer.echo(f"{len(gone)} of {len(gone) + stay} versions in {cache_folder()} are gone")
+
+
 @store_app.command("keygen")
 def keygen_command(
     name: Annotated[Path, typer.Argument(metavar="NAME", help="Writes NAME.key, for this user alone, and NAME.pub")],

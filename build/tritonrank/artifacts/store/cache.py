@@ -10,10 +10,12 @@ an older, rightly signed move in place of a newer one could make everybody serve
 lower than one seen before is refused.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +35,11 @@ from tritonrank.errors import StoreError, TritonRankError
 
 CACHE = "TRITONRANK_CACHE"
 VERSIONS, STORES, DRAFTS = "versions", "stores", "drafts"
+MOST_HELD = 4
+"""Versions that a process keeps others from pruning: live, shadow, canary, and the one before."""
+
+_held: dict[Path, int] = {}
+_holding = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,13 @@ def fetch_version(
         kept.require_forward(source, move)
         found = kept.version(index, digest, ranks)
         kept.saw(source, digest, move)
+        kept.hold(digest)
         return found
     except UnreachableStoreError as error:
         last = kept.last(source)
         if last is None or (version := kept.whole(last, ranks)) is None:
             raise
+        kept.hold(last)
         return Fetched(kept.folder(last, ranks), last, version, away=str(error))
 
 
@@ -108,6 +117,19 @@ def resolve(source: Source, *, trust: Trust | None = None) -> str:
 def cached_versions(cache: Path | None = None) -> Iterator[tuple[Path, Version]]:
     """Versions that are on this machine, with their folders, newest first; nothing of them is verified."""
     return _Cache(cache or cache_folder(), Trust()).others()
+
+
+def prune_cache(keep: int, cache: Path | None = None) -> tuple[list[str], int]:
+    """Remove versions from this machine, the oldest first, but none that a running process fetched.
+
+    Args:
+        keep: so many of those fetched last stay.
+        cache: where versions are kept; default: ``cache_folder``.
+
+    Returns:
+        The digests that are gone, and how many stay.
+    """
+    return _Cache(cache or cache_folder(), Trust()).prune(keep)
 
 
 class _Cache:
@@ -172,6 +194,36 @@ class _Cache:
         """What a tag led to when the store was asked last; None: it never was."""
         digest = _read_state(self._state(source)).get("digest")
         return digest if isinstance(digest, str) else None
+
+    def hold(self, digest: str) -> None:
+        """Let nobody prune a version while this process lives, or until it has fetched others."""
+        file = self._envelope(digest)
+        with _holding, suppress(OSError):
+            if file in _held:
+                return
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _held[file] = descriptor
+            while len(_held) > MOST_HELD:
+                os.close(_held.pop(next(iter(_held))))
+
+    def prune(self, keep: int) -> tuple[list[str], int]:
+        """See ``prune_cache``."""
+        files = sorted((self._root / VERSIONS).glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        gone = [file for file in files[: max(0, len(files) - keep)] if self._remove(file)]
+        return [file.stem for file in gone], len(files) - len(gone)
+
+    def _remove(self, file: Path) -> bool:
+        """Remove a version; False where somebody holds it."""
+        with file.open("rb") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            file.unlink()
+            for folder in file.parent.glob(f"{file.stem}*"):
+                shutil.rmtree(folder, ignore_errors=True)
+        return True
 
     def _described(self, digest: str, *, check: bool) -> Version | None:
         what = f"{self._envelope(digest)}"
