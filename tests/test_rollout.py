@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_builds import make_stages
 from rollout_stand_ins import FIRST, KEY, StandInGateway, StandInTriton, running
+from tritonrank.artifacts.store.index import Index
+from tritonrank.artifacts.store.objects import open_objects
+from tritonrank.artifacts.store.push import describe, push_version
 from tritonrank.errors import ServerError
 from tritonrank.serve.rollout.book import NotNowError
 from tritonrank.serve.rollout.controller import Controller, Running
 from tritonrank.serve.rollout.gateways import Gateways
+from tritonrank.serve.rollout.places import pinned
 from tritonrank.serve.rollout.rules import Rules
 from tritonrank.serve.rollout.state import LEDGER_FILE, STATE_FILE
 from tritonrank.serve.rollout.tritons import Tritons
@@ -176,6 +181,38 @@ def test_a_gateway_that_is_started_again_gets_its_versions_again(world: World) -
     world.gateways[1].restart()
     world.look()
     assert world.everywhere("live") == {"new"}
+
+
+def test_a_triton_that_is_started_later_gets_what_is_live(world: World) -> None:
+    world.controller.start("artifacts/new", "new")
+    world.until("done")
+    world.triton.live, world.triton.versions = "base", {"base": world.triton.versions["base"]}
+    world.triton.becomes = "loading"
+    world.look(2)
+    assert world.triton.live == "base"
+    world.triton.versions["new"]["state"] = "ready"
+    world.look()
+    assert world.triton.live == "new"
+    assert world.phase == "done"
+
+
+def test_a_tag_is_what_it_leads_to_when_the_rollout_begins(world: World, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    index = Index(open_objects(url, make=True))
+    digests = []
+    for weights in ("first", "second"):
+        make_stages(tmp_path / weights, weights)
+        folder = tmp_path / weights / "repository"
+        digests.append(push_version(index, folder, describe(folder, "shop")).version.digest)
+        if len(digests) == 1:
+            assert world.controller.start(f"{url}@latest", "new").source == f"{url}@{digests[0]}"
+    world.until("done")
+    world.triton.live, world.triton.versions = "base", {"base": world.triton.versions["base"]}
+    world.look(2)
+    assert world.triton.versions["new"]["source"] == f"{url}@{digests[0]}"
+    assert pinned(f"{url}@latest") == f"{url}@{digests[1]}"
+    assert pinned(pinned(f"{url}@latest")) == f"{url}@{digests[1]}"
+    assert pinned("artifacts/shop") == "artifacts/shop"
 
 
 def test_a_controller_that_is_killed_goes_on(world: World) -> None:

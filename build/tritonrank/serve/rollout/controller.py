@@ -17,6 +17,7 @@ from tritonrank.errors import ServerError, TritonRankError
 from tritonrank.serve.rollout.book import PERSON, Book, NotNowError
 from tritonrank.serve.rollout.gateways import Gateways
 from tritonrank.serve.rollout.journey import Journey
+from tritonrank.serve.rollout.places import pinned
 from tritonrank.serve.rollout.rules import Rules
 from tritonrank.serve.rollout.state import Rollout
 from tritonrank.serve.rollout.status import status_of
@@ -93,6 +94,7 @@ class Controller:
             )
         if source and not self._tritons:
             raise ServerError("no Triton is known that could load it: tritonrank rollout run --triton-admin URL")
+        version_source = pinned(source)
         with self._lock:
             if self.book.is_under_way:
                 assert self.book.rollout is not None
@@ -104,7 +106,7 @@ class Controller:
             if self.book.state.live is not None and self.book.state.live["name"] == name:
                 raise NotNowError(f"version {name} is live already; choose another name: --name")
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-            rollout = Rollout(f"{stamp}-{name}", name, source, made.told(), began=now)
+            rollout = Rollout(f"{stamp}-{name}", name, version_source, made.told(), began=now)
             if running is not None:
                 rollout.version = {"name": name, "triton": list(running.triton), "model": running.model}
             self.book.state.rollout = rollout
@@ -113,7 +115,7 @@ class Controller:
             self.book.state.unload.pop(name, None)
             self.book.readings = []
             self.book.decide(
-                "start", f"asked for, from {source or ', '.join(running.triton if running else ())}", PERSON
+                "start", f"asked for, from {version_source or ', '.join(running.triton if running else ())}", PERSON
             )
             self._tell()
             return rollout

@@ -49,9 +49,11 @@ class Journey:
         """
         self._unload_what_is_due()
         self._reconcile()
-        if self._tritons and not self.book.is_under_way:
-            self.triton_views = self._tritons.look()
         rollout = self.book.rollout
+        if self._tritons and not self.book.is_under_way:
+            # A Triton that is started later, as fleets do, has what it was started with; the gateways ask for this.
+            kept = rollout if rollout is not None and rollout.phase == "done" and rollout.source else None
+            self.triton_views = self._tritons.keep(kept.name, kept.source) if kept else self._tritons.look()
         if rollout is None or rollout.phase in ENDED:
             return
         {

@@ -9,6 +9,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from tritonrank.artifacts.store.faults import UnreachableStoreError
+from tritonrank.artifacts.store.urls import is_store, parse_source
 from tritonrank.errors import ServerError
 
 
@@ -45,3 +47,21 @@ def urls_of(places: Sequence[str], scheme: str = "http") -> list[str]:
         else:
             found.append(place.rstrip("/"))
     return list(dict.fromkeys(found))
+
+
+def pinned(source: str) -> str:
+    """A store's URL with the version that its tag leads to now: a tag moves, and every Triton has to load the same,
+    one that is started next week, too. Where the store cannot be reached from here the tag stays.
+
+    Raises:
+        StoreError: there is no such version, or nobody trusted has signed it.
+    """
+    if not is_store(source):
+        return source
+    from tritonrank.artifacts.store.cache import resolve
+
+    place = parse_source(source)
+    try:
+        return source if place.is_digest else f"{place.url}@{resolve(place)}"
+    except UnreachableStoreError:
+        return source

@@ -64,6 +64,20 @@ class Tritons:
 
         return self._each(ask)
 
+    def keep(self, name: str, source: str) -> list[TritonView]:
+        """Let each have a version as ``rank``, one that was started since the version became live, too."""
+
+        def ask(admin: TritonAdmin) -> TritonView:
+            has = admin.list()
+            version = has.find(name)
+            if version is None:
+                admin.put(name, source, wait_seconds=0)
+            elif version.is_ready and has.live != name:
+                admin.live(name)
+            return TritonView(admin.url, versions=admin.list())
+
+        return self._each(ask)
+
     def live(self, name: str) -> list[TritonView]:
         """Let ``rank`` be a version, where it is another one."""
 
