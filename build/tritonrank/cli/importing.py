@@ -60,8 +60,8 @@ def import_events(
     if recipe is None:
         if events is None:
             raise RecipeError("name the events, or a recipe: tritonrank import-events EVENTS --store URL")
-        location = location_of(events)
-        read = read_events(location, EventColumns.guessed(location, named), default=kind, tolerate=TOLERATE)
+        table = location_of(events)
+        read = read_events(table, EventColumns.guessed(table, named), default=kind, tolerate=TOLERATE)
     else:
         loaded, _ = open_recipe(recipe, overrides, DEFAULT_ARTIFACTS)
         data = loaded.data

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tritonrank.errors import DataError
-from tritonrank.system.database_url import DatabaseUrl, Location
+from tritonrank.system.database_url import AnyLocation, DatabaseUrl
 
 FILE, FACTS = "items.db", "catalogue.json"
 _CELL = """CASE json_type(fields, {path})
@@ -13,7 +13,7 @@ WHEN 'array' THEN (SELECT group_concat(value, ', ') FROM json_each(fields, {path
 WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE json_extract(fields, {path}) END AS {name}"""
 
 
-def with_catalogue(location: Location, key: str, columns: Collection[str]) -> Location:
+def with_catalogue(location: AnyLocation, key: str, columns: Collection[str]) -> AnyLocation:
     """Where the items are: of the folder of a catalogue the rows of its SQLite file, of all else the same again.
 
     Args:

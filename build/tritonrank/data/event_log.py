@@ -17,7 +17,7 @@ from tritonrank.data.formats.cells import Cells, row_number
 from tritonrank.data.parts import has_wildcard
 from tritonrank.data.source import SourceTable, as_table
 from tritonrank.recipe.data import SHOWN_TYPE
-from tritonrank.system.database_url import Location
+from tritonrank.system.database_url import AnyLocation
 
 LIKED_RATING = 4.0
 """Stars from which a rating is one, as with MovieLens; below it says as much as a skip."""
@@ -50,7 +50,7 @@ class _MovedError(Exception):
     """A file was joined with others after it had been listed."""
 
 
-def read_log(location: Location, faults: Faults, *, every_list: bool = False) -> tuple[SourceTable, list[Dropped]]:
+def read_log(location: AnyLocation, faults: Faults, *, every_list: bool = False) -> tuple[SourceTable, list[Dropped]]:
     """The events of a log, or of several, in the order in which they happened.
 
     Args:
@@ -90,7 +90,7 @@ def read_log(location: Location, faults: Faults, *, every_list: bool = False) ->
     return as_table(location, cells, "parquet"), dropped
 
 
-def _logs(location: Location) -> list[Path]:
+def _logs(location: AnyLocation) -> list[Path]:
     """The folders of logs."""
     if not isinstance(location, Path):
         return []
@@ -99,7 +99,7 @@ def _logs(location: Location) -> list[Path]:
 
 
 def _all(
-    logs: Sequence[Path], kind: str, columns: dict[str, pl.DataType], location: Location, faults: Faults
+    logs: Sequence[Path], kind: str, columns: dict[str, pl.DataType], location: AnyLocation, faults: Faults
 ) -> pl.DataFrame:
     frames = [
         frame
@@ -110,7 +110,7 @@ def _all(
     return pl.concat([pl.DataFrame(schema=columns), *frames])
 
 
-def _hour(hour: Path, columns: dict[str, pl.DataType], location: Location, faults: Faults) -> list[pl.DataFrame]:
+def _hour(hour: Path, columns: dict[str, pl.DataType], location: AnyLocation, faults: Faults) -> list[pl.DataFrame]:
     """The files of an hour that count; listed again where one went away meanwhile."""
     for _ in range(ATTEMPTS):
         frames: list[pl.DataFrame] = []

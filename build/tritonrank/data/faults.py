@@ -15,7 +15,7 @@ import polars as pl
 
 from tritonrank.data.dropped import EXAMPLES_SHOWN, Dropped
 from tritonrank.errors import DataError
-from tritonrank.system.database_url import Location
+from tritonrank.system.database_url import AnyLocation
 
 SHOWN_PER_KIND = EXAMPLES_SHOWN
 UNREADABLE = {
@@ -44,18 +44,18 @@ class Faults:
     """Collects faults; ``raise_any`` turns them into one DataError."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Location, str], _Kind] = {}
-        self._wrong_cells: dict[Location, pl.Series] = {}
-        self._looked_for: dict[tuple[Location, str], None] = {}
+        self._found: dict[tuple[AnyLocation, str], _Kind] = {}
+        self._wrong_cells: dict[AnyLocation, pl.Series] = {}
+        self._looked_for: dict[tuple[AnyLocation, str], None] = {}
         """kinds in the order in which they were looked for, found or not"""
 
     def add(
         self,
-        path: Location,
+        path: AnyLocation,
         kind: str,
         message: str,
         place: str = "",
-        file: Location | None = None,
+        file: AnyLocation | None = None,
         rows: int = 0,
     ) -> None:
         """Note one fault.
@@ -79,12 +79,12 @@ class Faults:
             found.examples.append(f"{in_words(place)}: {message.partition(';')[0]}")
             del found.examples[EXAMPLES_SHOWN:]
 
-    def look_for(self, path: Location, kind: str) -> None:
+    def look_for(self, path: AnyLocation, kind: str) -> None:
         """Note that a kind is looked for, which gives it its place among the others."""
         self._looked_for.setdefault((path, kind))
 
     def add_cells(
-        self, path: Location, what: str, wrong: pl.Series, cells: Sequence[tuple[Location, str, str, str]]
+        self, path: AnyLocation, what: str, wrong: pl.Series, cells: Sequence[tuple[AnyLocation, str, str, str]]
     ) -> None:
         """Note the cells of a column that are no values of it.
 
@@ -101,12 +101,12 @@ class Faults:
         before = self._wrong_cells.get(path)
         self._wrong_cells[path] = wrong if before is None else before | wrong
 
-    def unusable(self, path: Location, rows: int) -> pl.Series:
+    def unusable(self, path: AnyLocation, rows: int) -> pl.Series:
         """[rows] True where a cell of a row is no value of its column."""
         nothing = pl.repeat(False, rows, dtype=pl.Boolean, eager=True)
         return self._wrong_cells.get(path, nothing)
 
-    def dropped(self, path: Location, name: str, rows: int) -> list[Dropped]:
+    def dropped(self, path: AnyLocation, name: str, rows: int) -> list[Dropped]:
         """The faults of rows of a table, which is called ``name`` and has so many rows; they are no faults any more."""
         kinds = [key for key, found in self._found.items() if key[0] == path and found.what]
         unread = sum(self._found[key].rows for key in kinds if key[1] in ("csv", "json"))
@@ -119,6 +119,12 @@ class Faults:
     def forget_cells(self) -> None:
         """Keep the counts and the first few, and not which rows they are in."""
         self._wrong_cells.clear()
+
+    def about(self, said: str, name: str) -> "Faults":
+        """The same faults where a file was read under another name than people know it by."""
+        for found in self._found.values():
+            found.lines = [line.replace(said, name) for line in found.lines]
+        return self
 
     def take(self, other: "Faults") -> None:
         """Take in the faults of a later part of the tables; a fault of the table is one however many parts have it."""

@@ -8,7 +8,8 @@ import polars as pl
 
 from tritonrank.data import columns
 from tritonrank.data.faults import Faults
-from tritonrank.data.parts import files_of
+from tritonrank.data.loading import hash_of
+from tritonrank.data.parts import files_of, is_there
 from tritonrank.data.source import read_source
 from tritonrank.recipe import DataSettings, PublicData, SampleData, TablesData
 from tritonrank.system.database_url import DatabaseUrl
@@ -47,14 +48,13 @@ def field_fingerprints(settings: DataSettings) -> dict[str, str]:
     Raises:
         DataError: a database does not answer.
     """
-    from tritonrank.artifacts import sha256_file
     from tritonrank.data.formats.databases import fingerprint
 
     if not isinstance(settings, TablesData) or not settings.field_columns:
         return {}
     if isinstance(settings.items, DatabaseUrl):
         return {"items": fingerprint(settings.items, _needed(settings))}
-    return {f"items/{name}": sha256_file(file) for name, file in files_of(settings.items).items() if file.is_file()}
+    return {f"items/{name}": hash_of(file) for name, file in files_of(settings.items).items() if is_there(file)}
 
 
 def _typed(items: pl.DataFrame, source: str) -> pl.DataFrame:

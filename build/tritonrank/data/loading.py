@@ -14,7 +14,7 @@ import polars as pl
 from tritonrank.artifacts import sha256_file
 from tritonrank.data.dropped import Dropped
 from tritonrank.recipe import DataSettings, PublicData, SampleData, TablesData
-from tritonrank.system.database_url import DatabaseUrl
+from tritonrank.system.database_url import DatabaseUrl, FileLocation
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,22 @@ def load_tables(settings: DataSettings, seed: int, template_fields: Sequence[str
             return tables.load(settings, template_fields)
 
 
-def hashes_of(files: Sequence[Path]) -> list[str]:
+def hash_of(file: FileLocation) -> str:
+    """The sha256 of a file, here or in an object store."""
+    if isinstance(file, Path):
+        return sha256_file(file)
+    from tritonrank.data.formats.objects import sha256_object
+
+    return sha256_object(file)
+
+
+def hashes_of(files: Sequence[FileLocation]) -> list[str]:
     """The sha256 of each file, read on this machine."""
-    return [sha256_file(file) for file in files]
+    return [hash_of(file) for file in files]
 
 
 def source_fingerprints(
-    settings: DataSettings, hashes: Callable[[Sequence[Path]], Sequence[str]] = hashes_of
+    settings: DataSettings, hashes: Callable[[Sequence[FileLocation]], Sequence[str]] = hashes_of
 ) -> dict[str, str] | None:
     """What the tables are read from, by content: name -> sha256; None where something is not there.
 
@@ -80,23 +89,25 @@ def source_fingerprints(
     """
     from tritonrank.data import adapters, tables
     from tritonrank.data.formats.databases import fingerprint
-    from tritonrank.data.parts import files_of
+    from tritonrank.data.parts import files_of, is_there
 
     found: dict[str, str] = {}
+    files: dict[str, FileLocation] = {}
     match settings:
         case PublicData():
-            files = adapters.files_of(settings)
+            files = dict(adapters.files_of(settings))
             if not files:
                 return None
         case TablesData():
-            files = {}
             for table, (location, needed) in tables.wanted(settings).items():
                 if isinstance(location, DatabaseUrl):
                     found[table] = fingerprint(location, needed)
+                elif there := files_of(location):
+                    files |= {f"{table}/{name}": file for name, file in there.items()}
                 else:
-                    files |= {f"{table}/{name}": file for name, file in files_of(location).items()}
+                    return None
         case _:
-            files = {}
-    if not all(file.is_file() for file in files.values()):
+            pass
+    if not all(is_there(file) for file in files.values()):
         return None
     return found | dict(zip(files, hashes(list(files.values())), strict=True))

@@ -6,8 +6,11 @@ Folders called ``day=2020-01-01`` are partitions: each gives its parts a column 
 
 import glob
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import unquote
+
+from tritonrank.system.database_url import FileLocation
+from tritonrank.system.table_url import TableUrl
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 FOREIGN = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table", "metadata": "an Iceberg table"}
@@ -21,6 +24,27 @@ class Part:
     file: Path
     partition: dict[str, str | None]
     """column -> value, from the names of the folders around it"""
+    url: TableUrl | None = None
+    """of a file in an object store, of which ``file`` is the path below the table"""
+
+    @property
+    def location(self) -> FileLocation:
+        """The file as it is named to people."""
+        return self.url or self.file
+
+
+def parts_at(location: FileLocation) -> list[Part]:
+    """The files of a table here or in an object store: as ``find_parts``.
+
+    Raises:
+        OSError: a folder cannot be listed.
+        StoreError: an object store does not answer, or refuses.
+    """
+    if isinstance(location, Path):
+        return find_parts(location)
+    from tritonrank.data.formats.objects import find_objects  # for those who read from one
+
+    return [Part(Path(below), _named_by(below), url) for url, below in find_objects(location)]
 
 
 def find_parts(path: Path) -> list[Part]:
@@ -50,12 +74,24 @@ def find_parts(path: Path) -> list[Part]:
     return sorted(found.values(), key=lambda part: part.file.as_posix())
 
 
-def files_of(path: Path) -> dict[str, Path]:
-    """The files whose content a table depends on, by their names below it; the path itself where nothing is there."""
+def files_of(path: FileLocation) -> dict[str, FileLocation]:
+    """The files whose content a table depends on, by their names below it. Where nothing is there, the path itself;
+    of an object store, nothing.
+
+    Raises:
+        StoreError: an object store does not answer, or refuses.
+    """
+    if isinstance(path, TableUrl):
+        return {part.file.as_posix(): part.location for part in parts_at(path)}
     fixed = path.parent if path.is_file() else path
     while has_wildcard(fixed):
         fixed = fixed.parent
     return {part.file.relative_to(fixed).as_posix(): part.file for part in find_parts(path)} or {path.name: path}
+
+
+def is_there(file: FileLocation) -> bool:
+    """Whether a file of ``files_of`` can be read: of an object store it names only what is there."""
+    return not isinstance(file, Path) or file.is_file()
 
 
 def has_wildcard(path: Path) -> bool:
@@ -88,5 +124,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def _partition(file: Path, root: Path) -> dict[str, str | None]:
-    named = (folder.partition("=") for folder in file.relative_to(root).parent.parts if "=" in folder)
+    return _named_by(file.relative_to(root))
+
+
+def _named_by(below: PurePath) -> dict[str, str | None]:
+    """Column -> value, by the folders around a file."""
+    named = (folder.partition("=") for folder in below.parent.parts if "=" in folder)
     return {unquote(key): None if value == NO_VALUE else unquote(value) for key, _, value in named}

@@ -19,10 +19,10 @@ from tritonrank.data.formats.csv_text import read_csv
 from tritonrank.data.formats.databases import plain, read_database
 from tritonrank.data.formats.files import READABLE, kind_of
 from tritonrank.data.formats.json_lines import read_json_lines
-from tritonrank.data.parts import Part, find_parts, foreign_table, has_wildcard
+from tritonrank.data.parts import Part, foreign_table, has_wildcard, parts_at
 from tritonrank.data.whole_columns import WholeColumns
 from tritonrank.errors import DataError
-from tritonrank.system.database_url import DatabaseUrl, Location
+from tritonrank.system.database_url import AnyLocation, DatabaseUrl, FileLocation
 
 KIND_NAMES = {"csv": "CSV", "json lines": "JSON lines", "parquet": "Parquet", "database": "rows of a database"}
 
@@ -30,7 +30,7 @@ KIND_NAMES = {"csv": "CSV", "json lines": "JSON lines", "parquet": "Parquet", "d
 class _PartRows(NamedTuple):
     """How the rows of one file are named."""
 
-    file: Location
+    file: AnyLocation
     first_row: int
     line_of: Callable[[int], int]
     place: str
@@ -40,7 +40,7 @@ class _PartRows(NamedTuple):
 class SourceTable:
     """The rows of one file, of all parts of a folder one after the other, or of a table in a database."""
 
-    path: Location
+    path: AnyLocation
     frame: pl.DataFrame
     """the columns asked for that are there; all String when the file is CSV"""
     sound: pl.Series
@@ -70,14 +70,14 @@ class SourceTable:
         """Where the column names are: line 1 of a CSV file."""
         return ":1" if self.kind == "csv" and len(self.parts) == 1 and self.parts[0].file == self.path else ""
 
-    def place_of(self, position: int) -> tuple[Location, str]:
+    def place_of(self, position: int) -> tuple[AnyLocation, str]:
         """The file and the place in it of a row."""
         number = bisect_right(self.parts, position, key=lambda part: part.first_row) - 1
         part = self.parts[number]
         return part.file, part.place.format(part.line_of(position - part.first_row))
 
 
-def read_source(path: Location, faults: Faults, columns: Collection[str] | None = None) -> SourceTable:
+def read_source(path: AnyLocation, faults: Faults, columns: Collection[str] | None = None) -> SourceTable:
     """Read a table; what is wrong with it goes to ``faults``.
 
     Args:
@@ -95,25 +95,25 @@ def read_source(path: Location, faults: Faults, columns: Collection[str] | None 
     parts = parts_of(path, faults)
     if not parts:
         return nothing(path)
-    if len(parts) == 1 and parts[0].file == path:
+    if len(parts) == 1 and parts[0].location == path:
         return read_part(path, parts[0], faults, columns)
     tables = [read_part(path, part, faults, columns) for part in parts]
-    return joined(path, [part.file for part in parts], tables, faults, columns)
+    return joined(path, [part.location for part in parts], tables, faults, columns)
 
 
-def parts_of(path: Path, faults: Faults) -> list[Part]:
+def parts_of(path: FileLocation, faults: Faults) -> list[Part]:
     """The files of a table in the order of their names; none where that is a fault, which goes to ``faults``."""
     try:
-        parts = find_parts(path)
+        parts = parts_at(path)
     except OSError as error:
         faults.add(path, "access", f"cannot be read ({error.strerror}); expected a readable file or folder")
         return []
-    if path.is_dir() and (writer := foreign_table(path)):
+    if isinstance(path, Path) and path.is_dir() and (writer := foreign_table(path)):
         message = f"is {writer}, whose files alone do not say which rows hold; write the table as plain Parquet"
         faults.add(path, "format", message)
         return []
     if not parts:
-        faults.add(path, "missing", _why_missing(path))
+        faults.add(path, "missing", _why_missing(path) if isinstance(path, Path) else f"nothing is there; {READABLE}")
     return parts
 
 
@@ -146,9 +146,27 @@ def _why_missing(path: Path) -> str:
 
 
 def read_part(
-    path: Location, part: Part, faults: Faults, columns: Collection[str] | None, rows: tuple[int, int] | None = None
+    path: AnyLocation, part: Part, faults: Faults, columns: Collection[str] | None, rows: tuple[int, int] | None = None
 ) -> SourceTable:
-    """One file of a table; ``rows``: of Parquet, from which row on how many are read."""
+    """One file of a table; ``rows``: of Parquet, from which row on how many are read.
+
+    Raises:
+        StoreError: an object store does not answer, or refuses.
+    """
+    if part.url is None:
+        return _read_file(path, part, faults, columns, rows)
+    from tritonrank.data.formats.objects import copied
+
+    told = Faults()
+    with copied(part.url) as copy:
+        read = _read_file(path, replace(part, file=copy), told, columns, rows)
+        faults.take(told.about(str(copy), str(part.url)))
+    return read
+
+
+def _read_file(
+    path: AnyLocation, part: Part, faults: Faults, columns: Collection[str] | None, rows: tuple[int, int] | None
+) -> SourceTable:
     file = part.file
     try:
         if not file.stat().st_size and file != path:
@@ -175,7 +193,7 @@ def read_part(
     return _with_partition(as_table(path, cells, kind), part) if cells else nothing(path)
 
 
-def as_table(path: Location, cells: Cells, kind: str) -> SourceTable:
+def as_table(path: AnyLocation, cells: Cells, kind: str) -> SourceTable:
     """The table of one file or database; ``kind`` as SourceTable has it."""
     sound = pl.repeat(True, cells.frame.height, dtype=pl.Boolean, eager=True) if cells.sound is None else cells.sound
     return SourceTable(
@@ -200,8 +218,8 @@ def _with_partition(table: SourceTable, part: Part) -> SourceTable:
 
 
 def joined(
-    path: Location,
-    files: Sequence[Path],
+    path: AnyLocation,
+    files: Sequence[FileLocation],
     tables: Sequence[SourceTable],
     faults: Faults,
     columns: Collection[str] | None,
@@ -277,7 +295,7 @@ def _common_type(types: Sequence[pl.DataType | None]) -> pl.DataType | None:
 
 
 def _read_parquet(
-    path: Location, file: Path, faults: Faults, columns: Collection[str] | None, rows: tuple[int, int] | None
+    path: AnyLocation, file: Path, faults: Faults, columns: Collection[str] | None, rows: tuple[int, int] | None
 ) -> Cells | None:
     first, height = rows or (0, None)
     try:
@@ -295,6 +313,6 @@ def _read_parquet(
     return Cells(plain(frame), header, lambda position: row_number(first + position))
 
 
-def nothing(path: Location) -> SourceTable:
+def nothing(path: AnyLocation) -> SourceTable:
     """A table that could not be read."""
     return SourceTable(path, pl.DataFrame(), pl.Series(dtype=pl.Boolean))

@@ -18,11 +18,11 @@ from tritonrank.data.loading import Tables
 from tritonrank.data.source import SourceTable, check_rows, read_source
 from tritonrank.errors import DataError
 from tritonrank.recipe import EventsData, TablesData
-from tritonrank.system.database_url import Location
+from tritonrank.system.database_url import AnyLocation
 from tritonrank.system.dates import latest_second
 
 
-def wanted(settings: TablesData) -> dict[str, tuple[Location, set[str]]]:
+def wanted(settings: TablesData) -> dict[str, tuple[AnyLocation, set[str]]]:
     """Per table where it is and which of its columns are read."""
     shown = settings.impressions
     more = (shown.id, shown.position) if shown else ()

@@ -5,7 +5,6 @@ An engine makes the dataset, and is no part of what the dataset depends on: all 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritonrank.artifacts import Draft
@@ -14,6 +13,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.loading import hashes_of, load_tables, source_fingerprints
 from tritonrank.rankers.text_budgets import tokenizer_identity
 from tritonrank.recipe import Recipe
+from tritonrank.system.database_url import FileLocation
 
 REVISION = 3
 TOOLS = ("numpy", "polars", "tokenizers", "transformers")
@@ -32,7 +32,7 @@ def _prepare_here(recipe: Recipe, draft: Draft) -> None:
 class Engine:
     """What the data are read and made into lists with."""
 
-    hashes: Callable[[Sequence[Path]], Sequence[str]] = hashes_of
+    hashes: Callable[[Sequence[FileLocation]], Sequence[str]] = hashes_of
     """the sha256 of files"""
     prepare: Callable[[Recipe, Draft], None] = _prepare_here
     """fills the draft"""
@@ -46,9 +46,9 @@ def on_spark(session: "SparkSession") -> Engine:
     """The executors of a cluster, for data that outgrow this machine."""
     from tritonrank.data.spark.engine import hashes_on_spark, prepare_on_spark
 
-    known: dict[tuple[Path, ...], list[str]] = {}
+    known: dict[tuple[FileLocation, ...], list[str]] = {}
 
-    def hashes(files: Sequence[Path]) -> list[str]:
+    def hashes(files: Sequence[FileLocation]) -> list[str]:
         if tuple(files) not in known:  # whoever looks whether there is anything to do, asks several times
             known[tuple(files)] = hashes_on_spark(session, files)
         return known[tuple(files)]

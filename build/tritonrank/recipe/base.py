@@ -15,7 +15,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from tritonrank.system.database_url import DatabaseUrl, is_url
+from tritonrank.system.database_url import DatabaseUrl, is_url, read_url
+from tritonrank.system.table_url import TableUrl
 
 
 class Settings(BaseModel):
@@ -33,24 +34,24 @@ SourcePath = Annotated[Path, AfterValidator(_expand_home)]
 """A file or folder of the user's; ``~`` is the home folder."""
 
 
-def _read_location(value: object) -> Path | DatabaseUrl:
+def _read_location(value: object) -> Path | DatabaseUrl | TableUrl:
     match value:
-        case DatabaseUrl():
+        case DatabaseUrl() | TableUrl():
             return value
         case str() if is_url(value):
-            return DatabaseUrl.parse(value)
+            return read_url(value)
         case str() | Path():
             return _expand_home(Path(value))
-    raise ValueError("expected a path or the URL of a database")
+    raise ValueError("expected a path, or the URL of files or of a database")
 
 
 SourceLocation = Annotated[
-    Path | DatabaseUrl,
+    Path | DatabaseUrl | TableUrl,
     BeforeValidator(_read_location),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string"}),
 ]
-"""A file or folder of the user's, or a table in a database by its URL; written out without a password."""
+"""A file or folder of the user's, one in an object store, or a table in a database; written out without a password."""
 
 LIST, MAPPING = "(list)", "(mapping)"
 """Tags of a setting that may be either; they are no part of a setting's name in a message."""

@@ -70,8 +70,8 @@ class TablesData(SourceSettings):
     source: Literal["tables"]
     items: SourceLocation = Field(
         description="items table: a .csv, .tsv, .jsonl or .parquet file (.gz or .zst, too), a folder of them, a "
-        "pattern such as items-*.parquet, the URL of a table such as sqlite:///shop.db#products (docs/data.md), or the "
-        "folder of a catalogue such as artifacts/shop/catalogue"
+        "pattern such as items-*.parquet, a URL such as s3://shop/items or sqlite:///shop.db#products (docs/data.md), "
+        "or the folder of a catalogue such as artifacts/shop/catalogue"
     )
     events: SourceLocation = Field(description="events table, as items; folders called day=2020-01-01 add a column day")
     item_id: str | dict[str, str] = Field(

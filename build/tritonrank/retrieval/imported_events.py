@@ -17,7 +17,7 @@ from tritonrank.data.peek import peek
 from tritonrank.data.source import SourceTable, check_rows, read_source
 from tritonrank.recipe import TablesData
 from tritonrank.retrieval.event_types import types_of_numbers, types_of_words
-from tritonrank.system.database_url import Location
+from tritonrank.system.database_url import AnyLocation, Location
 
 TOLERATE = 0.2
 """Share of rows that one kind of dirt may cost, where no recipe says it."""
@@ -89,7 +89,7 @@ class ImportedEvents:
 
 
 def read_events(
-    location: Location, chosen: EventColumns, *, default: str, tolerate: float = TOLERATE
+    location: AnyLocation, chosen: EventColumns, *, default: str, tolerate: float = TOLERATE
 ) -> ImportedEvents:
     """Read a table of events.
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from tritonrank.system.table_url import EXAMPLES as FILES
+from tritonrank.system.table_url import SCHEMES as TABLE_SCHEMES
+from tritonrank.system.table_url import TableUrl
+
 FILE_SCHEMES = ("sqlite", "duckdb")
 SERVER_SCHEMES = ("postgresql", "postgres")
 SCHEMES = (*FILE_SCHEMES, *SERVER_SCHEMES)
@@ -23,6 +27,18 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 def is_url(text: str) -> bool:
     """Whether a text is a URL of any kind and not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+def read_url(text: str) -> "DatabaseUrl | TableUrl | Path":
+    """The address of a table by its URL, whichever kind it is; a ``file://`` is a path.
+
+    Raises:
+        ValueError: it is none that is read; the message says what was expected.
+    """
+    scheme = text.partition("://")[0].lower()
+    if scheme == "file":
+        return Path(unquote(urlsplit(text).path))
+    return TableUrl.parse(text) if scheme in TABLE_SCHEMES else DatabaseUrl.parse(text)
 
 
 def without_password(text: str) -> str:
@@ -55,7 +71,10 @@ class DatabaseUrl:
         """
         parts = urlsplit(text)
         if parts.scheme not in SCHEMES:
-            raise ValueError(f"{parts.scheme}:// is not read; expected a path, or a database such as {EXAMPLES}")
+            raise ValueError(
+                f"{parts.scheme}:// is not read; expected a path, files such as {FILES}, or a "
+                f"database such as {EXAMPLES}"
+            )
         options = parse_qsl(parts.query, keep_blank_values=True)
         query = "".join(value for key, value in options if key == "query").strip().rstrip(";")
         table = unquote(parts.fragment).strip()
@@ -114,6 +133,10 @@ class DatabaseUrl:
 
 Location = Path | DatabaseUrl
 """Where a table is: a file, a folder of parts, a pattern; or a table in a database."""
+FileLocation = Path | TableUrl
+"""Where a table in files is: here, or in an object store."""
+AnyLocation = Location | TableUrl
+"""Where a table is that a recipe names."""
 
 
 def _masked(server: str) -> str:

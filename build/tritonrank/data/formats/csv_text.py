@@ -23,7 +23,7 @@ from tritonrank.data.formats.encodings import guess_encoding, marked_encoding
 from tritonrank.data.formats.files import is_packed, read_unpacked
 from tritonrank.data.formats.separators import find_separator
 from tritonrank.data.formats.sound_csv import check_sound, read_sound
-from tritonrank.system.database_url import Location
+from tritonrank.system.database_url import AnyLocation
 
 ROWS_PER_CHUNK = 100_000  # rows held as Python objects at a time
 LOOKED_AT_BYTES = 1 << 20  # for the separator
@@ -34,7 +34,7 @@ TOLD_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")
 csv.field_size_limit(1 << 30)  # a description may be longer than the 131,072 characters that the module allows
 
 
-def read_csv(path: Location, file: Path, faults: Faults, columns: Collection[str] | None) -> Cells | None:
+def read_csv(path: AnyLocation, file: Path, faults: Faults, columns: Collection[str] | None) -> Cells | None:
     """Read a table; what is wrong with it goes to ``faults``.
 
     Args:
@@ -135,7 +135,7 @@ def _header_of(start: str, separator: str) -> list[str]:
     return [name.strip() for name in next((row for row in rows if row), [])]
 
 
-def _repaired(path: Location, file: Path, content: bytes | mmap.mmap, faults: Faults) -> tuple[str, frozenset[int]]:
+def _repaired(path: AnyLocation, file: Path, content: bytes | mmap.mmap, faults: Faults) -> tuple[str, frozenset[int]]:
     """The text of a damaged file, and its damaged lines; their broken bytes become U+FFFD."""
     whole = bytes(content)
     encoding = marked_encoding(whole[:4_096]) or "utf-8"
@@ -156,7 +156,7 @@ def _repaired(path: Location, file: Path, content: bytes | mmap.mmap, faults: Fa
 
 
 def _read_carefully(
-    path: Location,
+    path: AnyLocation,
     file: Path,
     text: str,
     broken_lines: frozenset[int],
@@ -211,7 +211,7 @@ def _read_carefully(
 
 
 def _rows(
-    path: Location, file: Path, text: str, separator: str, faults: Faults
+    path: AnyLocation, file: Path, text: str, separator: str, faults: Faults
 ) -> Iterator[tuple[int, int, list[str]]]:
     """(first line, last line, cells) of every row that is not blank; a row that is no CSV has no cells."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)

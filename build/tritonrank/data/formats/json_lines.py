@@ -13,12 +13,12 @@ from tritonrank.data.formats.cells import Cells
 from tritonrank.data.formats.databases import plain
 from tritonrank.data.formats.encodings import marked_encoding
 from tritonrank.data.formats.files import read_unpacked
-from tritonrank.system.database_url import Location
+from tritonrank.system.database_url import AnyLocation
 
 PLACE = ":{}"
 
 
-def read_json_lines(path: Location, file: Path, faults: Faults, columns: Collection[str] | None) -> Cells | None:
+def read_json_lines(path: AnyLocation, file: Path, faults: Faults, columns: Collection[str] | None) -> Cells | None:
     """Read a table; what is wrong with it goes to ``faults``.
 
     Polars reads sound files. Where it cannot, each line is looked at: one that is no object is a fault, and a column
@@ -47,7 +47,7 @@ def read_json_lines(path: Location, file: Path, faults: Faults, columns: Collect
 
 
 def _read_carefully(
-    path: Location, file: Path, content: bytes, faults: Faults, columns: Collection[str] | None
+    path: AnyLocation, file: Path, content: bytes, faults: Faults, columns: Collection[str] | None
 ) -> Cells | None:
     rows: list[dict[str, Any]] = []
     places: list[int] = []

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from tritonrank.artifacts import Draft, sha256_file
+from tritonrank.artifacts import Draft
 from tritonrank.data import dirt, tables
 from tritonrank.data.choices import users_skipped, wanted_of
 from tritonrank.data.dropped import Dropped, Loss, require_tolerable
 from tritonrank.data.faults import Faults
 from tritonrank.data.impressions import shown_and_clicked
 from tritonrank.data.lists import negatives_key, require_unseen
-from tritonrank.data.loading import load_tables
+from tritonrank.data.loading import hash_of, load_tables
 from tritonrank.data.prepare import (
     ROWS_PER_GROUP,
     describe,
@@ -47,7 +47,7 @@ from tritonrank.data.spark.users import (
 from tritonrank.data.splits import TRAIN
 from tritonrank.errors import DataError
 from tritonrank.recipe import EventsData, Recipe, TablesData
-from tritonrank.system.database_url import DatabaseUrl
+from tritonrank.system.database_url import DatabaseUrl, FileLocation
 from tritonrank.system.dates import latest_second
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def prepare_on_spark(recipe: Recipe, draft: Draft, spark: "SparkSession") -> Non
     write_rest(draft, catalogue.items, examples, metrics, dropped)
 
 
-def hashes_on_spark(spark: "SparkSession", files: Sequence[Path]) -> list[str]:
+def hashes_on_spark(spark: "SparkSession", files: Sequence[FileLocation]) -> list[str]:
     """The sha256 of each file, read on the executors."""
-    return spark.sparkContext.parallelize(files, max(1, len(files))).map(sha256_file).collect() if files else []
+    return spark.sparkContext.parallelize(files, max(1, len(files))).map(hash_of).collect() if files else []
 
 
 def _load(recipe: Recipe, spark: "SparkSession") -> _Source:

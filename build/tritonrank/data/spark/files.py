@@ -21,7 +21,7 @@ from tritonrank.data.source import SourceTable, as_table, check_rows, joined, no
 from tritonrank.data.spark.frames import Schema, as_batches, sql_schema
 from tritonrank.data.whole_columns import WholeColumns
 from tritonrank.recipe import TablesData
-from tritonrank.system.database_url import Location
+from tritonrank.system.database_url import AnyLocation
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -77,7 +77,7 @@ class _Looked:
 class _Reader:
     """How the units of a table are read; goes to the executors."""
 
-    location: Location
+    location: AnyLocation
     settings: TablesData
     columns: frozenset[str]
     catalogue: pl.DataFrame
@@ -94,7 +94,7 @@ class _Reader:
         read = read_part(self.location, unit.part, faults, self.columns, unit.rows)
         if not read.readable:
             return read
-        read = replace(read, parts=(read.parts[0]._replace(file=unit.part.file),))  # rows are named by their file
+        read = replace(read, parts=(read.parts[0]._replace(file=unit.part.location),))  # rows are named by their file
         if self.types is None:
             return read
         frame = read.frame.select(pl.col(name).cast(dtype) for name, dtype in self.types.items())
@@ -209,7 +209,7 @@ def units_of(parts: Sequence[Part]) -> list[Unit]:
     """What the tasks read: large Parquet files in pieces."""
     found: list[Unit] = []
     for part in parts:
-        rows = _rows_of_large(part.file)
+        rows = 0 if part.url else _rows_of_large(part.file)
         pieces = [(first, ROWS_PER_UNIT) for first in range(0, rows, ROWS_PER_UNIT)] if rows else [None]
         found += [Unit(len(found) + place, part, piece) for place, piece in enumerate(pieces)]
     return found
@@ -232,8 +232,8 @@ def _differs(looked: _Looked, types: dict[str, pl.DataType], whole: WholeColumns
 
 def _together(reader: _Reader, looked: Sequence[_Looked], faults: Faults) -> SourceTable:
     """The whole table without its rows."""
-    of_files = {one.unit.part.file: one for one in reversed(looked)}  # of each file the first unit
-    files = list(dict.fromkeys(one.unit.part.file for one in looked))
+    of_files = {one.unit.part.location: one for one in reversed(looked)}  # of each file the first unit
+    files = list(dict.fromkeys(one.unit.part.location for one in looked))
     shells = []
     for file in files:
         shape = of_files[file].shape
