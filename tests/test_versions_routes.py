@@ -247,4 +247,7 @@ async def test_explanations_are_neither_counted_nor_repeated(tmp_path: Path) -> 
         await http.post("/v1/explain", json={"user_id": "u", "query": "oak desk", "item_ids": ["i1"]})
         compared = (await own.get("/versions/comparison")).json()
         assert compared["shadow"]["version"]["rankings"] == compared["canary"]["version"]["rankings"] == 0
+        stand.other.failure = lambda: Unavailable("gone")
+        await http.post("/v1/explain", json={"user_id": "u", "query": "oak desk", "item_ids": ["i1"]})
+        assert (await own.get("/versions/comparison")).json()["canary"]["version"]["failed"] == 0
         assert len(stand.other.asked) > asked + 1, "who gets the canary's lists gets its reasons"

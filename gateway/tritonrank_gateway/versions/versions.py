@@ -102,10 +102,10 @@ class Versions:
         try:
             ranking = await self._arms["live"].rank(request)  # it may be another one than before the canary was asked
         except RankError as error:
-            if compared is not None and refusal is None:
+            if compared is not None and refusal is None and request.is_shown:
                 count_failure(compared.live, error, time.monotonic() - began)
             if compared is not None and isinstance(refusal, InvalidRequest) and isinstance(error, InvalidRequest):
-                compared.version.invalid -= 1  # both say so: it is the caller's fault
+                compared.version.invalid -= request.is_shown  # both say so: it is the caller's fault
             raise
         seconds = time.monotonic() - began
         if compared is not None and refusal is None and request.is_shown:
@@ -189,7 +189,8 @@ class Versions:
         Raises:
             RankError, TimeoutError: there is none, which is counted.
         """
-        sums, began = canary.compared.version, time.monotonic()
+        # Of what nobody is shown nothing is counted, be it answered or not.
+        sums, began = canary.compared.version if request.is_shown else SideSums(), time.monotonic()
         if began < self._rests_until:
             sums.resting += 1
             raise DeadlineExceeded("the canary failed again and again")
@@ -206,8 +207,7 @@ class Versions:
                 raise
             raise DeadlineExceeded(f"the canary failed: {type(error).__name__}") from error
         self._faults = 0
-        if request.is_shown:
-            sums.ranked(ranking, len(request.items), time.monotonic() - began)
+        sums.ranked(ranking, len(request.items), time.monotonic() - began)
         return replace(ranking, version="canary")
 
     def _patience(self, canary: Arm, left: float) -> float:
