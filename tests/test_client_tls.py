@@ -11,6 +11,8 @@ import pytest
 from authorities import Authority
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonrank_client import TLS, AsyncRankClient, RankClient
+from tritonrank_client.cli import app
+from typer.testing import CliRunner
 
 PATIENCE_SECONDS = 20.0
 
@@ -90,6 +92,17 @@ def test_a_missing_certificate_and_a_foreign_one_are_refused(tmp_path: Path) -> 
         for tls in (TLS(root_certificates=server / "ca.crt"), shown(foreign), shown(expired)):
             with RankClient(f"grpcs://127.0.0.1:{port}", tls=tls) as client:
                 assert not client.health(timeout=1).live
+
+
+def test_the_command_takes_a_folder(tmp_path: Path) -> None:
+    ours = Authority.made("ours")
+    caller, server = ours.write(tmp_path / "caller"), ours.write(tmp_path / "server")
+    with listening(server) as port:
+        asked = ["health", "--url", f"grpcs://127.0.0.1:{port}", "--timeout", "5", "--root-certificates"]
+        assert CliRunner().invoke(app, [*asked, str(caller)]).exit_code == 0
+        assert CliRunner().invoke(app, [*asked, str(caller / "ca.crt")]).exit_code == 1
+        (caller / "tls.key").unlink()
+        assert "tls.key" in CliRunner().invoke(app, [*asked, str(caller)]).stderr
 
 
 @pytest.mark.parametrize("file", ["ca.crt", "tls.key"])

@@ -130,6 +130,23 @@ class TLS:
         if (self.private_key is None) != (self.certificate_chain is None):
             raise ValueError("TLS: private_key and certificate_chain go together; give both or neither")
 
+    @classmethod
+    def of_folder(cls, folder: str | Path, server_name: str = "") -> "TLS":
+        """The files as Kubernetes' and cert-manager's secrets name them: `ca.crt`, and `tls.crt` with `tls.key` where
+        the client shows a certificate.
+
+        Raises:
+            ValueError: `ca.crt` or one of the pair is not there.
+        """
+        ca, certificate, key = (Path(folder) / name for name in ("ca.crt", "tls.crt", "tls.key"))
+        has_own = certificate.is_file() or key.is_file()
+        return cls(
+            root_certificates=ca,
+            certificate_chain=certificate if has_own else None,
+            private_key=key if has_own else None,
+            server_name=server_name,
+        )
+
     def state(self) -> tuple[tuple[int, int, int] | None, ...]:
         """What tells whether a file was written, replaced or renamed; a link counts as what it leads to."""
         return tuple(_seen(path) for path in (self.root_certificates, self.private_key, self.certificate_chain))

@@ -45,7 +45,11 @@ ModelName = Annotated[str, typer.Option("--model", help="The ensemble to ask.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that the whole call may take.")]
 Header = Annotated[list[str] | None, typer.Option("--header", help="'Name: value' sent along; repeatable.")]
 RootCertificates = Annotated[
-    Path | None, typer.Option("--root-certificates", help="PEM file of the authorities to trust.")
+    Path | None,
+    typer.Option(
+        "--root-certificates",
+        help="PEM file of the authorities to trust; or a folder with ca.crt, and tls.crt and tls.key to show.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")]
 
@@ -240,7 +244,10 @@ def _client(
     make: Callable[..., RankClient] = RankClient,
 ) -> Iterator[RankClient]:
     try:
-        tls = TLS(root_certificates=root_certificates) if root_certificates is not None else None
+        tls = None
+        if root_certificates is not None:
+            is_folder = root_certificates.is_dir()
+            tls = TLS.of_folder(root_certificates) if is_folder else TLS(root_certificates=root_certificates)
         # Whoever sits at a terminal wants to hear at once that no server is there.
         retry = Retry(attempts=OVERLOAD_ATTEMPTS)
         client = make(url, model=model, timeout=timeout, headers=_parse_headers(headers or []), retry=retry, tls=tls)

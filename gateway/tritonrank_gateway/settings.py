@@ -130,19 +130,12 @@ class GatewaySettings:
         Raises:
             ValueError: the folder lacks a file.
         """
-        folder = self.triton_tls
-        if folder is None:
+        if self.triton_tls is None:
             return None
-        ca, certificate, key = (folder / name for name in ("ca.crt", "tls.crt", "tls.key"))
-        _require(ca.is_file(), "triton_tls", folder, "a folder with ca.crt, Triton's authority")
-        has_own = certificate.is_file()
-        _require(has_own == key.is_file(), "triton_tls", folder, "tls.crt and tls.key, or neither")
-        return TLS(
-            root_certificates=ca,
-            certificate_chain=certificate if has_own else None,
-            private_key=key if has_own else None,
-            server_name=self.triton_tls_name,
-        )
+        try:
+            return TLS.of_folder(self.triton_tls, self.triton_tls_name)
+        except ValueError as error:
+            raise ValueError(f"--triton-tls: {error}") from None
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> GatewaySettings:
