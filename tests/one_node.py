@@ -51,7 +51,7 @@ class Node:
     def here(self, text: str, pod: str = "") -> str:
         """A word of a container as it is on this machine."""
         text = text.replace("=0.0.0.0", "=127.0.0.1")
-        text = re.sub(r"dns:shop-tritonrank-[a-z-]+:", "dns:127.0.0.1:", text)
+        text = re.sub(r"(dns:|http://)shop-tritonrank-[a-z-]+:", r"\g<1>127.0.0.1:", text)
         text = re.sub(r"\b(80[08]\d)\b", lambda found: str(self.ports[found[1]]), text)
         for mount in ("/models", "/tmp", "/etc/tritonrank", "/state"):
             shared = mount in ("/models", "/etc/tritonrank")
@@ -77,9 +77,9 @@ class Node:
 
     def run(self, made: Mapping[str, Any], pod: str) -> None:
         """A container that ends by itself, such as one before the others."""
-        done = subprocess.run(
-            self.words(made, pod), env=self.environment(made, pod), capture_output=True, text=True, timeout=120
-        )
+        folder = self.folder / "work" if made.get("workingDir") == "/work" else self.folder
+        words, environment = self.words(made, pod), self.environment(made, pod)
+        done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self, made: Mapping[str, Any]) -> Running:

@@ -4,16 +4,18 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from charts import container_of, template_of, workload_of
+from charts import container_of, containers_of, template_of, workload_of
 from one_node import Node, Running
 from test_server import wait_until
 from tritonrank.artifacts.builds import recorded_builds
 from tritonrank.artifacts.store.index import Index
 from tritonrank.artifacts.store.objects import open_objects
 from tritonrank.artifacts.store.push import artifact_of, describe, push_version
+from tritonrank.artifacts.store.signing import make_keys
 from tritonrank.artifacts.workspace import Workspace
 
 from deploy.helm.chart import VALUES, render
@@ -23,27 +25,40 @@ pytestmark = pytest.mark.slow
 KEY, ADMIN_KEY = "a-key-of-the-shop-page", "a-key-that-changes-things"
 ITEMS = ["Tent for two", "Desk lamp", "Oak chair"]
 DRAIN_SECONDS = 3
+MODE_OF_SECRETS = 0o440
+"""As Kubernetes mounts them for the group of the pod."""
 PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
 def node(workspace: Workspace, tmp_path: Path) -> Iterator[Node]:
-    """A node, a model in a store, and the secrets that the chart names."""
+    """A node, a model in a store, a claim with artifacts, and the secrets and files that the chart names."""
     (build,) = recorded_builds(workspace.root)
     folder, name = artifact_of(build.folder)
-    push_version(Index(open_objects(f"file://{tmp_path}/store", make=True)), folder, describe(folder, name))
-    sets = {"model.url": f"file://{tmp_path}/store@latest", "model.cacheClaim": "", "store.trustedKeys": ""}
+    store = f"file://{tmp_path}/store"
+    push_version(Index(open_objects(store, make=True)), folder, describe(folder, name))
+    nightly = {"enabled": True, "name": "tiny", "claim": "training", "pushUrl": store, "recipePath": "tiny.yaml"}
+    sets: dict[str, Any] = {f"nightly.{key}": value for key, value in nightly.items()}
+    sets |= {"nightly.signingSecret": "signing", "store.trustedKeys": ""}
+    sets |= {"model.url": f"{store}@latest", "model.cacheClaim": ""}
     for part in ("triton", "gateway"):
         sets |= {f"{part}.preStopSeconds": 0, f"{part}.drainSeconds": DRAIN_SECONDS}
-    keys = tmp_path / "etc" / "tritonrank" / "keys" / "keys.toml"
-    keys.parent.mkdir(parents=True)
-    keys.write_text(f'[keys.shop]\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\n', "utf-8")
     made = Node(tmp_path, render([VALUES / "canary.yaml"], sets), {"tritonrank-admin/admin-key": ADMIN_KEY})
-    rules = tmp_path / "etc" / "tritonrank" / "rollout" / "rules.toml"
-    rules.parent.mkdir()
     maps = [one["data"] for one in made.objects if one["kind"] == "ConfigMap"]
-    (text,) = [data["rules.toml"] for data in maps if "rules.toml" in data]
-    rules.write_text(text, "utf-8")
+    (rules,) = [data["rules.toml"] for data in maps if "rules.toml" in data]
+    mounted = tmp_path / "etc" / "tritonrank"
+    for file, text in {
+        "keys/keys.toml": f'[keys.shop]\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\n',
+        "rollout/rules.toml": rules,
+    }.items():
+        (mounted / file).parent.mkdir(parents=True)
+        (mounted / file).write_text(text, "utf-8")
+    (mounted / "signing").mkdir()
+    private, _, _ = make_keys(tmp_path / "shop")
+    private.rename(mounted / "signing" / "signing-key")
+    (mounted / "signing" / "signing-key").chmod(MODE_OF_SECRETS)
+    (tmp_path / "work" / "artifacts").mkdir(parents=True)
+    (tmp_path / "work" / "artifacts" / "tiny").symlink_to(workspace.root)
     yield made
     made.close()
 
@@ -60,6 +75,15 @@ def rank(node: Node, key: str = KEY) -> httpx.Response:
     url = f"http://127.0.0.1:{node.ports['8080']}/v1/rank"
     headers = {"Authorization": f"Bearer {key}"}
     return httpx.post(url, json={"query": "tent", "items": ITEMS}, headers=headers, timeout=30)
+
+
+def status_page(node: Node) -> str:
+    return f"http://127.0.0.1:{node.ports['8004']}/rollout"
+
+
+def told(node: Node) -> Any:
+    """What the rollout says of itself."""
+    return httpx.get(status_page(node), headers={"Authorization": f"Bearer {ADMIN_KEY}"}, timeout=30).json()
 
 
 def ends_in_order(node: Node, one: Running, part: str) -> None:
@@ -90,10 +114,18 @@ def test_the_pods_run_as_they_are_rendered(node: Node) -> None:
     assert rank(node, "a-key-of-somebody-else").status_code == 401
     rollout = pod(node, "rollout")
     node.wait(rollout, "startupProbe")
-    page = f"http://127.0.0.1:{node.ports['8004']}/rollout"
-    assert httpx.get(page).status_code == 401
-    said = httpx.get(page, headers={"Authorization": f"Bearer {ADMIN_KEY}"})
-    assert said.status_code == 200
+    assert httpx.get(status_page(node)).status_code == 401
+    _, push, start = containers_of(workload_of(node.objects, "nightly"))  # the build itself takes longer
+    node.run(push, "nightly")
+    node.run(start, "nightly")
+    wait_until(
+        lambda: bool(told(node)["gateways"][0]["shadow"]), PATIENCE_SECONDS, lambda: f"it is not there: {told(node)}"
+    )
+    said = told(node)
+    assert said["rollout"]["phase"] == "shadow"
+    assert said["rollout"]["source"] == start["args"][3]
+    assert said["tritons"][0]["versions"][said["rollout"]["name"]] == "ready"
+    assert rank(node).status_code == 200
     node.end(rollout)
     assert rollout.process.wait(PATIENCE_SECONDS) == 0
     ends_in_order(node, triton, "triton")
