@@ -4,6 +4,7 @@ Whatever goes wrong in one request is answered to that request alone. Triton wou
 the answers of a whole batch; here the caller gets the kind of the error, and the server's log the rest.
 """
 
+import gc
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ LONGEST_LOGGED = 300
 """Characters of an error's own words that are logged, escaped: they may quote what a client sent."""
 EVERY_SECONDS = 0.1
 """Between two times that the server is told of counts."""
+_FAMILIES: list[Any] = []
+"""Of this process's model."""
 
 
 def array(request: Any, name: str) -> Any:
@@ -59,7 +62,21 @@ def failure(message: str, code: int) -> Any:
 def family(name: str, description: str, kind: str = "COUNTER") -> Any:
     """A family of metrics; it must outlive its metrics, so keep both."""
     families = _pb_utils().MetricFamily
-    return families(name=name, description=description, kind=getattr(families, kind))
+    made = families(name=name, description=description, kind=getattr(families, kind))
+    _FAMILIES.append(made)
+    return made
+
+
+def let_go(model: Any) -> None:
+    """Let go of all that a model holds, as the last thing that it does: its metrics leave the server's page with that.
+
+    Triton goes on to show those of a model that was unloaded as they were last, and a queue that was long then would be
+    added to those of today. Metrics go before their families, which Triton wants so.
+    """
+    vars(model).clear()
+    gc.collect()
+    _FAMILIES.clear()
+    gc.collect()
 
 
 def raise_by(metric: Any, amount: float) -> None:

@@ -20,7 +20,17 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.admission import EXPIRED, Admission, RefusedError
-from tritonrank_runtime.backend import Tally, array, cancelled, failure, family, invalid, unavailable, unexpected
+from tritonrank_runtime.backend import (
+    Tally,
+    array,
+    cancelled,
+    failure,
+    family,
+    invalid,
+    let_go,
+    unavailable,
+    unexpected,
+)
 from tritonrank_runtime.candidate_rows import candidate_scores
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.deadlines import deadline_after, is_expired, seconds_left
@@ -144,6 +154,7 @@ class TritonPythonModel:
         self.lanes.close()
         self.tally.close()
         self.tracing.close()
+        let_go(self)
 
     # ---- Triton's thread
 

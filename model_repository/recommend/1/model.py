@@ -25,7 +25,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.admission import EXPIRED
-from tritonrank_runtime.backend import array, cancelled, failure, invalid, unavailable, unexpected
+from tritonrank_runtime.backend import array, cancelled, failure, invalid, let_go, unavailable, unexpected
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
@@ -63,6 +63,7 @@ class TritonPythonModel:
             self._in_loop(self.recommender.close(), START_SECONDS)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join(GRACE_SECONDS)
+        let_go(self)
 
     def execute(self, requests):
         return [self._answer(request) for request in requests]

@@ -21,7 +21,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.admission import EXPIRED
 from tritonrank_runtime.architectures import architecture_of_inputs
-from tritonrank_runtime.backend import array, cancelled, failure, family, invalid, raise_by, unavailable, unexpected
+from tritonrank_runtime.backend import (
+    array,
+    cancelled,
+    failure,
+    family,
+    invalid,
+    let_go,
+    raise_by,
+    unavailable,
+    unexpected,
+)
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.deadlines import deadline_after, is_expired
 from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
@@ -100,6 +110,7 @@ class TritonPythonModel:
         self.tracing.close()
         if self.workers:
             self.workers.close()
+        let_go(self)
 
     def execute(self, requests):
         answers, traces = {}, [self.tracing.of(request) for request in requests]

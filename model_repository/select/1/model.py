@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 # The copy beside this file, whatever of that name the environment has.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tritonrank_runtime.backend import array, invalid, unexpected
+from tritonrank_runtime.backend import array, invalid, let_go, unexpected
 from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores
 from tritonrank_runtime.gate_metrics import artifact_gauges
 from tritonrank_runtime.inherited import close_inherited_sockets
@@ -37,6 +37,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self.tracing.close()
+        let_go(self)
 
     def execute(self, requests):
         return [self.tracing.traced(request, self._answer) for request in requests]

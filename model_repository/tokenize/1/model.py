@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tritonrank_runtime.admission import Admission, RefusedError
-from tritonrank_runtime.backend import Tally, array, cancelled, invalid, unavailable, unexpected
+from tritonrank_runtime.backend import Tally, array, cancelled, invalid, let_go, unavailable, unexpected
 from tritonrank_runtime.deadlines import deadline_after, seconds_left
 from tritonrank_runtime.gate_metrics import GateMetrics
 from tritonrank_runtime.inherited import close_inherited_sockets
@@ -75,6 +75,7 @@ class TritonPythonModel:
     def finalize(self):
         self.tally.close()
         self.tracing.close()
+        let_go(self)
 
     def execute(self, requests):
         if self.tuning.look():

@@ -14,7 +14,8 @@ All that is linked, not copied, but for the configs, which have the new names. A
 Triton 2.51 makes two things delicate. Whenever it loads an ensemble it looks at the models behind it, and loads those
 anew beside which a file has changed: so nobody may write byte code there. And where two processes of one model and
 version have metrics of their own (one that leaves, and one that comes), it frees the metrics of both with the first,
-and crashes: so each loading has a version number of its own in Triton, by which its metrics differ.
+and crashes: so each loading has another version number in Triton than the one before, by which its metrics differ. The
+numbers come again, as what Triton counts of a version stays on its page for ever.
 """
 
 import shutil
@@ -61,7 +62,7 @@ def lay_out(repository: Path, names: Mapping[str, str], models: Path, number: in
         repository: whose models.
         names: by the name in the repository, the new one. Other models of it keep their names wherever they are named.
         models: folder of the server's models.
-        number: of their version in Triton; no loading before had it.
+        number: of their version in Triton; not that of the loading before.
 
     Raises:
         ArtifactError: a config cannot be read.
@@ -75,7 +76,7 @@ def lay_out(repository: Path, names: Mapping[str, str], models: Path, number: in
                 _link(entry, target / (str(number) if entry.name == VERSION else entry.name))
         if (repository / MANIFEST).is_file():
             (target / MANIFEST).symlink_to(repository.resolve() / MANIFEST)  # says when it was assembled
-        write_config(renamed(read_config(repository / name), names), target)
+        write_config(numbered(renamed(read_config(repository / name), names), number), target)
 
 
 def lay_out_steward(models: Path) -> None:
@@ -106,15 +107,22 @@ def lay_out_recommend(repository: Path, models: Path, number: int) -> None:
     ``forget_recommend``: it imports and opens files when it first needs them."""
     target = models / RECOMMEND
     target.mkdir(exist_ok=True)
+    shutil.rmtree(target / str(number), ignore_errors=True)
     _link((repository / RECOMMEND / VERSION).resolve(), target / str(number))
-    write_config(read_config(repository / RECOMMEND), target)
+    write_config(numbered(read_config(repository / RECOMMEND), number), target)
 
 
-def forget_recommend(models: Path) -> None:
-    """Remove all versions of ``recommend`` but the newest."""
-    versions = sorted((models / RECOMMEND).glob("[0-9]*"), key=lambda folder: int(folder.name))
-    for folder in versions[:-1]:
-        shutil.rmtree(folder)
+def forget_recommend(models: Path, number: int) -> None:
+    """Remove all versions of ``recommend`` but one."""
+    for folder in (models / RECOMMEND).glob("[0-9]*"):
+        if folder.name != str(number):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def numbered(config: pb.ModelConfig, number: int) -> pb.ModelConfig:
+    """Have this version loaded, and no other."""
+    config.version_policy.specific.versions[:] = [number]
+    return config
 
 
 def keep_byte_code_out(folder: Path) -> None:

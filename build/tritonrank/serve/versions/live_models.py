@@ -3,7 +3,7 @@
 import itertools
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from tritonrank.serve.server import REPOSITORY_LINKS, LocalTriton
 from tritonrank.serve.server_processes import Part, children_of, stubs_of
@@ -17,6 +17,8 @@ from tritonrank.serve.versions.slot import Slot
 LEAVE_SECONDS = 60.0
 """For requests in flight of models that leave; then their processes are left to Triton."""
 POLL_SECONDS = 0.02
+NUMBERS = (2, 3, 4, 1)
+"""Of a model's versions in Triton, one after the other."""
 
 
 class LiveModels:
@@ -30,7 +32,7 @@ class LiveModels:
         self.server = server
         self._control = ModelControl(server.run_folder, server.ready_timeout_seconds)
         self._folder = server.run_folder / REPOSITORY_LINKS
-        self._numbers = itertools.count(2)  # what the server started with has 1
+        self._numbers: dict[str, Iterator[int]] = {}
 
     @property
     def is_ending(self) -> bool:
@@ -52,7 +54,7 @@ class LiveModels:
             ArtifactError: a config cannot be read.
             ServerError: a model cannot be loaded; says why.
         """
-        layout.lay_out(slot.repository, slot.names(), self._folder, next(self._numbers))
+        layout.lay_out(slot.repository, slot.names(), self._folder, self._number(slot.name))
         for model in slot.models():
             self._control.load(model)
         return self.stubs(slot.models())
@@ -99,13 +101,19 @@ class LiveModels:
         leaving = self.stubs([RECOMMEND])
         self.need(slot, leaving)
         if _recommends(slot):
-            layout.lay_out_recommend(slot.repository, self._folder, next(self._numbers))
+            number = self._number(RECOMMEND)
+            layout.lay_out_recommend(slot.repository, self._folder, number)
             self._control.load(RECOMMEND)
+            self._await_end(leaving)
+            layout.forget_recommend(self._folder, number)
         elif _recommends(before):
             self._control.unload(RECOMMEND)
-        self._await_end(leaving)
-        layout.forget_recommend(self._folder)
+            self._await_end(leaving)
         self.need(slot, leaving)
+
+    def _number(self, of: str) -> int:
+        """Of its next version in Triton. What the server started with has 1."""
+        return next(self._numbers.setdefault(of, itertools.cycle(NUMBERS)))
 
     def _await_end(self, parts: Sequence[Part]) -> None:
         deadline = time.monotonic() + LEAVE_SECONDS
