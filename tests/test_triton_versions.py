@@ -13,8 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from google.protobuf import text_format
+from test_gpu_config import GPU_TARGETS, INPUTS, configs_of
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import ArtifactError, ServerError
+from tritonrank.serve.triton_config import as_text
 from tritonrank.serve.versions import layout
 from tritonrank.serve.versions.admin_app import LONGEST_BODY, admin_app
 from tritonrank.serve.versions.admin_client import AdminError, TritonAdmin
@@ -86,6 +89,30 @@ def test_nobody_writes_byte_code_beside_a_model(repository: Path, tmp_path: Path
     subprocess.run([sys.executable, "-I", "-c", code], check=True)
     assert sorted(path.name for path in (models / "tokenize-b").rglob("*")) == before
     assert (models / "tokenize-b" / "1" / "__pycache__").is_file()
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS)
+@pytest.mark.parametrize("architecture", INPUTS)
+def test_repositories_for_tensorrt_are_renamed_too(tmp_path: Path, target: Target, architecture: str) -> None:
+    configs, models = configs_of(target, architecture), tmp_path / "models"
+    models.mkdir()
+    for name, config in configs.items():
+        (tmp_path / "made" / name / "1").mkdir(parents=True)
+        (tmp_path / "made" / name / "1" / "model.plan").write_text("plan")
+        (tmp_path / "made" / name / "config.pbtxt").write_text(as_text(config))
+    names = layout.names_of(tmp_path / "made", "b")
+    layout.lay_out(tmp_path / "made", names, models, 2)
+    for name, config in configs.items():
+        expected = pb.ModelConfig()
+        expected.CopyFrom(config)
+        expected.name = f"{name}-b"
+        for step in expected.ensemble_scheduling.step:
+            step.model_name += "-b"
+        if "queue" in expected.parameters:
+            expected.parameters["queue"].string_value = "rank-b"
+        expected.version_policy.specific.versions[:] = [2]
+        assert read(models / f"{name}-b") == expected, "and nothing else is changed"
+        assert (models / f"{name}-b" / "2" / "model.plan").read_text() == "plan"
 
 
 def test_a_name_points_to_another_version(repository: Path, tmp_path: Path) -> None:
