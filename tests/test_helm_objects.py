@@ -348,3 +348,34 @@ RULES = ROOT / "deploy" / "prometheus" / "rules"
 
 def name_of(rule: Object) -> str:
     return str(rule["metadata"]["name"]).rpartition("-")[2]
+
+
+# Kinds of operators, whose schemas are not at hand
+
+
+FIELDS = {
+    "PodMonitor": {"selector": {"matchLabels"}, "podMetricsEndpoints": {"port", "path", "interval", "relabelings"}},
+    "PrometheusRule": {"groups": {"name", "rules", "interval"}},
+    "ScaledObject": {
+        "scaleTargetRef": {"apiVersion", "kind", "name"},
+        "minReplicaCount": None,
+        "maxReplicaCount": None,
+        "pollingInterval": None,
+        "advanced": {"horizontalPodAutoscalerConfig"},
+        "triggers": {"type", "metricType", "metadata"},
+    },
+}
+"""What was read in the operators' own definitions: any other field has to be looked up there first."""
+
+
+@pytest.mark.parametrize("values", SETS)
+def test_kinds_of_operators_have_fields_that_were_looked_up(values: str) -> None:
+    for one in of_kind(values, *FIELDS):
+        known = FIELDS[one["kind"]]
+        assert one["spec"].keys() <= known.keys()
+        for name, value in one["spec"].items():
+            for part in value if isinstance(value, list) else [value]:
+                assert not isinstance(part, dict) or part.keys() <= (known[name] or set()), key_of(one)
+        for trigger in one["spec"].get("triggers", []):
+            assert trigger["metadata"].keys() <= {"serverAddress", "query", "threshold", "ignoreNullValues"}
+            assert all(isinstance(text, str) for text in trigger["metadata"].values())
