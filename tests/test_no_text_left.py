@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from gateways import RunningGateway
@@ -134,13 +135,25 @@ def test_no_text_and_no_user_is_left_behind(
         with serve_command(tmp_path / "repository", tmp_path, "--log-file", str(tmp_path / "server.log")) as served:
             flags = ("--events-log", str(tmp_path / "log"), "--tracing")
             with running_shop(workspace, served.urls["gRPC"], tmp_path / "shop", *flags) as gateway:
+                address = urlsplit(served.urls["gRPC"]).netloc
+                for role in ("shadow", "canary"):  # they are told of in logs and figures of their own
+                    version = {"name": role, "triton": [address], "model": "rank", "share": 0.5}
+                    put = httpx.put(f"{gateway.metrics_url}/versions/{role}", json=version, headers=ADMIN, timeout=30)
+                    assert put.status_code == 200, put.text
                 statuses = use(gateway, served.urls)
+                own = [psutil.Process(pid) for pid in (gateway.process.pid, served.program.pid)]
+                told_to_all = [one.cmdline() for one in [*own, served.triton, *served.triton.children(recursive=True)]]
+                assert len(told_to_all) >= 4
+                assert not [words for words in told_to_all if "Zwetschgen" in str(words)]
                 assert statuses[200] > 10
                 assert sum(number for status, number in statuses.items() if 400 <= status < 500) > 100
                 assert not statuses.get(500), gateway.log
                 with httpx.Client(timeout=20) as http:
                     pages += [http.get(f"{gateway.metrics_url}/metrics").text, http.get(served.urls["metrics"]).text]
                     pages += [http.get(f"{gateway.metrics_url}/{path}").text for path in ("adapt", "reference")]
+                    compared = http.get(f"{gateway.metrics_url}/versions/comparison", headers=ADMIN)
+                    assert compared.status_code == 200
+                    pages.append(compared.text)
                 wait_until(lambda: len(traces.spans) > 20, 20, lambda: "no spans")
                 for process in served.triton.children():  # what is lost is told, and told without texts
                     process.kill()
