@@ -25,9 +25,12 @@ from tritonrank.artifacts.store.into_folder import pull_into
 from tritonrank.artifacts.store.objects import open_objects
 from tritonrank.artifacts.store.push import artifact_of, describe, push_version
 from tritonrank.artifacts.store.urls import parse_source
+from tritonrank.artifacts.store.versions import File
 from tritonrank.errors import ArtifactError, StoreError
 from tritonrank.serve.store_source import served_source
 from tritonrank.serve.succession import Following, StoreTag
+from tritonrank.tensorrt.plans import PLAN_FILE
+from tritonrank_runtime.shard_runner import shard_file
 
 pytest_plugins = ["stored"]
 pytestmark = pytest.mark.usefixtures("small_and_impatient")
@@ -87,6 +90,19 @@ def test_ranks_fetch_only_their_shards(url: str, tmp_path: Path) -> None:
     assert found.pulled is not None
     assert found.pulled.bytes == distinct_bytes(pushed.version) - 5_000
     assert {path.name for path in fetch(url).rglob("*.plan.*")} == {"model.plan.rank0", "model.plan.rank1"}
+
+
+@pytest.mark.parametrize(
+    ("path", "rank"),
+    [
+        (f"ranker/1/{shard_file(3, 'context.onnx')}", 3),
+        (f"ranker/1/{PLAN_FILE}.rank12", 12),
+        (f"ranker/1/{PLAN_FILE}", None),
+        ("rank/config.pbtxt", None),
+    ],
+)
+def test_files_of_a_rank_are_known_by_their_names(path: str, rank: int | None) -> None:
+    assert File(path, 0, "", ()).rank == rank
 
 
 def test_one_url_holds_one_model(url: str, tmp_path: Path) -> None:
