@@ -281,6 +281,22 @@ def test_a_gateway_that_is_away_is_waited_for(world: World) -> None:
     world.until("canary")
 
 
+def test_a_triton_that_is_away_does_not_keep_a_version_from_being_taken_back(world: World) -> None:
+    world.controller.start("artifacts/new", "new")
+    world.until("shadow")
+    world.triton.refuses = 500, "broken"
+    world.controller.back()
+    world.look(2)
+    assert world.phase == "returning"
+    assert world.everywhere("shadow") == {""}
+    world.look(2, 61)
+    assert world.phase == "back"
+    assert "new" in world.triton.versions
+    world.triton.refuses = None
+    world.look(2)
+    assert "new" not in world.triton.versions
+
+
 def test_held_promoted_and_taken_back_by_a_person(world: World) -> None:
     with pytest.raises(NotNowError, match="rollout start"):
         world.controller.promote()

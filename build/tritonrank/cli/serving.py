@@ -108,9 +108,9 @@ def serve(
     options |= {"ready_timeout_seconds": ready_timeout, "log_file": None if shows_log else log_file}
     admin = None
     if admin_port is not None:
-        from tritonrank.serve.versions.admin_server import AdminServer
+        from tritonrank.serve.versions.door import Door
 
-        admin = AdminServer(admin_port, admin_host)
+        admin = Door(admin_port, admin_host, "--admin-port")
     named = served_source(artifacts, build)
     folder = named.folder
     notes = named.notes or notes_on_served(folder, build)  # before the start: it is what was chosen then

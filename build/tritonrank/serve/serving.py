@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from tritonrank.serve.triton_config import ENSEMBLE
 from tritonrank.tensorrt.plans import PLAN_FILE, check_plans, plan_settings
 
 if TYPE_CHECKING:
-    from tritonrank.serve.versions.admin_server import AdminServer
+    from tritonrank.serve.versions.door import Door
 
 GOLDEN_FILE = "golden.json"
 """Requests with their scores in process; ``assemble`` writes it."""
@@ -54,7 +54,7 @@ def serving(
     *,
     build: str | None = None,
     followed: Followed | None = None,
-    admin: "AdminServer | None" = None,
+    admin: "Door | None" = None,
     **options: Any,
 ) -> Iterator[SupervisedTriton]:
     """A ready server for a repository, brought back by itself when it is lost.
@@ -88,10 +88,13 @@ def serving(
         followed = ServedLink(root)
     following = Following(followed, repository, CheckedRepository) if followed else None
     shelf = None
+    answering: AbstractContextManager[None] = nullcontext()
     if admin is not None:
+        from tritonrank.serve.versions.admin_app import admin_app
         from tritonrank.serve.versions.opening import open_shelf
 
-        shelf = open_shelf(checked, artifacts, root, following)
+        shelf = open_shelf(checked, root, following)
+        answering = admin.answering(admin_app(shelf))
     started = SupervisedTriton(
         (shelf or checked).make,
         shelf or checked,
@@ -99,7 +102,6 @@ def serving(
         ready_file=ready_file,
         options=options,
     )
-    answering = admin.serving(shelf) if admin and shelf else nullcontext()
     with following or nullcontext(), started as server, shelf or nullcontext(), answering:
         yield server
 

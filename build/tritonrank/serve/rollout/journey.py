@@ -244,9 +244,12 @@ class Journey:
             state.unload[rollout.name] = self.book.clock() + 60 * rollout.rules["keep_minutes"]
         elif rollout.source:
             self.triton_views = self._tritons.unload(rollout.name)
-            if problem := next((view.problem for view in self.triton_views if view.problem), ""):
-                self._wait(rollout, problem)
+            waits = next((_stays(view, rollout.name) for view in self.triton_views if _stays(view, rollout.name)), "")
+            if waits and self.book.clock() - rollout.began < RETURN_SECONDS:
+                self._wait(rollout, waits)
                 return
+            if waits:
+                state.unload[rollout.name] = self.book.clock()
         if state.live is not None and state.live["name"] == FIRST:
             state.live = None  # a gateway that is started again has it by itself, with what its flags say by then
         self.book.enter("back", rollout.step, 0.0, self.views)
@@ -264,6 +267,11 @@ class Journey:
 def _here(path: str | None) -> str | None:
     """A path of the Triton's machine, if it is this one: then it is the gateways', too."""
     return path if path and Path(path).exists() else None
+
+
+def _stays(view: TritonView, name: str) -> str:
+    """Why a Triton has a version still; "" where it is gone."""
+    return view.problem or (f"{view.url}: {name} has requests in flight" if view.find(name) is not None else "")
 
 
 def _said(reading: Reading) -> str:

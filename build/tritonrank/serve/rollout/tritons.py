@@ -10,6 +10,8 @@ from tritonrank.serve.versions.admin_client import AdminError, TritonAdmin
 from tritonrank.serve.versions.shapes import Version, Versions
 
 MOST_AT_ONCE = 16
+ANSWER_SECONDS = 15.0
+"""Nothing is waited for inside of an answer but that `rank` becomes another version."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Tritons:
     def _each(self, ask: Callable[[TritonAdmin], TritonView]) -> list[TritonView]:
         def one(url: str) -> TritonView:
             try:
-                return ask(TritonAdmin(url, self._key, self._tls))
+                return ask(TritonAdmin(url, self._key, self._tls, ANSWER_SECONDS))
             except AdminError as error:
                 return TritonView(url, str(error))
 

@@ -15,14 +15,11 @@ BY = "live"
 """What the history of promotions calls it."""
 
 
-def open_shelf(
-    first: CheckedRepository, artifacts: Path, root: Path | None, succession: Succession | None
-) -> VersionShelf:
+def open_shelf(first: CheckedRepository, root: Path | None, succession: Succession | None) -> VersionShelf:
     """The shelf for a server that is about to start.
 
     Args:
         first: what it starts with.
-        artifacts: as it was named.
         root: the recipe's folder, whose promotions are followed; None where none are.
         succession: says when something else was promoted.
     """
@@ -35,7 +32,8 @@ def open_shelf(
                 return f"build {build.name}"
         return None
 
-    return VersionShelf(first, str(artifacts), open_source, record, succession)
+    # The folder itself, so that it can be loaded again once another build is served.
+    return VersionShelf(first, str(first.folder.resolve()), open_source, record, succession)
 
 
 def open_source(source: str) -> CheckedRepository:
