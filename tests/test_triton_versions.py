@@ -21,8 +21,8 @@ from tritonrank.serve.triton_config import as_text
 from tritonrank.serve.versions import layout
 from tritonrank.serve.versions.admin_app import LONGEST_BODY, admin_app
 from tritonrank.serve.versions.admin_client import AdminError, TritonAdmin
-from tritonrank.serve.versions.admin_server import AdminServer, key_of_environment
 from tritonrank.serve.versions.control import SOCKET, ModelControl
+from tritonrank.serve.versions.door import Door, KeyNeeded, key_of_environment
 from tritonrank.serve.versions.opening import open_source
 from tritonrank.serve.versions.shapes import KEY_VARIABLE, NAME, Live, Version, Versions
 from tritonrank.serve.versions.shelf import RefusedError
@@ -177,7 +177,7 @@ class StandInShelf:
 
 def ask(shelf: StandInShelf, *calls: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:
     async def all_of_them() -> list[httpx.Response]:
-        app: Any = admin_app(shelf, KEY)  # type: ignore[arg-type]
+        app: Any = KeyNeeded(admin_app(shelf), KEY)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)
         headers = {"Authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as client:
@@ -264,13 +264,13 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=rf"port {port}.*--admin-port"):
-            AdminServer(port)
+            Door(port, flag="--admin-port")
 
 
 def test_client_and_server_speak_over_a_real_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    admin, shelf = AdminServer(0), StandInShelf()
-    with admin.serving(shelf):  # type: ignore[arg-type]
+    admin, shelf = Door(0), StandInShelf()
+    with admin.answering(admin_app(shelf)):  # type: ignore[arg-type]
         asked = TritonAdmin(admin.url, KEY)
         assert asked.list() == shelf.told()
         assert asked.put("b", "/b", wait_seconds=0).state == "waiting"

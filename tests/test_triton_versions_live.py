@@ -22,7 +22,7 @@ from tritonrank.serve.serving import GOLDEN_FILE, artifact_name, golden_requests
 from tritonrank.serve.succession import Wanted
 from tritonrank.serve.supervisor import SupervisedTriton
 from tritonrank.serve.versions.admin_client import AdminError, TritonAdmin
-from tritonrank.serve.versions.admin_server import AdminServer
+from tritonrank.serve.versions.door import Door
 from tritonrank.serve.versions.shapes import KEY_VARIABLE
 from tritonrank_client import RankClient, RankError, Retry
 
@@ -88,7 +88,7 @@ class Running:
 def running(workspace: Workspace) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(KEY_VARIABLE, KEY)
-        admin, followed = AdminServer(0), Followed()
+        admin, followed = Door(0), Followed()
         ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
         with serving(workspace.repository, followed=followed, admin=admin, **ports) as server:
             yield Running(server, TritonAdmin(admin.url, KEY), artifact_name(workspace.repository), followed)
