@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DIALECTS := .venv-dialects
 PERF_ANALYZER := .tools/bin/perf_analyzer
+HELM := .tools/bin/helm
 RECIPE ?= build/recipes/demo.yaml
 ARTIFACTS ?= artifacts/demo
 JOINT ?= artifacts/movielens-joint
@@ -24,7 +25,7 @@ AT_ONCE := --dist loadfile --max-worker-restart 2 -n
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(VENV)/.installed $(PERF_ANALYZER) ## make .venv with everything, pinned by constraints.txt, and .tools
+setup: $(VENV)/.installed $(PERF_ANALYZER) $(HELM) ## make .venv with everything, pinned by constraints.txt, and .tools
 
 # One pip call with all extras: separate calls let the resolver drift away from versions that work together.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -36,6 +37,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # The last thing that the network is needed for: after this, tests and demo run without it.
 $(PERF_ANALYZER): | $(VENV)/.installed
 	@$(BIN)/python -m loadtests.tools
+
+$(HELM): | $(VENV)/.installed
+	@$(BIN)/python -m loadtests.cluster_tools
 
 dialect-clients: $(DIALECTS)/.installed ## make .venv-dialects: the real clients that the gateway's contract tests run
 
@@ -82,8 +86,9 @@ locks: setup ## resolve deploy/locks anew, with hashes, and write the bills of m
 audit: setup ## hold the locks against known vulnerabilities (asks PyPI's advisories)
 	@$(BIN)/python -m deploy.supply audit
 
-tools: setup ## check perf_analyzer in .tools/, and unpack it anew if it does not run
+tools: setup ## check perf_analyzer, helm and kubectl in .tools/, and unpack anew what does not run
 	@$(BIN)/python -m loadtests.tools
+	@$(BIN)/python -m loadtests.cluster_tools
 
 perf: tools ## sweep `rank` with perf_analyzer (ARTIFACTS=artifacts/..., OPTIONS="--concurrency 1,2")
 	@test -f $(ARTIFACTS)/workload.jsonl || $(BIN)/tritonrank workload $(ARTIFACTS)
