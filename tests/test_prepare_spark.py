@@ -1,7 +1,6 @@
 """``prepare --engine spark`` gives what one machine gives, to the byte: the same files, the same manifest."""
 
 import gzip
-import json
 import os
 import subprocess
 import sys
@@ -10,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import polars as pl
 import pytest
+from obstore.store import from_url
 from programs import require_program
-from tritonrank.artifacts import Draft, sha256_file
+from s3_server import BUCKET, s3_server
+from stage_runs import prepared
+from tritonrank.artifacts import Draft, read_manifest, sha256_file
 from tritonrank.data.prepare import prepare
 from tritonrank.data.spark import engine, files
 from tritonrank.data.spark.session import spark_session
 from tritonrank.errors import DataError
-from tritonrank.recipe import Recipe
+from tritonrank.recipe import Recipe, TablesData
 
 TESTS = Path(__file__).parent
 FIRST = 1_500_000_000
@@ -190,33 +193,39 @@ def test_faults_are_told_alike(spark: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_of_processes_gives_the_same(tmp_path: Path) -> None:
-    """By the command, on executors that are processes of their own."""
+def test_a_cluster_of_processes_reads_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables in S3, by the command, on executors that are processes of their own; and from S3 on this machine."""
     require_program("java", "openjdk-17-jre-headless")
     import pyspark
 
-    asked = dirty_parquet(tmp_path)
+    local = dirty_parquet(tmp_path)
     home = tmp_path / "home"  # executors write into the folder of Spark, and the installed one is not ours
     home.mkdir()
     for part in Path(pyspark.__file__).parent.iterdir():
         (home / part.name).symlink_to(part)
-    (tmp_path / "recipe.yaml").write_text(asked.model_dump_json(exclude_none=True), encoding="utf-8")
     (tmp_path / "conf").mkdir()
-    environment = os.environ | {"SPARK_HOME": str(home), "SPARK_CONF_DIR": str(settings_of_spark(tmp_path / "conf"))}
-    environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
-    command = [sys.executable, "-m", "tritonrank", "prepare", str(tmp_path / "recipe.yaml"), "--artifacts"]
-    on_cluster = ["--engine", "spark", "--spark-master", "local-cluster[2,1,700]"]
-    for where, further in (("there", on_cluster), ("here", [])):
-        ran = subprocess.run(
-            [*command, str(tmp_path / where), *further],
-            env=environment, capture_output=True, text=True, timeout=280, check=False,
-        )  # fmt: skip
+    environment = {"SPARK_HOME": str(home), "SPARK_CONF_DIR": str(settings_of_spark(tmp_path / "conf"))}
+    for name, value in (environment | {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}).items():
+        monkeypatch.setenv(name, value)
+    with s3_server() as s3:
+        for name, value in s3.environment().items():
+            monkeypatch.setenv(name, value)
+        bucket = from_url(f"s3://{BUCKET}", client_options={"allow_http": True})
+        for file in [tmp_path / "items.parquet", *(tmp_path / "log").rglob("*.parquet")]:
+            obstore.put(bucket, f"shop/{file.relative_to(tmp_path).as_posix()}", file.read_bytes())
+        places = {"items": f"s3://{BUCKET}/shop/items.parquet", "events": f"s3://{BUCKET}/shop/log"}
+        data = local.data.model_dump(mode="json", exclude_none=True) | places
+        remote = local.model_copy(update={"data": TablesData.model_validate(data)})
+        (tmp_path / "recipe.yaml").write_text(remote.model_dump_json(exclude_none=True), encoding="utf-8")
+        command = [sys.executable, "-m", "tritonrank", "prepare", str(tmp_path / "recipe.yaml"), "--artifacts"]
+        command += [str(tmp_path / "cluster"), "--engine", "spark", "--spark-master", "local-cluster[2,1,700]"]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
         assert ran.returncode == 0, ran.stderr[-3000:]
-    (here, there) = (tmp_path / where / "test" / "dataset" / "manifest.json" for where in ("here", "there"))
-    one, other = (json.loads(manifest.read_text(encoding="utf-8")) for manifest in (here, there))
-    assert {key: one[key] for key in ("artifact", "key", "files", "metrics")} == {
-        key: other[key] for key in ("artifact", "key", "files", "metrics")
-    }
+        from_bucket = prepared(remote, tmp_path / "bucket" / "dataset")
+    on_cluster = read_manifest(tmp_path / "cluster" / "test" / "dataset")
+    here = prepared(local, tmp_path / "here" / "dataset")
+    for one in (from_bucket, on_cluster):
+        assert (one.key, one.artifact, one.files, one.metrics) == (here.key, here.artifact, here.files, here.metrics)
 
 
 @pytest.mark.parametrize(

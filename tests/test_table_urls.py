@@ -1,23 +1,14 @@
 """Tables in object stores are read as those in folders: the same rows, the same key of the dataset, faults by URL."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import obstore
 import polars as pl
 import pytest
-from obstore.store import from_url
-from programs import require_program
-from s3_server import BUCKET, S3Server, s3_server
-from test_prepare_spark import dirty_parquet, settings_of_spark
 from tritonrank.data.loading import load_tables, source_fingerprints
 from tritonrank.data.parts import find_parts, parts_at
-from tritonrank.errors import DataError, StoreError
+from tritonrank.errors import DataError
 from tritonrank.recipe import TablesData
 from tritonrank.system.table_url import TableUrl
 
@@ -89,54 +80,3 @@ def test_urls_are_read_without_secrets(tmp_path: Path) -> None:
     assert shop(str(tmp_path), events=f"file://{tmp_path}/log").events == tmp_path / "log"
     data = shop("s3://bucket", events="gs://shop/day=*/x?.parquet")
     assert data.model_dump()["events"] == "gs://shop/day=*/x?.parquet"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.mark.slow
-def test_a_cluster_reads_partitioned_parquet_from_s3(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The recipe with its tables in a bucket, on Spark, gives the dataset of the folders, on this machine."""
-    require_program("java", "openjdk-17-jre-headless")
-    local = dirty_parquet(tmp_path)
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-    bucket = from_url(f"s3://{BUCKET}", client_options={"allow_http": True})
-    for file in [tmp_path / "items.parquet", *(tmp_path / "log").rglob("*.parquet")]:
-        obstore.put(bucket, f"shop/{file.relative_to(tmp_path).as_posix()}", file.read_bytes())
-    url = f"s3://{BUCKET}/shop"
-    data = local.data.model_dump(mode="json", exclude_none=True) | {
-        "items": f"{url}/items.parquet",
-        "events": f"{url}/log",
-    }
-    remote = local.model_copy(update={"data": TablesData.model_validate(data)})
-    (tmp_path / "conf").mkdir()
-    environment = os.environ | {
-        "SPARK_CONF_DIR": str(settings_of_spark(tmp_path / "conf")),
-        "SPARK_LOCAL_IP": "127.0.0.1",
-    }
-    artifacts = []
-    for name, recipe, further in (
-        ("folder", local, []),
-        ("bucket", remote, []),
-        ("spark", remote, ["--engine", "spark", "--spark-master", "local[2]"]),
-    ):
-        (tmp_path / f"{name}.json").write_text(recipe.model_dump_json(exclude_none=True), encoding="utf-8")
-        command = [sys.executable, "-m", "tritonrank", "prepare", str(tmp_path / f"{name}.json"), "--artifacts"]
-        ran = subprocess.run(
-            [*command, str(tmp_path / name), *further],
-            env=environment, capture_output=True, text=True, timeout=280, check=False,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        artifacts.append((tmp_path / name / "test" / "dataset" / "manifest.json").read_text(encoding="utf-8"))
-    keys = [[line for line in text.splitlines() if '"key"' in line or '"artifact"' in line] for text in artifacts]
-    assert keys[0] == keys[1] == keys[2]
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StoreError):
-        load_tables(remote.data, 1)

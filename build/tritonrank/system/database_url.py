@@ -38,7 +38,13 @@ def read_url(text: str) -> "DatabaseUrl | TableUrl | Path":
     scheme = text.partition("://")[0].lower()
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
-    return TableUrl.parse(text) if scheme in TABLE_SCHEMES else DatabaseUrl.parse(text)
+    if scheme in TABLE_SCHEMES:
+        return TableUrl.parse(text)
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"{scheme}:// is not read; expected a path, files such as {FILES}, or a database such as {EXAMPLES}"
+        )
+    return DatabaseUrl.parse(text)
 
 
 def without_password(text: str) -> str:
@@ -71,10 +77,7 @@ class DatabaseUrl:
         """
         parts = urlsplit(text)
         if parts.scheme not in SCHEMES:
-            raise ValueError(
-                f"{parts.scheme}:// is not read; expected a path, files such as {FILES}, or a "
-                f"database such as {EXAMPLES}"
-            )
+            raise ValueError(f"{parts.scheme}:// is not read; expected a path, or a database such as {EXAMPLES}")
         options = parse_qsl(parts.query, keep_blank_values=True)
         query = "".join(value for key, value in options if key == "query").strip().rstrip(";")
         table = unquote(parts.fragment).strip()
