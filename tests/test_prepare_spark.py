@@ -193,6 +193,7 @@ def test_faults_are_told_alike(spark: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_cluster_of_processes_reads_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables in S3, by the command, on executors that are processes of their own; and from S3 on this machine."""
     require_program("java", "openjdk-17-jre-headless")
@@ -219,7 +220,7 @@ def test_a_cluster_of_processes_reads_a_bucket(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "recipe.yaml").write_text(remote.model_dump_json(exclude_none=True), encoding="utf-8")
         command = [sys.executable, "-m", "tritonrank", "prepare", str(tmp_path / "recipe.yaml"), "--artifacts"]
         command += [str(tmp_path / "cluster"), "--engine", "spark", "--spark-master", "local-cluster[2,1,700]"]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
         assert ran.returncode == 0, ran.stderr[-3000:]
         from_bucket = prepared(remote, tmp_path / "bucket" / "dataset")
     on_cluster = read_manifest(tmp_path / "cluster" / "test" / "dataset")
