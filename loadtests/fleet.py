@@ -30,7 +30,7 @@ from loadtests.workload import WorkloadError, read_workload, workload_of
 
 STATUS: dict[int, FailureKind] = {429: "rejected", 503: "unavailable", 504: "expired"}
 READY_SECONDS = 300.0
-PAUSE_SECONDS = 2.0
+PAUSE_SECONDS = 1.0
 """Between two things that are done to the fleet."""
 DIFFERENT_REQUESTS = 50
 BUSY_SECONDS, QUIET_SECONDS = 240.0, 480.0
