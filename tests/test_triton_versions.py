@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from google.protobuf import text_format
+from made_builds import make_build
 from test_gpu_config import GPU_TARGETS, INPUTS, configs_of
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonrank.artifacts.builds import find_build, served_build
 from tritonrank.artifacts.workspace import Target
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.serve.triton_config import as_text
@@ -23,7 +25,7 @@ from tritonrank.serve.versions.admin_app import LONGEST_BODY, admin_app
 from tritonrank.serve.versions.admin_client import AdminError, TritonAdmin
 from tritonrank.serve.versions.control import SOCKET, ModelControl
 from tritonrank.serve.versions.door import Door, KeyNeeded, key_of_environment
-from tritonrank.serve.versions.opening import open_source
+from tritonrank.serve.versions.opening import open_source, remember
 from tritonrank.serve.versions.shapes import KEY_VARIABLE, NAME, Live, Version, Versions
 from tritonrank.serve.versions.shelf import RefusedError
 
@@ -151,6 +153,20 @@ def test_names_that_are_none(name: str) -> None:
 def test_a_source_that_depends_on_where_the_server_was_started_is_refused() -> None:
     with pytest.raises(ArtifactError, match="begins with /"):
         open_source("artifacts/shop")
+
+
+def test_a_restart_serves_the_build_that_was_made_live(tmp_path: Path) -> None:
+    root = tmp_path / "shop"
+    earlier, newer = make_build(root, "weights"), make_build(root, "other weights")
+    repositories = {name: find_build(root, name).repository for name in (earlier, newer)}
+    for name in (newer, earlier):
+        assert remember(root, repositories[name]) == f"build {name}"
+        served = served_build(root)
+        assert served is not None
+        assert served.name == name
+    assert remember(root, tmp_path) is None
+    assert remember(None, repositories[newer]) is None
+    assert served_build(root) == served
 
 
 class StandInShelf:

@@ -24,16 +24,30 @@ def open_shelf(first: CheckedRepository, root: Path | None, succession: Successi
         succession: says when something else was promoted.
     """
 
-    def record(repository: Path) -> str | None:
-        """Promote the build that a repository belongs to."""
-        for build in recorded_builds(root) if root else ():
-            if build.repository.resolve() == repository.resolve():
-                promote(build.root, build.name, BY)
-                return f"build {build.name}"
-        return None
-
     # The folder itself, so that it can be loaded again once another build is served.
-    return VersionShelf(first, str(first.folder.resolve()), open_source, record, succession)
+    source = str(first.folder.resolve())
+    return VersionShelf(first, source, open_source, lambda repository: remember(root, repository), succession)
+
+
+def remember(root: Path | None, repository: Path) -> str | None:
+    """Promote the build that a repository belongs to, so that a restart serves it; says which it is.
+
+    Args:
+        root: the recipe's folder; None: nobody follows its promotions.
+        repository: what is live now.
+
+    Returns:
+        None where the repository is none of its builds.
+
+    Raises:
+        ArtifactError: the build is damaged.
+        StorageError: the link cannot be written.
+    """
+    for build in recorded_builds(root) if root else ():
+        if build.repository.resolve() == repository.resolve():
+            promote(build.root, build.name, BY)
+            return f"build {build.name}"
+    return None
 
 
 def open_source(source: str) -> CheckedRepository:
