@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritonrank.artifacts.store import fetch
 from tritonrank.errors import ServerError
 from tritonrank.serve.fleet.autoscale import Bounds
 from tritonrank.serve.fleet.members import Spec
@@ -72,15 +73,7 @@ def fixed_repository(source: str) -> Path:
     Raises:
         ArtifactError: nothing can be served there.
     """
-    return repository_of(_folder_of(source)).resolve()
-
-
-def _folder_of(source: str) -> Path:
-    if "://" not in source:
-        return Path(source)
-    from tritonrank.artifacts.store import fetch
-
-    return fetch(source)
+    return repository_of(fetch(source)).resolve()
 
 
 def triton_spec(plan: Plan, repository: Path, revision: int = 1) -> Spec:
