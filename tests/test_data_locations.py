@@ -126,7 +126,7 @@ def test_a_password_is_not_written_into_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("s3://bucket/items.parquet", "s3"),
+        ("ftp://host/items.parquet", "ftp"),
         ("sqlite:///shop.db", "neither a table nor a query"),
         ("sqlite:///shop.db?query=SELECT%201#events", "both"),
         ("sqlite://shop.db#events", "three"),

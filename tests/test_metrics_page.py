@@ -20,6 +20,7 @@ from tritonrank.artifacts.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 BUILDS = "Builds and training"
+ROLLOUTS = "Rollouts"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PLACES, ENDINGS = ("deploy/prometheus", "deploy/grafana"), {".json", ".yml", ".yaml"}
 ASKED = re.compile(r"(?<![\w:/.-])(?:tritonrank|nv)_[a-z0-9_]*[a-z0-9](?![\w:./-])")
@@ -127,7 +128,7 @@ def test_what_no_test_machine_has_is_in_the_sources() -> None:
 
 
 def test_alerts_and_dashboards_ask_for_metrics_that_there_are() -> None:
-    known = {*documented(), *documented(ELSEWHERE), *documented(RECOMMEND)}
+    known = {*documented(), *documented(ELSEWHERE), *documented(RECOMMEND), *documented(ROLLOUTS)}
     paths = [path for place in PLACES for path in sorted((ROOT / place).rglob("*")) if path.suffix in ENDINGS]
     assert paths
     for path in paths:

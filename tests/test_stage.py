@@ -36,7 +36,7 @@ class Maker:
 
     def _make(self, draft: Draft) -> None:
         self.times += 1
-        (draft.folder / "model.onnx").write_text("graph")
+        (draft.folder / "model.safetensors").write_text("graph")
         draft.metrics["parents"] = sorted(draft.parents)
 
     def dataset(self, content: str) -> None:
@@ -98,7 +98,7 @@ def repaired(_: Maker) -> dict[str, Any]:
 
 
 def damaged(maker: Maker) -> dict[str, Any]:
-    (maker.root / "int8" / "model.onnx").write_text("bit rot")
+    (maker.root / "int8" / "model.safetensors").write_text("bit rot")
     return {}
 
 
@@ -134,7 +134,7 @@ def other_verb(_: Maker) -> dict[str, Any]:
         (further_setting, "(setting quantize.[bold] was absent, is [1, 2], and 1 more)"),
         (other_dataset, "(parent dataset changed)"),
         (repaired, "(quantize's code has revision 2, the artifact revision 1)"),
-        (damaged, "(damaged: model.onnx: changed"),
+        (damaged, "(damaged: model.safetensors: changed"),
         (half_a_manifest, "(damaged: "),
         (gone, "(new)"),
         (earlier_format, "(an earlier version of tritonrank made it: format 1"),
@@ -185,7 +185,7 @@ def test_all_reasons_are_told(maker: Maker) -> None:
 
 def test_nothing_is_published_by_a_stage_that_fails(maker: Maker) -> None:
     def close(draft: Draft) -> None:
-        (draft.folder / "model.onnx").write_text("worse")
+        (draft.folder / "model.safetensors").write_text("worse")
         raise GateError("gate closed")
 
     before = verify_artifact(maker.root / "int8")

@@ -52,7 +52,7 @@ class Listed(NamedTuple):
     """why a recipe does not have this stage; None: it has"""
 
 
-PREPARE, COMPARE = "prepare", "compare"
+COMPARE = "compare"
 
 STAGES = (
     Listed(prepare.stage),
@@ -79,9 +79,13 @@ STAGES = (
 )
 
 
-def stages(recipe: Recipe, workspace: Workspace) -> list[Stage]:
-    """All stages of the recipe in the order in which they run."""
-    return [listed.stage(recipe, workspace) for listed in STAGES if listed.why_not(recipe) is None]
+def stages(recipe: Recipe, workspace: Workspace, data: prepare.Engine = prepare.HERE) -> list[Stage]:
+    """All stages of the recipe in the order in which they run; ``data`` makes the dataset."""
+    chosen = [listed for listed in STAGES if listed.why_not(recipe) is None]
+    return [
+        prepare.stage(recipe, workspace, data) if listed.stage is prepare.stage else listed.stage(recipe, workspace)
+        for listed in chosen
+    ]
 
 
 def run_stages(
@@ -107,10 +111,7 @@ def run_stages(
     Raises:
         RecipeError: the recipe has no stage ``until``; without it all stages would run.
     """
-    chosen = [
-        prepare.stage(recipe, workspace, data) if stage.verb == PREPARE else stage
-        for stage in _up_to(until, recipe, workspace)
-    ]
+    chosen = _up_to(until, recipe, workspace, data)
     if force is None and _all_current(chosen):
         _tidy_where_free(chosen, workspace)
         for stage in chosen:
@@ -150,9 +151,9 @@ def take_part_in(verb: str, recipe: Recipe, workspace: Workspace) -> None:
     take_part(_up_to(verb, recipe, workspace)[-1])
 
 
-def _up_to(until: str | None, recipe: Recipe, workspace: Workspace) -> list[Stage]:
+def _up_to(until: str | None, recipe: Recipe, workspace: Workspace, data: prepare.Engine = prepare.HERE) -> list[Stage]:
     """The stages of a recipe up to a verb."""
-    chosen = stages(recipe, workspace)
+    chosen = stages(recipe, workspace, data)
     verbs = [stage.verb for stage in chosen]
     if until is None:
         return chosen

@@ -15,8 +15,9 @@ from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.rankers.serving import AnyServing
+from tritonrank.serve.model_names import ENSEMBLE
 from tritonrank.serve.sources import RECOMMEND, recommend_sources
-from tritonrank.serve.triton_config import ENSEMBLE, HISTORY_PARAMETER, as_text, set_parameters
+from tritonrank.serve.triton_config import HISTORY_PARAMETER, as_text, set_parameters
 
 if TYPE_CHECKING:  # serving needs no pydantic
     from tritonrank.recipe import Recipe

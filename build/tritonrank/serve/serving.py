@@ -20,13 +20,13 @@ from tritonrank_client import DeadlineExceeded, Overloaded, RankClient, RankErro
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.errors import ArtifactError, ServerError
 from tritonrank.rankers.server_scorer import Request
+from tritonrank.serve.model_names import ENSEMBLE
 from tritonrank.serve.ready_file import remove_ready_file
 from tritonrank.serve.servable import check_contents, followed_root, repository_of
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.server_watch import WrongScoreError
 from tritonrank.serve.succession import Followed, Following, ServedLink
 from tritonrank.serve.supervisor import SupervisedTriton
-from tritonrank.serve.triton_config import ENSEMBLE
 from tritonrank.tensorrt.plans import PLAN_FILE, check_plans, plan_settings
 
 if TYPE_CHECKING:

@@ -29,12 +29,12 @@ from tritonrank_runtime.engines import TORCH
 from tritonrank.rankers.architecture import Warmup
 from tritonrank.rankers.architectures import architecture_of_inputs
 from tritonrank.rankers.serving import QUEUE_DELAY_US, AnyServing
+from tritonrank.serve.model_names import ENSEMBLE
 
 CORES_PER_LANE = 4
 FEWEST_LANES = 2
 """With one, every small request waits for the large one before it: its p99 beside 1,000-candidate requests was 21 times
 the unloaded one, with two twice (measured; docs/log.md). They share out the cores: one alone takes all."""
-ENSEMBLE = "rank"
 RANKER = "ranker"
 """The model that does every step."""
 BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}

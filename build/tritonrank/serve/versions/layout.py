@@ -27,9 +27,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonrank.artifacts import MANIFEST
 from tritonrank.errors import ArtifactError
+from tritonrank.serve.model_names import ENSEMBLE
 from tritonrank.serve.run_folder import BYTE_CODE_FOLDER
 from tritonrank.serve.sources import RECOMMEND, serving_sources
-from tritonrank.serve.triton_config import ENSEMBLE
 
 CONFIG = "config.pbtxt"
 STEWARD = "steward"

@@ -5,11 +5,11 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 
+from tritonrank.serve.model_names import ENSEMBLE
 from tritonrank.serve.server import REPOSITORY_LINKS, LocalTriton
 from tritonrank.serve.server_processes import Part, children_of, stubs_of
 from tritonrank.serve.server_watch import QUEUE_FOLDERS
 from tritonrank.serve.sources import RECOMMEND
-from tritonrank.serve.triton_config import ENSEMBLE
 from tritonrank.serve.versions import layout
 from tritonrank.serve.versions.control import ModelControl
 from tritonrank.serve.versions.slot import Slot

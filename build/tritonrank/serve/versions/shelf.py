@@ -20,10 +20,10 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from tritonrank.errors import ServerError, TritonRankError
+from tritonrank.serve.model_names import ENSEMBLE
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import CheckedRepository, artifact_name, check_golden_cases
 from tritonrank.serve.supervisor import Succession, tell
-from tritonrank.serve.triton_config import ENSEMBLE
 from tritonrank.serve.versions import layout
 from tritonrank.serve.versions.live_models import LiveModels
 from tritonrank.serve.versions.shapes import NAME, UNDER_WAY, Live, State, Version, Versions

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tritonrank.artifacts import MANIFEST
 from tritonrank.artifacts.named import BLEND, CATALOGUE
+from tritonrank.serve.model_names import ENSEMBLE
 from tritonrank.serve.server_processes import Part, resident_bytes
 from tritonrank.serve.serving import GOLDEN_FILE, CheckedRepository, artifact_name
-from tritonrank.serve.triton_config import ENSEMBLE
 from tritonrank.serve.versions import layout
 from tritonrank.serve.versions.shapes import State, Version
 
