@@ -209,7 +209,7 @@ async def test_a_spike_is_served_at_cheaper_levels_and_full_quality_is_back_afte
                     await asyncio.sleep(gap)
             await asyncio.gather(*tasks)
             over = time.monotonic()
-            while served.gateway.pace.level.number and time.monotonic() - over < 15:
+            while served.gateway.pace.controller.level.number and time.monotonic() - over < 15:
                 await ask(served)
                 await asyncio.sleep(0.15)
             return levels, degraded, time.monotonic() - over, seconds

@@ -9,6 +9,8 @@ import itertools
 import json
 import queue
 import random
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -20,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 import yaml
 from conftest import TESTS
 from gateways import RunningGateway
@@ -28,12 +31,14 @@ from small_shop import running_shop
 from tiny_blend import tiny_blend
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.serve.server import LocalTriton
+from tritonrank.serve.versions.admin_client import PrivateApi
 
 from loadtests.dashboards.prometheus import Prometheus
 from loadtests.processes import LOOPBACK, Process, free_port
 
 RULES = TESTS.parent / "deploy" / "prometheus" / "rules" / "*.yml"
 SCRAPE = "1s"
+KEY = "the-admin-key-of-a-shop"
 START_SECONDS = 30.0
 PATIENCE_SECONDS = 60.0
 SAID_LAST = frozenset(
@@ -44,6 +49,7 @@ SAID_LAST = frozenset(
         "tritonrank_gateway_store_errors_total",
         "tritonrank_quality_drift_psi",
         "tritonrank_quality_ips_ndcg",
+        "tritonrank_rollout_reading",
     }
 )
 """Metrics that are not told before something went wrong, or before there are enough clicks and rankings."""
@@ -86,8 +92,10 @@ def watched_shop(workspace: Workspace, root: Path, seconds: float) -> Iterator[W
         own = ["--cache-mb", "4", "--split-candidates", "0", "--golden", str(golden), "--adapt", "advise"]
         own += ["--blend", str(blend)]
         with (
+            admin_key(),
             running_shop(workspace, addresses, root / "shop", *own) as gateway,
-            running_prometheus(root / "prometheus", scrapes(gateway, triton)) as prometheus,
+            rolling_out(gateway, f"127.0.0.1:{port}", root) as rollout,
+            running_prometheus(root / "prometheus", scrapes(gateway, triton, rollout)) as prometheus,
             visited(gateway) as faults,
         ):
             enough = time.monotonic() + seconds
@@ -100,11 +108,37 @@ def watched_shop(workspace: Workspace, root: Path, seconds: float) -> Iterator[W
             assert faults.empty(), faults.get()
 
 
-def scrapes(gateway: RunningGateway, triton: LocalTriton) -> list[dict[str, Any]]:
+@contextmanager
+def admin_key() -> Iterator[None]:
+    """Whatever is started meanwhile has an admin key."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITONRANK_ADMIN_KEY", KEY)
+        yield
+
+
+@contextmanager
+def rolling_out(gateway: RunningGateway, triton: str, root: Path) -> Iterator[str]:
+    """The page of metrics of a controller that compares what serves with itself, and stays at that."""
+    rules = root / "rules.toml"
+    rules.write_text("shadow_share = 0.2\nleast_minutes = 60\n", encoding="utf-8")
+    command = [sys.executable, "-m", "tritonrank", "rollout", "run", "--gateway", gateway.metrics_url]
+    command += ["--state", str(root / "rollout"), "--port", "0", "--metrics-port", "0", "--rules", str(rules)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as controller:
+        try:
+            assert controller.stdout is not None
+            told = json.loads(controller.stdout.readline())
+            PrivateApi(told["url"], KEY).ask("POST", "/rollout", {"name": "next", "triton": [triton], "model": "rank"})
+            yield told["metrics_url"]
+        finally:
+            controller.terminate()
+
+
+def scrapes(gateway: RunningGateway, triton: LocalTriton, rollout: str) -> list[dict[str, Any]]:
     """What Prometheus looks at, with the jobs' names of deploy/prometheus."""
+    jobs = {"gateway": gateway.metrics_url, "triton": triton.metrics_url, "rollout": rollout}
     return [
-        {"job_name": name, "static_configs": [{"targets": [urlsplit(url).netloc]}]}
-        for name, url in (("tritonrank-gateway", gateway.metrics_url), ("tritonrank-triton", triton.metrics_url))
+        {"job_name": f"tritonrank-{name}", "static_configs": [{"targets": [urlsplit(url).netloc]}]}
+        for name, url in jobs.items()
     ]
 
 

@@ -26,6 +26,8 @@ from tritonrank_gateway.tracing import open_tracing
 BACKLOG = 1_024
 GRACE_SECONDS = 10
 """How long running requests may take when the gateway is told to stop."""
+LAST_SECONDS = 0.2
+"""After the last connection was accepted: its request is on its way, and would be cut off."""
 
 
 def serve(settings: GatewaySettings) -> None:
@@ -65,6 +67,9 @@ async def _serve(settings: GatewaySettings) -> None:
     if stop.is_set():
         stop.clear()
         await _drain(app.state.gateway.load, settings.drain_s, stop, running)
+    for one in getattr(main, "servers", ()):  # none where it did not come to its start
+        one.close()
+    await asyncio.sleep(LAST_SECONDS)
     main.should_exit = True
     await running[0]
     side.should_exit = True  # it says until the end that nothing more is taken
