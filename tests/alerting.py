@@ -96,7 +96,9 @@ def running_alerting(folder: Path, gateway: str, triton: str) -> Iterator[Alerti
             (folder / "rules" / path.name).write_text(_shortened(path.read_text(encoding="utf-8")), encoding="utf-8")
         settings["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         addresses = {"tritonrank-gateway": gateway, "tritonrank-triton": triton}
-        assert {job["job_name"] for job in settings["scrape_configs"]} == {*addresses}
+        jobs = {job["job_name"]: job for job in settings["scrape_configs"]}
+        assert jobs.keys() == {*addresses, "tritonrank-rollout"}
+        settings["scrape_configs"] = [jobs[name] for name in addresses]  # nothing is rolled out here
         for job in settings["scrape_configs"]:
             job["static_configs"][0]["targets"] = [urlsplit(addresses[job["job_name"]]).netloc]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
