@@ -37,6 +37,7 @@ from tritonrank.train import training as stage
 from tritonrank.train.batches import Collator
 from tritonrank.train.finetune import untrained_ranker
 from tritonrank.train.losses import distillation_loss, list_loss
+from tritonrank.train.watch import TrainingEndedError, watched_by
 from tritonrank_runtime.text import TextRules
 
 STEPS = 48
@@ -253,6 +254,27 @@ def test_other_settings_start_afresh(
     assert "resuming" not in capsys.readouterr().out
     assert len(steps_taken) == STEPS * 2 // 12
     assert not interrupted.work.exists()
+
+
+@SHARED_CONTEXT
+def test_who_watches_may_end_a_training_which_then_goes_on_from_there(run: Run, tmp_path: Path) -> None:
+    told: list[tuple[float, float]] = []
+
+    def end_at_two_thirds(share: float, ndcg_now: float) -> bool:
+        told.append((share, ndcg_now))
+        return share > 0.6
+
+    with watched_by(end_at_two_thirds), pytest.raises(TrainingEndedError):
+        run.again(tmp_path)
+    assert [share for share, _ in told] == pytest.approx([1 / 3, 2 / 3])
+    assert not (tmp_path / "teacher").exists()
+    before = list(told)
+    with watched_by(lambda share, value: bool(told.append((share, value)))), optimizer_steps() as steps:
+        folder = run.again(tmp_path)
+    assert len(steps) == STEPS // EVALUATIONS
+    assert told[2:4] == before
+    assert told[4][0] == 1.0
+    assert weights_of(folder) == weights_of(run.folder)
 
 
 @pytest.mark.slow

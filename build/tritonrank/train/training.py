@@ -37,6 +37,7 @@ from tritonrank.system.machine import has_bf16_products
 from tritonrank.system.progress import Step, step
 from tritonrank.train.batches import Collator
 from tritonrank.train.losses import distillation_loss, list_loss
+from tritonrank.train.watch import watch_callbacks
 
 WARMUP_RATIO = 0.1
 """Share of the steps in which the learning rate rises; after it, it falls to 0, so that the last weights are mostly the
@@ -82,6 +83,9 @@ def train_ranker(
 
     Returns:
         What goes into the manifest: seconds, steps, losses, validation NDCG@10.
+
+    Raises:
+        TrainingEndedError: whoever watches (``watch.py``) ended it.
     """
     precision = _precision(model)
     arguments = _arguments(settings, len(dataset.training), precision, work, seed, keeps_best=keeps_best)
@@ -94,7 +98,7 @@ def train_ranker(
             train_dataset=dataset.training,
             eval_dataset=dataset.validation,
             data_collator=Collator(dataset, tokenizer, model, teacher_scores),
-            callbacks=[_Progress(bar)],
+            callbacks=[_Progress(bar), *watch_callbacks()],
         )
         trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress takes its place
         started = time.monotonic()
