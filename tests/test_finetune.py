@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import optimizer_steps
 from safetensors.torch import load_file, save_file
-from stage_runs import run_verb
 from tiny_models import save_ranker
 from torch.nn import functional
+from training_runs import EVALUATIONS, STEPS, Run, make_run, weights_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from tritonrank.artifacts import read_manifest, sha256_file, verify_artifact
+from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
@@ -32,7 +31,7 @@ from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.rankers.pretrained import load_ranker
 from tritonrank.rankers.scorers import Request, torch_scorer
 from tritonrank.rankers.shared_context import packed_batch
-from tritonrank.recipe import Recipe, load_recipe
+from tritonrank.recipe import load_recipe
 from tritonrank.train import training as stage
 from tritonrank.train.batches import Collator
 from tritonrank.train.finetune import untrained_ranker
@@ -40,17 +39,6 @@ from tritonrank.train.losses import distillation_loss, list_loss
 from tritonrank.train.watch import TrainingEndedError, watched_by
 from tritonrank_runtime.text import TextRules
 
-STEPS = 48
-EVALUATIONS = 3
-SETTINGS = {
-    "name": "small",
-    "data": {"source": "sample", "items": 60, "users": 60},
-    "text": {"item_template": "{title}", "query_tokens": 8, "history_items": 2, "history_tokens": 16}
-    | {"candidate_tokens": 12},
-    "examples": {"training_examples": 32, "training_negatives": 3, "judged_negatives": 9}
-    | {"validation_users": 10, "test_users": 10},
-    "finetune": {"epochs": 12, "learning_rate": 0.01, "evaluations": EVALUATIONS},
-}
 # The architecture that a recipe gets when it says nothing, and the other.
 SHARED_CONTEXT = pytest.mark.parametrize("run", ["shared-context"], indirect=True)
 JOINT = pytest.mark.parametrize("run", ["joint"], indirect=True)
@@ -65,44 +53,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One fine-tuned artifact, and what it was made from."""
-
-    recipe_path: Path
-    recipe: Recipe
-    dataset: Path
-    folder: Path
-
-    def again(self, root: Path, *overrides: str) -> Path:
-        """Fine-tune once more, below another folder; where the checkpoint is."""
-        workspace = Workspace(root)
-        if not workspace.dataset.exists():
-            shutil.copytree(self.dataset, workspace.dataset)
-        run_verb("finetune", load_recipe(self.recipe_path, overrides), workspace)
-        return workspace.teacher
-
-
 @pytest.fixture(scope="module", params=["shared-context", "joint"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("finetune")
-    # Hardly any dropout, so that so few steps teach something; none would hide a random state that is not restored.
-    dropout = {"hidden_dropout_prob": 0.01, "attention_probs_dropout_prob": 0.01}
-    base = save_ranker("bert", root / "base", head=False, num_hidden_layers=1, initializer_range=0.05, **dropout)
-    model = {"base": str(base)} | ({} if request.param == "shared-context" else {"architecture": request.param})
-    recipe_path = root / "small.yaml"
-    recipe_path.write_text(yaml.safe_dump(SETTINGS | {"model": model}))
-    recipe = load_recipe(recipe_path)
-    assert recipe.model.architecture == request.param
-    made = Run(recipe_path, recipe, root / "dataset", root / "teacher")
-    run_verb("prepare", recipe, Workspace(root))
-    run_verb("finetune", recipe, Workspace(root))
-    return made
-
-
-def weights_of(folder: Path) -> str:
-    return sha256_file(folder / "model.safetensors")
+    return make_run(tmp_path_factory.mktemp("finetune"), request.param)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from tritonrank.artifacts import Draft, stage_key
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.budgets import gate_settings
-from tritonrank.recipe import Recipe
+from tritonrank.recipe import FinetuneSettings, Recipe
 
 REVISION = 1
 TOOLS = ("torch", "transformers", "tokenizers", "numpy")
@@ -18,9 +18,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         return {
             "seed": recipe.seed,
             "distill": section.model_dump(mode="json") if section else None,
-            "training": section.training(recipe.finetune).model_dump(mode="json", exclude={"teacher"})
-            if section
-            else None,
+            "training": _training(section.training(recipe.finetune)) if section else None,
         }
 
     def make(draft: Draft) -> None:
@@ -38,3 +36,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         REVISION,
         TOOLS,
     )
+
+
+def _training(settings: FinetuneSettings) -> dict[str, Any]:
+    return {name: value for name, value in settings.chosen().items() if name != "teacher"}

@@ -28,7 +28,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
             "text": text_settings(recipe),
             "model": recipe.model.model_dump(mode="json"),
             "model_identity": identity(recipe.model.source, recipe.model.revision),
-            "finetune": recipe.finetune.model_dump(mode="json"),
+            "finetune": recipe.finetune.chosen(),
             "teacher_identity": _teacher_identity(recipe),
         }
 

@@ -71,7 +71,7 @@ def example_value(row: SettingRow) -> str:
         return _as_yaml(max(number.get("minimum", 0), 8 if number["type"] == "integer" else 0.5))
     if default not in (None, "auto"):
         return _as_yaml(default)
-    if found := re.search(r"such as ([\w./*:-]+[\w*])", row.description):
+    if found := re.search(r"such as (\[[\w, ]+\]|[\w./*:-]+[\w*])", row.description):
         return found.group(1)
     return row.key.partition(" ")[0].rpartition(".")[2]
 

@@ -1,8 +1,8 @@
 """The ranker, and what makes it: fine-tuning, pruning, distillation."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from tritonrank.recipe.base import Settings
 
@@ -51,6 +51,12 @@ class ModelSettings(Settings):
         return self.model_copy(update={"checkpoint": None, "revision": revision})
 
 
+FIRST = {"loss", "epochs", "examples_per_step", "learning_rate", "evaluations", "teacher"}
+"""The settings of a training that its key names whatever their values are; the others came later."""
+ADAPTER_LEARNING_RATE = 5e-4
+"""Of LoRA: its matrices start at a sum of 0 and have to go further than weights that were pretrained."""
+
+
 class FinetuneSettings(Settings):
     """How a ranker is trained; distillation takes from here what its own section does not have."""
 
@@ -59,7 +65,12 @@ class FinetuneSettings(Settings):
     )
     epochs: float = Field(1.0, gt=0, description="passes over the training examples")
     examples_per_step: int = Field(8, ge=1, description="examples (lists) per optimizer step and process")
-    learning_rate: float = Field(8e-5, gt=0, lt=1, description="peak, after warm-up; 8e-5 suits small encoders")
+    learning_rate: float = Field(
+        8e-5,
+        gt=0,
+        lt=1,
+        description="peak, after warm-up; 8e-5 suits small encoders. Where it is not named, adapter lora takes 5e-4",
+    )
     evaluations: int = Field(
         4, ge=1, description="how often NDCG@10 is judged on the validation users; the best weights count"
     )
@@ -68,6 +79,34 @@ class FinetuneSettings(Settings):
         min_length=1,
         description="folder of a fine-tuned ranker whose scores are learnt beside the labels: distillation",
     )
+    adapter: Literal["none", "lora"] = Field(
+        "none",
+        description="lora: the base is left as it is, and beside each linear layer two thin matrices are learnt, which "
+        "are merged into it before export; the head is trained whole. For bases too large to train, and for small data",
+    )
+    adapter_rank: int = Field(
+        16, ge=1, le=1_024, description="inner width of the matrices of adapter lora; what they add is scaled by 2"
+    )
+    adapter_targets: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
+        None,
+        min_length=1,
+        description="linear layers that adapter lora adapts, by the end of their names, such as [query, value]; "
+        "default: all of attention and FFN",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapters_learn_faster(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("adapter") == "lora" and "learning_rate" not in values:
+            return values | {"learning_rate": ADAPTER_LEARNING_RATE}
+        return values
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings as what is trained depends on them: those that are not among ``FIRST`` only
+        where they ask for something, so that what was trained before they were there is still up to date."""
+        fields = type(self).model_fields
+        idle = {name for name in fields if name not in FIRST and getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=idle)
 
 
 class PruneSettings(Settings):
@@ -119,5 +158,6 @@ class DistillSettings(Settings):
         return min(5, self.pool - self.hard_negatives)
 
     def training(self, finetune: FinetuneSettings) -> FinetuneSettings:
-        """How the student is trained."""
-        return finetune.model_copy(update={"epochs": self.epochs, "learning_rate": self.learning_rate})
+        """How the student is trained: all of its weights, as a cut model has to change everywhere."""
+        update = {"epochs": self.epochs, "learning_rate": self.learning_rate, "adapter": "none"}
+        return finetune.model_copy(update=update)

@@ -34,6 +34,7 @@ from tritonrank.rankers.pretrained import (
 from tritonrank.rankers.score_meaning import ScoreMeaning, score_meaning
 from tritonrank.rankers.text_budgets import rules_to_try, text_rules
 from tritonrank.recipe import Recipe
+from tritonrank.train.adapters import ADAPTER_FOLDER, AdapterKept
 from tritonrank.train.teacher import teacher_folder
 from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
 
@@ -53,7 +54,7 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
 
     Raises:
         ArtifactError: the base model cannot be used.
-        RecipeError: the token budgets exceed what the model can take.
+        RecipeError: the token budgets exceed what the model can take, or adapters were asked for layers that it lacks.
     """
     set_seed(recipe.seed)
     rules = text_rules(recipe, workspace.dataset)
@@ -70,7 +71,16 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     dataset, work = Dataset.read(workspace.dataset), work_folder(workspace.teacher)
     teacher_scores = _kept_teacher_scores(recipe, dataset, workspace)
     metrics = train_ranker(
-        "finetune", recipe.finetune, dataset, model, tokenizer, teacher_scores, work, draft.key, recipe.seed
+        "finetune",
+        recipe.finetune,
+        dataset,
+        model,
+        tokenizer,
+        teacher_scores,
+        work,
+        draft.key,
+        recipe.seed,
+        kept_adapter=AdapterKept(draft.folder / ADAPTER_FOLDER, recipe.model),
     )
     if is_main_process():
         save_checkpoint(recipe, model, draft.folder, rules)

@@ -35,6 +35,7 @@ from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import FinetuneSettings
 from tritonrank.system.machine import has_bf16_products
 from tritonrank.system.progress import Step, step
+from tritonrank.train.adapters import AdapterKept, adapted, merge, ranker_in
 from tritonrank.train.batches import Collator
 from tritonrank.train.losses import distillation_loss, list_loss
 from tritonrank.train.watch import watch_callbacks
@@ -66,6 +67,7 @@ def train_ranker(
     seed: int,
     *,
     keeps_best: bool = True,
+    kept_adapter: AdapterKept | None = None,
 ) -> dict[str, Any]:
     """Train in place, up to the best validation NDCG@10.
 
@@ -80,20 +82,23 @@ def train_ranker(
         key: what the run depends on; checkpoints of another key are not used.
         seed: of the order of the examples and of dropout.
         keeps_best: False judges nothing on the way and ends with the last weights.
+        kept_adapter: where the adapter is saved that was trained, if the settings ask for one.
 
     Returns:
         What goes into the manifest: seconds, steps, losses, validation NDCG@10.
 
     Raises:
         TrainingEndedError: whoever watches (``watch.py``) ended it.
+        RecipeError: finetune.adapter_targets names layers that the model does not have.
     """
     precision = _precision(model)
     arguments = _arguments(settings, len(dataset.training), precision, work, seed, keeps_best=keeps_best)
+    trained = adapted(model, settings)
     with step(section, total=arguments.max_steps) as bar:
         trainer = _RankingTrainer(
             settings=settings,
             judge=_Judge(dataset, tokenizer, precision),
-            model=model,
+            model=trained,
             args=arguments,
             train_dataset=dataset.training,
             eval_dataset=dataset.validation,
@@ -103,7 +108,9 @@ def train_ranker(
         trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress takes its place
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=_resumable(work, key))
-    return {"training_seconds": round(time.monotonic() - started, 1)} | _summary(trainer)
+    trainable = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
+    merge(trained, kept_adapter if is_main_process() else None)
+    return {"training_seconds": round(time.monotonic() - started, 1)} | _summary(trainer, trainable)
 
 
 def is_main_process() -> bool:
@@ -137,7 +144,7 @@ class _RankingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {"eval_ndcg": self._judge.ndcg(self.accelerator.unwrap_model(self.model))}
+        metrics = {"eval_ndcg": self._judge.ndcg(ranker_in(self.accelerator.unwrap_model(self.model)))}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -267,10 +274,11 @@ def _resumable(work: Path, key: str) -> str | None:
     return checkpoint
 
 
-def _summary(trainer: Trainer) -> dict[str, Any]:
+def _summary(trainer: Trainer, trainable: int) -> dict[str, Any]:
     history = trainer.state.log_history
     return {
         "steps": trainer.state.global_step,
+        "trained_parameters": trainable,
         "best_validation_ndcg@10": trainer.state.best_metric,
         "validation_ndcg@10": [
             (entry["step"], round(entry["eval_ndcg"], 5)) for entry in history if "eval_ndcg" in entry
