@@ -75,7 +75,10 @@ def event(number: int, kind: str = "click", user: str = "ann", item: str = "i1",
 
 
 def page(token: str, *items: str, user: str = "ann", query: str = "", at: float = START) -> Impression:
-    return Impression(token, user, query, at, "artifact", items, tuple(range(len(items))))
+    places = tuple(range(len(items)))
+    return Impression(
+        token, user, query, at, "artifact", items, places, places, (0.0,) * len(items), (0.0,) * len(items)
+    )
 
 
 def test_each_type_has_its_gain_and_times_their_order(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log import layout, upkeep
 from tritonrank_recommend.log.event_log import MOST_WAITING_LISTS, EventLog
 from tritonrank_recommend.log.impression import Impression
-from tritonrank_recommend.log.parquet import read_whole, replaced_by
+from tritonrank_recommend.log.parquet import IMPRESSION_SCHEMA, read_whole, replaced_by
 from tritonrank_recommend.stores.interface import Store
 from tritonrank_recommend.stores.sqlite import SqliteStore
 
@@ -37,7 +39,9 @@ def event(number: int, user: str = "ann", at: float = START) -> Event:
 
 
 def shown(number: int, user: str = "ann", at: float = START) -> Impression:
-    return Impression(f"page{number}", user, "lamp", at, "artifact", ("i1", "i2"), (0, 1))
+    return Impression(
+        f"page{number}", user, "lamp", at, "artifact", ("i1", "i2"), (0, 1), (1, 0), (0.1, 0.0), (0.0, 0.1)
+    )
 
 
 def counting(log: Path, kind: str = layout.EVENTS) -> list[Path]:
@@ -242,6 +246,20 @@ def test_the_parts_of_an_hour_become_one_file_even_if_joining_was_killed(
     upkeep.join_parts(folder, clock.now)
     assert logged(folder) == before
     assert len(layout.files_of(hour)) == 1
+
+
+def test_files_from_before_there_were_lots_are_joined_with_later_ones(tmp_path: Path) -> None:
+    early = [field for field in IMPRESSION_SCHEMA if field.name not in ("policy_positions", "move_up", "move_down")]
+    hour = layout.hour_folder(tmp_path, layout.IMPRESSIONS, START)
+    hour.mkdir(parents=True)
+    for number, schema in enumerate([pa.schema(early), IMPRESSION_SCHEMA]):
+        row = msgspec.structs.asdict(shown(number))
+        table = pa.Table.from_pylist([{name: row[name] for name in schema.names}], schema=schema)
+        pq.write_table(table, hour / layout.file_name("part", number, number))
+    assert upkeep.join_parts(tmp_path, START + 2 * HOUR) == 1
+    (file,) = counting(tmp_path, layout.IMPRESSIONS)
+    rows = {row["page"]: (row["policy_positions"], row["move_up"]) for row in read_whole(file).to_pylist()}
+    assert rows == {"page0": (None, None), "page1": ([1, 0], [pytest.approx(0.1), 0.0])}
 
 
 def test_many_parts_are_joined_while_the_hour_runs(tmp_path: Path, folder: Path, clock: Clock) -> None:

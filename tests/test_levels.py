@@ -19,10 +19,11 @@ LEVELS = (
     ("serve",),
     ("gpu_check",),
     ("pipeline",),
+    ("learn",),
     ("cli",),
     ("__main__",),
 )
-MOST_ENTRIES = 20
+MOST_ENTRIES = 22
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 

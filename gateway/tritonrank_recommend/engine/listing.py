@@ -61,11 +61,13 @@ class Listed:
         entries: best first, at most MOST_PINNED.
         blend_artifact: of the blend whose order it is; "" for another order.
         problem: why the blend was not heard, though it was asked; "" otherwise.
+        pinned: ids of the items that a rule has put where they stand.
     """
 
     entries: list[Entry]
     blend_artifact: str = ""
     problem: str = ""
+    pinned: frozenset[str] = frozenset()
 
 
 def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> Listed:
@@ -107,7 +109,7 @@ def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> 
         )
         for number in places
     ]
-    return Listed(entries, artifact, problem)
+    return Listed(entries, artifact, problem, frozenset(ids[number] for number in pinned.values()))
 
 
 def blend_parts(heard: Heard, item_ids: Sequence[str]) -> BlendParts | None:

@@ -36,12 +36,24 @@ class CursorError(ValueError):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """An item of a list: ``sources`` by their numbers in SOURCE_NAMES."""
+    """An item of a list.
+
+    Attributes:
+        item_id: its id.
+        score: that ordered it.
+        logit: the ranker's; None where it was not heard.
+        sources: that brought it, by their numbers in SOURCE_NAMES, with its rank in each.
+        policy_position: where it stood before neighbours changed places by lot; -1 where nothing was left to chance.
+        move_up, move_down: how likely it was to stand one place further up, or down, than that.
+    """
 
     item_id: str
     score: float
     logit: float | None
     sources: list[tuple[int, int]]
+    policy_position: int = -1
+    move_up: float = 0.0
+    move_down: float = 0.0
 
     @property
     def source_ranks(self) -> dict[str, int]:

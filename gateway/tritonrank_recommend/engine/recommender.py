@@ -8,6 +8,7 @@ threads of its own.
 import asyncio
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tritonrank_recommend.engine.arrange import Situation
 from tritonrank_recommend.engine.conditions import meets
 from tritonrank_recommend.engine.course import Course, SpanOfStep, no_span
 from tritonrank_recommend.engine.explain import BlendParts, PastItem, Question, explain, explain_without_ranker
+from tritonrank_recommend.engine.exploring import explored
 from tritonrank_recommend.engine.filters import check_filters, together
 from tritonrank_recommend.engine.history import HistoryError
 from tritonrank_recommend.engine.listing import Bounds, Heard, blend_parts, listed
@@ -40,7 +42,7 @@ from tritonrank_recommend.engine.repeating import Repeats
 from tritonrank_recommend.engine.retrieval import Found
 from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.settings import EngineSettings
-from tritonrank_recommend.engine.shown import shown_from, shown_somehow, shown_to_explain
+from tritonrank_recommend.engine.shown import impression_of, shown_from, shown_somehow, shown_to_explain
 from tritonrank_recommend.engine.steps import Steps, past_items
 from tritonrank_recommend.engine.users import Users
 from tritonrank_recommend.engine.wire import (
@@ -52,7 +54,6 @@ from tritonrank_recommend.engine.wire import (
     RecommendRequest,
     SimilarAnswer,
 )
-from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.stores.interface import ItemChange, StoreError
 
 LOG = logging.getLogger("tritonrank_recommend")
@@ -307,7 +308,7 @@ class Recommender:
             course.lost("blend", done.problem)
         pinned = PinnedList(
             request.user_id,
-            done.entries,
+            explored(done, rules.explore, gathered.situation, random.random),
             gathered.history.is_empty,
             [reason for reason in course.reasons if reason != MADE_ANEW],
             gathered.artifacts(done),
@@ -348,12 +349,8 @@ class Recommender:
         )
 
     def _log_shown(self, token: str, pinned: PinnedList, items: Sequence[Recommended]) -> None:
-        """For training: what was passed over says as much as what was chosen."""
         if self.parts.log is not None and items and self._is_serving:
-            ids, positions = tuple(one.item_id for one in items), tuple(one.position for one in items)
-            ranker = pinned.artifacts.get("ranker", "")
-            shown = Impression(token, pinned.user_id, pinned.query, time.time(), ranker, ids, positions)
-            self.parts.log.log_impression(shown)
+            self.parts.log.log_impression(impression_of(token, pinned, items, time.time()))
 
     async def _continued(
         self, request: RecommendRequest, course: Course, ranker: Ranker | None

@@ -99,6 +99,13 @@ class NewItems(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     first: Annotated[int, Meta(ge=1, le=MOST_POSITION + 1)] = 20
 
 
+class Explore(Rule, frozen=True, kw_only=True):
+    """Neighbours among the first ``first`` items change places with the probability ``swap``, see ``exploring.py``."""
+
+    swap: Annotated[float, Meta(gt=0, le=0.5)]
+    first: Annotated[int, Meta(ge=2, le=MOST_POSITION + 1)] = 20
+
+
 class Blocked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Items that are never shown."""
 
@@ -115,6 +122,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     boost: list[Boost] = []
     pin: list[Pin] = []
     new: NewItems | None = None
+    explore: Explore | None = None
 
     @property
     def reads_fields(self) -> bool:

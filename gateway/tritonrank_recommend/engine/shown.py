@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from tritonrank_recommend.catalogue.interface import Catalogue
 from tritonrank_recommend.engine.conditions import meets
 from tritonrank_recommend.engine.explain import ShownItem
-from tritonrank_recommend.engine.pages import Entry
+from tritonrank_recommend.engine.pages import Entry, PinnedList
 from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.wire import Recommended
+from tritonrank_recommend.log.impression import Impression
 
 LOG = logging.getLogger("tritonrank_recommend")
 
@@ -87,3 +88,30 @@ def shown_to_explain(catalogue: Catalogue, items: Sequence[Recommended]) -> list
         ShownItem(item.item_id, text if text is not None else catalogue.render(item.fields), item.fields)
         for item, text in zip(items, texts, strict=True)
     ]
+
+
+def impression_of(token: str, pinned: PinnedList, items: Sequence[Recommended], now: float) -> Impression:
+    """What the log is told of a page: what was passed over says as much as what was chosen.
+
+    Args:
+        token: of the list.
+        pinned: the list.
+        items: of it that are shown.
+        now: unix seconds.
+    """
+    entries = [pinned.entries[one.position] for one in items]
+    return Impression(
+        page=token,
+        user_id=pinned.user_id,
+        query=pinned.query,
+        shown_at=now,
+        artifact=pinned.artifacts.get("ranker", ""),
+        item_ids=tuple(one.item_id for one in items),
+        positions=tuple(one.position for one in items),
+        policy_positions=tuple(
+            one.position if entry.policy_position < 0 else entry.policy_position
+            for one, entry in zip(items, entries, strict=True)
+        ),
+        move_up=tuple(entry.move_up for entry in entries),
+        move_down=tuple(entry.move_down for entry in entries),
+    )

@@ -14,6 +14,9 @@ class Impression(msgspec.Struct, frozen=True):
         artifact: what ranked; empty where nothing did.
         item_ids: from the top.
         positions: of each in the whole list, from 0.
+        policy_positions: where each stood before neighbours changed places by lot.
+        move_up, move_down: how likely each was to stand one place further up, or down, than that; how likely it was to
+            stand where it stands, its propensity, follows.
     """
 
     page: str
@@ -23,3 +26,6 @@ class Impression(msgspec.Struct, frozen=True):
     artifact: str
     item_ids: tuple[str, ...]
     positions: tuple[int, ...]
+    policy_positions: tuple[int, ...]
+    move_up: tuple[float, ...]
+    move_down: tuple[float, ...]

@@ -39,6 +39,9 @@ IMPRESSION_SCHEMA = pa.schema(
         ("artifact", pa.string()),
         ("item_ids", pa.list_(pa.string())),
         ("positions", pa.list_(pa.int32())),
+        ("policy_positions", pa.list_(pa.int32())),
+        ("move_up", pa.list_(pa.float32())),
+        ("move_down", pa.list_(pa.float32())),
     ]
 )
 SCHEMAS = {EVENTS: EVENT_SCHEMA, IMPRESSIONS: IMPRESSION_SCHEMA}
@@ -141,6 +144,14 @@ def read_whole(file: Path, columns: Sequence[str] | None = None, user_id: str = 
     filters = [("user_id", "=", user_id)] if user_id else None
     # The names of the folders are no columns.
     return pq.read_table(file, columns=columns, filters=filters, partitioning=None)
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows with the columns of today; a file of an earlier version lacks the later ones, which are null then."""
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names).cast(schema)
 
 
 def _writer(opened: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from tritonrank_recommend.log import layout
 from tritonrank_recommend.log.parquet import (
     SCHEMAS,
+    conformed,
     read_in_pieces,
     replaced_by,
     without_users,
@@ -175,4 +176,4 @@ def _tidied(hour: Path) -> list[Path]:
 def _rows(files: Iterable[Path], kind: str, erased: Mapping[str, float]) -> Iterator[pa.Table]:
     for file in files:
         for table in read_in_pieces(file):
-            yield without_users(table.cast(SCHEMAS[kind]), kind, erased)
+            yield without_users(conformed(table, SCHEMAS[kind]), kind, erased)
