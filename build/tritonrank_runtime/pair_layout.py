@@ -1,6 +1,7 @@
-"""Where a checkpoint's own tokenizer puts special tokens around two texts, read from its post-processor."""
+"""Where special tokens stand around two texts: as a checkpoint's own tokenizer puts them there, read from its
+post-processor; or as its frame does (``frame.py``)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
@@ -19,8 +20,24 @@ class PairLayout:
     suffix_types: list[int]
     context_type: int
     candidate_type: int
-    separator: int
+    separator: list[int]
+    """between two parts of a context"""
     padding: int
+    heading: list[int] = field(default_factory=list)
+    """between query and history, where that is not the separator"""
+    closing: list[int] = field(default_factory=list)
+    """behind a history"""
+    least_query: int = 0
+    """tokens that stand in place of a query which is empty"""
+
+    def longest_context(self, query_tokens: int, history_tokens: int) -> int:
+        """Tokens of query and history at the most, by their budgets."""
+        return (
+            max(query_tokens, self.least_query)
+            + len(self.heading or self.separator)
+            + history_tokens
+            + len(self.closing)
+        )
 
     @property
     def special_tokens(self) -> int:
@@ -31,7 +48,7 @@ class PairLayout:
     def segments(self) -> int:
         """Different segment ids."""
         types = (*self.prefix_types, *self.middle_types, *self.suffix_types)
-        return 1 + max(*types, self.context_type, self.candidate_type)
+        return 1 + max((*types, self.context_type, self.candidate_type))
 
 
 def pair_layout(tokenizer: Tokenizer) -> PairLayout:
@@ -58,8 +75,8 @@ def pair_layout(tokenizer: Tokenizer) -> PairLayout:
         suffix_types=pair.type_ids[second_end:],
         context_type=pair.type_ids[first_start],
         candidate_type=pair.type_ids[second_start],
-        separator=pair.ids[second_end],
-        padding=_padding_id(tokenizer),
+        separator=[pair.ids[second_end]],
+        padding=padding_id(tokenizer),
     )
 
 
@@ -75,7 +92,8 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
     return next((int(found) for found in ids if found is not None), None)
 
 
-def _padding_id(tokenizer: Tokenizer) -> int:
+def padding_id(tokenizer: Tokenizer) -> int:
+    """An id that stands for no token."""
     for name in ("[PAD]", "<pad>"):
         if (token := tokenizer.token_to_id(name)) is not None:
             return int(token)

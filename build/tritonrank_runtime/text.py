@@ -4,6 +4,8 @@ A request is a query (may be empty), a history of items (newest last) and the ca
 ``query [SEP] oldest kept item [SEP] ... [SEP] newest item``; the history keeps its newest items within a token
 budget of its own, so a long history never cuts a candidate.
 
+A language model's ranker has a prompt around its texts instead of [SEP] (``frame.py``).
+
 Which rows the engine makes of them depends on the architecture (``joint.py``, ``shared_context.py``).
 """
 
@@ -13,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +23,10 @@ from tokenizers import Tokenizer
 
 from tritonrank_runtime.architecture import SEGMENTS, VOCABULARY, Architecture
 from tritonrank_runtime.architectures import DEFAULT, architecture_named
+from tritonrank_runtime.frame import PLAIN, Frame, FrameIds, Slot, frame_ids, guarded, joined_with
 from tritonrank_runtime.item_text import render_item, squeezed, whole_words
 from tritonrank_runtime.padding import Buckets
-from tritonrank_runtime.pair_layout import PairLayout, pair_layout, reserved_ids, unknown_id
+from tritonrank_runtime.pair_layout import PairLayout, padding_id, pair_layout, reserved_ids, unknown_id
 
 RULES_FILE = "text.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -52,18 +55,30 @@ class TextRules:
     history_tokens: int
     candidate_tokens: int
     architecture: str = DEFAULT.name
+    frame: Frame | None = None
+    """The prompt around the texts; None where the tokenizer's own special tokens stand there."""
 
     @property
     def context_tokens(self) -> int:
-        """Longest possible context: query, one separator, history."""
+        """Longest possible context without a frame: query, one separator, history."""
         return self.query_tokens + 1 + self.history_tokens
 
     def save(self, folder: Path) -> None:
-        (folder / RULES_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        (folder / RULES_FILE).write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+
+    def as_json(self) -> dict[str, Any]:
+        """As text.json has it; without a frame there is no word of one."""
+        return {name: value for name, value in asdict(self).items() if name != "frame" or value is not None}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "TextRules":
+        """What ``as_json`` gave."""
+        frame = values.get("frame")
+        return cls(**{**values, "frame": None if frame is None else Frame(**frame)})
 
     @classmethod
     def load(cls, folder: Path) -> "TextRules":
-        return cls(**json.loads((folder / RULES_FILE).read_text(encoding="utf-8")))
+        return cls.of_json(json.loads((folder / RULES_FILE).read_text(encoding="utf-8")))
 
 
 @dataclass
@@ -95,6 +110,7 @@ class RequestTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, rules: TextRules, cache_entries: int = 0) -> None:
+        tokenizer = guarded(tokenizer, rules.frame) if rules.frame else tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         # "[SEP]" in a seller's title is text, not a way to end the context. SentencePiece models find some special
@@ -104,10 +120,11 @@ class RequestTokenizer:
         self._unknown = unknown_id(tokenizer)
         self.rules = rules
         self.architecture: Architecture = architecture_named(rules.architecture)
-        self.layout: PairLayout = pair_layout(tokenizer)
+        self._frame: FrameIds | None = frame_ids(tokenizer, rules.frame, padding_id(tokenizer)) if rules.frame else None
+        self.layout: PairLayout = self._frame.layout if self._frame else pair_layout(tokenizer)
         self._tokenizer = tokenizer
         self.counts: dict[Field, TextCounts] = {"query": TextCounts(), "history": TextCounts(), "items": TextCounts()}
-        self._cache: OrderedDict[str, _Tokens] = OrderedDict()
+        self._cache: OrderedDict[tuple[Slot, str], _Tokens] = OrderedDict()
         self._cache_entries = min(cache_entries, CACHED_TOKENS // rules.candidate_tokens)
         self._cacheable_characters = rules.candidate_tokens * CHARACTERS_PER_TOKEN
 
@@ -146,10 +163,8 @@ class RequestTokenizer:
 
         History items that tokenize to nothing are left out: they say nothing about the user.
         """
-        query_ids = self._encode([query], self.rules.query_tokens)[0] if query else _Tokens()
-        self._count("query", 1 if query else 0, query_ids.is_cut)
         newest = history[-self.rules.history_items :] if self.rules.history_items else []
-        said = [ids for ids in self._known(newest) if ids]
+        said = [ids for ids in self._known(newest, self._frame.history if self._frame else PLAIN) if ids]
         kept: list[tuple[int, ...]] = []
         whole = 0
         budget = self.rules.history_tokens
@@ -161,11 +176,22 @@ class RequestTokenizer:
             whole += not ids.is_cut and len(ids) <= budget
             budget -= cost
         self._count("history", len(history), len(history) - len(newest) + len(said) - whole)
-        parts = [part for part in (query_ids, *reversed(kept)) if part]
-        separated: list[int] = []
-        for number, part in enumerate(parts):
-            separated += ([self.layout.separator] if number else []) + [*part]
-        return separated
+        return self._written(query, kept[::-1])
+
+    def _written(self, query: str, history: Sequence[Sequence[int]]) -> list[int]:
+        """Query and history as they stand in a row."""
+        frame = self._frame
+        slot = PLAIN if frame is None else frame.query_before_history if history else frame.query
+        query_ids = self._encode([query], self.rules.query_tokens, slot)[0] if query else _Tokens()
+        self._count("query", 1 if query else 0, query_ids.is_cut)
+        if frame is None:
+            return joined_with(self.layout.separator, [part for part in (query_ids, *history) if part])
+        asked = query_ids or (frame.empty_query_before_history if history else frame.empty_query)
+        if not history:
+            return [*asked]
+        if not self.layout.heading:
+            asked, history = (), [part for part in (asked, *history) if part]
+        return [*asked, *self.layout.heading, *joined_with(self.layout.separator, history), *self.layout.closing]
 
     def items(self, texts: Sequence[str], most_tokens: int = 0, keep_end: bool = False) -> list["_Tokens"]:
         """Token ids of each item text, cut to the candidate budget; () for a text that tokenizes to nothing.
@@ -175,12 +201,15 @@ class RequestTokenizer:
             most_tokens: a smaller budget for this request; 0 is the ranker's own.
             keep_end: a text that is too long keeps its end, and not its beginning.
         """
-        found = self._known(texts)
+        slot = self._frame.document if self._frame else PLAIN
+        found = self._known(texts, slot)
         budget = min(most_tokens or self.rules.candidate_tokens, self.rules.candidate_tokens)
         if budget < self.rules.candidate_tokens:
-            found = [_cut(ids, budget, ids.is_cut) for ids in found]
+            found = [_cut(ids, budget, ids.is_cut, slot) for ids in found]
         if keep_end:
-            found = [self._end(text, budget) if ids.is_cut else ids for text, ids in zip(texts, found, strict=True)]
+            found = [
+                self._end(text, budget, slot) if ids.is_cut else ids for text, ids in zip(texts, found, strict=True)
+            ]
         self._count("items", len(found), sum(ids.is_cut for ids in found))
         return found
 
@@ -189,26 +218,26 @@ class RequestTokenizer:
         unknown = self._unknown
         return (0, 0) if unknown is None else (context.count(unknown), sum(ids.count(unknown) for ids in candidates))
 
-    def _end(self, text: str, tokens: int) -> _Tokens:
+    def _end(self, text: str, tokens: int, slot: Slot) -> _Tokens:
         """The last token ids of a text that is too long; nothing is remembered of it."""
         most = tokens * CHARACTERS_PER_TOKEN
-        (ids,) = self._encode_whole([text if len(text) <= most else squeezed(text)[-most:]])
+        (ids,) = self._encode_whole([text if len(text) <= most else squeezed(text)[-most:]], slot, slot.tail)
         end = _Tokens(ids[-tokens:])
         end.is_cut = True
         return end
 
-    def _known(self, texts: Sequence[str]) -> list[_Tokens]:
+    def _known(self, texts: Sequence[str], slot: Slot) -> list[_Tokens]:
         known: dict[str, _Tokens] = {}
         unknown: dict[str, None] = {}
         for text in texts:
-            ids = self._recall(text)
+            ids = self._recall((slot, text))
             if ids is None:
                 unknown[text] = None
             else:
                 known[text] = ids
-        for text, ids in zip(unknown, self._encode(list(unknown), self.rules.candidate_tokens), strict=True):
+        for text, ids in zip(unknown, self._encode(list(unknown), self.rules.candidate_tokens, slot), strict=True):
             known[text] = ids
-            self._remember(text, ids)
+            self._remember((slot, text), ids)
         return [known[text] for text in texts]
 
     def _count(self, field: Field, total: int, cut: int) -> None:
@@ -228,9 +257,9 @@ class RequestTokenizer:
         """
         return self.architecture.padded(tensors, buckets, self.layout, self.rules)
 
-    def _encode(self, texts: Sequence[str], tokens: int) -> list[_Tokens]:
+    def _encode(self, texts: Sequence[str], tokens: int, slot: Slot) -> list[_Tokens]:
         most = tokens * CHARACTERS_PER_TOKEN
-        found = self._encode_whole([text[:most] for text in texts])
+        found = self._encode_whole([text[:most] for text in texts], slot)
         rest = {place: text[most:] for place, text in enumerate(texts) if len(text) > most}
         # Thousands of blanks or accents are cut to too little: without their runs more of the text comes into sight.
         denser = {
@@ -238,29 +267,40 @@ class RequestTokenizer:
             for place in rest
             if len(found[place]) < tokens and (shorter := squeezed(texts[place])) != texts[place]
         }
-        again = self._encode_whole([text[:most] for text in denser.values()])
-        whole = self._encode_whole([whole_words(texts[place][:most]) for place in denser])
+        again = self._encode_whole([text[:most] for text in denser.values()], slot)
+        whole = self._encode_whole([whole_words(texts[place][:most]) for place in denser], slot)
         for (place, text), ids, known in zip(denser.items(), again, whole, strict=True):
             if ids[: len(known)] == known:
                 found[place], rest[place] = ids, text[most:]
-        return [_cut(ids, tokens, bool(rest.get(place, "").strip())) for place, ids in enumerate(found)]
+        goes_on = [bool(rest.get(place, "").strip()) for place in range(len(texts))]
+        if slot.tail:
+            short = [place for place, ids in enumerate(found) if ids and len(ids) <= tokens and not goes_on[place]]
+            closed = self._encode_whole([texts[place] for place in short], slot, slot.tail)
+            found = [[*ids, *slot.tail_ids] if ids else ids for ids in found]
+            for place, ids in zip(short, closed, strict=True):
+                found[place] = ids
+        return [_cut(ids, tokens, more, slot) for ids, more in zip(found, goes_on, strict=True)]
 
-    def _encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_whole(self, texts: Sequence[str], slot: Slot, tail: str = "") -> list[list[int]]:
+        """The ids of each text with what its slot puts before it; none of a text that has none of its own."""
         if not texts:
             return []
-        encodings = self._tokenizer.encode_batch_fast([*texts], add_special_tokens=False)
-        return [[token for token in encoding.ids if token not in self._reserved] for encoding in encodings]
+        lead = slot.anchor + slot.lead
+        whole = [f"{lead}{text}{tail}" for text in texts] if lead or tail else [*texts]
+        encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
+        found = [[token for token in encoding.ids if token not in self._reserved] for encoding in encodings]
+        return [ids[slot.anchor_tokens :] if text else [] for text, ids in zip(texts, found, strict=True)]
 
-    def _recall(self, text: str) -> _Tokens | None:
-        ids = self._cache.get(text)
+    def _recall(self, key: tuple[Slot, str]) -> _Tokens | None:
+        ids = self._cache.get(key)
         if ids is not None:
-            self._cache.move_to_end(text)
+            self._cache.move_to_end(key)
         return ids
 
-    def _remember(self, text: str, ids: _Tokens) -> None:
-        if not self._cache_entries or len(text) > self._cacheable_characters:
+    def _remember(self, key: tuple[Slot, str], ids: _Tokens) -> None:
+        if not self._cache_entries or len(key[1]) > self._cacheable_characters:
             return
-        self._cache[text] = ids
+        self._cache[key] = ids
         if len(self._cache) > self._cache_entries:
             self._cache.popitem(last=False)
 
@@ -275,7 +315,12 @@ def copy_text_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _cut(ids: Sequence[int], tokens: int, is_cut: bool) -> _Tokens:
-    kept = _Tokens(ids[:tokens])
-    kept.is_cut = is_cut or len(ids) > tokens
+def _cut(ids: Sequence[int], tokens: int, is_cut: bool, slot: Slot) -> _Tokens:
+    """Ids within a budget; what a slot puts behind a text stays there."""
+    is_too_long = len(ids) > tokens
+    if is_too_long and slot.tail_ids:
+        kept = _Tokens((*ids[: max(0, tokens - len(slot.tail_ids))], *slot.tail_ids))
+    else:
+        kept = _Tokens(ids[:tokens])
+    kept.is_cut = is_cut or is_too_long
     return kept

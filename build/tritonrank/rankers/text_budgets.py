@@ -54,7 +54,7 @@ def text_rules(recipe: Recipe, dataset_folder: Path | None = None) -> TextRules:
             "text: budgets that are auto follow from the data with model.checkpoint, and the data are not prepared: "
             "tritonrank prepare RECIPE, or name text.query_tokens and text.candidate_tokens"
         )
-    return TextRules(**metrics["rules"])
+    return TextRules.of_json(metrics["rules"])
 
 
 def rules_to_try(recipe: Recipe) -> TextRules:

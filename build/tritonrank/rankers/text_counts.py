@@ -5,7 +5,6 @@ summary's footnote and the report read the counts from the dataset's manifest.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -79,7 +78,7 @@ def count_texts(
     candidates = [item_lengths[item] for row in judged["candidates"] for item in row]
     read = list(_history_items_read(rules, item_lengths, judged["history"].to_list()))
     return {
-        "rules": asdict(rules),
+        "rules": rules.as_json(),
         "named": dict(named),
         "examples": [text if len(text) <= SHOWN else f"{text[:SHOWN]}..." for text in examples],
         "items": _cut_texts(lengths, rules.candidate_tokens),
