@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,8 +173,24 @@ async def test_nobody_known_is_unavailable_and_not_ready(tmp_path: Path) -> None
     pool = compose(GatewaySettings(triton=(f"file:{tmp_path / 'missing'}",)), Metrics())
     assert not await pool.ready()
     with pytest.raises(Unavailable, match="--triton"):
-        await pool.rank(REQUEST)
+        await pool.rank(replace(REQUEST, deadline_s=0.3))
     await pool.close()
+
+
+async def test_what_comes_before_the_first_replica_is_known_waits_for_it(tmp_path: Path) -> None:
+    """A gateway that starts beside its Tritons: it has looked once and found none."""
+    following = Following(tmp_path)
+    following.pool = ReplicaPool({}, GOLDEN, following=(Addresses([f"file:{following.file}"]), following.make))
+    assert not await following.pool.ready()
+    began = time.monotonic()
+    asked = [asyncio.create_task(following.pool.rank(REQUEST)), asyncio.create_task(following.pool.info())]
+    await asyncio.sleep(0.05)
+    following.write("a")
+    ranking, info = await asyncio.gather(*asked)
+    assert ranking.artifact == following.backends["a"].artifact  # type: ignore[union-attr]
+    assert info.name == "a:8001"  # type: ignore[union-attr]
+    assert time.monotonic() - began < PoolSettings().look_seconds  # found sooner than by the usual looks
+    await following.pool.close()
 
 
 async def test_metrics_follow_those_that_come_and_go(tmp_path: Path) -> None:

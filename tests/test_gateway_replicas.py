@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from gateway_stand_ins import StandIn
 from tritonrank_client import DeadlineExceeded, InvalidRequest, Overloaded, ServerFault, Unavailable
+from tritonrank_gateway.discovery import names_of
 from tritonrank_gateway.golden import GoldenRequest, WrongAnswerError
 from tritonrank_gateway.ranking import Ranking, RankRequest
-from tritonrank_gateway.replicas import PoolSettings, ReplicaPool, names_of
+from tritonrank_gateway.replicas import PoolSettings, ReplicaPool
 
 REQUEST = RankRequest(query="boots", items=["hiking boots", "lamp"], deadline_s=2.0)
 QUICK = PoolSettings(probe_seconds=0.02, probe_timeout_seconds=0.2)

@@ -11,9 +11,10 @@ import httpx
 import pytest
 from gateway_stand_ins import StandIn
 from recommend_stand_ins import StandInCatalogue, recommender_of
-from tritonrank_client import ModelInfo, Overloaded
+from tritonrank_client import ModelInfo, Overloaded, Unavailable
 from tritonrank_gateway.app import create_app
 from tritonrank_gateway.ranking import Ranking, RankRequest
+from tritonrank_gateway.readiness import FIRST_RANKER_SECONDS, Readiness
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_recommend.engine import EngineSettings, Recommender
 from tritonrank_recommend.stores import open_store
@@ -35,6 +36,27 @@ async def serving(
 
 def recommender(**parts: Any) -> Recommender:
     return recommender_of(StandInCatalogue(), None, **parts)
+
+
+async def test_it_starts_with_its_ranker_and_stays_ready_without() -> None:
+    """A balancer sends nothing before a ranker was there, so that nothing that is to be ranked comes too early."""
+    backend, now = StandIn(), 0.0
+    backend.failure = lambda: Unavailable("it loads", retryable=True)
+    async with serving(recommender(), backend) as http:
+        gateway = http.app.state.gateway  # type: ignore[attr-defined]
+        readiness, late = (Readiness(gateway, lambda: now) for _ in range(2))
+        assert await readiness.now() == (False, False)
+        backend.failure = None
+        assert await readiness.now() == (True, True)
+        backend.failure = lambda: Unavailable("gone", retryable=True)
+        assert await readiness.now() == (True, False)
+        assert await late.now() == (False, False)
+        now = FIRST_RANKER_SECONDS
+        assert await late.now() == (True, False)
+    async with serving(None, backend) as http:
+        alone = Readiness(http.app.state.gateway, lambda: now)  # type: ignore[attr-defined]
+        now += FIRST_RANKER_SECONDS
+        assert await alone.now() == (False, False)
 
 
 async def test_a_recommendation_is_ranked_by_the_gateways_own_backend() -> None:

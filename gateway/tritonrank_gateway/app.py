@@ -36,6 +36,7 @@ from tritonrank_gateway.openapi_page import page
 from tritonrank_gateway.process_metrics import process_metrics
 from tritonrank_gateway.quality import Quality
 from tritonrank_gateway.ranking import Backend
+from tritonrank_gateway.readiness import Readiness
 from tritonrank_gateway.recommend import routers as recommend_routers
 from tritonrank_gateway.recommend.log_metrics import LogMetrics
 from tritonrank_gateway.recommend.store_metrics import StoreMetrics
@@ -159,12 +160,12 @@ def create_metrics_app(gateway: Gateway) -> Starlette:
     async def live(_: Request) -> Response:
         return JSONResponse({"live": True})
 
+    readiness = Readiness(gateway)
+
     async def ready(_: Request) -> Response:
         if gateway.load.is_draining:
             return JSONResponse({"ready": False, "draining": True}, status_code=503)
-        ranks = await gateway.backend.ready()
-        # Whoever recommends has lists without the ranker, too: a balancer that took it out would leave nobody.
-        is_ready = ranks or (gateway.recommender is not None and gateway.recommender.parts.catalogue.opened is not None)
+        is_ready, ranks = await readiness.now()
         return JSONResponse({"ready": is_ready, "ranker": ranks}, status_code=200 if is_ready else 503)
 
     async def reference(_: Request) -> Response:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 LOG = logging.getLogger("tritonrank_gateway.discovery")
@@ -39,6 +39,18 @@ def is_entry(entry: str) -> bool:
     if entry.startswith(FILE):
         return len(entry) > len(FILE)
     return ":" in entry.removeprefix(DNS)
+
+
+def names_of(urls: Iterable[str]) -> list[str]:
+    """A name for each replica: what its URL says beside the scheme.
+
+    Raises:
+        ValueError: one is named twice; it would get a double share and a single failure.
+    """
+    names = [url.partition("://")[2].rstrip("/") or url for url in urls]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"replicas: {', '.join(twice)} named twice")
+    return names
 
 
 class Addresses:

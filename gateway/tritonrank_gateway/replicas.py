@@ -13,7 +13,8 @@ When all are out all are asked: a wrong verdict must not be worse than none.
 
 **Members.** Where addresses are looked up (``discovery.py``), replicas join and leave while requests run. One that
 joins has to answer a golden request before it is asked for anything else, unless nobody else is there. One that leaves
-gets no new request, finishes those that it has, and is closed then.
+gets no new request, finishes those that it has, and is closed then. A request that comes before the first of them is
+known waits for it, as it would for a single Triton that starts.
 
 **Instead.** A request whose replica is gone, faulty or overloaded is sent once more, to another one, within its
 deadline. With hedging on, a request that takes unusually long is sent to a second replica as well, and the first answer
@@ -52,8 +53,10 @@ HEDGE_SHARE = 0.05
 """Of the requests that may be sent twice."""
 HEDGE_BURST = 5.0
 LEAVING_LOOK_SECONDS = 0.05
-FIRST_LOOK_SECONDS = 5.0
-"""That the first look at where replicas are is waited for."""
+FIRST_SECONDS = 5.0
+"""That the first replica is waited for, by a request without a deadline; and the first look at where any are."""
+FIRST_LOOKS_SECONDS = 0.2
+"""Between two looks while none is known: requests may be waiting for it."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class ReplicaPool:
         self._golden = golden
         self._watch = watch
         self._following = following
-        self._looked = asyncio.Event()
+        self._looked, self._known = asyncio.Event(), asyncio.Event()
         self._set(Replica(name, backend) for name, backend in backends.items())
         self._hedges = HEDGE_BURST
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,7 +145,7 @@ class ReplicaPool:
         """
         self._start_probing()
         deadline = None if request.deadline_s is None else time.monotonic() + request.deadline_s
-        await self._some_known(request.deadline_s)
+        await self._wait_for(self._known, request.deadline_s)
         asked: list[Replica] = []
         while True:
             replica = self._choose(request, asked)
@@ -158,7 +161,7 @@ class ReplicaPool:
     async def info(self) -> ModelInfo:
         """What the first replica that answers says of its model."""
         self._start_probing()
-        await self._some_known(None)
+        await self._wait_for(self._known, None)
         failure: RankError | None = None
         for replica in sorted(self.replicas, key=lambda one: not one.is_up):
             try:
@@ -170,7 +173,7 @@ class ReplicaPool:
     async def ready(self) -> bool:
         """Whether a replica can serve."""
         self._start_probing()
-        await self._some_known(None)
+        await self._wait_for(self._looked, None)
         answers = await asyncio.gather(*(_is_ready(replica.backend) for replica in self.replicas if replica.is_up))
         return any(answers)
 
@@ -218,11 +221,11 @@ class ReplicaPool:
         finally:
             await replica.backend.close()
 
-    async def _some_known(self, seconds: float | None) -> None:
-        """Wait for the first look at where replicas are, so long at most, where none is known."""
+    async def _wait_for(self, event: asyncio.Event, seconds: float | None) -> None:
+        """Wait so long at most, where no replica is known and one may still be found."""
         if not self.replicas and self._following is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._looked.wait(), FIRST_LOOK_SECONDS if seconds is None else seconds)
+                await asyncio.wait_for(event.wait(), FIRST_SECONDS if seconds is None else seconds)
 
     async def _follow_for_ever(self, addresses: Addresses, make: Callable[[str], Backend]) -> None:
         while True:
@@ -234,7 +237,10 @@ class ReplicaPool:
             for name in known.difference(found):
                 self.leave(name)
             self._looked.set()
-            await asyncio.sleep(self._settings.look_seconds)
+            if self.replicas:
+                self._known.set()
+            longest = self._settings.look_seconds
+            await asyncio.sleep(longest if self.replicas else min(longest, FIRST_LOOKS_SECONDS))
 
     def _choose(self, request: RankRequest, asked: Sequence[Replica]) -> Replica:
         """The first on the ring behind the request's key that is up, was not asked yet, and has room."""
@@ -383,15 +389,3 @@ async def _is_ready(backend: Backend) -> bool:
         return await backend.ready()
     except RankError:
         return False
-
-
-def names_of(urls: Iterable[str]) -> list[str]:
-    """A name for each replica: what its URL says beside the scheme.
-
-    Raises:
-        ValueError: one is named twice; it would get a double share and a single failure.
-    """
-    names = [url.partition("://")[2].rstrip("/") or url for url in urls]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"replicas: {', '.join(twice)} named twice")
-    return names

@@ -74,8 +74,9 @@ class SplitBackend:
         if "fields" in request.want or candidates <= max(self._most_candidates, 1):
             return (0,)
         try:
-            block = int((await self._known.get()).parameters.get(BLOCK_PARAMETER, 0))
-        except (RankError, ValueError):
+            async with asyncio.timeout(request.deadline_s):
+                block = int((await self._known.get()).parameters.get(BLOCK_PARAMETER, 0))
+        except (RankError, ValueError, TimeoutError):
             block = 0  # nobody knows the model now; who ranks will say why
         if not block or candidates <= block:
             return (0,)

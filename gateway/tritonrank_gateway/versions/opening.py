@@ -10,11 +10,11 @@ from pathlib import Path
 from tritonrank_client import Retry
 
 from tritonrank_gateway.backend import PASS_REFUSALS_ON, TritonBackend
-from tritonrank_gateway.discovery import Addresses, is_followed
+from tritonrank_gateway.discovery import Addresses, is_followed, names_of
 from tritonrank_gateway.golden import GoldenRequest
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.ranking import Backend
-from tritonrank_gateway.replicas import PoolSettings, ReplicaPool, names_of
+from tritonrank_gateway.replicas import PoolSettings, ReplicaPool
 from tritonrank_gateway.result_cache import CachedBackend
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.split import BY_REPLICAS, SplitBackend
