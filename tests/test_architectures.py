@@ -16,10 +16,16 @@ ROOT = Path(__file__).parents[1]
 OF_ONE_ARCHITECTURE = {
     "build/tritonrank_runtime/joint.py",
     "build/tritonrank_runtime/shared_context.py",
+    "build/tritonrank_runtime/decoder.py",
+    "build/tritonrank_runtime/decoder_network.py",
     "build/tritonrank_runtime/torch_passes.py",  # both as PyTorch runs them
     "build/tritonrank_runtime/network.py",
     "build/tritonrank/rankers/joint.py",
     "build/tritonrank/rankers/shared_context.py",
+    "build/tritonrank/rankers/decoder.py",
+    "build/tritonrank/rankers/decoder_modeling.py",
+    "build/tritonrank/rankers/decoder_weights.py",
+    "build/tritonrank/rankers/split.py",  # packs both for training
     "build/tritonrank/rankers/modeling.py",
     "build/tritonrank/graphs/batched.py",  # the graph of ``score_batch``
     "build/tritonrank/gpu_check/network_runs.py",
@@ -42,7 +48,7 @@ KNOWN = {
     # What a checkpoint is may be asked before anything of it is loaded: messages name the one that it should be.
     "build/tritonrank/rankers/checkpoint_check.py": 6,
     # A schema, a default, and that of a ready checkpoint; the test below compares them with the list.
-    "build/tritonrank/recipe/training.py": 4,
+    "build/tritonrank/recipe/training.py": 5,
     # A setting says where it is declared which ranker uses it.
     "build/tritonrank/recipe/applicability.py": 1,
     "build/tritonrank/recipe/graphs.py": 1,
@@ -59,15 +65,19 @@ KNOWN = {
 }
 """Signs in other files, each with its reason."""
 CLASSES = {
-    "SharedContextRanker", "SharedContextConfig", "SharedContextNetwork", "SharedContextEngine", "BatchedEngine",
+    "SharedContextRanker", "SharedContextConfig", "SharedContextNetwork", "SplitEngine", "BatchedEngine",
+    "DecoderRanker", "DecoderConfig", "DecoderNetwork", "Decoder", "DecoderArchitecture",
     "JointEngine", "JointPass", "Joint", "SharedContext", "JointArchitecture", "SharedContextArchitecture",
 }  # fmt: skip
-CONSTANTS = {"JOINT", "SHARED_CONTEXT", "CONTEXT_FILE", "CANDIDATES_FILE", "INPUT_NAMES"}
+CONSTANTS = {
+    "JOINT", "SHARED_CONTEXT", "CONTEXT_FILE", "CANDIDATES_FILE", "INPUT_NAMES", "PREFIX_FILE",
+    "BRANCHES_FILE",
+}  # fmt: skip
 TEXTS = {
     *(one.name for one in ARCHITECTURES),
     *(tensor.name for one in ARCHITECTURES for tensor in one.inputs),
     *(name for one in ARCHITECTURES for name in one.graph_files if name != MODEL_FILE),
-    "token_ids", "first_tokens",
+    "token_ids", "first_tokens", "last_tokens",
 }  # fmt: skip
 """Names of architectures, tensors and files by which one could be told from another."""
 ASKED = {"architecture", "model_type"}

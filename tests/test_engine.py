@@ -22,7 +22,8 @@ from tritonrank_runtime.length_groups import (
     length_groups,
 )
 from tritonrank_runtime.sessions import open_session
-from tritonrank_runtime.shared_context import SharedContextEngine
+from tritonrank_runtime.shared_context import NAMES
+from tritonrank_runtime.split_engine import SplitEngine
 
 VOCABULARY = 50
 HIDDEN = 16
@@ -232,7 +233,7 @@ def test_a_row_without_a_single_token_still_has_a_width() -> None:
 # Rows that no tokenizer makes
 
 
-def test_rows_as_tokenize_makes_them_are_accepted(running: JointEngine, sharing: SharedContextEngine) -> None:
+def test_rows_as_tokenize_makes_them_are_accepted(running: JointEngine, sharing: SplitEngine) -> None:
     for rows in random_requests(5, [1, 4, 30]):
         running.check(request_of(rows))
         sharing.check(shared_request([1, 2], rows))
@@ -272,7 +273,7 @@ def test_other_joint_rows_are_refused_by_name(running: JointEngine, changes: dic
     ],
 )
 def test_other_shared_context_rows_are_refused_by_name(
-    sharing: SharedContextEngine, context_ids: Any, candidate_ids: Any, message: str
+    sharing: SplitEngine, context_ids: Any, candidate_ids: Any, message: str
 ) -> None:
     request = {"context_ids": np.array(context_ids, np.int32), "candidate_ids": np.array(candidate_ids, np.int32)}
     with pytest.raises(RowsError, match=f"^{message}"):
@@ -361,8 +362,8 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_shared_graphs(tmp_path_factory.mktemp("shared"))
 
 
-def shared_engine(folder: Path) -> SharedContextEngine:
-    return SharedContextEngine(*shared_sessions(folder), EngineOptions(threads=1))
+def shared_engine(folder: Path) -> SplitEngine:
+    return SplitEngine(NAMES, *shared_sessions(folder), EngineOptions(threads=1))
 
 
 def shared_sessions(folder: Path) -> tuple[Graph, Graph]:
@@ -370,7 +371,7 @@ def shared_sessions(folder: Path) -> tuple[Graph, Graph]:
 
 
 @pytest.fixture(scope="module")
-def sharing(shared_folder: Path) -> SharedContextEngine:
+def sharing(shared_folder: Path) -> SplitEngine:
     return shared_engine(shared_folder)
 
 
@@ -387,12 +388,12 @@ class Watched:
 
 
 @pytest.fixture
-def watched(shared_folder: Path) -> tuple[SharedContextEngine, Watched, Watched]:
+def watched(shared_folder: Path) -> tuple[SplitEngine, Watched, Watched]:
     context, candidates = (Watched(session) for session in shared_sessions(shared_folder))
-    return SharedContextEngine(context, candidates, EngineOptions(threads=1)), context, candidates
+    return SplitEngine(NAMES, context, candidates, EngineOptions(threads=1)), context, candidates
 
 
-def test_every_candidate_gets_its_logit_against_its_own_context(sharing: SharedContextEngine) -> None:
+def test_every_candidate_gets_its_logit_against_its_own_context(sharing: SplitEngine) -> None:
     many = random_requests(6, [1, 40, 7, 120])
     contexts = [[3], [4, 5, 6], [7] * 50, [8, 9]]
     answers = sharing.run([shared_request(*pair, width=60) for pair in zip(contexts, many, strict=True)])
@@ -401,7 +402,7 @@ def test_every_candidate_gets_its_logit_against_its_own_context(sharing: SharedC
         np.testing.assert_allclose(answer, expected_shared_logits(context, rows), rtol=1e-5, atol=1e-6)
 
 
-def test_other_requests_change_no_bit_of_an_answer(sharing: SharedContextEngine) -> None:
+def test_other_requests_change_no_bit_of_an_answer(sharing: SplitEngine) -> None:
     requests = [shared_request([seed, 1], rows) for seed, rows in enumerate(random_requests(7, [9, 1, 33]), start=1)]
     together = sharing.run(requests)
     for request, answer in zip(requests, together, strict=True):
@@ -410,7 +411,7 @@ def test_other_requests_change_no_bit_of_an_answer(sharing: SharedContextEngine)
         np.testing.assert_array_equal(answer, again)
 
 
-def test_blocks_have_the_scores_of_a_request_of_their_own(sharing: SharedContextEngine) -> None:
+def test_blocks_have_the_scores_of_a_request_of_their_own(sharing: SplitEngine) -> None:
     rows = random_requests(14, [90])[0]
     parted = shared_request([4, 5], [*rows[:40], [], *rows[40:80], [], *rows[80:]])
     sharing.check(parted)
@@ -426,13 +427,13 @@ def test_blocks_have_the_scores_of_a_request_of_their_own(sharing: SharedContext
 
 
 @pytest.mark.parametrize("rows", [[[], [1]], [[1], []], [[1], [], [], [2]]])
-def test_rows_without_tokens_stand_between_blocks_alone(sharing: SharedContextEngine, rows: list[list[int]]) -> None:
+def test_rows_without_tokens_stand_between_blocks_alone(sharing: SplitEngine, rows: list[list[int]]) -> None:
     with pytest.raises(RowsError, match=r"^candidate_ids: "):
         sharing.check(shared_request([1], rows))
 
 
 def test_the_context_runs_once_per_request_and_candidates_run_without_its_padding(
-    watched: tuple[SharedContextEngine, Watched, Watched],
+    watched: tuple[SplitEngine, Watched, Watched],
 ) -> None:
     opened, context, candidates = watched
     requests = [shared_request([1, 2, 3], rows, width=70) for rows in random_requests(8, [60, 2])]
@@ -446,7 +447,7 @@ def test_the_context_runs_once_per_request_and_candidates_run_without_its_paddin
 
 
 def test_token_counts_and_candidate_feeds_are_what_really_runs(
-    watched: tuple[SharedContextEngine, Watched, Watched],
+    watched: tuple[SplitEngine, Watched, Watched],
 ) -> None:
     opened, context, candidates = watched
     requests = [shared_request([5] * 9, rows) for rows in random_requests(9, [80, 3, 1])]
@@ -466,7 +467,7 @@ def test_token_counts_and_candidate_feeds_are_what_really_runs(
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 3])
 def test_threads_change_no_bit_of_an_answer(
-    sharing: SharedContextEngine, shared_folder: Path, model: Path, threads: int
+    sharing: SplitEngine, shared_folder: Path, model: Path, threads: int
 ) -> None:
     rows = random_requests(10, [150, 7])
     several = open_engine(shared_folder, threads=3)
@@ -498,7 +499,7 @@ def test_a_run_that_fails_in_another_thread_is_an_error_and_the_engine_goes_on(s
 def test_a_context_that_comes_again_is_not_computed_again(shared_folder: Path) -> None:
     context, candidates = shared_sessions(shared_folder)
     watched = Watched(context)
-    engine = SharedContextEngine(watched, candidates, EngineOptions(context_cache_bytes=1_000_000))
+    engine = SplitEngine(NAMES, watched, candidates, EngineOptions(context_cache_bytes=1_000_000))
     first, other = (shared_request(context, [[1, 2], [3]]) for context in ([4, 5], [5, 4]))
     answers = engine.run([first, other, first, first])
     assert [feed["context_ids"].tolist() for feed in watched.feeds] == [[4, 5], [5, 4]]
@@ -510,7 +511,7 @@ def test_a_context_that_comes_again_is_not_computed_again(shared_folder: Path) -
 
 def test_without_a_cache_nothing_is_kept(shared_folder: Path) -> None:
     engine = open_engine(shared_folder)
-    assert isinstance(engine, SharedContextEngine)
+    assert isinstance(engine, SplitEngine)
     engine.run([shared_request([4], [[1]])] * 3)
     assert (engine.context_cache.hits, engine.context_cache.misses, engine.context_cache.bytes) == (0, 3, 0)
 
@@ -532,7 +533,7 @@ class Impatient:
         return left > 0
 
 
-def test_a_watch_that_wants_all_changes_no_bit(sharing: SharedContextEngine, running: JointEngine) -> None:
+def test_a_watch_that_wants_all_changes_no_bit(sharing: SplitEngine, running: JointEngine) -> None:
     shared = [shared_request([1, 2], [[3], [4, 5]]), shared_request([6], [[7, 8]])]
     joint = [request_of([[1, 2], [3]]), request_of([[4, 5, 6]])]
     for engine_of_both, requests in ((sharing, shared), (running, joint)):
@@ -545,7 +546,7 @@ def test_a_watch_that_wants_all_changes_no_bit(sharing: SharedContextEngine, run
 
 @pytest.mark.parametrize("wanted_parts", [0, 1, 2])
 def test_a_shared_context_request_stops_between_its_parts_and_the_next_goes_on(
-    watched: tuple[SharedContextEngine, Watched, Watched], wanted_parts: int
+    watched: tuple[SplitEngine, Watched, Watched], wanted_parts: int
 ) -> None:
     sharing, _, candidates = watched
     large = shared_request([1, 2], [[place % VOCABULARY] * 9 for place in range(600)])
@@ -610,14 +611,14 @@ def test_tokens_are_counted_without_padding() -> None:
     assert architecture_named("joint").computed_tokens(joint) == 8
 
 
-def test_tokens_are_counted_as_they_are_computed(sharing: SharedContextEngine) -> None:
+def test_tokens_are_counted_as_they_are_computed(sharing: SplitEngine) -> None:
     lengths = np.array([3, 9, 10, 10, 25, 7, 7, 12])
     computed = sum(tokens * len(rows) for tokens, rows in length_groups(lengths))
     request = shared_request(list(range(1, 40)), [[1] * length for length in lengths])
     assert sharing.token_counts([request]) == (39 + computed, 39 + lengths.sum())
 
 
-def test_no_requests_share_nothing(sharing: SharedContextEngine) -> None:
+def test_no_requests_share_nothing(sharing: SplitEngine) -> None:
     assert sharing.run([]) == []
     assert sharing.token_counts([]) == (0, 0)
     assert sharing.input_names == ["context_ids", "candidate_ids"]
@@ -630,7 +631,7 @@ def test_padding_is_no_token() -> None:
 
 def test_the_files_of_a_folder_say_which_engine_it_needs(model: Path, shared_folder: Path, tmp_path: Path) -> None:
     assert isinstance(open_engine(model.parent), JointEngine)
-    assert isinstance(open_engine(shared_folder), SharedContextEngine)
+    assert isinstance(open_engine(shared_folder), SplitEngine)
     assert model_files(model.parent) == [model]
     assert [path.name for path in model_files(shared_folder)] == ["context.onnx", "candidates.onnx"]
     assert model_files(tmp_path) == []

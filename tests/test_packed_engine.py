@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,8 @@ from tritonrank_runtime.packed.network import PackedNetwork
 from tritonrank_runtime.packed.opening import open_packed_engine
 from tritonrank_runtime.packed.packing import NOT_KEPT, TILE_ROWS
 from tritonrank_runtime.packed.rows import SharedContextRows
-from tritonrank_runtime.shared_context import INPUT_NAMES, check_rows
+from tritonrank_runtime.shared_context import INPUT_NAMES, NAMES
+from tritonrank_runtime.split_engine import check_rows
 
 TOLERANCE = 1e-4
 BUCKETS = (64, 128, 256)
@@ -28,7 +30,9 @@ NETWORK = small_network()
 
 
 def rows_of(network: Any) -> SharedContextRows:
-    return SharedContextRows(network.config.context_positions, INPUT_NAMES, limits_of(network.config), check_rows)
+    return SharedContextRows(
+        network.config.context_positions, INPUT_NAMES, limits_of(network.config), partial(check_rows, NAMES)
+    )
 
 
 def opened(**options: Any) -> PackedEngine:

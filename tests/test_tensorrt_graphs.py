@@ -25,7 +25,8 @@ from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.rankers.shared_context import load_shared_context_ranker
 from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.joint import JOINT
-from tritonrank_runtime.shared_context import SHARED_CONTEXT, BatchedEngine
+from tritonrank_runtime.shared_context import NAMES, SHARED_CONTEXT
+from tritonrank_runtime.split_engine import BatchedEngine
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_padding_on_every_axis_changes_no_score(shared: TensorRTLadder) -> None:
     batched = open_engine(shared.folders["fp32"])
     assert isinstance(batched, BatchedEngine)
     for shape, more in (((0, 0, 0), 0), ((60, 16, 40), 0), ((0, 30, 0), 2)):
-        found = batched.run_padded(padded_requests(tensors, shape, more))
+        found = batched.run_padded(padded_requests(NAMES, tensors, shape, more))
         assert found.shape == (3 + more, max(shape[1], len(REQUESTS[2].items)))
         assert np.isfinite(found).all(), "padding alone gives numbers too: one NaN would spread in a reduction"
         for row, scores in zip(found, expected, strict=False):
@@ -81,9 +82,9 @@ def test_int8_scores_do_not_depend_on_what_else_is_in_the_batch(shared: TensorRT
     tensors = [scorer.tensors(request) for request in REQUESTS]
     engine = open_engine(shared.folders["int8"])
     assert isinstance(engine, BatchedEngine)
-    together = engine.run_padded(padded_requests(tensors, (60, 16, 40), 1))
+    together = engine.run_padded(padded_requests(NAMES, tensors, (60, 16, 40), 1))
     for row, request in zip(together, tensors, strict=False):
-        alone = engine.run_padded(padded_requests([request]))[0]
+        alone = engine.run_padded(padded_requests(NAMES, [request]))[0]
         np.testing.assert_allclose(row[: len(alone)], alone, atol=1e-5)
 
 

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tritonrank_runtime.architecture import Architecture
+from tritonrank_runtime.decoder import Decoder
 from tritonrank_runtime.joint import Joint
 from tritonrank_runtime.shared_context import SharedContext
 
 DEFAULT = Joint()
 """What whoever does not say otherwise means: any sequence-classification checkpoint, and a text.json without a name."""
-ARCHITECTURES: tuple[Architecture, ...] = (DEFAULT, SharedContext())
+ARCHITECTURES: tuple[Architecture, ...] = (DEFAULT, SharedContext(), Decoder())
 
 
 def architecture_named(name: str) -> Architecture:

@@ -33,6 +33,7 @@ MASKED_SCORE = -10_000.0
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
+    "gelu_new": lambda: nn.GELU(approximate="tanh"),
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
     "relu": nn.ReLU,
     "silu": nn.SiLU,
@@ -207,7 +208,7 @@ class _Layer(nn.Module):
         self.ffn_in = nn.Linear(config.hidden_size, config.intermediate_size)
         self.ffn_out = nn.Linear(config.intermediate_size, config.hidden_size)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = _activation(config.hidden_act)
+        self.activation = make_activation(config.hidden_act)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.attention_dropout = config.attention_probs_dropout_prob
 
@@ -340,7 +341,8 @@ class _Layer(nn.Module):
         return finished
 
 
-def _activation(name: str) -> nn.Module:
+def make_activation(name: str) -> nn.Module:
+    """By the name in a config."""
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]()
     from transformers.activations import ACT2FN

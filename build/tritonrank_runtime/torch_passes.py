@@ -1,5 +1,5 @@
 """Checkpoints as graphs that PyTorch runs: to an engine they look like sessions of the exported graphs, except that
-the keys and values of a context are tensors that stay on the device.
+the keys and values of what candidates share are tensors that stay on the device.
 """
 
 import json
@@ -7,19 +7,23 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tritonrank_runtime.decoder_network import DecoderNetwork
 from tritonrank_runtime.engine import ExecutorError, RowsError
 from tritonrank_runtime.network import SharedContextNetwork
 from tritonrank_runtime.padding import PADDING
+from tritonrank_runtime.split_engine import SplitNames
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+_Network = TypeVar("_Network", SharedContextNetwork, DecoderNetwork)
 
 
 def row_positions(config: Any) -> tuple[int, int]:
@@ -37,46 +41,87 @@ def load_network(folder: Path) -> SharedContextNetwork:
     return network.eval()
 
 
-def as_half(network: SharedContextNetwork, device: str) -> SharedContextNetwork:
+def load_decoder(folder: Path) -> DecoderNetwork:
+    """A decoder, likewise."""
+    from safetensors.torch import load_file
+
+    network = DecoderNetwork(SimpleNamespace(**read_config(folder)))
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()})
+    return network.eval()
+
+
+def as_half(network: _Network, device: str) -> _Network:
     """The same network in FP16 on a device, its head in FP32."""
     network.half().head.float()
     return network.to(device)
 
 
-class ContextPass:
-    """What an engine takes for context.onnx."""
+class SharedPass:
+    """What an engine takes for the graph of the shared row.
 
-    def __init__(self, network: SharedContextNetwork, device: str) -> None:
-        self._network, self._device = network, device
-        self._longest, _ = row_positions(network.config)
+    Args:
+        names: of the tensors.
+        network: on the device.
+        encode: its method, from token ids to keys and values.
+        longest: tokens of a row at the most.
+        device: cpu or cuda.
+    """
+
+    def __init__(
+        self,
+        names: SplitNames,
+        network: SharedContextNetwork | DecoderNetwork,
+        encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+        longest: int,
+        device: str,
+    ) -> None:
+        self._name, self._encode, self._device = names.shared, encode, device
+        self._vocabulary, self._longest = network.config.vocab_size, longest
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Tensor]:
-        context_ids = input_feed["context_ids"]
-        _check_ids("context_ids", context_ids, self._network.config.vocab_size, self._longest)
-        return self._network.encode_context(_on_device(context_ids, self._device))
+        ids = input_feed[self._name]
+        _check_ids(self._name, ids, self._vocabulary, self._longest)
+        return self._encode(_on_device(ids, self._device))
 
     def get_inputs(self) -> Sequence[Any]:
-        return [SimpleNamespace(name="context_ids")]
+        return [SimpleNamespace(name=self._name)]
 
 
-class CandidatePass:
-    """What an engine takes for candidates.onnx."""
+class RowsPass:
+    """What an engine takes for the graph of the candidates' rows.
 
-    def __init__(self, network: SharedContextNetwork, device: str) -> None:
-        self._network, self._device = network, device
-        _, self._longest = row_positions(network.config)
+    Args:
+        names: of the tensors.
+        network: on the device.
+        score: its method, from keys, values and token ids to logits.
+        longest: tokens of a row at the most, with those of the shared row where ``counts_on`` says so.
+        device: cpu or cuda.
+        counts_on: whether positions of a row go on where the shared row ends.
+    """
+
+    def __init__(
+        self,
+        names: SplitNames,
+        network: SharedContextNetwork | DecoderNetwork,
+        score: Callable[[Tensor, Tensor, Tensor], Tensor],
+        longest: int,
+        device: str,
+        counts_on: bool = False,
+    ) -> None:
+        self._names, self._score, self._device = names, score, device
+        self._vocabulary, self._longest, self._counts_on = network.config.vocab_size, longest, counts_on
 
     @torch.inference_mode()
     def run(self, output_names: Sequence[str], input_feed: Mapping[str, Any]) -> Sequence[Any]:
-        name = "candidate_ids"
-        _check_ids(name, input_feed[name], self._network.config.vocab_size, self._longest, least=PADDING)
-        candidate_ids = _on_device(input_feed[name], self._device)
-        keys, values = input_feed["context_keys"], input_feed["context_values"]
-        return [self._network.score_candidates(keys, values, candidate_ids).float().cpu().numpy()]
+        keys, values = (input_feed[name] for name in self._names.states)
+        ids = input_feed[self._names.rows]
+        longest = self._longest - (keys.shape[2] if self._counts_on else 0)
+        _check_ids(self._names.rows, ids, self._vocabulary, longest, least=PADDING)
+        return [self._score(keys, values, _on_device(ids, self._device)).float().cpu().numpy()]
 
     def get_inputs(self) -> Sequence[Any]:
-        return [SimpleNamespace(name=name) for name in ("context_keys", "context_values", "candidate_ids")]
+        return [SimpleNamespace(name=name) for name in (*self._names.states, self._names.rows)]
 
 
 class JointPass:

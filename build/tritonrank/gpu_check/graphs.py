@@ -20,8 +20,8 @@ from tritonrank.graphs.batched import export_batched_graph
 from tritonrank.graphs.export import export_graphs
 from tritonrank.quantize.half import to_half
 from tritonrank.quantize.int8_tensorrt import quantize_graph
+from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import Request
-from tritonrank.rankers.shared_context import load_shared_context_ranker
 from tritonrank.recipe import Recipe, SampleData, ServeSettings
 from tritonrank.tensorrt.compile import Builder, build_plan
 from tritonrank.tensorrt.plan_engine import PlanEngine
@@ -48,7 +48,7 @@ class Graphs:
     def fp32(self) -> Path:
         folder = self._folder("fp32")
         if architecture_named(self._pack.manifest["architecture"]).has_score_batch:
-            export_batched_graph(load_shared_context_ranker(str(self._pack.folder)), folder, OPSET)
+            export_batched_graph(load_any_ranker(self._pack.folder), folder, OPSET)
         else:
             export_graphs(self._pack.folder, folder, OPSET)
         return folder

@@ -1,8 +1,8 @@
-"""The shared-context ranker as the one graph that a TensorRT engine needs: whole requests, padded, side by side.
+"""A ranker of two graphs as the one that a TensorRT engine needs: whole requests, padded, side by side.
 
-A plan has one graph and static ranges of shapes, so the two graphs of ``export`` (context, then groups of candidates)
-do not fit it. Here the batch dimension is the request, candidates and tokens are padded to what the caller chooses,
-and masks keep padding from changing a score. A joint ranker needs no such thing: its graph is batched already.
+A plan has one graph and static ranges of shapes, so the two graphs of ``export`` (what candidates share, then groups of
+candidates) do not fit it. Here the batch dimension is the request, candidates and tokens are padded to what the caller
+chooses, and masks keep padding from changing a score. A joint ranker needs no such thing: its graph is batched already.
 
 The graph proves itself twice: against PyTorch's split way on a grid of odd shapes with padding on every axis, and
 against the engine that serves the same checkpoint, on real requests of different sizes in one run.
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from transformers import PreTrainedModel
 from tritonrank_runtime.engine import MODEL_FILE, Feed
 from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.padding import PADDING, side_by_side
 from tritonrank_runtime.sessions import RUNTIME_ERRORS, open_session
-from tritonrank_runtime.shared_context import INPUT_NAMES, BatchedEngine
+from tritonrank_runtime.split_engine import BatchedEngine, SplitNames
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import Draft
@@ -29,24 +30,16 @@ from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.export import OPSET, TOLERANCE, Difference, check_signature
 from tritonrank.rankers.agreement import largest_difference
+from tritonrank.rankers.architectures import split_architecture_of
 from tritonrank.rankers.graph_writing import trace_graph
-from tritonrank.rankers.modeling import BatchPass, SharedContextRanker
-from tritonrank.rankers.pretrained import longest_input
+from tritonrank.rankers.pretrained import load_any_ranker
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
-from tritonrank.rankers.shared_context import load_shared_context_ranker, random_request, split_logits
+from tritonrank.rankers.split import BATCHED_GRID
 from tritonrank.recipe import Recipe
 from tritonrank.system.quiet import quiet_libraries
 
-GRID = ((1, 2, 1, 2), (2, 7, 3, 5), (3, 33, 5, 16), (2, 60, 13, 31), (5, 1, 2, 3))
-"""(requests, context tokens, candidates, tokens) on which the graph is compared with PyTorch."""
 COMPARED_REQUESTS = 12
 REQUESTS_PER_RUN = 4
-
-AXES = {
-    "context_ids": {0: "requests", 1: "context_tokens"},
-    "candidate_ids": {0: "requests", 1: "candidates", 2: "tokens"},
-    "logits": {0: "requests", 1: "candidates"},
-}
 
 console = Console()
 
@@ -56,14 +49,14 @@ def export_batched(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
 
     Args:
         recipe: it says which checkpoint is exported.
-        workspace: with a shared-context ranker, its two graphs as they are served on the CPU, and the dataset.
+        workspace: with the ranker, its two graphs as they are served on the CPU, and the dataset.
         draft: gets the graph.
 
     Raises:
         ArtifactError: the graph differs from PyTorch or from the engine, or padding changes a score.
     """
     checkpoint_folder = workspace.ranker(recipe)
-    ranker = load_shared_context_ranker(str(checkpoint_folder))
+    ranker = load_any_ranker(checkpoint_folder)
     export_batched_graph(ranker, draft.folder)
     copy_text_files(checkpoint_folder, draft.folder)
     dataset = Dataset.read(workspace.dataset)
@@ -79,20 +72,32 @@ def export_batched(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
 
 
 @torch.no_grad()
-def export_batched_graph(ranker: SharedContextRanker, folder: Path, opset: int = OPSET) -> None:
+def export_batched_graph(ranker: PreTrainedModel, folder: Path, opset: int = OPSET) -> None:
     """Write model.onnx of a ranker."""
+    architecture = split_architecture_of(ranker.config)
+    names = architecture.split_names
     inputs = {
-        "context_ids": torch.tensor([[1, 2, 3, 4, 5], [6, 7, PADDING, PADDING, PADDING]], dtype=torch.int32),
-        "candidate_ids": torch.tensor(
+        names.shared: torch.tensor([[1, 2, 3, 4, 5], [6, 7, PADDING, PADDING, PADDING]], dtype=torch.int32),
+        names.rows: torch.tensor(
             [[[1, 2, 3], [4, PADDING, PADDING]], [[5, 6, PADDING], [PADDING] * 3]], dtype=torch.int32
         ),
     }
+    *_, batch_pass = architecture.passes(ranker.folded())
     with quiet_libraries():
-        trace_graph(BatchPass(ranker.folded()), inputs, AXES, ["logits"], folder / MODEL_FILE, opset)
+        trace_graph(batch_pass, inputs, _axes(names), ["logits"], folder / MODEL_FILE, opset)
+
+
+def _axes(names: SplitNames) -> dict[str, dict[int, str]]:
+    """The dynamic ones, by tensor."""
+    return {
+        names.shared: {0: "requests", 1: "shared_tokens"},
+        names.rows: {0: "requests", 1: "candidates", 2: "tokens"},
+        "logits": {0: "requests", 1: "candidates"},
+    }
 
 
 def compare_batched(
-    ranker: SharedContextRanker,
+    ranker: PreTrainedModel,
     folder: Path,
     onnx_folder: Path,
     requests: Sequence[Request],
@@ -104,11 +109,12 @@ def compare_batched(
         ArtifactError: names, axes or values differ; says which and by how much.
     """
     path = folder / MODEL_FILE
-    axes = {name: set(named) for name, named in AXES.items()}
-    check_signature(path, {name: axes[name] for name in INPUT_NAMES}, {"logits": axes["logits"]})
-    batched = BatchedEngine(open_session(path))
-    positions, start = longest_input(ranker), ranker.config.context_positions
-    grid = [shape for shape in GRID if shape[1] <= start and start + shape[3] <= positions]
+    architecture = split_architecture_of(ranker.config)
+    names = architecture.split_names
+    axes = {name: set(named) for name, named in _axes(names).items()}
+    check_signature(path, {name: axes[name] for name in names.inputs}, {"logits": axes["logits"]})
+    batched = BatchedEngine(names, open_session(path))
+    grid = [shape for shape in BATCHED_GRID if architecture.fits(ranker, shape[1], shape[3])]
     on_grid = float(np.max([_grid_difference(ranker.eval(), batched, shape, path) for shape in grid]))
     tokenizer = RequestTokenizer.from_folder(folder)
     tensors = [tensors_of(request, tokenizer) for request in requests]
@@ -116,7 +122,13 @@ def compare_batched(
     scored: list[NDArray[np.float32]] = []
     for first in range(0, len(tensors), REQUESTS_PER_RUN):
         run = slice(first, first + REQUESTS_PER_RUN)
-        found = _run(batched, padded_requests(tensors[run]), f"requests {first} to {first + REQUESTS_PER_RUN}", path)
+        found = _run(
+            batched,
+            names,
+            padded_requests(names, tensors[run]),
+            f"requests {first} to {first + REQUESTS_PER_RUN}",
+            path,
+        )
         scored += [row[: len(scores)] for row, scores in zip(found, expected[run], strict=True)]
     on_requests = largest_difference(scored, expected)
     for what, difference in (("PyTorch on the shape grid", on_grid), ("the engine on real requests", on_requests)):
@@ -129,45 +141,52 @@ def compare_batched(
 
 
 def padded_requests(
-    requests: Sequence[RequestTensors], shape: tuple[int, int, int] = (0, 0, 0), more_requests: int = 0
+    names: SplitNames,
+    requests: Sequence[RequestTensors],
+    shape: tuple[int, int, int] = (0, 0, 0),
+    more_requests: int = 0,
 ) -> Feed:
     """Requests of any shapes side by side.
 
     Args:
-        requests: context_ids (tokens,) and candidate_ids (candidates, tokens) each.
-        shape: context tokens, candidates and tokens to pad to at least.
+        names: of their tensors.
+        requests: the shared row (tokens,) and those of the candidates (candidates, tokens) each.
+        shape: tokens of the shared row, candidates and tokens to pad to at least.
         more_requests: requests of nothing but padding to add, as a batch of a fixed size needs.
     """
     feed = {}
-    for name, least in zip(INPUT_NAMES, (shape[:1], shape[1:]), strict=True):
+    for name, least in zip(names.inputs, (shape[:1], shape[1:]), strict=True):
         given = [request[name] for request in requests]
         feed[name] = side_by_side([*given, *[given[0][:0]] * more_requests], shape=least)
     return feed
 
 
 def _grid_difference(
-    ranker: SharedContextRanker, batched: BatchedEngine, shape: tuple[int, int, int, int], path: Path
+    ranker: PreTrainedModel, batched: BatchedEngine, shape: tuple[int, int, int, int], path: Path
 ) -> float:
     """Requests of every size up to the shape's, in one run; the first fills it."""
-    requests, context_tokens, candidates, tokens = shape
-    generator = np.random.default_rng(requests * 1_000 + context_tokens)
-    made = [random_request(generator, ranker.config.vocab_size, context_tokens, candidates, tokens)]
+    architecture = split_architecture_of(ranker.config)
+    requests, shared_tokens, candidates, tokens = shape
+    generator = np.random.default_rng(requests * 1_000 + shared_tokens)
+    vocabulary = ranker.config.vocab_size
+    made = [architecture.random_request(generator, vocabulary, shared_tokens, candidates, tokens)]
     while len(made) < requests:
-        sizes = (int(generator.integers(1, most + 1)) for most in (context_tokens, candidates, tokens))
-        made.append(random_request(generator, ranker.config.vocab_size, *sizes))
-    found = _run(batched, padded_requests(made, more_requests=1), f"shape {shape}", path)
+        sizes = (int(generator.integers(1, most + 1)) for most in (shared_tokens, candidates, tokens))
+        made.append(architecture.random_request(generator, vocabulary, *sizes))
+    names = architecture.split_names
+    found = _run(batched, names, padded_requests(names, made, more_requests=1), f"shape {shape}", path)
     scored, expected = list[NDArray[np.float32]](), list[NDArray[np.float32]]()
     for row, request in zip(found, made, strict=False):  # the last row is padding alone
-        expected.append(split_logits(ranker, request))
+        expected.append(architecture.split_logits(ranker, request))
         scored.append(row[: len(expected[-1])])
     return largest_difference(scored, expected)
 
 
-def _run(batched: BatchedEngine, feed: Feed, what: str, path: Path) -> NDArray[np.float32]:
+def _run(batched: BatchedEngine, names: SplitNames, feed: Feed, what: str, path: Path) -> NDArray[np.float32]:
     try:
         found = batched.run_padded(feed)
     except RUNTIME_ERRORS as error:  # a frozen axis
         raise ArtifactError(f"{path}: cannot run {what}: {error}") from None
-    if found.shape != feed["candidate_ids"].shape[:2] or not np.isfinite(found).all():
+    if found.shape != feed[names.rows].shape[:2] or not np.isfinite(found).all():
         raise ArtifactError(f"{path}: {what} gives shape {found.shape}, or logits that are not finite")
     return found

@@ -5,11 +5,18 @@ from typing import Any
 
 from tritonrank_runtime import architectures as served
 
+from tritonrank.errors import ArtifactError
 from tritonrank.rankers.architecture import RankerArchitecture
+from tritonrank.rankers.decoder import DecoderArchitecture
 from tritonrank.rankers.joint import JointArchitecture
 from tritonrank.rankers.shared_context import SharedContextArchitecture
+from tritonrank.rankers.split import SplitRankerArchitecture
 
-ARCHITECTURES: tuple[RankerArchitecture, ...] = (JointArchitecture(), SharedContextArchitecture())
+ARCHITECTURES: tuple[RankerArchitecture, ...] = (
+    JointArchitecture(),
+    SharedContextArchitecture(),
+    DecoderArchitecture(),
+)
 _BY_NAME = {one.name: one for one in ARCHITECTURES}
 
 
@@ -21,6 +28,18 @@ def architecture_named(name: str) -> RankerArchitecture:
 def architecture_of(config: Any) -> RankerArchitecture:
     """By a checkpoint's config."""
     return _BY_NAME[served.architecture_of_type(config.model_type).name]
+
+
+def split_architecture_of(config: Any) -> SplitRankerArchitecture:
+    """By the config of a checkpoint that reads once what candidates share.
+
+    Raises:
+        ArtifactError: it does not.
+    """
+    found = architecture_of(config)
+    if not isinstance(found, SplitRankerArchitecture):
+        raise ArtifactError(f"a {found.name} ranker is one graph as it is, and shares nothing among candidates")
+    return found
 
 
 def architecture_of_files(names: Iterable[str]) -> RankerArchitecture:

@@ -10,7 +10,7 @@ PACKAGED_MINILM = "packaged:minilm-l6"
 
 
 class ModelSettings(Settings):
-    architecture: Literal["shared-context", "joint"] = Field(
+    architecture: Literal["shared-context", "joint", "decoder"] = Field(
         "shared-context",
         description="shared-context: the user is encoded once for all candidates, about 8 times cheaper; joint: "
         "context and one candidate in one sequence, the default with model.checkpoint: others are trained that way",
