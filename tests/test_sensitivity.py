@@ -89,6 +89,17 @@ def test_each_layer_is_measured_alone_once() -> None:
     assert graphs.by_layer == pytest.approx(LOUD)  # kept, so that the report can show it
 
 
+def test_of_many_layers_quiet_groups_are_measured_together() -> None:
+    """A deep decoder has hundreds of layers; what is loud is found all the same, in far fewer tries."""
+    loud = {f"layer {number:03d}": 0.001 for number in range(210)} | {"layer 077": 0.5, "layer 200": 0.04}
+    graphs = Graphs(loud)
+    chosen = graphs.chosen(0.03)
+    assert set(loud) - set(chosen) == {"layer 077", "layer 200"}
+    assert graphs.by_layer["layer 077"] == pytest.approx(0.5)
+    assert graphs.by_layer["layer 003"] == pytest.approx(0.001)
+    assert len(graphs.tried) < 50
+
+
 @pytest.mark.parametrize("together", [1.0, 3.0])
 def test_a_limit_that_nothing_meets_closes_the_gate(together: float) -> None:
     with pytest.raises(GateError, match=r"within quantize\.noise = 0\.005; the quietest alone .* by 0\.010"):

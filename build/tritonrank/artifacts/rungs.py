@@ -22,11 +22,15 @@ PRUNED = "pruned"
 STUDENT = "student"
 EXPORTED = "ONNX FP32"
 INT8 = "INT8"
+INT8_WEIGHTS = "INT8 weights"
+INT4_WEIGHTS = "INT4 weights"
 BATCHED = "ONNX FP32, batched"
 FP16 = "FP16"
 INT8_TENSORRT = "INT8 (TensorRT)"
 MIXED = "INT8 + FP16"
 TEACHERS = (FINE_TUNED, CHECKPOINT)
+QUANTIZED = {"static-int8": INT8, "int8-weights": INT8_WEIGHTS, "int4-weights": INT4_WEIGHTS}
+"""What CPUs serve, by ``quantize.method``."""
 CHECKPOINT_RUNGS = frozenset({*TEACHERS, PRUNED, STUDENT})
 """Those that are weights for PyTorch; all others are graphs."""
 UNCUT = ", uncut"
@@ -38,6 +42,8 @@ FOLDERS = {
     STUDENT: "student",
     EXPORTED: "onnx",
     INT8: "int8",
+    INT8_WEIGHTS: "int8-weights",
+    INT4_WEIGHTS: "int4-weights",
     BATCHED: "onnx-batched",
     FP16: "fp16",
     INT8_TENSORRT: "int8-tensorrt",
@@ -60,6 +66,11 @@ def teacher_name(recipe: "Recipe") -> str:
     return CHECKPOINT if recipe.model.checkpoint else FINE_TUNED
 
 
+def quantized_name(recipe: "Recipe") -> str:
+    """What tables call the quantized graphs that CPUs serve."""
+    return QUANTIZED[recipe.quantize.method]
+
+
 def uncut_name(recipe: "Recipe") -> str:
     """What tables call the teacher with whole texts."""
     return f"{teacher_name(recipe)}{UNCUT}"
@@ -71,7 +82,7 @@ def model_rungs(recipe: "Recipe", workspace: Workspace) -> dict[str, Path]:
     rungs |= {PRUNED: workspace.pruned} if recipe.prune else {}
     rungs |= {STUDENT: workspace.student} if recipe.distill else {}
     rungs |= {EXPORTED: workspace.onnx}
-    return rungs if recipe.quantize.method == "none" else rungs | {INT8: workspace.int8}
+    return rungs if recipe.quantize.method == "none" else rungs | {quantized_name(recipe): workspace.quantized(recipe)}
 
 
 def served_rung(recipe: "Recipe", workspace: Workspace) -> str:

@@ -56,6 +56,11 @@ class Workspace:
     def int8(self) -> Path:
         return self.root / "int8"
 
+    def quantized(self, recipe: "Recipe") -> Path:
+        """The graphs that ``quantize.method`` makes for CPUs."""
+        method = recipe.quantize.method
+        return self.int8 if method == "static-int8" else self.root / method
+
     @property
     def onnx_batched(self) -> Path:
         return self.root / "onnx-batched"
@@ -145,7 +150,7 @@ class Workspace:
             return self.ranker(recipe)
         if recipe.serve.device == "cuda":
             return self.fp16 if "fp16" in recipe.tensorrt.precisions else self.onnx
-        return self.onnx if recipe.quantize.method == "none" else self.int8
+        return self.onnx if recipe.quantize.method == "none" else self.quantized(recipe)
 
     def chosen_engine(self, recipe: "Recipe") -> Path | None:
         """The folder of the stage that chooses what computes; None where nothing is to be chosen."""

@@ -21,9 +21,9 @@ def product_gflops(precision: str) -> float:
     """Billions of operations in a second on all cores, the fastest of some products; a multiply-add is two.
 
     Args:
-        precision: FP32, INT8 or BF16.
+        precision: FP32, BF16, INT8, or weights alone in few bits, whose products are INT8 too.
     """
-    run = _bfloat16_product() if precision == "BF16" else _graph_product(is_int8=precision == "INT8")
+    run = _bfloat16_product() if precision == "BF16" else _graph_product(is_int8=precision.startswith("INT"))
     seconds = []
     for _ in range(REPETITIONS):
         started = time.perf_counter()

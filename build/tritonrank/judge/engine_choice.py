@@ -28,7 +28,7 @@ from tritonrank_runtime.native.weights import NATIVE_FILE
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import Draft
-from tritonrank.artifacts.rungs import gate_metric, served_rung
+from tritonrank.artifacts.rungs import gate_metric, quantized_name, served_rung
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
@@ -129,7 +129,7 @@ def choose_engine(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
 
 
 def _precision(recipe: Recipe) -> str:
-    return "FP32" if recipe.quantize.method == "none" else "INT8"
+    return "FP32" if recipe.quantize.method == "none" else quantized_name(recipe)
 
 
 def _native_candidates(
@@ -137,10 +137,10 @@ def _native_candidates(
 ) -> tuple[list[Candidate], list[str]]:
     """The native engine in each precision that makes sense here, and why one is missing."""
     wanted = {_precision(recipe): workspace.served_model(recipe)}
+    wanted = {precision: folder for precision, folder in wanted.items() if precision in ("FP32", "INT8")}
     if has_bf16_products():
         wanted["BF16"] = workspace.onnx
-        if recipe.quantize.method == "none":
-            del wanted["FP32"]
+        wanted.pop("FP32", None)
     found, notes = [], []
     for precision, graphs in wanted.items():
         folder, name = scratch / precision, f"native {precision}"

@@ -1,4 +1,5 @@
-"""Stage ``quantize``: the FP32 graphs become INT8 for CPUs (quantize/int8.py)."""
+"""Stage ``quantize``: the FP32 graphs become smaller ones for CPUs, INT8 (quantize/int8.py) or weights alone in few
+bits (quantize/weight_only.py)."""
 
 from typing import Any
 
@@ -23,9 +24,14 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         }
 
     def make(draft: Draft) -> None:
-        from tritonrank.quantize.int8 import quantize
+        if recipe.quantize.method == "static-int8":
+            from tritonrank.quantize.int8 import quantize
 
-        quantize(recipe, workspace, draft)
+            quantize(recipe, workspace, draft)
+        else:
+            from tritonrank.quantize.weight_only import quantize_weights
+
+            quantize_weights(recipe, workspace, draft)
 
     parents = {"onnx": workspace.onnx, "dataset": workspace.dataset}
-    return Stage("quantize", workspace.int8, settings, parents, make, REVISION, TOOLS)
+    return Stage("quantize", workspace.quantized(recipe), settings, parents, make, REVISION, TOOLS)

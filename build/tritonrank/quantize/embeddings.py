@@ -11,11 +11,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tritonrank_runtime.engines import model_files
 
 from tritonrank.graphs.native_weights import ROWS, SCALES
 
 WORD_TABLE = re.compile(r"(^|\.)embeddings\.(words|word_embeddings)\.weight$")
 LARGEST = 127
+
+
+def shrink_folder(folder: Path) -> None:
+    """Rewrite every graph of a folder that is still a draft."""
+    for path in model_files(folder):
+        shrink_word_embeddings(path)
 
 
 def shrink_word_embeddings(path: Path) -> int:

@@ -38,7 +38,7 @@ from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.graphs.weight_file import share_weights
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise, record_activations
-from tritonrank.quantize.embeddings import shrink_word_embeddings
+from tritonrank.quantize.embeddings import shrink_folder
 from tritonrank.quantize.reduced_range import has_reduced_range
 from tritonrank.quantize.rounding import WeightRounder
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
@@ -57,6 +57,8 @@ scales and weights are fitted to the others."""
 LARGEST_WEIGHT = 127
 LARGEST_WEIGHT_REDUCED = 64
 """Symmetric s8 weights as ``quantize_static`` scales them, whole and with the reduced range."""
+HEAD_ROWS = 2
+"""Outputs of a head at the most: the score, or the two logits that it is the difference of."""
 
 console = Console()
 
@@ -78,8 +80,7 @@ def quantize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     copy_text_files(onnx_folder, draft.folder)
     nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize)
     if recipe.quantize.embeddings:
-        for path in model_files(draft.folder):
-            shrink_word_embeddings(path)
+        shrink_folder(draft.folder)
     share_weights(draft.folder)
     kept = sorted(set(quantizable_nodes(onnx_folder, [])) - set(nodes))
     stayed = f"; {len(kept)} stay in FP32 (fp32_nodes in the manifest names them)" if kept else ""
@@ -247,10 +248,11 @@ def quantizable_nodes(folder: Path, exclude: list[str]) -> list[str]:
 def linear_nodes(path: Path) -> list[str]:
     """MatMuls with constant weights.
 
-    The head costs nothing and stays in FP32: a Gemm on [CLS] alone, or a MatMul that gives one number per candidate.
+    The head costs nothing and stays in FP32: a Gemm on [CLS] alone, or a MatMul that gives a number or two per
+    candidate.
     """
     graph = onnx.load(path).graph
-    constants = {tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[-1] > 1}
+    constants = {tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[-1] > HEAD_ROWS}
     return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constants]
 
 

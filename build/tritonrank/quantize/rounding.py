@@ -56,6 +56,15 @@ class WeightRounder:
                 gram = grams[node.input[0]]
                 self._grams[node.name] = self._grams[node.name] + gram if node.name in self._grams else gram
 
+    @property
+    def weights(self) -> Mapping[str, NDArray[np.float32]]:
+        """(inputs, outputs) of every linear layer, by node name."""
+        return self._weights
+
+    def rounded(self, name: str, scales: NDArray[np.float32], largest: int) -> NDArray[np.int8]:
+        """A layer's integers, as ``round_weights`` finds them for what the layer reads."""
+        return round_weights(self._weights[name], scales, self._grams[name], largest)
+
     def apply(self, path: Path, largest: int) -> None:
         """Replace the integers of all quantized layers in a Q/DQ graph of one of the sources; scales stay.
 
@@ -73,8 +82,7 @@ class WeightRounder:
         for name in track(chosen, "rounding weights"):
             integers, scales = (constants[tensor] for tensor in quantized[name].input[:2])
             if name not in self._rounded:
-                weight, gram = self._weights[name], self._grams[name]
-                self._rounded[name] = round_weights(weight, numpy_helper.to_array(scales), gram, largest)
+                self._rounded[name] = self.rounded(name, numpy_helper.to_array(scales), largest)
             integers.CopyFrom(numpy_helper.from_array(self._rounded[name], integers.name))
         onnx.save(model, path)
 
@@ -86,7 +94,7 @@ def round_weights(
 
     Args:
         weight: (inputs, outputs).
-        scales: (outputs,), the step of each output channel.
+        scales: (outputs,), the step of each output channel, or (inputs, outputs), that of each weight.
         gram: (inputs, inputs), X^T X of calibration activations X.
         largest: integers go from -largest to largest.
 
@@ -100,13 +108,14 @@ def round_weights(
     # Row i of this upper triangle says how the inputs after i make up for an error in i (section 3.3 of the paper).
     makes_up = np.linalg.cholesky(np.linalg.inv(damped)).T
     remaining = weight[heaviest_first].astype(np.float64)
+    steps = np.broadcast_to(scales, weight.shape)[heaviest_first]
     integers = np.empty_like(remaining)
     for start in range(0, inputs, BLOCK):
         end = min(start + BLOCK, inputs)
         errors = np.empty((end - start, weight.shape[1]))
         for i in range(start, end):
-            integers[i] = np.clip(np.round(remaining[i] / scales), -largest, largest)
-            errors[i - start] = (remaining[i] - integers[i] * scales) / makes_up[i, i]
+            integers[i] = np.clip(np.round(remaining[i] / steps[i]), -largest, largest)
+            errors[i - start] = (remaining[i] - integers[i] * steps[i]) / makes_up[i, i]
             remaining[i + 1 : end] -= np.outer(makes_up[i, i + 1 : end], errors[i - start])
         remaining[end:] -= makes_up[start:end, end:].T @ errors
     in_order = np.empty(weight.shape, dtype=np.int8)

@@ -3,8 +3,11 @@
 A few channels of an activation are ten times larger than the others, and one scale for all of them rounds the others
 away. Dividing each channel by a factor before the linear layers, and multiplying the weights' rows by it, computes the
 same and leaves ranges that eight bits can hold (Xiao et al. 2023). The factor of channel j is
-max|x_j|^a / max|W_j|^(1-a). It costs one multiplication per smoothed activation. What attention gives to its output
-projection has no such channels and is left alone.
+max|x_j|^a / max|W_j|^(1-a). What attention gives to its output projection has no such channels and is left alone.
+
+The division costs nothing where something before it can take it over: the weight of a norm that linear layers alone
+read (a decoder norms before its layers; an encoder's residual reads the norm as well), and of a gated FFN's product the
+linear layer that is multiplied by the gate. Elsewhere it is one multiplication per smoothed activation.
 """
 
 from collections import defaultdict
@@ -19,9 +22,11 @@ from tritonrank_runtime.engine import Feed
 
 from tritonrank.graphs.watch import watched_values
 
-STRENGTHS = {"LayerNormalization": 0.65, "Mul": 0.9}
-"""The exponent a by the operator that gives the activation: a LayerNorm, or the last product of a GELU. These left the
+NORM_STRENGTH, PRODUCT_STRENGTH = 0.65, 0.9
+"""The exponent a by what gives the activation: a norm, or the last product of a GELU or of a gated FFN. These left the
 least noise on MovieLens calibration requests (docs/log.md has the others)."""
+SMOOTHED = ("LayerNormalization", "Mul")
+"""Operators that give the activations: the last one of a root-mean-square norm is a product with its weight."""
 SMALLEST = 1e-5
 """Channels and weights below this count as this much: a channel that is always 0 needs no factor."""
 
@@ -43,11 +48,10 @@ def smooth_graphs(feeds: Mapping[Path, Sequence[Feed]], folder: Path) -> dict[Pa
     for group in _joined(layers for graph in graphs for layers in graph.layers.values()):
         places = [(graph, name) for graph in graphs for name, layers in graph.layers.items() if group & set(layers)]
         largest = np.max([graph.largest[name] for graph, name in places], axis=0)
-        weights = {layer: weight for graph, name in places for layer, weight in graph.weights(name).items()}
-        strength = places[0][0].strengths[places[0][1]]
-        factor = _factor(largest, list(weights.values()), strength)
-        for graph, name in places:
-            graph.smooth(name, factor)
+        weights = [weight for graph, name in places for weight in graph.weights(name)]
+        factor = _factor(largest, weights, places[0][0].strength(places[0][1]))
+        for graph in graphs:
+            graph.smooth([name for of_graph, name in places if of_graph is graph], factor)
     for path, graph in zip(feeds, graphs, strict=True):
         onnx.checker.check_model(graph.model)
         onnx.save(graph.model, folder / path.name)
@@ -60,30 +64,104 @@ class _Smoothed:
     def __init__(self, source: Path, feeds: Sequence[Feed]) -> None:
         self.model = onnx.load(source)
         self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        self.strengths = {n.output[0]: STRENGTHS[n.op_type] for n in self.model.graph.node if n.op_type in STRENGTHS}
+        self._made_by = {name: node for node in self.model.graph.node for name in node.output}
+        smoothed = {node.output[0] for node in self.model.graph.node if node.op_type in SMOOTHED}
+        self._readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         self._consumers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.model.graph.node:
-            if node.op_type == "MatMul" and node.input[0] in self.strengths and node.input[1] in self._tensors:
+            for name in set(node.input):
+                self._readers[name].append(node)
+            if node.op_type == "MatMul" and node.input[0] in smoothed and node.input[1] in self._tensors:
                 self._consumers[node.input[0]].append(node)
-        self.layers = {name: [node.name for node in nodes] for name, nodes in self._consumers.items()}
-        """activation -> the names of the linear layers that it feeds"""
+        self.layers = {
+            name: [one for node in nodes for one in (node.name, f"{source}: {node.input[1]}")]
+            for name, nodes in self._consumers.items()
+        }
+        """activation -> the names of the linear layers that it feeds, and of their weights, which two may share"""
         self.largest = _largest_by_channel(source, list(self.layers), feeds) if self.layers else {}
 
-    def weights(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """The weights of the layers that an activation feeds, by layer."""
-        return {n.name: numpy_helper.to_array(self._tensors[n.input[1]]) for n in self._consumers[name]}
+    def weights(self, name: str) -> list[NDArray[np.float32]]:
+        """The weights of the layers that an activation feeds."""
+        return [numpy_helper.to_array(self._tensors[node.input[1]]) for node in self._consumers[name]]
 
-    def smooth(self, name: str, factor: NDArray[np.float32]) -> None:
-        """Divide an activation's channels by the factor, and multiply the rows of the weights behind it."""
-        for node, weight in zip(self._consumers[name], self.weights(name).values(), strict=True):
-            tensor = self._tensors[node.input[1]]
-            tensor.CopyFrom(numpy_helper.from_array(weight * factor[:, None], tensor.name))
-            node.input[0] = f"{name}_smoothed"
+    def strength(self, name: str) -> float:
+        """The exponent for an activation."""
+        node = self._made_by[name]
+        is_norm = node.op_type == "LayerNormalization" or bool(self._norm_weights(node))
+        return NORM_STRENGTH if is_norm else PRODUCT_STRENGTH
+
+    def smooth(self, names: Sequence[str], factor: NDArray[np.float32]) -> None:
+        """Divide these activations' channels by the factor, and multiply the rows of the weights behind them."""
+        rows = [(node, 1) for name in names for node in self._consumers[name]]
+        self._multiply(rows, factor[:, None])
+        columns: list[_Constant] = []
+        for name in names:
+            before = self._what_takes_over(name)
+            columns += before
+            if not before:
+                self._divide(name, 1 / factor)
+        self._multiply(columns, 1 / factor)
+
+    def _what_takes_over(self, name: str) -> list["_Constant"]:
+        """The constants before an activation whose channels can be divided in its place."""
+        node = self._made_by[name]
+        others = len(self._readers[name]) - len(self._consumers[name])
+        if others or any(output.name == name for output in self.model.graph.output):
+            return []
+        if places := self._norm_weights(node):
+            return [(node, place) for place in places]
+        return next(filter(None, (self._linear_only_for(node, made) for made in node.input)), [])
+
+    def _norm_weights(self, node: onnx.NodeProto) -> list[int]:
+        """Which inputs of a node are a constant for each channel: the weight of a norm, and its bias."""
+        constants = {place: self._tensors[name].dims for place, name in enumerate(node.input) if name in self._tensors}
+        return [place for place, dims in constants.items() if len(dims) == 1 and dims[0] > 1]
+
+    def _linear_only_for(self, product: onnx.NodeProto, name: str) -> list["_Constant"]:
+        """A linear layer's weight and bias if its output goes into this product alone."""
+        found: list[_Constant] = []
+        node, reader = self._made_by.get(name), product
+        while node is not None and self._readers[node.output[0]] == [reader]:
+            constants = [place for place, one in enumerate(node.input) if one in self._tensors]
+            if node.op_type == "MatMul" and constants == [1]:
+                return [*found, (node, 1)]
+            if node.op_type != "Add" or len(constants) != 1:
+                break
+            found.append((node, constants[0]))
+            node, reader = self._made_by.get(node.input[1 - constants[0]]), node
+        return []
+
+    def _multiply(self, constants: Iterable["_Constant"], by: NDArray[np.float32]) -> None:
+        """Multiply constants, each once however many nodes read it; other readers keep it as it was."""
+        uses: defaultdict[str, list[_Constant]] = defaultdict(list)
+        for node, place in constants:
+            uses[node.input[place]].append((node, place))
+        for name, readers in uses.items():
+            tensor = self._tensors[name]
+            value = numpy_helper.to_array(tensor) * by
+            if len(readers) == len(self._readers[name]):
+                tensor.CopyFrom(numpy_helper.from_array(value, name))
+                continue
+            own = f"{name}_of_{readers[0][0].output[0]}"
+            self.model.graph.initializer.append(numpy_helper.from_array(value, own))
+            self._tensors[own] = self.model.graph.initializer[-1]
+            self._readers[own] = [node for node, _ in readers]
+            self._readers[name] = [node for node in self._readers[name] if node not in self._readers[own]]
+            for node, place in readers:
+                node.input[place] = own
+
+    def _divide(self, name: str, inverse: NDArray[np.float32]) -> None:
         graph = self.model.graph
-        graph.initializer.append(numpy_helper.from_array(1 / factor, f"{name}_factor"))
+        for node in self._consumers[name]:
+            node.input[0] = f"{name}_smoothed"
+        graph.initializer.append(numpy_helper.from_array(inverse, f"{name}_factor"))
         place = next(i for i, node in enumerate(graph.node) if name in node.output) + 1
         multiply = helper.make_node("Mul", [name, f"{name}_factor"], [f"{name}_smoothed"], name=f"{name}_smooth")
         graph.node.insert(place, multiply)
+
+
+_Constant = tuple[onnx.NodeProto, int]
+"""A constant as an input of a node."""
 
 
 def _joined(groups: Iterable[Sequence[str]]) -> list[set[str]]:

@@ -21,8 +21,8 @@ from tritonrank.artifacts.rungs import (
     EXPORTED,
     FINE_TUNED,
     FOLDERS,
-    INT8,
     PRUNED,
+    QUANTIZED,
     STUDENT,
     TEACHERS,
     gate_verdicts,
@@ -75,7 +75,7 @@ class Build:
             for parent in self.artifacts["repository"].manifest.parents.values():
                 if parent in by_hash:
                     return by_hash[parent]
-        return next(name for name in (INT8, EXPORTED, self.teacher) if name in self.rungs())
+        return next(name for name in (*QUANTIZED.values(), EXPORTED, self.teacher) if name in self.rungs())
 
     @property
     def teacher(self) -> str:
@@ -180,7 +180,7 @@ def read_build(root: Path) -> Build:
         )
     warnings += [
         f"{name} is not in the last summary, which may be of another recipe."
-        for name in (PRUNED, STUDENT, INT8)
+        for name in (PRUNED, STUDENT, *QUANTIZED.values())
         if name in build.rungs() and name not in rows
     ]
     return build
