@@ -24,6 +24,7 @@ from loadtests.recommend import recommend
 from loadtests.report import report
 from loadtests.rules import rules
 from loadtests.run import run
+from loadtests.sharing import sharing
 from loadtests.simulate.forecasts import forecast
 from loadtests.simulate.verb import simulate
 from loadtests.soak import soak
@@ -57,6 +58,7 @@ app.command()(adapt)
 app.command()(kills)
 app.command()(chaos)
 app.command()(hops)
+app.command()(sharing)
 app.command()(overhead)
 app.command()(rules)
 app.command()(dashboards)
