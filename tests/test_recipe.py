@@ -239,7 +239,7 @@ def test_a_checkpoint_from_the_command_line_is_joint_too(tmp_path: Path) -> None
 @pytest.mark.parametrize("architecture", ["cross", "null", "Joint", "3"])
 def test_an_unknown_architecture_is_refused(tmp_path: Path, architecture: str) -> None:
     path = write(tmp_path, SMALLEST + f"model: {{checkpoint: some/ranker, architecture: {architecture}}}\n")
-    assert "model.architecture: Input should be 'shared-context' or 'joint'" in faults_of(path)
+    assert "model.architecture: Input should be 'shared-context', 'joint' or 'decoder'" in faults_of(path)
 
 
 def test_every_setting_has_a_description_and_a_unique_key() -> None:

@@ -22,7 +22,7 @@ from tritonrank.serve.triton_config import (
 )
 from tritonrank_runtime.architectures import architecture_of_inputs
 from tritonrank_runtime.request_reading import RequestLimits
-from tritonrank_runtime.shared_context import BLOCK_CANDIDATES
+from tritonrank_runtime.split import BLOCK_CANDIDATES
 
 step_configs = partial(model_configs, in_one=False)
 ROOT = Path(__file__).parents[1]
