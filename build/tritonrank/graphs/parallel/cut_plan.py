@@ -24,8 +24,8 @@ from tritonrank.errors import ArtifactError
 from tritonrank.graphs.graph_view import GraphView, attribute, label
 from tritonrank.graphs.shapes import Probed, probe
 
-HEADS_OF_INPUTS = {"context_keys": 1, "context_values": 1}
-"""The axis of the attention heads in what one graph of a shared-context ranker hands to the other."""
+HEADS_OF_INPUTS = {"context_keys": 1, "context_values": 1, "prefix_keys": 1, "prefix_values": 1}
+"""The axis of the key heads in what one graph of a split ranker hands to the other."""
 CONSTANT_CHAIN = {"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}
 """What may stand between a stored weight and the operator that uses it."""
 ELEMENTWISE = {
@@ -112,6 +112,7 @@ class _Planner:
             "Slice": self._slice,
             "Gather": self._gather,
             "MatMul": self._product,
+            "ReduceMean": self._mean,
             "Shape": self._shape,
         }
 
@@ -162,11 +163,17 @@ class _Planner:
 
     def _leads_to_norm(self, name: str) -> bool:
         for node, _ in self._view.consumers[name]:
-            if node.op_type == "LayerNormalization":
+            if node.op_type == "LayerNormalization" or self._is_mean_square(node):
                 return True
             if node.op_type in {"Add", "Cast"} and self._leads_to_norm(node.output[0]):
                 return True
         return False
+
+    def _is_mean_square(self, node: onnx.NodeProto) -> bool:
+        """Whether a root-mean-square norm begins here, which the exporter writes as its operations."""
+        return node.op_type == "Pow" and any(
+            user.op_type == "ReduceMean" for user, _ in self._view.consumers[node.output[0]]
+        )
 
     def _linear_sources(self, name: str) -> set[str]:
         """The linear layers that come first on every way back; none where a LayerNorm comes before them."""
@@ -223,6 +230,15 @@ class _Planner:
         axis = self._axes[node.input[0]]
         if attribute(node, "axis", -1) % self._rank(node.input[0]) == axis:
             raise self._not_understood(node, "a softmax over the split axis")
+        yield axis
+
+    def _mean(self, place: int, node: onnx.NodeProto) -> Iterator[int]:
+        """The norm of each head's queries and keys."""
+        axis, rank = self._axes[node.input[0]], self._rank(node.input[0])
+        given = self._view.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        axes = _integers(node, "axes") if given is None else [int(one) for one in given.reshape(-1)]
+        if not axes or axis in {one % rank for one in axes} or not attribute(node, "keepdims", 1):
+            raise self._not_understood(node, "a mean over the split axis")
         yield axis
 
     def _quantize(self, place: int, node: onnx.NodeProto) -> Iterator[int]:
