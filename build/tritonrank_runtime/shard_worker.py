@@ -1,4 +1,4 @@
-"""The process of one rank: runs its segments when it is told to, and ends when nobody can tell it any more.
+"""The process of one rank: runs its share when it is told to, and ends when nobody can tell it any more.
 
 ``shard_workers.py`` starts this module as a program, with one argument: JSON that names the folder, the rank and the
 file descriptors that it inherits. Whatever ends the program that started it (a stop, a crash, ``kill -9``) closes the
@@ -11,13 +11,15 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer
-from tritonrank_runtime.sessions import open_session
-from tritonrank_runtime.shard_runner import ShardRunner
+from tritonrank_runtime.shard_runner import ShardRunner, read_shards
+
+if TYPE_CHECKING:
+    from tritonrank_runtime.torch_ranks import TorchRank
 
 LARGEST_MESSAGE = 65_536
 LONGEST_ERROR = 4_000
@@ -28,7 +30,8 @@ def main(settings: dict[str, Any]) -> None:
     """Load, say so, and serve runs until the control socket ends.
 
     Args:
-        settings: folder, rank; descriptors: control, inputs, outputs, peers (by rank), places (of each rank).
+        settings: folder, rank, state_bytes and meeting (``TorchRank``); descriptors: control, inputs, outputs, peers
+            (by rank), places (of each rank).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; who started this one decides
     control = socket.socket(fileno=settings["control"])
@@ -36,7 +39,7 @@ def main(settings: dict[str, Any]) -> None:
     peers = {int(rank): socket.socket(fileno=file) for rank, file in settings["peers"].items()}
     places = [[SharedBuffer(file) for file in files] for files in settings["places"]]
     all_reduce = AllReduce(settings["rank"], peers, places)
-    runner = ShardRunner(Path(settings["folder"]), settings["rank"], open_session, all_reduce)
+    runner = _open_runner(settings, all_reduce)
     _send(control, {"ready": True})
     while message := control.recv(LARGEST_MESSAGE):
         order = json.loads(message)
@@ -53,6 +56,20 @@ def main(settings: dict[str, Any]) -> None:
         else:
             answer = {"outputs": _write(outputs, found)}
         _send(control, {"run": order["run"]} | answer)
+
+
+def _open_runner(settings: dict[str, Any], all_reduce: AllReduce) -> "ShardRunner | TorchRank":
+    """The segments of the rank, or its network: ``shards.json`` says which."""
+    folder, rank = Path(settings["folder"]), settings["rank"]
+    shards = read_shards(folder)
+    if shards.get("executor") != "torch":
+        from tritonrank_runtime.sessions import open_session
+
+        return ShardRunner(folder, rank, open_session, all_reduce)
+    from tritonrank_runtime.torch_ranks import TorchRank
+
+    meeting = Path(settings["meeting"])
+    return TorchRank(folder, rank, shards["ranks"], shards["device"], meeting, settings["state_bytes"])
 
 
 def _leave(all_reduce: AllReduce) -> None:

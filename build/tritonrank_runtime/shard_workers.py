@@ -11,6 +11,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -47,7 +48,7 @@ def is_sharded(folder: Path) -> bool:
 def sharded_engine(workers: "ShardWorkers", **options: Any) -> Engine:
     """The engine around the processes; options are those of ``EngineOptions``."""
     # One run at a time, and no more runs than lengths ask for: each would add sums between the processes.
-    return engine_of(workers.graphs(), EngineOptions(threads=1, shares=1, **options))
+    return engine_of(workers.graphs(), EngineOptions(threads=1, shares=1, is_gpu=workers.is_gpu, **options))
 
 
 class _Input(NamedTuple):
@@ -74,14 +75,18 @@ class ShardWorkers:
     """The processes of all ranks of one folder of shards; use it as a context, or close it.
 
     Args:
-        folder: holds shards.json and the segments.
+        folder: holds shards.json, and the segments or the weights of the ranks.
         run_seconds: after this a run counts as hung.
+        state_bytes: of keys and values that ranks of PyTorch keep on their device at the most.
     """
 
-    def __init__(self, folder: Path, run_seconds: float = RUN_SECONDS) -> None:
+    def __init__(self, folder: Path, run_seconds: float = RUN_SECONDS, state_bytes: int = 0) -> None:
         self._folder = folder.resolve()
         shards = read_shards(folder)
         self.ranks = int(shards["ranks"])
+        self.is_gpu = shards.get("device", "cpu") != "cpu"
+        """Whether every rank has a GPU of its own."""
+        self._state_bytes = state_bytes
         self.restarts = 0
         """How often the workers had to be started again."""
         self._graphs = shards["graphs"]
@@ -161,7 +166,7 @@ class ShardWorkers:
         }
 
     def _start(self) -> None:
-        self._group = _Group(self._folder, self.ranks)
+        self._group = _Group(self._folder, self.ranks, self._state_bytes)
         self._stop_group = weakref.finalize(self, self._group.stop, 0)  # also when nobody closes this
         for process in self._group.processes:
             threading.Thread(target=_mourn, args=(weakref.ref(self), process), daemon=True).start()
@@ -197,8 +202,9 @@ def _mourn(workers: "weakref.ref[ShardWorkers]", process: "subprocess.Popen[byte
 class _Group:
     """One generation of workers with their sockets and memory."""
 
-    def __init__(self, folder: Path, ranks: int) -> None:
+    def __init__(self, folder: Path, ranks: int, state_bytes: int) -> None:
         self.is_ready = False
+        self._meeting = tempfile.TemporaryDirectory(prefix="tritonrank-ranks-")
         self._inputs = SharedBuffer(inputs := memory_file("inputs"))
         outputs = [memory_file(f"outputs-{rank}") for rank in range(ranks)]
         self._outputs = [SharedBuffer(file) for file in outputs]
@@ -214,6 +220,8 @@ class _Group:
             settings = {
                 "folder": str(folder),
                 "rank": rank,
+                "state_bytes": state_bytes,
+                "meeting": str(Path(self._meeting.name, "meeting")),
                 "control": controls[rank][1].fileno(),
                 "inputs": inputs,
                 "outputs": outputs[rank],
@@ -279,6 +287,7 @@ class _Group:
         for file in self._files:
             os.close(file)
         self._files = []
+        self._meeting.cleanup()
 
     def _answers(self, seconds: float, what: str) -> list[dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}

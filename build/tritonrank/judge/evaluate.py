@@ -141,7 +141,7 @@ def content_hash(folder: Path) -> str:
     others = (folder / name for name in ("model.safetensors", NATIVE_FILE))
     weights = loaded_files(folder) + [path for path in others if path.is_file()]
     if is_sharded(folder):
-        weights += sorted(path for path in folder.iterdir() if path.suffix in {".onnx", ".bin"})
+        weights += sorted(path for path in folder.iterdir() if path.suffix in {".onnx", ".bin", ".safetensors"})
     if not weights:
         raise ArtifactError(f"{folder}: no model.safetensors, ONNX graph or shards in this folder")
     others = (folder / name for name in ("config.json", SHARDS_FILE, "tokenizer.json", "text.json"))

@@ -37,4 +37,6 @@ def sharding_stage(recipe: Recipe, workspace: Workspace, model: Path, folder: Pa
 
 
 def shard_settings(recipe: Recipe) -> dict[str, Any]:
-    return {"tensor_parallel": recipe.tensor_parallel}
+    """What the shards depend on; those of PyTorch say on what they compute."""
+    by_torch = {"device": recipe.serve.device} if recipe.serve.executor == "torch" else {}
+    return {"tensor_parallel": recipe.tensor_parallel} | by_torch

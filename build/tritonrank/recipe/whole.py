@@ -67,13 +67,14 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _ranks_are_onnxruntime_on_the_cpu(self) -> "Recipe":
+    def _something_computes_in_ranks(self) -> "Recipe":
         on_cpu = self.serve.executor in ("auto", "onnxruntime") and self.serve.device == "cpu"
-        if self.tensor_parallel > 1 and not on_cpu:
+        by_torch = self.serve.executor == "torch" and self.model.architecture == "decoder"
+        if self.tensor_parallel > 1 and not (on_cpu or by_torch):
             raise ValueError(
                 f"tensor_parallel is {self.tensor_parallel}, but serve.executor is {self.serve.executor} on "
-                f"{self.serve.device}: in the Python backend ranks are processes of ONNX Runtime on the CPU. Set "
-                "tensor_parallel to 1, or assemble --target tensorrt-tp"
+                f"{self.serve.device}: in the Python backend ranks are processes of ONNX Runtime on the CPU, or of "
+                "PyTorch for a decoder. Set tensor_parallel to 1, or assemble --target tensorrt-tp"
             )
         return self
 

@@ -198,10 +198,12 @@ def is_checkpoint(model_folder: Path) -> bool:
 
 
 def _served_files(model_folder: Path) -> list[Path]:
-    """The graphs of an artifact; of shards what ONNX Runtime executes, without the graphs for TensorRT; a checkpoint's
-    config and weights."""
+    """The graphs of an artifact; of shards what ONNX Runtime executes, without the graphs for TensorRT, or what PyTorch
+    does; a checkpoint's config and weights."""
     if is_checkpoint(model_folder):
         return [model_folder / name for name in CHECKPOINT_FILES]
     if not is_sharded(model_folder):
         return loaded_files(model_folder)
+    if torch_ranks := sorted(model_folder.glob("*.safetensors")):
+        return [model_folder / SHARDS_FILE, model_folder / CONFIG, *torch_ranks]
     return [model_folder / SHARDS_FILE, *model_folder.glob("*.bin"), *model_folder.glob("rank*.segment*.onnx")]

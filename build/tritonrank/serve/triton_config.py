@@ -85,7 +85,7 @@ def model_configs(
     return {
         ENSEMBLE: _rank(settings, engine_inputs, told or {}, _steps(engine_inputs)),
         "tokenize": _tokenize(settings, engine_inputs),
-        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), longest, ids or {}),
+        "score": _score(settings, engine_inputs, score_instances(settings, cores, ranks), ranks, longest, ids or {}),
         "select": _select(engine_inputs),
     }
 
@@ -108,7 +108,7 @@ def lanes(settings: AnyServing, cores: int) -> int:
 def score_instances(settings: AnyServing, cores: int, ranks: int = 1) -> int:
     """Instances of a scorer that is apart from the tokenizer; each is so many processes of one thread each."""
     if ranks > 1 and settings.instances == "auto":
-        return max(1, cores // ranks)
+        return max(1, cores // ranks) if settings.device == "cpu" else 1
     return lanes(settings, cores)
 
 
@@ -237,6 +237,7 @@ def _score(
     settings: AnyServing,
     engine_inputs: Sequence[str],
     instances: int,
+    ranks: int,
     longest_rows: Mapping[str, int],
     ids: Mapping[str, int],
 ) -> pb.ModelConfig:
@@ -244,7 +245,7 @@ def _score(
     architecture = architecture_of_inputs(engine_inputs)
     config.max_batch_size = architecture.max_batch_size(settings)
     config.instance_group[0].count = instances
-    if settings.device == "cuda":
+    if settings.device == "cuda" and ranks == 1:  # several ranks take a GPU each by themselves
         config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU  # so many on each GPU; each is told its own
     config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_US
     for name, dims in _entry_dims(engine_inputs).items():

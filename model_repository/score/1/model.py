@@ -59,7 +59,7 @@ class TritonPythonModel:
         if (folder / "shards.json").is_file():
             from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
 
-            self.workers = ShardWorkers(folder)
+            self.workers = ShardWorkers(folder, state_bytes=options.get("context_cache_bytes", 0))
             self.engine = sharded_engine(self.workers, **options)
         else:
             is_gpu = args["model_instance_kind"] == "GPU"

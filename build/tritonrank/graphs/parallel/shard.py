@@ -9,13 +9,16 @@ has (embeddings, LayerNorms, head) and one for each rank's share of the layers:
     rank0.candidates.onnx                           for TensorRT
     rank0.candidates.segment00.onnx ...             for ONNX Runtime
 
+A decoder that PyTorch serves has its weights cut instead of graphs (``checkpoint_shards.py``).
+
 The stage proves itself before it is published: real requests go through N processes with a real sum between them, and
 have to give the scores of the whole ranker. What it costs and when it pays: docs/tensor-parallel.md.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +64,25 @@ def shard(recipe: Recipe, workspace: Workspace, model_folder: Path, draft: Draft
     Args:
         recipe: its tensor_parallel says into how many ranks.
         workspace: with the dataset, for requests to compare on.
-        model_folder: an ONNX artifact in any precision.
+        model_folder: an ONNX artifact in any precision, or a decoder's checkpoint for ``serve.executor: torch``.
         draft: gets the shards.
 
     Raises:
         ArtifactError: the graphs cannot be cut into so many ranks, or the shards score differently.
     """
-    sizes = write_shards(model_folder, draft.folder, recipe.tensor_parallel)
+    write: Callable[[Path, Path, int], dict[str, Any]] = write_shards
+    compare: Callable[[Path, Path, Sequence[RequestTensors]], float] = compare_with_whole
+    if recipe.serve.executor == "torch":
+        from tritonrank.graphs.parallel import checkpoint_shards
+
+        write = partial(checkpoint_shards.write_checkpoint_shards, device=recipe.serve.device)
+        compare = checkpoint_shards.compare_with_checkpoint
+    sizes = write(model_folder, draft.folder, recipe.tensor_parallel)
     copy_text_files(model_folder, draft.folder)
     dataset = Dataset.read(workspace.dataset)
     requests = requests_of(dataset, dataset.validation[:COMPARED_REQUESTS], TextRules.load(model_folder))
     tokenizer = RequestTokenizer.from_folder(model_folder)
-    difference = compare_with_whole(
-        model_folder, draft.folder, [tensors_of(request, tokenizer) for request in requests]
-    )
+    difference = compare(model_folder, draft.folder, [tensors_of(request, tokenizer) for request in requests])
     shares = " + ".join(f"{size / 1e6:.1f}" for size in sizes["rank_bytes"])
     console.print(
         f"  {shares} MB of layers; each rank also holds {sizes['replicated_bytes'] / 1e6:.1f} MB\n"
