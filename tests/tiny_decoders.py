@@ -79,9 +79,13 @@ def decoder_configs() -> dict[str, PretrainedConfig]:
     }
 
 
-def causal_model(family: str) -> PreTrainedModel:
-    """With a vocabulary head."""
-    return _filled(AutoModelForCausalLM.from_config(decoder_configs()[family]))
+def causal_model(family: str, **sizes: int) -> PreTrainedModel:
+    """With a vocabulary head; ``sizes`` are settings of its config, of those that it has."""
+    config = decoder_configs()[family]
+    for name, value in sizes.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return _filled(AutoModelForCausalLM.from_config(config))
 
 
 def scalar_model(family: str) -> PreTrainedModel:

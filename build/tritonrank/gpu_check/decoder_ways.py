@@ -6,7 +6,6 @@ that begins alike (prefix reuse): vLLM does so here where it is installed, which
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -207,7 +206,7 @@ class TransformersPairs:
         with torch.inference_mode():
             for part in torch.split(branches, PAIRS_PER_RUN):
                 rows = torch.cat([prefix.expand(len(part), -1), part], dim=1).long()
-                # All candidates of the benchmark are equally long, so nothing is padded and attention is plainly causal.
+                # All candidates are equally long, so nothing is padded and attention is plainly causal.
                 hidden = self._model(input_ids=rows, use_cache=False).last_hidden_state[:, -1]
                 parts.append(self._head(hidden)[:, 0])
             return _logits(torch.cat(parts))
@@ -224,7 +223,7 @@ class VllmPrefixReuse:
     """
 
     def __init__(self, shape: DecoderShape, scratch: Path) -> None:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
         folder = scratch / shape.name
         folder.mkdir()
@@ -243,7 +242,7 @@ class VllmPrefixReuse:
     def run(self, request: Tensors) -> Logits:
         """What the first token's best logit is, for each candidate: no score, but the work of one."""
         if not self._engine.reset_prefix_cache():
-            raise ArtifactError("vLLM did not empty its cache of prefixes, so its time would be that of another request")
+            raise ArtifactError("vLLM did not empty its cache of prefixes: its time would be that of another request")
         prefix = request["prefix_ids"].tolist()
         prompts = [{"prompt_token_ids": prefix + branch} for branch in request["branch_ids"].tolist()]
         first = self._engine.generate(prompts[:1], self._sampling, use_tqdm=False)
@@ -261,6 +260,3 @@ def _tensors(request: Tensors, device: str) -> "tuple[Tensor, Tensor]":
 def _logits(found: "torch.Tensor") -> Logits:
     logits: Logits = found.float().cpu().numpy()
     return logits
-
-
-Way = Callable[[Tensors], Logits]

@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from math import ceil, factorial
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Sums:
         points = self.seconds[ranks]
         if tensor_bytes <= points[0][0]:
             return points[0][1]
-        for (small, before), (large, after) in zip(points, points[1:], strict=False):
+        for (small, before), (large, after) in pairwise(points):
             if tensor_bytes <= large:
                 return before + (after - before) * (tensor_bytes - small) / (large - small)
         more = tensor_bytes - points[-1][0]

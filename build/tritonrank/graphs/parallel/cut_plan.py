@@ -123,6 +123,7 @@ class _Planner:
                 f"{self._name}: no attention or FFN of the known form (linear layers, something per head or neuron, a "
                 "linear layer, LayerNorm). Sharding knows the graphs that `tritonrank export` writes"
             )
+        self._name_key_heads()
         for tensor in self._model.graph.input:
             if tensor.name in HEADS_OF_INPUTS:
                 self._mark(tensor.name, HEADS_OF_INPUTS[tensor.name])
@@ -146,6 +147,19 @@ class _Planner:
                     raise ArtifactError(f"{self._name}: output {tensor.name} would be split over the ranks")
                 self._plan.split_outputs[tensor.name] = self._axes[tensor.name]
         return self._plan
+
+    def _name_key_heads(self) -> None:
+        """Let errors call the key heads what they are: with grouped queries they are few, and decide."""
+        for tensor in (*self._model.graph.input, *self._model.graph.output):
+            if tensor.name not in HEADS_OF_INPUTS:
+                continue
+            heads = self._shape_of(tensor.name)[HEADS_OF_INPUTS[tensor.name]]
+            if heads == 1:
+                raise ArtifactError(
+                    f"{self._name}: all queries share one key head, which ranks cannot share out; leave "
+                    "tensor_parallel at 1"
+                )
+            self._plan.extents[heads] = "heads of keys"
 
     def _layers(self) -> tuple[set[str], set[str]]:
         """Outputs of the products to split by row, and of those to split by column."""
