@@ -32,7 +32,7 @@ from tritonrank.rankers.pretrained import load_ranker
 from tritonrank.rankers.scorers import Request, torch_scorer
 from tritonrank.rankers.shared_context import packed_batch
 from tritonrank.recipe import load_recipe
-from tritonrank.train import training as stage
+from tritonrank.train import ranking_trainer as stage
 from tritonrank.train.batches import Collator
 from tritonrank.train.finetune import untrained_ranker
 from tritonrank.train.losses import distillation_loss, list_loss

@@ -94,6 +94,79 @@ class FinetuneSettings(Settings):
         "default: all of attention and FFN",
     )
 
+    optimizer: Literal["adamw", "sgd", "adafactor", "adamw-8bit"] = Field(
+        "adamw",
+        description="what takes the steps. sgd (momentum 0.9) keeps half as much state as adamw and wants a learning "
+        "rate some 1,000 times as high; adafactor keeps next to none; adamw-8bit a quarter (bitsandbytes, GPUs)",
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear",
+        description="of the learning rate after its rise over the first tenth of the steps: down to 0 in a line or "
+        "along a cosine, or level",
+    )
+    token_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the tokens of each text that are left out, drawn anew in every pass"
+    )
+    field_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="chance with which the query, each item of the history and each field of a candidate but its last "
+        "are left out, drawn anew in every pass",
+    )
+    r_drop: float = Field(
+        0.0,
+        ge=0,
+        description="weight of how far two readings of a list differ, each under a dropout of its own: R-Drop. Twice "
+        "the work per step; 1 is a usual weight",
+    )
+    adversarial: float = Field(
+        0.0,
+        ge=0,
+        description="length by which a sequence's word embeddings are moved to where the loss rises most, to be learnt "
+        "from as well: FGM. Twice the work per step; 1 is a usual length",
+    )
+    averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is what is judged and kept: 0.99 is about the "
+        "last 100 steps; 0: the weights themselves",
+    )
+    accumulation: int = Field(
+        1,
+        ge=1,
+        description="parts in which the examples of a step are computed one after another: the same step in less "
+        "memory. Has to divide examples_per_step",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute layers again in the backward pass and not keep them: a third more work, less memory"
+    )
+    mixed_precision: Literal["auto", "bf16", "fp16", "off"] = Field(
+        "auto",
+        description="of products while training; weights stay FP32. auto: bf16 where the hardware multiplies in it; "
+        "fp16 only on GPUs",
+    )
+    sharding: Literal["auto", "off", "fsdp"] = Field(
+        "auto",
+        description="with several processes of torchrun: fsdp splits weights, gradients and optimizer state among "
+        "them, off copies them (DDP); auto: fsdp where they would take more than 60% of a GPU's memory",
+    )
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> "FinetuneSettings":
+        if self.examples_per_step % self.accumulation:
+            raise ValueError(
+                f"accumulation is {self.accumulation}, which does not divide examples_per_step {self.examples_per_step}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scaling_knows_no_shards(self) -> "FinetuneSettings":
+        if (self.sharding, self.mixed_precision) == ("fsdp", "fp16"):
+            raise ValueError("sharding is fsdp and mixed_precision is fp16, which are not trained together. Use bf16")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _adapters_learn_faster(cls, values: Any) -> Any:

@@ -25,7 +25,7 @@ from tritonrank.retrieval.item_table import MIXER_RATE, POOL, Mixer, history_of
 from tritonrank.retrieval.text_tower import TextTower, padded
 from tritonrank.system.machine import has_bf16_products
 from tritonrank.system.progress import step
-from tritonrank.train.training import GRADIENT_CLIP, SMALLEST_IN_BF16, WARMUP_RATIO, WEIGHT_DECAY
+from tritonrank.train.arguments import GRADIENT_CLIP, SMALLEST_IN_BF16, WARMUP_RATIO, WEIGHT_DECAY
 
 CHOICES_PER_STEP = 64
 HARD_FROM = 64

@@ -23,7 +23,8 @@ from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import Recipe
 from tritonrank.shrink.candidate_lists import scored_lists
-from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
+from tritonrank.train.resuming import is_main_process, wait_for_all
+from tritonrank.train.training import train_ranker
 
 POOL_SETTINGS = {"examples", "pool"}
 """Settings that the teacher's scores depend on; the others may change without asking it again."""

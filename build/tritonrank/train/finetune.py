@@ -35,8 +35,9 @@ from tritonrank.rankers.score_meaning import ScoreMeaning, score_meaning
 from tritonrank.rankers.text_budgets import rules_to_try, text_rules
 from tritonrank.recipe import Recipe
 from tritonrank.train.adapters import ADAPTER_FOLDER, AdapterKept
+from tritonrank.train.resuming import is_main_process, wait_for_all
 from tritonrank.train.teacher import teacher_folder
-from tritonrank.train.training import is_main_process, train_ranker, wait_for_all
+from tritonrank.train.training import train_ranker
 
 console = Console()
 

@@ -59,3 +59,16 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor) -> tor
     teacher = functional.log_softmax(teacher_logits.to(logits.dtype), dim=1)
     student = functional.log_softmax(logits, dim=1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def disagreement(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """How far two readings of the same lists differ: the mean of both Kullback-Leibler divergences between the softmax
+    over each list (R-Drop, Liang et al. 2021), 0 where they agree.
+
+    Args:
+        first, second: (lists, candidates), logits; gradients go through both.
+    """
+    one, other = functional.log_softmax(first, dim=1), functional.log_softmax(second, dim=1)
+    forth = functional.kl_div(one, other, reduction="batchmean", log_target=True)
+    back = functional.kl_div(other, one, reduction="batchmean", log_target=True)
+    return (forth + back) / 2

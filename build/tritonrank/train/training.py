@@ -1,56 +1,35 @@
 """Train a ranker on lists: what fine-tuning and distillation have in common.
 
 The Hugging Face Trainer does the work; what is ours is the loss over lists, NDCG@10 as the judge of which weights to
-keep, the progress shown, and that an interrupted run goes on from its last evaluation.
+keep, the progress shown, and that an interrupted run goes on from its last evaluation. What a recipe may ask for
+besides has a module each: ``adapters.py``, ``text_dropout.py``, ``adversary.py``, ``averaging.py``,
+``recomputing.py``, ``sharding.py``.
 """
 
-import json
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from rich.console import Console
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from tritonrank_runtime.text import RequestTokenizer
 
 from tritonrank.data.dataset import Dataset
-from tritonrank.data.requests import requests_of
-from tritonrank.judge.metrics import ndcg
-from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.recipe import FinetuneSettings
-from tritonrank.system.machine import has_bf16_products
 from tritonrank.system.progress import Step, step
 from tritonrank.train.adapters import AdapterKept, adapted, merge, ranker_in
+from tritonrank.train.arguments import mixed_precision, training_arguments
 from tritonrank.train.batches import Collator
-from tritonrank.train.losses import distillation_loss, list_loss
+from tritonrank.train.ranking_trainer import RankingTrainer
+from tritonrank.train.recomputing import keep_layers, recompute_layers
+from tritonrank.train.resuming import is_main_process, resumable
+from tritonrank.train.sharding import gathered, is_sharded, put, shard, trained_weights
+from tritonrank.train.text_dropout import TextDropout
+from tritonrank.train.validation import Judge
 from tritonrank.train.watch import watch_callbacks
-
-WARMUP_RATIO = 0.1
-"""Share of the steps in which the learning rate rises; after it, it falls to 0, so that the last weights are mostly the
-best and nothing is stopped early."""
-WEIGHT_DECAY = 0.01
-"""As BERT was trained; not applied to biases and LayerNorm."""
-DISTILLATION = 0.5
-"""Share of the loss that a teacher's scores have; the labels have the rest. Both recipes that distil chose it."""
-GRADIENT_CLIP = 1.0
-"""Largest global norm of the gradient, as BERT was trained."""
-SMALLEST_IN_BF16 = 128
-"""Hidden size below which converting to bf16 takes longer than its faster products save."""
 
 console = Console()
 
@@ -73,9 +52,9 @@ def train_ranker(
 
     Args:
         section: of the recipe; what the progress bar and errors call this training.
-        settings: loss, steps and learning rate.
+        settings: loss, steps, optimizer and what else a recipe may ask for.
         dataset: its training examples are learnt from, its validation examples judge.
-        model: starts from its weights and ends with the best ones.
+        model: starts from its weights and ends with the best ones; of several processes in the first one.
         tokenizer: of this model.
         teacher_scores: by example id, one per candidate; only for distillation.
         work: folder of the run's checkpoints; a run that was interrupted goes on from them. The caller removes it.
@@ -89,91 +68,48 @@ def train_ranker(
 
     Raises:
         TrainingEndedError: whoever watches (``watch.py``) ended it.
-        RecipeError: finetune.adapter_targets names layers that the model does not have.
+        RecipeError: finetune.adapter_targets names layers that the model does not have, or a setting asks for what is
+            not installed, or not there on this machine.
     """
-    precision = _precision(model)
-    arguments = _arguments(settings, len(dataset.training), precision, work, seed, keeps_best=keeps_best)
+    precision = mixed_precision(settings, model)
+    arguments = training_arguments(settings, len(dataset.training), precision, work, seed, keeps_best=keeps_best)
     trained = adapted(model, settings)
+    sharded = is_sharded(settings, trained)
+    network = deepcopy(trained) if sharded else trained  # shards cannot become a whole model again
+    if settings.gradient_checkpointing:
+        recompute_layers(ranker_in(network))
+    if sharded:
+        shard(network, ranker_in(network), precision)
+    drops = settings.token_dropout or settings.field_dropout
+    dropout = TextDropout(settings.token_dropout, settings.field_dropout, seed) if drops else None
     with step(section, total=arguments.max_steps) as bar:
-        trainer = _RankingTrainer(
+        trainer = RankingTrainer(
             settings=settings,
-            judge=_Judge(dataset, tokenizer, precision),
-            model=trained,
+            judge=Judge(dataset, tokenizer, precision),
+            precision=precision,
+            is_sharded=sharded,
+            dropout=dropout,
+            model=network,
             args=arguments,
             train_dataset=dataset.training,
             eval_dataset=dataset.validation,
-            data_collator=Collator(dataset, tokenizer, model, teacher_scores),
+            data_collator=Collator(dataset, tokenizer, model, teacher_scores, dropout),
             callbacks=[_Progress(bar), *watch_callbacks()],
         )
         trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress takes its place
         started = time.monotonic()
-        trainer.train(resume_from_checkpoint=_resumable(work, key))
-    trainable = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
+        trainer.train(resume_from_checkpoint=resumable(work, key))
+    if trainer.averages and not keeps_best:
+        trainer.averages.apply()
+    if settings.gradient_checkpointing:
+        keep_layers(ranker_in(network))
+    if sharded:
+        weights = gathered(trained_weights(network), keeps=is_main_process())
+        if is_main_process():
+            put(trained_weights(trained), weights)
+    trainable = sum(weight.numel() for weight in trained_weights(trained).values())
     merge(trained, kept_adapter if is_main_process() else None)
-    return {"training_seconds": round(time.monotonic() - started, 1)} | _summary(trainer, trainable)
-
-
-def is_main_process() -> bool:
-    """Whether this process writes what all have made; true when there is only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def wait_for_all() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-class _RankingTrainer(Trainer):
-    """The Trainer with a loss over lists and NDCG@10 on the validation users as its evaluation."""
-
-    def __init__(self, *, settings: FinetuneSettings, judge: "_Judge", **options: Any) -> None:
-        super().__init__(**options)
-        self._settings = settings
-        self._judge = judge
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        labels, teacher_logits = inputs.pop("labels"), inputs.pop("teacher_logits", None)
-        weights = inputs.pop("weights", None)
-        outputs = model(**inputs)
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
-        logits = logits.float().view(labels.shape)
-        loss = list_loss(logits, labels, self._settings.loss, weights)
-        if teacher_logits is not None:
-            soft = distillation_loss(logits, teacher_logits)
-            loss = torch.lerp(loss, soft, DISTILLATION)
-        return (loss, outputs) if return_outputs else loss
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {"eval_ndcg": self._judge.ndcg(ranker_in(self.accelerator.unwrap_model(self.model)))}
-        self.log(metrics)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class _Judge:
-    """NDCG@10 on the validation users; under DDP every process judges its share."""
-
-    def __init__(self, dataset: Dataset, tokenizer: RequestTokenizer, precision: torch.dtype | None) -> None:
-        self._examples = dataset.validation
-        self._requests = requests_of(dataset, dataset.validation, tokenizer.rules)
-        self._tokenizer = tokenizer
-        self._precision = precision
-
-    def ndcg(self, model: PreTrainedModel) -> float:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        was_training = model.training
-        scorer = torch_scorer(model.eval(), self._tokenizer)
-        device = next(model.parameters()).device.type
-        with torch.autocast(device, dtype=self._precision, enabled=self._precision is not None):
-            values = [
-                ndcg(scorer.score(request), example.labels)
-                for request, example in list(zip(self._requests, self._examples, strict=True))[rank::world]
-            ]
-        model.train(was_training)
-        totals = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=next(model.parameters()).device)
-        if world > 1:
-            dist.all_reduce(totals)
-        return float(totals[0] / totals[1])
+    return {"training_seconds": round(time.monotonic() - started, 1)} | _summary(trainer, trainable, sharded=sharded)
 
 
 class _Progress(TrainerCallback):
@@ -200,81 +136,7 @@ class _Progress(TrainerCallback):
             )
 
 
-def _arguments(
-    settings: FinetuneSettings,
-    examples: int,
-    precision: torch.dtype | None,
-    work: Path,
-    seed: int,
-    *,
-    keeps_best: bool,
-) -> TrainingArguments:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = max(1, round(examples * settings.epochs / (settings.examples_per_step * world)))
-    every = max(1, steps // settings.evaluations)
-    on_cpu = not torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(work),
-        max_steps=steps,
-        per_device_train_batch_size=settings.examples_per_step,
-        learning_rate=settings.learning_rate,
-        warmup_ratio=WARMUP_RATIO,
-        weight_decay=WEIGHT_DECAY,
-        max_grad_norm=GRADIENT_CLIP,
-        lr_scheduler_type="linear",
-        bf16=precision is torch.bfloat16,
-        use_cpu=on_cpu,
-        ddp_backend=("gloo" if on_cpu else "nccl") if world > 1 else None,
-        seed=seed,
-        eval_strategy="steps" if keeps_best else "no",
-        eval_steps=every,
-        save_strategy="steps" if keeps_best else "no",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=keeps_best,
-        metric_for_best_model="eval_ndcg",
-        greater_is_better=True,
-        logging_steps=max(1, min(20, every)),
-        disable_tqdm=True,
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
-    )
-
-
-def _precision(model: PreTrainedModel) -> torch.dtype | None:
-    """The dtype of mixed precision: bf16 where the hardware multiplies in it and the model gains by it, else None."""
-    if model.config.hidden_size < SMALLEST_IN_BF16:
-        return None
-    if torch.cuda.is_available():
-        native, why = torch.cuda.is_bf16_supported(including_emulation=False), "the GPU"
-    else:
-        native, why = has_bf16_products(), "the CPU"
-    console.print(f"mixed precision: {'bf16' if native else 'off'}, because {why} "
-                  f"{'multiplies' if native else 'does not multiply'} in bf16")  # fmt: skip
-    return torch.bfloat16 if native else None
-
-
-def _resumable(work: Path, key: str) -> str | None:
-    """The last complete checkpoint of an interrupted run with the same key; other leftovers are removed."""
-    marker = work / "key.json"
-    same = marker.is_file() and marker.read_text(encoding="utf-8") == json.dumps(key)
-    # The Trainer writes its state last: a checkpoint without it was being written when the run was killed.
-    complete = [path.parent for path in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}") if same]
-    last = max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    checkpoint = str(last) if last else None
-    wait_for_all()  # every process has looked before the first one tidies up
-    if is_main_process() and not same:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        marker.write_text(json.dumps(key), encoding="utf-8")
-    if is_main_process() and checkpoint:
-        console.print(f"resuming from {Path(checkpoint).name}")
-    wait_for_all()
-    return checkpoint
-
-
-def _summary(trainer: Trainer, trainable: int) -> dict[str, Any]:
+def _summary(trainer: Trainer, trainable: int, *, sharded: bool) -> dict[str, Any]:
     history = trainer.state.log_history
     return {
         "steps": trainer.state.global_step,
@@ -285,5 +147,5 @@ def _summary(trainer: Trainer, trainable: int) -> dict[str, Any]:
         ],
         "loss": [(entry["step"], round(entry["loss"], 5)) for entry in history if "loss" in entry],
         "processes": trainer.args.world_size,
-        "mixed_precision": "bf16" if trainer.args.bf16 else "off",
-    }
+        "mixed_precision": "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "off",
+    } | ({"sharding": "fsdp"} if sharded else {})
