@@ -48,9 +48,21 @@ COMMANDS += [
     "rollout",
     "sweep-log",
     "fleet",
+    "search",
 ]
-RECIPE_COMMANDS = ["build", "prepare", "finetune", "prune", "distill", "export", "quantize", "shard", "compile"]
-RECIPE_COMMANDS += ["assemble", "evaluate", "demo", "retriever", "catalogue", "blend", "judge-recommend"]
+RECIPE_COMMANDS = [
+    "build",
+    "search",
+    "prepare",
+    "finetune",
+    "prune",
+    "distill",
+    "export",
+    "quantize",
+    "shard",
+    "compile",
+]
+RECIPE_COMMANDS += ["search", "assemble", "evaluate", "demo", "retriever", "catalogue", "blend", "judge-recommend"]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -19,7 +19,7 @@ LEVELS = (
     ("serve",),
     ("gpu_check",),
     ("pipeline",),
-    ("learn",),
+    ("search", "learn"),
     ("cli",),
     ("__main__",),
 )

@@ -19,7 +19,7 @@ class Panel(StrEnum):
 IN_ORDER: dict[Panel, tuple[str, ...]] = {
     Panel.START: ("init", "check", "recipes", "settings", "up", "convert-weights"),
     Panel.BUILD: (
-        "build",
+        *("build", "search"),
         *("prepare", "finetune", "prune", "distill", "export", "quantize"),
         *("retriever", "catalogue", "blend", "shard", "assemble", "compile"),
     ),

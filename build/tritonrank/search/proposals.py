@@ -1,0 +1,105 @@
+"""What is tried next, and which trainings are ended early."""
+
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from tritonrank.errors import RecipeError
+from tritonrank.search.choices import Pruner, Sampler
+from tritonrank.search.space import MOST_POINTS, Space, key_of
+from tritonrank.search.study import Trials
+from tritonrank.search.workers import this_worker
+
+UNDIRECTED_TRIALS = 8
+"""Random trials before TPE looks at what they gave (Bergstra et al. 2011 take 20 of hundreds; trainings are dearer)."""
+TRIALS_TO_COMPARE = 4
+"""Completed trials before one is ended for being below their median."""
+FIRST_PRUNED_EVALUATION = 2
+"""The learning rate still rises before the first evaluation, which says little."""
+
+
+class UnvisitedPoints(BaseSampler):
+    """Proposes the points of a space one after the other, each until somebody has taken it.
+
+    Optuna's own grid draws by lot and calls a failed point done; here what a dead worker left comes again, and of
+    workers that draw the same at once ``workers.claim`` lets one through.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All settings: they are proposed together."""
+        return self._space.distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The first point that nobody has taken; where there is none, the first of all, which will be withdrawn."""
+        left = first_unvisited(self._space, Trials.of(study, self._space))
+        return self._space.drawn_for(left or next(self._space.points()))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """One setting alone, of a trial whose others were given."""
+        return self.sample_relative(study, trial, self._space.distributions)[param_name]
+
+
+def first_unvisited(space: Space, trials: Trials) -> Mapping[str, Any] | None:
+    """The first point of a space that can be counted that no trial is about; None where all are taken."""
+    taken = trials.tried
+    return next((point for point in space.points() if key_of(point) not in taken), None)
+
+
+def sampler_named(name: Sampler, space: Space, seed: int) -> BaseSampler:
+    """A sampler for this process.
+
+    Args:
+        name: which.
+        space: what is searched.
+        seed: of the recipe; a process alone proposes the same again, several never propose alike.
+
+    Raises:
+        RecipeError: a grid of a space that has no end, or too many points.
+    """
+    if name is Sampler.GRID:
+        endless = [setting for setting in space.settings if setting.values is None]
+        if endless:
+            one = endless[0]
+            raise RecipeError(
+                f"--sampler grid: {one.key}={one.written} has no end; name its values, or say how many: "
+                f"{one.key}={one.written}:points=5"
+            )
+        if (space.size or 0) > MOST_POINTS:
+            raise RecipeError(f"--sampler grid: {space.size:,} points are more than anybody trains; name fewer values")
+        return UnvisitedPoints(space)
+    if name is Sampler.RANDOM:
+        return RandomSampler(seed)
+    return TPESampler(seed=seed, n_startup_trials=UNDIRECTED_TRIALS, multivariate=True, constant_liar=True)
+
+
+def seed_of_worker(seed: int, trials: int) -> int:
+    """The first process at a study draws by the recipe's seed; one that joins or goes on draws otherwise.
+
+    Args:
+        seed: of the recipe.
+        trials: that the study has already.
+    """
+    return seed if trials == 0 else random.Random(f"{seed}:{trials}:{this_worker()}:{time.time_ns()}").getrandbits(32)
+
+
+def pruner_named(name: Pruner) -> BasePruner:
+    """A pruner over the evaluations of a training, the first of which is 1."""
+    if name is Pruner.MEDIAN:
+        return MedianPruner(TRIALS_TO_COMPARE, n_warmup_steps=FIRST_PRUNED_EVALUATION)
+    if name is Pruner.HALVING:
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    return NopPruner()
