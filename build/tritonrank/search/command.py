@@ -18,7 +18,7 @@ from tritonrank.search.space import Space, read_space
 from tritonrank.search.storage import open_storage, reaching, shown
 from tritonrank.search.study import name_of_study, open_study, space_of_study
 from tritonrank.search.trial import Bench
-from tritonrank.search.winner import Winner
+from tritonrank.search.winner import Winner, build_command
 
 FOLDER = "search"
 """In the recipe's folder of artifacts: the studies, each with its trials, its page and its winner."""
@@ -130,7 +130,6 @@ def _outcome(asked: Request, found: report.Found, winner: Winner | None, page: P
     result = report.result(found) | {"page": str(page), "winner": str(winner.recipe) if winner else None}
     if winner is None:
         return Outcome(result, None, "")
-    build = ["tritonrank", "build", str(winner.recipe)]
-    build += ["--artifacts", str(asked.artifacts)] if asked.artifacts != Path("artifacts") else []
+    build = build_command(winner.recipe, asked.artifacts)
     remark = "  (goes on from what the trial made)" if winner.is_trained else "  (its ranker is on another machine)"
     return Outcome(result, build, remark)

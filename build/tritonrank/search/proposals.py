@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -13,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from tritonrank.errors import RecipeError
 from tritonrank.search.choices import Pruner, Sampler
-from tritonrank.search.space import MOST_POINTS, Space, key_of
+from tritonrank.search.space import MOST_POINTS, Point, Space, key_of
 from tritonrank.search.study import Trials
 from tritonrank.search.workers import this_worker
 
@@ -23,6 +22,47 @@ TRIALS_TO_COMPARE = 4
 """Completed trials before one is ended for being below their median."""
 FIRST_PRUNED_EVALUATION = 2
 """The learning rate still rises before the first evaluation, which says little."""
+
+
+class UnfinishedFirst(BaseSampler):
+    """Proposes what was begun and not ended, then what another sampler does.
+
+    Args:
+        space: what is searched.
+        then: the other sampler.
+        first: where a study begins; None: where the other sampler says.
+    """
+
+    def __init__(self, space: Space, then: BaseSampler, first: Point | None) -> None:
+        self._space, self._then, self._first = space, then, first
+        self._chosen: Point | None = None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All settings, where it is known what they should be."""
+        trials = Trials.of(study, self._space)
+        begin = [self._first] if self._first is not None and key_of(self._first) not in trials.tried else []
+        self._chosen = next(iter([*trials.unfinished, *begin]), None)
+        if self._chosen is None:
+            return self._then.infer_relative_search_space(study, trial)
+        return self._space.distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """What was chosen just now, or what the other sampler says."""
+        if self._chosen is None:
+            return self._then.sample_relative(study, trial, search_space)
+        return self._space.drawn_for(self._chosen)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """What the other sampler says."""
+        return self._then.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Let the other sampler draw differently from now on."""
+        self._then.reseed_rng()
 
 
 class UnvisitedPoints(BaseSampler):
@@ -53,7 +93,7 @@ class UnvisitedPoints(BaseSampler):
         return self.sample_relative(study, trial, self._space.distributions)[param_name]
 
 
-def first_unvisited(space: Space, trials: Trials) -> Mapping[str, Any] | None:
+def first_unvisited(space: Space, trials: Trials) -> Point | None:
     """The first point of a space that can be counted that no trial is about; None where all are taken."""
     taken = trials.tried
     return next((point for point in space.points() if key_of(point) not in taken), None)

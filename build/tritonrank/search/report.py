@@ -84,6 +84,13 @@ class Found:
     def best(self) -> Row | None:
         return next((row for row in self.rows if row.is_best), None)
 
+    @property
+    def mood(self) -> str:
+        """good: better than the recipe beyond doubt, on users by whom nothing was chosen; bad: nothing was found."""
+        if self.best is None:
+            return "bad"
+        return "good" if self.test_gain is not None and self.test_gain.low > 0 else ""
+
     def count(self, state: str) -> int:
         """Trials in a state."""
         return sum(row.state == state for row in self.rows)
@@ -122,7 +129,7 @@ def importance(study: optuna.Study, space: Space, trials: Trials) -> dict[str, f
     if len(trials.completed) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in trials.completed}) < 2:
         return {}
     if len(space.settings) == 1:
-        return {space.settings[0].key: 1.0}
+        return {}
     try:
         found = optuna.importance.get_param_importances(study)
     except (ValueError, RuntimeError):  # no setting with two values among the better half
@@ -304,11 +311,9 @@ def _row(trial: FrozenTrial, trials: Trials, best: FrozenTrial | None, unchanged
     reference = values_of(unchanged) if unchanged else ()
     is_recipe = unchanged is not None and trial.number == unchanged.number
     is_paired = len(values) == len(reference) and len(values) > 0 and not is_recipe
-    drawn = trial.params or trial.system_attrs.get("fixed_params", {})
-    is_known = set(drawn) >= set(trials.space.distributions)
     return Row(
         number=trial.number,
-        point=trials.space.point_of(drawn) if is_known else {},
+        point=trials.point(trial) or {},
         state=_state(trial),
         value=interval(values) if values else None,
         against_recipe=interval(np.subtract(values, reference)) if is_paired else None,

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from tritonrank.errors import RecipeError, StorageError, TritonRankError
 from tritonrank.judge.metrics import interval
-from tritonrank.search.proposals import UnvisitedPoints, first_unvisited
+from tritonrank.search.proposals import UnfinishedFirst, UnvisitedPoints, first_unvisited
 from tritonrank.search.space import Point, in_words
-from tritonrank.search.study import ERROR, FAULTY, REPEATS, SECONDS, VALUES, WHY, Trials
+from tritonrank.search.study import ERROR, FAULTY, INTERRUPTED, REPEATS, SECONDS, VALUES, WHY, Trials
 from tritonrank.search.trial import Bench
 from tritonrank.search.winner import Winner, write_winner
 from tritonrank.search.workers import Watchman, beating, claim, withdraw
@@ -82,7 +82,7 @@ class Search:
             RecipeError: what trials start from was made anew meanwhile.
             StorageError: the study, or a trial's folder, cannot be written.
         """
-        self._enqueue_recipe()
+        self._say_if_recipe_is_outside()
         repeats = 0
         with progress.step("search", total=self._target()) as bar:
             while repeats < MOST_REPEATS:
@@ -128,17 +128,12 @@ class Search:
             return None
         return point
 
-    def _enqueue_recipe(self) -> None:
-        """The first trial is the recipe as it is, which the others are held against."""
-        point = self._bench.space.point_of_recipe(self._bench.recipe)
+    def _say_if_recipe_is_outside(self) -> None:
         try:
-            drawn = self._bench.space.drawn_for(point)
+            self._bench.space.drawn_for(self._bench.space.point_of_recipe(self._bench.recipe))
         except ValueError as error:
             if not self._trials().all:
                 _say(f"  {error}: the recipe as it is will not be tried. Widen the space to hold trials against it")
-            return
-        if not self._trials().all and not self._is_grid:
-            self._study.enqueue_trial(drawn, skip_if_exists=True)
 
     def _target(self) -> int | None:
         if self._is_grid:
@@ -153,8 +148,7 @@ class Search:
             return True
         if self._budget.trials is not None and len(trials.counted) >= self._budget.trials:
             return True
-        is_countable = self._bench.space.size is not None and not trials.waiting
-        return is_countable and first_unvisited(self._bench.space, trials) is None
+        return self._bench.space.size is not None and first_unvisited(self._bench.space, trials) is None
 
     def _try_one(self, repeats: int) -> str | None:
         """Propose and run one trial; says why it was not run."""
@@ -162,7 +156,8 @@ class Search:
         if repeats >= REPEATS_BEFORE_ANY:
             self._study.sampler = UnvisitedPoints(space) if space.size is not None else RandomSampler()
         else:
-            self._study.sampler = self._proposing
+            first = None if self._is_grid else self.point_of_recipe()  # the others are held against it
+            self._study.sampler = UnfinishedFirst(space, self._proposing, first)
         trial = self._study.ask(space.distributions)
         with beating(trial):
             if (why := claim(self._study, space, trial, self._budget.trials)) is not None:
@@ -232,10 +227,8 @@ class Search:
         return True
 
     def _give_back(self, trial: Trial) -> None:
-        """Fail a trial that was interrupted; as of a dead worker's, it is tried again, from its last evaluation."""
-        point = dict(trial.params)
-        if self._tell(trial, TrialState.FAIL):
-            self._study.enqueue_trial(point)
+        """End a trial that was interrupted; the next one goes on with it, from its last evaluation."""
+        self._tell(trial, TrialState.FAIL, attributes={WHY: INTERRUPTED})
 
     def _require_same_start(self) -> None:
         if self._bench.shared_identity() != self._identity:
@@ -249,13 +242,8 @@ class Search:
         that appears later is of a trial that runs."""
         there = self._bench.folders()
         trials = self._trials()
-        kept = [*trials.running, *trials.waiting, *([trials.best] if trials.best else [])]
-        points = [trial.params or trial.system_attrs.get("fixed_params", {}) for trial in kept]
-        names = {
-            self._bench.folder_name(self._bench.space.point_of(drawn))
-            for drawn in points
-            if set(drawn) >= set(self._bench.space.distributions)
-        }
+        kept = [trials.point(trial) for trial in (*trials.running, *([trials.best] if trials.best else []))]
+        names = {self._bench.folder_name(point) for point in (*kept, *trials.unfinished) if point is not None}
         self._bench.remove(there - names)
 
     def _trials(self) -> Trials:

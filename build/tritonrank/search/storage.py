@@ -8,17 +8,20 @@ A password never appears where the address is shown. It may be a ``${NAME}`` of 
 """
 
 import os
+import random
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from tritonrank.errors import StorageError
 from tritonrank.system.database_url import HIDDEN, VARIABLE, without_password
@@ -26,6 +29,7 @@ from tritonrank.system.database_url import HIDDEN, VARIABLE, without_password
 JOURNALS = (".journal", ".log", ".jsonl")
 SQLITE_WAIT_SECONDS = 60
 """How long one process waits for another one's write to the file."""
+TABLE_TRIES = 8
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 """What reads a database whose URL names no driver; the first is the one that `tritonrank[databases]` brings."""
 PACKAGES = {"psycopg": "tritonrank[databases]", "pymysql": "pymysql", "redis": "redis"}
@@ -69,7 +73,7 @@ def open_storage(address: str) -> BaseStorage:
         if scheme in ("redis", "rediss"):
             return JournalStorage(JournalRedisBackend(url))
         driver = DRIVERS.get(scheme, scheme)
-        return RDBStorage(f"{driver}://{url.partition('://')[2]}", engine_kwargs={"pool_pre_ping": True})
+        return _with_tables(f"{driver}://{url.partition('://')[2]}", {"pool_pre_ping": True})
 
 
 @contextmanager
@@ -93,8 +97,8 @@ def reaching(address: str) -> Iterator[None]:
             f"{shown(address)}: the study cannot be read or written there: {reason}. What was found so far is kept; "
             "run the command again"
         ) from None
-    except OSError as error:
-        if "redis" not in type(error).__module__ and not isinstance(error, ConnectionError):
+    except Exception as error:
+        if not type(error).__module__.startswith("redis."):  # redis need not be installed to say which errors it has
             raise
         raise StorageError(f"{shown(address)}: cannot be reached: {_masked(str(error), address)}") from None
 
@@ -104,7 +108,20 @@ def _sqlite(path: Path) -> RDBStorage:
     _make_folder_of(path)
     with reaching(str(path)):
         wait = {"connect_args": {"timeout": SQLITE_WAIT_SECONDS}}
-        return RDBStorage(f"sqlite:///{quote(str(path), safe='/ ')}", engine_kwargs=wait)
+        return _with_tables(f"sqlite:///{quote(str(path), safe='/ ')}", wait)
+
+
+def _with_tables(url: str, engine: dict[str, Any]) -> RDBStorage:
+    """A database whose tables are made where there are none; another process may be making them just now."""
+    for _ in range(TABLE_TRIES):
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            is_being_made = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not is_being_made:
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    return RDBStorage(url, engine_kwargs=engine)
 
 
 def _make_folder_of(path: Path) -> None:

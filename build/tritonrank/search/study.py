@@ -1,8 +1,12 @@
 """A study: what its trials have in common, and which of them count.
 
 A trial that failed says why, in its attribute ``why``: it is the same as another one's (``repeats``), one too many
-(``surplus``), or its settings cannot be (``error``). One that failed without a word was left by a process that died;
-it is tried again, up to MOST_DEATHS times.
+(``surplus``), its settings cannot be (``error``), or it was ended to go on later (``interrupted``). One that failed
+without a word was left by a process that died. The last two kinds are tried again, by a trial of their own; after
+MOST_DEATHS deaths over the same settings these are given up.
+
+What waits to be tried follows from the trials alone. Optuna's queue is not used: in SQLite two processes may take the
+same entry.
 """
 
 import hashlib
@@ -19,12 +23,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from tritonrank.errors import RecipeError
-from tritonrank.search.space import Space, key_of
+from tritonrank.search.space import Point, Space, key_of
 
 MOST_DEATHS = 3
 """Workers that may die over the same settings (for lack of memory, say) until they are given up."""
 WHY, ERROR, SPACE, ABOUT = "why", "error", "space", "about"
-REPEATS, SURPLUS, FAULTY = "repeats", "surplus", "error"
+REPEATS, SURPLUS, FAULTY, INTERRUPTED = "repeats", "surplus", "error", "interrupted"
 SECONDS, VALUES, WORKER, BEAT = "seconds", "values", "worker", "beat"
 NAME_HASH = 8
 
@@ -95,9 +99,13 @@ class Trials:
 
     def key(self, trial: FrozenTrial) -> str | None:
         """Of its settings; None while it is not decided what it tries, or of a trial of another space."""
-        drawn = trial.params or trial.system_attrs.get("fixed_params", {})
+        point = self.point(trial)
+        return None if point is None else key_of(point)
+
+    def point(self, trial: FrozenTrial) -> Point | None:
+        """Its settings, or None, as of ``key``."""
         try:
-            return key_of(self.space.point_of(drawn))
+            return self.space.point_of(trial.params)
         except (KeyError, StopIteration):
             return None
 
@@ -119,10 +127,6 @@ class Trials:
         return self._in(TrialState.RUNNING)
 
     @property
-    def waiting(self) -> list[FrozenTrial]:
-        return self._in(TrialState.WAITING)
-
-    @property
     def counted(self) -> list[FrozenTrial]:
         """Those that are done, or are being done: what ``--trials`` bounds."""
         return sorted(
@@ -130,22 +134,37 @@ class Trials:
         )
 
     @property
+    def dead(self) -> list[FrozenTrial]:
+        """Those that a process which died left behind."""
+        return [trial for trial in self._in(TrialState.FAIL) if WHY not in trial.user_attrs]
+
+    @property
     def deaths(self) -> Counter[str]:
         """How many workers died over which settings."""
-        dead = [trial for trial in self._in(TrialState.FAIL) if WHY not in trial.user_attrs]
-        return Counter(key for trial in dead if (key := self.key(trial)) is not None)
+        return Counter(key for trial in self.dead if (key := self.key(trial)) is not None)
 
     @property
     def given_up(self) -> list[FrozenTrial]:
         """The last trial of settings that too many workers died over."""
         lost = {key for key, times in self.deaths.items() if times >= MOST_DEATHS}
-        dead = [trial for trial in self._in(TrialState.FAIL) if WHY not in trial.user_attrs]
-        return list({key: trial for trial in dead if (key := self.key(trial)) in lost}.values())
+        return list({key: trial for trial in self.dead if (key := self.key(trial)) in lost}.values())
 
     @property
     def tried(self) -> set[str]:
-        """Settings that are done, are being done, or wait for somebody to do them."""
-        return {key for trial in (*self.counted, *self.waiting) if (key := self.key(trial)) is not None}
+        """Settings that are done, or are being done."""
+        return {key for trial in self.counted if (key := self.key(trial)) is not None}
+
+    @property
+    def unfinished(self) -> list[Point]:
+        """Settings that were begun and that nobody has taken up again, earliest first."""
+        interrupted = [one for one in self._in(TrialState.FAIL) if one.user_attrs.get(WHY) == INTERRUPTED]
+        begun = sorted([*self.dead, *interrupted], key=lambda trial: trial.number)
+        tried, found = self.tried, {}
+        for trial in begun:
+            point = self.point(trial)
+            if point is not None and key_of(point) not in tried:
+                found[key_of(point)] = point
+        return list(found.values())
 
     @property
     def best(self) -> FrozenTrial | None:

@@ -6,6 +6,7 @@ twice.
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,6 +31,7 @@ from tritonrank.system.database_url import DatabaseUrl
 
 SUFFIX = "-tuned"
 MOST_LETTERS = 64
+DEFAULT_ARTIFACTS = Path("artifacts")
 PLACES = {"path", "items", "events"}
 """Settings of `data` that are files, folders or tables."""
 WAY_OUT = "name another place: --out FILE.yaml"
@@ -62,15 +64,22 @@ def write_winner(bench: Bench, study: str, best: FrozenTrial, out: Path, artifac
     name = bench.recipe.name[: MOST_LETTERS - len(SUFFIX)] + SUFFIX
     text = recipe_of_point(bench, point, name, out)
     settings = "\n".join(f"#   {key}: {as_yaml(value)}" for key, value in point.items())
+    build = shlex.join(build_command(out, artifacts))
     head = (
         f"# Found by `tritonrank search {bench.recipe_path}`: trial {best.number} of the study {study}, "
-        f"validation NDCG@10 {best.value:.4f}, with\n{settings}\n# Build it: tritonrank build {out}\n"
+        f"validation NDCG@10 {best.value:.4f}, with\n{settings}\n# Build it: {build}\n"
     )
     write_whole(out, head + text, WAY_OUT)
     is_trained = bench.has_result(point)
     if is_trained:
         hand_over(bench, point, load_recipe(out), artifacts)
     return Winner(out, is_trained)
+
+
+def build_command(recipe: Path, artifacts: Path) -> list[str]:
+    """The words that build a winner."""
+    words = ["tritonrank", "build", str(recipe)]
+    return words if artifacts == DEFAULT_ARTIFACTS else [*words, "--artifacts", str(artifacts)]
 
 
 def recipe_of_point(bench: Bench, point: Point, name: str, out: Path) -> str:

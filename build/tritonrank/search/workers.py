@@ -25,7 +25,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tritonrank.search.space import Space
-from tritonrank.search.study import BEAT, MOST_DEATHS, REPEATS, SURPLUS, WHY, WORKER, Trials
+from tritonrank.search.study import BEAT, REPEATS, SURPLUS, WHY, WORKER, Trials
 
 BEAT_SECONDS = 10.0
 GRACE_SECONDS = 45.0
@@ -37,10 +37,9 @@ SAME_START_SECONDS = 5.0
 """How far two readings of when a process began may differ, as the clock is set; a number is given again much later."""
 
 
-@cache
 def this_worker() -> str:
     """Names this process among all that may share a study: MACHINE/NAMESPACE:PID:START."""
-    return f"{_this_machine()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+    return f"{_this_machine()}:{os.getpid()}:{psutil.Process(os.getpid()).create_time():.0f}"
 
 
 def host_of(trial: FrozenTrial) -> str:
@@ -103,7 +102,7 @@ def withdraw(study: optuna.Study, trial: Trial, why: str) -> None:
 
 
 class Watchman:
-    """Finds trials whose workers have died, and lets them be tried again.
+    """Finds trials whose workers have died.
 
     Args:
         study, space: whose trials.
@@ -116,19 +115,13 @@ class Watchman:
         self._beating: set[int] = set()
 
     def retire_dead(self) -> list[int]:
-        """Fail the trials of dead workers; each is put back, unless too many have died over it.
+        """Fail the trials of dead workers, so that they are tried again.
 
         Returns:
             Numbers of the trials that were failed just now.
         """
-        trials = Trials.of(self._study, self._space)
-        retired = [trial for trial in trials.running if self._is_dead(trial) and self._fail(trial.number)]
-        deaths = Trials.of(self._study, self._space).deaths if retired else {}
-        for trial in retired:
-            key = trials.key(trial)
-            if key is not None and deaths[key] < MOST_DEATHS:
-                self._study.enqueue_trial(dict(trial.params))
-        return [trial.number for trial in retired]
+        running = Trials.of(self._study, self._space).running
+        return [trial.number for trial in running if self._is_dead(trial) and self._fail(trial.number)]
 
     def is_unsure(self) -> bool:
         """Whether somebody elsewhere may be dead or not, which only waiting tells."""
