@@ -1,6 +1,7 @@
 """What goes wrong in a model of the server: the caller gets its kind, the log the rest."""
 
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,11 +79,15 @@ class Counted:
 
 def test_many_counts_are_told_together() -> None:
     tally, metric = backend.Tally(), Counted()
-    for _ in range(1_000):
-        tally.add(metric, 1)
+    began = time.monotonic()
+    for _ in range(100):
+        for _ in range(10):
+            tally.add(metric, 1)
+        time.sleep(0.002)
     tally.close()
+    most = 2 + (time.monotonic() - began) / backend.EVERY_SECONDS
     assert metric.value == 1_000
-    assert metric.times <= 20, "a thousand counts in milliseconds"
+    assert metric.times <= most, "the first at once, and each half second's; what is left at the end"
 
 
 def test_what_is_followed_is_told_until_it_is_steady() -> None:

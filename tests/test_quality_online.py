@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,9 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonrank_client import NO_TEXT_SCORE
 from tritonrank_gateway.quality import Quality
 from tritonrank_gateway.quality.clicks import LEAST_CLICKS, Clicks, discount, position_label
+from tritonrank_gateway.quality.counted import Rows
 from tritonrank_gateway.quality.drift import LEAST_RANKINGS, Drift, psi_above_chance
 from tritonrank_gateway.quality.figures import entropy, overlap
-from tritonrank_gateway.quality.quality import LOOK_SECONDS, MOST_PER_SECOND, MOST_SERIES
+from tritonrank_gateway.quality.quality import BATCH_RANKINGS, LOOK_SECONDS, MOST_PER_SECOND, MOST_SERIES
 from tritonrank_gateway.quality.reference import Reference, Spread
 from tritonrank_gateway.ranking import Ranking
 from tritonrank_recommend.events import Event
@@ -140,6 +142,27 @@ def test_of_the_top_alone_the_spread_of_scores_is_not_claimed() -> None:
     assert page["tritonrank_quality_margin_count"] == {labels: 1}
 
 
+def test_many_rankings_looked_at_together_say_what_each_alone_says(tmp_path: Path) -> None:
+    path, generator = reference_file(tmp_path / "reference.json"), np.random.default_rng(5)
+    together, each = Quality(path, Clock()), Quality(path, Clock())
+    for number in range(3 * BATCH_RANKINGS + 1):
+        candidates = int(generator.integers(1, 80))
+        scores = generator.normal(size=candidates)
+        scores[: candidates // 5] = NO_TEXT_SCORE
+        one = ranking(scores, artifact="b" * 16 if number % 5 == 0 else ARTIFACT)
+        if number % 7 == 0:
+            one = replace(one, item_tokens=None, truncated=None)
+        if number % 11 == 0:
+            one = replace(one, indices=one.indices[:3], logits=one.logits[:3], unknown_tokens=(1, 2))
+        for quality in (together, each):
+            quality.ranked("rank", one, candidates, is_head=number % 13 == 0)
+        alone = exposed(each)
+    found = exposed(together)
+    assert found.keys() == alone.keys()
+    for name, samples in found.items():
+        assert samples == pytest.approx(alone[name], rel=1e-9), name
+
+
 def test_cost_and_labels_are_bounded() -> None:
     quality = Quality(clock=Clock(step=0.0))
     for number in range(10 * MOST_PER_SECOND):
@@ -221,9 +244,7 @@ def test_what_is_served_becomes_the_reference(tmp_path: Path) -> None:
 
 def test_old_rankings_are_forgotten() -> None:
     drift = Drift({"score": Spread([0.0], [0.5, 0.5], 400)})
-    above = {"score": np.array([1.0])}
-    for _ in range(300):
-        drift.add(above, now=0.0)
+    drift.add(300, {"score": Rows.of([[1.0]] * 300)}, now=0.0)
     (drifted,) = drift.measured(10.0)
     assert (drifted.rankings, drifted.ks) == (300, 0.5)
     assert drifted.psi > 1
@@ -233,7 +254,7 @@ def test_old_rankings_are_forgotten() -> None:
 def test_shares_that_do_not_add_up_to_the_last_bit_are_whole_rankings() -> None:
     drift = Drift({"score": Spread([0.0, 1.0], [0.4, 0.3, 0.3], 400)})
     for _ in range(LEAST_RANKINGS):
-        drift.add({"score": np.linspace(-1.0, 2.0, 49)}, now=0.0)
+        drift.add(1, {"score": Rows.of([np.linspace(-1.0, 2.0, 49).tolist()])}, now=0.0)
     (drifted,) = drift.measured(0.0)
     assert drifted.rankings == LEAST_RANKINGS
 

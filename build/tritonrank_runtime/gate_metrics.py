@@ -14,6 +14,7 @@ from tritonrank_runtime.admission import Admission, QueueFullError, RefusedError
 from tritonrank_runtime.backend import Tally, family
 
 MANIFEST = "manifest.json"
+MEBIBYTE = 2**20
 REFUSALS = (QueueFullError, TooLongError)
 
 
@@ -89,9 +90,11 @@ class GateMetrics:
 
 
 def resident_bytes() -> float:
-    """Memory of this process that is in RAM; 0 where the system does not say."""
+    """Memory of this process that is in RAM, in whole MiB so that few changes have to be told; 0 where the system does
+    not say."""
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // MEBIBYTE * MEBIBYTE
     except (OSError, ValueError, IndexError):
         return 0.0
 

@@ -280,7 +280,7 @@ class Call:
             ranking = with_rest(asked, ranking, count)
         self.done.level = max(self.done.level, level.number)
         self.done.spared += len(asked.items) - count
-        self.gateway.pace.metrics.served.labels(level.name).inc()
+        self.gateway.pace.metrics.served(level.name).inc()
         return ranking
 
     async def _whole(self, asked: RankRequest, model: Model, way: "_Way", level: Level) -> Ranking:

@@ -251,25 +251,25 @@ def _observe(call: Call, path: str, dialect: Dialect, status: int, refusal: Refu
     metrics, done = call.gateway.metrics, call.done
     seconds = time.monotonic() - call.started
     if refusal is not None:
-        metrics.requests.labels(path, OUTCOME[refusal.kind]).inc()
-        metrics.refused.labels(path, refusal.kind).inc()
+        metrics.requests(path, OUTCOME[refusal.kind]).inc()
+        metrics.refused(path, refusal.kind).inc()
     else:
-        metrics.requests.labels(path, "degraded" if done.degraded else "answered").inc()
+        metrics.requests(path, "degraded" if done.degraded else "answered").inc()
         for reason in done.degraded:
-            metrics.degraded.labels(path, reason).inc()
+            metrics.degraded(path, reason).inc()
         labels = (path, done.artifact, candidate_bucket(done.candidates))
         exemplar = {"trace_id": call.trace_id} if call.trace_id else None
-        metrics.seconds.labels(*labels).observe(seconds, exemplar)
-        metrics.queue_seconds.labels(*labels).observe(done.queue_seconds)
-        metrics.documents.labels(*labels).inc(done.candidates - done.spared)
+        metrics.seconds(*labels).observe(seconds, exemplar)
+        metrics.queue_seconds(*labels).observe(done.queue_seconds)
+        metrics.documents(*labels).inc(done.candidates - done.spared)
         if done.tokens is not None:
-            metrics.tokens.labels(*labels).observe(done.tokens)
+            metrics.tokens(*labels).observe(done.tokens)
         if done.truncated:
-            metrics.truncated.labels(*labels).inc(done.truncated)
+            metrics.truncated(*labels).inc(done.truncated)
         if done.unscored:
-            metrics.unscored.labels(*labels).inc(len(done.unscored))
+            metrics.unscored(*labels).inc(len(done.unscored))
         if done.cached:
-            metrics.cached.labels(*labels).inc(done.cached)
+            metrics.cached(*labels).inc(done.cached)
     if done.side is not None:
         outcome = "answered" if refusal is None else OUTCOME[refusal.kind]
         call.gateway.versions.called(done.side, outcome, is_degraded=bool(done.degraded))

@@ -6,6 +6,8 @@ them in `Metrics.registry`; docs/metrics.md lists them all.
 """
 
 from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,53 +27,68 @@ TOKENS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 LABELS = ("route", "artifact", "candidates")
 
 
+Series = TypeVar("Series", Counter, Histogram)
+
+
+def found(metric: Series) -> Callable[..., Series]:
+    """Gives the series of a metric by the values of its labels, and remembers it: to find one takes longer than to
+    count. None is ever removed, so nothing is remembered that would not be there."""
+    return cache(metric.labels)
+
+
 class Metrics:
-    """One registry of one gateway."""
+    """One registry of one gateway. What has labels is called with their values: ``requests(route, outcome).inc()``."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # when each counter began: a third of the page, and nobody asks
         self._registry = CollectorRegistry()
         name, registry = NAME, self._registry
-        self.requests = Counter(
-            f"{name}requests",
-            "Requests by what became of them: answered, degraded (answered without a part), invalid (the caller's "
-            "fault), refused (no room), expired, failed, hung_up",
-            ("route", "outcome"),
-            registry=registry,
+        self.requests = found(
+            Counter(
+                f"{name}requests",
+                "Requests by what became of them: answered, degraded (answered without a part), invalid (the caller's "
+                "fault), refused (no room), expired, failed, hung_up",
+                ("route", "outcome"),
+                registry=registry,
+            )
         )
-        self.seconds = Histogram(
+        self.seconds = found(Histogram(
             f"{name}request_seconds", "From the request's first byte to its answer", LABELS, buckets=SECONDS,
             registry=registry,
-        )  # fmt: skip
-        self.queue_seconds = Histogram(
+        ))  # fmt: skip
+        self.queue_seconds = found(Histogram(
             f"{name}queue_seconds", "Estimated work that waited before an admitted request", LABELS, buckets=SECONDS,
             registry=registry,
-        )  # fmt: skip
-        self.tokens = Histogram(
-            f"{name}request_tokens", "Tokens of context and candidates", LABELS, buckets=TOKENS, registry=registry
+        ))  # fmt: skip
+        self.tokens = found(
+            Histogram(
+                f"{name}request_tokens", "Tokens of context and candidates", LABELS, buckets=TOKENS, registry=registry
+            )
         )
-        self.documents = Counter(f"{name}documents", "Candidates that were ranked", LABELS, registry=registry)
-        self.truncated = Counter(
-            f"{name}documents_truncated", "Candidates that lost text to a budget", LABELS, registry=registry
+        self.documents = found(Counter(f"{name}documents", "Candidates that were ranked", LABELS, registry=registry))
+        self.truncated = found(
+            Counter(f"{name}documents_truncated", "Candidates that lost text to a budget", LABELS, registry=registry)
         )
-        self.unscored = Counter(
+        self.unscored = found(Counter(
             f"{name}documents_unscored", "Candidates ranked last because nothing in them can be scored", LABELS,
             registry=registry,
-        )  # fmt: skip
-        self.cached = Counter(f"{name}cache_hits", "Rankings given from the cache", LABELS, registry=registry)
-        self.refused = Counter(f"{name}refused", "Requests that got no ranking", ("route", "reason"), registry=registry)
-        self.degraded = Counter(
+        ))  # fmt: skip
+        self.cached = found(Counter(f"{name}cache_hits", "Rankings given from the cache", LABELS, registry=registry))
+        self.refused = found(
+            Counter(f"{name}refused", "Requests that got no ranking", ("route", "reason"), registry=registry)
+        )
+        self.degraded = found(Counter(
             f"{name}degraded", "Answers made without a part, once for each thing that was missing", ("route", "reason"),
             registry=registry,
-        )  # fmt: skip
-        self.step_seconds = Histogram(
+        ))  # fmt: skip
+        self.step_seconds = found(Histogram(
             f"{name}recommend_step_seconds", "Of a recommendation: profile, retrieve, rank, blend, total", ("step",),
             buckets=SECONDS, registry=registry,
-        )  # fmt: skip
-        self.recommended = Counter(
+        ))  # fmt: skip
+        self.recommended = found(Counter(
             f"{name}recommendations", "Answered, by whether the user was unknown, and whether a part was missing",
             ("cold", "degraded"), registry=registry,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.events = Counter(
             f"{name}events", "Events of users that were taken, by whether they were known already", ("known",),
             registry=registry,

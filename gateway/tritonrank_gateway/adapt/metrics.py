@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from tritonrank_gateway.metrics import found
+
 if TYPE_CHECKING:
     from tritonrank_gateway.adapt.pace import Pace
 
@@ -29,8 +31,9 @@ class AdaptMetrics:
         )  # fmt: skip
         for reason in REASONS:
             self.changes.labels(reason)
-        self.served = Counter(f"{name}served", "Rankings and lists by the level at which they were made", ("level",),
-                              registry=registry)  # fmt: skip
+        served = Counter(f"{name}served", "Rankings and lists by the level at which they were made", ("level",),
+                         registry=registry)  # fmt: skip
+        self.served = found(served)
         gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
             ("level", "Level that the controller wants: 0 is full, the last one retrieval's order",
              lambda: controller.level.number),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_gateway.quality.counted import SlidingSum, binned
+from tritonrank_gateway.quality.counted import Rows, SlidingSum, binned_rows
 from tritonrank_gateway.quality.reference import Feature, Spread
 
 BLOCK, BLOCKS, SECONDS = 200, 10, 86_400.0
@@ -52,13 +52,20 @@ class Drift:
         self._sums = SlidingSum(size, block=BLOCK, blocks=BLOCKS, seconds=SECONDS)
         self._size = size
 
-    def add(self, values: Mapping[Feature, NDArray[np.float64]], now: float) -> None:
-        """Take one ranking: the values of each feature that is known of it."""
-        vector = np.zeros(self._size)
-        for feature, of_feature in values.items():
-            if feature in self._bins and len(of_feature):
-                vector[self._bins[feature]] = binned(of_feature, self._edges[feature]) / len(of_feature)
-        self._sums.add(vector, now)
+    def add(self, rankings: int, values: Mapping[Feature, Rows], now: float) -> None:
+        """Take rankings.
+
+        Args:
+            rankings: so many.
+            values: of each feature a row for each ranking, empty where nothing is known of it.
+            now: of a clock that never goes back.
+        """
+        vectors = np.zeros((rankings, self._size))
+        for feature, rows in values.items():
+            if feature in self._bins:
+                counts = binned_rows(rows, self._edges[feature])
+                vectors[:, self._bins[feature]] = counts / np.maximum(rows.sizes, 1)[:, np.newaxis]
+        self._sums.add_all(vectors, now)
 
     def spreads_now(self, now: float) -> dict[Feature, Spread]:
         """What a reference made now would say of the features of which enough is known."""

@@ -1,8 +1,9 @@
 """Quality online: what the gateway sees of each ranking and each click, as metrics.
 
-One call per ranking, with its arrays. It takes a tenth of a millisecond of CPU, and at most MOST_PER_SECOND rankings
-are looked at in a second, so that quality never costs more than half a percent of a core; what is looked at is counted.
-Used from one event loop, which is also where Prometheus' page is made.
+One call per ranking, which is put aside; some dozens are looked at together, by NumPy, when there are enough of them or
+when Prometheus' page is made. At most MOST_PER_SECOND rankings are looked at in a second, so that quality never costs
+more than some tenths of a percent of a core; what is looked at is counted. Used from one event loop, which is also
+where the page is made.
 """
 
 import logging
@@ -10,6 +11,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,17 @@ from tritonrank_client import NO_TEXT_SCORE
 from tritonrank_recommend.events import Event
 
 from tritonrank_gateway.quality.clicks import Clicks
-from tritonrank_gateway.quality.counted import Distribution
+from tritonrank_gateway.quality.counted import Distribution, Rows
 from tritonrank_gateway.quality.drift import Drift
-from tritonrank_gateway.quality.figures import entropy, overlap
+from tritonrank_gateway.quality.figures import entropies, overlaps
 from tritonrank_gateway.quality.reference import Feature, RankingKind, Reference, ReferenceFile
 from tritonrank_gateway.ranking import Ranking
 
 LOG = logging.getLogger("tritonrank_gateway")
 NAME = "tritonrank_quality_"
 MOST_PER_SECOND = 50
+BATCH_RANKINGS, BATCH_CANDIDATES = 32, 4_000
+"""That are put aside before they are looked at: fewer cost more each, more hold up the event loop for longer."""
 MOST_SERIES = 8
 """Artifacts, each by kind: a rollout has two. The one that came first goes."""
 LOOK_SECONDS = 10.0
@@ -70,6 +74,8 @@ class Quality(Collector):
         self._seen: OrderedDict[tuple[RankingKind, str], _Seen] = OrderedDict()
         self._clicks = Clicks()
         self._next_at = self._looked_at = -math.inf
+        self._aside: list[_Ranked] = []
+        self._candidates_aside = 0
         self._reference: Reference | None = None
         self._drift: dict[RankingKind, Drift] = {}
         if reference is not None:
@@ -89,19 +95,10 @@ class Quality(Collector):
         if self._next_at > now or not ranking.indices:
             return
         self._next_at += 1 / MOST_PER_SECOND
-        seen = self._seen.setdefault((kind, ranking.artifact), _Seen())
-        while len(self._seen) > MOST_SERIES:
-            self._seen.popitem(last=False)
-        values = seen.add(ranking, candidates)
-        if self._reference is None:
-            return
-        if ranking.artifact != self._reference.file.artifact:
-            self._look_again(now)
-        # The scores of another artifact are on another scale.
-        if ranking.artifact == self._reference.file.artifact and kind in self._drift:
-            if is_head or not self._reference.compares_scores(kind, candidates):
-                values = {feature: of for feature, of in values.items() if feature not in SCORES}
-            self._drift[kind].add(values, now)
+        self._aside.append(_Ranked(kind, ranking, candidates, is_head))
+        self._candidates_aside += len(ranking.indices)
+        if len(self._aside) >= BATCH_RANKINGS or self._candidates_aside >= BATCH_CANDIDATES:
+            self._look(now)
 
     def shown(self, positions: Iterable[int]) -> None:
         """A page was shown with items at these positions of the whole list, from 0."""
@@ -117,19 +114,23 @@ class Quality(Collector):
         where too little is known it says what the artifact's own does. None without that."""
         if self._reference is None:
             return None
-        file, now = self._reference.file, self._clock()
+        now = self._clock()
+        self._look(now)
+        file = self._reference.file
         spreads = {kind: of | self._drift[kind].spreads_now(now) for kind, of in file.spreads.items()}
         return replace(file, spreads=spreads)
 
     def follow(self, path: Path) -> None:
         """Another version ranks from here on, and drift is measured against its reference; where it has none the one
         before stays, and says nothing of another artifact."""
+        self._look(self._clock())
         self._path, self._looked_at = path, -math.inf
         if path.is_file():
             self._look_again(self._clock())
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus' page."""
+        self._look(self._clock())
         for name, said in COUNTS.items():
             counter = CounterMetricFamily(NAME + name, said, labels=LABELS)
             for labels, seen in self._seen.items():
@@ -142,6 +143,25 @@ class Quality(Collector):
             yield histogram
         yield from self._clicks.collect(self._clock())
         yield from self._collect_drift()
+
+    def _look(self, now: float) -> None:
+        """Look at what was put aside."""
+        aside, self._aside, self._candidates_aside = self._aside, [], 0
+        series: dict[tuple[RankingKind, str], list[_Ranked]] = {}
+        for one in aside:
+            series.setdefault((one.kind, one.ranking.artifact), []).append(one)
+        for (kind, artifact), ranked in series.items():
+            values = self._seen.setdefault((kind, artifact), _Seen()).add(ranked)
+            while len(self._seen) > MOST_SERIES:
+                self._seen.popitem(last=False)
+            if self._reference is not None and artifact != self._reference.file.artifact:
+                self._look_again(now)
+            # The scores of another artifact are on another scale.
+            if self._reference is not None and artifact == self._reference.file.artifact and kind in self._drift:
+                alike = [not one.is_head and self._reference.compares_scores(kind, one.candidates) for one in ranked]
+                for feature in SCORES & values.keys():
+                    values[feature] = values[feature].kept(np.repeat(alike, values[feature].sizes))
+                self._drift[kind].add(len(ranked), values, now)
 
     def _collect_drift(self) -> Iterator[Metric]:
         labels = ["kind", "feature"]
@@ -191,6 +211,16 @@ class Quality(Collector):
             self._take(reference)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """A ranking that is put aside; see ``Quality.ranked``."""
+
+    kind: RankingKind
+    ranking: Ranking
+    candidates: int
+    is_head: bool
+
+
 class _Seen:
     """What was seen of the rankings of one kind and artifact."""
 
@@ -198,35 +228,43 @@ class _Seen:
         self.counts = dict.fromkeys(COUNTS, 0)
         self.spreads = {name: Distribution(edges) for name, (_, edges) in HISTOGRAMS.items()}
 
-    def add(self, ranking: Ranking, candidates: int) -> dict[Feature, NDArray[np.float64]]:
-        """Count a ranking; the values of the features that drift is measured by, as far as they are known of it."""
-        counts, values = self.counts, dict[Feature, NDArray[np.float64]]()
-        counts["rankings"] += 1
-        counts["candidates"] += candidates
-        counts["candidates_truncated"] += sum(ranking.truncated or ())
-        if ranking.item_tokens is not None and ranking.context_tokens is not None:
-            values["item_tokens"] = np.array(ranking.item_tokens, dtype=np.float64)
-            values["context_tokens"] = np.array([ranking.context_tokens], dtype=np.float64)
-            tokens = ranking.context_tokens + sum(ranking.item_tokens)
+    def add(self, ranked: Sequence[_Ranked]) -> dict[Feature, Rows]:
+        """Count rankings; the values of the features that drift is measured by, a row for each ranking."""
+        counts, rankings = self.counts, [one.ranking for one in ranked]
+        counts["rankings"] += len(ranked)
+        counts["candidates"] += sum(one.candidates for one in ranked)
+        counts["candidates_truncated"] += sum(sum(ranking.truncated or ()) for ranking in rankings)
+        items, contexts, unknowns = [], [], []
+        for ranking in rankings:
+            is_told = ranking.item_tokens is not None and ranking.context_tokens is not None
+            items.append(ranking.item_tokens if is_told and ranking.item_tokens is not None else ())
+            contexts.append((ranking.context_tokens,) if is_told and ranking.context_tokens is not None else ())
+            tokens = sum(contexts[-1]) + sum(items[-1])
             counts["tokens"] += tokens
-            if ranking.unknown_tokens is not None:
-                unknown = sum(ranking.unknown_tokens)
-                counts["tokens_unknown"] += unknown
-                values["unknown_tokens"] = np.array([unknown / max(1, tokens)])
-        self._add_order(ranking, candidates, values)
-        return values
+            unknown = sum(ranking.unknown_tokens) if is_told and ranking.unknown_tokens is not None else None
+            counts["tokens_unknown"] += unknown or 0
+            unknowns.append(() if unknown is None else (unknown / max(1, tokens),))
+        values: dict[Feature, Rows] = {
+            "item_tokens": Rows.of(items),
+            "context_tokens": Rows.of(contexts),
+            "unknown_tokens": Rows.of(unknowns),
+        }
+        return values | self._add_orders(ranked, rankings)
 
-    def _add_order(self, ranking: Ranking, candidates: int, values: dict[Feature, NDArray[np.float64]]) -> None:
-        logits = np.array(ranking.logits, dtype=np.float64)
-        is_whole = len(logits) == candidates
-        if ranking.unscored or logits[-1] == NO_TEXT_SCORE:  # they come last, and nothing was said of them
-            logits = logits[logits != NO_TEXT_SCORE]
-        self.spreads["overlap"].add_one(overlap(np.array(ranking.indices, dtype=np.int64)))
-        if len(logits):
-            values["top_score"] = logits[:1]
-        if len(logits) > 1:
-            self.spreads["margin"].add_one(float(logits[0] - logits[1]))
-            if is_whole:
-                values["score"] = logits
-                self.spreads["score"].add(logits)
-                self.spreads["entropy"].add_one(entropy(logits))
+    def _add_orders(self, ranked: Sequence[_Ranked], rankings: Sequence[Ranking]) -> dict[Feature, Rows]:
+        self.spreads["overlap"].add(overlaps(Rows.of([ranking.indices for ranking in rankings])))
+        logits = Rows.of([ranking.logits for ranking in rankings])
+        is_whole = logits.sizes == [one.candidates for one in ranked]
+        logits = logits.kept(logits.values != NO_TEXT_SCORE)  # they come last, and nothing was said of them
+        has_two = logits.sizes > 1
+        starts = logits.starts
+        self.spreads["margin"].add(logits.values[starts[has_two]] - logits.values[starts[has_two] + 1])
+        is_whole &= has_two
+        if is_whole.any():
+            whole = logits.chosen(is_whole)
+            self.spreads["score"].add(whole.values)
+            self.spreads["entropy"].add(entropies(whole))
+        return {
+            "top_score": Rows(logits.values[starts[logits.sizes > 0]], np.minimum(logits.sizes, 1)),
+            "score": logits.kept(np.repeat(is_whole, logits.sizes)),
+        }

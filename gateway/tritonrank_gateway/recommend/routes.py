@@ -64,8 +64,8 @@ async def explain(call: Call) -> ExplainAnswer:
 
 def _observe(metrics: Metrics, answer: RecommendAnswer) -> None:
     for step, milliseconds in answer.milliseconds.items():
-        metrics.step_seconds.labels(step).observe(milliseconds / 1_000)
-    metrics.recommended.labels("yes" if answer.cold else "no", "yes" if answer.degraded else "no").inc()
+        metrics.step_seconds(step).observe(milliseconds / 1_000)
+    metrics.recommended("yes" if answer.cold else "no", "yes" if answer.degraded else "no").inc()
 
 
 async def similar(call: Call) -> SimilarAnswer:

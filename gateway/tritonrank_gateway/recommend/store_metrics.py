@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from tritonrank_recommend.stores import GuardedStore
 from tritonrank_recommend.stores.guard import Outcome
 
-from tritonrank_gateway.metrics import NAME
+from tritonrank_gateway.metrics import NAME, found
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
@@ -20,17 +20,18 @@ class StoreMetrics:
     """
 
     def __init__(self, store: GuardedStore, registry: CollectorRegistry) -> None:
-        self._seconds = Histogram(
+        seconds = Histogram(
             f"{NAME}store_seconds", "Calls of the store, answered or not", ("operation",), buckets=SECONDS,
             registry=registry,
         )  # fmt: skip
-        self._errors = Counter(
+        errors = Counter(
             f"{NAME}store_errors",
             "Calls without an answer: late, failed, refused (no store that can be used), given_up by who asked, "
             "not_asked because the last ones failed",
             ("operation", "kind"),
             registry=registry,
         )
+        self._seconds, self._errors = found(seconds), found(errors)
         is_up = Gauge(f"{NAME}store_up", "Whether the store answers; 0 while it is only tried", registry=registry)
         is_up.set_function(lambda: float(store.answers))
         self.last_event = Gauge(
@@ -43,6 +44,6 @@ class StoreMetrics:
 
     def _called(self, operation: str, seconds: float, outcome: Outcome) -> None:
         if outcome != "not_asked":
-            self._seconds.labels(operation).observe(seconds)
+            self._seconds(operation).observe(seconds)
         if outcome != "done":
-            self._errors.labels(operation, outcome).inc()
+            self._errors(operation, outcome).inc()
