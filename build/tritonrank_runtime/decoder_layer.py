@@ -36,10 +36,10 @@ class RootMeanSquareNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         # These operations in this order are what ONNX Runtime makes one of. Squares would overflow in FP16.
-        exact = hidden.float()
+        exact = _in_type(hidden, torch.float32)
         normed = exact / torch.sqrt(exact.pow(2).mean(dim=-1, keepdim=True) + self.epsilon)
         weight = 1.0 + self.weight.float() if self.offset else self.weight
-        return (normed.to(weight.dtype) * weight).to(hidden.dtype)
+        return _in_type(_in_type(normed, weight.dtype) * weight, hidden.dtype)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -237,6 +237,11 @@ class Layer(nn.Module):
         inner = inner if self.ffn_gate is None else inner * self.ffn_in(normed)
         finished: Tensor = attended + self.dropout(_behind(self.ffn_post_norm, self.ffn_out(inner)))
         return finished
+
+
+def _in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this type; exporters write a Cast even to the type that a tensor has, which hides a norm's product."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _behind(norm: nn.Module | None, hidden: Tensor) -> Tensor:
