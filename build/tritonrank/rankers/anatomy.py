@@ -52,10 +52,15 @@ def head_size_of(config: Any) -> int:
     return architecture_of(config).head_size(config)
 
 
+def head_group_of(config: Any) -> int:
+    """Attention heads that share one of keys and values, and go or stay together."""
+    return architecture_of(config).head_group(config)
+
+
 def resized(config: Any, sizes: Sizes) -> Any:
     """A copy of the config with other sizes."""
     copy = deepcopy(config)
-    copy.num_hidden_layers = sizes.layers
+    architecture_of(copy).keep_layers(copy, range(sizes.layers))
     architecture_of(copy).set_heads(copy, sizes.heads)
     setattr(copy, _ffn_setting(copy), sizes.ffn_neurons)
     copy.vocab_size = sizes.vocabulary
@@ -76,13 +81,17 @@ def part_name(model: PreTrainedModel, name: str) -> str:
 @contextmanager
 def only_layers(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
     """While this lasts the model has only these of its layers; no weight is copied."""
-    owner, attribute = architecture_of(model.config).layer_list(model)
-    all_layers = getattr(owner, attribute)
+    architecture, config = architecture_of(model.config), deepcopy(model.config)
+    owner, attribute = architecture.layer_list(model)
+    all_layers, whole = getattr(owner, attribute), vars(model.config).copy()
+    architecture.keep_layers(config, kept)
     setattr(owner, attribute, nn.ModuleList(all_layers[layer] for layer in kept))
+    vars(model.config).update(vars(config))
     try:
         yield
     finally:
         setattr(owner, attribute, all_layers)
+        vars(model.config).update(whole)
 
 
 def _ffn_setting(config: Any) -> str:

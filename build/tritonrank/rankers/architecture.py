@@ -133,6 +133,21 @@ class RankerArchitecture(ABC):
         """Attention heads per layer that are there; all layers have equally many."""
         return int(config.num_attention_heads - len(dict(config.pruned_heads or {}).get(0, [])))
 
+    norms_first: bool = False
+    """Whether layers norm what they read and leave the residual as it is, or norm the residual itself."""
+
+    def head_group(self, config: Any) -> int:
+        """Attention heads that share one of keys and values, and go or stay together."""
+        return 1
+
+    def has_position_table(self, config: Any) -> bool:
+        """Whether each position has a row of weights."""
+        return True
+
+    def keep_layers(self, config: Any, layers: Sequence[int]) -> None:
+        """Make the config one of a model with these of its layers."""
+        config.num_hidden_layers = len(layers)
+
     # ---- what a request costs, and gives
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """The decoder: a causal language model's weights, a request's prefix once, and its candidates as branches of it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ class DecoderArchitecture(SplitRankerArchitecture):
     longest_input = "a prefix and a candidate"
     bucketed = "a candidate with the template's tail"
     shared_axis = "prefix_tokens"
+    norms_first = True
 
     def load(self, name: str, revision: str | None = None) -> "PreTrainedModel":
         return load_decoder_ranker(name, revision)
@@ -49,13 +51,23 @@ class DecoderArchitecture(SplitRankerArchitecture):
 
     def set_heads(self, config: Any, heads: int) -> None:
         """Whole groups: each head of keys and values keeps as many of queries as it had."""
-        group = config.num_attention_heads // config.num_key_value_heads
+        group = self.head_group(config)
         if heads % group:
             raise ArtifactError(
                 f"{heads} heads of queries: {group} share one of keys and values, so it takes a multiple"
             )
         config.num_attention_heads = heads
         config.num_key_value_heads = heads // group
+
+    def head_group(self, config: Any) -> int:
+        return int(config.num_attention_heads // config.num_key_value_heads)
+
+    def has_position_table(self, config: Any) -> bool:
+        return bool(config.position == "learned")
+
+    def keep_layers(self, config: Any, layers: Sequence[int]) -> None:
+        super().keep_layers(config, layers)
+        config.layer_types = [config.layer_types[layer] for layer in layers]
 
     def layer_list(self, model: "PreTrainedModel") -> tuple["nn.Module", str]:
         return model, "layers"

@@ -1,12 +1,14 @@
 """A ranker becomes a smaller one: the weights that stay are copied into a dense model of the same class.
 
 What leaves computes exactly as if it had been zeroed: a head's columns of the attention output, a neuron's column of
-the second FFN matrix. Layers, tokens and positions that leave are simply not there.
+the last FFN matrix. Heads that share one of keys and values leave with it. Layers, tokens and positions that leave are
+simply not there.
 """
 
 import json
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tritonrank.rankers.anatomy import Sizes, head_size_of, part_name, resized
+from tritonrank.rankers.anatomy import Sizes, head_group_of, head_size_of, part_name, resized
+from tritonrank.rankers.architectures import architecture_of
 
 PRUNING_FILE = "pruning.json"
 TOKEN_ID_SETTINGS = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
@@ -26,7 +29,7 @@ class Kept:
 
     layers: list[int]
     heads: list[list[int]]
-    """per kept layer"""
+    """per kept layer; of heads that share one of keys and values, all or none"""
     neurons: list[list[int]]
     """per kept layer"""
     tokens: list[int]
@@ -58,18 +61,23 @@ def everything(sizes: Sizes) -> Kept:
 
 def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """The smaller model, in evaluation mode; the given one stays as it is."""
-    config = resized(model.config, kept.sizes)
+    config = deepcopy(model.config)
+    architecture_of(config).keep_layers(config, kept.layers)
+    config = resized(config, kept.sizes)
     places = {token: place for place, token in enumerate(kept.tokens)}
     for setting in TOKEN_ID_SETTINGS:
-        if (token := getattr(config, setting, None)) is not None:
-            setattr(config, setting, places.get(token))  # a token that no tokenizer has may have gone
+        token = getattr(config, setting, None)  # one that no tokenizer has may have gone
+        if isinstance(token, list):  # of several that end a text
+            setattr(config, setting, [places[one] for one in token if one in places])
+        elif token is not None:
+            setattr(config, setting, places.get(token))
     smaller: PreTrainedModel = type(model)(config)
     smaller.load_state_dict(dict(_cut_weights(model, kept)))
     return smaller.eval()
 
 
 def _cut_weights(model: PreTrainedModel, kept: Kept) -> Iterator[tuple[str, Tensor]]:
-    head_size = head_size_of(model.config)
+    head_size, group = head_size_of(model.config), head_group_of(model.config)
     new_number = {layer: number for number, layer in enumerate(kept.layers)}
     for name, weight in model.state_dict().items():
         part = part_name(model, name)
@@ -81,19 +89,22 @@ def _cut_weights(model: PreTrainedModel, kept: Kept) -> Iterator[tuple[str, Tens
             layer = int(in_layer[1])
             if layer in new_number:
                 number = new_number[layer]
-                rows = _rows_of_heads(kept.heads[number], head_size)
-                weight = _cut_layer_weight(in_layer[2], weight, rows, torch.tensor(kept.neurons[number]))
+                heads = kept.heads[number]
+                rows = _rows_of_heads(heads, head_size), _rows_of_heads(sorted({h // group for h in heads}), head_size)
+                weight = _cut_layer_weight(in_layer[2], weight, *rows, torch.tensor(kept.neurons[number]))
                 yield re.sub(r"\b(layers?)\.\d+\.", rf"\1.{number}.", name, count=1), weight
         else:
             yield name, weight
 
 
-def _cut_layer_weight(part: str, weight: Tensor, head_rows: Tensor, neurons: Tensor) -> Tensor:
-    if part.startswith(("query.", "key.", "value.")):
+def _cut_layer_weight(part: str, weight: Tensor, head_rows: Tensor, key_rows: Tensor, neurons: Tensor) -> Tensor:
+    if part.startswith("query."):
         return weight[head_rows]
+    if part.startswith(("key.", "value.")):
+        return weight[key_rows]
     if part == "attention_out.weight":
         return weight[:, head_rows]
-    if part.startswith("ffn_in."):
+    if part.startswith(("ffn_in.", "ffn_gate.")):
         return weight[neurons]
     return weight[:, neurons] if part == "ffn_out.weight" else weight
 

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tritonrank.rankers.anatomy import head_size_of, heads_of, only_layers, parts_of
+from tritonrank.rankers.anatomy import head_group_of, head_size_of, heads_of, only_layers, parts_of
 from tritonrank.rankers.architectures import architecture_of
 from tritonrank.system.progress import track
 from tritonrank.train.losses import list_loss
 
-LINEAR_PARTS = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
+ADDED = (("attention_post_norm", "attention_out"), ("ffn_post_norm", "ffn_out"))
+"""What attention and FFN add to the residual: the first of these that a layer has (Gemma norms it)."""
 Batch = dict[str, Tensor]
 Values = NDArray[np.float64]
 
@@ -45,7 +46,10 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class Importance:
-    """Higher = more important; arrays of shape (layers, heads) and (layers, neurons)."""
+    """Higher = more important; arrays of shape (layers, groups of heads) and (layers, neurons).
+
+    A group is the heads that share one of keys and values.
+    """
 
     heads: Values
     neurons: Values
@@ -110,27 +114,39 @@ def _ablate(model: PreTrainedModel, batches: Sequence[Batch], layers: list[int],
 
 
 def _layer_influence(model: PreTrainedModel, batches: Sequence[Batch]) -> Values:
-    parts, layers = parts_of(model), range(model.config.num_hidden_layers)
+    architecture, layers = architecture_of(model.config), range(model.config.num_hidden_layers)
     totals, tokens = np.zeros(len(layers)), np.zeros(len(layers))
     with torch.inference_mode():
         for batch in batches:
-            with _inputs_of(parts, "query") as before, _outputs_of(parts, "ffn_norm") as after:
-                ranking_loss(model, batch)
+            before, after = _around_layers(model, batch)
             for layer in layers:
                 alike = functional.cosine_similarity(before[layer], after[layer], dim=-1)
-                mask = architecture_of(model.config).token_mask(batch)
-                if mask.shape != alike.shape:  # a last layer may see nothing but the candidates' first tokens
+                mask = architecture.token_mask(batch)
+                if mask.shape != alike.shape:  # a last layer may see nothing but the tokens that scores are read at
                     mask = torch.ones_like(alike, dtype=torch.bool)
                 totals[layer] += float(((1 - alike) * mask).sum())
                 tokens[layer] += float(mask.sum())
     return totals / tokens
 
 
+def _around_layers(model: PreTrainedModel, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    """What goes into each layer and what comes out, for the rows that it computes."""
+    parts = parts_of(model)
+    if not architecture_of(model.config).norms_first:
+        with _inputs_of(parts, "query") as before, _outputs_of(parts, "ffn_norm") as after:
+            ranking_loss(model, batch)
+        return before, after
+    with _added(parts) as (attended, inner), _inputs_of(parts, "ffn_norm") as between:
+        ranking_loss(model, batch)
+    pairs = list(zip(between, attended, inner, strict=True))
+    return [middle - first for middle, first, _ in pairs], [middle + second for middle, _, second in pairs]
+
+
 def _layer_taylor(model: PreTrainedModel, batches: Sequence[Batch]) -> Values:
     parts, layers = parts_of(model), range(model.config.num_hidden_layers)
     totals = np.zeros(len(layers))
     for batch in batches:
-        with _outputs_of(parts, "attention_out") as attended, _outputs_of(parts, "ffn_out") as inner:
+        with _added(parts) as (attended, inner):
             changes = _estimated_changes(ranking_loss(model, batch), [*attended, *inner])
         sums = [float(change.sum(dim=-1).abs().sum()) for change in changes]
         totals += np.array(sums).reshape(2, len(layers)).sum(axis=0)
@@ -139,13 +155,14 @@ def _layer_taylor(model: PreTrainedModel, batches: Sequence[Batch]) -> Values:
 
 def _taylor(model: PreTrainedModel, batches: Sequence[Batch]) -> Importance:
     parts, config = parts_of(model), model.config
-    heads: Values = np.zeros((config.num_hidden_layers, heads_of(config)))
+    size, group = head_size_of(config), head_group_of(config)
+    heads: Values = np.zeros((config.num_hidden_layers, heads_of(config) // group))
     neurons: list[Values] = [np.zeros(())] * config.num_hidden_layers
     for batch in track(batches, "importance of heads and neurons"):
         with _inputs_of(parts, "attention_out") as mixed, _inputs_of(parts, "ffn_out") as inner:
             changes = _estimated_changes(ranking_loss(model, batch), [*mixed, *inner])
         for layer in range(config.num_hidden_layers):
-            by_head = changes[layer].view(-1, heads.shape[1], head_size_of(config)).sum(dim=-1)
+            by_head = changes[layer].view(-1, heads.shape[1], group * size).sum(dim=-1)
             heads[layer] += by_head.abs().sum(dim=0).double().numpy()
             by_neuron = changes[config.num_hidden_layers + layer]
             neurons[layer] = neurons[layer] + by_neuron.abs().sum(dim=0).double().numpy()
@@ -164,15 +181,30 @@ def _estimated_changes(loss: Tensor, activations: list[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def _magnitude(model: PreTrainedModel) -> Importance:
     parts, config = parts_of(model), model.config
+    groups = heads_of(config) // head_group_of(config)
     heads, neurons = [], []
     for layer in range(config.num_hidden_layers):
-        weight = {name: cast(Tensor, parts[f"layers.{layer}.{name}"].weight) for name in LINEAR_PARTS}
-        squares = torch.stack([weight[name].square().sum(dim=1) for name in ("query", "key", "value")]).sum(dim=0)
-        squares = squares + weight["attention_out"].square().sum(dim=0)
-        heads.append(squares.view(heads_of(config), -1).sum(dim=1).sqrt().double().cpu().numpy())
-        both = weight["ffn_in"].square().sum(dim=1) + weight["ffn_out"].square().sum(dim=0)
-        neurons.append(both.sqrt().double().cpu().numpy())
+        weight = {
+            name: cast(Tensor, parts[f"layers.{layer}.{name}"].weight)
+            for name in ("query", "key", "value", "attention_out", "ffn_gate", "ffn_in", "ffn_out")
+            if f"layers.{layer}.{name}" in parts
+        }
+        # A row of queries, keys and values belongs to a head, and so does a column of the output.
+        squares = [weight[name].square().sum(dim=1).view(groups, -1).sum(dim=1) for name in ("query", "key", "value")]
+        squares.append(weight["attention_out"].square().sum(dim=0).view(groups, -1).sum(dim=1))
+        heads.append(torch.stack(squares).sum(dim=0).sqrt().double().cpu().numpy())
+        inner = [weight[name].square().sum(dim=1) for name in ("ffn_gate", "ffn_in") if name in weight]
+        inner.append(weight["ffn_out"].square().sum(dim=0))
+        neurons.append(torch.stack(inner).sum(dim=0).sqrt().double().cpu().numpy())
     return Importance(np.stack(heads), np.stack(neurons))
+
+
+@contextmanager
+def _added(parts: dict[str, nn.Module]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """What attention and what the FFN of each layer adds to the residual."""
+    attention, ffn = (next(name for name in names if f"layers.0.{name}" in parts) for names in ADDED)
+    with _outputs_of(parts, attention) as attended, _outputs_of(parts, ffn) as inner:
+        yield attended, inner
 
 
 def _inputs_of(parts: dict[str, nn.Module], part: str) -> Any:

@@ -25,7 +25,7 @@ from tritonrank.data.negatives import stable_hash
 from tritonrank.data.requests import requests_of
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.judge.metrics import ndcg
-from tritonrank.rankers.anatomy import Sizes, head_size_of, resized, sizes_of
+from tritonrank.rankers.anatomy import Sizes, head_group_of, head_size_of, resized, sizes_of
 from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.cost import gflop_of
 from tritonrank.rankers.modeling import first_position
@@ -77,19 +77,23 @@ def prune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     def gflop(sizes: Sizes) -> float:
         return gflop_of(resized(teacher.config, sizes), counted)
 
-    target = target_sizes(full, head_size_of(teacher.config), settings, recipe.tensor_parallel, gflop)
+    target = target_sizes(
+        full, head_size_of(teacher.config), settings, recipe.tensor_parallel, gflop, head_group_of(teacher.config)
+    )
     cutter = _Cutter(teacher, target, _calibration(dataset, teacher, tokenizer, recipe.seed))
     kept = cutter.kept(settings.layer_criterion, CRITERION)
     draft.metrics |= cutter.measured
     if target != full:
         draft.metrics["validation ndcg@10 by criteria"] = _compare(cutter, settings.layer_criterion, dataset, tokenizer)
-    tokens, draft.metrics["vocabulary"] = _vocabulary(dataset, teacher, workspace.teacher, settings.reserve_tokens)
-    kept = replace(kept, tokens=tokens, positions=min(full.positions, _positions(teacher, tokenizer)))
+    tokens, draft.metrics["vocabulary"] = _vocabulary(
+        dataset, teacher, workspace.teacher, tokenizer, settings.reserve_tokens
+    )
+    kept = replace(kept, tokens=tokens, positions=_positions(teacher, tokenizer))
     smaller = cut(teacher, kept)
     smaller.save_pretrained(draft.folder, safe_serialization=True)
     copy_tokenizer(str(workspace.teacher), draft.folder)
     write_tokenizer(draft.folder, kept.tokens)
-    tokenizer.rules.save(draft.folder)
+    _renumbered(tokenizer.rules, kept.tokens).save(draft.folder)
     score_meaning(workspace.teacher).save(draft.folder)
     kept.save(draft.folder)
     sizes = {"teacher": full, "pruned": kept.sizes}
@@ -125,7 +129,9 @@ class _Cutter:
         self.measured.setdefault(
             "importance", {"heads": importance.heads.tolist(), "neurons": importance.neurons.round(9).tolist()}
         )
-        heads = most_important(importance.heads, self._target.heads)
+        group = head_group_of(self.teacher.config)
+        groups = most_important(importance.heads, self._target.heads // group)
+        heads = [[one * group + head for one in row for head in range(group)] for row in groups]
         neurons = most_important(importance.neurons, self._target.ffn_neurons)
         return replace(whole, heads=heads, neurons=neurons)
 
@@ -167,10 +173,10 @@ def _calibration(dataset: Dataset, teacher: PreTrainedModel, tokenizer: RequestT
 
 
 def _vocabulary(
-    dataset: Dataset, teacher: PreTrainedModel, folder: Path, reserve: int
+    dataset: Dataset, teacher: PreTrainedModel, folder: Path, tokenizer: RequestTokenizer, reserve: int
 ) -> tuple[list[int], dict[str, Any]]:
     """The tokens that stay, and what that does to texts: the catalogue's own, and such as were held out on trial."""
-    rules = TextRules.load(folder)
+    rules = tokenizer.rules
     whole = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
     first = first_position(teacher.config)
     items = {item_id: render_fields(rules.item_template, fields) for item_id, fields in dataset.items.items()}
@@ -180,7 +186,8 @@ def _vocabulary(
     unseen = [items[item_id] for item_id in sorted(held_out)]
     reports = {"before": coverage(plain_tokenizer(whole), unseen)}
     reports["after"] = coverage(plain_tokenizer(shrunk(whole, tokens_to_keep(whole, trial, reserve, first))), unseen)
-    tokens = tokens_to_keep(whole, [*queries, *items.values()], reserve, first)
+    framed = _in_frame(tokenizer, queries, list(items.values()))
+    tokens = tokens_to_keep(whole, [*queries, *items.values()], reserve, first, framed)
     return tokens, {
         "tokens": len(tokens),
         "held-out items": {name: asdict(report) for name, report in reports.items()},
@@ -188,9 +195,36 @@ def _vocabulary(
     }
 
 
+def _in_frame(tokenizer: RequestTokenizer, queries: Sequence[str], items: Sequence[str]) -> set[int]:
+    """Tokens of a language model's prompt, and of the texts as they stand in it: a blank before a word is part of the
+    word there. None where texts stand between special tokens alone."""
+    frame = tokenizer.rules.frame
+    if frame is None:
+        return set()
+    rows: list[Sequence[int]] = [tokenizer.context(query, []) for query in queries]
+    rows += [tokenizer.context("", [item]) for item in items]
+    rows += [*tokenizer.items(items), tokenizer.context("", items[:2])]
+    layout = tokenizer.layout
+    rows += [layout.prefix, layout.middle, layout.suffix, layout.separator, layout.heading, layout.closing]
+    return {token for row in rows for token in row} | {one for one in (frame.yes, frame.no) if one is not None}
+
+
+def _renumbered(rules: TextRules, kept: Sequence[int]) -> TextRules:
+    """The rules with the answers of a prompt by their new ids."""
+    if rules.frame is None:
+        return rules
+    places = {token: place for place, token in enumerate(kept)} | {None: None}
+    frame = replace(rules.frame, yes=places[rules.frame.yes], no=places[rules.frame.no])
+    return replace(rules, frame=frame)
+
+
 def _positions(teacher: PreTrainedModel, tokenizer: RequestTokenizer) -> int:
-    """Rows of the position table that the token budgets can reach."""
-    return first_position(teacher.config) + architecture_of(teacher.config).positions(teacher.config, tokenizer)
+    """Rows of the position table that the token budgets can reach; all positions where there is no table."""
+    architecture, longest = architecture_of(teacher.config), sizes_of(teacher.config).positions
+    if not architecture.has_position_table(teacher.config):
+        return longest
+    needed = first_position(teacher.config) + architecture.positions(teacher.config, tokenizer)
+    return min(longest, needed)
 
 
 def _parameters(model: PreTrainedModel) -> int:

@@ -18,7 +18,12 @@ SHAPE_MULTIPLE = 8
 
 
 def target_sizes(
-    full: Sizes, head_size: int, settings: PruneSettings, tensor_parallel: int, gflop: Callable[[Sizes], float]
+    full: Sizes,
+    head_size: int,
+    settings: PruneSettings,
+    tensor_parallel: int,
+    gflop: Callable[[Sizes], float],
+    head_group: int = 1,
 ) -> Sizes:
     """Layers, heads and FFN neurons of the pruned ranker; vocabulary and positions as given.
 
@@ -28,11 +33,12 @@ def target_sizes(
         settings: the recipe's prune section.
         tensor_parallel: devices that heads and neurons are split over.
         gflop: what a request costs at some sizes.
+        head_group: heads that share one of keys and values, and go or stay together.
 
     Raises:
         RecipeError: a size is larger than the teacher's or does not divide, or the budget cannot be met.
     """
-    head_step = tensor_parallel * (SHAPE_MULTIPLE // gcd(SHAPE_MULTIPLE, head_size))
+    head_step = head_group * tensor_parallel * (SHAPE_MULTIPLE // gcd(SHAPE_MULTIPLE, head_size))
     neuron_step = SHAPE_MULTIPLE * tensor_parallel
     _check("layers", settings.layers, full.layers, 1)
     _check("heads", settings.heads, full.heads, head_step)

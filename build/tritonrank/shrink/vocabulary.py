@@ -43,7 +43,9 @@ class Coverage:
     """of the tokens"""
 
 
-def tokens_to_keep(tokenizer_json: Mapping[str, Any], texts: Iterable[str], reserve: int, first: int = 0) -> list[int]:
+def tokens_to_keep(
+    tokenizer_json: Mapping[str, Any], texts: Iterable[str], reserve: int, first: int = 0, named: Iterable[int] = ()
+) -> list[int]:
     """Ids of the tokens that stay, ascending.
 
     Args:
@@ -51,13 +53,14 @@ def tokens_to_keep(tokenizer_json: Mapping[str, Any], texts: Iterable[str], rese
         texts: whose pieces must not change.
         reserve: most frequent tokens that stay in any case, by their order in the vocabulary.
         first: ids below this stay (RoBERTa counts positions from the id of its padding token).
+        named: ids that stay beside those of the texts.
 
     Raises:
         ArtifactError: a kind of tokenizer that this does not know.
     """
     pieces = _pieces(tokenizer_json)
     encodings = plain_tokenizer(tokenizer_json).encode_batch_fast(list(texts))
-    needed = {token for encoding in encodings for token in encoding.ids}
+    needed = {token for encoding in encodings for token in encoding.ids} | set(named)
     always = {token["id"] for token in tokenizer_json["added_tokens"]} | set(range(first))
     always |= {token for token, piece in pieces.items() if _is_single(piece, tokenizer_json["model"])}
     always |= _needed_by_the_model(tokenizer_json["model"])
