@@ -7,6 +7,7 @@ Requests are random tokens, so that no tokenizer is needed; what a whole build m
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def random_requests(count: int, candidates: int = 6) -> list[RequestTensors]:
     return found
 
 
-REQUESTS = random_requests(24)
+REQUESTS = random_requests(14)
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,31 @@ class Exported:
         return np.concatenate(open_engine(folder).run(REQUESTS[:6]))
 
 
+def export(ranker: DecoderRanker, family: str, root: Path) -> Exported:
+    ranker.save_pretrained(root / "checkpoint")
+    (root / "onnx").mkdir()
+    export_graphs(root / "checkpoint", root / "onnx")
+    return Exported(family, ranker, root / "onnx")
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A random decoder with a loud channel behind every norm, as trained ones have."""
-    root = tmp_path_factory.mktemp(request.param)
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A random decoder."""
     model = causal_model(request.param)
     ranker = decoder_from(model, request.param, yes_no_head(model, YES, NO))
+    return export(ranker, request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def loud(plain: Exported, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same with a loud channel behind every norm, as trained ones have."""
+    ranker = deepcopy(plain.ranker)
+    gain = torch.ones(ranker.config.hidden_size)
+    gain[OUTLIER] = LOUDNESS
+    offset = float(ranker.config.norm_offset)
     with torch.no_grad():
         for layer in ranker.layers:
-            gain = torch.ones(ranker.config.hidden_size)
-            gain[OUTLIER] = LOUDNESS
             for norm, readers in (("attention_norm", ("query", "key", "value")), ("ffn_norm", ("ffn_gate", "ffn_in"))):
-                offset = float(ranker.config.norm_offset)
                 weight = getattr(layer, norm).weight
                 weight.copy_((weight + offset) * gain - offset)
                 if ranker.config.norm == "layer":
@@ -97,44 +111,43 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
                 for name in readers:
                     if getattr(layer, name) is not None:
                         getattr(layer, name).weight.div_(gain)
-    ranker.save_pretrained(root / "checkpoint")
-    (root / "onnx").mkdir()
-    export_graphs(root / "checkpoint", root / "onnx")
-    return Exported(request.param, ranker, root / "onnx")
+    found = export(ranker, plain.family, tmp_path_factory.mktemp(f"loud-{plain.family}"))
+    np.testing.assert_allclose(found.scores(found.folder), plain.scores(plain.folder), atol=1e-3)
+    return found
 
 
 # Eight bits on both sides
 
 
-def test_outliers_move_into_norms_and_gates_and_nothing_is_added(exported: Exported, tmp_path: Path) -> None:
-    smoothed = smooth_graphs(exported.feeds, tmp_path)
-    layers = exported.ranker.config.num_hidden_layers
+def test_outliers_move_into_norms_and_gates_and_nothing_is_added(loud: Exported, tmp_path: Path) -> None:
+    smoothed = smooth_graphs(loud.feeds, tmp_path)
+    layers = loud.ranker.config.num_hidden_layers
     for path, names in smoothed.items():
-        before, after = (onnx.load(folder / path.name).graph for folder in (exported.folder, tmp_path))
+        before, after = (onnx.load(folder / path.name).graph for folder in (loud.folder, tmp_path))
         added = [node.name for node in after.node if node.name.endswith("_smooth")]
         assert len(names) >= 3 * layers - 2, "two norms and the FFN's product; of a prefix's last layer one norm"
-        plain_ffn = {PREFIX_FILE: layers - 1, BRANCHES_FILE: layers}[path.name] if exported.family == "gpt2" else 0
+        plain_ffn = {PREFIX_FILE: layers - 1, BRANCHES_FILE: layers}[path.name] if loud.family == "gpt2" else 0
         assert len(added) == plain_ffn, "what no gate multiplies has nothing that takes the division over"
         assert len(after.node) == len(before.node) + plain_ffn
-    assert NoiseMeter(exported.folder, REQUESTS[:6]).of(tmp_path) < 1e-4
+    assert NoiseMeter(loud.folder, REQUESTS[:6]).of(tmp_path) < 1e-4
 
 
-def test_int8_ranks_as_fp32_does_where_a_channel_is_loud(exported: Exported, tmp_path: Path) -> None:
-    nodes = quantizable_nodes(exported.folder, [])
-    per_layer = 6 if exported.family == "gpt2" else 7
-    assert len(nodes) == per_layer * exported.ranker.config.num_hidden_layers
+def test_int8_ranks_as_fp32_does_where_a_channel_is_loud(loud: Exported, tmp_path: Path) -> None:
+    nodes = quantizable_nodes(loud.folder, [])
+    per_layer = 6 if loud.family == "gpt2" else 7
+    assert len(nodes) == per_layer * loud.ranker.config.num_hidden_layers
     assert not any("head" in node for node in nodes), "one number or two per candidate are no work"
-    meter, noise = NoiseMeter(exported.folder, REQUESTS[:6]), {}
+    meter, noise = NoiseMeter(loud.folder, REQUESTS[:6]), {}
     for smooths in (False, True):
         folder, scratch = tmp_path / str(smooths), tmp_path / f"scratch-{smooths}"
         folder.mkdir()
         scratch.mkdir()
-        GraphWriter(exported.feeds, scratch, smooths=smooths).write(folder, nodes)
+        GraphWriter(loud.feeds, scratch, smooths=smooths).write(folder, nodes)
         for name in (PREFIX_FILE, BRANCHES_FILE):
-            check_quantized(exported.folder / name, folder / name, nodes)
+            check_quantized(loud.folder / name, folder / name, nodes)
         noise[smooths] = meter.of(folder)
     assert noise[True] < noise[False] / 2
-    expected, found = exported.scores(exported.folder), exported.scores(tmp_path / "True")
+    expected, found = loud.scores(loud.folder), loud.scores(tmp_path / "True")
     assert np.corrcoef(expected, found)[0, 1] > 0.97
     assert same_weights(tmp_path / "True")
 
@@ -160,11 +173,11 @@ def same_weights(folder: Path) -> bool:
 
 @pytest.mark.parametrize(("bits", "correlation"), [(8, 0.99), (4, 0.75)])
 def test_few_bits_per_weight_agree_within_bounds(
-    exported: Exported, tmp_path: Path, bits: int, correlation: float
+    plain: Exported, tmp_path: Path, bits: int, correlation: float
 ) -> None:
-    nodes = quantizable_nodes(exported.folder, [])
-    BlockWriter(exported.feeds).write(tmp_path, dict.fromkeys(nodes, bits))
-    found, expected = exported.scores(tmp_path), exported.scores(exported.folder)
+    nodes = quantizable_nodes(plain.folder, [])
+    BlockWriter(plain.feeds).write(tmp_path, dict.fromkeys(nodes, bits))
+    found, expected = plain.scores(tmp_path), plain.scores(plain.folder)
     assert np.corrcoef(expected, found)[0, 1] > correlation
     for name in (PREFIX_FILE, BRANCHES_FILE):
         operators = [node for node in onnx.load(tmp_path / name).graph.node if node.op_type == "MatMulNBits"]
@@ -175,19 +188,19 @@ def test_few_bits_per_weight_agree_within_bounds(
 # FP16
 
 
-def test_what_fp16_cannot_hold_stays_in_fp32(exported: Exported, tmp_path: Path) -> None:
-    export_batched_graph(exported.ranker, tmp_path)
+def test_what_fp16_cannot_hold_stays_in_fp32(plain: Exported, tmp_path: Path) -> None:
+    export_batched_graph(plain.ranker, tmp_path)
     model = onnx.load(tmp_path / MODEL_FILE)
     kinds = kinds_of_nodes(model, element_types(model))
     exact, nodes = set(kinds["exact"]), {node.name: node for node in model.graph.node}
     assert composed_norms(GraphView(model)) <= exact
     operators = {nodes[name].op_type for name in exact}
-    if exported.family == "gpt2":
+    if plain.family == "gpt2":
         assert not exact
         assert kinds["layer norm"]
     else:
         assert {"Pow", "ReduceMean", "Sqrt", "Cos", "Sin"} <= operators
-    assert ("Tanh" in operators) == (exported.family == "gemma2")
+    assert ("Tanh" in operators) == (plain.family == "gemma2")
     assert kinds["head"]
     half = to_half(model)
     types = element_types(half)
@@ -304,10 +317,10 @@ def test_taylor_importance_of_a_group_is_the_slope_of_the_loss(ranker: DecoderRa
         ("layers.0.ffn_out", slice(5, 6), found.neurons[0, 5]),
     ):
         losses = []
-        for factor in (1 - 1e-4, 1 + 1e-4):
+        for factor in (1 - 1e-2, 1 + 1e-2):
             with scaled_input(parts_of(model)[part], channels, factor), torch.inference_mode():
                 losses.append(ranking_loss(model, one).item())
-        assert value == pytest.approx(abs(losses[1] - losses[0]) / 2e-4, rel=1e-2, abs=1e-6)
+        assert value == pytest.approx(abs(losses[1] - losses[0]) / 2e-2, rel=3e-2, abs=1e-6)
 
 
 @contextmanager

@@ -189,8 +189,8 @@ class DecoderPasses(nn.Module):
         last_places = ((branch_ids > PADDING).sum(dim=2, keepdim=True) - 1).clamp(min=0)  # (requests, candidates, 1)
         kind = self._kind(len(self.layers) - 1)
         by_branch = hidden.reshape(requests, candidates, tokens, -1)
-        lasts = by_branch.gather(2, last_places[..., None].expand(-1, -1, -1, by_branch.shape[3])).squeeze(2)
-        by_lasts = self._turns((last_places + starts[:, :, None]).squeeze(2), hidden.dtype)
+        lasts = by_branch.gather(2, last_places[..., None].expand(-1, -1, -1, by_branch.shape[3]))[:, :, 0]
+        by_lasts = self._turns((last_places + starts[:, :, None])[:, :, 0], hidden.dtype)
         lasts = self.layers[-1].branches(
             lasts, hidden, keys[-1], values[-1], shape, sight(kind, last_places), by_lasts.get(kind), by.get(kind)
         )

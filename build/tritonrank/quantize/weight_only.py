@@ -1,8 +1,8 @@
 """FP32 ONNX -> weights alone in four or eight bits, for small batches that wait for memory and not for arithmetic.
 
-Each run of BLOCK weights of an output channel has a scale of its own, so activations need no calibration and outliers
-in them do no harm. ONNX Runtime's operator (``com.microsoft.MatMulNBits``) rounds activations to eight bits as they
-come, one scale per row and block: a row's result does not depend on its batch mates. What that costs in time against
+Each run of BLOCK weights of an output channel has a scale of its own. ONNX Runtime's operator
+(``com.microsoft.MatMulNBits``) rounds activations to eight bits as they come, one scale per row and block: an outlier
+costs its own block alone, and a row's result does not depend on its batch mates. What that costs in time against
 eight bits on both sides, and where it pays, is in docs/decoders.md.
 
 Four bits are rounded so that their errors cancel (``rounding.py``). Where a layer in four bits disturbs the logits more
