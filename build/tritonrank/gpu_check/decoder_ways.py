@@ -94,8 +94,13 @@ def random_network(shape: DecoderShape, device: str, seed: int = 17) -> "Decoder
     from tritonrank_runtime.torch_passes import as_half
 
     torch.manual_seed(seed)
-    with torch.device(device):
-        network = DecoderNetwork(SimpleNamespace(**network_config(shape))).eval()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(usual if device == "cpu" else torch.float16)  # in FP32 8B would not fit beside its copy
+    try:
+        with torch.device(device):
+            network = DecoderNetwork(SimpleNamespace(**network_config(shape))).eval()
+    finally:
+        torch.set_default_dtype(usual)
     with torch.no_grad():
         for weight in network.parameters():
             if weight.ndim > 1:
@@ -105,7 +110,13 @@ def random_network(shape: DecoderShape, device: str, seed: int = 17) -> "Decoder
 
 
 class Shared:
-    """As it is served: the prefix's keys and values once, then all candidates; ``is_kept``: the prefix was there."""
+    """As it is served: the prefix's keys and values once, then all candidates.
+
+    Args:
+        network: as it serves.
+        device: where it is.
+        is_kept: a prefix that was seen before is not computed again.
+    """
 
     def __init__(self, network: "DecoderNetwork", device: str, *, is_kept: bool = False) -> None:
         self._network, self._device, self._is_kept = network, device, is_kept
@@ -118,11 +129,9 @@ class Shared:
         prefix, branches = _tensors(request, self._device)
         with torch.inference_mode():
             key = request["prefix_ids"].tobytes()
-            if key not in self._states:
-                self._states = {key: self._network.encode_prefix(prefix)}
-            keys, values = self._states[key]
-            if not self._is_kept:
-                self._states = {}
+            keys, values = self._states.get(key) or self._network.encode_prefix(prefix)
+            if self._is_kept:
+                self._states[key] = keys, values
             return _logits(self._network.score_branches(keys, values, branches))
 
 
