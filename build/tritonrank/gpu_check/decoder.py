@@ -133,7 +133,7 @@ def benchmark(
                 missing.append(way)
                 continue
             name, runner, is_comparable = way
-            scores = attempt(name, lambda runner=runner: [runner.run(request) for request in probes])
+            scores = attempt(name, partial(_scores, runner, probes))
             if isinstance(scores, Missing):
                 missing.append(scores)
                 continue
@@ -150,6 +150,10 @@ def benchmark(
             missing += failed
             timed += [_timed(name, load, one) for name, of_size in latencies.items() for one in of_size]
     return differences, timed, missing
+
+
+def _scores(runner: Any, requests: Sequence[Tensors]) -> list[Any]:
+    return [runner.run(request) for request in requests]
 
 
 def _timed(name: str, load: Load, latency: Latency) -> Timed:

@@ -50,9 +50,9 @@ ELEMENTWISE_KERNELS = 4
 SOURCES = (
     "2 GPUs, to 1 MiB: github.com/sgl-project/sglang/pull/2904 (H100, no CUDA graph, the kernel of vLLM)",
     "4 GPUs, to 4 MiB: github.com/vllm-project/vllm/pull/24111 (H100, NCCL)",
-    "8 GPUs, to 128 MiB: github.com/vllm-project/vllm/pull/42324 (Hopper, NCCL)",
+    "8 GPUs, to 128 MiB: github.com/vllm-project/vllm/pull/42324 (NCCL; Hopper by its place before the B200)",
     "beyond these sizes, 2 and 4 GPUs: github.com/NVIDIA/nccl/issues/1455 (H100, 365 to 370 GB/s on the bus)",
-    "FP8: github.com/vllm-project/vllm/pull/17126",
+    "FP8: github.com/vllm-project/vllm/pull/17126 (the GPU is not named; BF16 at 256 rows as an H100 does it)",
 )
 MIB = 2**20
 KIB = 2**10
@@ -88,7 +88,7 @@ class Sums:
 
 
 def _points(sizes: Sequence[float], unit: int, microseconds: Sequence[float]) -> tuple[tuple[int, float], ...]:
-    return tuple((int(size * unit), one * 1e-6) for size, one in zip(sizes, microseconds, strict=True))
+    return tuple((int(size * unit), round(one * 1e-6, 9)) for size, one in zip(sizes, microseconds, strict=True))
 
 
 PUBLISHED = Sums(
@@ -113,7 +113,7 @@ def read_sums(path: Path) -> Sums:
                    found["seconds"].items()}  # fmt: skip
         last = {ranks: points[-1] for ranks, points in seconds.items()}
         bus = min(2 * (ranks - 1) / ranks * size / one for ranks, (size, one) in last.items())
-        return Sums(f"measured on {found['machine']}", seconds, bus)
+        return Sums(f"{found['kind']} on {found['machine']}", seconds, bus)
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise SystemExit(
             f"{path}: no times of sums can be read from it ({type(error).__name__}: {error}); write it on the machine "

@@ -17,9 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from tritonrank.gpu_check.machine import describe_machine
 
 SIZES = tuple(2**power for power in range(12, 27))
@@ -32,6 +29,9 @@ REPEATS = 7
 
 def main() -> None:
     """Measure on all ranks, and let the first write the file."""
+    import torch
+    import torch.distributed as dist
+
     parser = argparse.ArgumentParser(prog="tritonrank.gpu_check.sum_speed", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     parser.add_argument("--cpu", action="store_true", help="rehearse with gloo on the CPU")
@@ -60,6 +60,8 @@ def main() -> None:
 
 def measure(device: str, sizes: tuple[int, ...]) -> dict[int, list[tuple[int, float]]]:
     """Seconds of a sum, by ranks: pairs of a tensor's bytes and the median; what the slowest rank of them saw."""
+    import torch.distributed as dist
+
     found: dict[int, list[tuple[int, float]]] = {}
     for ranks in RANKS:
         if ranks > dist.get_world_size():
@@ -72,6 +74,9 @@ def measure(device: str, sizes: tuple[int, ...]) -> dict[int, list[tuple[int, fl
 
 
 def _sum_seconds(size: int, device: str, group: Any) -> float:
+    import torch
+    import torch.distributed as dist
+
     addend = torch.zeros(size // 2, dtype=torch.float16, device=device)
     add = partial(dist.all_reduce, addend, group=group)
     run = add if device == "cpu" else _captured(add)
@@ -84,6 +89,8 @@ def _sum_seconds(size: int, device: str, group: Any) -> float:
 
 
 def _captured(add: Callable[[], object]) -> Callable[[], object]:
+    import torch
+
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
@@ -97,6 +104,9 @@ def _captured(add: Callable[[], object]) -> Callable[[], object]:
 
 
 def _seconds(run: Callable[[], object], device: str, group: Any) -> float:
+    import torch
+    import torch.distributed as dist
+
     dist.barrier(group=group)
     if device != "cpu":
         torch.cuda.synchronize()
@@ -109,6 +119,8 @@ def _seconds(run: Callable[[], object], device: str, group: Any) -> float:
 
 def record(found: dict[int, list[tuple[int, float]]], *, cpu: bool) -> dict[str, Any]:
     """What the file says."""
+    import torch
+
     machine = describe_machine(cpu=cpu)
     return {
         "kind": "rehearsal: gloo between processes of one CPU, no GPU" if cpu else "measured",
