@@ -26,7 +26,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         return {
             "seed": recipe.seed,
             "text": text_settings(recipe),
-            "model": recipe.model.model_dump(mode="json"),
+            "model": recipe.model.chosen(),
             "model_identity": identity(recipe.model.source, recipe.model.revision),
             "finetune": recipe.finetune.chosen(),
             "teacher_identity": _teacher_identity(recipe),

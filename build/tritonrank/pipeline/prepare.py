@@ -11,7 +11,7 @@ from tritonrank.artifacts import Draft
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.loading import hashes_of, load_tables, source_fingerprints
-from tritonrank.rankers.text_budgets import tokenizer_identity
+from tritonrank.rankers.text_budgets import prompt_settings, tokenizer_identity
 from tritonrank.recipe import Recipe
 from tritonrank.system.database_url import FileLocation
 
@@ -70,6 +70,7 @@ def stage(recipe: Recipe, workspace: Workspace, engine: Engine = HERE) -> Stage:
             "text": recipe.text.model_dump(mode="json"),
             "tokenizer": tokenizer_identity(recipe),
             "architecture": recipe.model.architecture,
+            **prompt_settings(recipe.model),
             "examples": recipe.examples.model_dump(mode="json"),
             "seed": recipe.seed,
             "sources": fingerprints,

@@ -80,6 +80,8 @@ class RankerArchitecture(ABC):
     """its counterpart, with the tensors"""
     shares_positions: bool
     """Whether a ready checkpoint's positions are shared out among the texts by what the data need."""
+    has_prompt = False
+    """Whether its texts stand in a prompt (``TextRules.frame``), and not between the tokenizer's special tokens."""
     longest_input: str
     """What has to fit the positions of a model, in words."""
     bucketed: str

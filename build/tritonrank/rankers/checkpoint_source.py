@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint are: a folder, a commit of the hub in the hub's cache, or the packaged MiniLM.
+"""Where the files of a checkpoint are: a folder, a commit of the hub in the hub's cache, or a packaged model.
 
 A name that exists on this machine is a folder; one that looks like a path is never asked for at the hub. A hub id is
 resolved to a commit once per process, so that a whole build reads one commit though the branch moves on meanwhile.
@@ -30,12 +30,15 @@ from rich.console import Console
 from tritonrank.artifacts import MANIFEST, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.rankers.checkpoint_files import ADAPTER_WEIGHTS, WEIGHTS, WEIGHTS_INDEX, module_folders, shards_of
-from tritonrank.recipe import PACKAGED_MINILM
+from tritonrank.rankers.checkpoint_gguf import SUFFIX as GGUF
+from tritonrank.rankers.checkpoint_gguf import gguf_file, packaged_smollm2
+from tritonrank.recipe import PACKAGED_MINILM, PACKAGED_SMOLLM2
 from tritonrank.system.quiet import quiet_libraries
 
 # The hub's sentence-transformers/all-MiniLM-L6-v2 at revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+PACKAGED = (PACKAGED_MINILM, PACKAGED_SMOLLM2)
 HUB_SECONDS = 5.0
 """How long the hub may take to say which commit a revision is; name look-ups are included."""
 DETERMINING_SUFFIXES = frozenset(
@@ -61,7 +64,7 @@ def folder_of(name: str, revision: str | None = None, *, weights: bool = True) -
     """The folder of a checkpoint; what the hub's cache lacks is downloaded.
 
     Args:
-        name: a folder (~ is the home directory), a hub id, or the packaged MiniLM.
+        name: a folder (~ is the home directory) or a GGUF file in one, a hub id, or a packaged model.
         revision: branch, tag or commit of a hub id; its main branch by default.
         weights: False leaves them out of a download, so that everything else can be judged first.
 
@@ -77,6 +80,8 @@ def folder_of(name: str, revision: str | None = None, *, weights: bool = True) -
             f"model.revision: {revision} pins a model of the hub, and {name} is none. Leave it out: a build notices "
             "by itself when the files of a folder change"
         )
+    if name == PACKAGED_SMOLLM2:
+        return packaged_smollm2()
     return _packaged_minilm() if name == PACKAGED_MINILM else _local_folder(name)
 
 
@@ -86,12 +91,14 @@ def identity(name: str, revision: str | None = None) -> str:
     Raises:
         ArtifactError, RecipeError: as ``folder_of``.
     """
-    if name == PACKAGED_MINILM:
+    if name in PACKAGED:
         return name  # folder_of compares its weights with the published ones
     if is_hub_id(name):
         return f"{name}@{_commit_of(name, revision).sha}"
     folder = folder_of(name, revision)
     try:
+        if file := gguf_file(name, folder):
+            return f"{file}:{_sha256(folder / file)}"
         return " ".join(f"{path.relative_to(folder)}:{_sha256(path)}" for path in determining_files(folder))
     except OSError as error:
         raise ArtifactError(f"{name}: {error.filename} cannot be read: {error.strerror}") from None
@@ -119,10 +126,10 @@ def is_hub_id(name: str) -> bool:
     Raises:
         ArtifactError: it can be neither, or it is a hub id in a form that is written otherwise.
     """
-    if name == PACKAGED_MINILM or _exists(_expanded(name)) or _looks_like_path(name):
+    if name in PACKAGED or _exists(_expanded(name)) or _looks_like_path(name):
         return False
     if name.startswith("packaged:"):
-        raise ArtifactError(f"{name}: the one packaged model is {PACKAGED_MINILM}")
+        raise ArtifactError(f"{name}: the packaged models are {' and '.join(PACKAGED)}")
     if name.startswith(("https:", "http:", "hf:")):
         raise ArtifactError(f"{name}: not an address, but the model's name at the hub is expected, such as org/model")
     name_alone, at, revision = name.partition("@")
@@ -170,6 +177,8 @@ def _local_folder(name: str) -> Path:
             if not os.access(folder, os.R_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")
             return folder
+        if folder.suffix == GGUF and folder.is_file():
+            return folder.parent
         if folder.exists():
             raise ArtifactError(f"{name}: is a file; name the folder that it lies in: {folder.parent}")
         if folder.is_symlink():

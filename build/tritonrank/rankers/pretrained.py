@@ -1,11 +1,14 @@
 """Load a model or a tokenizer from wherever a recipe names it: a hub id, a folder, the packaged MiniLM.
 
-Only safetensors weights are read and code of a checkpoint is refused, so no checkpoint can run code while it loads.
+Only safetensors weights, and those of GGUF files, are read, and code of a checkpoint is refused, so no checkpoint can
+run code while it loads.
 What a checkpoint's files say against it is found before, by ``checkpoint_check.py``; here everything else that the
 libraries raise becomes one message.
 """
 
+import copy
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.checkpoint_check import refuse_pointers
 from tritonrank.rankers.checkpoint_code import PLAIN_TOKENIZER_CLASSES, refuse_code
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
+from tritonrank.rankers.checkpoint_gguf import gguf_file, needs_gguf
 from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.modeling import first_position
 from tritonrank.system.quiet import quiet_libraries
@@ -49,15 +53,18 @@ def load_tokenizer(
     """
     folder = folder_of(name, revision) if trust_remote_code else _code_free(name, revision)
     refuse_pointers(name, folder)
-    is_plain = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class") in PLAIN_TOKENIZER_CLASSES
-    kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
-    tokenizer = quietly(
-        name,
-        f"tokenizer ({TOKENIZER_FILE})" if (folder / TOKENIZER_FILE).is_file() else "tokenizer",
-        lambda: kind.from_pretrained(
-            str(folder), use_fast=True, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
-        ),
-    )
+    if file := gguf_file(name, folder):
+        tokenizer = copy.deepcopy(_of_gguf(AutoTokenizer, name, folder / file, (folder / file).stat().st_mtime_ns))
+    else:
+        is_plain = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class") in PLAIN_TOKENIZER_CLASSES
+        kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
+        tokenizer = quietly(
+            name,
+            f"tokenizer ({TOKENIZER_FILE})" if (folder / TOKENIZER_FILE).is_file() else "tokenizer",
+            lambda: kind.from_pretrained(
+                str(folder), use_fast=True, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
+            ),
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ArtifactError(f"{name}: has no fast tokenizer ({TOKENIZER_FILE}), which the server needs")
     return tokenizer
@@ -133,6 +140,8 @@ def load_config(name: str, revision: str | None = None) -> Any:
         ArtifactError: there is none.
     """
     folder = _code_free(name, revision)
+    if file := gguf_file(name, folder):
+        return copy.deepcopy(_of_gguf(AutoConfig, name, folder / file, (folder / file).stat().st_mtime_ns))
     return quietly(
         name,
         "model",
@@ -154,6 +163,17 @@ def _code_free(name: str, revision: str | None) -> Path:
     return folder
 
 
+@lru_cache(maxsize=4)
+def _of_gguf(auto_class: Any, name: str, path: Path, _changed: int) -> Any:
+    """The tokenizer or the config of a GGUF file: to read its hundred thousand entries takes seconds."""
+    needs_gguf(name)
+    return quietly(
+        name,
+        f"model ({path.name})",
+        lambda: auto_class.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True),
+    )
+
+
 def refuse_missing(name: str, missing: Iterable[str]) -> None:
     """Transformers would put random weights in their place."""
     if names := ", ".join(sorted(missing)):
@@ -162,7 +182,12 @@ def refuse_missing(name: str, missing: Iterable[str]) -> None:
 
 def _load(auto_class: type, name: str, revision: str | None, **options: Any) -> Any:
     folder = _code_free(name, revision)
-    options |= {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    options |= {"dtype": torch.float32, "trust_remote_code": False, "local_files_only": True}
+    if file := gguf_file(name, folder):
+        needs_gguf(name)
+        options |= {"gguf_file": file}
+    else:
+        options |= {"use_safetensors": True}
     return quietly(
         name,
         "model",

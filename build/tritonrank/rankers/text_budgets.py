@@ -6,6 +6,7 @@ does not name come from its positions, shared out by what the data need, or from
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer
 from tritonrank.artifacts import read_manifest, sha256_file
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.rankers.architectures import architecture_named
-from tritonrank.rankers.checkpoint_source import determining_files, folder_of, identity, is_hub_id
+from tritonrank.rankers.checkpoint_gguf import gguf_file
+from tritonrank.rankers.checkpoint_source import PACKAGED, determining_files, folder_of, identity, is_hub_id
 from tritonrank.recipe import DEFAULT_BUDGETS, PACKAGED_MINILM, ModelSettings, Recipe, TextSettings
 
 TEXT_METRICS = "text"
@@ -104,7 +106,7 @@ def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) 
         text.query_tokens, max(0, min(query, max(left // 2, left - _named(text.candidate_tokens, candidate))))
     )
     candidate = _named(text.candidate_tokens, max(4, min(candidate, left - query)))
-    return TextRules(text.item_template, query, items, history, candidate, served.name)
+    return with_frame(TextRules(text.item_template, query, items, history, candidate, served.name), model)
 
 
 def budgets_without_data(recipe: Recipe) -> dict[str, int]:
@@ -149,7 +151,7 @@ def tokenizer_identity(recipe: Recipe) -> str:
         ArtifactError, RecipeError: the model cannot be found.
     """
     name, revision = recipe.model.source, recipe.model.revision
-    if name == PACKAGED_MINILM or is_hub_id(name):
+    if name in PACKAGED or is_hub_id(name) or gguf_file(name, folder_of(name)):
         return identity(name, revision)
     files = [path for path in determining_files(folder_of(name, revision)) if path.suffix != ".safetensors"]
     return " ".join(f"{path.name}:{sha256_file(path)}" for path in files)
@@ -192,10 +194,33 @@ def _own_rules(name: str) -> TextRules | None:
 
 def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
     sizes: dict[str, Any] = dict(budgets)
-    return TextRules(recipe.text.item_template, **sizes, architecture=recipe.model.architecture)
+    return with_frame(
+        TextRules(recipe.text.item_template, **sizes, architecture=recipe.model.architecture), recipe.model
+    )
+
+
+def with_frame(rules: TextRules, model: ModelSettings) -> TextRules:
+    """The rules with the prompt that the model reads its texts in, where its architecture has one.
+
+    Raises:
+        ArtifactError: nobody says how its prompt reads.
+        RecipeError: the recipe's own prompt has a fault.
+    """
+    if not architecture_named(model.architecture).has_prompt:
+        return rules
+    from tritonrank.rankers.checkpoint_prompt import decoder_frame  # not above: it comes with transformers
+
+    return replace(rules, frame=decoder_frame(model))
+
+
+def prompt_settings(model: ModelSettings) -> dict[str, Any]:
+    """What a recipe says of its prompt, as a key records it."""
+    named = {name: getattr(model, name) for name in ("template", "instruction", "answers")}
+    return {"prompt": named} if any(value is not None for value in named.values()) else {}
 
 
 def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
+    rules = rules if rules.frame else with_frame(rules, model)
     if model.source == PACKAGED_MINILM:
         plain = Tokenizer.from_file(str(folder_of(PACKAGED_MINILM) / TOKENIZER_FILE))
         named = [token.content for token in plain.get_added_tokens_decoder().values() if token.special]

@@ -20,6 +20,7 @@ from tritonrank.recipe.shipped import shipped_recipes
 from tritonrank.recipe.text import DEFAULT_BUDGETS, TextSettings
 from tritonrank.recipe.training import (
     PACKAGED_MINILM,
+    PACKAGED_SMOLLM2,
     DistillSettings,
     FinetuneSettings,
     ModelSettings,
@@ -30,6 +31,7 @@ from tritonrank.recipe.whole import Recipe
 __all__ = [
     "DEFAULT_BUDGETS",
     "PACKAGED_MINILM",
+    "PACKAGED_SMOLLM2",
     "BlendSettings",
     "DataSettings",
     "DistillSettings",

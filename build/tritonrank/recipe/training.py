@@ -4,32 +4,57 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from tritonrank.recipe.applicability import Used
 from tritonrank.recipe.base import Settings
 
 PACKAGED_MINILM = "packaged:minilm-l6"
+PACKAGED_SMOLLM2 = "packaged:smollm2-135m"
+_IN_PROMPTS = Used("other rankers read their texts without a prompt", architecture="decoder")
 
 
 class ModelSettings(Settings):
     architecture: Literal["shared-context", "joint", "decoder"] = Field(
         "shared-context",
         description="shared-context: the user is encoded once for all candidates, about 8 times cheaper; joint: "
-        "context and one candidate in one sequence, the default with model.checkpoint: others are trained that way",
+        "context and one candidate in one sequence, the default with model.checkpoint: others are trained that way; "
+        "decoder: a causal language model, which reads the user once as well",
     )
     base: str = Field(
         PACKAGED_MINILM,
         min_length=1,
-        description="pretrained encoder to fine-tune: a hub id, a folder, or the packaged MiniLM-L6",
+        description="pretrained encoder to fine-tune, or a decoder's language model: a hub id, a folder, a GGUF file, "
+        "the packaged MiniLM-L6, or packaged:smollm2-135m",
     )
     checkpoint: str | None = Field(
         None,
         min_length=1,
-        description="an already fine-tuned ranker (hub id or folder, one label); skips fine-tuning",
+        description="an already fine-tuned ranker (hub id or folder, one label, or with architecture decoder a "
+        "language model that answers yes or no); skips fine-tuning",
     )
     revision: str | None = Field(
         None,
         min_length=1,
         description="branch, tag or commit of the hub's checkpoint or base; a commit pins it. Without it the main "
         "branch: a build starts anew when that has moved",
+    )
+    template: Annotated[str | None, _IN_PROMPTS] = Field(
+        None,
+        min_length=1,
+        description="prompt of a decoder: qwen3-reranker, mxbai-rerank-v2, bge-reranker-v2-gemma, plain, or a text "
+        "with {query}, {history} and {document} where they go. Default: what the checkpoint says; for a base plain",
+    )
+    instruction: Annotated[str | None, _IN_PROMPTS] = Field(
+        None,
+        min_length=1,
+        description="stands at the template's {instruction}: what makes a document the right one; default: as it was "
+        "published",
+    )
+    answers: Annotated[list[Annotated[str, StringConstraints(min_length=1)]] | None, _IN_PROMPTS] = Field(
+        None,
+        min_length=1,
+        max_length=2,
+        description="words of one token whose logits are a decoder's score, or before training its first one: such as "
+        "[yes, no] for the difference, one for its logit alone. Default: those of the template",
     )
 
     @model_validator(mode="before")
@@ -38,6 +63,12 @@ class ModelSettings(Settings):
         if isinstance(values, dict) and values.get("checkpoint") and "architecture" not in values:
             return values | {"architecture": "joint"}
         return values
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings as what is made of the model depends on them: those of prompts only where they are named, so
+        that what was made before they were there is still up to date."""
+        prompts = {name for name in ("template", "instruction", "answers") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=prompts)
 
     @property
     def source(self) -> str:
