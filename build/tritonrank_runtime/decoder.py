@@ -48,8 +48,9 @@ class Decoder(SplitArchitecture):
         return {"prefix_ids": prefix_ids, "branch_ids": candidate_matrix((), candidates, layout.suffix)}
 
     def longest_rows(self, layout: PairLayout, rules: "TextRules") -> dict[str, int]:
+        context = layout.longest_context(rules.query_tokens, rules.history_tokens)
         return {
-            "prefix_ids": len(layout.prefix) + rules.context_tokens + len(layout.middle),
+            "prefix_ids": len(layout.prefix) + context + len(layout.middle),
             "branch_ids": rules.candidate_tokens + len(layout.suffix),
         }
 

@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tritonrank_runtime.decoder import DECODER
 from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.shared_context import SHARED_CONTEXT
 from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.checkpoint_code import refuse_code
+from tritonrank.rankers.checkpoint_decoder import (
+    RANKER_HEAD,
+    check_decoder,
+    check_gguf,
+    check_own_decoder,
+    is_language_model,
+    refuse_language_model,
+)
 from tritonrank.rankers.checkpoint_files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -32,6 +41,7 @@ from tritonrank.rankers.checkpoint_files import (
     modules_of,
     read_object,
 )
+from tritonrank.rankers.checkpoint_gguf import gguf_file
 from tritonrank.rankers.checkpoint_source import DETERMINING_SUFFIXES, folder_of
 from tritonrank.rankers.checkpoint_weights import (
     OTHER_WEIGHTS,
@@ -48,9 +58,7 @@ POINTERS = (b"version https://git-lfs", b"# xet version")
 """How a file begins that stands for another one, which git-lfs or git-xet fetches."""
 SENTENCEPIECE = {".model", ".spm"}
 VOCABULARIES = ("vocab.txt", "vocab.json")
-RANKER_HEAD = "ForSequenceClassification"
 TRUST = "--trust-remote-code"
-CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 console = Console(stderr=True)
 
@@ -78,6 +86,8 @@ def check_checkpoint(
     folder = folder_of(name, revision, weights=False)
     try:
         refuse_pointers(name, folder)
+        if gguf_file(name, folder):
+            return check_gguf(name, purpose, architecture)
         if purpose is Purpose.UP and (folder / ADAPTER).is_file():
             return _check_adapter(name, folder, trust_remote_code)
         if not trust_remote_code:
@@ -138,6 +148,8 @@ def _check_config(name: str, folder: Path, purpose: Purpose, architecture: str, 
         )
     if model_type == SHARED_CONTEXT:
         return _check_shared_context(name, purpose, architecture)
+    if model_type == DECODER:
+        return check_own_decoder(name, purpose, architecture)
     if not trust_remote_code:
         _refuse_unknown_type(name, model_type)
     if method := config.get("quantization_config"):
@@ -151,6 +163,8 @@ def _check_config(name: str, folder: Path, purpose: Purpose, architecture: str, 
             f"{name}: a {model_type} counts positions from its padding token, and {CONFIG} has no pad_token_id. Write "
             "the id there that the tokenizer gives it"
         )
+    if architecture == DECODER:
+        return check_decoder(name, folder, config, purpose, _label_count(config))
     _check_architectures(name, folder, config, purpose)
     if purpose is Purpose.CHECKPOINT and architecture == SHARED_CONTEXT:
         raise ArtifactError(
@@ -217,11 +231,7 @@ def _check_architectures(name: str, folder: Path, config: Mapping[str, Any], pur
     kind = ", ".join(architectures) or "unnamed"
     has_head = any(RANKER_HEAD in one for one in architectures)
     modules = kinds_of(modules_of(folder))
-    if "LogitScore" in modules or (any(one.endswith(CAUSAL) for one in architectures) and "XLNet" not in kind):
-        raise ArtifactError(
-            f"{name}: a causal language model ({kind}). It would rank by the probability of its answer, which is not "
-            "served here yet; choose a cross-encoder, or an encoder as model.base"
-        )
+    refuse_language_model(name, folder, architectures, purpose)
     if not has_head and (
         config.get("is_encoder_decoder") or any(one.endswith("ConditionalGeneration") for one in architectures)
     ):
@@ -256,8 +266,8 @@ def _check_architectures(name: str, folder: Path, config: Mapping[str, Any], pur
     labels = _label_count(config)
     if labels != 1 and not (purpose is Purpose.UP and labels == 2):
         pair = (
-            " The yes/no heads of some rerankers (score = difference of both logits) are not served yet: subtract one "
-            "row of the head's weight and bias from the other, and save the model with num_labels 1."
+            " For a yes/no head (score = difference of both logits) subtract one row of its weight and bias from the "
+            "other, and save the model with num_labels 1."
             if labels == 2
             else ""
         )
@@ -294,9 +304,11 @@ def _check_adapter(name: str, folder: Path, trust_remote_code: bool) -> None:
     base_folder = folder_of(base, weights=False)
     if not trust_remote_code:
         refuse_code(base, base_folder, f", or, if you trust it, let it make the graphs: {TRUST}")
-    config = read_object(base_folder / CONFIG)
-    if any(str(one).endswith(CAUSAL) for one in config.get("architectures") or []):
-        raise ArtifactError(f"{name}: its base {base} is a causal language model, which is not served here yet")
+    if is_language_model(base, base_folder):
+        raise ArtifactError(
+            f"{name}: an adapter of a causal language model ({base}), which is served merged: merge it with its base "
+            "(peft's merge_and_unload), and name the result"
+        )
     _check_tokenizer_files(base, base_folder)
     check_weights(base, folder_of(base), Purpose.UP)
 

@@ -22,6 +22,7 @@ from tritonrank_runtime.frame import Frame
 from tritonrank_runtime.text import RULES_FILE, TextRules
 
 from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.rankers.checkpoint_decoder import LOGIT_SCORE, is_language_model
 from tritonrank.rankers.checkpoint_files import CONFIG, SENTENCE_TRANSFORMERS, modules_of, read_object
 from tritonrank.rankers.checkpoint_gguf import gguf_file
 from tritonrank.rankers.checkpoint_source import folder_of
@@ -39,9 +40,6 @@ from tritonrank.rankers.prompts import (
 from tritonrank.recipe import ModelSettings
 from tritonrank.system.quiet import quiet_libraries
 
-CAUSAL = ("ForCausalLM", "LMHeadModel")
-"""How classes of language models end; ``architectures`` of config.json names one."""
-LOGIT_SCORE = "LogitScore"
 _QUERY_MARK, _DOCUMENT_MARK = "\ue000query\ue000", "\ue000document\ue000"
 """Of the private use area, which no template writes."""
 
@@ -77,14 +75,6 @@ def decoder_frame(model: ModelSettings) -> Frame:
     return replace(frame, yes=yes, no=no)
 
 
-def is_language_model(name: str, folder: Path) -> bool:
-    """Whether a checkpoint is of a class that says the next word."""
-    if gguf_file(name, folder):
-        return True
-    named = read_object(folder / CONFIG).get("architectures")
-    return isinstance(named, list) and any(str(one).endswith(CAUSAL) for one in named) and "XLNet" not in str(named)
-
-
 def _own_frame(folder: Path) -> Frame | None:
     return TextRules.load(folder).frame if os.access(folder / RULES_FILE, os.R_OK) else None
 
@@ -96,6 +86,7 @@ def _found(
     config = read_object(folder / CONFIG)
     if model.template is not None:
         prompt = prompt_of(model.template)
+        frame = prompt.told(model.instruction).frame()
         if (
             prompt.answers is None
             and model.answers is None
@@ -106,7 +97,7 @@ def _found(
                 f"model.answers: {model.source} is a language model; with a prompt of your own name the words whose "
                 'logits are the score, such as ["yes", "no"], or [" yes", " no"] where a blank has to stand before them'
             )
-        return prompt.told(model.instruction).frame(), prompt.answers
+        return frame, prompt.answers
     if (chat := _chat_frame(model, folder, tokenizer)) is not None:
         return chat, _logit_score(folder) or ANSWERS
     names = [model.source, str(folder.name), str(config.get("_name_or_path", ""))]

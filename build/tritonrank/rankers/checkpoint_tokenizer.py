@@ -45,11 +45,14 @@ def request_tokenizer(name: str, tokenizer: PreTrainedTokenizerFast, rules: Text
     try:
         return RequestTokenizer(backend, rules, cache_entries=100_000)
     except (TextError, ValueError) as error:
+        if rules.frame is not None:
+            raise RecipeError(f"model.template: {name}: {error}") from None
         raise ArtifactError(
             f"{name}: its tokenizer ({TOKENIZER_FILE}) does not say how a pair of texts is written: {error}. Rankers "
             "of pairs have a template for them (post_processor) with a token at its end; causal language models, such "
-            "as Qwen3 or GPT, have none and are not served. If the model is an encoder, take the tokenizer of the "
-            f"model that it was trained from: AutoTokenizer.from_pretrained(THAT).save_pretrained({json.dumps(name)})"
+            "as Qwen3 or GPT, have none: they rank with model.architecture: decoder. If the model is an encoder, "
+            "take the tokenizer of the model that it was trained from: "
+            f"AutoTokenizer.from_pretrained(THAT).save_pretrained({json.dumps(name)})"
         ) from None
 
 

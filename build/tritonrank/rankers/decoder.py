@@ -27,6 +27,8 @@ class DecoderArchitecture(SplitRankerArchitecture):
     """Its model is ``decoder_modeling.DecoderRanker``, whichever family the weights come from."""
 
     served = Decoder()
+    has_prompt = True
+    shares_positions = True
     longest_input = "a prefix and a candidate"
     bucketed = "a candidate with the template's tail"
     shared_axis = "prefix_tokens"
@@ -36,12 +38,9 @@ class DecoderArchitecture(SplitRankerArchitecture):
         return load_decoder_ranker(name, revision)
 
     def untrained(self, model: "ModelSettings", tokenizer: "RequestTokenizer") -> "PreTrainedModel":
-        from tritonrank.rankers.decoder_weights import decoder_from
-        from tritonrank.rankers.pretrained import load_encoder
+        from tritonrank.rankers.decoder_source import decoder_of
 
-        if model.checkpoint is not None:
-            return self.load(model.checkpoint, model.revision)
-        return decoder_from(load_encoder(model.base, model.revision), model.base)
+        return decoder_of(model, tokenizer.rules.frame)
 
     def positions(self, config: Any, tokenizer: "RequestTokenizer") -> int:
         return sum(tokenizer.longest_rows.values())

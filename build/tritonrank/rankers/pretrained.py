@@ -24,6 +24,7 @@ from transformers import (
 from tritonrank_runtime.text import TOKENIZER_FILE
 
 from tritonrank.errors import ArtifactError
+from tritonrank.rankers import decoder_modeling
 from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.checkpoint_check import refuse_pointers
 from tritonrank.rankers.checkpoint_code import PLAIN_TOKENIZER_CLASSES, refuse_code
@@ -36,6 +37,8 @@ from tritonrank.system.quiet import quiet_libraries
 UNLIMITED = 1_000_000
 """Tokens of a model whose positions are relative, in place of a limit."""
 _REASON_CHARACTERS = 400
+OWN_CONFIGS = (decoder_modeling.DecoderConfig,)
+"""Importing them makes them known to AutoConfig, as that of the shared-context ranker is."""
 
 
 def load_tokenizer(

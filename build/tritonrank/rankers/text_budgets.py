@@ -90,9 +90,7 @@ def rules_of_checkpoint(model: ModelSettings, text: TextSettings, needs: Needs) 
     served = architecture_named(model.architecture).served
     specials = _special_tokens(model)
     longest = max(tokens for tokens in range(max(1, limit - 64), limit + 1) if served.run_tokens(tokens) <= limit)
-    room = (
-        longest - specials - 1
-    )  # the separator between query and history has its place, whether they are there or not
+    room = longest - specials  # what separates query and history has its place, whether they are there or not
     query = max(DEFAULT_BUDGETS["query_tokens"], _rounded(needs.query))
     candidate = max(DEFAULT_BUDGETS["candidate_tokens"], _rounded(needs.candidate))
     wants_history = text.history_tokens not in ("auto", 0)
@@ -236,7 +234,8 @@ def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
 
 
 def _special_tokens(model: ModelSettings) -> int:
-    return _open_tokenizer(model, measuring_rules("{text}")).layout.special_tokens
+    layout = _open_tokenizer(model, measuring_rules("{text}")).layout
+    return layout.special_tokens + layout.longest_context(0, 0)
 
 
 def _named(setting: int | str, otherwise: int) -> int:
