@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from tritonrank.recipe.applicability import Used
 from tritonrank.recipe.base import Settings
@@ -10,6 +10,15 @@ from tritonrank.recipe.base import Settings
 PACKAGED_MINILM = "packaged:minilm-l6"
 PACKAGED_SMOLLM2 = "packaged:smollm2-135m"
 _IN_PROMPTS = Used("other rankers read their texts without a prompt", architecture="decoder")
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("write it in quotes: a bare yes or no is true or false in YAML")
+    return value
+
+
+_Answer = Annotated[str, StringConstraints(min_length=1), BeforeValidator(_no_truth)]
 
 
 class ModelSettings(Settings):
@@ -49,12 +58,12 @@ class ModelSettings(Settings):
         description="stands at the template's {instruction}: what makes a document the right one; default: as it was "
         "published",
     )
-    answers: Annotated[list[Annotated[str, StringConstraints(min_length=1)]] | None, _IN_PROMPTS] = Field(
+    answers: Annotated[list[_Answer] | None, _IN_PROMPTS] = Field(
         None,
         min_length=1,
         max_length=2,
-        description="words of one token whose logits are a decoder's score, or before training its first one: such as "
-        "[yes, no] for the difference, one for its logit alone. Default: those of the template",
+        description="words of one token whose logits are a decoder's score, or before training its first one: of two, "
+        "such as [good, bad], the difference, of one its logit; yes and no want quotes. Default: those of the template",
     )
 
     @model_validator(mode="before")
