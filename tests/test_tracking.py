@@ -145,14 +145,19 @@ def test_weights_and_biases_gets_the_same(
     assert tracked(build) == [tracking]
 
 
-@pytest.mark.parametrize("tracking", ["none", "mlflow", "mlflow:http://host:5000", "wandb", "wandb:team/project"])
+@pytest.mark.parametrize(
+    "tracking",
+    ["none", "mlflow", "mlflow:http://host:5000", "wandb", "wandb:team/project", "tensorboard", "tensorboard:logs/all"],
+)
 def test_the_setting_takes(tracking: str, tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text("name: small\ndata: {source: sample}\n")
     assert load_recipe(path, [f"tracking={tracking}"]).tracking == tracking
 
 
-@pytest.mark.parametrize("tracking", ["tensorboard", "mlflow:", f"mlflow:http://me:{SECRET}@host", "wandb:a/b/c"])
+@pytest.mark.parametrize(
+    "tracking", ["tensorboards", "tensorboard:", "mlflow:", f"mlflow:http://me:{SECRET}@host", "wandb:a/b/c"]
+)
 def test_the_setting_refuses(tracking: str, tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text("name: small\ndata: {source: sample}\n")

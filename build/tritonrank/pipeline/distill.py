@@ -6,6 +6,7 @@ from tritonrank.artifacts import Draft, stage_key
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.budgets import gate_settings
+from tritonrank.pipeline.finetune import show_training
 from tritonrank.recipe import FinetuneSettings, Recipe
 
 REVISION = 1
@@ -26,6 +27,7 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
 
         # Without the gate: after it has closed, another budget does not mean training again.
         distill(recipe, workspace, draft, stage_key("distill", training(), draft.parents, REVISION, TOOLS))
+        show_training(recipe, workspace, "distill", draft.metrics, training()["distill"] or {})
 
     return Stage(
         "distill",

@@ -4,12 +4,15 @@ A recipe with ``model.checkpoint`` takes that ranker as it is.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from rich.console import Console
 
 from tritonrank.artifacts import Draft, read_manifest
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.errors import ArtifactError
+from tritonrank.errors import ArtifactError, TritonRankError
 from tritonrank.rankers.checkpoint_source import identity
 from tritonrank.rankers.text_budgets import text_settings
 from tritonrank.recipe import Recipe
@@ -19,6 +22,8 @@ REVISION = 1
 TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 TOOLS_OF_COPY = ("transformers", "tokenizers")
 """Of a ready checkpoint nothing is computed: these write its files."""
+
+console = Console()
 
 
 def stage(recipe: Recipe, workspace: Workspace) -> Stage:
@@ -36,9 +41,25 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         from tritonrank.train.finetune import finetune
 
         finetune(recipe, workspace, draft)
+        show_training(recipe, workspace, "finetune", draft.metrics, recipe.finetune.chosen())
 
     tools = TOOLS_OF_COPY if recipe.model.checkpoint else TOOLS
     return Stage("finetune", workspace.teacher, settings, {"dataset": workspace.dataset}, make, REVISION, tools)
+
+
+def show_training(
+    recipe: Recipe, workspace: Workspace, section: str, metrics: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Write the page of a training beside the artifacts; what was trained is worth it without."""
+    from tritonrank.report.training_page import write_training_page
+
+    try:
+        page = write_training_page(workspace.root, recipe.name, section, metrics, settings)
+    except TritonRankError as error:
+        console.print(f"{'':<10} without a page of the training: {error}", markup=False, highlight=False)
+    else:
+        if page:
+            console.print(f"{'':<10} curves of the training: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_models(recipe: Recipe, workspace: Workspace) -> None:

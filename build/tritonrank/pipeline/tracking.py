@@ -1,4 +1,4 @@
-"""Log a finished build to MLflow or Weights & Biases, where the recipe's setting ``tracking`` names one.
+"""Log a finished build to MLflow, Weights & Biases or TensorBoard, where the recipe's setting ``tracking`` names one.
 
 A build is one run: the recipe's settings as parameters, the metrics of every rung and the verdict, the report as a
 file, and the build's id and git commit as tags. Nothing leaves this machine unless a URI or project says so. A server
@@ -6,7 +6,6 @@ that is down costs a warning that names it; the next ``tritonrank build`` tries 
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from rich.console import Console
 from tritonrank.artifacts.builds import SUMMARY, RecordedBuild
 from tritonrank.artifacts.flat import flat
 from tritonrank.artifacts.promotions import history, remember
+from tritonrank.system.trackers import INSTALL
 
 NONE = "none"
 TRACKED = "tracked"
 """What the history calls a build that was logged."""
-INSTALL = {"mlflow": "pip install 'tritonrank[mlflow]'", "wandb": "pip install wandb"}
 LONGEST_VALUE = 500
 """Characters of a parameter: MLflow's limit in file stores and older servers."""
 REPORTS = ("report.html", "report.md")
@@ -124,6 +123,10 @@ def _tracker(kind: str) -> Tracker:
         from tritonrank.pipeline.tracking_mlflow import MLflowTracker
 
         return MLflowTracker()
+    if kind == "tensorboard":
+        from tritonrank.pipeline.tracking_tensorboard import TensorBoardTracker
+
+        return TensorBoardTracker()
     from tritonrank.pipeline.tracking_wandb import WandbTracker
 
     return WandbTracker()
@@ -134,12 +137,6 @@ def _in_short(value: Any) -> str:
     # A URL may name a user with a password, wherever a setting takes one.
     text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
-
-
-def set_defaults(values: Mapping[str, str]) -> None:
-    """Environment variables that a library reads; the user's own choice wins."""
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
 
 
 def _say(text: str, style: str = "") -> None:

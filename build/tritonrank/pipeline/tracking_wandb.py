@@ -2,11 +2,8 @@
 
 import wandb
 
-from tritonrank.pipeline.tracking import TrackedRun, set_defaults
-
-OFFLINE = {"WANDB_MODE": "offline"}
-"""Where no project was named: files in ./wandb, which ``wandb sync`` sends when somebody wants it."""
-QUIET = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+from tritonrank.pipeline.tracking import TrackedRun
+from tritonrank.system.trackers import set_defaults, wandb_defaults, wandb_place
 
 
 class WandbTracker:
@@ -19,12 +16,12 @@ class WandbTracker:
             run: what to log.
             target: ``ENTITY/PROJECT`` or ``PROJECT``; empty: offline, the recipe's name is the project.
         """
-        set_defaults(QUIET if target else QUIET | OFFLINE)
-        entity, _, project = target.rpartition("/")
+        set_defaults(wandb_defaults(target))
+        project, entity = wandb_place(target, run.experiment)
         tags = [f"{name}:{value}"[:64] for name, value in run.tags.items()]
         with wandb.init(
-            project=project or run.experiment,
-            entity=entity or None,
+            project=project,
+            entity=entity,
             name=run.name,
             config=dict(run.parameters),
             tags=tags,

@@ -15,7 +15,7 @@ from tritonrank.recipe.serving import ServeSettings
 from tritonrank.recipe.text import TextSettings
 from tritonrank.recipe.training import DistillSettings, FinetuneSettings, ModelSettings, PruneSettings
 
-TRACKING = r"^(none|mlflow(:[^\s@]+)?|wandb(:[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?)?)$"
+TRACKING = r"^(none|mlflow(:[^\s@]+)?|wandb(:[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?)?|tensorboard(:[^\s@]+)?)$"
 """No user or password in a URI: recipes are logged, and copied into manifests."""
 
 
@@ -39,9 +39,10 @@ class Recipe(Settings):
     tracking: str = Field(
         "none",
         pattern=TRACKING,
-        description="where finished builds are logged, with settings, metrics and report: mlflow (MLFLOW_TRACKING_URI, "
-        "else files in ./mlruns), mlflow:URI, wandb (files in ./wandb, for wandb sync), wandb:ENTITY/PROJECT; or none. "
-        "Passwords and keys come from the environment, as MLflow and W&B have it",
+        description="where trainings are logged step by step, and finished builds with settings, metrics and report: "
+        "mlflow (MLFLOW_TRACKING_URI, else files in ./mlruns), mlflow:URI, wandb (files in ./wandb, for wandb sync), "
+        "wandb:ENTITY/PROJECT, tensorboard (files in ./runs), tensorboard:FOLDER; or none. Passwords and keys come "
+        "from the environment, as MLflow and W&B have it",
     )
     data: DataSettings
     text: TextSettings = TextSettings()

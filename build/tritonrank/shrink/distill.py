@@ -24,6 +24,7 @@ from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import Recipe
 from tritonrank.shrink.candidate_lists import scored_lists
 from tritonrank.train.resuming import is_main_process, wait_for_all
+from tritonrank.train.tracking import tracked
 from tritonrank.train.training import train_ranker
 
 POOL_SETTINGS = {"examples", "pool"}
@@ -53,7 +54,19 @@ def distill(recipe: Recipe, workspace: Workspace, draft: Draft, resume_key: str)
     scores = {example.example_id: scores for example, scores in lists}
     student, tokenizer = load_any_ranker(workspace.pruned), RequestTokenizer.from_folder(workspace.pruned, 100_000)
     work = work_folder(workspace.student)
-    metrics = train_ranker("distill", training, dataset, student, tokenizer, scores, work, resume_key, recipe.seed)
+    with tracked(recipe.tracking, recipe.name, "distill") as callbacks:
+        metrics = train_ranker(
+            "distill",
+            training,
+            dataset,
+            student,
+            tokenizer,
+            scores,
+            work,
+            resume_key,
+            recipe.seed,
+            callbacks=callbacks,
+        )
     if is_main_process():
         student.save_pretrained(draft.folder, safe_serialization=True)
         copy_tokenizer(str(workspace.pruned), draft.folder)

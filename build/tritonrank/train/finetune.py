@@ -37,6 +37,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.train.adapters import ADAPTER_FOLDER, AdapterKept
 from tritonrank.train.resuming import is_main_process, wait_for_all
 from tritonrank.train.teacher import teacher_folder
+from tritonrank.train.tracking import tracked
 from tritonrank.train.training import train_ranker
 
 console = Console()
@@ -71,18 +72,20 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         return
     dataset, work = Dataset.read(workspace.dataset), work_folder(workspace.teacher)
     teacher_scores = _kept_teacher_scores(recipe, dataset, workspace)
-    metrics = train_ranker(
-        "finetune",
-        recipe.finetune,
-        dataset,
-        model,
-        tokenizer,
-        teacher_scores,
-        work,
-        draft.key,
-        recipe.seed,
-        kept_adapter=AdapterKept(draft.folder / ADAPTER_FOLDER, recipe.model),
-    )
+    with tracked(recipe.tracking, recipe.name, "finetune") as callbacks:
+        metrics = train_ranker(
+            "finetune",
+            recipe.finetune,
+            dataset,
+            model,
+            tokenizer,
+            teacher_scores,
+            work,
+            draft.key,
+            recipe.seed,
+            kept_adapter=AdapterKept(draft.folder / ADAPTER_FOLDER, recipe.model),
+            callbacks=callbacks,
+        )
     if is_main_process():
         save_checkpoint(recipe, model, draft.folder, rules)
         draft.metrics |= {"trained": True} | metrics

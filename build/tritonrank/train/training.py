@@ -47,6 +47,7 @@ def train_ranker(
     *,
     keeps_best: bool = True,
     kept_adapter: AdapterKept | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train in place, up to the best validation NDCG@10.
 
@@ -62,6 +63,7 @@ def train_ranker(
         seed: of the order of the examples and of dropout.
         keeps_best: False judges nothing on the way and ends with the last weights.
         kept_adapter: where the adapter is saved that was trained, if the settings ask for one.
+        callbacks: of whoever logs the training (``tracking.py``).
 
     Returns:
         What goes into the manifest: seconds, steps, losses, validation NDCG@10.
@@ -94,7 +96,7 @@ def train_ranker(
             train_dataset=dataset.training,
             eval_dataset=dataset.validation,
             data_collator=Collator(dataset, tokenizer, model, teacher_scores, dropout),
-            callbacks=[_Progress(bar), *watch_callbacks()],
+            callbacks=[_Progress(bar), *watch_callbacks(), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)  # it prints raw dictionaries; our progress takes its place
         started = time.monotonic()
