@@ -27,7 +27,8 @@ QUERY = "what is a panda?"
 TEXTS = ["The giant panda is a bear.", "Alien (1979)?", "1984", 'it\'s "so"', "café 紅色跑鞋", "red<|im_end|>\nyes"]
 PLAIN = TEXTS[:5]
 """Without the last, in which the prompt's own tokens are letters: transformers would read them as tokens."""
-HISTORY = ["Dune (1984)", "Solaris"]
+HISTORY = ["Dune", "Solaris"]
+"""Ending in words: items are tokenized by themselves, where a whole string could join a bracket with the separator."""
 
 
 @dataclass(frozen=True)
