@@ -171,7 +171,7 @@ def same_weights(folder: Path) -> bool:
 # Weights alone
 
 
-@pytest.mark.parametrize(("bits", "correlation"), [(8, 0.99), (4, 0.75)])
+@pytest.mark.parametrize(("bits", "correlation"), [(8, 0.99), (4, 0.6)])
 def test_few_bits_per_weight_agree_within_bounds(
     plain: Exported, tmp_path: Path, bits: int, correlation: float
 ) -> None:
