@@ -38,7 +38,7 @@ class WeightRounder:
     """
 
     def __init__(self, feeds: Mapping[Path, Sequence[Feed]]) -> None:
-        """Take the statistics.
+        """Read the weights; what goes into the layers is looked at when the first one is rounded.
 
         Args:
             feeds: the FP32 graphs (smoothed, if they are) that are quantized, with their calibration inputs.
@@ -46,15 +46,20 @@ class WeightRounder:
         self._weights: dict[str, NDArray[np.float32]] = {}
         self._grams: dict[str, NDArray[np.float64]] = {}
         self._rounded: dict[str, NDArray[np.int8]] = {}
-        for source, of_graph in feeds.items():
+        self._feeds, self._inputs = dict(feeds), dict[Path, dict[str, str]]()
+        for source in feeds:
             model = onnx.load(source)
             weights = {tensor.name: tensor for tensor in model.graph.initializer}
             linear = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
             self._weights |= {node.name: numpy_helper.to_array(weights[node.input[1]]) for node in linear}
-            grams = gram_matrices(source, sorted({node.input[0] for node in linear}), of_graph)
-            for node in linear:
-                gram = grams[node.input[0]]
-                self._grams[node.name] = self._grams[node.name] + gram if node.name in self._grams else gram
+            self._inputs[source] = {node.name: node.input[0] for node in linear}
+
+    def _take_statistics(self) -> None:
+        for source, inputs in self._inputs.items():
+            grams = gram_matrices(source, sorted(set(inputs.values())), self._feeds[source])
+            for name, activation in inputs.items():
+                gram = grams[activation]
+                self._grams[name] = self._grams[name] + gram if name in self._grams else gram
 
     @property
     def weights(self) -> Mapping[str, NDArray[np.float32]]:
@@ -63,6 +68,8 @@ class WeightRounder:
 
     def rounded(self, name: str, scales: NDArray[np.float32], largest: int) -> NDArray[np.int8]:
         """A layer's integers, as ``round_weights`` finds them for what the layer reads."""
+        if not self._grams:
+            self._take_statistics()
         return round_weights(self._weights[name], scales, self._grams[name], largest)
 
     def apply(self, path: Path, largest: int) -> None:
