@@ -126,7 +126,7 @@ def test_the_stage_proves_ranks_for_gpus_without_any(checkpoint: Path, tmp_path:
 
 def test_gpus_that_are_not_there_are_an_error(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ExecutorError, match="2 ranks need as many GPUs; PyTorch sees 0"):
-        TorchRank(shards, 0, RANKS, "cuda", tmp_path / "meeting")
+        TorchRank(shards, 0, RANKS, "cuda", str(tmp_path / "meeting"))
 
 
 def test_numbers_of_ranks_that_do_not_divide_are_refused(checkpoint: Path, tmp_path: Path) -> None:

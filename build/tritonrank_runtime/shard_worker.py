@@ -30,8 +30,8 @@ def main(settings: dict[str, Any]) -> None:
     """Load, say so, and serve runs until the control socket ends.
 
     Args:
-        settings: folder, rank, state_bytes and meeting (``TorchRank``); descriptors: control, inputs, outputs, peers
-            (by rank), places (of each rank).
+        settings: folder, rank; torch: device, meeting and state_bytes of a ``TorchRank``; descriptors: control, inputs,
+            outputs, peers (by rank), places (of each rank).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; who started this one decides
     control = socket.socket(fileno=settings["control"])
@@ -68,8 +68,7 @@ def _open_runner(settings: dict[str, Any], all_reduce: AllReduce) -> "ShardRunne
         return ShardRunner(folder, rank, open_session, all_reduce)
     from tritonrank_runtime.torch_ranks import TorchRank
 
-    meeting = Path(settings["meeting"])
-    return TorchRank(folder, rank, shards["ranks"], shards["device"], meeting, settings["state_bytes"])
+    return TorchRank(folder, rank, shards["ranks"], **settings["torch"])
 
 
 def _leave(all_reduce: AllReduce) -> None:

@@ -78,15 +78,16 @@ class ShardWorkers:
         folder: holds shards.json, and the segments or the weights of the ranks.
         run_seconds: after this a run counts as hung.
         state_bytes: of keys and values that ranks of PyTorch keep on their device at the most.
+        device: on which ranks of PyTorch compute; "" is what shards.json says.
     """
 
-    def __init__(self, folder: Path, run_seconds: float = RUN_SECONDS, state_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, run_seconds: float = RUN_SECONDS, state_bytes: int = 0, device: str = "") -> None:
         self._folder = folder.resolve()
         shards = read_shards(folder)
         self.ranks = int(shards["ranks"])
-        self.is_gpu = shards.get("device", "cpu") != "cpu"
+        self._of_torch = {"state_bytes": state_bytes, "device": device or shards.get("device", "cpu")}
+        self.is_gpu = self._of_torch["device"] != "cpu"
         """Whether every rank has a GPU of its own."""
-        self._state_bytes = state_bytes
         self.restarts = 0
         """How often the workers had to be started again."""
         self._graphs = shards["graphs"]
@@ -166,7 +167,7 @@ class ShardWorkers:
         }
 
     def _start(self) -> None:
-        self._group = _Group(self._folder, self.ranks, self._state_bytes)
+        self._group = _Group(self._folder, self.ranks, self._of_torch)
         self._stop_group = weakref.finalize(self, self._group.stop, 0)  # also when nobody closes this
         for process in self._group.processes:
             threading.Thread(target=_mourn, args=(weakref.ref(self), process), daemon=True).start()
@@ -202,7 +203,7 @@ def _mourn(workers: "weakref.ref[ShardWorkers]", process: "subprocess.Popen[byte
 class _Group:
     """One generation of workers with their sockets and memory."""
 
-    def __init__(self, folder: Path, ranks: int, state_bytes: int) -> None:
+    def __init__(self, folder: Path, ranks: int, of_torch: Mapping[str, Any]) -> None:
         self.is_ready = False
         self._meeting = tempfile.TemporaryDirectory(prefix="tritonrank-ranks-")
         self._inputs = SharedBuffer(inputs := memory_file("inputs"))
@@ -220,8 +221,7 @@ class _Group:
             settings = {
                 "folder": str(folder),
                 "rank": rank,
-                "state_bytes": state_bytes,
-                "meeting": str(Path(self._meeting.name, "meeting")),
+                "torch": {**of_torch, "meeting": str(Path(self._meeting.name, "meeting"))},
                 "control": controls[rank][1].fileno(),
                 "inputs": inputs,
                 "outputs": outputs[rank],

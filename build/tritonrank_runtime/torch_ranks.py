@@ -121,7 +121,7 @@ class TorchRank:
         ExecutorError: PyTorch sees too few GPUs.
     """
 
-    def __init__(self, folder: Path, rank: int, ranks: int, device: str, meeting: Path, state_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, rank: int, ranks: int, device: str, meeting: str, state_bytes: int = 0) -> None:
         from safetensors.torch import load_file
 
         if device == "cpu":

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from tritonrank_runtime.engines import model_files, open_native_engine
 from tritonrank_runtime.native.weights import NATIVE_FILE
+from tritonrank_runtime.shard_runner import read_shards
 from tritonrank_runtime.shard_workers import ShardWorkers, is_sharded, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer
 
@@ -25,7 +26,9 @@ def open_scorer(folder: Path) -> EngineScorer:
     if (folder / NATIVE_FILE).is_file():
         return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_native_engine(folder).run)
     if is_sharded(folder):
-        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), sharded_engine(ShardWorkers(folder)).run)
+        ranks = int(read_shards(folder)["ranks"])
+        workers = ShardWorkers(folder, device="" if torch.cuda.device_count() >= ranks else "cpu")
+        return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), sharded_engine(workers).run)
     if model_files(folder):
         return EngineScorer(RequestTokenizer.from_folder(folder, 100_000), open_rounding_engine(folder).run)
     if (folder / "model.safetensors").is_file():
