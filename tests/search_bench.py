@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.recipe import load_recipe
 from tritonrank.search.choices import Sampler
-from tritonrank.search.proposals import sampler_named
+from tritonrank.search.proposals import plan_of, sampler_named
 from tritonrank.search.search import Budget, Search
 from tritonrank.search.space import Point, read_space
 from tritonrank.search.storage import open_storage
@@ -85,13 +85,20 @@ def open_quick_study(bench: QuickBench, address: str, sampler: BaseSampler | Non
     return open_study(open_storage(address), "small", {}, bench.space, sampler, optuna.pruners.NopPruner())
 
 
+def search_with(bench: QuickBench, address: str, sampler: Sampler, trials: int | None) -> optuna.Study:
+    """Search as the command does; returns the study."""
+    plan = plan_of(sampler, bench.space, bench.recipe)
+    study = open_quick_study(bench, address, sampler_named(sampler, bench.space, 5, plan))
+    Search(bench, study, Budget(trials, None), plan).run()
+    return study
+
+
 def run_worker(
     folder: Path, address: str, sampler: Sampler, over: tuple[str, ...], trials: int | None, seconds: float
 ) -> None:
     """One worker at a study that others may work at, as a process of its own."""
     bench = quick_bench(folder, *over, seconds=seconds)
-    study = open_quick_study(bench, address, sampler_named(sampler, bench.space, 5))
-    Search(bench, study, Budget(trials, None), is_grid=sampler is Sampler.GRID).run()
+    search_with(bench, address, sampler, trials)
 
 
 def start_worker(*arguments: object) -> multiprocessing.process.BaseProcess:

@@ -10,7 +10,7 @@ from search_bench import SMALLEST, quick_bench
 from tritonrank.errors import RecipeError
 from tritonrank.recipe import load_recipe
 from tritonrank.search.choices import Sampler
-from tritonrank.search.proposals import sampler_named
+from tritonrank.search.proposals import plan_of
 from tritonrank.search.recipe_text import with_settings
 from tritonrank.search.space import Space, in_words, key_of, overrides_of, read_space
 from tritonrank.search.winner import recipe_of_point
@@ -113,10 +113,11 @@ def test_points_go_into_the_recipe_and_come_back(recipe: Path) -> None:
 
 
 def test_a_grid_needs_an_end(recipe: Path) -> None:
-    space = read(recipe, "finetune.learning_rate=1e-6..1e-2:log")
+    space, loaded = read(recipe, "finetune.learning_rate=1e-6..1e-2:log"), load_recipe(recipe)
     with pytest.raises(RecipeError, match=r"finetune\.learning_rate=1e-6\.\.1e-2:log has no end.*:points=5"):
-        sampler_named(Sampler.GRID, space, 1)
-    sampler_named(Sampler.GRID, read(recipe, "finetune.learning_rate=1e-6..1e-2:log:points=3"), 1)
+        plan_of(Sampler.GRID, space, loaded)
+    plan = plan_of(Sampler.GRID, read(recipe, "finetune.learning_rate=1e-6..1e-2:log:points=3"), loaded)
+    assert plan == [{"finetune.learning_rate": value} for value in (1e-6, 1e-4, 1e-2)]
 
 
 FILE = """\

@@ -10,11 +10,11 @@ import optuna
 import pytest
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.trial import TrialState
-from search_bench import QuickBench, formula, open_quick_study, quick_bench, start_worker
+from search_bench import QuickBench, formula, open_quick_study, quick_bench, search_with, start_worker
 from tritonrank.errors import RecipeError, StorageError
 from tritonrank.search import workers
 from tritonrank.search.choices import Pruner, Sampler
-from tritonrank.search.proposals import pruner_named, sampler_named
+from tritonrank.search.proposals import plan_of, pruner_named, sampler_named
 from tritonrank.search.search import Budget, Search
 from tritonrank.search.storage import open_storage, shown
 from tritonrank.search.study import MOST_DEATHS, WHY, WORKER, Trials, open_study
@@ -43,9 +43,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def run(bench: QuickBench, address: str, trials: int | None, sampler: Sampler = Sampler.RANDOM) -> optuna.Study:
-    study = open_quick_study(bench, address, sampler_named(sampler, bench.space, 5))
-    Search(bench, study, Budget(trials, None), is_grid=sampler is Sampler.GRID).run()
-    return study
+    return search_with(bench, address, sampler, trials)
 
 
 def ran(folder: Path) -> list[tuple[str, str]]:
@@ -68,6 +66,16 @@ def test_a_grid_is_exhausted_exactly_once(tmp_path: Path, address: str) -> None:
     again = quick_bench(tmp_path, *GRID)
     run(again, address, None, Sampler.GRID)
     assert not again.ran
+
+
+def test_each_changes_one_setting_of_the_recipe_at_a_time(tmp_path: Path) -> None:
+    bench = quick_bench(tmp_path, "finetune.epochs=1,2,3", "finetune.loss=pairwise,listwise")
+    run(bench, str(tmp_path / "study.journal"), None, Sampler.EACH)
+    tried = [(point["finetune.epochs"], point["finetune.loss"]) for point in bench.ran]
+    assert tried == [(1.0, "listwise"), (2.0, "listwise"), (3.0, "listwise"), (1.0, "pairwise")]
+    elsewhere = quick_bench(tmp_path, "finetune.epochs=2,3")
+    with pytest.raises(RecipeError, match=r"each: finetune\.epochs is 1\.0 in the recipe, which 2,3 does not hold"):
+        run(elsewhere, str(tmp_path / "other.journal"), None, Sampler.EACH)
 
 
 def test_more_trials_go_on_with_a_study_and_the_first_is_the_recipe(tmp_path: Path, address: str) -> None:
@@ -248,9 +256,10 @@ def test_a_training_below_the_others_is_ended_early(tmp_path: Path, pruner: Prun
     rates = "finetune.learning_rate=1e-3,2e-3,5e-4,4e-3,2e-4,1e-6"
     bench = quick_bench(tmp_path, rates)
     storage = open_storage(str(tmp_path / "study.db"))
-    sampler = sampler_named(Sampler.GRID, bench.space, 5)
+    plan = plan_of(Sampler.GRID, bench.space, bench.recipe)
+    sampler = sampler_named(Sampler.GRID, bench.space, 5, plan)
     study = open_study(storage, "small", {}, bench.space, sampler, pruner_named(pruner))
-    Search(bench, study, Budget(None, None), is_grid=True).run()
+    Search(bench, study, Budget(None, None), plan).run()
     trials = Trials.of(study, bench.space)
     last = study.trials[-1]
     assert last.params["finetune.learning_rate"] == 1e-6
@@ -270,11 +279,11 @@ def test_time_ends_a_training_which_comes_first_next_time(tmp_path: Path) -> Non
 
     bench = quick_bench(tmp_path, RATES, value=slow)
     study = open_quick_study(bench, str(tmp_path / "study.db"))
-    Search(bench, study, Budget(5, 60.0, clock), is_grid=False).run()
+    Search(bench, study, Budget(5, 60.0, clock)).run()
     trials = Trials.of(study, bench.space)
     assert (len(trials.completed), trials.unfinished) == (0, bench.ran)
     assert bench.folders() == {bench.folder_name(bench.ran[0])}  # its checkpoints
-    Search(bench, study, Budget(1, None, clock), is_grid=False).run()
+    Search(bench, study, Budget(1, None, clock)).run()
     assert bench.ran[1] == bench.ran[0]
 
 

@@ -46,14 +46,18 @@ def search(
     ] = NOTHING_SEARCHED,
     trials: Annotated[
         int | None,
-        typer.Option(min=1, help="Trials of the whole study, whoever runs them; default: 20, of a grid all points"),
+        typer.Option(min=1, help="Trials of the whole study, whoever runs them; default: 20, of grid and each all"),
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.05, help="After that nothing is begun, and a training ends at its next evaluation"),
     ] = None,
     sampler: Annotated[
-        Sampler, typer.Option(help="What is tried next: tpe learns from the trials so far; grid tries every point")
+        Sampler,
+        typer.Option(
+            help="What is tried next: tpe learns from the trials so far, random does not, grid tries every point, each "
+            "changes one setting of the recipe at a time"
+        ),
     ] = Sampler.TPE,
     pruner: Annotated[
         Pruner,

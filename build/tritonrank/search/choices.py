@@ -12,6 +12,7 @@ class Sampler(StrEnum):
     TPE = "tpe"
     RANDOM = "random"
     GRID = "grid"
+    EACH = "each"
 
 
 class Pruner(StrEnum):

@@ -12,7 +12,7 @@ from tritonrank.rankers.checkpoint_source import identity
 from tritonrank.recipe import Recipe
 from tritonrank.search import report
 from tritonrank.search.choices import Pruner, Sampler
-from tritonrank.search.proposals import pruner_named, sampler_named, seed_of_worker
+from tritonrank.search.proposals import plan_of, pruner_named, sampler_named, seed_of_worker
 from tritonrank.search.search import TEST, Budget, Search
 from tritonrank.search.space import Space, read_space
 from tritonrank.search.storage import open_storage, reaching, shown
@@ -74,7 +74,8 @@ def run_search(asked: Request, recipe: Recipe, workspace: Workspace) -> Outcome:
         storage = open_storage(address)
         over = list(asked.over) or (space_of_study(storage, asked.study) if asked.study else [])
         space = read_space(asked.recipe, over, asked.overrides)
-        sampler = sampler_named(asked.sampler, space, recipe.seed)  # a grid without an end shows at once
+        plan = plan_of(asked.sampler, space, recipe)  # a grid without an end shows before anything is made
+        sampler = sampler_named(asked.sampler, space, recipe.seed, plan)
         bench = Bench(asked.recipe, asked.overrides, recipe, space, workspace, Path())
         bench.prepare_shared()
         about = _about(bench, asked)
@@ -83,12 +84,11 @@ def run_search(asked: Request, recipe: Recipe, workspace: Workspace) -> Outcome:
         bench = Bench(asked.recipe, asked.overrides, recipe, space, workspace, folder / TRIALS)
         study = open_study(storage, name, about, space, sampler, pruner_named(asked.pruner))
         if begun := len(study.get_trials(deepcopy=False)):
-            study.sampler = sampler_named(asked.sampler, space, seed_of_worker(recipe.seed, begun))
+            study.sampler = sampler_named(asked.sampler, space, seed_of_worker(recipe.seed, begun), plan)
         _say_what_is_searched(name, space, shown(address), begun)
-        is_grid = asked.sampler is Sampler.GRID
-        trials = asked.trials if asked.trials is not None or is_grid else _default_trials(space)
+        trials = asked.trials if asked.trials is not None or plan is not None else _default_trials(space)
         budget = Budget(trials, None if asked.minutes is None else 60 * asked.minutes)
-        search = Search(bench, study, budget, is_grid=is_grid)
+        search = Search(bench, study, budget, plan)
         search.run()
         search.judge_best_on_test_users()
         found = report.gather(study, space, recipe.name, search.point_of_recipe(), TEST)

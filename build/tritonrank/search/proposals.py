@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -11,6 +12,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from tritonrank.errors import RecipeError
+from tritonrank.recipe import Recipe
 from tritonrank.search.choices import Pruner, Sampler
 from tritonrank.search.space import MOST_POINTS, Point, Space, key_of
 from tritonrank.search.study import Trials
@@ -66,14 +68,14 @@ class UnfinishedFirst(BaseSampler):
 
 
 class UnvisitedPoints(BaseSampler):
-    """Proposes the points of a space one after the other, each until somebody has taken it.
+    """Proposes points one after the other, each until somebody has taken it.
 
     Optuna's own grid draws by lot and calls a failed point done; here what a dead worker left comes again, and of
     workers that draw the same at once ``workers.claim`` lets one through.
     """
 
-    def __init__(self, space: Space) -> None:
-        self._space = space
+    def __init__(self, space: Space, points: Sequence[Point]) -> None:
+        self._space, self._points = space, points
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All settings: they are proposed together."""
@@ -83,8 +85,8 @@ class UnvisitedPoints(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The first point that nobody has taken; where there is none, the first of all, which will be withdrawn."""
-        left = first_unvisited(self._space, Trials.of(study, self._space))
-        return self._space.drawn_for(left or next(self._space.points()))
+        left = first_unvisited(self._points, Trials.of(study, self._space))
+        return self._space.drawn_for(left or self._points[0])
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -93,34 +95,56 @@ class UnvisitedPoints(BaseSampler):
         return self.sample_relative(study, trial, self._space.distributions)[param_name]
 
 
-def first_unvisited(space: Space, trials: Trials) -> Point | None:
-    """The first point of a space that can be counted that no trial is about; None where all are taken."""
+def first_unvisited(points: Sequence[Point], trials: Trials) -> Point | None:
+    """The first point that no trial is about; None where all are taken."""
     taken = trials.tried
-    return next((point for point in space.points() if key_of(point) not in taken), None)
+    return next((point for point in points if key_of(point) not in taken), None)
 
 
-def sampler_named(name: Sampler, space: Space, seed: int) -> BaseSampler:
+def plan_of(name: Sampler, space: Space, recipe: Recipe) -> Sequence[Point] | None:
+    """All that will be tried, where that is known before anything is; None: the sampler finds its way.
+
+    Args:
+        name: of the sampler.
+        space: what is searched.
+        recipe: as it is.
+
+    Raises:
+        RecipeError: the space has no end, too many points, or not those of the recipe.
+    """
+    if name not in (Sampler.GRID, Sampler.EACH):
+        return None
+    endless = [setting for setting in space.settings if setting.values is None]
+    if endless:
+        one = endless[0]
+        raise RecipeError(
+            f"--sampler {name}: {one.key}={one.written} has no end; name its values, or say how many: "
+            f"{one.key}={one.written}:points=5"
+        )
+    if name is Sampler.EACH:
+        start = space.point_of_recipe(recipe)
+        try:
+            space.drawn_for(start)
+        except ValueError as error:
+            raise RecipeError(f"--sampler each: {error}: it changes one setting of the recipe at a time") from None
+        others = [{**start, one.key: value} for one in space.settings for value in one.values or ()]
+        return [start, *(point for point in others if point != start)]
+    if (space.size or 0) > MOST_POINTS:
+        raise RecipeError(f"--sampler grid: {space.size:,} points are more than anybody trains; name fewer values")
+    return list(space.points())
+
+
+def sampler_named(name: Sampler, space: Space, seed: int, plan: Sequence[Point] | None = None) -> BaseSampler:
     """A sampler for this process.
 
     Args:
         name: which.
         space: what is searched.
         seed: of the recipe; a process alone proposes the same again, several never propose alike.
-
-    Raises:
-        RecipeError: a grid of a space that has no end, or too many points.
+        plan: as ``plan_of`` gives it.
     """
-    if name is Sampler.GRID:
-        endless = [setting for setting in space.settings if setting.values is None]
-        if endless:
-            one = endless[0]
-            raise RecipeError(
-                f"--sampler grid: {one.key}={one.written} has no end; name its values, or say how many: "
-                f"{one.key}={one.written}:points=5"
-            )
-        if (space.size or 0) > MOST_POINTS:
-            raise RecipeError(f"--sampler grid: {space.size:,} points are more than anybody trains; name fewer values")
-        return UnvisitedPoints(space)
+    if plan is not None:
+        return UnvisitedPoints(space, plan)
     if name is Sampler.RANDOM:
         return RandomSampler(seed)
     return TPESampler(seed=seed, n_startup_trials=UNDIRECTED_TRIALS, multivariate=True, constant_liar=True)

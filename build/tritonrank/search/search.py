@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.console import Console
 from tritonrank.errors import RecipeError, StorageError, TritonRankError
 from tritonrank.judge.metrics import interval
 from tritonrank.search.proposals import UnfinishedFirst, UnvisitedPoints, first_unvisited
-from tritonrank.search.space import Point, in_words
+from tritonrank.search.space import MOST_POINTS, Point, in_words
 from tritonrank.search.study import ERROR, FAULTY, INTERRUPTED, REPEATS, SECONDS, VALUES, WHY, Trials
 from tritonrank.search.trial import Bench
 from tritonrank.search.winner import Winner, write_winner
@@ -66,11 +66,11 @@ class Search:
         bench: what a trial is.
         study: may hold trials already, and be worked at by others.
         budget: how much may be tried.
-        is_grid: every point once.
+        plan: all that is to be tried, each once; None: what the study's sampler proposes.
     """
 
-    def __init__(self, bench: Bench, study: optuna.Study, budget: Budget, *, is_grid: bool) -> None:
-        self._bench, self._study, self._budget, self._is_grid = bench, study, budget, is_grid
+    def __init__(self, bench: Bench, study: optuna.Study, budget: Budget, plan: Sequence[Point] | None = None) -> None:
+        self._bench, self._study, self._budget, self._plan = bench, study, budget, plan
         self._watchman = Watchman(study, bench.space)
         self._proposing: BaseSampler = study.sampler
         self._identity = bench.shared_identity()
@@ -136,9 +136,8 @@ class Search:
                 _say(f"  {error}: the recipe as it is will not be tried. Widen the space to hold trials against it")
 
     def _target(self) -> int | None:
-        if self._is_grid:
-            points = self._bench.space.size or 0
-            return min(points, self._budget.trials) if self._budget.trials else points
+        if self._plan is not None:
+            return min(len(self._plan), self._budget.trials or len(self._plan))
         return self._budget.trials
 
     def _is_spent(self, trials: Trials) -> bool:
@@ -148,15 +147,23 @@ class Search:
             return True
         if self._budget.trials is not None and len(trials.counted) >= self._budget.trials:
             return True
-        return self._bench.space.size is not None and first_unvisited(self._bench.space, trials) is None
+        points = self._countable()
+        return points is not None and first_unvisited(points, trials) is None
+
+    def _countable(self) -> Sequence[Point] | None:
+        """All that can be tried, if that has an end."""
+        if self._plan is not None:
+            return self._plan
+        return list(self._bench.space.points()) if (self._bench.space.size or MOST_POINTS) < MOST_POINTS else None
 
     def _try_one(self, repeats: int) -> str | None:
         """Propose and run one trial; says why it was not run."""
         space = self._bench.space
         if repeats >= REPEATS_BEFORE_ANY:
-            self._study.sampler = UnvisitedPoints(space) if space.size is not None else RandomSampler()
+            points = self._countable()
+            self._study.sampler = RandomSampler() if points is None else UnvisitedPoints(space, points)
         else:
-            first = None if self._is_grid else self.point_of_recipe()  # the others are held against it
+            first = self.point_of_recipe() if self._plan is None else None  # the others are held against it
             self._study.sampler = UnfinishedFirst(space, self._proposing, first)
         trial = self._study.ask(space.distributions)
         with beating(trial):
