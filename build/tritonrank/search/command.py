@@ -85,13 +85,13 @@ def run_search(asked: Request, recipe: Recipe, workspace: Workspace) -> Outcome:
         study = open_study(storage, name, about, space, sampler, pruner_named(asked.pruner))
         if begun := len(study.get_trials(deepcopy=False)):
             study.sampler = sampler_named(asked.sampler, space, seed_of_worker(recipe.seed, begun), plan)
-        _say_what_is_searched(name, space, shown(address), begun)
+        _say_what_is_searched(name, space, shown(address), begun, len(plan) if plan is not None else space.size)
         trials = asked.trials if asked.trials is not None or plan is not None else _default_trials(space)
         budget = Budget(trials, None if asked.minutes is None else 60 * asked.minutes)
         search = Search(bench, study, budget, plan)
         search.run()
         search.judge_best_on_test_users()
-        found = report.gather(study, space, recipe.name, search.point_of_recipe(), TEST)
+        found = report.gather(study, space, recipe, TEST)
         winner = search.winner(asked.out or folder / WINNER_FILE, asked.artifacts)
     report.show(found)
     page = report.write(found, folder)
@@ -119,10 +119,10 @@ def _default_trials(space: Space) -> int:
     return min(DEFAULT_TRIALS, space.size) if space.size is not None else DEFAULT_TRIALS
 
 
-def _say_what_is_searched(name: str, space: Space, address: str, begun: int) -> None:
-    points = f"{space.size:,} points" if space.size is not None else "ranges"
+def _say_what_is_searched(name: str, space: Space, address: str, begun: int, size: int | None) -> None:
+    points = f"{size:,} points" if size is not None else "ranges"
     goes_on = f", which has {begun} trials already" if begun else ""
-    line = f"search     -> study {name} in {address}{goes_on}: {len(space.settings)} settings, {points}"
+    line = f"search     -> study {name} in {address}{goes_on}: {len(space.settings)} setting(s), {points}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -25,11 +25,12 @@ from rich.table import Table
 from tritonrank import report as report_room
 from tritonrank.artifacts import write_whole
 from tritonrank.judge.metrics import Interval, interval
+from tritonrank.recipe import Recipe
 from tritonrank.report.plots.axes import Series, line_plot
 from tritonrank.report.plots.rows import BarRow, bar_plot
 from tritonrank.report.plots.scatter import Dot, scatter
 from tritonrank.report.plots.svg import figure
-from tritonrank.search.space import Point, Setting, Space, as_yaml, key_of
+from tritonrank.search.space import Point, Setting, Space, as_yaml, in_words, key_of
 from tritonrank.search.study import ERROR, SECONDS, Trials, values_of
 from tritonrank.search.workers import host_of
 
@@ -39,6 +40,8 @@ TABLE_ROWS = 15
 TRIAL, BEST, RECIPE, ENDED = 1, 3, 2, 5
 """Colours of the page's palette."""
 FEWEST_FOR_IMPORTANCE = 4
+FEW_SETTINGS = 3
+"""That have a column each in the terminal's table."""
 MEASURE = "validation NDCG@10"
 NOTHING = "-"
 
@@ -71,6 +74,8 @@ class Found:
     recipe: str
     study: str
     space: Space
+    point_of_recipe: Point
+    """in the space or not"""
     rows: Sequence[Row]
     """by number"""
     importance: Mapping[str, float]
@@ -96,26 +101,27 @@ class Found:
         return sum(row.state == state for row in self.rows)
 
 
-def gather(study: optuna.Study, space: Space, recipe: str, point_of_recipe: Point | None, test: str) -> Found:
+def gather(study: optuna.Study, space: Space, recipe: Recipe, test: str) -> Found:
     """Read what a study holds.
 
     Args:
         study: with trials of this and other processes.
         space: what was searched.
-        recipe: its name.
-        point_of_recipe: where the recipe stands as it is; None: not in the space.
+        recipe: as it is, in the space or not.
         test: begins the attributes that hold the test users' values.
     """
     trials = Trials.of(study, space)
-    unchanged = trials.of_key(key_of(point_of_recipe)) if point_of_recipe is not None else None
+    point_of_recipe = space.point_of_recipe(recipe)
+    unchanged = trials.of_key(key_of(point_of_recipe))
     best = trials.best
     rows = [_row(one, trials, best, unchanged) for one in trials.counted]
     of_best, of_recipe = _tested(study, test, best), _tested(study, test, unchanged)
     is_another = best is not unchanged
     return Found(
-        recipe,
+        recipe.name,
         study.study_name,
         space,
+        point_of_recipe,
         rows,
         importance(study, space, trials),
         interval(of_best) if of_best is not None else None,
@@ -137,7 +143,7 @@ def importance(study: optuna.Study, space: Space, trials: Trials) -> dict[str, f
     return dict(found)
 
 
-def in_words(found: Found) -> list[str]:
+def sentences(found: Found) -> list[str]:
     """What came out, in sentences, most important first."""
     best, said = found.best, []
     if best is None or best.value is None:
@@ -163,8 +169,9 @@ def show(found: Found) -> None:
     """The table and the sentences, for people."""
     table = Table(title=f"{found.study}: {_counts(found)}", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("trial", justify="right")
-    for name in _names(found.space):
-        table.add_column(name, justify="right")
+    is_narrow = len(found.space.settings) <= FEW_SETTINGS
+    for name in _names(found.space) if is_narrow else ["what is different"]:
+        table.add_column(name, justify="right" if is_narrow else "left")
     for name in ("NDCG@10 [95%]", "to the recipe", "min"):
         table.add_column(name, justify="right", no_wrap=True)
     ranked = sorted(found.rows, key=_place)
@@ -172,14 +179,15 @@ def show(found: Found) -> None:
         value = str(row.value) if row.value else f"{row.state}{_last(row)}"
         said = "as it is" if row.is_recipe else _signed(row.against_recipe) if row.against_recipe else NOTHING
         minutes = f"{row.seconds / 60:.1f}" if row.seconds is not None else NOTHING
-        cells = [str(row.number), *map(as_yaml, row.point.values()), value, said, minutes]
+        told = map(as_yaml, row.point.values()) if is_narrow else [in_words(row.point, found.point_of_recipe)]
+        cells = [str(row.number), *told, value, said, minutes]
         table.add_row(*cells, style="bold" if row.is_best else "dim" if row.value is None else "")
     console.print(table)
     if len(ranked) > TABLE_ROWS:
         _say(f"{len(ranked) - TABLE_ROWS} more trials are on the page.")
     for number, error in [(row.number, row.error) for row in ranked if row.error][:3]:
         _say(f"Trial {number} cannot be: {error}")
-    for sentence in in_words(found):
+    for sentence in sentences(found):
         _say(sentence)
 
 
@@ -246,7 +254,7 @@ def page(found: Found) -> str:
     environment.filters |= {"figure": figure, "yaml": as_yaml}
     return environment.get_template("page.html.j2").render(
         found=found,
-        sentences=in_words(found),
+        sentences=sentences(found),
         counts=_counts(found),
         names=_names(found.space),
         rows=sorted(found.rows, key=_place),

@@ -36,6 +36,8 @@ VALUE_DIGITS = 5
 MOST_VALUES, MOST_LETTERS = 5_000, 5_000
 """Users whose single values, and letters of an error that, are kept in the study."""
 POLL_SECONDS = 1.0
+FEW_SETTINGS = 3
+"""Of more, only those that differ from the recipe's are told."""
 
 console = Console()
 
@@ -180,7 +182,8 @@ class Search:
 
     def _run(self, trial: Trial, point: Point) -> None:
         """Run a trial and tell the study what came of it."""
-        _say(f"trial {trial.number}: {in_words(point)}")
+        beside = self._bench.space.point_of_recipe(self._bench.recipe) if len(point) > FEW_SETTINGS else None
+        _say(f"trial {trial.number}: {in_words(point, beside)}")
         watch = _TrainingWatch(trial, self._bench.recipe.finetune.evaluations, self._budget)
         started = time.monotonic()
         try:

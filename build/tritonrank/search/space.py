@@ -138,13 +138,20 @@ def overrides_of(point: Point) -> list[str]:
     return [f"{key}={as_yaml(value)}" for key, value in point.items()]
 
 
-def in_words(point: Point) -> str:
-    """The point on a line, sections left out where the names tell them apart."""
+def in_words(point: Point, beside: Point | None = None) -> str:
+    """The point on a line, sections left out where the names tell them apart.
+
+    Args:
+        point: to be told.
+        beside: the recipe as it is; what does not differ from it is left out.
+    """
     names = [key.rpartition(".")[2] for key in point]
-    return ", ".join(
+    told = [
         f"{name if names.count(name) == 1 else key} {as_yaml(value)}"
         for name, (key, value) in zip(names, point.items(), strict=True)
-    )
+        if beside is None or beside.get(key) != value
+    ]
+    return ", ".join(told) or "the recipe as it is"
 
 
 def key_of(point: Point) -> str:
