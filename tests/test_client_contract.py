@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.utils import serialize_byte_tensor
 from tritonrank_client import (
     TLS,
     AsyncRankClient,
@@ -26,7 +28,7 @@ from tritonrank_client import (
 )
 from tritonrank_client._options import Settings
 from tritonrank_client._retry import check_timeout
-from tritonrank_client._wire import RankRequest, build_request
+from tritonrank_client._wire import RankRequest, build_request, bytes_array
 
 
 def build(**arguments: Any) -> RankRequest:
@@ -52,6 +54,7 @@ def values(request: RankRequest, name: str) -> list[Any]:
         ({"items": ["a", 7]}, "items[1]: expected a str or a mapping of fields, got int"),
         ({"items": ["a", b"b"]}, "items[1]: expected a str or a mapping of fields, got bytes"),
         ({"items": ["a", None]}, "items[1]: expected a str or a mapping of fields, got NoneType"),
+        ({"items": ["a", "b\ud800"]}, "items[1]: not valid Unicode text"),
         ({"items": ["a", "\ud800"]}, "items[1]: not valid Unicode text"),
         ({"items": [{"id": 1, "title": "\ud800"}]}, "items[0]['title']: not valid Unicode text"),
         ({"items": [{"\ud800": "x"}]}, "items[0]['\\ud800']: not valid Unicode text"),
@@ -255,3 +258,19 @@ def test_settings_reach_the_grpc_channel() -> None:
     assert options["grpc.max_receive_message_length"] == 12_345
     assert options["grpc.enable_http_proxy"] == 0
     assert options["grpc.max_reconnect_backoff_ms"] <= 300
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""], ["", "ä"], ["\0"], ["a" * 300, ""]], ids=repr)
+def test_texts_are_on_the_wire_as_the_protocol_has_them(texts: list[str]) -> None:
+    """Written and read by ways of our own where they are many: both say what tritonclient's say."""
+    encoded = bytes_array([text.encode() for text in texts])
+    content = _grpc._joined(encoded.tolist())
+    assert content == (serialize_byte_tensor(encoded).item() if texts else b"")
+    message = service_pb2.ModelInferResponse(raw_output_contents=[b"\1\0\0\0", content])
+    message.outputs.add(name="artifact", datatype="INT32", shape=[1])
+    message.outputs.add(name="unscored", datatype="BYTES", shape=[len(texts)])
+    ours, theirs = (one.as_numpy("unscored") for one in (_grpc._Answer(message), InferResult(message)))
+    assert ours.dtype == theirs.dtype
+    assert ours.tolist() == theirs.tolist() == [text.encode() for text in texts]
+    assert _grpc._Answer(message).as_numpy("artifact").tolist() == [1]
+    assert _grpc._Answer(message).as_numpy("other") is None

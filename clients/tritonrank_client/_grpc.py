@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import tritonclient.grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException, serialize_byte_tensor
+from tritonclient.utils import InferenceServerException
 
 from ._errors import Overloaded
 from ._fork import keep_inherited, watch_forks
@@ -46,6 +47,9 @@ one, long before a keep-alive ping would tell."""
 
 RENEW_SECONDS = 10.0
 """Not more often than that: a server that is slow is not helped by connections."""
+
+LENGTH_BYTES = 4
+"""Before each element of a BYTES tensor."""
 
 EXIT_SECONDS = 2.0
 """How long the end of the program waits for abandoned calls: breaking the connection cancels them, too."""
@@ -361,22 +365,44 @@ def _encode(tensors: Iterable[Tensor]) -> list[tuple[Any, bytes]]:
         described = service_pb2.ModelInferRequest.InferInputTensor(
             name=tensor.name, datatype=tensor.datatype, shape=shape
         )
-        if tensor.datatype != "BYTES":
-            content = values.tobytes()
-        else:
-            content = serialize_byte_tensor(values).item() if values.size else b""
+        content = values.tobytes() if tensor.datatype != "BYTES" else _joined(values.ravel().tolist())
         encoded.append((described, content))
     return encoded
 
 
+def _joined(texts: Iterable[bytes]) -> bytes:
+    """A BYTES tensor on the wire: before each element its length, lowest byte first (KServe's V2 protocol)."""
+    parts: list[bytes] = []
+    for text in texts:
+        parts += (len(text).to_bytes(LENGTH_BYTES, "little"), text)
+    return b"".join(parts)
+
+
 def _own(answer: Any, request_id: str, wire: Wire) -> Any:
-    """The InferResult in an answer, if it belongs to the request; else the channel that brought it is dropped."""
+    """The tensors in an answer, if it belongs to the request; else the channel that brought it is dropped."""
     try:
         check_answer_id(answer.id, request_id)
     except ForeignAnswerError:
         wire.drop_channel()
         raise
-    return tritonclient.grpc.InferResult(answer)
+    return _Answer(answer)
+
+
+class _Answer:
+    """An InferResult that is quick where all texts of an output are empty: those of `unscored` nearly always are."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def as_numpy(self, name: str) -> Any:
+        """As of InferResult, which takes half a microsecond for each text."""
+        for output, content in zip(self._answer.outputs, self._answer.raw_output_contents, strict=False):
+            if output.name == name:
+                is_empty = output.datatype == "BYTES" and not content.strip(b"\0")  # lengths of 0 alone
+                if is_empty and list(output.shape) == [len(content) / LENGTH_BYTES]:
+                    return np.full(len(content) // LENGTH_BYTES, b"", dtype=np.object_)
+                break
+        return tritonclient.grpc.InferResult(self._answer).as_numpy(name)
 
 
 def _told_by_the_server(error: Any) -> InferenceServerException:

@@ -187,8 +187,8 @@ def read_answer(answer: Any, request: RankRequest) -> Answered:
     if "unknown_tokens" in request.want:
         details["unknown_tokens"] = tuple(_detail(answer, "unknown_tokens", "iu", 2))
     if "unscored" in request.want:
-        reasons = [_text("unscored", reason) for reason in _detail(answer, "unscored", "OUS", items)]
-        details["unscored"] = {place: reason for place, reason in enumerate(reasons) if reason}
+        reasons = _detail(answer, "unscored", "OUS", items)
+        details["unscored"] = {place: _text("unscored", one) for place, one in enumerate(reasons) if one}
     if "fields" in request.want:
         details["missing_fields"], details["unknown_fields"] = _field_counts(_detail(answer, "fields", "OUS", 1)[0])
     return Answered(ranking, _text("artifact", artifact[0]), **details)
@@ -269,7 +269,15 @@ def encode_item(item: Item, field: str = "item") -> bytes:
 
 
 def _encode_items(field: str, items: tuple[Item, ...]) -> npt.NDArray[np.object_]:
-    return bytes_array([encode_item(item, f"{field}[{row}]") for row, item in enumerate(items)])
+    try:
+        # Most are texts that begin with a letter or a digit, and so are no objects.
+        return bytes_array(
+            [item.encode() if type(item) is str and item[:1].isalnum() else encode_item(item) for item in items]
+        )
+    except (InvalidRequest, UnicodeEncodeError):
+        for row, item in enumerate(items):  # which one it was
+            encode_item(item, f"{field}[{row}]")
+        raise
 
 
 def _encode_fields(field: str, fields: Mapping[str, Any]) -> bytes:
