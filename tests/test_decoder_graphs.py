@@ -1,5 +1,5 @@
-"""A decoder's graphs say what the language model says of each pair alone: in ONNX on the CPU, through the torch executor,
-and as the one padded graph.
+"""A decoder's graphs say what the language model says of each pair alone: in ONNX on the CPU, through the torch
+executor, and as the one padded graph.
 
 A candidate's score has the same bits whatever else is in the request.
 """
