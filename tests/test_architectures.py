@@ -50,9 +50,9 @@ KNOWN = {
     # A schema, a default, and that of a ready checkpoint; the test below compares them with the list.
     "build/tritonrank/recipe/training.py": 5,
     # A setting says where it is declared which ranker uses it.
-    "build/tritonrank/recipe/applicability.py": 1,
+    "build/tritonrank/recipe/applicability.py": 3,
     "build/tritonrank/recipe/graphs.py": 1,
-    "build/tritonrank/recipe/serving.py": 3,
+    "build/tritonrank/recipe/serving.py": 1,
     # What a padded plan computes follows from the tensors that it is padded to.
     "build/tritonrank/tensorrt/padding_cost.py": 5,
     # The tensor of a Hugging Face tokenizer for plain texts, no ranker's.

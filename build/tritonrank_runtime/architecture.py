@@ -95,6 +95,7 @@ class EngineOptions:
         context_cache_bytes: keys and values of contexts that are kept at the most.
         shares: parts that a request's candidates are cut into for the sake of threads; 0 = by the machine's cores.
         is_gpu: runs are costly to start, and may be large.
+        context_cache_bits: of each number of those keys and values (``kept_states.py``).
         is_packed: the graphs leave padding out themselves, a run of them costs little to start, and a row's score does
             not depend on the rows beside it.
     """
@@ -105,6 +106,7 @@ class EngineOptions:
     shares: int = 0
     is_gpu: bool = False
     is_packed: bool = False
+    context_cache_bits: int = 32
 
     @classmethod
     def on_gpu(cls, context_cache_bytes: int = 0) -> "EngineOptions":

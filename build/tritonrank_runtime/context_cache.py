@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_runtime.engine import Feed
+from tritonrank_runtime.kept_states import KeptStates
 
 
 class ContextCache:
@@ -15,10 +16,15 @@ class ContextCache:
 
     The key is the context's token ids themselves: a hash of them could give one user the context of another. Several
     threads may ask at once; two that miss the same context both compute it.
+
+    Args:
+        most_bytes: of all that is kept.
+        states: in how many bits; None: as they were computed.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, states: KeptStates | None = None) -> None:
         self._most_bytes = most_bytes
+        self._states = states
         self._entries: OrderedDict[bytes, Feed] = OrderedDict()
         self._lock = Lock()
         self.hits = self.misses = self.bytes = 0
@@ -30,11 +36,12 @@ class ContextCache:
             if (found := self._entries.get(key)) is not None:
                 self._entries.move_to_end(key)
                 self.hits += 1
-                return found
-            self.misses += 1
-        entry = compute(context_ids)
-        self._keep(key, entry)
-        return entry
+            else:
+                self.misses += 1
+        if found is None:
+            found = compute(context_ids) if self._states is None else self._states.kept(compute(context_ids))
+            self._keep(key, found)
+        return found if self._states is None else self._states.restored(found)
 
     def _keep(self, key: bytes, entry: Feed) -> None:
         size = _entry_bytes(key, entry)

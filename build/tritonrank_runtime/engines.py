@@ -8,9 +8,13 @@ from pathlib import Path
 from tritonrank_runtime.architecture import ROWS_PER_BATCH, EngineOptions
 from tritonrank_runtime.architectures import architecture_of_graphs, graph_inputs, graph_names
 from tritonrank_runtime.engine import MODEL_FILE, WEIGHTS_FILE, Engine, ExecutorError, Graph
+from tritonrank_runtime.kept_states import EXACT_BITS
 
 ONNXRUNTIME, NATIVE, TORCH = "onnxruntime", "native", "torch"
 """The executors, as recipes and the scorer's parameter name them."""
+
+ENGINE_PARAMETERS = ("rows_per_batch", "context_cache_bytes", "context_cache_bits")
+"""The scorer's parameters that are options of its engine; where one is not told, its default is right."""
 
 logger = logging.getLogger("tritonrank")
 
@@ -31,6 +35,7 @@ def open_engine(
     rows_per_batch: int = ROWS_PER_BATCH,
     context_cache_bytes: int = 0,
     device: str = "cpu",
+    context_cache_bits: int = EXACT_BITS,
 ) -> Engine:
     """The engine for the graphs in a folder.
 
@@ -40,6 +45,7 @@ def open_engine(
         rows_per_batch: as for ``EngineOptions``, on a CPU.
         context_cache_bytes: as for ``EngineOptions``.
         device: cpu or cuda; cuda:1 is the second GPU.
+        context_cache_bits: as for ``EngineOptions``, on a CPU.
 
     Raises:
         ExecutorError: ONNX Runtime has no kernels for the device.
@@ -50,7 +56,8 @@ def open_engine(
     graphs = {path.name: open_session(path, device) for path in paths}
     if device != "cpu":
         return engine_of(graphs, EngineOptions.on_gpu(context_cache_bytes))
-    return engine_of(graphs, EngineOptions(threads, rows_per_batch, context_cache_bytes))
+    options = EngineOptions(threads, rows_per_batch, context_cache_bytes, context_cache_bits=context_cache_bits)
+    return engine_of(graphs, options)
 
 
 def open_executor(executor: str, folder: Path, device: str = "cpu", threads: int = 0, **options: int) -> Engine:
@@ -97,7 +104,11 @@ def _fast_native_engine(folder: Path, threads: int, **options: int) -> Engine:
 
 
 def open_native_engine(
-    folder: Path, threads: int = 0, rows_per_batch: int = ROWS_PER_BATCH, context_cache_bytes: int = 0
+    folder: Path,
+    threads: int = 0,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    context_cache_bytes: int = 0,
+    context_cache_bits: int = EXACT_BITS,
 ) -> Engine:
     """The native engine of a folder that holds native.safetensors; the other arguments are those of ``open_engine``.
 
@@ -106,7 +117,9 @@ def open_native_engine(
     """
     from tritonrank_runtime.native.graphs import open_native_graphs
 
-    options = EngineOptions(threads, rows_per_batch, context_cache_bytes, is_packed=True)
+    options = EngineOptions(
+        threads, rows_per_batch, context_cache_bytes, is_packed=True, context_cache_bits=context_cache_bits
+    )
     return engine_of(open_native_graphs(folder), options)
 
 

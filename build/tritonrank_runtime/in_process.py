@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tritonrank_runtime.candidate_rows import NO_ROW, candidate_scores, rows_in_blocks
 from tritonrank_runtime.engine import Engine, Watch
-from tritonrank_runtime.engines import ONNXRUNTIME, TORCH, model_files, open_executor
+from tritonrank_runtime.engines import ENGINE_PARAMETERS, ONNXRUNTIME, TORCH, model_files, open_executor
 from tritonrank_runtime.item_report import ItemReader
 from tritonrank_runtime.item_text import TextError, decode_texts
 from tritonrank_runtime.repository import IDENTITY_FILE, model_folders
@@ -220,7 +220,7 @@ def open_repository(
     if (scorer / "shards.json").is_file() or (executor != TORCH and not model_files(scorer)):
         found = ", ".join(sorted(path.name for path in scorer.iterdir() if path.is_file())) or "nothing"
         raise FolderError(f"{scorer}: no graph that one process could run (it holds {found})")
-    options = {name: int(score[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in score}
+    options = {name: int(score[name]) for name in ENGINE_PARAMETERS if name in score}
     engine = open_executor(executor, scorer, "cpu", threads, **options)
     tokenizer = RequestTokenizer.from_folder(texts, int(tokenize.get("item_cache_entries", ITEM_CACHE_ENTRIES)))
     return LocalRanker(tokenizer, engine, Limits.of(tokenize), str(identity["artifact"]))

@@ -26,6 +26,7 @@ from tritonrank_runtime.engine import (
     Tensors,
     Watch,
 )
+from tritonrank_runtime.kept_states import EXACT_BITS, KeptStates
 from tritonrank_runtime.length_groups import (
     PACKED_SHARES_PER_CORE,
     SHARES_PER_CORE,
@@ -81,7 +82,7 @@ class SplitEngine:
         options = options or EngineOptions()
         self.input_names = [*names.inputs]
         self._names = names
-        self.context_cache = ContextCache(options.context_cache_bytes)
+        self.context_cache = ContextCache(options.context_cache_bytes, _kept_states(names, options))
         self._run_tokens, self._most_tokens = candidate_run_sizes(options.is_gpu)
         # By cores, not by threads: how a request is cut must not depend on who else is busy.
         per_core = PACKED_SHARES_PER_CORE if options.is_packed else SHARES_PER_CORE
@@ -150,6 +151,10 @@ class SplitEngine:
             computed += shared.size + (padded or tokens_needed)
             needed += shared.size + tokens_needed
         return computed, needed
+
+
+def _kept_states(names: SplitNames, options: EngineOptions) -> KeptStates | None:
+    return None if options.context_cache_bits == EXACT_BITS else KeptStates(names.keys, options.context_cache_bits)
 
 
 class BatchedEngine:

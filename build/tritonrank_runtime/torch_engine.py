@@ -15,6 +15,7 @@ from tritonrank_runtime.architecture import ROWS_PER_BATCH, EngineOptions
 from tritonrank_runtime.architectures import architecture_of_type
 from tritonrank_runtime.engine import Engine, ExecutorError
 from tritonrank_runtime.engines import engine_of
+from tritonrank_runtime.kept_states import EXACT_BITS
 from tritonrank_runtime.torch_passes import read_config
 
 
@@ -24,6 +25,7 @@ def open_torch_engine(
     threads: int = 0,
     rows_per_batch: int = ROWS_PER_BATCH,
     context_cache_bytes: int = 0,
+    context_cache_bits: int = EXACT_BITS,
 ) -> Engine:
     """The engine for a checkpoint: FP16 on a GPU, FP32 on the CPU.
 
@@ -33,11 +35,17 @@ def open_torch_engine(
         threads: runs side by side on the CPU at the most; 0 = all cores this process may use.
         rows_per_batch: rows in one run of a joint ranker on the CPU at the most.
         context_cache_bytes: keys and values of contexts that a shared-context ranker keeps on the device at the most.
+        context_cache_bits: 32; PyTorch keeps them as it computes them.
 
     Raises:
         ExecutorError: PyTorch sees no such device, or a joint ranker lacks transformers.
     """
     check_device(device)
+    if context_cache_bits != EXACT_BITS:
+        raise ExecutorError(
+            "serve.context_cache_dtype: PyTorch keeps keys and values as it computes them; set it to float32, or "
+            "serve.executor to onnxruntime"
+        )
     if device != "cpu" and (packed := architecture_of_type(read_config(folder)["model_type"]).packed(folder)):
         from tritonrank_runtime.packed.opening import open_packed_engine
 

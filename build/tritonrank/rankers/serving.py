@@ -27,6 +27,7 @@ class Serving:
     threads: int | Literal["auto"]
     executor: str
     device: str
+    context_cache_dtype: str = "float32"
 
 
 AnyServing: TypeAlias = "ServeSettings | Serving"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from tritonrank_runtime.engine import Logits
+from tritonrank_runtime.kept_states import EXACT_BITS
 from tritonrank_runtime.length_groups import candidate_lengths, length_groups
 from tritonrank_runtime.padding import PADDING, side_by_side
 from tritonrank_runtime.split import SplitArchitecture
@@ -202,7 +203,9 @@ class SplitRankerArchitecture(RankerArchitecture):
     def score_parameters(self, settings: AnyServing) -> dict[str, int]:
         """Nothing but a parameter bounds the candidates of a request, which is one entry of the batch."""
         cache_bytes = settings.context_cache_mb * 1_000_000
-        return {"context_cache_bytes": cache_bytes, "max_candidates": settings.max_candidates}
+        bits = {"float32": 32, "float16": 16, "int8": 8}[settings.context_cache_dtype]
+        told = {} if bits == EXACT_BITS else {"context_cache_bits": bits}
+        return {"context_cache_bytes": cache_bytes, **told, "max_candidates": settings.max_candidates}
 
     def warmups(self, settings: AnyServing, longest_rows: Mapping[str, int]) -> list[Warmup]:
         # The scorer refuses more candidates or tokens, and would not start; what is cut to the same is run once.

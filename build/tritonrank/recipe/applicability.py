@@ -27,6 +27,8 @@ serve:
   cpu: {queue_share: 0.5}
   tensorrt: {instances: 4}
 """
+SPLIT = ("shared-context", "decoder")
+"""Architectures whose candidates share what is computed once."""
 ALL_TARGETS = tuple(Target)
 GPU_TARGETS = tuple(target for target in Target if target is not Target.CPU)
 
@@ -38,7 +40,7 @@ class Used:
     Attributes:
         because: why it has none elsewhere.
         targets: what the repository is assembled for.
-        architecture: of the ranker; None: of any.
+        architecture: of the ranker, or several; None: of any.
         device: serve.device with target cpu; None: on any.
         or_device: of target cpu where it is used although that is none of ``targets``.
         idle: the value that asks for nothing, and so may stand anywhere.
@@ -46,16 +48,21 @@ class Used:
 
     because: str
     targets: tuple[Target, ...] = ALL_TARGETS
-    architecture: str | None = None
+    architecture: str | tuple[str, ...] | None = None
     device: str | None = None
     or_device: str | None = None
     idle: Any = None
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Those that it is used with; none: with any."""
+        return (self.architecture,) if isinstance(self.architecture, str) else self.architecture or ()
 
     def in_words(self) -> str:
         """Such as ``target cpu; joint rankers``."""
         parts = [] if self.targets == ALL_TARGETS else [f"target {_listed(self.targets)}"]
         parts = [f"{parts[0]}, or serve.device {self.or_device}"] if self.or_device else parts
-        parts += [f"{self.architecture} rankers"] if self.architecture else []
+        parts += [f"{_listed(self.architectures)} rankers"] if self.architectures else []
         parts += [f"serve.device {self.device}"] if self.device else []
         return "; ".join(parts)
 
@@ -64,8 +71,8 @@ class Used:
         on_device = target is Target.CPU and recipe.serve.device == self.or_device
         if target not in self.targets and not on_device:
             return f"target {target}", f"use --target {_listed(self.targets)}"
-        if self.architecture and recipe.model.architecture != self.architecture:
-            return f"a {recipe.model.architecture} ranker", f"set model.architecture to {self.architecture}"
+        if self.architectures and recipe.model.architecture not in self.architectures:
+            return f"a {recipe.model.architecture} ranker", f"set model.architecture to {_listed(self.architectures)}"
         if self.device and recipe.serve.device != self.device:
             return f"serve.device {recipe.serve.device}", f"set serve.device to {self.device}"
         return None

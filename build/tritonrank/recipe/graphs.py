@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from tritonrank.recipe.applicability import Used
+from tritonrank.recipe.applicability import SPLIT, Used
 from tritonrank.recipe.base import Settings
 
 
@@ -81,7 +81,7 @@ class TensorRTSettings(Settings):
         "it holds",
     )
     requests: Annotated[
-        int, Used("the rows of a joint ranker's plan are those of candidate_buckets", architecture="shared-context")
+        int, Used("the rows of a joint ranker's plan are those of candidate_buckets", architecture=SPLIT)
     ] = Field(
         4,
         ge=1,

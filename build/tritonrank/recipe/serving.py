@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
 from tritonrank.artifacts.workspace import Target
-from tritonrank.recipe.applicability import Used, for_target
+from tritonrank.recipe.applicability import SPLIT, Used, for_target
 from tritonrank.recipe.base import Settings
 
 OWN_SCORER = (Target.CPU,)
@@ -47,12 +47,26 @@ class ServeSettings(Settings):
     ] = Field(16, ge=1, le=1024, description="rows in one run of a joint ranker; runs go side by side, one core each")
     context_cache_mb: Annotated[
         int,
-        Used("only our own scorer of shared contexts keeps them", OWN_SCORER, architecture="shared-context"),
+        Used("only our own scorer keeps them, of rankers whose candidates share them", OWN_SCORER, SPLIT),
     ] = Field(
         256,
         ge=0,
         description="megabytes of keys and values of returning users' contexts that each scorer keeps, 18 kB per token "
         "with MiniLM-L6; a hit saves half of a 10-candidate request and a fifth of a 100-candidate one; 0 = none",
+    )
+    context_cache_dtype: Annotated[
+        Literal["float32", "float16", "int8"],
+        Used(
+            "only our own scorer keeps keys and values of contexts, and on a GPU as they are computed",
+            OWN_SCORER,
+            SPLIT,
+            device="cpu",
+            idle="float32",
+        ),
+    ] = Field(
+        "float32",
+        description="number format of the kept keys and values: float16 halves their bytes, int8 takes a quarter and "
+        "changes scores; whether kept or just computed, a context gives the same scores",
     )
     instances: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"],

@@ -35,7 +35,7 @@ from tritonrank_runtime.candidate_rows import candidate_scores
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.deadlines import deadline_after, is_expired, seconds_left
 from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
-from tritonrank_runtime.engines import open_executor
+from tritonrank_runtime.engines import ENGINE_PARAMETERS, open_executor
 from tritonrank_runtime.gate_metrics import GateMetrics, artifact_gauges
 from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
@@ -88,7 +88,7 @@ class TritonPythonModel:
         self.tokenizer = RequestTokenizer.from_folder(folder, int(settings["item_cache_entries"]))
         self.reader = RequestReader(self.tokenizer, RequestLimits.of(settings))
         # Each architecture has one of them; the engine's own default is right for the other.
-        options = {name: int(settings[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in settings}
+        options = {name: int(settings[name]) for name in ENGINE_PARAMETERS if name in settings}
         is_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if is_gpu else "cpu"
         self.engine = open_executor(settings.get("executor", "onnxruntime"), folder, device, self.cores, **options)

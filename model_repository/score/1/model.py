@@ -35,7 +35,7 @@ from tritonrank_runtime.backend import (
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.deadlines import deadline_after, is_expired
 from tritonrank_runtime.engine import EngineLostError, RowsError, Watch
-from tritonrank_runtime.engines import open_executor
+from tritonrank_runtime.engines import ENGINE_PARAMETERS, open_executor
 from tritonrank_runtime.inherited import close_inherited_sockets
 from tritonrank_runtime.interpreter import check_interpreter
 from tritonrank_runtime.scorer_counts import StartedCounter, counter_folder
@@ -53,7 +53,7 @@ class TritonPythonModel:
         self.cores = available_cores()
         self.threads = int(settings.get("threads", 0))  # 0: the cores, shared out among busy instances
         # Each architecture has one of them; the engine's own default is right for the other.
-        options = {name: int(settings[name]) for name in ("rows_per_batch", "context_cache_bytes") if name in settings}
+        options = {name: int(settings[name]) for name in ENGINE_PARAMETERS if name in settings}
         folder = Path(__file__).parent
         self.workers = None
         if (folder / "shards.json").is_file():
