@@ -24,11 +24,14 @@ OF_ONE_ARCHITECTURE = {
     "build/tritonrank/rankers/shared_context.py",
     "build/tritonrank/rankers/decoder.py",
     "build/tritonrank/rankers/decoder_modeling.py",
+    "build/tritonrank/rankers/decoder_source.py",
     "build/tritonrank/rankers/decoder_weights.py",
     "build/tritonrank/rankers/split.py",  # packs both for training
     "build/tritonrank/rankers/modeling.py",
     "build/tritonrank/graphs/batched.py",  # the graph of ``score_batch``
     "build/tritonrank/gpu_check/network_runs.py",
+    "build/tritonrank/gpu_check/decoder.py",
+    "build/tritonrank/gpu_check/decoder_ways.py",
     # The engines' own formats of weights and rows: each computes both architectures, from their tensors.
     "build/tritonrank/graphs/native_weights.py",
     "build/tritonrank_runtime/native/graphs.py",
@@ -48,11 +51,11 @@ KNOWN = {
     # What a checkpoint is may be asked before anything of it is loaded: messages name the one that it should be.
     "build/tritonrank/rankers/checkpoint_check.py": 6,
     # A schema, a default, and that of a ready checkpoint; the test below compares them with the list.
-    "build/tritonrank/recipe/training.py": 5,
+    "build/tritonrank/recipe/training.py": 6,
     # A setting says where it is declared which ranker uses it.
     "build/tritonrank/recipe/applicability.py": 3,
-    "build/tritonrank/recipe/graphs.py": 1,
     "build/tritonrank/recipe/serving.py": 1,
+    "build/tritonrank/recipe/whole.py": 1,
     # What a padded plan computes follows from the tensors that it is padded to.
     "build/tritonrank/tensorrt/padding_cost.py": 5,
     # The tensor of a Hugging Face tokenizer for plain texts, no ranker's.
