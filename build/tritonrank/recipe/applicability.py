@@ -78,7 +78,7 @@ class Used:
         return None
 
 
-def _listed(targets: Sequence[Target]) -> str:
+def _listed(targets: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(targets[:-1]), targets[-1]]))
 
 
