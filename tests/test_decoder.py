@@ -11,10 +11,12 @@ import pytest
 import torch
 from tiny_decoders import VOCABULARY, causal_model, decoder_configs, scalar_model
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
+from tritonrank.errors import ArtifactError
 from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.decoder_modeling import DecoderRanker
-from tritonrank.rankers.decoder_weights import decoder_from, yes_no_head
+from tritonrank.rankers.decoder_weights import decoder_config, decoder_from, yes_no_head
 from tritonrank_runtime.decoder import DECODER
 from tritonrank_runtime.padding import PADDING
 
@@ -118,3 +120,52 @@ def test_yes_alone_scores_by_its_own_logit(family: str) -> None:
     ranker = decoder_from(model, family, yes_no_head(model, YES))
     expected = one_by_one(model, *REQUESTS[0], no=None)
     np.testing.assert_allclose(split(ranker, *REQUESTS[0]), expected, atol=TOLERANCE)
+
+
+def test_a_fresh_head_has_one_row_and_no_cap() -> None:
+    ranker = decoder_from(causal_model("gemma2"), "gemma2")
+    assert (ranker.config.head_rows, ranker.config.logit_softcap) == (1, None)
+    assert ranker.head.weight.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling of the type yarn"),
+        ("llama", {"partial_rotary_factor": 0.5}, "rotary positions of a part of each head"),
+        ("gemma3", {"use_bidirectional_attention": True}, "its tokens see what follows them"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention that is scaled by the layer"),
+        ("llama", {"model_type": "mamba"}, "mamba is no family of language models that is known here; those are gemma"),
+    ],
+)
+def test_what_the_network_does_not_know_is_refused(family: str, settings: dict[str, object], message: str) -> None:
+    config = decoder_configs()[family]
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with pytest.raises(ArtifactError, match=f"^some/model: .*{message}"):
+        decoder_config(config, "some/model")
+
+
+def test_weights_that_are_left_over_are_refused() -> None:
+    model = causal_model("llama")
+    model.model.layers[1].self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(32))
+    with pytest.raises(ArtifactError, match=r"left over \['layers\.1\.query\.bias'\]"):
+        decoder_from(model, "some/model")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_the_flop_of_a_request_are_those_of_its_products(family: str) -> None:
+    """Counted by running it: PyTorch's own counter over the split way, whose masks leave no product out."""
+    model = decoder_from(causal_model(family), family)
+    prefix, branches = random_rows(1, 30, [6, 6, 6])
+    tensors = {"prefix_ids": np.array(prefix, np.int32), "branch_ids": np.array(branches, np.int32)}
+    with FlopCounterMode(display=False) as counter:
+        split(model, prefix, branches)
+    told = DECODERS.flop(model.config, tensors)
+    # What masks hide is computed all the same: half of the prefix's attention to itself, half of each branch's.
+    width = model.config.num_attention_heads * model.config.head_size
+    inner = model.config.num_hidden_layers - 1
+    hidden_by_masks = 4 * width * inner * (30 * 29 / 2 + 3 * 6 * 5 / 2)
+    head = 2 * model.config.hidden_size * model.config.head_rows * 3
+    # The last layer makes no output for the prefix, and one for each branch.
+    assert counter.get_total_flops() == pytest.approx(told + hidden_by_masks + head, rel=1e-6)

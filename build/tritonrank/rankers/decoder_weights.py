@@ -72,10 +72,11 @@ def decoder_from(
         if scalar.out_features != 1:
             raise ArtifactError(f"{name}: its head gives {scalar.out_features} numbers; a ranker's gives one")
         head_weight = scalar.weight
+    is_word = scalar is None and head_weight is not None
+    if not is_word:  # what a scalar head gives is no logit of a word
+        config.logit_softcap = None
     if head_weight is None:
         head_weight = torch.empty(1, config.hidden_size).normal_(std=config.initializer_range)
-    if scalar is not None:  # what it reads is a state, no logit of a word
-        config.logit_softcap = None
     config.head_rows = len(head_weight)
     weights = renamed_weights(_bare(model).state_dict(), model.config.model_type)
     weights["head.weight"] = head_weight.detach()
