@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from tritonrank.report.plots.axes import Band, Series, bars, line_plot, stacked_bars
 from tritonrank.report.plots.rows import IntervalRow, interval_plot
+from tritonrank.report.plots.scatter import Dot, scatter
 from tritonrank.report.plots.svg import figure, ticks
 
 
@@ -66,3 +67,22 @@ def test_ticks_cover_the_range() -> None:
     assert ticks(-0.4, 2.9, 4) == [-1, 0, 1, 2, 3]
     assert ticks(0, 0.05, 4) == [0, 0.02, 0.04, 0.06]
     assert ticks(2, 2, 4)[0] <= 2 <= ticks(2, 2, 4)[-1]
+
+
+def test_dots_lie_by_value_by_logarithm_or_by_name_and_their_words_are_text() -> None:
+    def places(svg: str) -> list[tuple[float, float]]:
+        circles = ElementTree.fromstring(svg).iter("circle")
+        return [(float(one.attrib["cx"]), float(one.attrib["cy"])) for one in circles]
+
+    values = [(1e-5, 0.30), (1e-4, 0.32), (1e-3, 0.31)]
+    dots = [Dot(x, y, f"<b>{x}</b>") for x, y in values]
+    svg = scatter(dots, x_label="rate", y_label="NDCG", is_log=True, steps=[(-5, 0.3), (-4, 0.32)])
+    (first, _), (second, top), (third, _) = places(svg)
+    assert second - first == pytest.approx(third - second, abs=0.1)
+    assert top == min(y for _, y in places(svg))
+    assert "<b>" not in svg
+    assert svg.count("<polyline") == 1
+    named = places(scatter([Dot("a", 1.0, ""), Dot("c", 2.0, "")], x_label="loss", y_label="n", names=["a", "b", "c"]))
+    assert named[1][0] - named[0][0] > 100
+    assert scatter([], x_label="x", y_label="y") == ""
+    assert len(places(scatter([Dot(3.0, 0.5, "one")], x_label="x", y_label="y"))) == 1

@@ -177,6 +177,7 @@ class Search:
                 self._run(trial, space.point_of(trial.params))
             except KeyboardInterrupt:
                 self._give_back(trial)
+                _say(f"  trial {trial.number}: interrupted; the same command goes on with it")
                 raise
         return None
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from tritonrank.errors import StorageError
-from tritonrank.system.database_url import HIDDEN, VARIABLE, without_password
+from tritonrank.system.database_url import HIDDEN, SECRET_WORDS, VARIABLE, without_password
 
 JOURNALS = (".journal", ".log", ".jsonl")
 SQLITE_WAIT_SECONDS = 60
@@ -139,7 +139,9 @@ def _with_variables(address: str) -> str:
 
 def _masked(text: str, address: str) -> str:
     """A library's message without the password, should it quote it."""
-    found = {urlsplit(address).password or ""}
+    parts = urlsplit(address)
+    written = [parts.password or "", *(value for key, value in parse_qsl(parts.query) if key in SECRET_WORDS)]
+    found = {one for secret in written for one in (secret, unquote(secret))}
     found |= {os.environ.get(name, "") for name in VARIABLE.findall(address)}
     for secret in found - {""}:
         text = re.sub(re.escape(secret), HIDDEN, text)
