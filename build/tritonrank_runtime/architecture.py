@@ -125,6 +125,8 @@ class Architecture(ABC):
     """The graphs that are served on a CPU, in the order in which they run."""
     batch_is_request: bool
     """Whether an entry of the scorer's batch is a request; else it is one of its rows."""
+    pair_inputs: tuple[str, ...] = ("input_ids",)
+    """The tensors that hold, one after the other, all tokens of a request with one candidate."""
     block_candidates = 0
     """Candidates of a request that are scored by themselves, so that it may be cut where they end
     (``candidate_rows.py``); 0: its scores may depend on the cut in their last bits."""

@@ -25,7 +25,7 @@ from tritonrank.artifacts import Draft, read_manifest, sha256_file
 from tritonrank.artifacts.locks import only_writer
 from tritonrank.artifacts.stage import Stage, bring_up_to_date
 from tritonrank.errors import GateError, RecipeError, TritonRankError
-from tritonrank.recipe import QuantizeSettings, Recipe
+from tritonrank.recipe import ModelSettings, QuantizeSettings, Recipe
 
 ITEM_TEMPLATE = "{text}"
 MAX_TOKENS = 1_024
@@ -170,6 +170,10 @@ def _export_settings(name: str, options: UpOptions) -> dict[str, Any]:
 
 
 def _export(name: str, options: UpOptions, draft: Draft) -> None:
+    from tritonrank.rankers.checkpoint_decoder import is_decoder
+
+    if is_decoder(name, options.revision):
+        return _export_decoder(name, options, draft)
     from tritonrank.rankers.checkpoint_check import check_checkpoint
     from tritonrank.rankers.checkpoint_weights import Purpose
 
@@ -200,6 +204,29 @@ def _export(name: str, options: UpOptions, draft: Draft) -> None:
     console.print(
         f"  {loaded.config.model_type}, {parameter_bytes(loaded) / 4e6:.0f} M parameters, rows of up to {tokens} "
         f"tokens; the score is {loaded.score}; largest difference to PyTorch {difference:.1e}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _export_decoder(name: str, options: UpOptions, draft: Draft) -> None:
+    from tritonrank.pipeline.up_decoder import export_decoder
+
+    told = export_decoder(
+        ModelSettings(architecture="decoder", checkpoint=name, revision=options.revision),
+        ITEM_TEMPLATE,
+        lambda limit: _row_tokens(name, limit, options.max_tokens),
+        lambda left: min(MOST_QUERY_TOKENS, left // QUERY_SHARE),
+        _short(_requests(options))[:COMPARED_REQUESTS],
+        draft,
+        _timed,
+    )
+    draft.metrics |= {"difference": told.difference, "score": told.score, "row_tokens": told.row_tokens}
+    draft.metrics |= {"query_tokens": told.query_tokens, "weight_bytes": told.parameters * 4}
+    draft.metrics |= {"model_type": told.model_type}
+    console.print(
+        f"  {told.model_type}, {told.parameters / 1e6:.0f} M parameters, rows of up to {told.row_tokens} tokens with "
+        f"the prompt; the score is {told.score}; largest difference to PyTorch {told.difference:.1e}",
         highlight=False,
         soft_wrap=True,
     )

@@ -17,6 +17,9 @@ from tritonrank.errors import ArtifactError
 from tritonrank.rankers.golden_rows import Pair, rows_of
 from tritonrank.rankers.pretrained import quietly
 
+GLUED = 8
+"""Tokens of a budget that may belong to what is tokenized with a text, at the most."""
+
 
 def prove_exact(
     name: str, folder: Path, fast: PreTrainedTokenizerFast, tokenizer: RequestTokenizer, pairs: Sequence[Pair]
@@ -48,3 +51,46 @@ def prove_exact(
                 f"model's; take a checkpoint that has a {TOKENIZER_FILE} of its own"
             )
     return rows
+
+
+def prove_prompt(
+    name: str, fast: PreTrainedTokenizerFast, tokenizer: RequestTokenizer, pairs: Sequence[Pair]
+) -> tuple[list[Pair], list[list[int]]]:
+    """The golden rows of a prompt, once they are those of transformers on the whole of it; and the pairs they are of.
+
+    Args:
+        name: of the checkpoint; what errors call it.
+        fast: its tokenizer as transformers loads it.
+        tokenizer: what the server will have, with a frame.
+        pairs: of texts; those that a budget cuts are left out.
+
+    Raises:
+        ArtifactError: the rows differ.
+    """
+    frame, rules = tokenizer.rules.frame, tokenizer.rules
+    assert frame is not None, "a prompt is a frame"
+    budgets = rules.query_tokens - GLUED, rules.candidate_tokens - GLUED
+    kept = [
+        pair
+        for pair in pairs
+        if all(len(_whole(fast, text)) <= budget for text, budget in zip(pair, budgets, strict=True))
+    ]
+    rows = rows_of(tokenizer, kept)
+    for (query, document), row in zip(kept, rows, strict=True):
+        if frame.joined:
+            expected = _whole(fast, f"{frame.before}{query}{frame.document_heading}{document}{frame.after}")
+        else:  # the published code tokenizes each part by itself
+            parts = (f"{frame.before}{query}", f"{frame.document_heading}{document}", frame.after)
+            expected = [token for part in parts for token in _whole(fast, part)]
+        if row != expected:
+            place = next((n for n, (a, b) in enumerate(zip(row, expected, strict=False)) if a != b), len(row))
+            raise ArtifactError(
+                f"{name}: its prompt cannot be cut where texts go in: with {query!r} and {document!r} token {place} is "
+                f"{row[place : place + 3]} instead of {expected[place : place + 3]}. Write model.template with a blank "
+                "before each text, and with a special token or a newline behind it"
+            )
+    return kept, rows
+
+
+def _whole(fast: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return list(fast(text, add_special_tokens=False)["input_ids"])

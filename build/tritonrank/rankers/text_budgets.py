@@ -139,7 +139,7 @@ def open_tokenizer(recipe: Recipe, rules: TextRules) -> RequestTokenizer:
         ArtifactError: the model has none that can be used.
         RecipeError: the template holds a token that frames texts.
     """
-    return _open_tokenizer(recipe.model, rules)
+    return tokenizer_of(recipe.model, rules)
 
 
 def tokenizer_identity(recipe: Recipe) -> str:
@@ -217,7 +217,8 @@ def prompt_settings(model: ModelSettings) -> dict[str, Any]:
     return {"prompt": named} if any(value is not None for value in named.values()) else {}
 
 
-def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
+def tokenizer_of(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
+    """As ``open_tokenizer``, of a model section alone."""
     rules = rules if rules.frame else with_frame(rules, model)
     if model.source == PACKAGED_MINILM:
         plain = Tokenizer.from_file(str(folder_of(PACKAGED_MINILM) / TOKENIZER_FILE))
@@ -234,7 +235,7 @@ def _open_tokenizer(model: ModelSettings, rules: TextRules) -> RequestTokenizer:
 
 
 def _special_tokens(model: ModelSettings) -> int:
-    layout = _open_tokenizer(model, measuring_rules("{text}")).layout
+    layout = tokenizer_of(model, measuring_rules("{text}")).layout
     return layout.special_tokens + layout.longest_context(0, 0)
 
 

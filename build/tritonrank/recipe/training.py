@@ -14,7 +14,9 @@ _IN_PROMPTS = Used("other rankers read their texts without a prompt", architectu
 
 def _no_truth(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("write it in quotes: a bare yes or no is true or false in YAML")  # noqa: TRY004 - pydantic reports no other
+        raise ValueError(  # noqa: TRY004 - what pydantic makes a fault of
+            "write it in quotes: a bare yes or no is true or false in YAML"
+        )
     return value
 
 
