@@ -79,7 +79,7 @@ def export_decoder(
     with timed("loading the weights", draft):
         from tritonrank.rankers.decoder_source import decoder_of, score_in_words
 
-        ranker = decoder_of(model, rules.frame)
+        ranker: Any = decoder_of(model, rules.frame)
         parameters = ranker.num_parameters()
     from tritonrank.graphs.export import compare_with_torch, export_graphs
 
