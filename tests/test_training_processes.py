@@ -109,8 +109,7 @@ def test_shards_take_the_steps_of_copies(kind: str, runs: Runs) -> None:
     for rank in (0, 1):
         found, expected = (runs.losses(f"{way}{kind}", rank) for way in ("fsdp", "ddp"))
         assert [step for step, _ in found] == [step for step, _ in expected]
-        np.testing.assert_allclose([loss for _, loss in found], [loss for _, loss in expected], atol=2e-3)
-        np.testing.assert_allclose(found[0][1], expected[0][1], atol=1e-6)
+        np.testing.assert_allclose([loss for _, loss in found], [loss for _, loss in expected], atol=1e-5)
     assert runs.losses(f"fsdp{kind}", 0) != runs.losses(f"fsdp{kind}", 1)  # each learns from examples of its own
 
 
@@ -124,15 +123,14 @@ def test_the_checkpoint_is_whole(kind: str, runs: Runs) -> None:
         json.loads((runs.teacher(f"{way}{kind}") / "config.json").read_text()) for way in ("fsdp", "ddp")
     )
     assert config == reference
+    judged = [read_manifest(runs.teacher(f"{way}{kind}")).metrics["validation_ndcg@10"] for way in ("fsdp", "ddp")]
+    np.testing.assert_allclose(*judged, atol=0.02)  # near ties
+    for name, weight in expected.items():
+        np.testing.assert_allclose(found[name], weight, atol=1e-3, err_msg=name)
     request = Request("warm light", ["oak desk lamp"], ["Ceramic teapot", "blue shoe", "wool"])
     scores = [open_scorer(runs.teacher(f"{way}{kind}")).score(request) for way in ("fsdp", "ddp")]
-    assert scores[0].std() > 1e-3
-    same_weights = (
-        read_manifest(runs.teacher(f"fsdp{kind}")).metrics["validation_ndcg@10"]
-        == read_manifest(runs.teacher(f"ddp{kind}")).metrics["validation_ndcg@10"]
-    )
-    if same_weights:  # or else another evaluation may have been the best
-        np.testing.assert_allclose(*scores, atol=0.05)
+    assert scores[1].std() > 1e-4
+    np.testing.assert_allclose(*scores, atol=1e-5)
     if kind == "-lora":
         assert (runs.teacher("fsdp-lora") / "adapter" / "adapter_model.safetensors").is_file()
 

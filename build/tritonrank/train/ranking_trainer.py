@@ -110,7 +110,9 @@ class RankingTrainer(Trainer):
 
     def _ndcg_of_weights(self) -> float:
         if self._is_sharded:
-            return self._judge.ndcg_of_shards(self.model_wrapped, ranker_in(self.model))
+            judged = self._judge.ndcg_of_shards(self.model_wrapped, ranker_in(self.model))
+            self.model.reshard()  # what is outside the layers stays whole after a pass that no backward pass follows
+            return judged
         return self._judge.ndcg(ranker_in(self.accelerator.unwrap_model(self.model)))
 
     # ---- checkpoints; the Trainer's own ones know neither averages nor our shards
@@ -146,11 +148,15 @@ class RankingTrainer(Trainer):
             self.averages.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self._is_sharded or checkpoint is None:
+        if checkpoint is None or self.args.world_size == 1:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
+        # The Trainer's own would load onto the device "cpu:0" of a process over gloo, which torch refuses.
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=WHOLE)
+        if self._is_sharded:
+            set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=WHOLE)
+        else:
+            self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_best_model(self) -> None:

@@ -14,6 +14,10 @@ from tritonrank.judge.metrics import ndcg
 from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.scorers import Request, Scores, tensors_of, torch_scorer
 
+TIE_DIGITS = 5
+"""Decimals of a logit: in one packed sequence equal texts get logits that differ by rounding, and are ties all the
+same."""
+
 
 class Judge:
     """Judges a ranker in training; of several processes each judges its share.
@@ -71,7 +75,7 @@ class Judge:
             batch = architecture.batch(model, [tensors_of(request, self._tokenizer)])
             outputs = network(**{name: tensor.to(device) for name, tensor in batch.items()})
             logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
-            scores: Scores = logits.float().flatten().cpu().numpy()
+            scores: Scores = logits.float().flatten().cpu().numpy().round(TIE_DIGITS)
             return scores
 
         return score
