@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank_runtime.engine import Engine
 from tritonrank_runtime.engines import model_files, open_engine
+from tritonrank_runtime.kept_states import EXACT_BITS
 
 from tritonrank.graphs.graph_view import constant_tensors, element_types
 
@@ -64,13 +65,13 @@ def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     return twin
 
 
-def open_rounding_engine(folder: Path) -> Engine:
+def open_rounding_engine(folder: Path, context_cache_bits: int = EXACT_BITS) -> Engine:
     """The engine of a folder's graphs; FP16 ones run as their rounding twins, so that FP16 is what is judged."""
     if not any(_has_half(onnx.load(path)) for path in model_files(folder)):
-        return open_engine(folder)
+        return open_engine(folder, context_cache_bits=context_cache_bits)
     with tempfile.TemporaryDirectory() as scratch:
         write_rounding_twins(folder, Path(scratch))
-        return open_engine(Path(scratch))
+        return open_engine(Path(scratch), context_cache_bits=context_cache_bits)
 
 
 def write_rounding_twins(folder: Path, target: Path) -> None:

@@ -30,4 +30,13 @@ class Serving:
     context_cache_dtype: str = "float32"
 
 
+BITS = {"float32": 32, "float16": 16, "int8": 8}
+"""Of the number formats in which keys and values of contexts are kept."""
+
+
 AnyServing: TypeAlias = "ServeSettings | Serving"
+
+
+def kept_bits(settings: AnyServing) -> int:
+    """Bits that a number of kept keys and values takes."""
+    return BITS[settings.context_cache_dtype]

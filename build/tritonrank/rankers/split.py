@@ -26,7 +26,7 @@ from tritonrank.rankers.architecture import (
     RequestTensors,
     Warmup,
 )
-from tritonrank.rankers.serving import AnyServing
+from tritonrank.rankers.serving import AnyServing, kept_bits
 
 if TYPE_CHECKING:
     import torch
@@ -203,7 +203,7 @@ class SplitRankerArchitecture(RankerArchitecture):
     def score_parameters(self, settings: AnyServing) -> dict[str, int]:
         """Nothing but a parameter bounds the candidates of a request, which is one entry of the batch."""
         cache_bytes = settings.context_cache_mb * 1_000_000
-        bits = {"float32": 32, "float16": 16, "int8": 8}[settings.context_cache_dtype]
+        bits = kept_bits(settings)
         told = {} if bits == EXACT_BITS else {"context_cache_bits": bits}
         return {"context_cache_bytes": cache_bytes, **told, "max_candidates": settings.max_candidates}
 

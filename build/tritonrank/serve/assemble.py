@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tritonrank_runtime.candidate_rows import NO_TEXT_SCORE
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engines import NATIVE, ONNXRUNTIME, TORCH
+from tritonrank_runtime.kept_states import EXACT_BITS
 from tritonrank_runtime.text import TextRules
 
 from tritonrank.artifacts import Draft
@@ -28,6 +29,7 @@ from tritonrank.judge.engine_words import read_choice
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.rankers.scorers import Request
+from tritonrank.rankers.serving import kept_bits
 from tritonrank.recipe import Recipe
 from tritonrank.serve.models import write_golden_cases, write_models
 from tritonrank.serve.recommend_model import write_recommend
@@ -64,7 +66,8 @@ def assemble(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     identity = {"artifact": model.artifact[:16], "recipe": recipe.name, "stage": model.stage}
     share = 0.0 if recipe.serve.device == "cpu" else HALF_SHARE
     scorers = [model_folder] if native is None else [native, model_folder]
-    cases = write_identity_and_golden_cases(identity, workspace.dataset, scorers, draft.folder, share)
+    bits = kept_bits(recipe.serve)
+    cases = write_identity_and_golden_cases(identity, workspace.dataset, scorers, draft.folder, share, bits)
     rankings = write_reference(recipe, workspace, identity["artifact"], scorers[0], draft.folder)
     draft.metrics |= {"artifact": identity["artifact"], "golden_cases": cases, "reference_rankings": rankings}
     draft.metrics |= {"executor": ONNXRUNTIME if native is None else NATIVE} if recipe.serve.executor != TORCH else {}
@@ -82,6 +85,7 @@ def write_identity_and_golden_cases(
     model_folders: Sequence[Path],
     repository: Path,
     share_of_spread: float = 0.0,
+    context_cache_bits: int = EXACT_BITS,
 ) -> int:
     """What ``select`` answers with, and requests with the scores that the model's graphs give in process; how many.
 
@@ -93,9 +97,10 @@ def write_identity_and_golden_cases(
         repository: where both go.
         share_of_spread: how far a server's scores may be from these, in standard deviations of all of them; 0 where the
             same code computes both.
+        context_cache_bits: in which the server keeps keys and values of contexts.
     """
     dataset = Dataset.read(dataset_folder)
-    cases, *others = (golden_cases(dataset, folder) for folder in model_folders)
+    cases, *others = (golden_cases(dataset, folder, context_cache_bits) for folder in model_folders)
     scores = _golden_scores(cases)
     further = [float(np.abs(_golden_scores(other) - scores).max()) for other in others]
     spread = float(np.std(scores[scores != NO_TEXT_SCORE]))
@@ -108,10 +113,10 @@ def _golden_scores(cases: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     return np.array([score for case in cases for score in case["scores"]])
 
 
-def golden_cases(dataset: Dataset, model_folder: Path) -> list[dict[str, Any]]:
+def golden_cases(dataset: Dataset, model_folder: Path, context_cache_bits: int = EXACT_BITS) -> list[dict[str, Any]]:
     """Requests with the scores of this artifact in process: real ones, one that knows nothing of the user, and one of
     awkward texts, which a server and the judge could take for different things."""
-    scorer, rules = open_scorer(model_folder), TextRules.load(model_folder)
+    scorer, rules = open_scorer(model_folder, context_cache_bits), TextRules.load(model_folder)
     examples = [_shortened(example) for example in dataset.validation[:3]]
     requests = requests_of(dataset, examples, rules)
     requests += [Request("", [], requests[0].items), _awkward(requests[0], rules)]

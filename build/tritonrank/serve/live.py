@@ -32,6 +32,7 @@ from tritonrank.judge.evaluate import Judgement, judge_artifact, judge_test_exam
 from tritonrank.judge.live_record import LIVE, LIVE_FILE, LiveRung, read_live
 from tritonrank.judge.metrics import ranking
 from tritonrank.rankers.server_scorer import ServerScorer
+from tritonrank.rankers.serving import kept_bits
 from tritonrank.recipe import Recipe
 from tritonrank.report.ladder import Artifact, read_build
 from tritonrank.serve.assemble import write_identity_and_golden_cases
@@ -107,7 +108,7 @@ def judge_served(recipe: Recipe, workspace: Workspace, name: str, artifact: Arti
         write_models(recipe.serve, graphs, repository, available_cores())
         made = artifact.manifest
         identity = {"artifact": made.artifact[:16], "recipe": recipe.name, "stage": made.stage}
-        write_identity_and_golden_cases(identity, workspace.dataset, [graphs], repository)
+        write_identity_and_golden_cases(identity, workspace.dataset, [graphs], repository, 0.0, kept_bits(recipe.serve))
         with LocalTriton(repository) as server:
             check_golden_cases(repository, server.grpc_url)
             with RankClient(server.grpc_url, timeout=PATIENCE_SECONDS) as client:
