@@ -1,7 +1,7 @@
 """``tritonrank search``: from what was asked for to the winner and the page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,12 @@ def run_search(asked: Request, recipe: Recipe, workspace: Workspace) -> Outcome:
         space = read_space(asked.recipe, over, asked.overrides)
         plan = plan_of(asked.sampler, space, recipe)  # a grid without an end shows before anything is made
         sampler = sampler_named(asked.sampler, space, recipe.seed, plan)
-        bench = Bench(asked.recipe, asked.overrides, recipe, space, workspace, Path())
+        bench = Bench(asked.recipe, asked.overrides, recipe, space, workspace, home)  # the study names its folder below
         bench.prepare_shared()
         about = _about(bench, asked)
         name = asked.study or name_of_study(recipe.name, about | {"space": space.written})
         folder = home / name
-        bench = Bench(asked.recipe, asked.overrides, recipe, space, workspace, folder / TRIALS)
+        bench = replace(bench, folder=folder / TRIALS)
         study = open_study(storage, name, about, space, sampler, pruner_named(asked.pruner))
         if begun := len(study.get_trials(deepcopy=False)):
             study.sampler = sampler_named(asked.sampler, space, seed_of_worker(recipe.seed, begun), plan)

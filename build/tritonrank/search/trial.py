@@ -108,11 +108,9 @@ class Bench:
     def verbs(self, recipe: Recipe) -> list[str]:
         """The stages that a trial runs itself."""
         there = [stage.verb for stage in stages(recipe, self.shared) if stage.verb in CHAIN]
-        searched = {setting.key.partition(".")[0] for setting in self.space.settings}
-        first = min(CHAIN.index(section) for section in searched)
         # A pruned ranker that is not distilled yet says little about what it will be.
-        last = max(CHAIN.index("distill" if section == "prune" else section) for section in searched)
-        return [verb for verb in there if first <= CHAIN.index(verb) <= last]
+        last = max(CHAIN.index("distill" if section == "prune" else section) for section in self._searched())
+        return [verb for verb in there if self._first() <= CHAIN.index(verb) <= last]
 
     def prepare_shared(self) -> None:
         """Make what all trials share, once; a process that comes second waits for the first.
@@ -121,23 +119,19 @@ class Bench:
             RecipeError: nothing that is searched is part of the recipe.
             TritonRankError: as its stages.
         """
-        trained = any(setting.key.startswith("finetune.") for setting in self.space.settings)
-        if trained and self.recipe.model.checkpoint:
+        if "finetune" in self._searched() and self.recipe.model.checkpoint:
             raise RecipeError(
                 f"{self.recipe.name} takes the checkpoint {self.recipe.model.checkpoint} as it is, so that finetune.* "
                 "changes nothing. Name it as model.base to train it further, or search prune, distill or quantize"
             )
-        first = min(CHAIN.index(setting.key.partition(".")[0]) for setting in self.space.settings)
-        there = [stage.verb for stage in stages(self.recipe, self.shared) if stage.verb in CHAIN[:first]]
-        run_stages(self.recipe, self.shared, until=there[-1])
-        if there[-1] == "prepare":  # later stages have looked at the models already
+        last = self._shared_stages()[-1].verb
+        run_stages(self.recipe, self.shared, until=last)
+        if last == "prepare":  # later stages have looked at the models already
             finetune.check_models(self.recipe, self.shared)
 
     def shared_identity(self) -> str:
         """Of the artifacts that trials start from: other ones make trials that cannot be compared."""
-        first = min(CHAIN.index(setting.key.partition(".")[0]) for setting in self.space.settings)
-        there = [stage for stage in stages(self.recipe, self.shared) if stage.verb in CHAIN[:first]]
-        hashes = [read_manifest(stage.folder).artifact for stage in there]
+        hashes = [read_manifest(stage.folder).artifact for stage in self._shared_stages()]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def run(self, point: Point, watch: Watch) -> NDArray[np.float64]:
@@ -198,6 +192,17 @@ class Bench:
     def folders(self) -> set[str]:
         """The names of the trials' folders that are here."""
         return {path.name for path in self.folder.iterdir() if path.is_dir()} if self.folder.is_dir() else set()
+
+    def _searched(self) -> set[str]:
+        """The sections that have a setting in the space."""
+        return {setting.key.partition(".")[0] for setting in self.space.settings}
+
+    def _first(self) -> int:
+        """Where in the chain a trial begins."""
+        return min(CHAIN.index(section) for section in self._searched())
+
+    def _shared_stages(self) -> list[Stage]:
+        return [stage for stage in stages(self.recipe, self.shared) if stage.verb in CHAIN[: self._first()]]
 
     def _own_stages(self, recipe: Recipe, workspace: TrialWorkspace) -> list[Stage]:
         own = [stage for stage in stages(recipe, workspace) if stage.verb in workspace.own]
