@@ -10,16 +10,21 @@ from pathlib import Path
 import onnx
 import pytest
 from tensorrt_ladder import PRECISIONS, TensorRTLadder, ladder_of
+from test_decoder import NO, YES
 from test_families import recipe_for, spread_logits
+from tiny_decoders import causal_model
 from tiny_models import FAMILIES, save_ranker
 from tritonrank.artifacts import verify_artifact
 from tritonrank.artifacts.stage import bring_up_to_date
 from tritonrank.artifacts.workspace import Target, Workspace
 from tritonrank.errors import ArtifactError
+from tritonrank.graphs.batched import export_batched_graph
+from tritonrank.graphs.export import export_graphs
 from tritonrank.graphs.parallel.shard import write_shards
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline import compile_ranks
 from tritonrank.pipeline.gpu_targets import assemble_target
+from tritonrank.rankers.decoder_weights import decoder_from, yes_no_head
 from tritonrank.rankers.modeling import SharedContextRanker
 from tritonrank.recipe import Recipe
 from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
@@ -27,6 +32,7 @@ from tritonrank.tensorrt.compile_ranks import one_profile
 from tritonrank.tensorrt.plans import check_plans
 from tritonrank.tensorrt.profiles import Profile, Range, profiles_of
 from tritonrank.train.finetune import untrained_ranker
+from tritonrank_runtime.decoder import BRANCHES_FILE, PREFIX_FILE
 from tritonrank_runtime.engine import MODEL_FILE
 from tritonrank_runtime.joint import JOINT
 from tritonrank_runtime.shard_runner import shard_file
@@ -95,15 +101,7 @@ def test_the_two_graphs_of_the_cpu_compile_too(builder: Builder, tmp_path: Path)
     write_shards(ladder.onnx, tmp_path / "shards", RANKS)
     for name in (CONTEXT_FILE, CANDIDATES_FILE):
         graph = tmp_path / "shards" / shard_file(0, name)
-        profile = {}
-        for tensor in onnx.load(graph, load_external_data=False).graph.input:
-            sizes = [dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
-            profile[tensor.name] = Range(
-                tuple(size or 1 for size in sizes),
-                tuple(size or 8 for size in sizes),
-                tuple(size or 16 for size in sizes),
-            )
-        assert len(build_plan(graph, [profile], recipe.tensorrt, builder, tmp_path)) > 10_000
+        assert len(build_plan(graph, [any_profile(graph)], recipe.tensorrt, builder, tmp_path)) > 10_000
 
 
 def test_a_recipe_compiles_to_plans_that_the_target_takes(
@@ -126,3 +124,32 @@ def test_a_recipe_compiles_to_plans_that_the_target_takes(
     repository = assemble_target(recipe, workspace, Target.TENSORRT_TP)
     with pytest.raises(ArtifactError, match="TensorRT-RTX engine, which Triton's tensorrt backend does not load"):
         check_plans(repository)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_the_shards_of_decoders_compile(family: str, builder: Builder, tmp_path: Path) -> None:
+    """The padded graph that TensorRT serves, and the two of the CPU: grouped queries, rotation, norms, gate."""
+    decoder = decoder_from(causal_model(family), family, yes_no_head(causal_model(family), YES, NO))
+    folders = {name: tmp_path / name for name in ("checkpoint", "split", "batched", "split-ranks", "batched-ranks")}
+    for folder in folders.values():
+        folder.mkdir()
+    decoder.save_pretrained(folders["checkpoint"])
+    export_graphs(folders["checkpoint"], folders["split"])
+    export_batched_graph(decoder, folders["batched"])
+    recipe = Recipe(name="decoder", data={"source": "sample"})
+    for kind, names in (("split", (PREFIX_FILE, BRANCHES_FILE)), ("batched", (MODEL_FILE,))):
+        shards = folders[f"{kind}-ranks"]
+        write_shards(folders[kind], shards, RANKS)
+        for name in names:
+            graph = shards / shard_file(1, name)
+            plan = build_plan(graph, [any_profile(graph)], recipe.tensorrt, builder, tmp_path)
+            assert len(plan) > 10_000
+
+
+def any_profile(graph: Path) -> Profile:
+    profile = {}
+    for tensor in onnx.load(graph, load_external_data=False).graph.input:
+        sizes = [dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
+        least, usual, most = (tuple(size or free for size in sizes) for free in (1, 8, 16))
+        profile[tensor.name] = Range(least, usual, most)
+    return profile

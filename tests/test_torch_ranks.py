@@ -6,6 +6,8 @@ On GPUs the same code adds up by NCCL, which is not run here.
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +19,13 @@ from safetensors.torch import load_file
 from test_decoder import NO, REQUESTS, YES, one_by_one, padded
 from tiny_decoders import causal_model
 from transformers import PreTrainedModel
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonrank.errors import ArtifactError, RecipeError
+from tritonrank.gpu_check.parallel_cost import read_sums
 from tritonrank.graphs.parallel.checkpoint_shards import compare_with_checkpoint, describe, write_checkpoint_shards
 from tritonrank.rankers.decoder_weights import decoder_from, yes_no_head
 from tritonrank.recipe import load_recipe
+from tritonrank.serve.triton_config import model_configs
 from tritonrank_runtime.decoder import NAMES
 from tritonrank_runtime.engine import EngineLostError, ExecutorError
 from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
@@ -155,3 +160,32 @@ def test_a_recipe_may_ask_for_them_with_a_decoder_alone() -> None:
     assert load_recipe(tiny, [*asked, "model.architecture=decoder"]).tensor_parallel == 2
     with pytest.raises(RecipeError, match="of PyTorch for a decoder"):
         load_recipe(tiny, asked)
+
+
+def test_ranks_take_their_gpus_themselves() -> None:
+    """One scorer starts them all: an instance on each GPU would start as many groups."""
+    settings = load_recipe(Path(__file__).with_name("tiny.yaml"), ["serve.executor=torch", "serve.device=cuda"]).serve
+    settings = settings.model_copy(update={"instances": "auto"})
+    of_ranks = model_configs(settings, NAMES.inputs, 16, RANKS)["score"].instance_group[0]
+    assert (of_ranks.kind, of_ranks.count) == (pb.ModelInstanceGroup.KIND_CPU, 1)
+    alone = model_configs(settings, NAMES.inputs, 16, in_one=False)["score"].instance_group[0]
+    assert alone.kind == pb.ModelInstanceGroup.KIND_GPU
+
+
+@pytest.mark.slow
+def test_sums_are_measured_between_processes(tmp_path: Path) -> None:
+    """A rehearsal, which says so; with GPUs it is NCCL that is measured."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command = [*program, "tritonrank.gpu_check.sum_speed", "--cpu", "--out", str(tmp_path / "sums.json")]
+    subprocess.run(command, check=True, timeout=120, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"})
+    sums = read_sums(tmp_path / "sums.json")
+    assert sums.origin.startswith("rehearsal: gloo between processes of one CPU, no GPU")
+    assert [size for size, _ in sums.seconds[2]] == [2**power for power in range(12, 21)]
+    assert all(seconds > 0 for _, seconds in sums.seconds[2])
+
+
+def test_sums_need_several_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tritonrank.gpu_check.sum_speed", "--out", str(tmp_path / "sums.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "torchrun --nproc-per-node N" in done.stderr
