@@ -33,8 +33,8 @@ GPUS = (1, 2, 4, 8)
 MODELLED = ("qwen3-0.6b", "qwen3-4b", "qwen3-8b")
 PROCESSORS = 132
 """Of an H100 SXM."""
-TILE_ROWS, TILE_COLUMNS = 128, 256
-"""Of the kernels that reach a large product's speed on that GPU."""
+TILES = ((128, 256), (128, 128), (64, 128))
+"""Rows and columns of a product that one processor computes at a time: libraries choose what fills the GPU best."""
 PRODUCT_FLOPS = 716e12
 """Measured here: a large FP16 product."""
 MEMORY_BYTES_PER_SECOND = 3.0e12
@@ -138,11 +138,14 @@ class Gpu:
     attention_flops: float = PRODUCT_FLOPS * ATTENTION_SHARE
 
     def product(self, rows: int, columns: int, depth: int) -> float:
-        """Seconds of (rows, depth) x (depth, columns): whole waves of tiles, or the bytes that it moves."""
-        waves = ceil(ceil(rows / TILE_ROWS) * ceil(columns / TILE_COLUMNS) / PROCESSORS)
-        tile = 2 * TILE_ROWS * TILE_COLUMNS * depth / (self.product_flops / PROCESSORS)
+        """Seconds of (rows, depth) x (depth, columns): whole waves of the best tiles, or the bytes that it moves."""
+        computed = min(
+            ceil(ceil(rows / tile_rows) * ceil(columns / tile_columns) / PROCESSORS) * tile_rows * tile_columns
+            for tile_rows, tile_columns in TILES
+        )
+        seconds = 2 * computed * depth / (self.product_flops / PROCESSORS)
         moved = HALF_BYTES * (rows * depth + depth * columns + rows * columns) / self.memory
-        return max(waves * tile, moved, self.kernel_seconds)
+        return max(seconds, moved, self.kernel_seconds)
 
     def elementwise(self, numbers: float) -> float:
         """Seconds of a kernel that reads and writes so many numbers once each."""
