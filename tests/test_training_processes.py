@@ -17,8 +17,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from stage_runs import run_verb
+from tiny_decoders import SIZES
 from tiny_models import save_ranker
+from tiny_prompts import smol
 from training_runs import SETTINGS, weights_of
+from transformers import LlamaConfig, LlamaForCausalLM
 from tritonrank.artifacts import read_manifest, verify_artifact
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.open_scorer import open_scorer
@@ -30,6 +33,12 @@ pytestmark = pytest.mark.slow
 RANKS = Path(__file__).with_name("training_ranks.py")
 STEPS, EVALUATIONS, CUT = 12, 3, 7
 REST = ("finetune.token_dropout=0.1", "finetune.averaging=0.9", "finetune.accumulation=2", "finetune.r_drop=0.5")
+DECODER = (
+    "model.architecture=decoder",
+    "model.base={root}/decoder",
+    'model.answers=["1", "0"]',
+    "finetune.adapter=lora",
+)
 JOBS: dict[str, tuple[str, ...]] = {
     "ddp": (),
     "fsdp": ("finetune.sharding=fsdp",),
@@ -37,6 +46,8 @@ JOBS: dict[str, tuple[str, ...]] = {
     "fsdp-lora": ("finetune.adapter=lora", "finetune.learning_rate=0.01", "finetune.sharding=fsdp"),
     "fsdp-joint": ("model.architecture=joint", "finetune.sharding=fsdp", "finetune.gradient_checkpointing=true"),
     "ddp-joint": ("model.architecture=joint",),
+    "fsdp-decoder": (*DECODER, "finetune.sharding=fsdp", "finetune.gradient_checkpointing=true"),
+    "ddp-decoder": DECODER,
     "fsdp-rest": (*REST, "finetune.sharding=fsdp"),
     "ddp-rest": REST,
 }
@@ -63,6 +74,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("processes")
     dropout = {"hidden_dropout_prob": 0.05, "attention_probs_dropout_prob": 0.05}
     base = save_ranker("bert", root / "base", head=False, initializer_range=0.05, **dropout)
+    tokenizer = smol()
+    sizes = SIZES | {"vocab_size": len(tokenizer), "max_position_embeddings": 256, "num_hidden_layers": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(root / "decoder")
+    tokenizer.save_pretrained(root / "decoder")
     recipe_path = root / "small.yaml"
     settings: dict[str, Any] = {"epochs": 6, "learning_rate": 0.003, "evaluations": EVALUATIONS}
     recipe_path.write_text(yaml.safe_dump(SETTINGS | {"model": {"base": str(base)}, "finetune": settings}))
@@ -71,7 +86,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     def job(name: str, folder: str, **further: Any) -> dict[str, Any]:
         if not (root / folder / "dataset").exists():
             shutil.copytree(root / "dataset", root / folder / "dataset")
-        return {"folder": str(root / folder), "settings": list(JOBS[name])} | further
+        return {
+            "folder": str(root / folder),
+            "settings": [one.replace("{root}", str(root)) for one in JOBS[name]],
+        } | further
 
     interrupted = [job(name, f"{name}-cut", last=CUT, ends=ends) for name, ends in INTERRUPTED.items()]
     interrupted.sort(key=lambda one: one["ends"] == "killed")  # it takes the processes with it
@@ -100,7 +118,7 @@ def torchrun(recipe_path: Path, jobs: list[dict[str, Any]], root: Path) -> subpr
     )
 
 
-@pytest.mark.parametrize("kind", ["", "-lora", "-joint", "-rest"])
+@pytest.mark.parametrize("kind", ["", "-lora", "-joint", "-decoder", "-rest"])
 def test_shards_take_the_steps_of_copies(kind: str, runs: Runs) -> None:
     copies, shards = (read_manifest(runs.teacher(f"{way}{kind}")).metrics for way in ("ddp", "fsdp"))
     assert (copies["processes"], shards["processes"]) == (2, 2)
@@ -113,7 +131,7 @@ def test_shards_take_the_steps_of_copies(kind: str, runs: Runs) -> None:
     assert runs.losses(f"fsdp{kind}", 0) != runs.losses(f"fsdp{kind}", 1)  # each learns from examples of its own
 
 
-@pytest.mark.parametrize("kind", ["", "-lora", "-joint"])
+@pytest.mark.parametrize("kind", ["", "-lora", "-joint", "-decoder"])
 def test_the_checkpoint_is_whole(kind: str, runs: Runs) -> None:
     for way in ("ddp", "fsdp"):
         verify_artifact(runs.teacher(f"{way}{kind}"))
