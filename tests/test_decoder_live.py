@@ -1,10 +1,10 @@
 """A language model behind a real Triton and a real gateway: in every dialect a score is what transformers makes of the
 whole published prompt, pair by pair; nothing of it depends on who else is in the list or was asked for before."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,6 +19,9 @@ from tritonrank.recipe import Recipe
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import check_golden_cases
 from tritonrank_client import RankClient
+from typer.testing import CliRunner
+
+from loadtests.__main__ import app
 
 pytestmark = pytest.mark.slow  # a server of its own
 
@@ -37,7 +40,7 @@ class Asked:
 
     http: httpx.Client
     triton: LocalTriton
-    repository: Path
+    workspace: Workspace
     reference: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
 
@@ -80,7 +83,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
         running_gateway(triton.grpc_url, folder / "gateway") as gateway,
         httpx.Client(base_url=gateway.url, timeout=30) as http,
     ):
-        yield Asked(http, triton, workspace.repository, reference, tokenizer)
+        yield Asked(http, triton, workspace, reference, tokenizer)
 
 
 def by_place(places: Sequence[dict[str, float]], name: str) -> list[float]:
@@ -123,4 +126,11 @@ def test_a_score_depends_on_no_other_candidate_and_on_no_earlier_request(asked: 
 
 
 def test_the_repository_ranks_as_it_did_when_it_was_made(asked: Asked) -> None:
-    check_golden_cases(asked.repository, asked.triton.grpc_url)
+    check_golden_cases(asked.workspace.repository, asked.triton.grpc_url)
+
+
+def test_its_pairs_score_as_its_branches_where_both_are_timed(asked: Asked) -> None:
+    options = ["--candidates", "2,10", "--requests", "2", "--least", "0"]
+    done = CliRunner().invoke(app, ["sharing", str(asked.workspace.root), *options])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output.splitlines()[-1])["gain"] > 0
