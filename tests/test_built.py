@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_pipeline import VERBS, changed
+from tiny_rerankers import save_reranker
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.rungs import model_rungs
 from tritonrank.artifacts.workspace import Workspace
@@ -16,7 +17,7 @@ from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import ExampleScorer, judge_artifact
 from tritonrank.judge.gate import paired_difference
 from tritonrank.pipeline.stages import run_stages
-from tritonrank.recipe import Recipe
+from tritonrank.recipe import ModelSettings, Recipe
 from tritonrank.report import baselines as baselines_module
 from tritonrank.report.answer import SUMMARY_FILE
 from tritonrank.report.baselines import UNTRAINED, UNTRAINED_EXAMPLES, baseline_judgements
@@ -122,6 +123,33 @@ def test_baselines_are_judged_anew_for_another_architecture(
     for recipe in (tiny_recipe, joint_recipe, tiny_recipe, joint_recipe):
         baseline_judgements(recipe, Dataset.read(folder.dataset), folder)
     assert made == ["shared-context", "joint"]
+
+
+def test_what_a_language_model_answers_before_training_is_judged_on_all_and_anew_for_another_prompt(
+    workspace: Workspace, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str | None] = []
+
+    def untrained(recipe: Recipe, *_: object) -> dict[str, Callable[[], ExampleScorer]]:
+        def make() -> ExampleScorer:
+            made.append(recipe.model.template)
+            return lambda example: np.arange(len(example.candidates), dtype=np.float32)
+
+        return {UNTRAINED: make}
+
+    monkeypatch.setattr(baselines_module, "all_baselines", untrained)
+    folder, base = Workspace(tmp_path / "tiny"), tmp_path / "base"
+    shutil.copytree(workspace.dataset, folder.dataset)
+    save_reranker(base, "Qwen3-Reranker-tiny")
+    dataset = Dataset.read(folder.dataset)
+    templates = ["Seen: {history}; {document}?", "History: {history}\nNext: {document}?"]
+    for template in [*templates, *templates]:
+        settings = {"architecture": "decoder", "base": str(base), "template": template, "answers": ["yes", "no"]}
+        recipe = tiny_recipe.model_copy(update={"model": ModelSettings(**settings)})
+        judgement = baseline_judgements(recipe, dataset, folder)[UNTRAINED]
+        assert judgement.example_ids == [example.example_id for example in dataset.test]
+    assert made == templates
+    assert len(dataset.test) > UNTRAINED_EXAMPLES
 
 
 def test_one_golden_request_has_items_without_text_and_texts_that_are_json(workspace: Workspace) -> None:

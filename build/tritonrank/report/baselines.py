@@ -28,7 +28,7 @@ from tritonrank.train.finetune import untrained_ranker
 UNTRAINED = "untrained"
 UNTRAINED_EXAMPLES = 50
 """Test examples that the untrained ranker is judged on. It ranks about as chance does, and judging it on all of them
-took as long as judging the trained one."""
+took as long as judging the trained one. A language model that answers before it is trained is judged on all of them."""
 FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
 """What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
 
@@ -64,14 +64,17 @@ def baseline_judgements(
     model = {"base": recipe.model.base, "architecture": recipe.model.architecture}
     rules = text_rules(recipe, workspace.dataset)
     text = {name: value for name, value in asdict(rules).items() if name in type(recipe.text).model_fields}
-    settings = {"seed": recipe.seed, "text": text, **model}
+    frame = {"frame": asdict(rules.frame)} if rules.frame else {}
+    settings = {"seed": recipe.seed, "text": text, **model, **frame}
+    answers = rules.frame is not None and rules.frame.yes is not None
     key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
     test = sha256_file(workspace.dataset / "test.parquet")
     judged = {}
     for name, make in all_baselines(recipe, dataset, rules).items():
         if names is None or name in names:
             path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
-            examples = dataset.test[:UNTRAINED_EXAMPLES] if name == UNTRAINED else dataset.test
+            is_chance = name == UNTRAINED and not answers
+            examples = dataset.test[:UNTRAINED_EXAMPLES] if is_chance else dataset.test
             judged[name] = cached(name, path, partial(_judge_baseline, name, make, examples))
     return judged
 
@@ -109,7 +112,8 @@ def cosine_baseline(recipe: Recipe, dataset: Dataset, rules: TextRules) -> Examp
 
 
 def untrained_baseline(recipe: Recipe, dataset: Dataset) -> ExampleScorer:
-    """The base model with the random head that fine-tuning starts from."""
+    """The base model with the head that fine-tuning starts from: a random one, or a language model's own answers, which
+    makes it the zero-shot ranker."""
     torch.manual_seed(recipe.seed)
     model, tokenizer = untrained_ranker(recipe.model_copy(update={"model": recipe.model.untrained}))
     scorer = torch_scorer(model.eval(), tokenizer)
