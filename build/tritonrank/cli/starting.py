@@ -20,7 +20,7 @@ from tritonrank.cli.options import (
     open_recipe,
 )
 from tritonrank.cli.panels import Panel
-from tritonrank.errors import RecipeError
+from tritonrank.errors import RecipeError, TritonRankError
 
 UP = "tritonrank up BAAI/bge-reranker-base"
 WITHOUT_EVENTS = (
@@ -90,12 +90,26 @@ def init(
         else _from_tables(str(items), str(events), out, name, column, minutes, asks)
     )
     if checkpoint:
-        text += (
-            f"\nmodel:\n  checkpoint: {json.dumps(checkpoint)}  # trained already: it is judged and served as it is\n"
-        )
+        text += model_section(checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     typer.echo(f"\nwritten: {out}\nNext: tritonrank check {shlex.quote(str(out))}")
+
+
+def model_section(checkpoint: str) -> str:
+    """The lines of a recipe for a ranker that is trained already; of a language model on this machine as a decoder."""
+    from tritonrank.rankers.checkpoint_decoder import is_decoder
+    from tritonrank.rankers.checkpoint_source import is_hub_id
+
+    lines = [
+        "",
+        "model:",
+        f"  checkpoint: {json.dumps(checkpoint)}  # trained already: it is judged and served as it is",
+    ]
+    with contextlib.suppress(TritonRankError):  # what is wrong with it, check says
+        if not is_hub_id(checkpoint) and is_decoder(checkpoint):
+            lines.append("  architecture: decoder  # a language model; its prompt comes from the checkpoint")
+    return "\n".join(lines) + "\n"
 
 
 def _write_example(folder: Path) -> None:
