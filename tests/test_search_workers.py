@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -11,6 +11,7 @@ import pytest
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.trial import TrialState
 from search_bench import QuickBench, formula, open_quick_study, quick_bench, search_with, start_worker
+from test_data_databases import postgres  # noqa: F401 - a fixture
 from tritonrank.errors import RecipeError, StorageError
 from tritonrank.search import workers
 from tritonrank.search.choices import Pruner, Sampler
@@ -19,6 +20,7 @@ from tritonrank.search.search import Budget, Search
 from tritonrank.search.storage import open_storage, shown
 from tritonrank.search.study import MOST_DEATHS, WHY, WORKER, Trials, open_study
 from tritonrank.search.workers import GRACE_SECONDS, REPEATS, SURPLUS, Watchman, beating, claim, this_worker
+from valkeys import running
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 RATES = "finetune.learning_rate=1e-6..1e-2:log"
@@ -114,6 +116,28 @@ def test_two_workers_share_a_study_and_try_nothing_twice(tmp_path: Path, address
     bench = quick_bench(tmp_path, *GRID)
     study = open_quick_study(bench, address)
     assert len(Trials.of(study, bench.space).completed) == 12
+
+
+@pytest.fixture(params=["postgres", "valkey"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of a test's own."""
+    if request.param == "postgres":
+        yield request.getfixturevalue("postgres").replace("reader@", "owner@")
+        return
+    with running(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_study_in_a_database(tmp_path: Path, database: str) -> None:
+    arguments = (tmp_path, database, Sampler.GRID, GRID, None, 0.2)
+    both = [start_worker(*arguments), start_worker(*arguments)]
+    for worker in both:
+        worker.join(90)
+        assert worker.exitcode == 0
+    begun = ran(tmp_path)
+    assert len({settings for _, settings in begun}) == len(begun) == 12
+    assert len({process for process, _ in begun}) == 2
 
 
 def test_two_workers_do_not_try_more_than_was_asked_for(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ TABLE_TRIES = 8
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 """What reads a database whose URL names no driver; the first is the one that `tritonrank[databases]` brings."""
 PACKAGES = {"psycopg": "tritonrank[databases]", "pymysql": "pymysql", "redis": "redis"}
-SCHEMES = ("sqlite", "redis", "rediss", "journal", *DRIVERS)
+REDIS = ("redis", "rediss", "unix")
+"""By TCP, by TLS, and by the socket of a Redis or Valkey of this machine."""
+SCHEMES = ("sqlite", "journal", *REDIS, *DRIVERS)
 
 
 def quiet_optuna() -> None:
@@ -70,7 +72,7 @@ def open_storage(address: str) -> BaseStorage:
         )
     with reaching(address):
         url = _with_variables(address)
-        if scheme in ("redis", "rediss"):
+        if scheme in REDIS:
             return JournalStorage(JournalRedisBackend(url))
         driver = DRIVERS.get(scheme, scheme)
         return _with_tables(f"{driver}://{url.partition('://')[2]}", {"pool_pre_ping": True})
