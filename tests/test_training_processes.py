@@ -144,11 +144,12 @@ def test_the_checkpoint_is_whole(kind: str, runs: Runs) -> None:
     judged = [read_manifest(runs.teacher(f"{way}{kind}")).metrics["validation_ndcg@10"] for way in ("fsdp", "ddp")]
     np.testing.assert_allclose(*judged, atol=0.02)  # near ties
     for name, weight in expected.items():
-        np.testing.assert_allclose(found[name], weight, atol=1e-3, err_msg=name)
+        if name != "head.bias":  # no list's loss depends on it, so that AdamW makes whole steps of rounding
+            np.testing.assert_allclose(found[name], weight, atol=1e-3, err_msg=name)
     request = Request("warm light", ["oak desk lamp"], ["Ceramic teapot", "blue shoe", "wool"])
     scores = [open_scorer(runs.teacher(f"{way}{kind}")).score(request) for way in ("fsdp", "ddp")]
     assert scores[1].std() > 1e-4
-    np.testing.assert_allclose(*scores, atol=1e-4)  # noise moves the bias of the head, whose gradient is 0
+    np.testing.assert_allclose(*(one - one.mean() for one in scores), atol=1e-4)
     if kind == "-lora":
         assert (runs.teacher("fsdp-lora") / "adapter" / "adapter_model.safetensors").is_file()
 
