@@ -111,6 +111,7 @@ def test_a_better_learning_rate_is_found_from_a_bad_start_and_is_a_recipe(
     assert not steps
 
 
+@pytest.mark.slow
 def test_a_hopeless_training_is_ended_early_and_leaves_nothing(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def _gone_after_one_trial_began() -> Any:
     return lambda budget: next(asked, 0.0)
 
 
+@pytest.mark.slow
 def test_only_pruning_is_searched_of_one_fine_tuned_ranker(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
