@@ -152,6 +152,21 @@ def test_what_a_language_model_answers_before_training_is_judged_on_all_and_anew
     assert len(dataset.test) > UNTRAINED_EXAMPLES
 
 
+def test_texts_of_a_language_model_without_a_padding_token_have_the_vectors_they_have_alone(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Such as SmolLM2's: the zero-shot cosine reads texts side by side."""
+    _, tokenizer = save_reranker(tmp_path, "Qwen3-Reranker-tiny")
+    tokenizer.pad_token, tokenizer.padding_side = None, "left"
+    tokenizer.save_pretrained(tmp_path)
+    settings = {"architecture": "decoder", "base": str(tmp_path), "answers": ["yes", "no"]}
+    embed = baselines_module._embedder(tiny_recipe.model_copy(update={"model": ModelSettings(**settings)}))
+    texts = ["a bear", "red shoes, and more of them than fit beside a bear"]
+    together, alone = embed(texts), np.concatenate([embed([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.ptp(together @ together.T) > 1e-3
+
+
 def test_one_golden_request_has_items_without_text_and_texts_that_are_json(workspace: Workspace) -> None:
     """So that a server proves that it takes both as the judge did; read as fields, such a text would be another one."""
     case = golden_cases(Dataset.read(workspace.dataset), workspace.int8)[-1]

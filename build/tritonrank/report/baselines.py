@@ -123,6 +123,9 @@ def untrained_baseline(recipe: Recipe, dataset: Dataset) -> ExampleScorer:
 def _embedder(recipe: Recipe) -> Callable[[list[str]], NDArray[np.float32]]:
     base = recipe.model.untrained
     encoder, tokenizer = load_encoder(base.source, base.revision), load_tokenizer(base.source, base.revision)
+    tokenizer.padding_side = "right"  # where a causal model's texts do not look
+    if tokenizer.pad_token is None:  # language models were trained without; the mask covers it
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
 
     @torch.inference_mode()
     def embed(texts: list[str]) -> NDArray[np.float32]:
