@@ -3,7 +3,8 @@
 A few channels of an activation are ten times larger than the others, and one scale for all of them rounds the others
 away. Dividing each channel by a factor before the linear layers, and multiplying the weights' rows by it, computes the
 same and leaves ranges that eight bits can hold (Xiao et al. 2023). The factor of channel j is
-max|x_j|^a / max|W_j|^(1-a). What attention gives to its output projection has no such channels and is left alone.
+max|x_j|^a / max|W_j|^(1-a). What attention gives to its output projection is left alone: of
+encoders it has no such channels (of SmolLM2 it was the louder one of two kinds of layers that were tried).
 
 The division costs nothing where something before it can take it over: the weight of a norm that linear layers alone
 read (a decoder norms before its layers; an encoder's residual reads the norm as well), and of a gated FFN's product the
