@@ -52,6 +52,8 @@ KNOWN = {
     "build/tritonrank/rankers/checkpoint_check.py": 6,
     # A schema, a default, and that of a ready checkpoint; the test below compares them with the list.
     "build/tritonrank/recipe/training.py": 6,
+    # Whether a folder holds a language model is told before anything of it is loaded.
+    "build/tritonrank/pipeline/up.py": 1,
     # A setting says where it is declared which ranker uses it.
     "build/tritonrank/recipe/applicability.py": 3,
     "build/tritonrank/recipe/serving.py": 1,

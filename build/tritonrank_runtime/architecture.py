@@ -125,8 +125,6 @@ class Architecture(ABC):
     """The graphs that are served on a CPU, in the order in which they run."""
     batch_is_request: bool
     """Whether an entry of the scorer's batch is a request; else it is one of its rows."""
-    pair_inputs: tuple[str, ...] = ("input_ids",)
-    """The tensors that hold, one after the other, all tokens of a request with one candidate."""
     block_candidates = 0
     """Candidates of a request that are scored by themselves, so that it may be cut where they end
     (``candidate_rows.py``); 0: its scores may depend on the cut in their last bits."""
@@ -135,6 +133,11 @@ class Architecture(ABC):
     that take one graph and few shapes get one of this."""
 
     # ---- rows
+
+    @property
+    def text_inputs(self) -> list[str]:
+        """The tensors that hold, one after the other, all tokens of a request with one candidate."""
+        return [one.name for one in self.inputs if one.is_text]
 
     @abstractmethod
     def rows(

@@ -38,7 +38,6 @@ class Decoder(SplitArchitecture):
         Input("branch_ids", 2, PADDING, least=PADDING, longest="branch_row_tokens", ids=VOCABULARY),
     )
     graph_files = (PREFIX_FILE, BRANCHES_FILE)
-    pair_inputs = ("prefix_ids", "branch_ids")
 
     def rows(
         self, layout: PairLayout, context: Sequence[int], candidates: Sequence[Sequence[int]]

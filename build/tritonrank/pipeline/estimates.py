@@ -117,8 +117,8 @@ def _estimated(recipe: Recipe, workspace: Workspace | None) -> dict[str, float]:
     trained = training_examples * training.epochs * tokens(examples.training_negatives + 1)
     validated = training.evaluations * examples.validation_users * judged_list
     timed = TIMED_REQUESTS * tokens(TIMED_CANDIDATES) * sum(rungs)
-    answers = recipe.model.architecture == "decoder"  # and so before it is trained
-    untrained = (test_users if answers else UNTRAINED_EXAMPLES) * judged_list * JUDGED
+    ranks_untrained = architecture_named(recipe.model.architecture).has_prompt  # which asks for an answer
+    untrained = (test_users if ranks_untrained else UNTRAINED_EXAMPLES) * judged_list * JUDGED
     core_seconds = {
         "prepare": PREPARE + PREPARE_MEGABYTE * _source_bytes(recipe) / 1e6,
         "finetune": 0.0 if recipe.model.checkpoint else trained * TRAINED + validated * JUDGED,

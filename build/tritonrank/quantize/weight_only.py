@@ -2,8 +2,8 @@
 
 Each run of BLOCK weights of an output channel has a scale of its own. ONNX Runtime's operator
 (``com.microsoft.MatMulNBits``) rounds activations to eight bits as they come, one scale per row and block: an outlier
-costs its own block alone, and a row is scored alike beside any others (tested within 1e-4). What that costs in time against
-eight bits on both sides, and where it pays, is in docs/decoders.md.
+costs its own block alone, and a row is scored alike beside any others (tested within 1e-4). What that costs in time
+against eight bits on both sides, and where it pays, is in docs/decoders.md.
 
 Four bits are rounded so that their errors cancel (``rounding.py``). Where a layer in four bits disturbs the logits more
 than ``quantize.noise`` allows, it gets eight; where eight are too few, FP32.

@@ -16,7 +16,7 @@ def rows_of(tokenizer: RequestTokenizer, pairs: Sequence[Pair]) -> list[list[int
     found = []
     for query, document in pairs:
         rows = tokenizer.tensors(tokenizer.context(query, []), tokenizer.items([document]))
-        found.append([int(token) for name in tokenizer.architecture.pair_inputs for token in rows[name].reshape(-1)])
+        found.append([int(token) for name in tokenizer.architecture.text_inputs for token in rows[name].reshape(-1)])
     return found
 
 

@@ -30,6 +30,9 @@ def _expand_home(path: Path) -> Path:
         raise ValueError(f"{path}: {error}") from None
 
 
+OffIsFalse = BeforeValidator(lambda value: "off" if value is False else value)
+"""For a choice of words of which one is ``off``: YAML reads that as a boolean."""
+
 SourcePath = Annotated[Path, AfterValidator(_expand_home)]
 """A file or folder of the user's; ``~`` is the home folder."""
 

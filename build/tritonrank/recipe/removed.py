@@ -46,7 +46,6 @@ FOLLOWS: Mapping[str, str] = {
     "distill.evaluations": "is what finetune.evaluations is",
     "distill.hard_negatives": "is 6, or what a smaller distill.pool has",
     "distill.random_negatives": "is 5, or what a smaller distill.pool leaves",
-    "finetune.mixed_precision": "follows from the machine: bf16 where the GPU or CPU multiplies in it",
     "distill.mixed_precision": "follows from the machine: bf16 where the GPU or CPU multiplies in it",
     "distill.hidden_states": "is gone: no recipe used it",
     "quantize.reduce_range": "follows from the CPU: 7 bits where it has no VNNI",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from tritonrank.recipe.applicability import Used
-from tritonrank.recipe.base import Settings
+from tritonrank.recipe.base import OffIsFalse, Settings
 
 PACKAGED_MINILM = "packaged:minilm-l6"
 PACKAGED_SMOLLM2 = "packaged:smollm2-135m"
@@ -184,12 +184,12 @@ class FinetuneSettings(Settings):
     gradient_checkpointing: bool = Field(
         False, description="compute layers again in the backward pass and not keep them: a third more work, less memory"
     )
-    mixed_precision: Literal["auto", "bf16", "fp16", "off"] = Field(
+    mixed_precision: Annotated[Literal["auto", "bf16", "fp16", "off"], OffIsFalse] = Field(
         "auto",
         description="of products while training; weights stay FP32. auto: bf16 where the hardware multiplies in it; "
         "fp16 only on GPUs",
     )
-    sharding: Literal["auto", "off", "fsdp"] = Field(
+    sharding: Annotated[Literal["auto", "off", "fsdp"], OffIsFalse] = Field(
         "auto",
         description="with several processes of torchrun: fsdp splits weights, gradients and optimizer state among "
         "them, off copies them (DDP); auto: fsdp where they would take more than 60% of a GPU's memory",
