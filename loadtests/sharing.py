@@ -245,8 +245,10 @@ def _difference(pairs: Scores, shared: Scores) -> float:
     """Between the scores of the two ways, as a share of those that are above 1.
 
     Raises:
-        ArtifactError: above what FP32 explains.
+        ArtifactError: above what FP32 explains; or all candidates have one score, which would always agree.
     """
+    if len(pairs) > 1 and not np.ptp(pairs):
+        raise ArtifactError("pair by pair all candidates have the same score, so that it says nothing to compare them")
     largest = float(np.max(np.abs(pairs - shared) / np.maximum(1.0, np.abs(pairs))))
     if not largest <= TOLERANCE:
         raise ArtifactError(

@@ -47,6 +47,8 @@ def test_scores_that_differ_end_it() -> None:
     assert sharing._difference(pairs, pairs + np.float32([1e-5, 1e-3])) < sharing.TOLERANCE
     with pytest.raises(ArtifactError, match="pair by pair"):
         sharing._difference(pairs, pairs + np.float32([1e-3, 0]))
+    with pytest.raises(ArtifactError, match="same score"):
+        sharing._difference(pairs[:1].repeat(2), pairs[:1].repeat(2))
 
 
 @pytest.mark.parametrize(
