@@ -275,7 +275,7 @@ def test_layers_that_disturb_most_stay_in_fp32(certain: Build, requests: list[Re
 def test_a_noise_limit_that_no_layer_meets_closes_the_gate(
     certain: Build, requests: list[Request], tmp_path: Path
 ) -> None:
-    with pytest.raises(GateError, match=r"no linear layer can be INT8 within quantize\.noise"):
+    with pytest.raises(GateError, match=r"no linear layer can be quantized within quantize\.noise"):
         quantize_graphs(certain.workspace.onnx, tmp_path, requests, QuantizeSettings(noise=1e-9))
 
 

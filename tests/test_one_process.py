@@ -25,6 +25,7 @@ from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.triton_config import as_text, lanes, model_configs
 from tritonrank_client import DeadlineExceeded, RankClient, Retry
 from tritonrank_runtime.context_cache import ContextCache
+from tritonrank_runtime.engines import ENGINE_PARAMETERS
 from tritonrank_runtime.lanes import Lanes
 from tritonrank_runtime.repository import model_folders
 from tritonrank_runtime.threads import Threads
@@ -77,7 +78,7 @@ def test_the_ensemble_is_one_step_with_the_same_face(tensors: tuple[str, ...]) -
 def test_the_model_finds_the_parameters_that_it_reads(tensors: tuple[str, ...]) -> None:
     source = (ROOT / "model_repository" / "ranker" / "1" / "model.py").read_text(encoding="utf-8")
     reading = (ROOT / "build" / "tritonrank_runtime" / "request_reading.py").read_text(encoding="utf-8")
-    written = set(model_configs(SETTINGS, tensors, cores=8)["ranker"].parameters)
+    written = set(model_configs(SETTINGS, tensors, cores=8)["ranker"].parameters) - set(ENGINE_PARAMETERS)
     assert set(re.findall(r'settings\["(\w+)"\]', source)) <= written
     assert written <= set(re.findall(r'"(\w+)"', source)) | set(re.findall(r"^    (\w+): int", reading, re.MULTILINE))
 

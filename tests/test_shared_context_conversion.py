@@ -329,7 +329,7 @@ def test_the_noise_limit_leaves_out_the_same_layers_in_both(
 def test_a_noise_limit_that_no_layer_meets_closes_the_gate(
     workspace: Workspace, calibration: list[Request], tmp_path: Path
 ) -> None:
-    with pytest.raises(GateError, match=r"no linear layer can be INT8 within quantize\.noise"):
+    with pytest.raises(GateError, match=r"no linear layer can be quantized within quantize\.noise"):
         quantize_graphs(workspace.onnx, tmp_path, calibration[:2], QuantizeSettings(noise=1e-9))
 
 

@@ -21,6 +21,7 @@ from tritonrank.serve.triton_config import (
     score_instances,
 )
 from tritonrank_runtime.architectures import architecture_of_inputs
+from tritonrank_runtime.engines import ENGINE_PARAMETERS
 from tritonrank_runtime.request_reading import RequestLimits
 from tritonrank_runtime.split import BLOCK_CANDIDATES
 
@@ -256,6 +257,8 @@ def test_models_find_the_parameters_they_read(name: str) -> None:
     source = (ROOT / "model_repository" / name / "1" / "model.py").read_text()
     if name == "tokenize":  # the limits of texts are read by their names
         source += " ".join(f'"{limit}"' for limit in RequestLimits.__dataclass_fields__)
+    else:  # those of the engine alike
+        source += " ".join(f'"{parameter}"' for parameter in ENGINE_PARAMETERS)
     written: dict[str, str] = {}
     padding = {"candidate_buckets", "token_buckets"}  # of targets for GPUs: tests/test_gpu_config.py
     for tensors in (BERT, SHARED):

@@ -15,7 +15,14 @@ import torch
 from conftest import add_ensemble, set_parameters
 from onnx import numpy_helper
 from tiny_models import FAMILIES, TEXTS, save_ranker
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, GPT2Config
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.stage import bring_up_to_date
 from tritonrank.artifacts.workspace import Workspace
@@ -195,7 +202,7 @@ def test_the_callers_texts_judge(tmp_path: Path) -> None:
 
 def save_causal(folder: Path) -> Path:
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=100, architectures=["GPT2LMHeadModel"])
-    config.save_pretrained(folder)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     more.plain_tokenizer("roberta").save_pretrained(folder)
     return folder
 
@@ -226,14 +233,14 @@ def save_strange_tokenizer(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("save", "found"),
     [
-        (save_causal, "causal language model.*not served here yet"),
+        (save_causal, "model.template"),
         (save_embedder, "embedder that encodes two texts apart"),
         (more.save_pickle, "pickle.*tritonrank convert-weights"),
         (save_strange_tokenizer, "tokenizer"),
         (more.save_code_of_its_own, "--trust-remote-code"),
         (lambda folder: save_ranker("bert", folder, labels=3), "one label, this one 3"),
     ],
-    ids=["causal", "embedder", "pickle", "tokenizer", "code", "three labels"],
+    ids=["causal without a prompt", "embedder", "pickle", "tokenizer", "code", "three labels"],
 )
 def test_what_is_not_served_is_refused_by_name_at_once(
     save: Callable[[Path], Path], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

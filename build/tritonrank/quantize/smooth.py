@@ -4,7 +4,7 @@ A few channels of an activation are ten times larger than the others, and one sc
 away. Dividing each channel by a factor before the linear layers, and multiplying the weights' rows by it, computes the
 same and leaves ranges that eight bits can hold (Xiao et al. 2023). The factor of channel j is
 max|x_j|^a / max|W_j|^(1-a). What attention gives to its output projection is left alone: of
-encoders it has no such channels (of SmolLM2 it was the louder one of two kinds of layers that were tried).
+encoders it has no such channels (in SmolLM2 it was the louder one of two kinds of layers that were tried).
 
 The division costs nothing where something before it can take it over: the weight of a norm that linear layers alone
 read (a decoder norms before its layers; an encoder's residual reads the norm as well), and of a gated FFN's product the
@@ -51,8 +51,10 @@ def smooth_graphs(feeds: Mapping[Path, Sequence[Feed]], folder: Path) -> dict[Pa
         largest = np.max([graph.largest[name] for graph, name in places], axis=0)
         weights = [weight for graph, name in places for weight in graph.weights(name)]
         factor = _factor(largest, weights, places[0][0].strength(places[0][1]))
+        # In all graphs or in none: the native engine has one layer for both.
+        is_free = all(graph.can_be_taken_over(name) for graph, name in places)
         for graph in graphs:
-            graph.smooth([name for of_graph, name in places if of_graph is graph], factor)
+            graph.smooth([name for of_graph, name in places if of_graph is graph], factor, is_free=is_free)
     for path, graph in zip(feeds, graphs, strict=True):
         onnx.checker.check_model(graph.model)
         onnx.save(graph.model, folder / path.name)
@@ -91,15 +93,25 @@ class _Smoothed:
         is_norm = node.op_type == "LayerNormalization" or bool(self._norm_weights(node))
         return NORM_STRENGTH if is_norm else PRODUCT_STRENGTH
 
-    def smooth(self, names: Sequence[str], factor: NDArray[np.float32]) -> None:
-        """Divide these activations' channels by the factor, and multiply the rows of the weights behind them."""
+    def can_be_taken_over(self, name: str) -> bool:
+        """Whether something before an activation can divide its channels."""
+        return bool(self._what_takes_over(name))
+
+    def smooth(self, names: Sequence[str], factor: NDArray[np.float32], *, is_free: bool) -> None:
+        """Divide these activations' channels by the factor, and multiply the rows of the weights behind them.
+
+        Args:
+            names: of the activations.
+            factor: by channel.
+            is_free: what is before them takes the division over.
+        """
         rows = [(node, 1) for name in names for node in self._consumers[name]]
         self._multiply(rows, factor[:, None])
         columns: list[_Constant] = []
         for name in names:
-            before = self._what_takes_over(name)
-            columns += before
-            if not before:
+            if is_free:
+                columns += self._what_takes_over(name)
+            else:
                 self._divide(name, 1 / factor)
         self._multiply(columns, 1 / factor)
 
