@@ -43,14 +43,14 @@ at_once = TritonPythonModel.initialize
 
 def initialize(self, args):
     at_once(self, args)
-    run = self.engine._candidates.run
+    run = self.engine._rows.run
 
     class Slow:
         def run(self, names, feed):
             time.sleep(0.02)
             return run(names, feed)
 
-    self.engine._candidates = Slow()
+    self.engine._rows = Slow()
 
 
 TritonPythonModel.initialize = initialize
