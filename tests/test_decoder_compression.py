@@ -86,7 +86,14 @@ def export(ranker: DecoderRanker, family: str, root: Path) -> Exported:
     return Exported(family, ranker, root / "onnx")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+QUICK = ("llama", "gpt2")
+"""Families that `make test` looks at."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES if one not in QUICK)],
+)
 def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A random decoder."""
     model = causal_model(request.param)

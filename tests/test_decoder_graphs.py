@@ -25,6 +25,8 @@ from tritonrank_runtime.split_engine import BatchedEngine, SplitEngine
 from tritonrank_runtime.torch_engine import open_torch_engine
 
 Made = tuple[PreTrainedModel, Path]
+QUICK = ("llama", "gpt2")
+"""Families that `make test` looks at: of all kinds of norms, positions and FFN."""
 
 
 def tensors_of(prefix: list[int], branches: list[list[int]]) -> Tensors:
@@ -39,7 +41,10 @@ def save(family: str, folder: Path) -> Made:
     return model, folder
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES if one not in QUICK)],
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return save(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -448,7 +448,7 @@ ALL = (
 )
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("adapter", [pytest.param("none", marks=pytest.mark.slow), "lora"])
 def test_an_interrupted_training_goes_on_bit_for_bit(adapter: str, run: Run, tmp_path: Path) -> None:
     settings = (*ALL, f"finetune.adapter={adapter}", "finetune.learning_rate=0.01")
     whole = run.again(tmp_path / "whole", *settings)

@@ -35,6 +35,8 @@ from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 RECIPES = sorted((TESTS.parent / "build" / "recipes").glob("*.yaml"))
+LANGUAGE_MODEL = "movielens-smollm2"
+"""Its tokenizer is read out of a GGUF file, which takes half a minute."""
 POSITIONS = 128
 SMALL = {
     "training_examples": 60,
@@ -236,7 +238,13 @@ def test_a_ranking_that_is_the_same_for_everybody_is_told(checkpoint: Path, tmp_
 # Budgets from the model
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == LANGUAGE_MODEL else [])
+        for path in RECIPES
+    ],
+)
 def test_the_recipes_here_keep_the_budgets_that_they_name(path: Path) -> None:
     named = yaml.safe_load(path.read_text(encoding="utf-8"))["text"]
     rules = text_rules(load_recipe(path))
