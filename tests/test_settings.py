@@ -17,8 +17,9 @@ from tritonrank.recipe.removed import FIXED, FOLLOWS, what_became_of
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
-MOST_SETTINGS = 109
-"""80 of a ranker, and what training on large bases, retrieval, blend and the events of a gateway need."""
+MOST_SETTINGS = 145
+"""80 of a ranker, and what training on large bases, retrieval, blend, the events of a gateway and learning from them
+need."""
 ASK_FOR_MORE = {"tensor_parallel", "serve.device", "serve.executor"}
 """Settings that ask for others beside them."""
 SMALLEST = "name: small\ndata: {source: sample}\n"

@@ -1,8 +1,9 @@
 """The recipe: one YAML file that says what to build.
 
 Every setting is declared here once, with its default, its unit and the reason for the default: ``data``, ``text``,
-``training``, ``graphs``, ``retrieval`` and ``serving`` hold the sections, ``whole`` puts them together. A recipe names
-only what it wants different. ``load_recipe`` reports all faults of a file together, each with line and key.
+``training``, ``graphs``, ``retrieval``, ``learning`` and ``serving`` hold the sections, ``whole`` puts them together. A
+recipe names only what it wants different. ``load_recipe`` reports all faults of a file together, each with line and
+key.
 """
 
 from tritonrank.recipe.applicability import require_effects
@@ -11,6 +12,7 @@ from tritonrank.recipe.blend import BlendSettings
 from tritonrank.recipe.data import DataSettings, EventsData, ExampleSettings, PublicData, SampleData, TablesData
 from tritonrank.recipe.explain import explanation, find_settings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.learning import LearnSettings
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
 from tritonrank.recipe.page import settings_page
@@ -39,6 +41,7 @@ __all__ = [
     "ExampleSettings",
     "FinetuneSettings",
     "GateSettings",
+    "LearnSettings",
     "ModelSettings",
     "PruneSettings",
     "PublicData",

@@ -16,7 +16,7 @@ from tritonrank.recipe.base import LIST, MAPPING
 from tritonrank.recipe.data import SOURCES
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.overrides import apply_override, read_override_files
-from tritonrank.recipe.paths import begin_at_recipe
+from tritonrank.recipe.paths import PATH_KEYS, begin_at_recipe
 from tritonrank.recipe.removed import what_became_of
 from tritonrank.recipe.shipped import find_recipe, shipped_recipes
 from tritonrank.recipe.whole import Recipe
@@ -54,7 +54,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), target: Target 
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a YAML mapping with at least `name` and `data`")
-    begin_at_recipe(values.get("data"), path)
+    for name in PATH_KEYS:
+        begin_at_recipe(name, values.get(name), path)
     told = list(read_override_files(overrides))
     serve = values.get("serve")
     others = [one for one in Target if one is not target and isinstance(serve, dict) and one in serve]

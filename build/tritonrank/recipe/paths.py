@@ -13,22 +13,24 @@ from rich.console import Console
 from tritonrank.recipe.shipped import shipped_recipes
 from tritonrank.system.database_url import DatabaseUrl, is_url
 
-PATH_KEYS = ("path", "items", "events")
+PATH_KEYS = {"data": ("path", "items", "events"), "learn": ("log",)}
+"""By section."""
 console = Console(stderr=True)
 
 
-def begin_at_recipe(data: Any, recipe: Path) -> None:
-    """Put the recipe's folder before the relative paths of its ``data`` section.
+def begin_at_recipe(name: str, section: Any, recipe: Path) -> None:
+    """Put the recipe's folder before the relative paths of a section.
 
     Args:
-        data: the section as YAML gave it, not checked yet; it is changed.
+        name: of the section.
+        section: as YAML gave it, not checked yet; it is changed.
         recipe: the file.
     """
-    if not isinstance(data, dict) or recipe.resolve() in [path.resolve() for path in shipped_recipes().values()]:
+    if not isinstance(section, dict) or recipe.resolve() in [path.resolve() for path in shipped_recipes().values()]:
         return
-    for key in PATH_KEYS:
-        if isinstance(data.get(key), str):
-            data[key] = _begun(data[key], recipe.parent, f"{recipe}: data.{key}")
+    for key in PATH_KEYS[name]:
+        if isinstance(section.get(key), str):
+            section[key] = _begun(section[key], recipe.parent, f"{recipe}: {name}.{key}")
 
 
 def _begun(written: str, folder: Path, setting: str) -> Any:

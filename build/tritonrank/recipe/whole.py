@@ -10,6 +10,7 @@ from tritonrank.recipe.base import Settings
 from tritonrank.recipe.blend import BlendSettings
 from tritonrank.recipe.data import DataSettings, ExampleSettings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.learning import LearnSettings
 from tritonrank.recipe.retrieval import RetrievalSettings
 from tritonrank.recipe.serving import ServeSettings
 from tritonrank.recipe.text import TextSettings
@@ -59,6 +60,7 @@ class Recipe(Settings):
     ] = TensorRTSettings()
     retrieval: RetrievalSettings | None = None
     blend: BlendSettings = BlendSettings()
+    learn: LearnSettings = LearnSettings()
     serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")

@@ -1,0 +1,76 @@
+"""Learning on from what happened: one night of ``tritonrank learn``, from the training log to a version that serves."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tritonrank.recipe.base import Settings, SourcePath
+from tritonrank.recipe.training import FinetuneSettings
+
+SLOWER = 4.0
+"""By how much a ranker that is trained further learns slower than one that begins: what it knows has to stay."""
+
+
+class LearnSettings(Settings):
+    """What `tritonrank learn` does with new hours of the training log; nothing else reads it. See docs/learn.md."""
+
+    log: SourcePath | None = Field(
+        None,
+        description="folder that the gateway's --events-log names; default: data.events where data.source is events",
+    )
+    epochs: float = Field(1.0, gt=0, description="passes over a night's training examples, replayed ones among them")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="peak, after warm-up; default: a quarter of finetune's, so that what was learnt before stays",
+    )
+    adapter: Literal["none", "lora"] | None = Field(
+        None, description="lora trains thin matrices beside a base that stays as it is; default: as finetune.adapter"
+    )
+    minutes: float = Field(
+        30.0, gt=0, description="training may take at most; then the best weights so far are judged as any others"
+    )
+    hours: float = Field(
+        6.0, gt=0, description="a whole night may take at most, over all attempts; one that takes longer has failed"
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="GB that the night's processes may hold together; one that needs more has failed. Default: no "
+        "bound but the machine's",
+    )
+    retriever: Literal["keep", "anew"] = Field(
+        "keep",
+        description="keep: the encoder that finds items stays that of the build, popularity, neighbours and the blend "
+        "are learnt anew; anew: the encoder, too",
+    )
+    store: str | None = Field(
+        None, min_length=1, description="URL of the model store that accepted versions are pushed to (docs/store.md)"
+    )
+    tag: str = Field(
+        "nightly",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="of the store that leads to the last accepted version; latest is what servers start with",
+    )
+    release: Literal["rollout", "promote", "none"] = Field(
+        "rollout",
+        description="rollout: an accepted version goes through shadow and canary by the controller's rules "
+        "(docs/rollout.md); promote: it is served at once by who serves artifacts/RECIPE; none: somebody else decides",
+    )
+    wait_minutes: float = Field(
+        0.0, ge=0, description="to wait for the rollout's decision; later ones are written down by the next night"
+    )
+    keep_nights: int = Field(
+        7, ge=1, description="nights whose data and checkpoints stay, besides what the next night needs"
+    )
+
+    def training(self, finetune: FinetuneSettings) -> FinetuneSettings:
+        """How an accepted ranker is trained further: as `finetune`, in so far as this section does not differ."""
+        adapter = self.adapter or finetune.adapter
+        told = {**finetune.model_dump(exclude_unset=True), "adapter": adapter}
+        if adapter != finetune.adapter:
+            told.pop("learning_rate", None)  # the default of the other way of training
+        settings = FinetuneSettings(**told)
+        rate = self.learning_rate or settings.learning_rate / SLOWER
+        return settings.model_copy(update={"epochs": self.epochs, "learning_rate": rate, "teacher": None})
