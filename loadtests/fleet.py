@@ -35,6 +35,8 @@ PAUSE_SECONDS = 1.0
 DIFFERENT_REQUESTS = 50
 BUSY_SECONDS, QUIET_SECONDS = 240.0, 480.0
 """That an autoscaler has to reach its most, and its least again."""
+RISE_SECONDS = 40.0
+"""From the quiet rate to the busy one."""
 
 
 @dataclass
@@ -237,19 +239,21 @@ def steps_of(local: LocalFleet, replicas: int) -> list[tuple[str, Callable[[], A
 def autoscaling_steps(
     local: LocalFleet, loop: OpenLoop, least: int, most: int, busy_rate: float
 ) -> list[tuple[str, Callable[[], Awaitable[object]]]]:
-    """Up by a higher rate, and down when that is over."""
+    """Up by a rate that rises, and down when that is over."""
     quiet_rate = loop.rate
 
     async def until(count: int, rate: float, seconds: float) -> None:
-        loop.rate = rate
-        deadline = time.monotonic() + seconds
+        began, before = time.monotonic(), loop.rate
         while len(await local.members("triton")) != count or not (await local.status())["is_settled"]:
-            if time.monotonic() > deadline:
-                raise SystemFaultError(f"not {count} Tritons within {seconds:.0f} s")
+            gone = time.monotonic() - began
+            if gone > seconds:
+                raise SystemFaultError(f"not {count} Tritons within {seconds:.0f} s at {rate:g} requests per second")
+            # As a day's load rises; in a jump to saturation no autoscaler is in time.
+            loop.rate = before + (rate - before) * min(1.0, gone / RISE_SECONDS) if rate > before else rate
             await asyncio.sleep(1.0)
 
     return [
-        (f"{busy_rate:g}/s until {most} Tritons", lambda: until(most, busy_rate, BUSY_SECONDS)),
+        (f"up to {busy_rate:g}/s until {most} Tritons", lambda: until(most, busy_rate, BUSY_SECONDS)),
         (f"{quiet_rate:g}/s until {least} Tritons", lambda: until(least, quiet_rate, QUIET_SECONDS)),
     ]
 
@@ -270,7 +274,7 @@ def fleet(
     autoscale: Annotated[
         str, typer.Option(metavar="MIN:MAX", help="Instead of all else: let it scale up and down, by --busy-rate")
     ] = "",
-    busy_rate: Annotated[float, typer.Option(help="Requests per second that need MAX Tritons")] = 40.0,
+    busy_rate: Annotated[float, typer.Option(help="Requests per second that need MAX Tritons; in 40 s")] = 40.0,
     workload: Annotated[Path | None, typer.Option(help="Default: workload.jsonl of the artifacts")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the results go as JSON; default: only shown")] = None,
 ) -> None:
