@@ -5,7 +5,6 @@ shows brands, features, colours and price. Popularity is mixed in, as in any rea
 is a fair rival and not a straw man.
 """
 
-import string
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from tritonrank.data.labels import with_gain
 from tritonrank.data.loading import Tables
-from tritonrank.data.storefront import BRANDS, CATEGORIES, COLOURS, LINES, Category
+from tritonrank.data.storefront import BRANDS, CATEGORIES, COLOURS, draw_product, draw_search, pick
 from tritonrank.recipe import SampleData
 
 FEWEST_EVENTS, MOST_EVENTS = 8, 25
@@ -50,6 +49,10 @@ class _Taste:
     features: frozenset[str]
     price_level: float
 
+    @property
+    def words(self) -> frozenset[str]:
+        return self.brands | self.colours | self.features
+
 
 def generate(settings: SampleData, seed: int) -> Tables:
     """The storefront of a seed: the same seed gives the same rows.
@@ -73,43 +76,20 @@ def _catalogue(count: int, random: np.random.Generator) -> _Catalogue:
     titles: set[str] = set()
     names = list(CATEGORIES)
     for number in range(count):
-        name = names[number % len(names)]
-        category = CATEGORIES[name]
-        brand = _pick([brand for brand, known in BRANDS.items() if name in known], random)
-        features = [_pick(choices, random) for choices in category.features]
-        colour = _pick(COLOURS, random)
-        level = float(random.beta(2, 2))
-        low, high = category.prices
-        price = f"{low * (high / low) ** level:.0f}.{_pick(['00', '50', '90', '99'], random)}"
-        title = _title(brand, category, features, titles, random)
-        rows.append((f"item-{number + 1:05d}", title, brand, name, ", ".join([*features, colour]), price))
-        words.append(frozenset([brand, colour, *features]))
-        levels.append(level)
+        product = draw_product(names[number % len(names)], titles, random)
+        rows.append((f"item-{number + 1:05d}", *product.texts))
+        words.append(product.words)
+        levels.append(product.price_level)
     frame = pl.DataFrame(rows, schema=["item_id", "title", "brand", "category", "attributes", "price"], orient="row")
     popularity = -np.log(1 + random.permutation(count))
     return _Catalogue(frame, np.arange(count) % len(names), words, np.array(levels), popularity)
-
-
-def _title(brand: str, category: Category, features: list[str], taken: set[str], random: np.random.Generator) -> str:
-    """A name that no other item has; sometimes it carries a feature, as shop titles do."""
-    edition = 1
-    while True:
-        noun = _pick(category.nouns, random)
-        tells = random.random() < 0.4 and features[0] not in noun  # no "Insulated Insulated Bottle"
-        words = [features[0], noun] if tells else [noun]
-        line = _pick(LINES, random) + (f" {edition}" if edition > 1 else "")
-        title = f"{brand} {line} {string.capwords(' '.join(words))}"
-        if title not in taken:
-            taken.add(title)
-            return title
-        edition += 1
 
 
 def _taste(random: np.random.Generator) -> _Taste:
     categories = random.choice(len(CATEGORIES), size=int(random.integers(2, 5)), replace=False).tolist()
     names = [list(CATEGORIES)[index] for index in categories]
     known = sorted(brand for brand, sold in BRANDS.items() if set(sold) & set(names))
-    features = [_pick(choices, random) for name in names for choices in CATEGORIES[name].features]
+    features = [pick(choices, random) for name in names for choices in CATEGORIES[name].features]
     return _Taste(
         categories=categories,
         shares=random.dirichlet(np.full(len(categories), 2.0)),
@@ -135,7 +115,8 @@ def _events(user: str, catalogue: _Catalogue, random: np.random.Generator) -> li
         if not len(offered):
             offered = np.flatnonzero(unseen)
             category = int(catalogue.category[offered[0]])
-        wanted, query = _search(category, taste, random) if random.random() < QUERY_SHARE else (None, "")
+        name = list(CATEGORIES)[category]
+        wanted, query = draw_search(name, taste.words, random) if random.random() < QUERY_SHARE else (None, "")
         logits = catalogue.popularity[offered] * POPULARITY_PULL
         disliked = random.random() < DISLIKE_SHARE
         if not disliked:
@@ -159,28 +140,5 @@ def _liking(taste: _Taste, catalogue: _Catalogue) -> NDArray[np.float64]:
     return liking
 
 
-def _search(category: int, taste: _Taste, random: np.random.Generator) -> tuple[str | None, str]:
-    """(the word an item should have, the query); mostly it names something the user likes anyway."""
-    name = list(CATEGORIES)[category]
-    noun = _pick(CATEGORIES[name].searches, random)
-    features = [feature for choices in CATEGORIES[name].features for feature in choices]
-    brands = [brand for brand, sold in BRANDS.items() if name in sold]
-    kind = random.random()
-    if kind < 0.25:
-        return None, noun
-    pool, liked = (
-        (features, taste.features) if kind < 0.65
-        else (brands, taste.brands) if kind < 0.85
-        else (list(COLOURS), taste.colours)
-    )  # fmt: skip
-    favourites = [word for word in pool if word in liked]
-    wanted = _pick(favourites if favourites and random.random() < 0.7 else pool, random)
-    return wanted, f"{wanted} {noun}".lower() if random.random() < 0.8 else f"{noun} {wanted}".lower()
-
-
 def _softmax_draw(logits: NDArray[np.float64], random: np.random.Generator) -> int:
     return int(np.argmax(logits + random.gumbel(size=len(logits))))  # the Gumbel-max trick
-
-
-def _pick(choices: list[str] | tuple[str, ...], random: np.random.Generator) -> str:
-    return choices[int(random.integers(len(choices)))]

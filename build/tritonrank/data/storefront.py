@@ -1,6 +1,13 @@
-"""The vocabulary of the generated storefront: what is sold, under which invented brands, in which words."""
+"""The vocabulary of the generated storefront: what is sold, under which invented brands, in which words.
 
+Products and searches are drawn from it, for the sample data (``sample.py``) and for simulated shoppers (load tests).
+"""
+
+import string
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -120,3 +127,90 @@ LINES = (
     "Ridge", "Harbor", "Nova", "Atlas", "Drift", "Ember", "Solace", "Vale", "Pico", "Summit", "Echo", "Juniper",
     "Meridian", "Slate", "Aria", "Tempo", "Willow", "Fjord", "Cinder", "Orbit", "Birch", "Quill", "Comet", "Mesa",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Product:
+    """An item that was drawn, and what it is like."""
+
+    title: str
+    brand: str
+    category: str
+    features: tuple[str, ...]
+    """one of each group of its category"""
+    colour: str
+    price: str
+    price_level: float
+    """0 cheap to 1 dear, within the category"""
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Its brand, colour and features: what tastes and queries are matched against."""
+        return frozenset([self.brand, self.colour, *self.features])
+
+    @property
+    def texts(self) -> tuple[str, str, str, str, str]:
+        """title, brand, category, attributes, price: an items table's row behind its id."""
+        return self.title, self.brand, self.category, ", ".join([*self.features, self.colour]), self.price
+
+
+def draw_product(
+    name: str, titles: set[str], random: np.random.Generator, brands: Collection[str] = tuple(BRANDS)
+) -> Product:
+    """A product of a category whose title no other one has.
+
+    Args:
+        name: of the category.
+        titles: that are taken; the new one is added.
+        random: chooses.
+        brands: that may make it; at least one of them sells in the category.
+    """
+    category = CATEGORIES[name]
+    brand = pick([brand for brand, known in BRANDS.items() if name in known and brand in brands], random)
+    features = [pick(choices, random) for choices in category.features]
+    colour = pick(COLOURS, random)
+    level = float(random.beta(2, 2))
+    low, high = category.prices
+    price = f"{low * (high / low) ** level:.0f}.{pick(['00', '50', '90', '99'], random)}"
+    title = _title(brand, category, features, titles, random)
+    return Product(title, brand, name, tuple(features), colour, price, level)
+
+
+def draw_search(name: str, liked: Collection[str], random: np.random.Generator) -> tuple[str | None, str]:
+    """(the word an item should have, the query); mostly it names something the user likes anyway.
+
+    Args:
+        name: of the category that is searched.
+        liked: brands, colours and features.
+        random: chooses.
+    """
+    noun = pick(CATEGORIES[name].searches, random)
+    features = [feature for choices in CATEGORIES[name].features for feature in choices]
+    brands = [brand for brand, sold in BRANDS.items() if name in sold]
+    kind = random.random()
+    if kind < 0.25:
+        return None, noun
+    pool = features if kind < 0.65 else brands if kind < 0.85 else list(COLOURS)
+    favourites = [word for word in pool if word in liked]
+    wanted = pick(favourites if favourites and random.random() < 0.7 else pool, random)
+    return wanted, f"{wanted} {noun}".lower() if random.random() < 0.8 else f"{noun} {wanted}".lower()
+
+
+def pick(choices: Sequence[str], random: np.random.Generator) -> str:
+    """One of them, each as likely."""
+    return choices[int(random.integers(len(choices)))]
+
+
+def _title(brand: str, category: Category, features: list[str], taken: set[str], random: np.random.Generator) -> str:
+    """A name that no other item has; sometimes it carries a feature, as shop titles do."""
+    edition = 1
+    while True:
+        noun = pick(category.nouns, random)
+        tells = random.random() < 0.4 and features[0] not in noun  # no "Insulated Insulated Bottle"
+        words = [features[0], noun] if tells else [noun]
+        line = pick(LINES, random) + (f" {edition}" if edition > 1 else "")
+        title = f"{brand} {line} {string.capwords(' '.join(words))}"
+        if title not in taken:
+            taken.add(title)
+            return title
+        edition += 1
