@@ -6,6 +6,7 @@ was shown beside an event, and passed over, becomes rows of the type ``shown``. 
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -44,6 +45,14 @@ SHOWN_COLUMNS: dict[str, pl.DataType] = {
     "item_ids": pl.List(pl.String()),
     "positions": pl.List(pl.Int32()),
 }
+LOT_COLUMNS: dict[str, pl.DataType] = {
+    "policy_positions": pl.List(pl.Int32()),
+    "move_up": pl.List(pl.Float64()),
+    "move_down": pl.List(pl.Float64()),
+}
+"""Of what was shown, in files that were written since lots are drawn; null elsewhere."""
+KNOWN_AT = "known_at"
+"""Column of ``read_rows``: from when on a row can be read for certain, unix seconds."""
 
 
 class _MovedError(Exception):
@@ -83,11 +92,92 @@ def read_log(location: AnyLocation, faults: Faults, *, every_list: bool = False)
                 "events with an id that came before", "the first is kept", int(copies.sum()), rows, examples.head(100)
             )
         )
-    table = _as_events(events.filter(~copies), shown, every_list)
+    table = as_events(events.filter(~copies), shown, every_list)
     # No dirt, of which there could be too much.
     notes = (f"{erased:,} events of users who were erased are left out",) if erased else ()
     cells = Cells(table, table.columns, row_number, place=": event {}", notes=notes)
     return as_table(location, cells, "parquet"), dropped
+
+
+@dataclass(frozen=True)
+class LogRows:
+    """Rows of a log as they were written: copies of events are among them, erased users are not.
+
+    Attributes:
+        events: EVENT_COLUMNS and KNOWN_AT (Float64): when a row was received, or when the hour began in which it was
+            written, whichever is later. Whoever has read all hours up to then has seen it.
+        shown: SHOWN_COLUMNS, artifact, LOT_COLUMNS and KNOWN_AT, alike: a row per page.
+        log: the folder.
+    """
+
+    events: pl.DataFrame
+    shown: pl.DataFrame
+    log: AnyLocation
+
+
+def read_rows(location: AnyLocation, start: float, end: float) -> LogRows:
+    """The rows that were written in the hours that lie between two moments, in the order of writing.
+
+    Args:
+        location: the log's folder, or a pattern for several.
+        start, end: unix seconds; an hour that both begins and ends between them is read, and one that ``start`` cuts.
+
+    Raises:
+        DataError: no log is there, or one of its files cannot be read.
+    """
+    faults = Faults()
+    logs = _logs(location)
+    if not logs:
+        faults.add(location, "missing", f"no log of events; {HINT}")
+    hours = range_of_hours(start, end)
+    shown_columns = {**SHOWN_COLUMNS, "artifact": pl.String(), **LOT_COLUMNS}
+    events = _all(logs, layout.EVENTS, EVENT_COLUMNS, location, faults, hours)
+    shown = _all(logs, layout.IMPRESSIONS, shown_columns, location, faults, hours)
+    faults.raise_any()
+    events, _ = _without_erased(logs, events, "received_at")
+    shown, _ = _without_erased(logs, shown, "shown_at")
+    return LogRows(events, shown, location)
+
+
+def range_of_hours(start: float, end: float) -> tuple[float, float]:
+    """First and last moment at which an hour may begin that ``read_rows`` reads."""
+    return start // layout.SECONDS_PER_HOUR * layout.SECONDS_PER_HOUR, end - layout.SECONDS_PER_HOUR
+
+
+def files_between(location: AnyLocation, start: float, end: float) -> dict[str, int]:
+    """The files that ``read_rows`` reads: name below the log -> bytes. No file is ever written again under its name,
+    but to take somebody out of it."""
+    first, last = range_of_hours(start, end)
+    return {
+        f"{log.name}/{file.relative_to(log).as_posix()}": file.stat().st_size
+        for log in _logs(location)
+        for kind in layout.KINDS
+        for hour in layout.hour_folders(log, kind)
+        if first <= layout.hour_start(hour) <= last
+        for file in layout.counting_files(hour, _replaced_by)
+    }
+
+
+def first_hour(location: AnyLocation) -> float | None:
+    """When the first hour of a log begins, unix seconds; None where there is none."""
+    starts = [
+        layout.hour_start(hours[0])
+        for log in _logs(location)
+        for kind in layout.KINDS
+        if (hours := layout.hour_folders(log, kind))
+    ]
+    return min(starts, default=None)
+
+
+def without_erased(location: AnyLocation, rows: pl.DataFrame, came_at: str) -> pl.DataFrame:
+    """Rows of users that were not erased from the log since: it may be asked of rows that were read from it before.
+
+    Args:
+        location: of the log.
+        rows: with user_id.
+        came_at: their column that says when each came, unix seconds.
+    """
+    return _without_erased(_logs(location), rows, came_at)[0]
 
 
 def _logs(location: AnyLocation) -> list[Path]:
@@ -99,15 +189,31 @@ def _logs(location: AnyLocation) -> list[Path]:
 
 
 def _all(
-    logs: Sequence[Path], kind: str, columns: dict[str, pl.DataType], location: AnyLocation, faults: Faults
+    logs: Sequence[Path],
+    kind: str,
+    columns: dict[str, pl.DataType],
+    location: AnyLocation,
+    faults: Faults,
+    hours: tuple[float, float] | None = None,
 ) -> pl.DataFrame:
+    """The rows of all hours; with ``hours`` of those that begin between two moments, and KNOWN_AT."""
+    if hours is None:
+        frames = [
+            frame
+            for log in logs
+            for hour in layout.hour_folders(log, kind)
+            for frame in _hour(hour, columns, location, faults)
+        ]
+        return pl.concat([pl.DataFrame(schema=columns), *frames])
+    came_at = pl.col("received_at" if kind == layout.EVENTS else "shown_at")
     frames = [
-        frame
+        frame.with_columns(pl.max_horizontal(came_at, pl.lit(start, dtype=pl.Float64)).alias(KNOWN_AT))
         for log in logs
         for hour in layout.hour_folders(log, kind)
+        if hours[0] <= (start := layout.hour_start(hour)) <= hours[1]
         for frame in _hour(hour, columns, location, faults)
     ]
-    return pl.concat([pl.DataFrame(schema=columns), *frames])
+    return pl.concat([pl.DataFrame(schema=columns | {KNOWN_AT: pl.Float64()}), *frames])
 
 
 def _hour(hour: Path, columns: dict[str, pl.DataType], location: AnyLocation, faults: Faults) -> list[pl.DataFrame]:
@@ -117,8 +223,7 @@ def _hour(hour: Path, columns: dict[str, pl.DataType], location: AnyLocation, fa
         try:
             for file in layout.counting_files(hour, _replaced_by):
                 try:
-                    read = pl.read_parquet(file.read_bytes(), columns=list(columns))
-                    frames.append(read.select(pl.col(name).cast(dtype) for name, dtype in columns.items()))
+                    frames.append(_file(file.read_bytes(), columns))
                 except pl.exceptions.PolarsError as error:
                     reason = str(error).splitlines()[0]
                     message = (
@@ -130,6 +235,15 @@ def _hour(hour: Path, columns: dict[str, pl.DataType], location: AnyLocation, fa
         return frames
     faults.add(location, "access", "its files go away while they are read; read a copy of the log", file=hour)
     return []
+
+
+def _file(content: bytes, columns: dict[str, pl.DataType]) -> pl.DataFrame:
+    """The rows of a file; what only later versions write is null where an earlier one wrote it."""
+    absent = LOT_COLUMNS.keys() - pl.read_parquet_schema(content).keys() if LOT_COLUMNS.keys() & columns.keys() else ()
+    read = pl.read_parquet(content, columns=[name for name in columns if name not in absent])
+    return read.select(
+        (pl.lit(None) if name in absent else pl.col(name)).cast(dtype).alias(name) for name, dtype in columns.items()
+    )
 
 
 def _replaced_by(file: Path) -> Collection[str]:
@@ -157,8 +271,18 @@ def _without_erased(logs: Sequence[Path], rows: pl.DataFrame, came_at: str) -> t
     return rows.filter(stays), rows.height - int(stays.sum())
 
 
-def _as_events(events: pl.DataFrame, shown: pl.DataFrame, every_list: bool) -> pl.DataFrame:
-    """Events on items with the query of their page, and what was shown on the pages that led to any."""
+def as_events(events: pl.DataFrame, shown: pl.DataFrame, every_list: bool, also: Sequence[str] = ()) -> pl.DataFrame:
+    """Events on items with the query of their page, and what was shown on the pages that led to any.
+
+    Args:
+        events: EVENT_COLUMNS, each event once.
+        shown: SHOWN_COLUMNS.
+        every_list: also what was shown to known users who then did nothing.
+        also: further columns of both that are kept.
+
+    Returns:
+        Rows in order of time: user_id, item_id, type, query, timestamp (whole unix seconds), page, position, and those.
+    """
     searches = events.filter(pl.col("type") == "search").select("page", "query")
     queries = pl.concat([shown.select("page", "query"), searches]).filter(
         (pl.col("page") != "") & (pl.col("query") != "")
@@ -180,12 +304,13 @@ def _as_events(events: pl.DataFrame, shown: pl.DataFrame, every_list: bool) -> p
         "timestamp",
         "page",
         "position",
+        *also,
     )
-    rows = pl.concat([_beside(on_items, shown, every_list), on_items]).sort("timestamp", maintain_order=True)
+    rows = pl.concat([_beside(on_items, shown, every_list, also), on_items]).sort("timestamp", maintain_order=True)
     return rows.with_columns(pl.col("timestamp").floor().cast(pl.Int64))
 
 
-def _beside(on_items: pl.DataFrame, shown: pl.DataFrame, every_list: bool) -> pl.DataFrame:
+def _beside(on_items: pl.DataFrame, shown: pl.DataFrame, every_list: bool, also: Sequence[str]) -> pl.DataFrame:
     """A row for each item of each list that somebody acted on; with ``every_list`` also of those of known users."""
     # A list belongs to whoever acted on it: it may have been made before they said who they are.
     users = on_items.filter(pl.col("page") != "").select("page", "user_id").unique(maintain_order=True)
@@ -201,5 +326,6 @@ def _beside(on_items: pl.DataFrame, shown: pl.DataFrame, every_list: bool) -> pl
         pl.col("shown_at").alias("timestamp"),
         "page",
         pl.col("positions").alias("position"),
+        *also,
     )
     return rows.unique(["user_id", "page", "item_id", "position"], keep="first", maintain_order=True)

@@ -2,11 +2,14 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tritonrank.recipe.base import Settings, SourcePath
 from tritonrank.recipe.training import FinetuneSettings
 
+OLD, NEWEST, FROZEN = "old", "newest", "frozen"
+WINDOWS = (NEWEST, FROZEN, OLD)
+"""Where judged lists come from: the newest hours, hours that no night ever learns, and the recipe's own test lists."""
 SLOWER = 4.0
 """By how much a ranker that is trained further learns slower than one that begins: what it knows has to stay."""
 
@@ -17,6 +20,44 @@ class LearnSettings(Settings):
     log: SourcePath | None = Field(
         None,
         description="folder that the gateway's --events-log names; default: data.events where data.source is events",
+    )
+    delay_hours: float = Field(
+        1.0,
+        gt=0,
+        le=168,
+        description="hours after a page was shown in which what becomes of it still counts for it; before that the "
+        "page is neither learnt nor judged. Longer where purchases come late",
+    )
+    newest_hours: int = Field(
+        6,
+        ge=1,
+        le=744,
+        description="hours at the end of the log on which a night's model is judged, and which the next night learns; "
+        "the first night's stay frozen: they are judged by all and learnt by none",
+    )
+    history_days: int = Field(
+        30,
+        ge=1,
+        description="days of the log that a night reads: for what users liked before, and to replay. A frozen window "
+        "that is older gives way to a new one",
+    )
+    replay_share: float = Field(
+        0.5,
+        ge=0,
+        le=0.9,
+        description="share of the lists to learn that are older than the new hours, drawn anew each night; without "
+        "any, old tastes are forgotten",
+    )
+    most_lists: int = Field(
+        20_000,
+        ge=1,
+        description="lists of new hours that a night learns at the most, one per user in turn, newest first: it bounds "
+        "time; how many were left out is said",
+    )
+    segments: dict[str, str] = Field(
+        {"cold users": "history_items < 3", "cold items": "item_positives < 5"},
+        description="what else is judged apart: names, and SQL conditions on the columns of judged lists "
+        "(docs/learn.md), such as {evening: hour >= 18, lamps: item_category = 'lamp'}",
     )
     epochs: float = Field(1.0, gt=0, description="passes over a night's training examples, replayed ones among them")
     learning_rate: float | None = Field(
@@ -64,6 +105,13 @@ class LearnSettings(Settings):
     keep_nights: int = Field(
         7, ge=1, description="nights whose data and checkpoints stay, besides what the next night needs"
     )
+
+    @field_validator("segments")
+    @classmethod
+    def _names_are_free(cls, segments: dict[str, str]) -> dict[str, str]:
+        if taken := [name for name in segments if name in WINDOWS]:
+            raise ValueError(f"{taken[0]} is a window already, which is judged in any case; take another name")
+        return segments
 
     def training(self, finetune: FinetuneSettings) -> FinetuneSettings:
         """How an accepted ranker is trained further: as `finetune`, in so far as this section does not differ."""

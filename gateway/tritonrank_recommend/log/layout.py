@@ -11,6 +11,7 @@ in its metadata the files that it replaces; until they are removed, and after a 
 replaced ones do not count.
 """
 
+import calendar
 import fcntl
 import hashlib
 import json
@@ -41,6 +42,18 @@ def hour_folders(log: Path, kind: str) -> list[Path]:
     """Those that are there, oldest first."""
     found = (log / kind).glob("date=*/hour=*")
     return sorted(one for one in found if HOUR.fullmatch("/".join(one.parts[-2:])))
+
+
+def hour_start(hour: Path) -> float:
+    """When the hour of a folder began, unix seconds.
+
+    Raises:
+        ValueError: it is no folder of an hour.
+    """
+    told = HOUR.fullmatch("/".join(hour.parts[-2:]))
+    if told is None:
+        raise ValueError(f"{hour}: no hour of the log")
+    return float(calendar.timegm(time.strptime(f"{told[1]} {told[2]}", "%Y-%m-%d %H")))
 
 
 def is_over(hour: Path, now: float, grace_seconds: float = 60.0) -> bool:
