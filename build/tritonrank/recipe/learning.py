@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from tritonrank.recipe.base import Settings, SourcePath
+from tritonrank.recipe.guarding import GuardSettings, NightRules
 from tritonrank.recipe.training import FinetuneSettings
 
 OLD, NEWEST, FROZEN = "old", "newest", "frozen"
@@ -105,6 +106,9 @@ class LearnSettings(Settings):
     keep_nights: int = Field(
         7, ge=1, description="nights whose data and checkpoints stay, besides what the next night needs"
     )
+
+    guards: GuardSettings = GuardSettings()
+    rules: NightRules = NightRules()
 
     @field_validator("segments")
     @classmethod

@@ -29,8 +29,13 @@ KEPT_PER_NIGHT = 0.9
 USER_SECONDS = 90 * 86_400.0
 """Who has not been seen for so long is new again."""
 FIGURES, ITEMS, USERS = "baseline.json", "items.parquet", "users.parquet"
-ITEM_COLUMNS = {"likes": pl.Float64, "dislikes": pl.Float64, "liked": pl.Float64, "expected": pl.Float64}
-USER_COLUMNS = {"user": pl.String, "seen": pl.Float64}
+ITEM_COLUMNS: dict[str, type[pl.DataType]] = {
+    "likes": pl.Float64,
+    "dislikes": pl.Float64,
+    "liked": pl.Float64,
+    "expected": pl.Float64,
+}
+USER_COLUMNS: dict[str, type[pl.DataType]] = {"user": pl.String, "seen": pl.Float64}
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Baseline:
     """
 
     nights: tuple[Night, ...] = ()
-    items: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={"item_id": pl.String} | ITEM_COLUMNS))
+    items: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={"item_id": pl.String, **ITEM_COLUMNS}))
     users: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=USER_COLUMNS))
 
     def after(self, night: Night, items: pl.DataFrame, users: pl.DataFrame, end: float) -> "Baseline":

@@ -124,7 +124,14 @@ class _Looking:
         self.lost_likes = 0
 
     def leave_out(
-        self, rows: pl.Series, check: str, where: str, reason: str, figures: dict[str, float], *, copies: bool = False
+        self,
+        rows: pl.Series,
+        check: str,
+        where: str,
+        reason: str,
+        figures: Mapping[str, float],
+        *,
+        copies: bool = False,
     ) -> None:
         """Take rows out. Pages lose their likes with them, unless they were copies: then they would teach dislike."""
         is_out = self.events[ROW].is_in(rows.implode())
@@ -136,7 +143,7 @@ class _Looking:
             self.lost_likes += likes.height
             self.refused_pages |= set(likes["page"].to_list()) - {""}
         self.events = self.events.filter(~is_out)
-        self.findings.append(Finding(check, where, reason, figures, left_out=gone.height))
+        self.findings.append(Finding(check, where, reason, dict(figures), left_out=gone.height))
 
 
 def inspect(day: Day, baseline: Baseline, settings: GuardSettings) -> Inspection:
