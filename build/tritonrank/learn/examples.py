@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tritonrank.artifacts.stage import Stage
-from tritonrank.learn.shown_lists import LeftOut
+from tritonrank.learn.left_out import LeftOut
 from tritonrank.learn.windows import Windows
 from tritonrank.recipe import Recipe
 

@@ -7,24 +7,7 @@ import polars as pl
 
 from tritonrank.data.event_log import LogRows
 from tritonrank.learn.click_estimates import ShownItems
-from tritonrank.learn.windows import Span
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Events that a night does not count, as ``guards.py`` found: no later night counts them either.
-
-    Attributes:
-        span: of the moments at which they came to be in the log (``data.event_log.KNOWN_AT``).
-        reason: in words, for the ledger.
-        user_id: whose; None: everybody's, as of a day that was refused.
-        keep: how many of the user's events in the span count all the same, the first ones.
-    """
-
-    span: Span
-    reason: str
-    user_id: str | None = None
-    keep: int = 0
+from tritonrank.learn.left_out import LeftOut
 
 
 @dataclass(frozen=True)

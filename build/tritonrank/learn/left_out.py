@@ -1,0 +1,77 @@
+"""Rows of the log that no night learns, because the guards found something wrong with them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from tritonrank.data.event_log import KNOWN_AT, LogRows
+from tritonrank.errors import DataError
+from tritonrank.learn.windows import Span
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Events that a night does not count, as the guards found; no later night counts them either.
+
+    Attributes:
+        span: of the moments at which they came to be in the log (``data.event_log.KNOWN_AT``).
+        reason: in words, for the ledger.
+        users: whose, their pages too: what they did not like on them says nothing; None: everybody's, as of a day
+            that was refused.
+        events: user and event id of single events that were copies; where there are some, they alone are left out,
+            and pages stay.
+    """
+
+    span: Span
+    reason: str
+    users: tuple[str, ...] | None = None
+    events: tuple[tuple[str, str], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For a ledger."""
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, told: dict[str, Any]) -> "LeftOut":
+        """What ``as_json`` wrote.
+
+        Raises:
+            DataError: it is something else.
+        """
+        try:
+            span, users = Span(float(told["span"]["start"]), float(told["span"]["end"])), told["users"]
+            events = tuple((str(user), str(event)) for user, event in told["events"])
+            return cls(span, str(told["reason"]), None if users is None else tuple(map(str, users)), events)
+        except (TypeError, KeyError, ValueError) as error:
+            raise DataError(
+                f"what a night left out: expected span, reason, users and events, not {told!r} ({error})"
+            ) from None
+
+
+def without_left_out(rows: LogRows, left_out: Sequence[LeftOut]) -> LogRows:
+    """The rows that count; what was shown to somebody whose events do not count, does not count either."""
+    single = [pair for one in left_out for pair in one.events]
+    events, shown = rows.events, rows.shown
+    if single:
+        copies = pl.DataFrame(single, schema={"user_id": pl.String, "event_id": pl.String}, orient="row")
+        events = events.join(copies, on=["user_id", "event_id"], how="anti", maintain_order="left")
+    for one in left_out:
+        if one.users is None and not one.events:
+            outside = ~pl.col(KNOWN_AT).is_between(one.span.start, one.span.end, closed="left")
+            events, shown = events.filter(outside), shown.filter(outside)
+    theirs = pl.DataFrame(
+        [(user, one.span.start, one.span.end) for one in left_out if not one.events for user in one.users or ()],
+        schema={"user_id": pl.String, "start": pl.Float64, "end": pl.Float64},
+        orient="row",
+    )
+    return replace(rows, events=_without(events, theirs), shown=_without(shown, theirs))
+
+
+def _without(rows: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
+    """Rows that are not of a user and within the span in which theirs are left out."""
+    numbered = rows.with_row_index("number_of_row")
+    within = pl.col(KNOWN_AT).is_between(pl.col("start"), pl.col("end"), closed="left")
+    gone = numbered.join(theirs, on="user_id").filter(within)
+    return numbered.join(gone, on="number_of_row", how="anti", maintain_order="left").drop("number_of_row")
