@@ -30,6 +30,7 @@ class StandInCatalogue:
     """
 
     artifact = "catalogue-1"
+    standing = None
 
     def __init__(self, items: int = 60) -> None:
         self.items: dict[str, dict[str, FieldValue]] = {

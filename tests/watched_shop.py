@@ -2,7 +2,7 @@
 
 What the users do is meant to move every metric that the dashboards show: rankings of all sizes, the same one twice,
 texts too long and texts that are missing, requests that are refused, pages for known and unknown users, pages without
-time to rank, events and the same events again.
+time to rank, events and the same events again, items that are new.
 """
 
 import itertools
@@ -47,12 +47,16 @@ SAID_LAST = frozenset(
         "tritonrank_gateway_degraded_total",
         "tritonrank_gateway_refused_total",
         "tritonrank_gateway_store_errors_total",
+        "tritonrank_exposure_first_impression_seconds_bucket",
+        "tritonrank_exposure_gini",
         "tritonrank_quality_drift_psi",
         "tritonrank_quality_ips_ndcg",
         "tritonrank_rollout_reading",
     }
 )
-"""Metrics that are not told before something went wrong, or before there are enough clicks and rankings."""
+"""Metrics that are not told before something went wrong, or before enough was clicked, ranked and shown."""
+DEAR = 1e6
+"""The price from which only new items are."""
 PAUSE_SECONDS = 0.02
 """Of a user between two requests: the machine of tests is busy with others, too."""
 WORDS = ("oak", "desk", "lamp", "red", "steel", "kettle", "quiet", "large", "for", "the", "kitchen", "\U00013080")
@@ -249,9 +253,12 @@ def _look_and_click(known: Sequence[str]) -> Callable[[httpx.Client, random.Rand
     def visit(client: httpx.Client, dice: random.Random) -> None:
         """A page, what was seen and clicked on it, and sometimes the same events once more."""
         user = dice.choice((*known, f"new-{next(numbers)}"))
-        asked: dict[str, Any] = {"user_id": user, "query": dice.choice(("", "lamp", "oak desk")), "size": 10}
+        asked: dict[str, Any] = {"user_id": user, "query": dice.choice(("", "lamp", "oak desk")), "size": 20}
         if dice.random() < 0.2:
             asked["deadline_ms"] = dice.choice((1, 2, 4, 8))
+        if dice.random() < 0.1:
+            _add_item(client, next(numbers))
+            asked["filters"] = {"price": {"gte": DEAR}}
         answer = client.post("/v1/recommend", json=asked)
         check(answer)
         page = answer.json()
@@ -268,6 +275,13 @@ def _look_and_click(known: Sequence[str]) -> Callable[[httpx.Client, random.Rand
             check(client.post("/v1/events", json={"events": events}))
 
     return visit
+
+
+def _add_item(client: httpx.Client, number: int) -> None:
+    """An item that nobody has seen, and that a filter finds."""
+    fields = {"title": f"oak lamp {number}", "attributes": "new", "price": DEAR + number}
+    path, key = f"/v1/items/new-{number}", {"Authorization": f"Bearer {KEY}"}
+    check(client.put(path, json={"fields": fields}, headers=key))
 
 
 def check(answer: httpx.Response) -> None:

@@ -1,4 +1,4 @@
-"""Is what it says still right? Scores, orders, clicks and drift, as seen from what was served."""
+"""Is what it says still right? Scores, orders, clicks, exposure and drift, as seen from what was served."""
 
 from deploy.grafana.board import Bars, Board, Heat, Lines, Number, Query, Row
 from deploy.grafana.expressions import GATEWAY, growth, mean, quantile, rate, ratio, share
@@ -8,6 +8,7 @@ PAGES = f'{GATEWAY}, kind="recommend"'
 UNKNOWN, TOKENS = f"{NAME}tokens_unknown_total", f"{NAME}tokens_total"
 CUT, CANDIDATES = f"{NAME}candidates_truncated_total", f"{NAME}candidates_total"
 COLD, USERS = "tritonrank_gateway_recommendations_total", f'{GATEWAY}, cold="yes"'
+SHOWN = "tritonrank_exposure_items_total"
 CHOSEN_PERIOD = f"{{{GATEWAY}}}[$__range]"
 
 NOW = Row(
@@ -105,6 +106,51 @@ CLICKS = Row(
         ),
     ],
 )
+EXPOSURE = Row(
+    "Exposure: who is shown",
+    [
+        Lines(
+            title="Shown items, by tenth of popularity",
+            asks="Do lists show ever fewer items? 1 is the most popular tenth, added came after the catalogue was "
+            "built. A first tenth that grows from week to week is a feedback loop: what was shown is learnt and shown.",
+            unit="percentunit",
+            queries=[
+                Query(
+                    f"{rate(SHOWN, by='decile')} / ignoring (decile) group_left () {rate(SHOWN)}",
+                    "{{decile}}",
+                )
+            ],
+            is_stacked=True,
+        ),
+        Lines(
+            title="Gini of exposure",
+            asks="How unequally are items shown: 0 all alike, 1 a few alone? Of the newest 10,000 shown items; "
+            "below 1,000 there is none.",
+            unit="percentunit",
+            queries=[Query(f"avg(tritonrank_exposure_gini{{{GATEWAY}}})", "Gini")],
+        ),
+        Lines(
+            title="New items",
+            asks="How many items came within a month, and how many of them were never shown?",
+            unit="short",
+            queries=[
+                Query(
+                    f"max by (age, shown) (tritonrank_exposure_new_items{{{GATEWAY}}})",
+                    "since a {{age}}, shown: {{shown}}",
+                )
+            ],
+        ),
+        Lines(
+            title="Until the first impression",
+            asks="How long does a new item wait until somebody sees it? Those that nobody has seen are not in it.",
+            unit="s",
+            queries=[
+                Query(quantile(one, "tritonrank_exposure_first_impression_seconds", GATEWAY), f"p{100 * one:g}")
+                for one in (0.5, 0.9)
+            ],
+        ),
+    ],
+)
 DRIFT = Row(
     "Drift against the reference of the build",
     [
@@ -136,4 +182,4 @@ DRIFT = Row(
     ],
 )
 
-BOARD = Board("quality", "quality", "Is what it says still right?", [NOW, RANKINGS, CLICKS, DRIFT])
+BOARD = Board("quality", "quality", "Is what it says still right?", [NOW, RANKINGS, CLICKS, EXPOSURE, DRIFT])

@@ -35,6 +35,7 @@ from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.openapi_page import page
 from tritonrank_gateway.process_metrics import process_metrics
 from tritonrank_gateway.quality import Quality
+from tritonrank_gateway.quality.exposure import Exposure
 from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.readiness import Readiness
 from tritonrank_gateway.recommend import routers as recommend_routers
@@ -84,6 +85,11 @@ def create_app(
     metrics.watch(lambda: load.in_flight, lambda: load.queued_seconds)
     quality = Quality(settings.reference_file)
     metrics.registry.register(quality)
+    exposure = None
+    if recommender is not None and recommender.parts.catalogue.is_wanted:
+        folder = recommender.parts.catalogue
+        exposure = Exposure(lambda: folder.opened, recommender.parts.store)
+        metrics.registry.register(exposure)
     if recommender is not None and recommender.parts.log is not None:
         metrics.registry.register(LogMetrics(recommender.parts.log.state))
     if recommender is not None and isinstance(recommender.parts.store, GuardedStore):
@@ -99,10 +105,14 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if recommender is not None:
             await recommender.start()
+        if exposure is not None:
+            exposure.start()
         pace.start()
         async with process_metrics(metrics):
             yield
         await pace.close()
+        if exposure is not None:
+            await exposure.close()
         if recommender is not None:
             await recommender.close()
         await versions.close()
@@ -115,7 +125,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.gateway = Gateway(settings, versions, keys, load, metrics, pace, quality, recommender, tracing)
+    app.state.gateway = Gateway(settings, versions, keys, load, metrics, pace, quality, recommender, tracing, exposure)
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"

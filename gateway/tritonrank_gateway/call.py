@@ -24,6 +24,7 @@ from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.model import KnownModel, Model
 from tritonrank_gateway.quality import Quality, RankingKind
+from tritonrank_gateway.quality.exposure import Exposure
 from tritonrank_gateway.ranking import Backend, Ranking, RankRequest, Side, Wish
 from tritonrank_gateway.refusal import Refusal, refusal_of
 from tritonrank_gateway.replicas import routing_key
@@ -62,6 +63,8 @@ class Gateway:
     recommender: Recommender | None = None
     """None: there is neither a catalogue nor a store"""
     tracing: Tracing = NO_TRACING
+    exposure: Exposure | None = None
+    """of items on pages; None where there is no catalogue"""
 
     @property
     def backend(self) -> Backend:

@@ -40,6 +40,8 @@ async def recommend(call: Call) -> RecommendAnswer:
     _observe(call.gateway.metrics, answer)
     call.done.degraded = answer.lacking
     call.gateway.quality.shown(item.position for item in answer.items)
+    if call.gateway.exposure is not None:
+        call.gateway.exposure.shown([item.item_id for item in answer.items])
     if call.gateway.versions.has_canary:
         user = recommender.parts.privacy.user(request.user_id) or call.user  # as the ranker was told
         call.gateway.versions.shown(user, [item.position for item in answer.items])

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tritonrank_recommend.catalogue.standing import Standing
 from tritonrank_recommend.stores.interface import FieldValue, ItemChange
 
 Source = Literal["two-tower", "lexical", "knn", "ease", "popular", "new", "next"]
@@ -78,6 +79,10 @@ class Catalogue(Protocol):
 
     artifact: str
     """id of the artifact, for logs and answers"""
+
+    @property
+    def standing(self) -> Standing | None:
+        """Of its items by popularity; None where it has too few items to say."""
 
     def __len__(self) -> int:
         """Items that can be found now."""

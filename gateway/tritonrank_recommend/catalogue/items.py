@@ -71,6 +71,11 @@ class Items:
             known |= found
         return [known[place] for place in places]
 
+    def ids(self) -> Iterator[str]:
+        """All ids, by their places."""
+        for (item_id,) in self._connection().execute("SELECT id FROM items ORDER BY place"):
+            yield item_id
+
     def _select(self, statement: str, values: Sequence[Any]) -> Iterator[Any]:
         connection = self._connection()
         for start in range(0, len(values), MOST_VARIABLES):

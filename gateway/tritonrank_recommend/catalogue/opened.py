@@ -34,6 +34,7 @@ from tritonrank_recommend.catalogue.lexical import Lexical
 from tritonrank_recommend.catalogue.neighbours import NeighbourLists
 from tritonrank_recommend.catalogue.overlay import NO_SLOT, NO_VECTOR, Overlay
 from tritonrank_recommend.catalogue.sources import MissingError, Parts, View
+from tritonrank_recommend.catalogue.standing import Standing
 from tritonrank_recommend.catalogue.vectors import Vectors
 from tritonrank_recommend.stores.interface import FieldValue, ItemChange
 
@@ -67,6 +68,8 @@ class OpenCatalogue:
         self.facts = facts
         self._parts = _open_parts(files, facts)
         self._live = _Live(Overlay(facts.items, facts.dimensions), Columns(files, facts.columns, facts.items))
+        order = None if "popular" in self._parts.broken else self._parts.popular_order
+        self.standing = Standing(self._parts.items, order, lambda: self._live.overlay)
         self._writing = threading.Lock()
         self._to_embed: deque[int] = deque()
         self._embedder: threading.Thread | None = None
@@ -252,7 +255,7 @@ class OpenCatalogue:
                     overlay.remove(place)
                 continue
             if place is None:
-                place = overlay.new_place(change.item_id, time.time())
+                place = overlay.new_place(change.item_id, change.changed or time.time())
             row = Row(change.item_id, change.fields, self.render(change.fields))
             is_new = not self._has_text(overlay, place, row.text, before.get(place))
             slot = self._add(overlay, columns, place, row, is_new)

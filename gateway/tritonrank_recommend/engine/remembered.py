@@ -36,6 +36,7 @@ class RememberedCatalogue:
     """A ``Catalogue`` of the most popular items alone, best first."""
 
     artifact = ARTIFACT
+    standing = None
 
     def __init__(self, items: Iterable[RememberedItem] = ()) -> None:
         self._items = {item.item_id: item for item in items}
