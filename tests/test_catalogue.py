@@ -5,6 +5,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -362,3 +364,11 @@ def test_candidates_are_what_the_contract_says(catalogue: OpenCatalogue) -> None
     assert found.fused.dtype == found.popularity.dtype == found.age_days.dtype == np.float32
     assert {values.dtype for values in found.ranks.values()} == {np.dtype(np.int32)}
     assert {values.dtype for values in found.scores.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("module", ["vectors", "later_vectors", "standing", "interface", "encoder"])
+def test_whatever_is_imported_first_the_process_lives(module: str) -> None:
+    """usearch before onnxruntime ends it with SIGSEGV."""
+    command = f"import tritonrank_recommend.catalogue.{module}, tritonrank_recommend.catalogue.opened, onnxruntime"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

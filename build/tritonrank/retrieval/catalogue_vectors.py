@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime  # noqa: F401  # before usearch: the other way round ends in SIGSEGV (1.31.1, 2.26.6)
 from numpy.typing import NDArray
 from tritonrank_recommend.catalogue.layout import INDEX, IndexFacts
 from tritonrank_recommend.catalogue.vectors import EXACT_ITEMS, exact, graph

@@ -2,13 +2,15 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_recommend.catalogue.standing import Standing
 from tritonrank_recommend.stores.interface import FieldValue, ItemChange
+
+if TYPE_CHECKING:  # it brings usearch, which only who opens a catalogue needs
+    from tritonrank_recommend.catalogue.standing import Standing
 
 Source = Literal["two-tower", "lexical", "knn", "ease", "popular", "new", "next"]
 SOURCES: tuple[Source, ...] = ("two-tower", "lexical", "knn", "ease", "popular", "new", "next")
@@ -81,7 +83,7 @@ class Catalogue(Protocol):
     """id of the artifact, for logs and answers"""
 
     @property
-    def standing(self) -> Standing | None:
+    def standing(self) -> "Standing | None":
         """Of its items by popularity; None where it has too few items to say."""
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime  # noqa: F401  # before usearch: the other way round ends in SIGSEGV (1.31.1, 2.26.6)
 from numpy.typing import NDArray
 from usearch.index import Index
 

@@ -4,6 +4,7 @@ Vectors have unit length, so the dot product is the cosine. What the graph finds
 """
 
 import numpy as np
+import onnxruntime  # noqa: F401  # before usearch: the other way round ends in SIGSEGV (1.31.1, 2.26.6)
 from numpy.typing import NDArray
 from usearch.index import Index, MetricKind, search
 
