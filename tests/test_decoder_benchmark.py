@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tritonrank.errors import ArtifactError, GateError
 from tritonrank.gpu_check import decoder as benchmark
 from tritonrank.gpu_check import decoder_ways
 from tritonrank.gpu_check.decoder import PAIRS, Timed, check_decoder, gains, requests_of
 from tritonrank.gpu_check.decoder_shapes import LOADS, SHAPES, Load
-from tritonrank.gpu_check.decoder_ways import Pairs, Shared, VllmPrefixReuse, network_config, random_network
+from tritonrank.gpu_check.decoder_ways import (
+    Pairs,
+    Shared,
+    TransformersPairs,
+    TransformersPrefixReuse,
+    VllmPrefixReuse,
+    network_config,
+    random_network,
+)
 from tritonrank.rankers.decoder_modeling import DecoderConfig
 
 TINY = SHAPES["tiny"]
@@ -33,6 +42,7 @@ def test_a_rehearsal_writes_a_record_that_says_so(tmp_path: Path, monkeypatch: p
         "shared, eager, prefix kept": 3 * 4,
         "pair by pair, eager": 3 * (7 + 4),
         "pair by pair, transformers": 3 * (7 + 4),
+        "prefix reuse, transformers": 7 + 3 * 4,
     }
     assert max(record["differences"].values()) < 1e-4
     assert len(record["differences"]) == 3
@@ -73,6 +83,18 @@ def test_scores_of_candidates_differ_by_more_than_rounding() -> None:
     found = Shared(network, "cpu").run(request)
     assert np.ptp(found) > 0.1
     np.testing.assert_allclose(Pairs(network, "cpu").run(request), found, atol=1e-5)
+
+
+def test_reusing_a_prefix_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More candidates than one run takes, with the same weights both times."""
+    monkeypatch.setattr(decoder_ways, "PAIRS_PER_RUN", 4)
+    (request,) = requests_of(Load(20, 9, 5), TINY, 1)
+    found = []
+    for way in (TransformersPairs, TransformersPrefixReuse):
+        torch.manual_seed(3)
+        found.append(way(TINY, "cpu").run(request))
+    assert np.ptp(found[0]) > 0.1
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
 def test_the_settings_are_those_of_a_decoder_config() -> None:

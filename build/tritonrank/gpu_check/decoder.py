@@ -39,7 +39,7 @@ from tritonrank.rankers.agreement import relative_difference
 REQUESTS = 8
 """Of each size, all with prefixes of their own."""
 REHEARSED = (Load(50, 4, 6), Load(50, 20, 6))
-PAIRS, SHARED = "pair by pair", "shared"
+PAIRS, SHARED, REUSE = "pair by pair", "shared", "prefix reuse"
 TIMED_SHARE = 0.9
 console = Console(stderr=True, emoji=False)
 
@@ -90,6 +90,7 @@ def ways_of(shape: DecoderShape, device: str, scratch: Path) -> "Iterator[tuple[
         Shared,
         SharedGraph,
         TransformersPairs,
+        TransformersPrefixReuse,
         VllmPrefixReuse,
         random_network,
     )
@@ -104,7 +105,8 @@ def ways_of(shape: DecoderShape, device: str, scratch: Path) -> "Iterator[tuple[
     yield f"{PAIRS}, eager", Pairs(network, device), True
     for name, package, make in (
         (f"{PAIRS}, transformers", "transformers", partial(TransformersPairs, shape, device)),
-        ("prefix reuse, vLLM", "vllm", partial(VllmPrefixReuse, shape, scratch)),
+        (f"{REUSE}, transformers", "transformers", partial(TransformersPrefixReuse, shape, device)),
+        (f"{REUSE}, vLLM", "vllm", partial(VllmPrefixReuse, shape, scratch)),
     ):
         if find_spec(package) is None:
             yield Missing(name, f"{package} is not installed: pip install {package}")

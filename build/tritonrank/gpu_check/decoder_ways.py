@@ -6,6 +6,7 @@ that begins alike (prefix reuse): vLLM does so here where it is installed, which
 """
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -218,6 +219,28 @@ class TransformersPairs:
                 # All candidates are equally long, so nothing is padded and attention is plainly causal.
                 hidden = self._model(input_ids=rows, use_cache=False).last_hidden_state[:, -1]
                 parts.append(self._head(hidden)[:, 0])
+            return _logits(torch.cat(parts))
+
+
+class TransformersPrefixReuse(TransformersPairs):
+    """The same model with its cache: the prefix once, its keys and values copied for every candidate of a run.
+
+    What engines for text generation do with a prompt that begins alike, without their paged attention.
+    """
+
+    def run(self, request: Tensors) -> Logits:
+        """One request's logits."""
+        import torch
+
+        prefix, branches = _tensors(request, self._device)
+        parts = []
+        with torch.inference_mode():
+            known = self._model(input_ids=prefix[None].long(), use_cache=True).past_key_values
+            for part in torch.split(branches, PAIRS_PER_RUN):
+                cache = deepcopy(known)  # a run appends to it
+                cache.batch_repeat_interleave(len(part))
+                hidden = self._model(input_ids=part.long(), past_key_values=cache, use_cache=True).last_hidden_state
+                parts.append(self._head(hidden[:, -1])[:, 0])
             return _logits(torch.cat(parts))
 
 
