@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from tritonrank.data.event_log import EVENT_COLUMNS, SHOWN_COLUMNS
+from tritonrank.data.event_log import EVENT_COLUMNS, KNOWN_AT, LOT_COLUMNS, SHOWN_COLUMNS
 from tritonrank.learn.guards.baseline import Baseline
 from tritonrank.learn.guards.day import Day
 from tritonrank.learn.guards.inspection import inspect
@@ -71,7 +71,7 @@ def sound_day(number: int, seed: int = 0, pages: int = PAGES) -> Day:
             "positions": [list(range(PLACES))] * count,
             "policy_positions": [list(range(PLACES))] * count,
         },
-        schema=SHOWN_COLUMNS | {"policy_positions": pl.List(pl.Int32())},
+        schema=SHOWN_COLUMNS | {"policy_positions": LOT_COLUMNS["policy_positions"]},
     )
     told = []
     for kind, where in (("click", likes), ("skip", skips)):
@@ -89,10 +89,13 @@ def sound_day(number: int, seed: int = 0, pages: int = PAGES) -> Day:
         pl.Series("timestamp", events["timestamp"].to_numpy() + noise[0]),
         pl.when(pl.Series(lost)).then(pl.lit("gone")).otherwise(pl.col("item_id")).alias("item_id"),
     ).with_columns((pl.col("timestamp") + pl.Series(noise[1] + late)).alias("received_at"))
-    return Day(_numbered(events, f"d{number}"), shown, START + number * DAY, START + (number + 1) * DAY, known(seed))
+    end = START + (number + 1) * DAY
+    events = events.with_columns(pl.col("received_at").clip(None, end - 1).alias(KNOWN_AT))
+    shown = shown.with_columns(pl.col("shown_at").alias(KNOWN_AT))
+    return Day(_numbered(events, f"d{number}"), shown, START + number * DAY, end, known())
 
 
-def known(seed: int) -> list[str]:
+def known() -> list[str]:
     """Ids of the item table."""
     return [f"i{one}" for one in range(ITEMS)]
 
@@ -106,25 +109,36 @@ def sound_baseline(nights: int, settings: GuardSettings, seed: int = 0, pages: i
 
 
 def flipped(day: Day, dose: float, generator: np.random.Generator) -> Day:
-    """On a share of the pages every like becomes an item that was not liked, and the other way round, one for one."""
+    """On a share of the pages all that was not liked is liked, and what was liked is not."""
     pages = _some(day.shown["page"], dose, generator)
-    likes = day.events.filter(day.is_like() & pl.col("page").is_in(pages))
+    likes = day.events.filter(day.is_like() & pl.col("page").is_in(pages.implode()))
+    rows = day.shown.filter(pl.col("page").is_in(likes["page"].implode())).explode("item_ids", "positions")
+    others = rows.join(likes, left_on=["page", "item_ids"], right_on=["page", "item_id"], how="anti")
+    clicks = _events(
+        np.zeros(others.height, int),
+        np.zeros(others.height, int),
+        "click",
+        others["shown_at"].to_numpy() + 4 + 3 * others["positions"].to_numpy(),
+        others["page"].to_numpy(),
+        others["positions"].to_numpy(),
+    ).with_columns(others["user_id"], others["item_ids"].alias("item_id"))
+    gone = day.events.join(likes, on="event_id", how="anti", maintain_order="left")
+    return _with_more(replace(day, events=gone), clicks, "flip")
+
+
+def mirrored(day: Day, dose: float, generator: np.random.Generator) -> Day:
+    """On a share of the pages places are counted from the bottom: as many likes, of the items that stand there."""
+    pages = set(_some(day.shown["page"], dose, generator).to_list())
     lists = dict(day.shown.select("page", "item_ids").rows())
-    liked = likes.group_by("page").agg(pl.col("item_id").unique()).rows()
-    moved: dict[tuple[str, str], str] = {}
-    for page, items in liked:
-        others = [one for one in lists[page] if one not in items]
-        for item, other in zip(items, generator.permutation(others)[: len(items)], strict=False):
-            moved[page, item] = str(other)
-    keys = zip(day.events["page"], day.events["item_id"], day.events["type"], strict=True)
-    items = [item if kind == "skip" else moved.get((page, item), item) for page, item, kind in keys]
+    keys = zip(day.events["page"], day.events["item_id"], day.events["position"], strict=True)
+    items = [lists[page][-1 - place] if page in pages else item for page, item, place in keys]
     return replace(day, events=day.events.with_columns(pl.Series("item_id", items)))
 
 
 def turned(day: Day, dose: float, generator: np.random.Generator) -> Day:
     """Of a share of the users likes are sent as skips and skips as clicks: a mapping that somebody mixed up."""
     users = _some(day.events["user_id"].unique().sort(), dose, generator)
-    hit = pl.col("user_id").is_in(users)
+    hit = pl.col("user_id").is_in(users.implode())
     swapped = pl.when(hit & day.is_like()).then(pl.lit("skip")).when(hit & day.is_dislike()).then(pl.lit("click"))
     return replace(day, events=day.events.with_columns(swapped.otherwise(pl.col("type")).alias("type")))
 
@@ -158,7 +172,7 @@ def patient_bot(day: Day, dose: float, generator: np.random.Generator) -> Day:
 def copied(day: Day, dose: float, generator: np.random.Generator) -> Day:
     """A share of the events comes again within a second, under new ids."""
     some = day.events.sample(fraction=dose, seed=int(generator.integers(1 << 30)))
-    later = some.with_columns(pl.col("timestamp", "received_at") + float(generator.uniform(0.05, 0.9)))
+    later = some.with_columns(pl.col("timestamp", "received_at", KNOWN_AT) + float(generator.uniform(0.05, 0.9)))
     return _with_more(day, later, "copy")
 
 
@@ -172,7 +186,7 @@ def sent_twice(day: Day, dose: float, generator: np.random.Generator) -> Day:
     """The events of a share of the day are sent once more, under new ids and with the times of an hour later."""
     start = day.start + float(generator.uniform(0.2, 0.9 - min(dose, 0.7))) * DAY
     batch = day.events.filter(pl.col("timestamp").is_between(start, start + dose * DAY))
-    later = batch.with_columns(pl.col("timestamp", "received_at") + 3_541.7)
+    later = batch.with_columns(pl.col("timestamp", "received_at", KNOWN_AT) + 3_541.7)
     return _with_more(day, later, "again")
 
 
@@ -186,14 +200,14 @@ def strange(day: Day, dose: float, generator: np.random.Generator) -> Day:
 def wrong_clock(day: Day, dose: float, generator: np.random.Generator) -> Day:
     """A share of the users has a clock that is an hour slow."""
     users = _some(day.events["user_id"].unique().sort(), dose, generator)
-    slow = pl.col("timestamp") - 3_600.0 * pl.col("user_id").is_in(users).cast(pl.Float64)
+    slow = pl.col("timestamp") - 3_600.0 * pl.col("user_id").is_in(users.implode()).cast(pl.Float64)
     return replace(day, events=day.events.with_columns(slow.alias("timestamp")))
 
 
 def fallen(day: Day, dose: float, generator: np.random.Generator) -> Day:
     """A share of the pages, and what was done on them, is missing."""
     pages = _some(day.shown["page"], dose, generator)
-    stays = ~pl.col("page").is_in(pages)
+    stays = ~pl.col("page").is_in(pages.implode())
     return replace(day, events=day.events.filter(stays), shown=day.shown.filter(stays))
 
 
@@ -206,8 +220,8 @@ def risen(day: Day, dose: float, generator: np.random.Generator) -> Day:
         parts.append(
             replace(
                 other,
-                events=other.events.with_columns(pl.col("timestamp", "received_at") + shift),
-                shown=other.shown.with_columns(pl.col("shown_at") + shift),
+                events=other.events.with_columns(pl.col("timestamp", "received_at", KNOWN_AT) + shift),
+                shown=other.shown.with_columns(pl.col("shown_at", KNOWN_AT) + shift),
             )
         )
     return replace(day, events=pl.concat([one.events for one in parts]), shown=pl.concat([one.shown for one in parts]))
@@ -262,8 +276,9 @@ def _events(
             "page": pages,
             "position": places,
             "received_at": at,
+            KNOWN_AT: at,
         },
-        schema=EVENT_COLUMNS,
+        schema=EVENT_COLUMNS | {KNOWN_AT: pl.Float64()},
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from tritonrank.data.event_log import KNOWN_AT
 from tritonrank.learn.guards.baseline import Baseline, Measure
 from tritonrank.learn.guards.day import ROW, SECONDS_PER_HOUR, Day
 
@@ -37,15 +38,13 @@ class Suspects:
 
     Attributes:
         left_out: ``user_id``, ``events`` and ``sign``, in words, of those who are left out.
-        capped: ``user_id`` and ``events`` of those whose later events are left out.
-        rows: ROW of all events that are left out.
+        capped: ``user_id`` of those that did more than counts, and ``since`` when what they do is left out.
         cap: events of one user that count at the most.
         busy: measures for the baseline.
     """
 
     left_out: pl.DataFrame
     capped: pl.DataFrame
-    rows: pl.Series
     cap: int
     busy: dict[str, Measure]
 
@@ -86,10 +85,10 @@ def find_bots(day: Day, events: pl.DataFrame, baseline: Baseline, user_factor: f
     left_out = signs.select("user_id", "events", sign.alias("sign")).drop_nulls("sign").sort("events", descending=True)
     others = events.join(left_out, on="user_id", how="anti", maintain_order="left")
     turn = pl.int_range(pl.len()).over("user_id")
-    beyond = others.sort("timestamp", ROW).filter(turn >= cap)
-    capped = counts.join(beyond.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
-    whole = events.join(left_out, on="user_id", how="semi")[ROW]
-    return Suspects(left_out, capped, pl.concat([whole, beyond[ROW]]), cap, busy)
+    beyond = others.sort(KNOWN_AT, ROW).filter(turn >= cap)
+    # From that moment on, pages too: without their likes they would teach that nothing on them is liked.
+    capped = beyond.group_by("user_id", maintain_order=True).agg(pl.col(KNOWN_AT).first().alias("since"))
+    return Suspects(left_out, capped, cap, busy)
 
 
 def _usual_busy(today: float, hours: float, baseline: Baseline, least_nights: int) -> float:
@@ -120,7 +119,7 @@ def _hours(events: pl.DataFrame) -> pl.DataFrame:
 def _liked(day: Day, events: pl.DataFrame) -> pl.DataFrame:
     """By user: items that were shown on pages on which they acted, and the share of these that they liked."""
     acted = events.filter(pl.col("page") != "").select("user_id", "page").unique()
-    shown = acted.join(day.shown.select("page", "item_ids").unique("page"), on="page").explode("item_ids")
+    shown = acted.join(day.shown.select("page", "item_ids"), on="page").explode("item_ids").unique()
     likes = events.filter(day.is_like()).select("user_id", "page", "item_id").unique()
     is_liked = shown.join(
         likes.with_columns(pl.lit(1.0).alias("is_liked")),

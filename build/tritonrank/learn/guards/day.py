@@ -18,9 +18,8 @@ class Day:
     """New hours of the log, as a night takes them.
 
     Attributes:
-        events: columns of ``event_log.EVENT_COLUMNS``, in any order of rows; all that the log has, copies too.
-        shown: columns of ``event_log.SHOWN_COLUMNS`` and, where the log has it, ``policy_positions``.
-        start, end: unix seconds, half open: the hours that are learnt.
+        events, shown: rows of ``event_log.LogRows``, copies too.
+        start, end: unix seconds, half open: the hours that are looked through, by ``KNOWN_AT``.
         items: ids that the item table has.
         gains: what each type of event is worth in training; above 0 it is a like.
     """

@@ -1,4 +1,4 @@
-"""One item that many new users like, and little else: a click farm. Their likes of it are left out.
+"""One item that many new users like, and little else: a click farm. These users are left out.
 
 An item that is suddenly liked may be a good one, or in the news. Then people who were there before like it as well, and
 those who are new look at other items too. A farm's accounts are new, and do what they were made for. So an item with
@@ -11,7 +11,7 @@ from scipy.stats import binom
 from tritonrank_recommend.log.layout import digest_of
 
 from tritonrank.learn.guards.baseline import Baseline
-from tritonrank.learn.guards.day import ROW, Day
+from tritonrank.learn.guards.day import Day
 
 DIGITS = 16
 """Of the hash of a user's id: enough to tell a billion users apart, and erased with the same hash as a tombstone."""
@@ -30,7 +30,7 @@ def users_of(events: pl.DataFrame, end: float) -> pl.DataFrame:
 
 def find_farms(
     day: Day, events: pl.DataFrame, users: pl.DataFrame, baseline: Baseline, item_factor: float, false_alarms: float
-) -> tuple[pl.DataFrame, pl.Series]:
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Items that new users promote.
 
     Args:
@@ -42,12 +42,12 @@ def find_farms(
         false_alarms: chance that any item of a sound day is taken for a farm's.
 
     Returns:
-        ``item_id``, ``likers`` and ``new`` users among them, ``rise`` over the usual share of likes; and the rows that
-        are left out.
+        ``item_id``, ``likers`` and ``new`` users among them, ``rise`` over the usual share of likes; and ``item_id``
+        and ``user_id`` of the accounts that were made for it.
     """
-    likes = events.filter(day.is_like()).select("user_id", "item_id", ROW)
+    likes = events.filter(day.is_like()).select("user_id", "item_id")
     if not baseline.nights or likes.is_empty():
-        return pl.DataFrame(schema={"item_id": pl.String, "likers": pl.Int64, "new": pl.Int64}), likes[ROW].clear()
+        return pl.DataFrame(), pl.DataFrame(schema={"item_id": pl.String, "user_id": pl.String})
     is_new = users.join(baseline.users.select("user"), on="user", how="anti").select("user_id", is_new=pl.lit(True))
     likers = likes.select("user_id", "item_id").unique().join(is_new, on="user_id", how="left")
     likers = likers.with_columns(
@@ -80,6 +80,7 @@ def find_farms(
     new_share = (float(elsewhere["is_new"].sum()) + 1) / (elsewhere.height + 2)
     chance = binom.sf(suspects["new"].to_numpy() - 1, suspects["likers"].to_numpy(), new_share)
     farms = suspects.filter(pl.Series(chance < false_alarms / max(by_item.height, 1)))
-    bought = likers.filter(pl.col("is_new")).join(farms, on="item_id", how="semi").select("user_id", "item_id")
-    rows = events.join(bought, on=["user_id", "item_id"], how="semi", maintain_order="left")[ROW]
-    return farms.select("item_id", "likers", "new", "rise"), rows
+    made = likers.filter(pl.col("is_new") & pl.col("is_single_minded")).join(farms, on="item_id", how="semi")
+    return farms.select("item_id", "likers", "new", "rise"), made.select("item_id", "user_id").sort(
+        "item_id", "user_id"
+    )

@@ -1,11 +1,12 @@
 """What the guards found in a day, and what of it may be learnt."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import polars as pl
-
 from tritonrank.learn.guards.baseline import Baseline
+from tritonrank.learn.left_out import LeftOut
+from tritonrank.learn.windows import Span
 
 
 @dataclass(frozen=True)
@@ -33,48 +34,72 @@ class Finding:
         """For the ledger."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, told: dict[str, Any]) -> "Finding":
-        """Read back."""
-        return cls(**told)
-
 
 @dataclass(frozen=True)
 class Inspection:
     """A day that was looked through.
 
     Attributes:
+        span: of the day.
         findings: the refusing ones first.
-        events: the rows of the day that may be learnt, in their order.
-        shown: the pages that may be learnt.
-        baseline: what the next day is compared with if this one is accepted.
+        left_out: the rows that no night may learn.
+        baseline: what the next day is compared with; where this one is refused, what it was compared with itself.
         checked: the checks that had something to look at, in order; others had no data and vouch for nothing.
+        measured: value of each measure.
+        events: of the day, all.
     """
 
+    span: Span
     findings: list[Finding]
-    events: pl.DataFrame
-    shown: pl.DataFrame
+    left_out: list[LeftOut]
     baseline: Baseline
     checked: list[str]
+    measured: dict[str, float]
+    events: int
 
     @property
     def refuses(self) -> bool:
         """Whether the day may not be learnt."""
         return any(one.refuses for one in self.findings)
 
-    @property
-    def reasons(self) -> list[str]:
-        """Why not, in words."""
-        return [one.reason for one in self.findings if one.refuses]
-
     def as_json(self) -> dict[str, Any]:
-        """For the ledger: everything but the rows."""
+        """For the ledger and its page; without whose rows are left out."""
         return {
+            "span": asdict(self.span),
             "refused": self.refuses,
             "findings": [one.as_json() for one in self.findings],
-            "events": self.events.height,
+            "events": self.events,
             "left_out": sum(one.left_out for one in self.findings),
-            "pages": self.shown.height,
             "checked": self.checked,
-            "measures": {name: asdict(one) for name, one in self.baseline.nights[-1].items()},
+            "measured": self.measured,
         }
+
+
+@dataclass(frozen=True)
+class NightInspection:
+    """The days of a night, one after another.
+
+    Attributes:
+        days: in order of time; usually one.
+    """
+
+    days: Sequence[Inspection]
+
+    @property
+    def refused(self) -> str:
+        """Why the night ends here, in a sentence; "" where it goes on. What is refused is left out of later nights."""
+        return "; ".join(one.reason for day in self.days for one in day.findings if one.refuses)
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """The rows that neither this night nor a later one may learn."""
+        return [one for day in self.days for one in day.left_out]
+
+    @property
+    def baseline(self) -> Baseline:
+        """What the next night is compared with, once this one is accepted."""
+        return self.days[-1].baseline
+
+    def as_json(self) -> dict[str, Any]:
+        """For the ledger and its page."""
+        return {"refused": self.refused, "days": [day.as_json() for day in self.days]}

@@ -8,19 +8,22 @@ much as the settings ask for. Then the whole day is refused: which of its rows a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import polars as pl
 from scipy.stats import norm
 
+from tritonrank.data.event_log import KNOWN_AT, LogRows
 from tritonrank.learn.guards.baseline import Baseline, Measure, Usual
 from tritonrank.learn.guards.bots import find_bots
 from tritonrank.learn.guards.copies import same_id, sent_again, within_moments
 from tritonrank.learn.guards.day import ROW, Day
 from tritonrank.learn.guards.farms import find_farms, users_of
-from tritonrank.learn.guards.findings import Finding, Inspection
+from tritonrank.learn.guards.findings import Finding, Inspection, NightInspection
 from tritonrank.learn.guards.labels import agreement, dislike_rate, item_sums, like_rate, shown_items
+from tritonrank.learn.left_out import LeftOut, without_left_out
+from tritonrank.learn.windows import Span
 from tritonrank.recipe.guarding import GuardSettings
 
 CLOCK_SECONDS = 300.0
@@ -28,7 +31,8 @@ CLOCK_SECONDS = 300.0
 LATE_SECONDS = 3_600.0
 """After which an event that no page vouches for is counted as one with a wrong clock; it is learnt all the same."""
 NAMED = 20
-"""Users, and items, that get a finding each; the rest share one."""
+"""Bots that get a finding each; the rest share one."""
+HOURS_PER_DAY = 24.0
 
 
 @dataclass(frozen=True)
@@ -118,32 +122,83 @@ class _Looking:
 
     def __init__(self, day: Day) -> None:
         self.events = day.events.with_row_index(ROW)
+        self.span = Span(day.start, day.end)
         self.findings: list[Finding] = []
-        self._likes = day.is_like()
-        self.refused_pages: set[str] = set()
+        self.left_out: list[LeftOut] = []
         self.lost_likes = 0
+        self._likes = day.is_like()
 
-    def leave_out(
+    def leave_out_copies(self, rows: pl.Series, check: str, reason: str) -> None:
+        """Take single events out; ``reason`` goes on behind how many they are."""
+        count, gone = self.events.height, self.events.filter(pl.col(ROW).is_in(rows.implode()))
+        if gone.is_empty():
+            return
+        told = f"{gone.height:,} of {count:,} events ({gone.height / count:.1%}) {reason}"
+        copies = gone.filter(pl.col("event_id") != "").select("user_id", "event_id").rows()
+        self._found(check, "the whole day", told, {"share": gone.height / count}, gone)
+        self.left_out.append(LeftOut(self.span, told, events=tuple(copies)))
+
+    def leave_out_users(
         self,
-        rows: pl.Series,
+        users: pl.Series,
         check: str,
         where: str,
         reason: str,
         figures: Mapping[str, float],
-        *,
-        copies: bool = False,
+        since: float = -math.inf,
     ) -> None:
-        """Take rows out. Pages lose their likes with them, unless they were copies: then they would teach dislike."""
-        is_out = self.events[ROW].is_in(rows.implode())
-        gone = self.events.filter(is_out)
-        if gone.is_empty():
-            return
-        if not copies:
-            likes = gone.filter(self._likes)
-            self.lost_likes += likes.height
-            self.refused_pages |= set(likes["page"].to_list()) - {""}
-        self.events = self.events.filter(~is_out)
+        """Take all out that users do, from a moment on."""
+        start = max(self.span.start, since)
+        gone = self.events.filter(pl.col("user_id").is_in(users.implode()) & (pl.col(KNOWN_AT) >= start))
+        self.lost_likes += gone.filter(self._likes).height
+        self._found(check, where, reason, figures, gone)
+        self.left_out.append(LeftOut(Span(start, self.span.end), reason, users=tuple(users.to_list())))
+
+    def drop(self, rows: pl.Series, check: str, reason: str, share: float, *, is_copy: bool = False) -> None:
+        """Pass over events that are learnt in no case."""
+        gone = self.events.filter(pl.col(ROW).is_in(rows.implode()))
+        if gone.height:
+            self.lost_likes += 0 if is_copy else gone.filter(self._likes).height
+            self._found(check, "the whole day", reason, {"share": share}, gone)
+
+    def _found(self, check: str, where: str, reason: str, figures: Mapping[str, float], gone: pl.DataFrame) -> None:
+        self.events = self.events.filter(~pl.col(ROW).is_in(gone[ROW].implode()))
         self.findings.append(Finding(check, where, reason, dict(figures), left_out=gone.height))
+
+
+def inspect_night(
+    rows: LogRows,
+    span: Span,
+    items: Collection[str],
+    gains: Mapping[str, float],
+    baseline: Baseline,
+    settings: GuardSettings,
+) -> NightInspection:
+    """Look through hours of the log that nobody looked through before, a day at a time.
+
+    Args:
+        rows: of the log, those hours at least.
+        span: the hours. Each hour is looked through once, by the first night that reads it, whether for learning or
+            for judging; a backlog falls into days of about 24 hours, so that a bad one does not hide among others.
+        items: ids that the item table has.
+        gains: what each type of event is worth in training.
+        baseline: of the last accepted night.
+        settings: the recipe's ``learn.guards``.
+
+    Returns:
+        What was found. One refused day refuses the night; days behind it are compared with those before it.
+    """
+    count = max(1, round(span.hours / HOURS_PER_DAY))
+    length = (span.end - span.start) / count
+    days: list[Inspection] = []
+    for number in range(count):
+        part = Span(
+            span.start + number * length, span.end if number == count - 1 else span.start + (number + 1) * length
+        )
+        within = pl.col(KNOWN_AT).is_between(part.start, part.end, closed="left")
+        day = Day(rows.events.filter(within), rows.shown.filter(within), part.start, part.end, items, gains)
+        days.append(inspect(day, days[-1].baseline if days else baseline, settings))
+    return NightInspection(days)
 
 
 def inspect(day: Day, baseline: Baseline, settings: GuardSettings) -> Inspection:
@@ -155,68 +210,69 @@ def inspect(day: Day, baseline: Baseline, settings: GuardSettings) -> Inspection
         settings: the recipe's ``learn.guards``.
 
     Returns:
-        What was found, and the rows that may be learnt; where it ``refuses``, nothing of them.
+        What was found, and which rows no night may learn: all of them where it ``refuses``.
     """
     looking = _Looking(day)
     measures: dict[str, Measure] = {}
     _leave_out_copies(looking, settings)
-    measures |= _leave_out_faulty(looking, day)
+    measures |= _pass_over_faulty(looking, day)
+    # Before bots go, so that of a day whose likes are turned that is said, and not that its users are strange.
     rows = shown_items(day, looking.events, day.shown)
     measures |= agreement(day, looking.events, rows, baseline.items)
     likes = looking.events.filter(day.is_like()).height
-    measures |= _leave_out_users(looking, day, baseline, settings)
     users = users_of(looking.events, day.end)
+    measures |= _leave_out_users(looking, day, users, baseline, settings)
     _leave_out_farms(looking, day, users, baseline, settings)
     events = looking.events
-    shown = day.shown.filter(~pl.col("page").is_in(sorted(looking.refused_pages)))
-    rows = shown_items(day, events, shown)
-    measures |= {
-        name: Measure(math.log(count / day.hours))
-        for name, count in (("volume", events.height), ("pages", shown.height))
-        if count
-    }
-    for name, measure in (("like rate", like_rate(rows)), ("dislike rate", dislike_rate(day, events))):
-        if measure is not None:
-            measures[name] = measure
+    kept = without_left_out(LogRows(day.events, day.shown, ""), looking.left_out)
+    rows = shown_items(day, events, kept.shown)
+    for name, count in (("volume", events.height), ("pages", kept.shown.height)):
+        if count:
+            measures[name] = Measure(math.log(count / day.hours))
+    rates = {"like rate": like_rate(rows), "dislike rate": dislike_rate(day, events)}
+    measures |= {name: rate for name, rate in rates.items() if rate is not None}
     refusing = [
         *_nothing_there(day, events, measures, baseline, settings),
         *_too_much_left_out(looking, likes, settings),
         *_unusual(measures, baseline, settings),
     ]
+    findings = [*(_as_allowed(one, settings) for one in refusing), *looking.findings]
+    reasons = "; ".join(one.reason for one in findings if one.refuses)
     return Inspection(
-        findings=[*(_as_allowed(one, settings) for one in refusing), *looking.findings],
-        events=events.drop(ROW),
-        shown=shown,
-        baseline=baseline.after(measures, item_sums(day, events, rows), users, day.end),
+        span=looking.span,
+        findings=findings,
+        left_out=[LeftOut(looking.span, reasons)] if reasons else looking.left_out,
+        baseline=baseline if reasons else baseline.after(measures, item_sums(day, events, rows), users, day.end),
         checked=[name for name in RULES if name in measures],
+        measured={name: one.value for name, one in measures.items()},
+        events=day.events.height,
     )
 
 
 def _leave_out_copies(looking: _Looking, settings: GuardSettings) -> None:
-    before = looking.events.height
+    # Whoever reads the log knows these by their id: nothing more has to be left out.
     rows = same_id(looking.events)
-    share = len(rows) / max(before, 1)
-    reason = f"{len(rows):,} of {before:,} events ({share:.1%}) have the id of an earlier one of their user"
-    looking.leave_out(rows, "copies", "the whole day", reason, {"share": share}, copies=True)
-    rows = within_moments(looking.events, settings.copy_seconds)
-    share = len(rows) / max(before, 1)
-    reason = (
-        f"{len(rows):,} of {before:,} events ({share:.1%}) came at most {settings.copy_seconds:g} s after the same one "
-        "of their user, under another id; the first of each is kept"
+    share = len(rows) / max(looking.events.height, 1)
+    reason = f"{len(rows):,} events ({share:.1%}) have the id of an earlier one of their user"
+    looking.drop(rows, "copies", reason, share, is_copy=True)
+    looking.leave_out_copies(
+        within_moments(looking.events, settings.copy_seconds),
+        "copies",
+        f"came at most {settings.copy_seconds:g} s after the same one of their user, under another id; the first of "
+        "each is kept",
     )
-    looking.leave_out(rows, "copies", "the whole day", reason, {"share": share}, copies=True)
-    rows, lags = sent_again(looking.events, settings.copy_seconds, settings.false_alarms)
-    share = len(rows) / max(before, 1)
+    again, lags = sent_again(looking.events, settings.copy_seconds, settings.false_alarms)
     told = ", ".join(f"{lag:,.0f}" for lag in lags[:3])
-    reason = (
-        f"{len(rows):,} of {before:,} events ({share:.1%}) are those of others once more, all of them {told} s later. "
-        "A batch was sent again under new ids; the first of each is kept"
+    looking.leave_out_copies(
+        again,
+        "sent again",
+        f"are those of others once more, all of them {told} s later: a batch was sent again under new ids; the first "
+        "of each is kept",
     )
-    looking.leave_out(rows, "sent again", "the whole day", reason, {"share": share, "lags": len(lags)}, copies=True)
 
 
-def _leave_out_faulty(looking: _Looking, day: Day) -> dict[str, Measure]:
-    """Events on unknown items and from before their page was shown; the shares of both."""
+def _pass_over_faulty(looking: _Looking, day: Day) -> dict[str, Measure]:
+    """Events on unknown items, and with a wrong clock; the shares of both."""
     count = max(looking.events.height, 1)
     on_items = looking.events.filter(pl.col("item_id") != "")
     known = pl.Series("item_id", list(day.items), dtype=pl.String)
@@ -226,58 +282,56 @@ def _leave_out_faulty(looking: _Looking, day: Day) -> dict[str, Measure]:
         f"{unknown.height:,} of {count:,} events ({shares['unknown items']:.1%}) are on "
         f"{unknown['item_id'].n_unique():,} items that the item table lacks"
     )
-    looking.leave_out(unknown[ROW], "unknown items", "the whole day", reason, {"share": shares["unknown items"]})
-    shown_at = day.shown.select("page", "shown_at").unique("page", keep="first")
-    paged = looking.events.filter(pl.col("page") != "").join(shown_at, on="page", how="left")
-    early = paged.filter(pl.col("timestamp") < pl.col("shown_at") - CLOCK_SECONDS)
+    looking.drop(unknown[ROW], "unknown items", reason, shares["unknown items"])
+    shown_at = day.shown.group_by("page").agg(pl.col("shown_at").min())
+    early = looking.events.join(shown_at.filter(pl.col("page") != ""), on="page").filter(
+        pl.col("timestamp") < pl.col("shown_at") - CLOCK_SECONDS
+    )
     unvouched = looking.events.join(shown_at, on="page", how="anti")
     late = unvouched.filter(pl.col("received_at") - pl.col("timestamp") > LATE_SECONDS)
     shares["clock"] = (early.height + late.height) / count
-    reason = (
-        f"{early.height:,} of {count:,} events ({early.height / count:.1%}) happened more than {CLOCK_SECONDS:.0f} s "
-        "before their page was shown: a clock is wrong"
-    )
-    looking.leave_out(early[ROW], "clock", "the whole day", reason, {"share": early.height / count})
     return {name: Measure(share) for name, share in shares.items()}
 
 
-def _leave_out_users(looking: _Looking, day: Day, baseline: Baseline, settings: GuardSettings) -> dict[str, Measure]:
+def _leave_out_users(
+    looking: _Looking, day: Day, users: pl.DataFrame, baseline: Baseline, settings: GuardSettings
+) -> dict[str, Measure]:
     """Bots, and what is beyond the bound of other users."""
     events = looking.events
     found = find_bots(day, events, baseline, settings.user_factor, settings.least_nights)
-    digests = users_of(events.filter(pl.col("user_id").is_in(found.left_out["user_id"].implode())), day.end)
-    named = found.left_out.join(digests, on="user_id", maintain_order="left")
+    named = found.left_out.join(users, on="user_id", maintain_order="left")
     for user_id, count, sign, digest in named.head(NAMED).select("user_id", "events", "sign", "user").rows():
-        share = count / max(events.height, 1)
+        share = count / events.height
         reason = f"user {digest} is a bot: {sign}; its {count:,} events ({share:.1%} of the day) are left out"
-        rows = events.filter(pl.col("user_id") == user_id)[ROW]
-        looking.leave_out(rows, "bot user", f"user {digest}", reason, {"events": count, "share": share})
-    rest = found.left_out.tail(max(found.left_out.height - NAMED, 0))
-    rows = events.join(rest, on="user_id", how="semi")[ROW]
-    reason = f"{rest.height:,} more users are bots; their {len(rows):,} events are left out"
-    looking.leave_out(rows, "bot user", f"{rest.height:,} users", reason, {"users": rest.height})
-    reason = (
-        f"{found.capped.height:,} users did more than {found.cap:,} things, {settings.user_factor:g} times as many as "
-        "a busy user; the first of each count"
-    )
-    figures = {"users": found.capped.height, "cap": found.cap}
-    looking.leave_out(found.rows, "busy user", f"{found.capped.height:,} users", reason, figures)
+        figures = {"events": float(count), "share": share}
+        looking.leave_out_users(pl.Series([user_id]), "bot user", f"user {digest}", reason, figures)
+    if (rest := named.slice(NAMED)).height:
+        reason = f"{rest.height:,} more users are bots; their {rest['events'].sum():,} events are left out"
+        figures = {"users": float(rest.height)}
+        looking.leave_out_users(rest["user_id"], "bot user", f"{rest.height:,} users", reason, figures)
+    known = found.capped.join(users, on="user_id", maintain_order="left")
+    for user_id, since, digest in known.select("user_id", "since", "user").rows():
+        reason = (
+            f"user {digest} did more than {found.cap:,} things, {settings.user_factor:g} times as many as a busy user; "
+            "the first of them count"
+        )
+        figures = {"cap": float(found.cap)}
+        looking.leave_out_users(pl.Series([user_id]), "busy user", f"user {digest}", reason, figures, since)
     return found.busy
 
 
 def _leave_out_farms(
     looking: _Looking, day: Day, users: pl.DataFrame, baseline: Baseline, settings: GuardSettings
 ) -> None:
-    events = looking.events
-    farms, rows = find_farms(day, events, users, baseline, settings.item_factor, settings.false_alarms)
+    farms, made = find_farms(day, looking.events, users, baseline, settings.item_factor, settings.false_alarms)
     for item, likers, new, rise in farms.rows():
         reason = (
             f"item {item} is promoted: {rise:,.0f} times its usual share of likes, and {new:,} of its {likers:,} "
-            "likers are new and like next to nothing else; what they did with it is left out"
+            "likers are new; those of them that like next to nothing else are left out"
         )
-        own = events.filter((pl.col("item_id") == item) & pl.col(ROW).is_in(rows.implode()))[ROW]
         figures = {"likers": float(likers), "new": float(new), "rise": float(rise)}
-        looking.leave_out(own, "click farm", f"item {item}", reason, figures)
+        accounts = made.filter(pl.col("item_id") == item)["user_id"]
+        looking.leave_out_users(accounts, "click farm", f"item {item}", reason, figures)
 
 
 def _nothing_there(

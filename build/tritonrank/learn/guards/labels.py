@@ -33,17 +33,11 @@ def shown_items(day: Day, events: pl.DataFrame, shown: pl.DataFrame) -> pl.DataF
         ``user_id``, ``page``, ``item_id``, ``place`` from 0 as the ranker had it, and ``is_liked``.
     """
     acted = events.filter(pl.col("page") != "").select("page", "user_id").unique(maintain_order=True)
-    # Files of before there were lots do not have them; nor has a page that was pinned then.
-    has_lots = "policy_positions" in shown.columns
-    lists = shown.unique("page", keep="first", maintain_order=True).with_columns(
-        pl.coalesce("policy_positions", "positions").alias("place") if has_lots else pl.col("positions").alias("place")
-    )
-    rows = (
-        lists.select("page", "item_ids", "place")
-        .join(acted, on="page", maintain_order="left")
-        .explode("item_ids", "place")
-        .rename({"item_ids": "item_id"})
-    )
+    place = pl.coalesce("policy_positions", "positions").alias("place")
+    lists = shown.filter(pl.col("page") != "").select("page", "item_ids", place).explode("item_ids", "place")
+    # Further pages of a list have its token; what is shown again where somebody goes back, is there once.
+    once = lists.rename({"item_ids": "item_id"}).unique(["page", "item_id"], keep="first", maintain_order=True)
+    rows = once.join(acted, on="page", maintain_order="left")
     likes = events.filter(day.is_like() & (pl.col("page") != "")).select("user_id", "page", "item_id").unique()
     liked = rows.join(
         likes.with_columns(pl.lit(True).alias("is_liked")),
