@@ -232,7 +232,7 @@ def farm(day: Day, dose: float, generator: np.random.Generator) -> Day:
     count = int(dose)
     at = day.start + np.sort(_times(generator, count))
     clicks = _events(np.arange(count), np.full(count, 7), "click", at, np.full(count, ""), np.zeros(count, int))
-    return _with_more(day, clicks.with_columns("bought-" + pl.col("user_id")), "farm")
+    return _with_more(day, clicks.with_columns(("bought-" + pl.col("user_id")).alias("user_id")), "farm")
 
 
 def news(day: Day, dose: float, generator: np.random.Generator) -> Day:

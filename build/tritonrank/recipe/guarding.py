@@ -48,15 +48,15 @@ class GuardSettings(Settings):
         0.1,
         gt=0,
         le=1,
-        description="share of events on unknown items, or with a wrong clock, that is left out and no more; a day with "
+        description="share of events on unknown items, which are left out, and of those with a wrong clock; a day with "
         "more of either than this and than accepted nights had is refused",
     )
     most_left_out: float = Field(
-        0.3,
+        0.2,
         gt=0,
         le=1,
-        description="share of likes that bots, farms, unknown items and wrong clocks may take along before the day is "
-        "refused: the rest is hardly better known",
+        description="share of a day's users that may be left out as bots or accounts of farms before the day is "
+        "refused: where there are more, what tells them from others no longer holds",
     )
     copy_seconds: float = Field(
         2.0,

@@ -8,6 +8,8 @@ from tritonrank.learn.guards.baseline import Baseline
 from tritonrank.learn.left_out import LeftOut
 from tritonrank.learn.windows import Span
 
+WHOLE_DAY = "the whole day"
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -1,26 +1,25 @@
 """Looking through a day: what is left out, what is measured, and whether it is like the nights that were accepted.
 
-    copies -> wrong clocks, unknown items -> bots -> farms -> measures against the baseline
+    copies -> unknown items, clocks -> agreement of likes -> bots -> farms -> rates -> against the baseline
 
-What is left out is bounded that way and named, and the rest is learnt. A measure is beyond what is usual when a sound
-day would be so seldom (``false_alarms``, shared out equally among the measures and their two sides) and it moved by as
-much as the settings ask for. Then the whole day is refused: which of its rows are wrong, nobody knows.
+What is left out is bounded that way and named, and the rest is learnt, unless the day as a whole is refused
+(``comparing.py``).
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import polars as pl
-from scipy.stats import norm
 
 from tritonrank.data.event_log import KNOWN_AT, LogRows
-from tritonrank.learn.guards.baseline import Baseline, Measure, Usual
+from tritonrank.learn.guards.baseline import Baseline, Measure
 from tritonrank.learn.guards.bots import find_bots
+from tritonrank.learn.guards.comparing import RULES, as_allowed, missing, too_many_left_out, unusual
 from tritonrank.learn.guards.copies import same_id, sent_again, within_moments
 from tritonrank.learn.guards.day import ROW, Day
 from tritonrank.learn.guards.farms import find_farms, users_of
-from tritonrank.learn.guards.findings import Finding, Inspection, NightInspection
+from tritonrank.learn.guards.findings import WHOLE_DAY, Finding, Inspection, NightInspection
 from tritonrank.learn.guards.labels import agreement, dislike_rate, item_sums, like_rate, shown_items
 from tritonrank.learn.left_out import LeftOut, without_left_out
 from tritonrank.learn.windows import Span
@@ -35,88 +34,6 @@ NAMED = 20
 HOURS_PER_DAY = 24.0
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How a measure is read.
-
-    Attributes:
-        check: that it belongs to.
-        what: it is of, in words.
-        falls, rises: whether such a change refuses.
-        enough: how much has to change at least: the usual value and the day's -> whether it did.
-        shown_as: how a value is written.
-    """
-
-    check: str
-    what: str
-    falls: bool
-    rises: bool
-    enough: Callable[[GuardSettings, float, float], bool]
-    shown_as: Callable[[float], str]
-
-
-def _by_factor(settings: GuardSettings, usual: float, today: float) -> bool:
-    return abs(today - usual) >= math.log(settings.least_change)
-
-
-def _by_order(settings: GuardSettings, usual: float, today: float) -> bool:
-    return usual - today >= settings.least_order_change
-
-
-def _by_share(settings: GuardSettings, usual: float, today: float) -> bool:
-    return today > settings.most_faulty
-
-
-def _rate(logarithm: float) -> str:
-    return f"{math.exp(logarithm):,.3g} an hour"
-
-
-def _odds(logit: float) -> str:
-    return f"{1 / (1 + math.exp(-logit)):.2%}"
-
-
-def _chance(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-RULES: Mapping[str, Rule] = {
-    "volume": Rule("volume", "events", True, True, _by_factor, _rate),
-    "pages": Rule("pages", "shown pages", True, True, _by_factor, _rate),
-    "like rate": Rule("like rate", "the share of shown items that are liked", True, True, _by_factor, _odds),
-    "dislike rate": Rule("skips", "the share of dislikes among likes and dislikes", True, True, _by_factor, _odds),
-    "order": Rule(
-        "order", "how often the liked one of two shown items stood above the other", True, False, _by_order, _chance
-    ),
-    "liking": Rule(
-        "liking",
-        "how often the liked one of two shown items had been liked more before",
-        True,
-        False,
-        _by_order,
-        _chance,
-    ),
-    "skips": Rule(
-        "skips",
-        "how often what a user likes had been disliked less before than what they dislike",
-        True,
-        False,
-        _by_order,
-        _chance,
-    ),
-    "unknown items": Rule(
-        "unknown items", "the share of events on items that the item table lacks", False, True, _by_share, _share
-    ),
-    "clock": Rule("clock", "the share of events with a wrong clock", False, True, _by_share, _share),
-}
-SIDES = sum(rule.falls + rule.rises for rule in RULES.values())
-ORDERS = ("order", "liking", "skips")
-"""Chances that are a half where likes say nothing."""
-
-
 class _Looking:
     """The rows that are still there, and what was found so far."""
 
@@ -125,8 +42,7 @@ class _Looking:
         self.span = Span(day.start, day.end)
         self.findings: list[Finding] = []
         self.left_out: list[LeftOut] = []
-        self.lost_likes = 0
-        self._likes = day.is_like()
+        self.lost_users = 0
 
     def leave_out_copies(self, rows: pl.Series, check: str, reason: str) -> None:
         """Take single events out; ``reason`` goes on behind how many they are."""
@@ -135,7 +51,7 @@ class _Looking:
             return
         told = f"{gone.height:,} of {count:,} events ({gone.height / count:.1%}) {reason}"
         copies = gone.filter(pl.col("event_id") != "").select("user_id", "event_id").rows()
-        self._found(check, "the whole day", told, {"share": gone.height / count}, gone)
+        self._found(check, WHOLE_DAY, told, {"share": gone.height / count}, gone)
         self.left_out.append(LeftOut(self.span, told, events=tuple(copies)))
 
     def leave_out_users(
@@ -150,16 +66,15 @@ class _Looking:
         """Take all out that users do, from a moment on."""
         start = max(self.span.start, since)
         gone = self.events.filter(pl.col("user_id").is_in(users.implode()) & (pl.col(KNOWN_AT) >= start))
-        self.lost_likes += gone.filter(self._likes).height
+        self.lost_users += len(users) if since == -math.inf else 0
         self._found(check, where, reason, figures, gone)
         self.left_out.append(LeftOut(Span(start, self.span.end), reason, users=tuple(users.to_list())))
 
-    def drop(self, rows: pl.Series, check: str, reason: str, share: float, *, is_copy: bool = False) -> None:
+    def drop(self, rows: pl.Series, check: str, reason: str, share: float) -> None:
         """Pass over events that are learnt in no case."""
         gone = self.events.filter(pl.col(ROW).is_in(rows.implode()))
         if gone.height:
-            self.lost_likes += 0 if is_copy else gone.filter(self._likes).height
-            self._found(check, "the whole day", reason, {"share": share}, gone)
+            self._found(check, WHOLE_DAY, reason, {"share": share}, gone)
 
     def _found(self, check: str, where: str, reason: str, figures: Mapping[str, float], gone: pl.DataFrame) -> None:
         self.events = self.events.filter(~pl.col(ROW).is_in(gone[ROW].implode()))
@@ -219,12 +134,11 @@ def inspect(day: Day, baseline: Baseline, settings: GuardSettings) -> Inspection
     # Before bots go, so that of a day whose likes are turned that is said, and not that its users are strange.
     rows = shown_items(day, looking.events, day.shown)
     measures |= agreement(day, looking.events, rows, baseline.items)
-    likes = looking.events.filter(day.is_like()).height
     users = users_of(looking.events, day.end)
     measures |= _leave_out_users(looking, day, users, baseline, settings)
     _leave_out_farms(looking, day, users, baseline, settings)
     events = looking.events
-    kept = without_left_out(LogRows(day.events, day.shown, ""), looking.left_out)
+    kept = without_left_out(LogRows(day.events, day.shown, Path()), looking.left_out)
     rows = shown_items(day, events, kept.shown)
     for name, count in (("volume", events.height), ("pages", kept.shown.height)):
         if count:
@@ -232,11 +146,11 @@ def inspect(day: Day, baseline: Baseline, settings: GuardSettings) -> Inspection
     rates = {"like rate": like_rate(rows), "dislike rate": dislike_rate(day, events)}
     measures |= {name: rate for name, rate in rates.items() if rate is not None}
     refusing = [
-        *_nothing_there(day, events, measures, baseline, settings),
-        *_too_much_left_out(looking, likes, settings),
-        *_unusual(measures, baseline, settings),
+        *missing(events.filter(day.is_like()).height, measures, baseline, settings),
+        *too_many_left_out(looking.lost_users, users.height, settings),
+        *unusual(measures, baseline, settings),
     ]
-    findings = [*(_as_allowed(one, settings) for one in refusing), *looking.findings]
+    findings = [*(as_allowed(one, settings) for one in refusing), *looking.findings]
     reasons = "; ".join(one.reason for one in findings if one.refuses)
     return Inspection(
         span=looking.span,
@@ -254,7 +168,7 @@ def _leave_out_copies(looking: _Looking, settings: GuardSettings) -> None:
     rows = same_id(looking.events)
     share = len(rows) / max(looking.events.height, 1)
     reason = f"{len(rows):,} events ({share:.1%}) have the id of an earlier one of their user"
-    looking.drop(rows, "copies", reason, share, is_copy=True)
+    looking.drop(rows, "copies", reason, share)
     looking.leave_out_copies(
         within_moments(looking.events, settings.copy_seconds),
         "copies",
@@ -332,79 +246,3 @@ def _leave_out_farms(
         figures = {"likers": float(likers), "new": float(new), "rise": float(rise)}
         accounts = made.filter(pl.col("item_id") == item)["user_id"]
         looking.leave_out_users(accounts, "click farm", f"item {item}", reason, figures)
-
-
-def _nothing_there(
-    day: Day, events: pl.DataFrame, measures: Mapping[str, Measure], baseline: Baseline, settings: GuardSettings
-) -> list[Finding]:
-    """A day without likes, or without what accepted nights had."""
-    if not events.filter(day.is_like()).height:
-        return [Finding("empty", "the whole day", "nothing was liked on this day: there is nothing to learn", {}, True)]
-    missing = []
-    for name in ("pages", "order"):
-        if name not in measures and baseline.usual(name, 0.0, 0.01, settings.least_nights) is not None:
-            reason = (
-                f"{RULES[name].what} cannot be told of this day, and could of accepted nights: the log lacks pages, "
-                "or they are not those on which people acted"
-            )
-            missing.append(Finding(RULES[name].check, "the whole day", reason, {}, True))
-    return missing
-
-
-def _too_much_left_out(looking: _Looking, likes: int, settings: GuardSettings) -> list[Finding]:
-    share = looking.lost_likes / max(likes, 1)
-    if share <= settings.most_left_out:
-        return []
-    reason = (
-        f"{share:.1%} of the likes had to be left out, more than learn.guards.most_left_out "
-        f"({settings.most_left_out:.0%}): the rest is hardly better known"
-    )
-    return [Finding("left out", "the whole day", reason, {"share": share}, True)]
-
-
-def _unusual(measures: Mapping[str, Measure], baseline: Baseline, settings: GuardSettings) -> list[Finding]:
-    """Measures that a sound day has seldom."""
-    error = settings.false_alarms / SIDES
-    found = []
-    for name, rule in RULES.items():
-        if name not in measures:
-            continue
-        today = measures[name]
-        usual = baseline.usual(name, today.error, error, settings.least_nights)
-        if (
-            usual is not None
-            and _is_beyond(today.value, usual, rule)
-            and rule.enough(settings, usual.mean, today.value)
-        ):
-            found.append(_against_usual(name, rule, today, usual, error))
-        elif name in ORDERS and _is_turned(today, error):
-            reason = f"{rule.what} is {today.value:.3f}, certainly below 0.5: likes and dislikes have changed places"
-            found.append(Finding(rule.check, "the whole day", reason, {"value": today.value}, True))
-    return found
-
-
-def _is_beyond(today: float, usual: Usual, rule: Rule) -> bool:
-    return (rule.falls and today < usual.low) or (rule.rises and today > usual.high)
-
-
-def _is_turned(today: Measure, error: float) -> bool:
-    """Whether likes certainly went to what had stood, or been liked, less: no accepted night is needed to say so."""
-    return today.value + float(norm.isf(error)) * today.error < 0.5
-
-
-def _against_usual(name: str, rule: Rule, today: Measure, usual: Usual, error: float) -> Finding:
-    limit = usual.low if today.value < usual.mean else usual.high
-    reason = (
-        f"{rule.what}: {rule.shown_as(today.value)}, on {usual.nights} accepted nights "
-        f"{rule.shown_as(usual.mean)} on average; beyond {rule.shown_as(limit)} is one sound day in {1 / error:,.0f}"
-    )
-    figures = {"value": today.value, "usual": usual.mean, "low": usual.low, "high": usual.high}
-    return Finding(rule.check, "the whole day", reason, figures | {"nights": float(usual.nights)}, True)
-
-
-def _as_allowed(found: Finding, settings: GuardSettings) -> Finding:
-    """A finding that does not refuse where the recipe allows its check; else it says how to allow it."""
-    if found.check in settings.allow:
-        return Finding(found.check, found.where, f"{found.reason} (allowed)", found.figures)
-    way_out = f"if that is as it should be, this once: --set 'learn.guards.allow=[\"{found.check}\"]'"
-    return Finding(found.check, found.where, f"{found.reason}; {way_out}", found.figures, True)
