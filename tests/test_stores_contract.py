@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 from tritonrank_recommend.events import Event, weight_of
 from tritonrank_recommend.stores import open_store
@@ -140,6 +141,37 @@ def test_events_cut_into_any_batches_give_the_profiles_of_a_plain_count(url: str
         assert {event.event_id: event for _, event in waiting} == {event.event_id: event for event in events}
 
     within(url, work, most_events=12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_profiles_do_not_depend_on_the_order_in_which_received_events_come(url: str, seed: int) -> None:
+    """Many at the same second, some received in the same microsecond; newest of few kept."""
+    chance = random.Random(seed)
+    events = [
+        msgspec.structs.replace(event, received_at=NOW + 60 + chance.randrange(3) * 1e-6)
+        for event in many_events(seed, 300)
+    ]
+
+    async def work(store: Store) -> None:
+        for part in (shuffled[:100], shuffled[90:200], shuffled[200:], shuffled[50:150]):
+            await store.add_events(part)
+        assert sorted(await store.user_ids()) == sorted({event.user_id for event in events})
+        assert sorted(await store.counted_items()) == sorted({one.item_id for one in events if one.item_id})
+        for user_id in {event.user_id for event in events}:
+            profile = await store.profile(user_id)
+            own = sorted((one for one in events if one.user_id == user_id), key=_place)
+            items = [as_seen(one) for one in own if one.type != "search"][-12:]
+            assert [msgspec.structs.replace(one, order=None) for one in profile.events] == items
+            searches = [one.query for one in own if one.type == "search"]
+            assert list(profile.searches) == searches[-MOST_SEARCHES:]
+
+    shuffled = chance.sample(events, len(events))
+    within(url, work, most_events=12)
+
+
+def _place(event: Event) -> tuple[object, ...]:
+    order = round((event.received_at - event.timestamp) * 1e6)
+    return event.timestamp, order, event.query, event.item_id, event.type, weight_of(event)
 
 
 def test_what_was_acknowledged_is_there_for_another_that_opens_the_store(url: str) -> None:

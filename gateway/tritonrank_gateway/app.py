@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,8 +40,10 @@ from tritonrank_gateway.quality.exposure import Exposure
 from tritonrank_gateway.ranking import Backend
 from tritonrank_gateway.readiness import Readiness
 from tritonrank_gateway.recommend import routers as recommend_routers
+from tritonrank_gateway.recommend.events import count_clicks
 from tritonrank_gateway.recommend.log_metrics import LogMetrics
 from tritonrank_gateway.recommend.store_metrics import StoreMetrics
+from tritonrank_gateway.recommend.stream_metrics import StreamMetrics
 from tritonrank_gateway.refusal import Refusal
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_gateway.tracing import NO_TRACING, Tracing
@@ -92,6 +95,8 @@ def create_app(
         metrics.registry.register(exposure)
     if recommender is not None and recommender.parts.log is not None:
         metrics.registry.register(LogMetrics(recommender.parts.log.state))
+    if recommender is not None and recommender.parts.intake is not None:
+        metrics.registry.register(StreamMetrics(recommender.parts.intake.state))
     if recommender is not None and isinstance(recommender.parts.store, GuardedStore):
         metrics.last_event = StoreMetrics(recommender.parts.store, metrics.registry).last_event
     versions = versions_of(backend, settings, metrics, tracing)
@@ -126,6 +131,8 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.gateway = Gateway(settings, versions, keys, load, metrics, pace, quality, recommender, tracing, exposure)
+    if recommender is not None and recommender.parts.intake is not None:
+        recommender.parts.intake.watch(partial(count_clicks, app.state.gateway))
     for router in [*routers(), *recommend_routers()]:
         app.include_router(router)
     home = "/docs"

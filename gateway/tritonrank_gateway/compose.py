@@ -2,6 +2,7 @@
 
 from tritonrank_recommend.engine import EngineSettings, Recommender
 from tritonrank_recommend.stores.interface import StoreError
+from tritonrank_recommend.streams.settings import StreamSettings
 
 from tritonrank_gateway.metrics import Metrics
 from tritonrank_gateway.settings import GatewaySettings
@@ -36,6 +37,9 @@ def compose_recommender(settings: GatewaySettings) -> Recommender | None:
             store_url=settings.store,
             rules=settings.rules,
             events_log=settings.events_log,
+            events_stream=StreamSettings(
+                url=settings.events_stream, keep=settings.events_stream_keep, dead_letters=settings.dead_letters
+            ),
             settings=EngineSettings(
                 candidates=settings.candidates,
                 page_minutes=settings.page_minutes,

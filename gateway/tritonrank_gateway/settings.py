@@ -62,6 +62,15 @@ class GatewaySettings:
     blend: Annotated[Path | None, "folder artifacts/RECIPE/blend; without it the ranker's order is shown"] = None
     store: Annotated[str, "profiles, events, pages: sqlite:FILE or redis://HOST:PORT/DB; none by default"] = ""
     events_log: Annotated[Path | None, "folder of the training log, see docs/events.md; none by default"] = None
+    events_stream: Annotated[
+        str, "how events travel: auto (by the store), off, local:FILE, redis://HOST:PORT/DB or kafka://HOST:PORT/TOPIC"
+    ] = "auto"
+    events_stream_keep: Annotated[int, "messages that stay in the stream to be read again, see docs/streams.md"] = (
+        100_000
+    )
+    dead_letters: Annotated[Path | None, "file of messages that nobody can take; by default beside log or stream"] = (
+        None
+    )
     rules: Annotated[Path | None, "TOML with the shop's rules, see docs/recommend.md; read again when changed"] = None
     candidates: Annotated[int, "items that are retrieved and ranked for a recommendation"] = 200
     page_minutes: Annotated[float, "minutes that a list is kept for its further pages"] = 30.0
@@ -86,7 +95,7 @@ class GatewaySettings:
             *(one.name for one in fields(self) if one.name.startswith("max_")),
         ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in ("cache_mb", "hedge_after_s", "drain_s"):
+        for name in ("cache_mb", "hedge_after_s", "drain_s", "events_stream_keep"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.split_candidates >= -1, "split_candidates", self.split_candidates, "-1, 0 or a number of them")
         _require(self.probe_s > 0, "probe_s", self.probe_s, "a number above 0")
@@ -103,6 +112,8 @@ class GatewaySettings:
         _require(fits, "triton_tls_name", self.triton_tls_name, "--triton-tls beside it")
         _ = self.triton_credentials
         _require(not self.events_log or bool(self.store), "events_log", self.events_log, "--store beside it")
+        fits = self.events_stream in ("auto", "off") or bool(self.store)
+        _require(fits, "events_stream", self.events_stream.partition(":")[0], "--store beside it")
         _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")
         _require(self.adapt in ADAPT_MODES, "adapt", self.adapt, " or ".join(ADAPT_MODES))
         _require(1 <= self.adapt_floor <= 1_000, "adapt_floor", self.adapt_floor, "1 to 1000")

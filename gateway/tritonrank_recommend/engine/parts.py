@@ -22,9 +22,11 @@ from tritonrank_recommend.engine.remembered import KEEP_SECONDS, KEY, Remembered
 from tritonrank_recommend.engine.rules import RulesFile
 from tritonrank_recommend.privacy import Privacy, read_privacy
 from tritonrank_recommend.stores.interface import ItemChange, Store, StoreError
+from tritonrank_recommend.streams.settings import StreamSettings
 
 if TYPE_CHECKING:  # it brings pyarrow, which only who writes a log needs
     from tritonrank_recommend.log.event_log import EventLog
+    from tritonrank_recommend.streams.intake import Intake
 
 LOG = logging.getLogger("tritonrank_recommend")
 LOOK_SECONDS = 1.0
@@ -44,6 +46,7 @@ class Parts:
         store: None where nothing is kept.
         remembered: the popular items, for when the catalogue fails.
         log: None where no training log is written.
+        intake: the stream of events and its consumer; None where events go to the store alone.
         privacy: what of users is kept, and under which name.
     """
 
@@ -53,6 +56,7 @@ class Parts:
     store: Store | None
     remembered: RememberedCatalogue = field(default_factory=RememberedCatalogue)
     log: "EventLog | None" = None
+    intake: "Intake | None" = None
     privacy: Privacy = field(default_factory=Privacy)
 
 
@@ -169,7 +173,13 @@ def _apply(catalogues: Sequence[Catalogue | None], changes: Sequence[ItemChange]
 
 
 def open_parts(
-    *, catalogue: Path | None, blend: Path | None, store_url: str, rules: Path | None, events_log: Path | None
+    *,
+    catalogue: Path | None,
+    blend: Path | None,
+    store_url: str,
+    rules: Path | None,
+    events_log: Path | None,
+    events_stream: StreamSettings | None = None,
 ) -> Parts:
     """Open what there is.
 
@@ -195,4 +205,8 @@ def open_parts(
         from tritonrank_recommend.log.event_log import EventLog
 
         parts.log = EventLog(events_log, store)
+    if store is not None and events_stream is not None:
+        from tritonrank_recommend.streams.opening import open_intake
+
+        parts.intake = open_intake(events_stream, store_url, store, privacy, events_log)
     return parts

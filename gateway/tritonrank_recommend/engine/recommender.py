@@ -55,6 +55,7 @@ from tritonrank_recommend.engine.wire import (
     SimilarAnswer,
 )
 from tritonrank_recommend.stores.interface import ItemChange, StoreError
+from tritonrank_recommend.streams.settings import StreamSettings
 
 LOG = logging.getLogger("tritonrank_recommend")
 WARM_SECONDS = 30.0
@@ -100,6 +101,7 @@ class Recommender:
         store_url: str = "",
         rules: Path | None = None,
         events_log: Path | None = None,
+        events_stream: StreamSettings | None = None,
         ranker: Ranker | None = None,
         settings: EngineSettings | None = None,
     ) -> Self:
@@ -110,13 +112,17 @@ class Recommender:
             store_url: see ``stores.open_store``; "" keeps nothing.
             rules: a TOML file.
             events_log: folder of the training log; None writes none.
+            events_stream: on which way events come into the store; None is the store alone.
             ranker, settings: as above.
 
         Raises:
             RulesError: the rules file is wrong.
             StoreError: the store cannot be used as it is named.
         """
-        parts = open_parts(catalogue=catalogue, blend=blend, store_url=store_url, rules=rules, events_log=events_log)
+        parts = open_parts(
+            catalogue=catalogue, blend=blend, store_url=store_url, rules=rules, events_log=events_log,
+            events_stream=events_stream,
+        )  # fmt: skip
         return cls(parts, ranker, settings)
 
     async def start(self) -> None:
@@ -128,6 +134,8 @@ class Recommender:
             )
         if self.parts.log is not None:
             self.parts.log.start()
+        if self.parts.intake is not None:
+            self.parts.intake.start()
         self._is_serving = True
 
     async def close(self) -> None:
@@ -136,6 +144,8 @@ class Recommender:
         await self._repeats.close()
         await self._steps.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.parts.intake is not None:
+            await self.parts.intake.close()
         if self.parts.log is not None:
             await self.parts.log.close()
         if self.parts.store is not None:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from tritonrank_recommend.engine.pages import Pages
 from tritonrank_recommend.engine.parts import Parts
 from tritonrank_recommend.events import Event
@@ -35,6 +37,8 @@ class Users:
         They wait for the log only where this gateway has one: nobody else may ever come for them.
         """
         kept = [self._parts.privacy.event(event) for event in events]
+        if self._parts.intake is not None:
+            return await self._parts.intake.add_events(kept)
         return await self._store().add_events(kept, log=self._parts.log is not None)
 
     async def export(self, user_id: str, *, with_log: bool = False) -> dict[str, Any]:
@@ -43,14 +47,18 @@ class Users:
         Raises:
             OSError: a file of the log cannot be read.
         """
-        user_id = self._parts.privacy.user(user_id)
-        kept, log = await self._store().export_user(user_id), self._parts.log
+        names, user_id = self._parts.privacy.names(user_id), self._parts.privacy.user(user_id)
+        kept, log, intake = await self._store().export_user(user_id), self._parts.log, self._parts.intake
+        if with_log and intake is not None:
+            kept |= {"stream": msgspec.to_builtins(await intake.events_of(names))}
         return kept | {"log": await log.rows_of(user_id)} if with_log and log is not None else kept
 
     async def erase(self, user_id: str) -> tuple[dict[str, int], LogErased]:
         """Remove everything: rows by kind in the store, and how far it is with the log of the running hour."""
         rows: Counter[str] = Counter()
         names, log = self._parts.privacy.names(user_id), self._parts.log
+        if self._parts.intake is not None:  # first: what lies there would come into the store again
+            rows["stream"] = await self._parts.intake.erase(names)
         for name in names:
             rows.update(await self._store().erase_user(name))
             self._pages.erase(name)

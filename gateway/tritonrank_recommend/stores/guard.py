@@ -164,6 +164,12 @@ class GuardedStore:
     async def item_counters(self, item_ids: Sequence[str]) -> list[dict[str, int]]:
         return await self._call("item_counters", lambda: self._store.item_counters(item_ids), self._read_seconds)
 
+    async def user_ids(self) -> list[str]:
+        return await self._call("user_ids", self._store.user_ids, self._other_seconds)
+
+    async def counted_items(self) -> list[str]:
+        return await self._call("counted_items", self._store.counted_items, self._other_seconds)
+
     async def outbox(self, after: int, most: int) -> list[tuple[int, Event]]:
         return await self._call("outbox", lambda: self._store.outbox(after, most), self._other_seconds)
 

@@ -27,6 +27,8 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     timestamp: float
     weight: float
     """from -1 to 1, see ``events.weight_of``"""
+    order: int | None = None
+    """Of events of the same time: microseconds from the event to its receiving; None where nobody noted that."""
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -55,10 +57,17 @@ class ItemChange(msgspec.Struct, frozen=True):
 
 
 class Added(msgspec.Struct, frozen=True):
-    """How a batch of events was taken."""
+    """How a batch of events was taken.
+
+    Attributes:
+        accepted: that count now.
+        duplicates: that were known before.
+        is_queued: they are safe in a stream, and count as soon as the store answers; duplicates are not known yet.
+    """
 
     accepted: int
     duplicates: int
+    is_queued: bool = False
 
 
 class Store(Protocol):
@@ -88,6 +97,12 @@ class Store(Protocol):
 
     async def item_counters(self, item_ids: Sequence[str]) -> list[dict[str, int]]:
         """Events by type, one dict per id."""
+
+    async def user_ids(self) -> list[str]:
+        """Of whom there is a profile, in no order. For copies and comparisons: it reads the whole store."""
+
+    async def counted_items(self) -> list[str]:
+        """On what there were events, alike."""
 
     # The outbox: events that wait for the training log, in the order in which they were taken
 

@@ -1,13 +1,16 @@
 """How events change what is kept of a user: the one definition, for SQLite in Python and for Valkey in Lua beside it.
 
-Events lie in a profile by (timestamp, order of coming), newest last, and only the newest are kept. That order does not
-depend on how events are cut into batches, so a table that is imported gives the profile that single events give.
+Events lie in a profile by their timestamps, newest last, and only the newest are kept. Those of the same time lie in
+the order in which gateways received them, and those that were received in the same microsecond by what they say. So a
+profile does not depend on the order in which events come to the store, nor on how they are cut into batches: whatever
+is read twice, late or by another consumer gives the same bytes. Events that nobody received (``received_at`` 0, as of
+an imported table) lie before those of their time that somebody did, in the order in which they come.
 """
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,11 +30,19 @@ PROFILE_DAYS = 365
 Row = TypeVar("Row")
 
 
+class Searched(msgspec.Struct, frozen=True, array_like=True):
+    """A search as a profile keeps it; ``order`` as of ``Seen``."""
+
+    timestamp: float
+    query: str
+    order: int | None = None
+
+
 class Kept(msgspec.Struct, array_like=True):
     """What is stored of a user, in MessagePack."""
 
     events: list[Seen] = []
-    searches: list[tuple[float, str]] = []
+    searches: list[Searched] = []
     counters: dict[str, int] = {}
 
 
@@ -44,6 +55,11 @@ def id_number(event_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def order_of(event: Event) -> int | None:
+    """Among events of the same time; None where nobody noted when the event was received."""
+    return round((event.received_at - event.timestamp) * 1e6) if event.received_at else None
+
+
 def fold(kept: bytes | None, events: Iterable[Event], most_events: int) -> bytes:
     """What is stored after these events of one user, none of which was seen before."""
     state = _decoder.decode(kept) if kept else Kept()
@@ -51,10 +67,11 @@ def fold(kept: bytes | None, events: Iterable[Event], most_events: int) -> bytes
         state.counters[event.type] = state.counters.get(event.type, 0) + 1
         if event.type == "search":
             if event.query:
-                _insert(state.searches, (event.timestamp, event.query), itemgetter(0), MOST_SEARCHES)
+                search = Searched(event.timestamp, event.query, order_of(event))
+                _insert(state.searches, search, _place_of_search, MOST_SEARCHES)
         elif event.item_id:
-            seen = Seen(event.item_id, event.type, event.timestamp, weight_of(event))
-            _insert(state.events, seen, _timestamp, most_events)
+            seen = Seen(event.item_id, event.type, event.timestamp, weight_of(event), order_of(event))
+            _insert(state.events, seen, _place, most_events)
     return _encoder.encode(state)
 
 
@@ -63,7 +80,7 @@ def read_profile(user_id: str, kept: bytes | None) -> Profile:
     if not kept:
         return Profile(user_id)
     state = _decoder.decode(kept)
-    return Profile(user_id, tuple(state.events), tuple(query for _, query in state.searches), state.counters)
+    return Profile(user_id, tuple(state.events), tuple(one.query for one in state.searches), state.counters)
 
 
 def export(user_id: str, kept: bytes | None, waiting: Sequence[Event], pages: Mapping[str, bytes]) -> dict[str, Any]:
@@ -79,7 +96,7 @@ def export(user_id: str, kept: bytes | None, waiting: Sequence[Event], pages: Ma
     return {
         "user_id": user_id,
         "events": [{name: getattr(seen, name) for name in Seen.__struct_fields__} for seen in state.events],
-        "searches": [{"query": query, "timestamp": timestamp} for timestamp, query in state.searches],
+        "searches": [{"query": one.query, "timestamp": one.timestamp} for one in state.searches],
         "counters": state.counters,
         "waiting": msgspec.to_builtins(waiting),
         "pages": {key: _as_text(value) for key, value in pages.items()},
@@ -93,11 +110,19 @@ def _as_text(value: bytes) -> str:
         return value.hex()
 
 
-def _timestamp(seen: Seen) -> float:
-    return seen.timestamp
+def _place(seen: Seen) -> tuple[float, float, str, str, float]:
+    if seen.order is None:
+        return seen.timestamp, -math.inf, "", "", 0.0
+    return seen.timestamp, seen.order, seen.item_id, seen.type, seen.weight
 
 
-def _insert(rows: list[Row], row: Row, key: Callable[[Row], float], most: int) -> None:
-    """Put a row behind those of its time, and drop the oldest where there are too many."""
+def _place_of_search(search: Searched) -> tuple[float, float, str]:
+    if search.order is None:
+        return search.timestamp, -math.inf, ""
+    return search.timestamp, search.order, search.query
+
+
+def _insert(rows: list[Row], row: Row, key: Callable[[Row], Any], most: int) -> None:
+    """Put a row behind those of its place, and drop the oldest where there are too many."""
     rows.insert(bisect_right(rows, key(row), key=key), row)
     del rows[: max(0, len(rows) - most)]

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ CONNECTIONS = 32
 SPARE_CONNECTIONS = 8
 """For what the client asks by itself, such as where a cluster's slots are."""
 OLDEST_VERSION = 6
+SCANNED_TOGETHER = 1_000
 log = logging.getLogger("tritonrank.store")
 
 Command = tuple[Any, ...]
@@ -96,6 +98,15 @@ class RedisConnection:
         except self._errors as error:
             raise self._failed(error) from error
         return answers
+
+    async def keys(self, prefix: bytes) -> list[bytes]:
+        """All keys that begin so, of all nodes. It walks over everything that the server holds."""
+        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + b"*"
+        try:
+            found = [key async for key in self._client.scan_iter(pattern, count=SCANNED_TOGETHER)]
+        except self._errors as error:
+            raise self._failed(error) from error
+        return list(dict.fromkeys(found))  # a server that grows meanwhile tells of some twice
 
     async def check(self) -> None:
         """Warn of what a user of the store may not expect of its server.

@@ -11,9 +11,30 @@ ADD = """
 local users = cmsgpack.unpack(ARGV[1])
 local most = {tonumber(ARGV[2]), tonumber(ARGV[3])}
 local accepted, order, counts, waiting = 0, {}, {}, {}
-local function insert(rows, row, at, most)
+-- Rows are compared as profiles.py says, texts by their bytes: Lua's own comparison asks the server's locale.
+local function above(one, other)
+  for place = 1, math.min(#one, #other) do
+    local first, second = string.byte(one, place), string.byte(other, place)
+    if first ~= second then return first > second end
+  end
+  return #one > #other
+end
+local function later(one, other, at, order)
+  if one[at] ~= other[at] then return one[at] > other[at] end
+  local first, second = one[order], other[order]
+  if not first or not second then return first and not second end
+  if first ~= second then return first > second end
+  for place = 1, order - 1 do
+    if one[place] ~= other[place] then
+      if type(one[place]) == 'string' then return above(one[place], other[place]) end
+      return one[place] > other[place]
+    end
+  end
+  return false
+end
+local function insert(rows, row, at, order, most)
   local place = #rows
-  while place > 0 and rows[place][at] > row[at] do place = place - 1 end
+  while place > 0 and later(rows[place], row, at, order) do place = place - 1 end
   table.insert(rows, place + 1, row)
   while #rows > most do table.remove(rows, 1) end
 end
@@ -21,7 +42,7 @@ for number, events in ipairs(users) do
   local profile_key, ids, ids_before = KEYS[3 * number], KEYS[3 * number + 1], KEYS[3 * number + 2]
   local profile
   for _, event in ipairs(events) do
-    local id, kind, item, timestamp, weight, query, raw = unpack(event)
+    local id, kind, item, timestamp, weight, query, raw, received = unpack(event, 1, 8)
     if redis.call('SISMEMBER', ids_before, id) == 0 and redis.call('SADD', ids, id) == 1 then
       if not profile then
         local kept = redis.call('GET', profile_key)
@@ -29,9 +50,9 @@ for number, events in ipairs(users) do
       end
       profile[3][kind] = (profile[3][kind] or 0) + 1
       if kind == 'search' then
-        if query ~= '' then insert(profile[2], {timestamp, query}, 1, most[2]) end
+        if query ~= '' then insert(profile[2], {timestamp, query, received}, 1, 3, most[2]) end
       elseif item ~= '' then
-        insert(profile[1], {item, kind, timestamp, weight}, 3, most[1])
+        insert(profile[1], {item, kind, timestamp, weight, received}, 3, 5, most[1])
       end
       if item ~= '' then
         if not counts[item] then

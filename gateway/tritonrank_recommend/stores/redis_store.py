@@ -25,6 +25,7 @@ from tritonrank_recommend.stores.profiles import (
     PROFILE_DAYS,
     export,
     id_number,
+    order_of,
     read_profile,
 )
 from tritonrank_recommend.stores.redis_connection import Command, RedisConnection, run
@@ -43,6 +44,7 @@ _OUTBOX, _OUTBOX_NUMBER, _OUTBOX_DONE, _OUTBOX_SEEN = (
 )
 _VERSION, _VERSIONS, _FIELDS = (f"tr:{{items}}:{name}" for name in ("version", "versions", "fields"))
 _ERASED = "tr:{erased}"
+_COUNTERS = b"tr:c:"
 
 _event = msgspec.json.Decoder(Event)
 _fields: msgspec.json.Decoder[dict[str, FieldValue] | None] = msgspec.json.Decoder(dict[str, FieldValue] | None)
@@ -139,6 +141,7 @@ class RedisStore:
                         weight_of(event),
                         event.query if event.type == "search" else "",
                         _to_json(event).decode() if log else "",
+                        order_of(event),
                     )
                     for event in events
                 ]
@@ -169,6 +172,17 @@ class RedisStore:
             {name.decode(): int(count) for name, count in answer.items() if not name.startswith(b"@")}
             for answer in answers
         ]
+
+    async def user_ids(self) -> list[str]:
+        found = []
+        for part in range(PARTS):
+            prefix = f"tr:{{u{part}}}:p:".encode()
+            found += [key[len(prefix) :].decode() for key in await self._connection.keys(prefix)]
+        return found
+
+    async def counted_items(self) -> list[str]:
+        await self._bring_up(range(PARTS))
+        return [key[len(_COUNTERS) :].decode() for key in await self._connection.keys(_COUNTERS)]
 
     # The outbox
 

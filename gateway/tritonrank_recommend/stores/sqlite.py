@@ -142,6 +142,14 @@ class SqliteStore:
 
         return await self._read(read)
 
+    async def user_ids(self) -> list[str]:
+        select = "SELECT user_id FROM users WHERE profile <> x''"
+        return await self._read(lambda connection: [user_id for (user_id,) in connection.execute(select)])
+
+    async def counted_items(self) -> list[str]:
+        select = "SELECT DISTINCT item_id FROM item_counters"
+        return await self._read(lambda connection: [item_id for (item_id,) in connection.execute(select)])
+
     # The outbox
 
     async def outbox(self, after: int, most: int) -> list[tuple[int, Event]]:

@@ -1,4 +1,4 @@
-"""The file of the SQLite store: opened, checked, made or brought to this version's tables.
+"""A SQLite file of ours, a store's or a stream's: opened, checked, made or brought to this version's tables.
 
 ``application_id`` says that a file is ours, ``user_version`` how its tables look. A file that is not ours, or that a
 newer version wrote, is refused and left as it is.
@@ -7,6 +7,7 @@ newer version wrote, is refused and left as it is.
 import os
 import sqlite3
 from pathlib import Path
+from typing import NamedTuple
 
 from tritonrank_recommend.stores.interface import StoreError, StoreRefusedError
 
@@ -39,7 +40,19 @@ MIGRATIONS: tuple[str, ...] = (_TABLES,)
 """The script at place n brings the tables from version n to n + 1."""
 
 
-def open_file(path: Path) -> sqlite3.Connection:
+class Kind(NamedTuple):
+    """What a file of ours is."""
+
+    application_id: int
+    migrations: tuple[str, ...]
+    option: str
+    """how it is named on the command line, for messages"""
+
+
+STORE = Kind(APPLICATION_ID, MIGRATIONS, "--store sqlite:FILE")
+
+
+def open_file(path: Path, kind: Kind = STORE) -> sqlite3.Connection:
     """A connection that writes, to a file whose tables are this version's; the file is made where it is missing.
 
     Raises:
@@ -51,28 +64,28 @@ def open_file(path: Path) -> sqlite3.Connection:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # what users do is not for everybody on the machine
     except OSError as error:
         raise StoreRefusedError(
-            f"{path}: cannot be written ({error.strerror}); name a file with --store sqlite:FILE"
+            f"{path}: cannot be written ({error.strerror}); name a file with {kind.option}"
         ) from None
     try:
         connection = connect(path)
         try:
-            _check(connection, path)  # before anything is written: the file may be another program's
+            _check(connection, path, kind)  # before anything is written: the file may be another program's
             connection.execute("PRAGMA journal_mode = WAL")
-            _migrate(connection, path)
+            _migrate(connection, path, kind)
         except BaseException:
             connection.close()
             raise
     except sqlite3.OperationalError as error:
         raise StoreError(f"{path}: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise StoreRefusedError(f"{path}: {error}; name a new file with --store sqlite:FILE") from error
+        raise StoreRefusedError(f"{path}: {error}; name a new file with {kind.option}") from error
     return connection
 
 
 def open_memory() -> sqlite3.Connection:
     """A store for tests that ends with its connection."""
     connection = connect(Path(":memory:"))
-    _migrate(connection, Path(":memory:"))
+    _migrate(connection, Path(":memory:"), STORE)
     return connection
 
 
@@ -95,28 +108,28 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
     return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
+def _check(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
     empty = not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    if not empty and _number(connection, "application_id") != APPLICATION_ID:
-        raise StoreRefusedError(f"{path}: is another program's SQLite file; name a new file with --store sqlite:FILE")
-    if (found := _number(connection, "user_version")) > len(MIGRATIONS):
+    if not empty and _number(connection, "application_id") != kind.application_id:
+        raise StoreRefusedError(f"{path}: is another program's SQLite file; name a new file with {kind.option}")
+    if (found := _number(connection, "user_version")) > len(kind.migrations):
         raise StoreRefusedError(
             f"{path}: was written by a newer tritonrank (tables of version {found}, this one knows "
-            f"{len(MIGRATIONS)}): pip install --upgrade tritonrank"
+            f"{len(kind.migrations)}): pip install --upgrade tritonrank"
         )
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    if _number(connection, "user_version") == len(MIGRATIONS):
+def _migrate(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
+    if _number(connection, "user_version") == len(kind.migrations):
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        _check(connection, path)  # another process may have been quicker
-        for version in range(_number(connection, "user_version"), len(MIGRATIONS)):
-            for statement in filter(str.strip, MIGRATIONS[version].split(";")):
+        _check(connection, path, kind)  # another process may have been quicker
+        for version in range(_number(connection, "user_version"), len(kind.migrations)):
+            for statement in filter(str.strip, kind.migrations[version].split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {version + 1}")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA application_id = {kind.application_id}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
