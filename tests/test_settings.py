@@ -17,10 +17,18 @@ from tritonrank.recipe.removed import FIXED, FOLLOWS, what_became_of
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
-MOST_SETTINGS = 145
-"""80 of a ranker, and what training on large bases, retrieval, blend, the events of a gateway and learning from them
-need."""
-ASK_FOR_MORE = {"tensor_parallel", "serve.device", "serve.executor"}
+MOST_SETTINGS = 149
+"""80 of a ranker, and what training on large bases, images, retrieval, blend, the events of a gateway and learning from
+them need."""
+ASK_FOR_MORE = {
+    "tensor_parallel",
+    "serve.device",
+    "serve.executor",
+    "images.field",
+    "images.folder",
+    "images.encoder",
+    "images.soft_tokens",
+}
 """Settings that ask for others beside them."""
 SMALLEST = "name: small\ndata: {source: sample}\n"
 JOINT = "model: {architecture: joint}\n"

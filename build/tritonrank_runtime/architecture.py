@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_runtime.engine import Engine, Graph, RowsError, Tensors
+from tritonrank_runtime.images import ImageTable
 from tritonrank_runtime.pair_layout import PairLayout
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class EngineOptions:
         shares: parts that a request's candidates are cut into for the sake of threads; 0 = by the machine's cores.
         is_gpu: runs are costly to start, and may be large.
         context_cache_bits: of each number of those keys and values (``kept_states.py``).
+        images: what the graphs look ids of images up in, where they take any.
         is_packed: the graphs leave padding out themselves, a run of them costs little to start, and a row's score does
             not depend on the rows beside it.
     """
@@ -107,6 +109,7 @@ class EngineOptions:
     is_gpu: bool = False
     is_packed: bool = False
     context_cache_bits: int = 32
+    images: ImageTable | None = None
 
     @classmethod
     def on_gpu(cls, context_cache_bytes: int = 0) -> "EngineOptions":

@@ -8,6 +8,7 @@ from pathlib import Path
 from tritonrank_runtime.architecture import ROWS_PER_BATCH, EngineOptions
 from tritonrank_runtime.architectures import architecture_of_graphs, graph_inputs, graph_names
 from tritonrank_runtime.engine import MODEL_FILE, WEIGHTS_FILE, Engine, ExecutorError, Graph
+from tritonrank_runtime.images import ImageTable
 from tritonrank_runtime.kept_states import EXACT_BITS
 
 ONNXRUNTIME, NATIVE, TORCH = "onnxruntime", "native", "torch"
@@ -56,7 +57,13 @@ def open_engine(
     graphs = {path.name: open_session(path, device) for path in paths}
     if device != "cpu":
         return engine_of(graphs, EngineOptions.on_gpu(context_cache_bytes))
-    options = EngineOptions(threads, rows_per_batch, context_cache_bytes, context_cache_bits=context_cache_bits)
+    options = EngineOptions(
+        threads,
+        rows_per_batch,
+        context_cache_bytes,
+        context_cache_bits=context_cache_bits,
+        images=ImageTable.beside(folder),
+    )
     return engine_of(graphs, options)
 
 

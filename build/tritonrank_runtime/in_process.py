@@ -175,7 +175,7 @@ class LocalRanker:
         self._texts("item_ids", request.item_ids or (), limits.max_candidates)
         (query,) = self._texts("query", [request.query], 1)
         reader = ItemReader(self._tokenizer.rules.item_template, request.strict)
-        texts = reader.render(items, "items")
+        texts = self._tokenizer.with_images(reader.render(items, "items"), request.item_ids)
         candidates = self._tokenizer.items(texts, request.max_item_tokens, request.truncate_left)
         context = self._tokenizer.context(query, reader.render(history, "history"))
         return _Read(candidates, context, reader.unscored(texts, candidates), reader.fields_json())

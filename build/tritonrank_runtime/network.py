@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tritonrank_runtime.image_tokens import ImageTokens
 from tritonrank_runtime.padding import PADDING
 
 CONTEXT_SEGMENT = 0
@@ -181,10 +182,12 @@ class _Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         is_narrower = config.embedding_size != config.hidden_size
         self.project = nn.Linear(config.embedding_size, config.hidden_size) if is_narrower else None
+        self.images = ImageTokens.of(config)
         self._first_position = config.first_position
 
     def forward(self, token_ids: Tensor, position_ids: Tensor, is_candidate: Tensor) -> Tensor:
-        summed = self.words(token_ids) + self.positions(position_ids + self._first_position)
+        words = self.words(token_ids) if self.images is None else self.images(token_ids, self.words)
+        summed = words + self.positions(position_ids + self._first_position)
         if self.segments is not None:  # RoBERTa has one segment for everything
             last = self.segments.num_embeddings - 1
             summed = summed + self.segments(is_candidate.to(token_ids.dtype).clamp(max=last))

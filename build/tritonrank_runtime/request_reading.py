@@ -85,7 +85,7 @@ class RequestReader:
         query = self._texts(find, "query", 1)
         history = self._texts(find, "history", self._limits.max_history)
         reader = ItemReader(self._tokenizer.rules.item_template, _is_set(find, "strict"))
-        texts = reader.render(items, "items")
+        texts = self._tokenizer.with_images(reader.render(items, "items"), item_ids)
         candidates = self._tokenizer.items(texts, most_tokens, _is_set(find, "truncate_left"))
         context = self._tokenizer.context(query[0] if query else "", reader.render(history or (), "history"))
         unscored = reader.unscored(texts, candidates)

@@ -66,11 +66,14 @@ class SharedContext(SplitArchitecture):
             CANDIDATES_FILE: RowsPass(NAMES, network, network.score_candidates, longest_row, device),
         }
 
-    def packed(self, folder: Path) -> "tuple[Any, PackedRows]":
+    def packed(self, folder: Path) -> "tuple[Any, PackedRows] | None":
+        from tritonrank_runtime.image_tokens import image_tokens
         from tritonrank_runtime.packed.rows import SharedContextRows
         from tritonrank_runtime.torch_passes import load_network, row_positions
 
         network = load_network(folder)
+        if image_tokens(network) is not None:  # its kernels know words alone
+            return None
         vocabulary, longest = network.config.vocab_size, row_positions(network.config)
         limits = RowLimits(
             dict(zip(INPUT_NAMES, longest, strict=True)),

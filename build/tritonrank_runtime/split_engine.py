@@ -19,6 +19,7 @@ from tritonrank_runtime.context_cache import ContextCache
 from tritonrank_runtime.cores import available_cores
 from tritonrank_runtime.engine import (
     MODEL_FILE,
+    ExecutorError,
     Feed,
     Graph,
     Logits,
@@ -26,6 +27,7 @@ from tritonrank_runtime.engine import (
     Tensors,
     Watch,
 )
+from tritonrank_runtime.images import IMAGE_VECTORS, ImageTable
 from tritonrank_runtime.kept_states import EXACT_BITS, KeptStates
 from tritonrank_runtime.length_groups import (
     PACKED_SHARES_PER_CORE,
@@ -90,6 +92,7 @@ class SplitEngine:
         self._is_packed = options.is_packed
         self._shared = shared
         self._rows = rows
+        self._images = _images_of(shared, options)
         self._threads = Threads(options.threads or available_cores())
 
     def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
@@ -104,7 +107,9 @@ class SplitEngine:
 
     def graph_feeds(self, requests: Sequence[Tensors]) -> dict[str, list[Feed]]:
         return {
-            self._names.shared_file: [{self._names.shared: request[self._names.shared]} for request in requests],
+            self._names.shared_file: [
+                self._feed(self._names.shared, request[self._names.shared]) for request in requests
+            ],
             self._names.rows_file: [feed for request in requests for _, feed in self._groups(request)],
         }
 
@@ -123,8 +128,18 @@ class SplitEngine:
         feeds = []
         for tokens, rows in sorted(groups, key=lambda group: -group[0] * len(group[1])):
             group = np.ascontiguousarray(candidate_ids[rows, :tokens])
-            feeds.append((rows, states | {self._names.rows: group}))
+            feeds.append((rows, states | self._feed(self._names.rows, group)))
         return feeds
+
+    def _feed(self, name: str, ids: NDArray[np.int32]) -> Feed:
+        """A tensor of ids, with the vectors of its images where the graphs take any."""
+        if self._images is None:
+            return {name: ids}
+        try:
+            renumbered, vectors = self._images.local(ids)
+        except IndexError:
+            raise RowsError(f"{name}: ids up to {ids.max()}, beyond the {len(self._images.numbers)} images") from None
+        return {name: renumbered, IMAGE_VECTORS: vectors}
 
     def _grouped_blocks(self, candidate_ids: NDArray[np.int32]) -> list[list[Group]]:
         """Of each block its groups; nothing outside a block decides how it is grouped."""
@@ -136,7 +151,7 @@ class SplitEngine:
 
     def _run_shared(self, shared_ids: NDArray[np.int32]) -> Feed:
         states = self._names.states
-        return dict(zip(states, self._shared.run(states, {self._names.shared: shared_ids}), strict=True))
+        return dict(zip(states, self._shared.run(states, self._feed(self._names.shared, shared_ids)), strict=True))
 
     def check(self, request: Tensors) -> None:
         check_rows(self._names, request, may_part=True)
@@ -151,6 +166,21 @@ class SplitEngine:
             computed += shared.size + (padded or tokens_needed)
             needed += shared.size + tokens_needed
         return computed, needed
+
+
+def _images_of(graph: Graph, options: EngineOptions) -> ImageTable | None:
+    """The images of graphs that take vectors.
+
+    Raises:
+        ExecutorError: there are none.
+    """
+    if IMAGE_VECTORS not in [tensor.name for tensor in graph.get_inputs()]:
+        return None
+    if options.images is None:
+        raise ExecutorError(
+            f"the graphs take {IMAGE_VECTORS}, and the folder images is missing beside them: tritonrank build RECIPE"
+        )
+    return options.images
 
 
 def _kept_states(names: SplitNames, options: EngineOptions) -> KeptStates | None:

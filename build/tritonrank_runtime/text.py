@@ -24,6 +24,14 @@ from tokenizers import Tokenizer
 from tritonrank_runtime.architecture import SEGMENTS, VOCABULARY, Architecture
 from tritonrank_runtime.architectures import DEFAULT, architecture_named
 from tritonrank_runtime.frame import PLAIN, Frame, FrameIds, Slot, frame_ids, guarded, joined_with
+from tritonrank_runtime.images import (
+    REFERENCE,
+    ImageRules,
+    ImageTable,
+    copy_images,
+    with_image,
+    without_images,
+)
 from tritonrank_runtime.item_text import render_item, squeezed, whole_words
 from tritonrank_runtime.padding import Buckets
 from tritonrank_runtime.pair_layout import PairLayout, padding_id, pair_layout, reserved_ids, unknown_id
@@ -57,6 +65,8 @@ class TextRules:
     architecture: str = DEFAULT.name
     frame: Frame | None = None
     """The prompt around the texts; None where the tokenizer's own special tokens stand there."""
+    images: ImageRules | None = None
+    """How texts name images; None where the ranker reads texts alone."""
 
     @property
     def context_tokens(self) -> int:
@@ -67,14 +77,16 @@ class TextRules:
         (folder / RULES_FILE).write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
 
     def as_json(self) -> dict[str, Any]:
-        """As text.json has it; without a frame there is no word of one."""
-        return {name: value for name, value in asdict(self).items() if name != "frame" or value is not None}
+        """As text.json has it; without a frame, or without images, there is no word of them."""
+        may_be_absent = {"frame", "images"}
+        return {name: value for name, value in asdict(self).items() if name not in may_be_absent or value is not None}
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> "TextRules":
         """What ``as_json`` gave."""
-        frame = values.get("frame")
-        return cls(**{**values, "frame": None if frame is None else Frame(**frame)})
+        frame, images = values.get("frame"), values.get("images")
+        parts = {"frame": frame and Frame(**frame), "images": images and ImageRules(**images)}
+        return cls(**{**values, **parts})
 
     @classmethod
     def load(cls, folder: Path) -> "TextRules":
@@ -107,9 +119,12 @@ class RequestTokenizer:
         rules: template and token budgets.
         cache_entries: item texts whose token ids are remembered, least recently used dropped first; fewer where the
             budget of one is long. Long texts are never remembered, so entries x (text + ids) stays bounded.
+        images: those that texts may name, where the rules have images; without them a text may name none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, rules: TextRules, cache_entries: int = 0) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, rules: TextRules, cache_entries: int = 0, images: ImageTable | None = None
+    ) -> None:
         tokenizer = guarded(tokenizer, rules.frame) if rules.frame else tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -119,6 +134,7 @@ class RequestTokenizer:
         self._reserved = reserved_ids(tokenizer)
         self._unknown = unknown_id(tokenizer)
         self.rules = rules
+        self.images = images
         self.architecture: Architecture = architecture_named(rules.architecture)
         self._frame: FrameIds | None = frame_ids(tokenizer, rules.frame, padding_id(tokenizer)) if rules.frame else None
         self.layout: PairLayout = self._frame.layout if self._frame else pair_layout(tokenizer)
@@ -135,8 +151,10 @@ class RequestTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, cache_entries: int = 0) -> "RequestTokenizer":
-        """Load tokenizer.json and text.json of a model artifact."""
-        return cls(Tokenizer.from_file(str(folder / TOKENIZER_FILE)), TextRules.load(folder), cache_entries)
+        """Load tokenizer.json and text.json of a model artifact, and its images where it has some."""
+        rules = TextRules.load(folder)
+        images = ImageTable.beside(folder) if rules.images else None
+        return cls(Tokenizer.from_file(str(folder / TOKENIZER_FILE)), rules, cache_entries, images)
 
     @property
     def longest_rows(self) -> dict[str, int]:
@@ -147,6 +165,8 @@ class RequestTokenizer:
     def known_ids(self) -> dict[str, int]:
         """How many different ids there are for each of the engine's inputs that holds ids, from 0 on."""
         counts = {VOCABULARY: self.vocabulary_size, SEGMENTS: self.layout.segments}
+        if self.images:
+            counts[VOCABULARY] = self.images.known_ids
         return {one.name: counts[one.ids] for one in self.architecture.inputs if one.ids}
 
     @property
@@ -157,6 +177,16 @@ class RequestTokenizer:
     def render(self, text: str, field: str = "item") -> str:
         """The text of an item, by the rules' template; see ``render_item``."""
         return render_item(self.rules.item_template, text, field)
+
+    def with_images(self, texts: list[str], item_ids: Iterable[bytes] | None) -> list[str]:
+        """Texts of a request's items, each with the image that its item has by its id, where it names none itself."""
+        if self.images is None or item_ids is None:
+            return texts
+        known = self.images.items
+        return [
+            with_image(text, known.get(item_id.decode("utf-8", "replace")))
+            for text, item_id in zip(texts, item_ids, strict=True)
+        ]
 
     def context(self, query: str, history: Sequence[str]) -> list[int]:
         """Token ids of query and history, without the special tokens of the row's ends.
@@ -220,9 +250,10 @@ class RequestTokenizer:
 
     def _end(self, text: str, tokens: int, slot: Slot) -> _Tokens:
         """The last token ids of a text that is too long; nothing is remembered of it."""
-        most = tokens * CHARACTERS_PER_TOKEN
+        image, text = self._image_in(text)
+        most, room = tokens * CHARACTERS_PER_TOKEN, max(0, tokens - len(image))
         (ids,) = self._encode_whole([text if len(text) <= most else squeezed(text)[-most:]], slot, slot.tail)
-        end = _Tokens(ids[-tokens:])
+        end = _Tokens((*image, *(ids[-room:] if room else ())))
         end.is_cut = True
         return end
 
@@ -257,7 +288,32 @@ class RequestTokenizer:
         """
         return self.architecture.padded(tensors, buckets, self.layout, self.rules)
 
+    def _image_in(self, text: str) -> tuple[Sequence[int], str]:
+        """The ids of the image that a text names, none where it names none that is known, and the text without it.
+
+        Raises:
+            ValueError: it names one, and this tokenizer was not given any.
+        """
+        if self.rules.images is None or (named := REFERENCE.search(text)) is None:
+            return (), text
+        if self.images is None:
+            raise ValueError(f"{named[0]}: the ranker reads images, and its table of images is not here")
+        return self.images.ids_of(named[0]), without_images(text)
+
     def _encode(self, texts: Sequence[str], tokens: int, slot: Slot) -> list[_Tokens]:
+        """Ids of each text within the budget; those of its image come first, and are never cut."""
+        if self.rules.images is None:
+            return self._encode_texts(texts, tokens, slot)
+        images, plain = zip(*map(self._image_in, texts), strict=True) if texts else ((), ())
+        found = self._encode_texts(plain, tokens, slot)
+        for place, image in enumerate(images):
+            if image:
+                kept = _Tokens((*image, *found[place])[:tokens])
+                kept.is_cut = found[place].is_cut or len(kept) < len(image) + len(found[place])
+                found[place] = kept
+        return found
+
+    def _encode_texts(self, texts: Sequence[str], tokens: int, slot: Slot) -> list[_Tokens]:
         most = tokens * CHARACTERS_PER_TOKEN
         found = self._encode_whole([text[:most] for text in texts], slot)
         rest = {place: text[most:] for place, text in enumerate(texts) if len(text) > most}
@@ -306,13 +362,14 @@ class RequestTokenizer:
 
 
 def copy_text_files(source: Path, target: Path) -> None:
-    """What travels with every model file: tokenizer.json and text.json define what its inputs mean, and scores.json,
-    where there is one, its output."""
+    """What travels with every model file: tokenizer.json, text.json and the images that texts may name define what its
+    inputs mean, and scores.json, where there is one, its output."""
     for name in (TOKENIZER_FILE, RULES_FILE):
         shutil.copyfile(source / name, target / name)
     for name in (SCORES_FILE, GOLDEN_TOKENS_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    copy_images(source, target)
 
 
 def _cut(ids: Sequence[int], tokens: int, is_cut: bool, slot: Slot) -> _Tokens:

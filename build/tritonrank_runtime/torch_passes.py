@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tritonrank_runtime.decoder_network import DecoderNetwork
 from tritonrank_runtime.engine import ExecutorError, RowsError
+from tritonrank_runtime.image_tokens import attach_images
 from tritonrank_runtime.network import SharedContextNetwork
 from tritonrank_runtime.padding import PADDING
 from tritonrank_runtime.split_engine import SplitNames
@@ -38,6 +39,7 @@ def load_network(folder: Path) -> SharedContextNetwork:
 
     network = SharedContextNetwork(SimpleNamespace(**read_config(folder)))
     network.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()})
+    attach_images(network, folder)
     return network.eval()
 
 

@@ -33,6 +33,11 @@ class Workspace:
         return self.root / "dataset"
 
     @property
+    def images(self) -> Path:
+        """The vectors of the items' images, where a recipe has any."""
+        return self.root / "images"
+
+    @property
     def teacher(self) -> Path:
         return self.root / "teacher"
 

@@ -9,6 +9,7 @@ Items without text are none of this: a ranker can say nothing of them, and the s
 together with their events, before anything is chosen, and counted.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 from tritonrank_runtime.field_text import plain_text
+from tritonrank_runtime.images import without_images
 from tritonrank_runtime.item_text import render_fields
 
 from tritonrank.artifacts import Draft
 from tritonrank.data.choices import Tally, choose_positives
 from tritonrank.data.dropped import Dropped, as_metrics, ids_of, require_tolerable
+from tritonrank.data.images.files import SOURCES_FILE, referenced
 from tritonrank.data.impressions import Propensities, shown_and_clicked
 from tritonrank.data.lists import ListMaker, places_of, training_popularity
 from tritonrank.data.loading import load_tables
@@ -55,6 +58,8 @@ class Prepared:
     """what the data lost, by kind"""
     metrics: dict[str, Any]
     """of the dataset's manifest"""
+    images: dict[str, str]
+    """reference -> path of the file, as the items' table has it; none where the recipe has no images"""
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,15 @@ def prepare(recipe: Recipe, draft: Draft) -> None:
     """Write items, events and examples.
 
     The files: items.parquet and events.parquet (the source's tables; events by user and time, with the column split),
-    and train.parquet, validation.parquet, test.parquet with the columns of ``Example``.
+    and train.parquet, validation.parquet, test.parquet with the columns of ``Example``. With images, items name them by
+    their references, and images.json says where their files are.
 
     Raises:
         DataError: as ``make_dataset``.
     """
     made = make_dataset(recipe)
+    if recipe.images:
+        (draft.folder / SOURCES_FILE).write_text(json.dumps(made.images) + "\n", encoding="utf-8")
     made.events.lazy().sink_parquet(draft.folder / "events.parquet", row_group_size=ROWS_PER_GROUP)
     write_rest(draft, made.items, made.examples, made.metrics, made.dropped)
 
@@ -112,7 +120,8 @@ def make_dataset(recipe: Recipe) -> Prepared:
             nothing can be learnt, or the catalogue is too small for the negatives asked for.
     """
     source = load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
-    catalogue = with_text(recipe, source.items)
+    items, images = referenced(recipe.images, source.items)
+    catalogue = with_text(recipe, items)
     with_item = source.events
     if catalogue.absent:
         with_item = with_item.filter(~pl.col("item_id").is_in(catalogue.absent))
@@ -132,7 +141,9 @@ def make_dataset(recipe: Recipe) -> Prepared:
     examples = {split: lists.make(split, positives, events) for split, positives in chosen.items()}
     dropped += other_losses(recipe, catalogue.items, tally)
     metrics = describe(recipe, catalogue, queries, tally, skipped, examples, lost, dropped, source.notes)
-    return Prepared(catalogue.items, events.select(*with_item.columns, "split"), examples, dropped, metrics)
+    if recipe.images:
+        metrics["images"] = len(images)
+    return Prepared(catalogue.items, events.select(*with_item.columns, "split"), examples, dropped, metrics, images)
 
 
 def describe(
@@ -157,7 +168,9 @@ def describe(
     query_lengths = catalogue.lengths.of_texts(queries)
     rules = resolve_rules(recipe, Needs(max(query_lengths, default=0), max(catalogue.item_lengths.values())))
     template = recipe.text.item_template
-    shown = [render_fields(template, row) for row in catalogue.items.head(TEXTS_SHOWN).iter_rows(named=True)]
+    shown = [
+        without_images(render_fields(template, row)) for row in catalogue.items.head(TEXTS_SHOWN).iter_rows(named=True)
+    ]
     kept_lengths = {item: catalogue.item_lengths[item] for item in catalogue.items["item_id"]}
     return {
         "items": catalogue.items.height,
@@ -200,7 +213,7 @@ def with_text(recipe: Recipe, items: pl.DataFrame) -> Catalogue:
     Raises:
         DataError: the template names a field that items do not have.
     """
-    from tritonrank.rankers.text_budgets import measuring_rules, open_tokenizer
+    from tritonrank.rankers.text_budgets import measuring_tokenizer
 
     available = items.columns[1:]
     if unknown := [name for name in dict.fromkeys(recipe.text.template_fields) if name not in available]:
@@ -208,7 +221,7 @@ def with_text(recipe: Recipe, items: pl.DataFrame) -> Catalogue:
             f"text.item_template uses {', '.join('{' + name + '}' for name in unknown)}, "
             f"which the items do not have; available: {', '.join(available)}"
         )
-    lengths = TextLengths(open_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
+    lengths = TextLengths(measuring_tokenizer(recipe))
     item_lengths = lengths.of_items(items)
     absent = [item for item, tokens in item_lengths.items() if not tokens]
     kept = items.filter(~pl.col("item_id").is_in(absent)) if absent else items

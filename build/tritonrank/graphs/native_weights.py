@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from tritonrank_runtime.engine import MODEL_FILE
+from tritonrank_runtime.images import SOFT_TOKENS
 from tritonrank_runtime.native.weights import BFLOAT16, LAYER_LINEARS, NativeConfig, NativeWeights
 from tritonrank_runtime.shared_context import CANDIDATES_FILE, CONTEXT_FILE, SHARED_CONTEXT
 
@@ -80,6 +81,8 @@ def native_weights(graphs: Path, config: Any, floats: str = "float32") -> Native
         raise ArtifactError(
             f"{graphs}: the native engine has no {config.model_type} layers; it has {', '.join(sorted(FAMILIES))}"
         )
+    if getattr(config, SOFT_TOKENS, 0):
+        raise ArtifactError(f"{graphs}: the native engine reads no images; ONNX Runtime does")
     files = PASS_FILES.get(config.model_type, (MODEL_FILE,))
     read = [_Graph(graphs / name, config.model_type) for name in files]
     tensors = _plain_tensors(read[-1], config)

@@ -29,7 +29,7 @@ from tritonrank.judge.power import (
     users_to_see,
 )
 from tritonrank.pipeline.estimates import about_seconds
-from tritonrank.rankers.text_budgets import TEXT_METRICS, measuring_rules, open_tokenizer
+from tritonrank.rankers.text_budgets import TEXT_METRICS, measuring_tokenizer
 from tritonrank.rankers.text_counts import TextLengths, budget_advice, text_warnings
 from tritonrank.recipe import Recipe, TablesData
 
@@ -132,7 +132,7 @@ def _shown(recipe: Recipe, made: Prepared, rules: Mapping[str, Any]) -> Iterator
     examples = [Example(**row) for row in made.examples[TEST].head(EXAMPLES_SHOWN).iter_rows(named=True)]
     wanted = {item for example in examples for item in [*example.candidates, *example.history]}
     items = made.items.filter(pl.col("item_id").is_in(list(wanted)))
-    lengths = TextLengths(open_tokenizer(recipe, measuring_rules(rules["item_template"]))).of_items(items)
+    lengths = TextLengths(measuring_tokenizer(recipe)).of_items(items)
     texts = {row["item_id"]: render_fields(rules["item_template"], row) for row in items.iter_rows(named=True)}
 
     def told(item: str) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def stage(recipe: Recipe, workspace: Workspace) -> Stage:
         show_training(recipe, workspace, "finetune", draft.metrics, recipe.finetune.chosen())
 
     tools = TOOLS_OF_COPY if recipe.model.checkpoint else TOOLS
-    return Stage("finetune", workspace.teacher, settings, {"dataset": workspace.dataset}, make, REVISION, tools)
+    parents = {"dataset": workspace.dataset} | ({"images": workspace.images} if recipe.images else {})
+    return Stage("finetune", workspace.teacher, settings, parents, make, REVISION, tools)
 
 
 def show_training(

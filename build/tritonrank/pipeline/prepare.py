@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.data.images.files import image_files
 from tritonrank.data.loading import hashes_of, load_tables, source_fingerprints
+from tritonrank.errors import RecipeError
 from tritonrank.rankers.text_budgets import prompt_settings, tokenizer_identity
 from tritonrank.recipe import Recipe
 from tritonrank.system.database_url import FileLocation
@@ -74,9 +76,12 @@ def stage(recipe: Recipe, workspace: Workspace, engine: Engine = HERE) -> Stage:
             "examples": recipe.examples.model_dump(mode="json"),
             "seed": recipe.seed,
             "sources": fingerprints,
+            **image_files(recipe.images),
         }
 
     def make(draft: Draft) -> None:
+        if recipe.images and engine is not HERE:
+            raise RecipeError("images: Spark does not read them; leave out --spark, or the images section")
         engine.prepare(recipe, draft)
 
     return Stage("prepare", workspace.dataset, settings, {}, make, REVISION, TOOLS)

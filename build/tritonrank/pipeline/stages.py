@@ -24,6 +24,7 @@ from tritonrank.pipeline import (
     export_batched,
     finetune,
     fp16,
+    images,
     mix,
     prepare,
     prune,
@@ -56,6 +57,7 @@ COMPARE = "compare"
 
 STAGES = (
     Listed(prepare.stage),
+    Listed(images.stage, lambda recipe: None if recipe.images else "the recipe has no images section"),
     Listed(finetune.stage),
     Listed(compare.stage),
     Listed(prune.stage, lambda recipe: None if recipe.prune else "the recipe has no prune section"),
@@ -190,6 +192,8 @@ def _tidy_where_free(chosen: list[Stage], workspace: Workspace) -> None:
 
 def _unless_precision(recipe: Recipe, *wanted: str) -> str | None:
     """Why there is no graph of these precisions, or of any."""
+    if recipe.images:
+        return "rankers of images are served on CPUs alone"
     named = set(recipe.tensorrt.precisions)
     if named & set(wanted) if wanted else named:
         return None

@@ -21,7 +21,7 @@ from tritonrank.data.peek import Glimpse, peek
 from tritonrank.data.splits import TEST, TRAIN, VALIDATION, mark_splits
 from tritonrank.errors import DataError, RecipeError, TritonRankError
 from tritonrank.pipeline.estimates import about_seconds
-from tritonrank.rankers.text_budgets import measuring_rules, open_tokenizer
+from tritonrank.rankers.text_budgets import measuring_tokenizer
 from tritonrank.rankers.text_counts import TextLengths
 from tritonrank.recipe import ExampleSettings, Recipe
 from tritonrank.system.database_url import DatabaseUrl, Location, is_url
@@ -242,7 +242,7 @@ def _text_fields(names: Sequence[str]) -> list[str] | dict[str, str]:
 
 def _measure(recipe: Recipe) -> Measured:
     tables = load_tables(recipe.data, recipe.seed, recipe.text.template_fields)
-    lengths = TextLengths(open_tokenizer(recipe, measuring_rules(recipe.text.item_template)))
+    lengths = TextLengths(measuring_tokenizer(recipe))
     sampled = tables.items.sample(min(MEASURED_TEXTS, tables.items.height), seed=recipe.seed)
     item_tokens = [tokens for tokens in lengths.of_items(sampled).values() if tokens]
     queries = tables.events["query"].unique(maintain_order=True).head(MEASURED_TEXTS).to_list()

@@ -5,12 +5,15 @@ ELECTRA, MiniLM); only the mask is new.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from tritonrank_runtime.image_tokens import image_tokens
+from tritonrank_runtime.images import SOFT_TOKENS, WIDTH, ImageTable
 from tritonrank_runtime.network import SharedContextPasses
 from tritonrank_runtime.shared_context import SHARED_CONTEXT
 
@@ -98,6 +101,19 @@ class SharedContextRanker(SharedContextPasses, PreTrainedModel):
             module.bias.data.zero_()
 
 
+@contextmanager
+def given_images(ranker: SharedContextRanker, vectors: Tensor | None) -> Iterator[None]:
+    """While this lasts ids of images count these vectors (images, width), and not the ranker's table."""
+    images = image_tokens(ranker)
+    if images is not None:
+        images.given = vectors
+    try:
+        yield
+    finally:
+        if images is not None:
+            images.given = None
+
+
 class ContextPass(nn.Module):
     """``encode_context`` as a module of its own, which is what an exporter takes."""
 
@@ -105,8 +121,9 @@ class ContextPass(nn.Module):
         super().__init__()
         self.ranker = ranker
 
-    def forward(self, context_ids: Tensor) -> tuple[Tensor, Tensor]:
-        return self.ranker.encode_context(context_ids)
+    def forward(self, context_ids: Tensor, image_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with given_images(self.ranker, image_vectors):
+            return self.ranker.encode_context(context_ids)
 
 
 class CandidatePass(nn.Module):
@@ -116,8 +133,15 @@ class CandidatePass(nn.Module):
         super().__init__()
         self.ranker = ranker
 
-    def forward(self, context_keys: Tensor, context_values: Tensor, candidate_ids: Tensor) -> Tensor:
-        return self.ranker.score_candidates(context_keys, context_values, candidate_ids)
+    def forward(
+        self,
+        context_keys: Tensor,
+        context_values: Tensor,
+        candidate_ids: Tensor,
+        image_vectors: Tensor | None = None,
+    ) -> Tensor:
+        with given_images(self.ranker, image_vectors):
+            return self.ranker.score_candidates(context_keys, context_values, candidate_ids)
 
 
 class BatchPass(nn.Module):
@@ -170,25 +194,34 @@ _FIXED_FIRST = {"mpnet": 2, "ernie_m": 2}
 """Families that begin at a constant, whatever their config says."""
 
 
-def from_encoder(encoder: PreTrainedModel, name: str, context_positions: int) -> SharedContextRanker:
-    """A shared-context ranker with the weights of an encoder and a fresh head.
+def from_encoder(
+    encoder: PreTrainedModel, name: str, context_positions: int, images: ImageTable | None = None
+) -> SharedContextRanker:
+    """A shared-context ranker with the weights of an encoder, a fresh head, and a fresh projection of images.
 
     Args:
         encoder: the bare encoder (AutoModel).
         name: what errors call it.
         context_positions: the longest context in tokens, special tokens included.
+        images: those that it will read; None: texts alone.
 
     Raises:
         ArtifactError: a family or a kind of positions that this model does not know, or weights left over.
     """
-    ranker = SharedContextRanker(_config_of(encoder.config, name, context_positions))
+    config = _config_of(encoder.config, name, context_positions)
+    if images is not None:
+        config.update({WIDTH: images.width, SOFT_TOKENS: images.soft_tokens})
+    ranker = SharedContextRanker(config)
     renamed = renamed_weights(encoder.state_dict(), encoder.config.model_type)
     missing, unexpected = ranker.load_state_dict(renamed, strict=False)
+    missing = [key for key in missing if not key.startswith("embeddings.images.")]
     if unexpected or set(missing) != {"head.weight", "head.bias"}:
         raise ArtifactError(
             f"{name}: its weights do not fit a shared-context ranker: missing {sorted(missing)}, "
             f"left over {sorted(unexpected)}"
         )
+    if images is not None and (tokens := image_tokens(ranker)) is not None:
+        tokens.fit(images, ranker.embeddings.words)
     return ranker
 
 

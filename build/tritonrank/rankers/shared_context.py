@@ -41,7 +41,8 @@ class SharedContextArchitecture(SplitRankerArchitecture):
 
         context = tokenizer.longest_rows["context_ids"]
         if model.checkpoint is None:
-            return from_encoder(load_encoder(model.base, model.revision), model.base, context_positions=context)
+            encoder = load_encoder(model.base, model.revision)
+            return from_encoder(encoder, model.base, context_positions=context, images=tokenizer.images)
         ranker = self.load(model.checkpoint, model.revision)
         if context > ranker.config.context_positions:
             raise RecipeError(
@@ -106,6 +107,9 @@ def load_shared_context_ranker(name: str, revision: str | None = None) -> "Share
     Raises:
         ArtifactError: not to be found, not safetensors, another kind of model, or weights are missing.
     """
+    from tritonrank_runtime.image_tokens import attach_images
+
+    from tritonrank.rankers.checkpoint_source import folder_of
     from tritonrank.rankers.modeling import SharedContextRanker
     from tritonrank.rankers.pretrained import load_config, load_whole
 
@@ -114,7 +118,9 @@ def load_shared_context_ranker(name: str, revision: str | None = None) -> "Share
             f"{name}: not a shared-context ranker. Other checkpoints are served as they are with model.architecture: "
             "joint; to train one under the shared-context mask, name it as model.base"
         )
-    return cast(SharedContextRanker, load_whole(SharedContextRanker, name, revision))
+    ranker = cast(SharedContextRanker, load_whole(SharedContextRanker, name, revision))
+    attach_images(ranker, folder_of(name, revision))
+    return ranker
 
 
 def packed_batch(requests: Sequence[RequestTensors], context_positions: int) -> dict[str, "torch.Tensor"]:

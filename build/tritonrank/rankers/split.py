@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from tritonrank_runtime.engine import Logits
+from tritonrank_runtime.images import FIRST_IMAGE_ID, IMAGE_VECTORS
 from tritonrank_runtime.kept_states import EXACT_BITS
 from tritonrank_runtime.length_groups import candidate_lengths, length_groups
 from tritonrank_runtime.padding import PADDING, side_by_side
@@ -117,14 +118,16 @@ class SplitRankerArchitecture(RankerArchitecture):
         names = self.split_names
         ranker = self.loaded(str(checkpoint_folder)).folded()
         first, second, _ = self.passes(ranker)
+        # A ranker of images takes their vectors beside the ids.
+        images, image_axes = self._image_inputs(ranker), self._image_axes(ranker)
         shared_ids = torch.arange(5, dtype=torch.int32)
         rows = torch.tensor([[1, 2, 3], [4, PADDING, PADDING]], dtype=torch.int32)
         axes = self._state_axes()
         with torch.no_grad():
             trace_graph(
                 first,
-                {names.shared: shared_ids},
-                {names.shared: {0: self.shared_axis}, **axes},
+                {names.shared: shared_ids, **images},
+                {names.shared: {0: self.shared_axis}, **axes, **image_axes},
                 names.states,
                 folder / names.shared_file,
                 opset,
@@ -132,12 +135,23 @@ class SplitRankerArchitecture(RankerArchitecture):
             states = dict(zip(names.states, self.encode(ranker, shared_ids), strict=True))
             trace_graph(
                 second,
-                {**states, names.rows: rows},
-                {**axes, names.rows: {0: "candidates", 1: "tokens"}, "logits": {0: "candidates"}},
+                {**states, names.rows: rows, **images},
+                {**axes, names.rows: {0: "candidates", 1: "tokens"}, "logits": {0: "candidates"}, **image_axes},
                 ["logits"],
                 folder / names.rows_file,
                 opset,
             )
+
+    def _image_inputs(self, model: Any) -> "dict[str, torch.Tensor]":
+        """What the graphs of a ranker of images take beside ids: (images, width)."""
+        import torch
+        from tritonrank_runtime.image_tokens import image_tokens
+
+        images = image_tokens(model)
+        return {} if images is None else {IMAGE_VECTORS: torch.zeros(2, len(images.centre))}
+
+    def _image_axes(self, model: Any) -> dict[str, dict[int, str]]:
+        return {name: {0: "images"} for name in self._image_inputs(model)}
 
     def _state_axes(self) -> dict[str, dict[int, str]]:
         """Keys and values are (layers, heads, tokens of the shared row, head size)."""
@@ -146,9 +160,10 @@ class SplitRankerArchitecture(RankerArchitecture):
     def signatures(self, model: Any) -> dict[str, tuple[Axes, Axes]]:
         names = self.split_names
         states = {name: set(axes) for name, axes in self._state_axes().items()}
+        images = {name: set(axes) for name, axes in self._image_axes(model).items()}
         return {
-            names.shared_file: ({names.shared: {0}}, states),
-            names.rows_file: (states | {names.rows: {0, 1}}, {"logits": {0}}),
+            names.shared_file: ({names.shared: {0}} | images, states),
+            names.rows_file: (states | {names.rows: {0, 1}} | images, {"logits": {0}}),
         }
 
     def grid_cases(self, model: Any) -> Iterator[GridCase]:
@@ -159,8 +174,20 @@ class SplitRankerArchitecture(RankerArchitecture):
     def _grid_case(self, model: Any, shared_tokens: int, candidates: int, tokens: int) -> GridCase:
         generator = np.random.default_rng(shared_tokens * 1_000 + candidates)
         request = self.random_request(generator, model.config.vocab_size, shared_tokens, candidates, tokens)
+        self._put_images(generator, model, request)
         what = f"{shared_tokens} shared tokens and {candidates} candidates of {tokens} tokens"
         return GridCase(what, self.split_logits(model, request), lambda engine: engine.run([request])[0])
+
+    def _put_images(self, generator: np.random.Generator, model: Any, request: RequestTensors) -> None:
+        """Put one at the end of the shared row, and one at the beginning of every second candidate."""
+        from tritonrank_runtime.image_tokens import image_tokens
+
+        images = image_tokens(model)
+        if images is not None and images.table is not None:
+            first, end = FIRST_IMAGE_ID, images.table.known_ids
+            request[self.split_names.shared][-1] = generator.integers(first, end)
+            rows = request[self.split_names.rows][::2]
+            rows[:, 0] = generator.integers(first, end, size=len(rows))
 
     def random_request(
         self, generator: np.random.Generator, vocabulary: int, shared_tokens: int, candidates: int, tokens: int

@@ -6,11 +6,12 @@ does not name come from its positions, shared out by what the data need, or from
 """
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
+from tritonrank_runtime.images import AnyImage, ImageRules
 from tritonrank_runtime.text import RULES_FILE, TOKENIZER_FILE, RequestTokenizer, TextRules
 
 from tritonrank.artifacts import read_manifest, sha256_file
@@ -118,6 +119,8 @@ def budgets_without_data(recipe: Recipe) -> dict[str, int]:
 def text_settings(recipe: Recipe) -> dict[str, Any]:
     """What a stage key records of the text section: budgets in numbers, as far as they are known without the data."""
     settings = recipe.text.model_dump(mode="json")
+    if (images := image_rules(recipe)) is not None:
+        settings["images"] = asdict(images)
     return settings if _depends_on_data(recipe) else settings | budgets_without_data(recipe)
 
 
@@ -130,6 +133,14 @@ def who_decided(recipe: Recipe) -> dict[str, str]:
 def measuring_rules(item_template: str) -> TextRules:
     """Rules under which nothing of an item is cut, up to ``MEASURED_TOKENS``."""
     return TextRules(item_template, 0, 0, 0, MEASURED_TOKENS)
+
+
+def measuring_tokenizer(recipe: Recipe) -> RequestTokenizer:
+    """A tokenizer that cuts nothing of an item and counts an image as its soft tokens; raises as ``open_tokenizer``."""
+    rules = image_rules(recipe)
+    tokenizer = open_tokenizer(recipe, replace(measuring_rules(recipe.text.item_template), images=rules))
+    tokenizer.images = AnyImage(rules.soft_tokens) if rules else None
+    return tokenizer
 
 
 def open_tokenizer(recipe: Recipe, rules: TextRules) -> RequestTokenizer:
@@ -192,9 +203,16 @@ def _own_rules(name: str) -> TextRules | None:
 
 def _rules(recipe: Recipe, budgets: dict[str, int]) -> TextRules:
     sizes: dict[str, Any] = dict(budgets)
-    return with_frame(
-        TextRules(recipe.text.item_template, **sizes, architecture=recipe.model.architecture), recipe.model
+    rules = TextRules(
+        recipe.text.item_template, **sizes, architecture=recipe.model.architecture, images=image_rules(recipe)
     )
+    return with_frame(rules, recipe.model)
+
+
+def image_rules(recipe: Recipe) -> ImageRules | None:
+    """How the texts of a recipe name images; None where it has none."""
+    images = recipe.images
+    return ImageRules(images.field, images.encoder, images.soft_tokens) if images else None
 
 
 def with_frame(rules: TextRules, model: ModelSettings) -> TextRules:

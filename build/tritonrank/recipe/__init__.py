@@ -12,6 +12,7 @@ from tritonrank.recipe.blend import BlendSettings
 from tritonrank.recipe.data import DataSettings, EventsData, ExampleSettings, PublicData, SampleData, TablesData
 from tritonrank.recipe.explain import explanation, find_settings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.images import ImageSettings
 from tritonrank.recipe.learning import LearnSettings
 from tritonrank.recipe.listing import setting_rows
 from tritonrank.recipe.loading import load_recipe
@@ -41,6 +42,7 @@ __all__ = [
     "ExampleSettings",
     "FinetuneSettings",
     "GateSettings",
+    "ImageSettings",
     "LearnSettings",
     "ModelSettings",
     "PruneSettings",

@@ -10,6 +10,7 @@ from tritonrank.recipe.base import Settings
 from tritonrank.recipe.blend import BlendSettings
 from tritonrank.recipe.data import DataSettings, ExampleSettings
 from tritonrank.recipe.graphs import GateSettings, QuantizeSettings, TensorRTSettings
+from tritonrank.recipe.images import ImageSettings
 from tritonrank.recipe.learning import LearnSettings
 from tritonrank.recipe.retrieval import RetrievalSettings
 from tritonrank.recipe.serving import ServeSettings
@@ -47,6 +48,15 @@ class Recipe(Settings):
     )
     data: DataSettings
     text: TextSettings = TextSettings()
+    images: Annotated[
+        ImageSettings | None,
+        Used(
+            "images are read by shared-context rankers that ONNX Runtime computes on CPUs",
+            (Target.CPU,),
+            architecture="shared-context",
+            device="cpu",
+        ),
+    ] = None
     examples: ExampleSettings = ExampleSettings()
     model: ModelSettings = ModelSettings()
     finetune: FinetuneSettings = FinetuneSettings()
@@ -67,6 +77,29 @@ class Recipe(Settings):
     def _distillation_needs_a_smaller_model(self) -> "Recipe":
         if self.distill and not self.prune:
             raise ValueError("distill needs a prune section: the student is the pruned ranker")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_read(self) -> "Recipe":
+        if self.images is None:
+            return self
+        if self.images.field not in self.text.template_fields:
+            raise ValueError(
+                f"images.field is {self.images.field}, which text.item_template {self.text.item_template!r} does not "
+                f"name: no item would show its image. Write {{{self.images.field}}} into it, such as "
+                f'"{{{self.images.field}}} {self.text.item_template}"'
+            )
+        if self.model.architecture != "shared-context":
+            raise ValueError(
+                f"images with model.architecture {self.model.architecture}: only shared-context rankers read images. "
+                "Set it to shared-context, or remove the images section"
+            )
+        if self.serve.executor not in ("auto", "onnxruntime") or self.serve.device != "cpu" or self.tensor_parallel > 1:
+            raise ValueError(
+                f"images with serve.executor {self.serve.executor} on {self.serve.device} and tensor_parallel "
+                f"{self.tensor_parallel}: rankers of images are computed by ONNX Runtime, on the CPU, in one process. "
+                "Set serve.executor to auto, serve.device to cpu and tensor_parallel to 1"
+            )
         return self
 
     @model_validator(mode="after")

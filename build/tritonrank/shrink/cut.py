@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from tritonrank_runtime.image_tokens import image_tokens
 
 from tritonrank.rankers.anatomy import Sizes, head_group_of, head_size_of, part_name, resized
 from tritonrank.rankers.architectures import architecture_of
@@ -73,6 +74,8 @@ def cut(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
             setattr(config, setting, places.get(token))
     smaller: PreTrainedModel = type(model)(config)
     smaller.load_state_dict(dict(_cut_weights(model, kept)))
+    if (images := image_tokens(model)) is not None and (copied := image_tokens(smaller)) is not None:
+        copied.table = images.table
     return smaller.eval()
 
 

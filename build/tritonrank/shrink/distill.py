@@ -9,6 +9,7 @@ on.
 from dataclasses import replace
 
 from transformers import set_seed
+from tritonrank_runtime.images import copy_images
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
 from tritonrank.artifacts import Draft, sha256_file, stage_key, work_folder
@@ -70,6 +71,7 @@ def distill(recipe: Recipe, workspace: Workspace, draft: Draft, resume_key: str)
     if is_main_process():
         student.save_pretrained(draft.folder, safe_serialization=True)
         copy_tokenizer(str(workspace.pruned), draft.folder)
+        copy_images(workspace.pruned, draft.folder)
         rules.save(draft.folder)
         score_meaning(workspace.pruned).save(draft.folder)
         draft.metrics |= metrics | {"examples": len(lists)}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from transformers import PreTrainedModel
+from tritonrank_runtime.images import copy_images, without_images
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import TOKENIZER_FILE, RequestTokenizer, TextRules
 
@@ -92,6 +93,7 @@ def prune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     smaller = cut(teacher, kept)
     smaller.save_pretrained(draft.folder, safe_serialization=True)
     copy_tokenizer(str(workspace.teacher), draft.folder)
+    copy_images(workspace.teacher, draft.folder)
     write_tokenizer(draft.folder, kept.tokens)
     _renumbered(tokenizer.rules, kept.tokens).save(draft.folder)
     score_meaning(workspace.teacher).save(draft.folder)
@@ -179,7 +181,9 @@ def _vocabulary(
     rules = tokenizer.rules
     whole = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
     first = first_position(teacher.config)
-    items = {item_id: render_fields(rules.item_template, fields) for item_id, fields in dataset.items.items()}
+    items = {
+        item_id: without_images(render_fields(rules.item_template, fields)) for item_id, fields in dataset.items.items()
+    }
     queries = dataset.training_events["query"].unique().to_list()
     held_out = {i for i in items if stable_hash(0, i) % HELD_OUT_SHARE == 0}
     trial = [*queries, *(text for item_id, text in items.items() if item_id not in held_out)]

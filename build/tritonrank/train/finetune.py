@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 from tritonrank_runtime.engines import model_files
+from tritonrank_runtime.image_tokens import image_tokens
+from tritonrank_runtime.images import FOLDER, ImageTable, link_table
 from tritonrank_runtime.shard_workers import is_sharded
 from tritonrank_runtime.text import RULES_FILE, RequestTokenizer, TextRules
 
@@ -60,9 +62,12 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     """
     set_seed(recipe.seed)
     rules = text_rules(recipe, workspace.dataset)
-    model, tokenizer = untrained_ranker(recipe, rules)
+    images = ImageTable.open(workspace.images) if recipe.images else None
+    model, tokenizer = untrained_ranker(recipe, rules, images)
     if recipe.model.checkpoint:
         save_checkpoint(recipe, model, draft.folder, rules)
+        if images:
+            link_table(workspace.images, draft.folder / FOLDER)
         draft.metrics |= {"trained": False}
         console.print(
             f"  took the checkpoint as given, nothing is trained: {recipe.model.checkpoint}",
@@ -88,6 +93,8 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         )
     if is_main_process():
         save_checkpoint(recipe, model, draft.folder, rules)
+        if images:
+            link_table(workspace.images, draft.folder / FOLDER)
         draft.metrics |= {"trained": True} | metrics
     wait_for_all()
 
@@ -114,18 +121,22 @@ def check_teacher(folder: Path) -> None:
         )
 
 
-def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[PreTrainedModel, RequestTokenizer]:
+def untrained_ranker(
+    recipe: Recipe, rules: TextRules | None = None, images: ImageTable | None = None
+) -> tuple[PreTrainedModel, RequestTokenizer]:
     """The model that training starts from (or the ready checkpoint), and the tokenizer by the recipe's rules.
 
     Args:
         recipe: its model and text sections.
         rules: as ``text_rules`` gives them; by default those that are known before the data are.
+        images: of the data, for a recipe that has some; without them the model is one of texts alone.
     """
     name, revision, architecture = recipe.model.source, recipe.model.revision, recipe.model.architecture
     purpose = Purpose.BASE if recipe.model.checkpoint is None else Purpose.CHECKPOINT
     check_checkpoint(name, purpose, architecture, revision)
     fast = load_tokenizer(name, revision)
     tokenizer = request_tokenizer(name, fast, rules or rules_to_try(recipe))
+    tokenizer.images = images
     ranker = architecture_named(architecture)
     model = ranker.untrained(recipe.model, tokenizer)
     if (tokens := ranker.positions(model.config, tokenizer)) > longest_input(model):
@@ -134,7 +145,28 @@ def untrained_ranker(recipe: Recipe, rules: TextRules | None = None) -> tuple[Pr
             f"tokens; {name} takes {longest_input(model)}. Lower text.history_tokens"
         )
     check_vocabulary(name, fast, model)
+    if recipe.model.checkpoint:
+        _exchange_images(name, model, images)
     return model, tokenizer
+
+
+def _exchange_images(name: str, model: PreTrainedModel, images: ImageTable | None) -> None:
+    """Give a ready ranker of images those of the data at hand.
+
+    Raises:
+        RecipeError: it reads none, or those of another encoder.
+    """
+    if images is None:
+        return
+    reads = image_tokens(model)
+    if reads is None or len(reads.centre) != images.width or model.config.image_tokens != images.soft_tokens:
+        found = "texts alone" if reads is None else f"vectors of {len(reads.centre)} as {model.config.image_tokens}"
+        raise RecipeError(
+            f"model.checkpoint: {name} reads {found}, the recipe's images are vectors of {images.width} as "
+            f"{images.soft_tokens} soft tokens. Take images.encoder and images.soft_tokens of its recipe, or train "
+            "from model.base"
+        )
+    reads.table = images
 
 
 def save_checkpoint(recipe: Recipe, model: PreTrainedModel, folder: Path, rules: TextRules | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Images of items: files, encoders, and the table of their vectors."""
