@@ -11,7 +11,7 @@ those nights: a day of few users may be further out. With few nights t is large,
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -79,6 +79,25 @@ class Usual:
         return self.mean + self.spread
 
 
+def usual_of(known: Sequence[Measure], error: float, false_alarms: float, least_nights: int) -> Usual | None:
+    """Where a measure of the next sound day lies, by what it was on accepted nights; None while these are too few.
+
+    Args:
+        known: the measure of each night.
+        error: of the day that is looked at.
+        false_alarms: share of sound days beyond either end, each.
+        least_nights: as in ``GuardSettings``.
+    """
+    if len(known) < max(least_nights, 2):
+        return None
+    values, errors = np.array([one.value for one in known]), np.array([one.error for one in known])
+    count = len(known)
+    wider = max(0.0, error**2 - float((errors**2).mean()))
+    variance = float(values.var(ddof=1)) * (1 + 1 / count) + wider
+    quantile = float(student.ppf(1 - false_alarms, count - 1))
+    return Usual(float(values.mean()), quantile * float(np.sqrt(variance)), count)
+
+
 @dataclass(frozen=True)
 class Baseline:
     """What is kept of accepted nights.
@@ -119,15 +138,7 @@ class Baseline:
             false_alarms: share of sound days beyond either end, each.
             least_nights: that have to have it.
         """
-        known = [night[name] for night in self.nights if name in night]
-        if len(known) < max(least_nights, 2):
-            return None
-        values, errors = np.array([one.value for one in known]), np.array([one.error for one in known])
-        count = len(known)
-        wider = max(0.0, error**2 - float((errors**2).mean()))
-        variance = float(values.var(ddof=1)) * (1 + 1 / count) + wider
-        quantile = float(student.ppf(1 - false_alarms, count - 1))
-        return Usual(float(values.mean()), quantile * float(np.sqrt(variance)), count)
+        return usual_of([night[name] for night in self.nights if name in night], error, false_alarms, least_nights)
 
     def median(self, name: str) -> float | None:
         """Of a measure, over the nights that have it; None where none has."""

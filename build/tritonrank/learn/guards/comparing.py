@@ -93,7 +93,8 @@ RULES: Mapping[str, Rule] = {
     ),
     "clock": Rule("clock", "the share of events with a wrong clock", False, True, _by_share, _share),
 }
-SIDES = sum(rule.falls + rule.rises for rule in RULES.values())
+SIDES = sum(rule.falls + rule.rises for rule in RULES.values()) + 1
+"""Among which false alarms are shared out; one is the judge's (``judging.py``)."""
 ORDERS = ("order", "liking", "skips")
 """Chances that are a half where likes say nothing."""
 
