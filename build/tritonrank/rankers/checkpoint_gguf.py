@@ -90,6 +90,8 @@ def reading_gguf() -> Iterator[None]:
     readers: dict[str, Any] = {}
 
     class PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # the package has no types
+        data: Any
+
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             if type(self.data) is not np.ndarray:
                 self.data = self.data.view(np.ndarray)  # the same memory, mapped
