@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from tritonrank_runtime.engines import loaded_files
+from tritonrank_runtime.images import FOLDER, TABLE_FILE, VECTORS_FILE
 from tritonrank_runtime.native.weights import NATIVE_FILE
 from tritonrank_runtime.shard_runner import SHARDS_FILE
 from tritonrank_runtime.shard_workers import is_sharded
@@ -144,7 +145,8 @@ def content_hash(folder: Path) -> str:
         weights += sorted(path for path in folder.iterdir() if path.suffix in {".onnx", ".bin", ".safetensors"})
     if not weights:
         raise ArtifactError(f"{folder}: no model.safetensors, ONNX graph or shards in this folder")
-    others = (folder / name for name in ("config.json", SHARDS_FILE, "tokenizer.json", "text.json"))
+    images = (f"{FOLDER}/{VECTORS_FILE}", f"{FOLDER}/{TABLE_FILE}")
+    others = (folder / name for name in ("config.json", SHARDS_FILE, "tokenizer.json", "text.json", *images))
     return _hash_of([*weights, *(path for path in others if path.is_file())])
 
 

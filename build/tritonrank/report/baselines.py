@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tritonrank_runtime.images import without_images
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import TextRules
 
@@ -95,7 +96,7 @@ def cosine_baseline(recipe: Recipe, dataset: Dataset, rules: TextRules) -> Examp
     """
     embed = _embedder(recipe)
     newest = rules.history_items or NEIGHBOUR_HISTORY
-    items = {item: render_fields(rules.item_template, fields) for item, fields in dataset.items.items()}
+    items = {item: without_images(render_fields(rules.item_template, fields)) for item, fields in dataset.items.items()}
     wanted = sorted({item for e in dataset.test for item in [*e.candidates, *e.history[-newest:]]})
     vectors = dict(zip(wanted, embed([items[item] for item in wanted]), strict=True))
     queries = sorted({example.query for example in dataset.test} - {""})

@@ -21,6 +21,7 @@ from tritonrank_runtime.architectures import (
     architecture_of_type,
 )
 from tritonrank_runtime.engines import NATIVE, loaded_files, model_files
+from tritonrank_runtime.images import copy_images
 from tritonrank_runtime.item_text import template_fields
 from tritonrank_runtime.native.library import SOURCES, cached_library, library_name
 from tritonrank_runtime.native.weights import NATIVE_FILE
@@ -83,6 +84,7 @@ def write_models(
         _copy_library(folders.scorer / tritonrank_runtime.__name__ / "native")
     for path in _served_files(model_folder):
         shutil.copyfile(path, folders.scorer / path.name)
+    copy_images(model_folder, folders.scorer)
     if "score" in configs:
         write_warmup_masks(configs["score"], repository)
 

@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tritonrank_runtime.images import without_images
 
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
@@ -127,8 +128,8 @@ class TextTokenizer:
         self._tokenizer.save(str(folder / TOKENIZER_FILE))
 
     def cut(self, text: str) -> str:
-        """What is read of a text at the most."""
-        return text[: self._characters]
+        """What is read of a text at the most; an image that it names says nothing to who reads words."""
+        return without_images(text)[: self._characters]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Of each text its token ids with the special ones around them."""

@@ -4,6 +4,8 @@ import re
 import threading
 import unicodedata
 
+from tritonrank_runtime.images import without_images
+
 # Scripts that are written without blanks between words: Chinese, Japanese, Thai, Lao, Khmer, Burmese.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"
@@ -35,7 +37,7 @@ class Words:
     def __call__(self, text: str) -> list[str]:
         """Tokens in their order, without marks, in one case, stemmed."""
         tokens: list[str] = []
-        for token in _TOKEN.findall(_plain(text)):
+        for token in _TOKEN.findall(_plain(without_images(text))):
             if not _IS_UNSPACED.match(token) or len(token) == 1:
                 tokens.append(token)
             else:  # as Lucene's CJKAnalyzer does
