@@ -56,7 +56,7 @@ def eligible(events: pl.DataFrame, split: str, seed: int) -> pl.DataFrame:
     usable = events.filter(usable_for(split))
     number = pl.col("position").rank("ordinal", descending=True).over("user_id")
     turn = number if split == TRAIN else pl.lit(0)
-    return usable.with_columns(turn.cast(pl.Int64).alias("round"), _lottery(usable["user_id"], seed, split))
+    return usable.with_columns(turn.cast(pl.Int64).alias("round"), lottery(usable["user_id"], seed, split))
 
 
 def usable_for(split: str) -> pl.Expr:
@@ -144,7 +144,7 @@ class Tally:
         )
 
 
-def _lottery(user_ids: pl.Series, seed: int, purpose: str) -> pl.Series:
+def lottery(user_ids: pl.Series, seed: int, purpose: str) -> pl.Series:
     """A random number per user that does not depend on which other users there are."""
     users = user_ids.unique()
     numbers = pl.Series([stable_hash(seed, f"{purpose}:{user}") for user in users], dtype=pl.UInt64)

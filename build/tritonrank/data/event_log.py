@@ -81,9 +81,7 @@ def read_log(location: AnyLocation, faults: Faults, *, every_list: bool = False)
     rows = events.height
     events, erased = _without_erased(logs, events, "received_at")
     shown, _ = _without_erased(logs, shown, "shown_at")
-    copies = (events["event_id"] != "") & ~events.select(
-        pl.struct("user_id", "event_id").is_first_distinct()
-    ).to_series()
+    copies = ~first_of_each(events)
     dropped = []
     if copies.any():
         examples = events.filter(copies)["event_id"]
@@ -254,12 +252,22 @@ def _replaced_by(file: Path) -> Collection[str]:
     return json.loads(told) if told else ()
 
 
-def _without_erased(logs: Sequence[Path], rows: pl.DataFrame, came_at: str) -> tuple[pl.DataFrame, int]:
-    """The rows that came after their user was erased, if that happened; and how many the others are."""
+def erased_digests(location: AnyLocation) -> dict[str, float]:
+    """By the hash of the id when a user was erased for the last time, in unix seconds."""
+    return _erased(_logs(location))
+
+
+def _erased(logs: Sequence[Path]) -> dict[str, float]:
     erased: dict[str, float] = {}
     for log in logs:
         for digest, at in layout.tombstones(log).items():
             erased[digest] = max(at, erased.get(digest, 0.0))
+    return erased
+
+
+def _without_erased(logs: Sequence[Path], rows: pl.DataFrame, came_at: str) -> tuple[pl.DataFrame, int]:
+    """The rows that came after their user was erased, if that happened; and how many the others are."""
+    erased = _erased(logs)
     if not erased:
         return rows, 0
     users = rows["user_id"].unique().to_list()
@@ -283,12 +291,8 @@ def as_events(events: pl.DataFrame, shown: pl.DataFrame, every_list: bool, also:
     Returns:
         Rows in order of time: user_id, item_id, type, query, timestamp (whole unix seconds), page, position, and those.
     """
-    searches = events.filter(pl.col("type") == "search").select("page", "query")
-    queries = pl.concat([shown.select("page", "query"), searches]).filter(
-        (pl.col("page") != "") & (pl.col("query") != "")
-    )
     on_items = events.filter(pl.col("item_id") != "").join(
-        queries.unique("page", keep="first", maintain_order=True),
+        page_queries(events, shown),
         on="page",
         how="left",
         suffix="_of_page",
@@ -308,6 +312,19 @@ def as_events(events: pl.DataFrame, shown: pl.DataFrame, every_list: bool, also:
     )
     rows = pl.concat([_beside(on_items, shown, every_list, also), on_items]).sort("timestamp", maintain_order=True)
     return rows.with_columns(pl.col("timestamp").floor().cast(pl.Int64))
+
+
+def page_queries(events: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
+    """page, query: what each page was searched for, by whoever says it first: the page, or a search that led to it."""
+    searches = events.filter(pl.col("type") == "search").select("page", "query")
+    queries = pl.concat([shown.select("page", "query"), searches])
+    said = queries.filter((pl.col("page") != "") & (pl.col("query") != ""))
+    return said.unique("page", keep="first", maintain_order=True)
+
+
+def first_of_each(events: pl.DataFrame) -> pl.Series:
+    """[events] False for copies: events whose user and id came before."""
+    return (events["event_id"] == "") | events.select(pl.struct("user_id", "event_id").is_first_distinct()).to_series()
 
 
 def _beside(on_items: pl.DataFrame, shown: pl.DataFrame, every_list: bool, also: Sequence[str]) -> pl.DataFrame:

@@ -5,7 +5,7 @@ are rarer further down because fewer people look there, not because the items ar
 how much, and a positive from far down weighs more in training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,15 @@ class Propensities:
         shown, clicks = (counts[name].to_numpy().astype(np.float64) for name in ("shown", "clicks"))
         looked = _looked(place, item, shown, clicks, len(positions))
         self.by_position: Mapping[int, float] = dict(zip(positions.to_list(), looked.tolist(), strict=True))
+
+    @classmethod
+    def of_curve(cls, looked: Sequence[float]) -> "Propensities":
+        """Those that are known: [positions] how likely each is looked at, from 0."""
+        made = cls(
+            pl.DataFrame(schema={"item_id": pl.String, "shown_at": pl.Int64, "shown": pl.Int64, "clicks": pl.Int64})
+        )
+        made.by_position = dict(enumerate(looked))
+        return made
 
     def weight(self, position: int | None) -> float:
         """Of a positive at a position: 1/p, at most LARGEST_WEIGHT; 1 where its position is not known."""

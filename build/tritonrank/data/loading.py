@@ -5,7 +5,7 @@ it. One file per source turns its raw files into these tables; all faults of all
 so that mending the data is one round and not twenty.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,9 @@ def hashes_of(files: Sequence[FileLocation]) -> list[str]:
 
 
 def source_fingerprints(
-    settings: DataSettings, hashes: Callable[[Sequence[FileLocation]], Sequence[str]] = hashes_of
+    settings: DataSettings,
+    hashes: Callable[[Sequence[FileLocation]], Sequence[str]] = hashes_of,
+    tables_read: Collection[str] = ("items", "events"),
 ) -> dict[str, str] | None:
     """What the tables are read from, by content: name -> sha256; None where something is not there.
 
@@ -83,6 +85,7 @@ def source_fingerprints(
     Args:
         settings: the recipe's ``data`` section.
         hashes: reads files; as ``hashes_of``.
+        tables_read: which of a shop's own two tables are asked about.
 
     Raises:
         DataError: a database does not answer.
@@ -100,6 +103,8 @@ def source_fingerprints(
                 return None
         case TablesData():
             for table, (location, needed) in tables.wanted(settings).items():
+                if table not in tables_read:
+                    continue
                 if isinstance(location, DatabaseUrl):
                     found[table] = fingerprint(location, needed)
                 elif there := files_of(location):

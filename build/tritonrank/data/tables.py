@@ -10,7 +10,7 @@ import polars as pl
 
 from tritonrank.data import columns, dirt
 from tritonrank.data.catalogue_items import with_catalogue
-from tritonrank.data.dropped import require_tolerable
+from tritonrank.data.dropped import Dropped, require_tolerable
 from tritonrank.data.event_log import read_log
 from tritonrank.data.faults import Faults
 from tritonrank.data.labels import gains
@@ -73,6 +73,26 @@ def load(settings: TablesData, template_fields: Sequence[str] = ()) -> Tables:
     require_tolerable(dropped, settings.tolerate)
     notes = tuple(dict.fromkeys([*items.notes, *events.notes]))
     return Tables(catalogue.drop(dirt.AVAILABLE_FROM, strict=False), log, tuple(dropped), notes)
+
+
+def load_items(
+    settings: TablesData, template_fields: Sequence[str] = ()
+) -> tuple[pl.DataFrame, list[Dropped], tuple[str, ...]]:
+    """The items table alone, as ``load`` reads it: item_id and text fields, what was left out, what was guessed.
+
+    Raises:
+        DataError: its faults.
+    """
+    faults = Faults()
+    check_template(settings, template_fields, faults)
+    location, item_columns = wanted(settings)["items"]
+    items = read_source(location, faults, item_columns)
+    check_rows(items, faults)
+    catalogue = items_of(items, settings, faults)
+    raise_faults(faults, settings)
+    dropped = faults.dropped(items.path, settings.items.name, items.frame.height)
+    catalogue, repeated = dirt.without_repeats(catalogue.filter(usable(items, faults)), settings.items.name)
+    return catalogue.drop(dirt.AVAILABLE_FROM, strict=False), [*dropped, *repeated], tuple(items.notes)
 
 
 def raise_faults(faults: Faults, settings: TablesData) -> None:
