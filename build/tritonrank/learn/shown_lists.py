@@ -62,7 +62,7 @@ def settled_events(rows: LogRows, delay_hours: float, *, every_list: bool = Fals
         pl.when(pl.col("query") != "").then(pl.col("query")).otherwise(pl.col("query_of_page").fill_null("")),
         pl.when(on_page).then(pl.col(SETTLED_AT)).otherwise(pl.col(KNOWN_AT)).alias(SETTLED_AT),
         pl.when(on_page).then(pl.col(LIST_AT)).otherwise(pl.col("timestamp")).alias(LIST_AT),
-    )
+    ).drop("query_of_page", "page_known_at")
     shown = rows.shown.join(pages, on="page", how="inner", maintain_order="left")
     shown = shown.filter(pl.col("shown_at") < pl.col(SETTLED_AT))
     return as_events(events, shown, every_list, [SETTLED_AT, LIST_AT])
