@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_recommend.catalogue.items import Items
-from tritonrank_recommend.catalogue.overlay import Overlay
+if TYPE_CHECKING:  # they bring usearch, which a gateway without a catalogue has not
+    from tritonrank_recommend.catalogue.items import Items
+    from tritonrank_recommend.catalogue.overlay import Overlay
 
 TENTHS = 10
 ADDED = 0
@@ -27,7 +29,9 @@ class Standing:
         overlay: gives what changed, as it is now.
     """
 
-    def __init__(self, items: Items, popular_order: NDArray[np.int32] | None, overlay: Callable[[], Overlay]) -> None:
+    def __init__(
+        self, items: "Items", popular_order: NDArray[np.int32] | None, overlay: "Callable[[], Overlay]"
+    ) -> None:
         self._items, self._popular_order, self._overlay = items, popular_order, overlay
 
     @property
@@ -69,11 +73,11 @@ class Standing:
         """All items of the artifact, in the order of their places."""
         return self._items.ids()
 
-    def _places(self, overlay: Overlay, item_ids: Sequence[str]) -> NDArray[np.int64]:
+    def _places(self, overlay: "Overlay", item_ids: Sequence[str]) -> NDArray[np.int64]:
         known, new = self._items.places(item_ids), overlay.new_ids
         return np.array([new.get(one, known.get(one, NOWHERE)) for one in item_ids], dtype=np.int64)
 
-    def _here(self, overlay: Overlay, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _here(self, overlay: "Overlay", places: NDArray[np.int64]) -> NDArray[np.bool_]:
         is_known: NDArray[np.bool_] = places != NOWHERE
         is_known[is_known] = ~overlay.is_removed(places[is_known])
         return is_known
