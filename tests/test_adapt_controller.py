@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from tritonrank_gateway.adapt import Bounds, Controller, Forecaster, Level, Seen, ladder_of
+from tritonrank_gateway.adapt.pace import Pace, PaceSettings
+from tritonrank_gateway.load import Load
+from tritonrank_gateway.metrics import Metrics
 from tritonrank_recommend.blend import LevelsFile
 
 LOOK_SECONDS = 0.25
@@ -173,6 +176,18 @@ def test_the_smaller_ranker_comes_after_fewest_candidates_and_before_none() -> N
 def test_a_floor_leaves_out_what_is_below_it() -> None:
     assert [level.candidates for level in ladder_of(200, 60)] == [None, 150, 100, 60, 0]
     assert [level.candidates for level in ladder_of(10, 25)] == [None, 0]
+
+
+def test_a_build_that_ranks_the_first_alone_begins_with_these() -> None:
+    file = LevelsFile(full=200, ndcg=0.1, users=500, by_candidates={"60": 0.99, "200": 1.0}, retrieval=0.9, ranked=60)
+    for own, full in ((0, 60), (100, 100), (300, 200)):
+        pace = Pace(PaceSettings(ranked=own), Load(10, 1.0), Metrics(), None, file)
+        assert pace.in_full == full
+        assert all(level.ranked(full) <= full for level in pace.controller.levels)
+    pace = Pace(PaceSettings(), Load(10, 1.0), Metrics(), None, file)
+    assert pace.controller.levels[0].quality == pytest.approx(0.99)
+    pace.measured(None)
+    assert pace.in_full == 200
 
 
 def test_quality_is_what_the_build_measured_and_between_depths_along_a_line() -> None:

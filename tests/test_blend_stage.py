@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,14 +15,15 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.stage import run_stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
-from tritonrank.errors import DataError, RecipeError
+from tritonrank.errors import DataError, GateError, RecipeError
 from tritonrank.pipeline import blend as blend_stage
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.report.page import make_report
 from tritonrank.report.recommend_table import show_quality
-from tritonrank.retrieval.blend_lists import Moment, moments, with_cold
+from tritonrank.retrieval.blend_lists import Moment, blend_list, moments, with_cold
+from tritonrank.retrieval.blend_make import _require_first
 from tritonrank.retrieval.counts import following, following_matrix, likes, sequences
-from tritonrank.retrieval.levels import measure_levels
+from tritonrank.retrieval.levels import measure_levels, served_order
 from tritonrank.retrieval.rankings import Known, accuracy, counted_rankings, differences, judged, places_of
 from tritonrank.retrieval.recommend_quality import judge_whole, peer_files
 from tritonrank_recommend.blend import BlendError, open_blend, open_levels
@@ -113,7 +115,8 @@ def test_levels_are_those_of_the_first_candidates_ranked_and_the_rest_behind() -
     catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
     ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
     blend = Mock(names=("ranker",), method="linear", score=lambda features: np.nan_to_num(features[:, 0], nan=0.0))
-    found = measure_levels(catalogue, ranker, blend, [moment], [], {})
+    found, gate = measure_levels(catalogue, ranker, blend, [moment], [], {})
+    assert gate is None
     assert found.ndcg == 1.0
     assert found.by_candidates == {"25": 0.0, "50": 0.0, "100": 1.0, "150": 1.0, "200": 1.0}
     assert found.retrieval == 0.0
@@ -128,9 +131,39 @@ def test_the_blend_orders_what_was_not_ranked_where_that_is_better() -> None:
     for method, expected in (("linear", 1.0), ("lambdamart", 0.0)):
         # Of the 60th place alone the mark is found, wherever the list ends.
         blend = Mock(names=("rank.popular",), method=method, score=lambda features: -abs(features[:, 0] - 1 / 119))
-        found = measure_levels(catalogue, ranker, blend, [moment], [], {})
+        found, _ = measure_levels(catalogue, ranker, blend, [moment], [], {})
         assert found.blend_orders_rest == (method == "linear")
         assert found.by_candidates["25"] == expected
+
+
+@pytest.mark.parametrize(("ranked", "passes"), [(60, True), (59, False)])
+def test_lists_of_which_the_first_are_ranked_pass_a_gate(ranked: int, passes: bool) -> None:
+    """Half of the users like the 60th candidate, which the ranker alone knows; the others the first."""
+    ids = [f"i{number}" for number in range(200)]
+    tested = [Moment(f"u{number}:1", "", [], [], ("i59", "i0")[number % 2], 0.0) for number in range(80)]
+    catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
+    ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
+    blend = Mock(names=("ranker",), method="linear", score=lambda features: np.nan_to_num(features[:, 0], nan=0.0))
+    levels, gate = measure_levels(catalogue, ranker, blend, tested, [], {}, ranked, 0.01)
+    assert levels.ranked == ranked
+    assert str(ranked) in levels.by_candidates
+    assert gate is not None
+    assert gate.passed == passes
+    draft = Mock(metrics={})
+    with nullcontext() if passes else pytest.raises(GateError, match=r"blend\.ranked=0"):
+        _require_first(ranked, gate, draft)
+    assert draft.metrics["gate against whole lists"]["passed"] == passes
+
+
+def test_the_whole_is_judged_as_it_is_served(blended: Workspace) -> None:
+    ids = [f"i{number}" for number in range(200)]
+    candidates, logits = candidates_of(ids), np.arange(200, dtype=np.float32)
+    one = blend_list(Moment("u:1", "", [], [], "i59", 0.0), candidates, logits[:, None], logits)
+    blend = Mock(names=("ranker",), ranked=60, orders_unranked=False, score=lambda features: features[:, 0])
+    served = served_order(Mock(), blend, one)
+    assert served == [*reversed(ids[:60]), *ids[60:]]
+    blend.orders_unranked, blend.score = True, lambda features: np.nan_to_num(features[:, 0], nan=30.5)
+    assert served_order(Mock(), blend, one)[:30] == [*ids[59:30:-1], ids[60]]
 
 
 def test_a_damaged_file_of_levels_is_named(blended: Workspace, tmp_path: Path) -> None:

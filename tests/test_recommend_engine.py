@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from recommend_stand_ins import StandInCatalogue, StandInRanker, recommender_of
 from tritonrank_client import InvalidRequest, Overloaded, RankError, Unavailable
-from tritonrank_recommend.engine import NoCatalogueError, PageGoneError, Recommender, RequestError
+from tritonrank_recommend.engine import EngineSettings, NoCatalogueError, PageGoneError, Recommender, RequestError
 from tritonrank_recommend.engine.ranker import Scored
 from tritonrank_recommend.engine.wire import ExplainRequest, RecentItem, RecommendAnswer, RecommendRequest
 from tritonrank_recommend.events import Event
@@ -295,6 +296,7 @@ class Blend:
     names = ("logit",)
     fails = False
     orders_unranked = False
+    ranked = 0
 
     def features(self, candidates: Any, logits: Any, fields: Any) -> Any:
         if self.fails:
@@ -318,6 +320,27 @@ class FirstRanker(StandInRanker):
             return await self.score(query, history, items[:10], **told)
 
         return SimpleNamespace(score=score)
+
+
+async def test_the_ranker_reads_as_many_as_the_blend_was_judged_with() -> None:
+    blend, ranker = Blend(), StandInRanker()
+    blend.ranked = 10
+    request = RecommendRequest(query="desk", size=30)
+    async with running(StandInCatalogue(30), ranker, blend=blend) as recommender:
+        answer = await recommender.recommend(request, seconds=5)
+        assert [len(items) for _, _, items in ranker.asked] == [10]
+        assert not answer.degraded, "nothing is missing"
+        assert [item.item_id for item in answer.items] == [f"i{place}" for place in range(30)]
+        assert [item.logit is None for item in answer.items] == [False] * 10 + [True] * 20
+        for order, asked in (("ranker", [30]), ("retrieval", [])):
+            ranker.asked.clear()
+            await recommender.recommend(replace(request, order=order), seconds=5)
+            assert [len(items) for _, _, items in ranker.asked] == asked
+    for own, expected in ((5, 5), (200, 30)):
+        ranker.asked.clear()
+        async with running(StandInCatalogue(30), ranker, blend=blend, settings=EngineSettings(ranked=own)) as other:
+            await other.recommend(request, seconds=5)
+            assert [len(items) for _, _, items in ranker.asked] == [expected]
 
 
 async def test_what_was_not_ranked_stays_behind_unless_the_blend_orders_it_better() -> None:

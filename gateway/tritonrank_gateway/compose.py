@@ -42,6 +42,7 @@ def compose_recommender(settings: GatewaySettings) -> Recommender | None:
             ),
             settings=EngineSettings(
                 candidates=settings.candidates,
+                ranked=settings.ranked,
                 page_minutes=settings.page_minutes,
                 warm_context=settings.warm_context,
             ),

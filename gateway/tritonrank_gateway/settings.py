@@ -73,6 +73,10 @@ class GatewaySettings:
     )
     rules: Annotated[Path | None, "TOML with the shop's rules, see docs/recommend.md; read again when changed"] = None
     candidates: Annotated[int, "items that are retrieved and ranked for a recommendation"] = 200
+    ranked: Annotated[
+        int,
+        "of these, that the ranker reads, the first so many; 0: as many as the blend was judged with (blend.ranked)",
+    ] = 0
     page_minutes: Annotated[float, "minutes that a list is kept for its further pages"] = 30.0
     warm_context: Annotated[bool, "let the ranker read the user's context while candidates are retrieved"] = False
     recommend_deadline_s: Annotated[float, "seconds a recommendation may take, unless the request says how many"] = 1.0
@@ -115,6 +119,7 @@ class GatewaySettings:
         fits = self.events_stream in ("auto", "off") or bool(self.store)
         _require(fits, "events_stream", self.events_stream.partition(":")[0], "--store beside it")
         _require(1 <= self.candidates <= 1_000, "candidates", self.candidates, "1 to 1000")
+        _require(0 <= self.ranked <= 1_000, "ranked", self.ranked, "0 to 1000")
         _require(self.adapt in ADAPT_MODES, "adapt", self.adapt, " or ".join(ADAPT_MODES))
         _require(1 <= self.adapt_floor <= 1_000, "adapt_floor", self.adapt_floor, "1 to 1000")
         _require(0 < self.adapt_queue_s <= 10, "adapt_queue_s", self.adapt_queue_s, "above 0, at most 10")

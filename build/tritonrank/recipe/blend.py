@@ -29,6 +29,14 @@ class BlendSettings(Settings):
         description="users' lists to learn from at the most, of 200 candidates each: the ranker scores them all, which "
         "is nearly all of the stage's time",
     )
+    ranked: int = Field(
+        0,
+        ge=0,
+        le=200,
+        description="candidates of a list that the ranker reads, the first so many of retrieval's 200: its work is "
+        "most of a page's time. The rest is ordered by what retrieval knows of it. 0: all. On the test users such "
+        "lists may not be worse than whole ones by more than gate.budget",
+    )
     fields: list[str] = Field([], description="numeric fields of items to look at beside the scores, such as price")
 
     @field_validator("monotone")

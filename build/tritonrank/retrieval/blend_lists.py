@@ -83,6 +83,7 @@ class BlendList:
         features: [candidates, features].
         logits: of the ranker, [candidates].
         positive: its place among the candidates; None where retrieval missed it.
+        candidates: as retrieval gave them.
     """
 
     moment: Moment
@@ -90,6 +91,7 @@ class BlendList:
     features: NDArray[np.float32]
     logits: NDArray[np.float32]
     positive: int | None
+    candidates: Candidates | None = None
 
 
 def moments(dataset_folder: Path, split: str, *, most: int, seed: int) -> list[Moment]:
@@ -124,7 +126,7 @@ def blend_list(
 ) -> BlendList:
     """A moment with what was found for it."""
     found = candidates.ids.index(moment.positive) if moment.positive in candidates.ids else None
-    return BlendList(moment, candidates.ids, features, logits, found)
+    return BlendList(moment, candidates.ids, features, logits, found, candidates)
 
 
 def make_lists(

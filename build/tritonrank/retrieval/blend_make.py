@@ -5,6 +5,7 @@ the ranker's own order. Where it does, nothing is published, and the ranker's or
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import msgspec
 import numpy as np
@@ -22,10 +23,10 @@ from tritonrank.artifacts.rungs import gate_metric
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.splits import TEST, VALIDATION
-from tritonrank.errors import RecipeError
+from tritonrank.errors import GateError, RecipeError
 from tritonrank.judge.budgets import total_budget
 from tritonrank.judge.evaluate import Judgement
-from tritonrank.judge.gate import show_verdict, verdict
+from tritonrank.judge.gate import Drop, show_verdict, verdict
 from tritonrank.judge.metrics import METRICS, all_metrics
 from tritonrank.judge.worst import forget_closed_gate, require_passed
 from tritonrank.recipe import Recipe
@@ -47,7 +48,8 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         draft: gets blend.json, for LambdaMART trees.txt, quality.json and levels.json.
 
     Raises:
-        GateError: on the test users the blend ranks worse than the ranker's own order.
+        GateError: on the test users the blend ranks worse than the ranker's own order, or lists of which the ranker
+            reads ``blend.ranked`` candidates rank worse than those that it reads whole.
         RecipeError: a field of blend.fields is none of the items'.
     """
     dataset = Dataset.read(workspace.dataset)
@@ -80,7 +82,12 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "test_ndcg@10": {row["name"]: row["ndcg@10"][0] for row in quality["rows"]},
     }
     draft.metrics |= _require_order(recipe, workspace, blend, judged)
-    levels = measure_levels(catalogue, ranker, blend, tested, sources, rung_shares(recipe, workspace))
+    shares, budget = rung_shares(recipe, workspace), total_budget(recipe, "blend")
+    levels, drop = measure_levels(
+        catalogue, ranker, blend, tested, sources, shares, recipe.blend.ranked, budget, recipe.seed
+    )
+    if drop is not None:
+        _require_first(levels.ranked, drop, draft)
     (draft.folder / LEVELS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(levels)))
     draft.metrics["levels"] = msgspec.to_builtins(levels)
 
@@ -172,6 +179,19 @@ def _require_order(
     require_passed(found, record, advice)
     forget_closed_gate(record)
     return {gate_metric(other.name): found.as_metrics()}
+
+
+def _require_first(ranked: int, drop: Drop, draft: Draft) -> None:
+    """Lists of which the ranker reads the first so many may not be worse than those that it reads whole."""
+    mark = "[green]passed[/]" if drop.passed else "[red]closed[/]"
+    console.print(f"  gate {mark}, first {ranked} candidates ranked against all: {drop.reason}", highlight=False)
+    draft.metrics["gate against whole lists"] = asdict(drop)
+    if not drop.passed:
+        raise GateError(
+            f"gate closed: the first {ranked} candidates ranked against all: {drop.reason}.\nThe blend was not "
+            "published. Let the ranker read more of them (levels.json of an earlier build says what each number "
+            "costs), or all: tritonrank build RECIPE --set blend.ranked=0"
+        )
 
 
 def _judgement(name: str, lists: Sequence[BlendList], scores: Sequence[NDArray[np.float32]]) -> Judgement:

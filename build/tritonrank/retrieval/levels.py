@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from tritonrank_recommend.blend import LevelsFile
+from tritonrank_recommend.blend.interface import Blend
 from tritonrank_recommend.blend.reader import ServedBlend
 from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Source
 from tritonrank_recommend.engine.retrieval import only
@@ -18,9 +19,10 @@ from tritonrank_recommend.engine.retrieval import only
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.rungs import gate_verdicts, model_rungs, served_rung
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.judge.gate import Drop, paired_drop
 from tritonrank.judge.metrics import ranking
 from tritonrank.recipe import Recipe
-from tritonrank.retrieval.blend_lists import CANDIDATES, Moment, features_of
+from tritonrank.retrieval.blend_lists import CANDIDATES, BlendList, Moment, features_of
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.rankings import accuracy, places_of
 from tritonrank.system.progress import track
@@ -38,7 +40,10 @@ def measure_levels(
     tested: Sequence[Moment],
     sources: Sequence[Source],
     by_rung: dict[str, float],
-) -> LevelsFile:
+    ranked: int = 0,
+    budget: float = 0.01,
+    seed: int = 0,
+) -> tuple[LevelsFile, Drop | None]:
     """NDCG@10 by number of ranked candidates.
 
     Args:
@@ -48,8 +53,13 @@ def measure_levels(
         tested: the test users.
         sources: that are asked.
         by_rung: see ``rung_shares``.
+        ranked: candidates that the ranker is to read where there is time; 0: all.
+        budget, seed: of the gate that lists of so many have to pass against whole ones.
+
+    Returns:
+        The levels; and what the gate found, None where all are ranked.
     """
-    depths = (NONE, *DEPTHS, FULL)
+    depths = (NONE, *sorted({*DEPTHS, ranked or FULL} - {FULL}), FULL)
     lists: dict[bool, dict[int, list[list[str]]]] = {way: {depth: [] for depth in depths} for way in (False, True)}
     for moment in track(tested, "ranking fewer candidates"):
         candidates = catalogue.retrieve(moment.wish(sources=sources))
@@ -57,23 +67,28 @@ def measure_levels(
         for depth in depths:
             lists[False][depth].append(_with_rest(catalogue, blend, candidates, logits, depth))
             lists[True][depth].append(_blended(catalogue, blend, candidates, logits, depth))
-    means = {
-        way: {depth: float(accuracy(places_of(found, tested))[METRIC].mean()) for depth, found in of.items()}
+    values = {
+        way: {depth: accuracy(places_of(found, tested))[METRIC] for depth, found in of.items()}
         for way, of in lists.items()
     }
+    means = {way: {depth: float(of_list.mean()) for depth, of_list in of.items()} for way, of in values.items()}
     # Trees never saw a list without the ranker, and take what is not known for a small number.
     is_better = blend.method == "linear" and sum(means[True].values()) > sum(means[False].values())
     full = means[is_better][FULL]
     shares = {depth: round(mean / full, 5) if full > 0 else 1.0 for depth, mean in means[is_better].items()}
-    return LevelsFile(
+    levels = LevelsFile(
         full=FULL,
         ndcg=full,
         users=len(tested),
-        by_candidates={str(depth): shares[depth] for depth in (*DEPTHS, FULL)},
+        by_candidates={str(depth): shares[depth] for depth in depths if depth},
         retrieval=shares[NONE],
         blend_orders_rest=is_better,
+        ranked=ranked if ranked < FULL else 0,
         by_rung=by_rung,
     )
+    if not levels.ranked:
+        return levels, None
+    return levels, paired_drop(values[is_better][ranked], values[is_better][FULL], budget, seed=seed)
 
 
 def rung_shares(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
@@ -89,8 +104,15 @@ def rung_shares(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
     return {name: round(value / served, 5) for name, value in measured.items()} if served > 0 else {}
 
 
+def served_order(catalogue: Catalogue, blend: Blend, one: BlendList) -> list[str]:
+    """Ids as the gateway has them where the ranker reads the first ``blend.ranked`` candidates alone."""
+    order = _blended if blend.orders_unranked else _with_rest
+    assert one.candidates is not None, "a list that was made here"
+    return order(catalogue, blend, one.candidates, one.logits, blend.ranked or FULL)
+
+
 def _with_rest(
-    catalogue: Catalogue, blend: ServedBlend, candidates: Candidates, logits: NDArray[np.float32], depth: int
+    catalogue: Catalogue, blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int
 ) -> list[str]:
     """Ids: the first ``depth`` as the blend has them, and behind them the rest as retrieval has it."""
     ids, depth = candidates.ids, min(depth, len(candidates.ids))
@@ -102,7 +124,7 @@ def _with_rest(
 
 
 def _blended(
-    catalogue: Catalogue, blend: ServedBlend, candidates: Candidates, logits: NDArray[np.float32], depth: int
+    catalogue: Catalogue, blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int
 ) -> list[str]:
     """Ids as the blend has them, which knows the ranker's logits of the first ``depth`` alone."""
     known = np.where(np.arange(len(logits)) < depth, logits, np.nan).astype(np.float32)

@@ -25,6 +25,7 @@ from tritonrank.judge.metrics import interval, ndcg, ranking
 from tritonrank.recipe import Recipe
 from tritonrank.retrieval.blend_lists import BlendList, Moment, features_of, make_lists, moments, withheld
 from tritonrank.retrieval.counts import following_matrix, likes, sequences
+from tritonrank.retrieval.levels import served_order
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.rankings import (
     Known,
@@ -40,6 +41,8 @@ from tritonrank.system.progress import track
 
 QUALITY_FILE = "quality.json"
 BLEND, RANKED, FUSED, TOWERS = "blend", "ranker alone", "retrieval, fused", "two towers alone"
+FIRST = "blend, the first {} ranked"
+"""What is served where the recipe says blend.ranked."""
 MOST_COLD = 300
 """Users whose history is withheld: their lists are all alike but for what they have met."""
 MOST_SAMPLED_ITEMS = 50_000
@@ -130,6 +133,8 @@ def full_catalogue(
     rankings[FUSED] = [one.ids for one in lists]
     rankings[RANKED] = [_by(one, one.logits) for one in lists]
     rankings[BLEND] = [_by(one, blend.score(one.features)) for one in lists]
+    if blend.ranked:
+        rankings[FIRST.format(blend.ranked)] = [served_order(catalogue, blend, one) for one in lists]
     parts = segments(found, known)
     return {
         "users": len(found),

@@ -23,6 +23,7 @@ def pace_of(settings: GatewaySettings, load: Load, metrics: Metrics) -> Pace:
         PaceSettings(
             mode=cast(Mode, settings.adapt),
             candidates=settings.candidates,
+            ranked=settings.ranked,
             floor=min(settings.adapt_floor, settings.candidates),
             queue_s=settings.adapt_queue_s,
         ),

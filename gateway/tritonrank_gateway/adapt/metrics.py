@@ -40,7 +40,7 @@ class AdaptMetrics:
             ("acting", "Whether the level holds (act), or is only told (0)", lambda: pace.settings.mode == "act"),
             ("arrivals", "Requests per second that come now", lambda: controller.arrivals_per_second),
             ("candidates", "Candidates of a list that are ranked at the wanted level",
-             lambda: controller.level.ranked(pace.settings.candidates)),
+             lambda: controller.level.ranked(pace.in_full)),
             ("quality", "NDCG@10 at the wanted level in that of a full list, as the build measured it, or NaN",
              lambda: controller.level.quality),
             ("queue_seconds", "Seconds of work that wait, by the speed measured at this level",

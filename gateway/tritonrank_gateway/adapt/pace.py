@@ -44,12 +44,14 @@ class PaceSettings:
     Attributes:
         mode: off, advise or act.
         candidates: of a full list.
+        ranked: of these, that are ranked where there is time; 0: as many as the build's blend was judged with.
         floor: fewest that are ranked.
         queue_s: see ``Bounds``.
     """
 
     mode: Mode = "off"
     candidates: int = 200
+    ranked: int = 0
     floor: int = 25
     queue_s: float = 0.25
 
@@ -83,6 +85,12 @@ class Pace:
         self._totals = load.totals
         self._forget()
         self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def in_full(self) -> int:
+        """Candidates that are ranked where there is time."""
+        first = self.settings.ranked or (0 if self._file is None else self._file.ranked)
+        return min(self.settings.candidates, first or self.settings.candidates)
 
     @property
     def is_counting(self) -> bool:
@@ -213,7 +221,9 @@ class Pace:
 
     def _ladder(self) -> list[Level]:
         own = self.settings
-        return ladder_of(own.candidates, own.floor, has_smaller=self.smaller is not None, file=self._file)
+        return ladder_of(
+            self.in_full, min(own.floor, self.in_full), has_smaller=self.smaller is not None, file=self._file
+        )
 
     def _forget(self) -> None:
         self._looked_at, self._totals = time.monotonic(), self._load.totals

@@ -68,7 +68,7 @@ def change(gateway: Gateway, changes: Changes) -> None:
     if own["floor"] > own["candidates"]:
         raise ValueError(f"floor: {own['floor']} is more than candidates, {own['candidates']}")
     before = told(gateway)["settings"]
-    pace.change(PaceSettings(**own))
+    pace.change(PaceSettings(**own, ranked=pace.settings.ranked))
     load.max_in_flight = wanted.get("max_in_flight", load.max_in_flight)
     load.max_queued_s = wanted.get("max_queued_s", load.max_queued_s)
     if gateway.recommender is not None:
@@ -95,7 +95,7 @@ def told(gateway: Gateway) -> dict[str, Any]:
             {
                 "number": level.number,
                 "name": level.name,
-                "candidates": level.ranked(own.candidates),
+                "candidates": level.ranked(pace.in_full),
                 "model": level.model,
                 "quality": None if level.quality != level.quality else level.quality,
                 "utilisation": round(controller.utilisation(level.number), 4),

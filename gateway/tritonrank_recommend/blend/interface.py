@@ -18,6 +18,9 @@ class Blend(Protocol):
     """of the features, in their order"""
     orders_unranked: bool
     """whether it also orders candidates that the ranker was not asked about, better than retrieval does"""
+    ranked: int
+    """candidates that the ranker reads, the first so many of retrieval's order, whose lists were judged as good as
+    whole ones; 0: all"""
 
     def features(
         self,

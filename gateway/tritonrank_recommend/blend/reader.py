@@ -50,12 +50,20 @@ class ServedBlend:
     """``interface.Blend`` over an artifact. Threads may share it."""
 
     def __init__(
-        self, artifact: str, method: Method, names: Sequence[str], model: Model, *, orders_unranked: bool = False
+        self,
+        artifact: str,
+        method: Method,
+        names: Sequence[str],
+        model: Model,
+        *,
+        orders_unranked: bool = False,
+        ranked: int = 0,
     ) -> None:
         self.artifact = artifact
         self.method = method
         self.names = tuple(names)
         self.orders_unranked = orders_unranked
+        self.ranked = ranked
         self._model = model
 
     def features(
@@ -93,6 +101,7 @@ def open_blend(folder: Path) -> ServedBlend:
         described.features,
         _model(folder, manifest, described),
         orders_unranked=levels is not None and levels.blend_orders_rest,
+        ranked=0 if levels is None else levels.ranked,
     )
 
 

@@ -9,6 +9,7 @@ class EngineSettings:
 
     Attributes:
         candidates: that are retrieved and ranked, unless the request says how many.
+        ranked: of these, that the ranker reads, the first so many; 0: as many as the blend was judged with.
         page_minutes: that a list is kept for its further pages.
         history_items: texts of the history that the ranker is told where it does not say how many it reads.
         warm_context: the ranker is told of the context while retrieval runs; costs a request more, see docs/gateway.md.
@@ -18,6 +19,7 @@ class EngineSettings:
     """
 
     candidates: int = 200
+    ranked: int = 0
     page_minutes: float = 30.0
     history_items: int = 8
     warm_context: bool = False

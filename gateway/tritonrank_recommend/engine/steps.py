@@ -113,7 +113,7 @@ class Steps:
                 self._found(request, history, excluded | rules.block.item_ids, now, course),
             )
         with course.step("rank"):
-            scored = await self._scored(request, told, found.texts, ranker, course)
+            scored = await self._scored(request, told, self._to_rank(request, found.texts), ranker, course)
         logits = None if scored is None else scored.logits
         return Gathered(
             history,
@@ -197,6 +197,12 @@ class Steps:
         for source, why in found.candidates.missing.items():
             course.lost(f"catalogue.{source}", why)
         return found
+
+    def _to_rank(self, request: RecommendRequest, texts: list[str]) -> list[str]:
+        """The candidates that the ranker reads. Who asks for its own order gets it of all."""
+        blend = self._parts.blend.opened
+        first = self._settings.ranked or (0 if blend is None else blend.ranked)
+        return texts[:first] if first and request.order == "blend" else texts
 
     async def _scored(
         self,
