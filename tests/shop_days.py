@@ -49,9 +49,14 @@ def sound_day(number: int, seed: int = 0, pages: int = PAGES) -> Day:
     user = generator.choice(regulars + strangers, count, p=activity / activity.sum())
     # Strangers of each day are others.
     name = np.where(user < regulars, user, regulars + number * strangers + user - regulars)
-    taste = np.stack([np.random.default_rng((seed, 5, one)).normal(0, 1, TASTES) for one in range(name.max() + 1)])
+    taste = np.concatenate(
+        [
+            np.random.default_rng((seed, 5)).normal(0, 1, (regulars, TASTES)),
+            np.random.default_rng((seed, 6, number)).normal(0, 1, (strangers, TASTES)),
+        ]
+    )
     at = START + number * DAY + np.sort(_times(generator, count))
-    utility = quality + taste[name] @ tastes.T
+    utility = quality + taste[user] @ tastes.T
     offered = np.argsort(utility + generator.gumbel(0, 1.5, utility.shape), axis=1)[:, -PLACES:]
     offered = np.take_along_axis(
         offered, np.argsort(-(_of(utility, offered) + generator.normal(0, 0.8, offered.shape)), axis=1), axis=1
@@ -100,11 +105,12 @@ def known() -> list[str]:
     return [f"i{one}" for one in range(ITEMS)]
 
 
-def sound_baseline(nights: int, settings: GuardSettings, seed: int = 0, pages: int = PAGES) -> Baseline:
+@cache
+def sound_baseline(nights: int, seed: int = 0, pages: int = PAGES) -> Baseline:
     """What so many sound days leave, the first ones of a shop."""
     baseline = Baseline()
     for number in range(nights):
-        baseline = inspect(sound_day(number, seed, pages), baseline, settings).baseline
+        baseline = inspect(sound_day(number, seed, pages), baseline, GuardSettings()).baseline
     return baseline
 
 
