@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 import polars as pl
 from tritonrank_recommend.engine.arrange import Situation
@@ -33,7 +34,7 @@ def write_log(folder: Path, told: Iterable[Told], end: float) -> Path:
         now = START
         store = open_store("sqlite::memory:")
         log = EventLog(folder, store, clock=lambda: now)
-        for moment in range(int(waiting[0][0]), int(end) + 1, 600):
+        for moment in range(int(waiting[0][0]), int(end) + 1, 1_800):
             now = float(moment)
             taken = []
             while waiting and waiting[0][0] <= now:
@@ -46,7 +47,8 @@ def write_log(folder: Path, told: Iterable[Told], end: float) -> Path:
         await log.close()
         await store.close()
 
-    asyncio.run(serve())
+    with patch("os.fsync"):  # thousands of them; nobody pulls the plug
+        asyncio.run(serve())
     return folder
 
 
@@ -87,12 +89,14 @@ class Shop:
         items, users: how many.
         seed: of all that happens.
         swaps: whether lots are drawn.
+        looks: how likely each place is looked at, as a power of the place.
     """
 
     items: int = 120
     users: int = 40
     seed: int = 0
     swaps: bool = False
+    looks: float = 0.9
     told: list[Told] = field(default_factory=list)
 
     def item_table(self) -> pl.DataFrame:
@@ -119,7 +123,7 @@ class Shop:
         ]
         return pl.DataFrame(rows)
 
-    def hours(self, first: int, last: int, per_hour: int = 8, *, newcomers: int = 4) -> "Shop":
+    def hours(self, first: int, last: int, per_hour: int = 8, *, newcomers: int = 20) -> "Shop":
         """Pages of the hours from ``first`` up to ``last`` after START; users look at places from the top."""
         for hour in range(first, last):
             random = Random(f"{self.seed}:{hour}")
@@ -134,7 +138,7 @@ class Shop:
                 self.told.append(shown)
                 assert isinstance(shown[1], Impression)
                 place = shown[1].item_ids.index(liked)
-                if random.random() < 0.9**place:
+                if random.random() < self.looks**place:
                     name = f"e{hour}-{number}"
                     self.told.append(
                         event(

@@ -97,7 +97,7 @@ def make_examples(recipe: Recipe, base: Path, windows: Windows, draft: Draft, le
     """
     if windows.new.is_empty:
         raise DataError("the night has no new hours to learn; expected windows of plan_windows with some")
-    items, dropped, notes = _items(recipe, base)
+    items, dropped, notes = items_now(recipe, base)
     catalogue = prepare.with_text(recipe, items)
     known = catalogue.items["item_id"]
     night = night_events(recipe, base, windows, known, left_out)
@@ -134,7 +134,7 @@ def make_examples(recipe: Recipe, base: Path, windows: Windows, draft: Draft, le
     prepare.write_rest(draft, catalogue.items, lists.examples, metrics, dropped)
 
 
-def _items(recipe: Recipe, base: Path) -> tuple[pl.DataFrame, list[Dropped], tuple[str, ...]]:
+def items_now(recipe: Recipe, base: Path) -> tuple[pl.DataFrame, list[Dropped], tuple[str, ...]]:
     """The items as they are now: of a shop's own table; other sources do not change."""
     if isinstance(recipe.data, TablesData):
         return load_items(recipe.data, recipe.text.template_fields)

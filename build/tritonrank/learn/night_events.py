@@ -180,7 +180,7 @@ def _propensities(
 ) -> tuple[Propensities | None, str]:
     """By lots where enough clicks were made among them, else as the recipe says."""
     try:
-        shown = shown_pages(rows, recipe.learn.delay_hours, windows.newest.start, gains).shown
+        shown = shown_pages(rows, recipe.learn.delay_hours, windows.newest.start, gains=gains).shown
     except DataError:
         pass  # nothing was shown, or by nobody's lot
     else:

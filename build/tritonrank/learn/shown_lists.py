@@ -5,7 +5,7 @@ was done on it until then is one list. What comes later, and what belongs to no 
 log, and stands for itself. Both follow from the rows alone, so that every night that reads a row says the same of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from tritonrank.errors import DataError
 from tritonrank.learn.click_estimates import ShownItems
 from tritonrank.learn.left_out import LeftOut, without_left_out
 from tritonrank.learn.windows import SECONDS_PER_HOUR
+from tritonrank.recipe.data import EVENT_WEIGHTS
 
 SETTLED_AT, LIST_AT = "settled_at", "list_at"
 """Columns, unix seconds: see above; and when the list came to be, before which everything counts as history."""
@@ -77,7 +78,11 @@ def _pages(shown: pl.DataFrame, delay: float) -> pl.DataFrame:
 
 
 def shown_pages(
-    rows: LogRows, delay_hours: float, until: float, gains: dict[str, float], left_out: Sequence[LeftOut] = ()
+    rows: LogRows,
+    delay_hours: float,
+    until: float,
+    left_out: Sequence[LeftOut] = (),
+    gains: Mapping[str, float] = EVENT_WEIGHTS,
 ) -> ShownPages:
     """The pages that were settled by then and for which lots are known, each item with whether it was clicked.
 
@@ -85,8 +90,8 @@ def shown_pages(
         rows: of the log.
         delay_hours: in which clicks count.
         until: unix seconds.
-        gains: by type of event; all above 0 are clicks (``TablesData.event_weights``).
         left_out: whose clicks and pages do not count.
+        gains: by type of event; all above 0 are clicks (``TablesData.event_weights``).
 
     Raises:
         DataError: nothing was shown, or no lots were drawn.

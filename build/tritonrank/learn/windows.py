@@ -108,7 +108,7 @@ def plan_windows(
         The windows. ``new`` is empty, and there is nothing to do, where less than ``newest_hours`` have passed since;
         so is ``newest`` where no hour at all is over.
     """
-    end = _hour_of(now - GRACE_SECONDS)
+    end = whole_hours_until(now)
     oldest = max(_hour_of(log_start), end - settings.history_days * SECONDS_PER_DAY)
     begin = oldest if learnt_until is None else max(oldest, learnt_until)
     if frozen is not None and frozen.start < oldest:
@@ -127,6 +127,11 @@ def plan_windows(
         delayed=Span(end - settings.delay_hours * SECONDS_PER_HOUR, end),
         read=Span(oldest, end),
     )
+
+
+def whole_hours_until(now: float) -> float:
+    """When the last hour ended into which nothing is written any more, unix seconds."""
+    return _hour_of(now - GRACE_SECONDS)
 
 
 def _hour_of(moment: float) -> float:
