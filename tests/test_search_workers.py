@@ -19,7 +19,8 @@ from tritonrank.search.proposals import plan_of, pruner_named, sampler_named
 from tritonrank.search.search import Budget, Search
 from tritonrank.search.storage import open_storage, shown
 from tritonrank.search.study import MOST_DEATHS, WHY, WORKER, Trials, open_study
-from tritonrank.search.workers import GRACE_SECONDS, REPEATS, SURPLUS, Watchman, beating, claim, this_worker
+from tritonrank.search.workers import GRACE_SECONDS, REPEATS, SURPLUS, Watchman, beating, claim
+from tritonrank.system.processes import this_process
 from valkeys import running
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -212,7 +213,7 @@ def test_settings_that_kill_every_worker_are_given_up(tmp_path: Path) -> None:
         assert len(Trials.of(study, bench.space).unfinished) == min(1, deaths)
         trial = study.ask(bench.space.distributions)
         assert trial.params == {"finetune.epochs": 2.0}
-        trial.set_user_attr(WORKER, this_worker())  # of this process, which runs none now
+        trial.set_user_attr(WORKER, this_process())  # of this process, which runs none now
         assert watchman.retire_dead() == [trial.number]
     trials = Trials.of(study, bench.space)
     assert not trials.unfinished
@@ -227,7 +228,7 @@ def test_a_worker_beats_while_it_works(tmp_path: Path) -> None:
     trial = study.ask(bench.space.distributions)
     with beating(trial, seconds=0.01):
         wait_until(lambda: study.trials[0].user_attrs.get(workers.BEAT, 0) >= 2)
-    assert study.trials[0].user_attrs[WORKER] == this_worker()
+    assert study.trials[0].user_attrs[WORKER] == this_process()
 
 
 def test_a_worker_that_was_taken_for_dead_says_so_and_goes_on(

@@ -16,7 +16,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.search.choices import Pruner, Sampler
 from tritonrank.search.space import MOST_POINTS, Point, Space, key_of
 from tritonrank.search.study import Trials
-from tritonrank.search.workers import this_worker
+from tritonrank.system.processes import this_process
 
 UNDIRECTED_TRIALS = 8
 """Random trials before TPE looks at what they gave (Bergstra et al. 2011 take 20 of hundreds; trainings are dearer)."""
@@ -157,7 +157,7 @@ def seed_of_worker(seed: int, trials: int) -> int:
         seed: of the recipe.
         trials: that the study has already.
     """
-    return seed if trials == 0 else random.Random(f"{seed}:{trials}:{this_worker()}:{time.time_ns()}").getrandbits(32)
+    return seed if trials == 0 else random.Random(f"{seed}:{trials}:{this_process()}:{time.time_ns()}").getrandbits(32)
 
 
 def pruner_named(name: Pruner) -> BasePruner:

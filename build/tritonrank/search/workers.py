@@ -11,21 +11,18 @@ that it holds for SQLite, journals and databases alike:
 """
 
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
-from pathlib import Path
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tritonrank.search.space import Space
 from tritonrank.search.study import BEAT, REPEATS, SURPLUS, WHY, WORKER, Trials
+from tritonrank.system.processes import is_alive, pid_of, this_process
 
 BEAT_SECONDS = 10.0
 GRACE_SECONDS = 45.0
@@ -33,13 +30,6 @@ GRACE_SECONDS = 45.0
 DECIDING_SECONDS = 10.0
 """How long somebody may take to write down what a trial tries: what takes longer has died in between."""
 POLL_SECONDS = 0.1
-SAME_START_SECONDS = 5.0
-"""How far two readings of when a process began may differ, as the clock is set; a number is given again much later."""
-
-
-def this_worker() -> str:
-    """Names this process among all that may share a study: MACHINE/NAMESPACE:PID:START."""
-    return f"{_this_machine()}:{os.getpid()}:{psutil.Process(os.getpid()).create_time():.0f}"
 
 
 def host_of(trial: FrozenTrial) -> str:
@@ -50,7 +40,7 @@ def host_of(trial: FrozenTrial) -> str:
 @contextmanager
 def beating(trial: Trial, seconds: float = BEAT_SECONDS) -> Iterator[None]:
     """Show the others, while the block runs, that somebody is at this trial."""
-    trial.set_user_attr(WORKER, this_worker())
+    trial.set_user_attr(WORKER, this_process())
     ended = threading.Event()
 
     def beat() -> None:
@@ -148,32 +138,11 @@ class Watchman:
         return True
 
 
-@cache
-def _this_machine() -> str:
-    """Its name, and what tells apart containers with the same name: the start of the kernel, and the namespace of
-    process numbers."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    with suppress(OSError):
-        return f"{platform.node()}/{boot.read_text().strip()[:8]}-{namespace.stat().st_ino}"
-    return f"{platform.node()}/{psutil.boot_time():.0f}"
-
-
 def _alive_here(trial: FrozenTrial) -> bool | None:
     """Whether a trial's process runs on this machine; None: it is of another one, or not known yet.
 
     This process asks between its own trials, so that one of its own that still runs was left behind.
     """
-    machine, _, rest = str(trial.user_attrs.get(WORKER, "")).partition(":")
-    if machine != _this_machine():
-        return None
-    pid, _, started = rest.partition(":")
-    if int(pid) == os.getpid():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        is_same = abs(process.create_time() - float(started)) < SAME_START_SECONDS
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
+    worker = str(trial.user_attrs.get(WORKER, ""))
+    alive = is_alive(worker)
+    return False if alive and pid_of(worker) == os.getpid() else alive
