@@ -57,6 +57,9 @@ BY_BUILD = "build"
 def build_hash(root: Path) -> str:
     """Identity of the finished build that stands in the stages' folders.
 
+    Args:
+        root: where these folders are.
+
     Raises:
         ArtifactError: it is not finished.
     """
@@ -64,10 +67,15 @@ def build_hash(root: Path) -> str:
     return sha256_json({**made_of, REPOSITORY: read_manifest(root / REPOSITORY).artifact})
 
 
-def current_build(root: Path) -> RecordedBuild | None:
-    """The record of the build that stands in the stages' folders; None where it has none, or is not finished."""
+def current_build(root: Path, finished: Path | None = None) -> RecordedBuild | None:
+    """The record of the build that stands in the stages' folders; None where it has none, or is not finished.
+
+    Args:
+        root: ``artifacts/<recipe>``.
+        finished: where the stages' folders are, if not in ``root``.
+    """
     try:
-        wanted = build_hash(root)
+        wanted = build_hash(finished or root)
     except ArtifactError:
         return None
     for build in reversed(recorded_builds(root)):
@@ -79,7 +87,11 @@ def current_build(root: Path) -> RecordedBuild | None:
 
 
 def record_build(
-    root: Path, settings: Mapping[str, Any], stages: Mapping[str, Path], add: Callable[[Path], None]
+    root: Path,
+    settings: Mapping[str, Any],
+    stages: Mapping[str, Path],
+    add: Callable[[Path], None],
+    finished: Path | None = None,
 ) -> tuple[RecordedBuild, bool]:
     """Record the finished build, once; the first one that is a success is served from then on.
 
@@ -88,6 +100,7 @@ def record_build(
         settings: of the recipe, all of them.
         stages: folders of the stages' artifacts by name, ``repository`` and ``summary`` among them.
         add: gets the folder and puts more files into it.
+        finished: where the stages' folders are, if not in ``root``: those of a night (``learn/``).
 
     Returns:
         The build, and whether it was recorded just now.
@@ -97,10 +110,10 @@ def record_build(
         StorageError: something cannot be written; nothing of it remains.
     """
     with only_writer(root / BUILDS):
-        if (recorded := current_build(root)) is not None:
+        if (recorded := current_build(root, finished)) is not None:
             return recorded, False
         sweep(root)
-        build = build_hash(root)
+        build = build_hash(finished or root)
         name = f"{_time_after(recorded_builds(root))}-{build[:ID_CHARACTERS]}"
         manifests = {stage: read_manifest(folder) for stage, folder in stages.items()}
         with write_artifact(root / BUILDS / name, RECORD, settings, manifests) as draft:

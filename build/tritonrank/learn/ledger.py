@@ -43,7 +43,7 @@ class Night:
         parent: id of the accepted night whose checkpoint it starts from; "" for that of the recipe's build.
         base: content of the build's checkpoint that the first of its parents started from.
         steps: what each finished step told, by name in their order; ``seconds`` beside it.
-        attempts: how often it was begun or resumed.
+        attempts: how often it was begun or resumed since it got a step further.
         outcome: see Outcome; "" as long as it has not ended.
         reason: of the outcome, in a sentence.
         decision: see Decision; "" as long as none is known.
@@ -180,6 +180,7 @@ def _night_of(name: str, lines: Sequence[Mapping[str, Any]]) -> Night:
                 told["attempts"] += 1
             case "step":
                 told["steps"][line["step"]] = {**line["told"], "seconds": line["seconds"]}
+                told["attempts"] = 1
             case "ended":
                 told |= {"outcome": line["outcome"], "reason": line["reason"], "ended": float(line["time"])}
             case "decided":

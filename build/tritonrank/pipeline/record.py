@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tritonrank.artifacts.builds import RecordedBuild
 from tritonrank.artifacts.record_builds import current_build, record_build
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
@@ -17,21 +18,34 @@ REPORT = "report.html"
 console = Console()
 
 
-def record(recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> None:
+def record(recipe: Recipe, workspace: Workspace, stages: Sequence[Stage], root: Path | None = None) -> RecordedBuild:
     """Record what all stages made, and log it where the recipe says so, unless that was done before.
+
+    Args:
+        recipe: what was built.
+        workspace: where the stages' folders are.
+        stages: all of them.
+        root: ``artifacts/<recipe>``, whose history it becomes part of; default: that of the workspace.
+
+    Returns:
+        The build's record.
 
     Raises:
         StorageError: it cannot be written.
     """
-    if (recorded := current_build(workspace.root)) is not None:
+    root = root or workspace.root
+    if (recorded := current_build(root, workspace.root)) is not None:
         track(recorded, recipe.tracking)
-        return
+        return recorded
     folders = {stage.folder.name: stage.folder for stage in stages}
     settings = recipe.model_dump(mode="json")
-    build, is_new = record_build(workspace.root, settings, folders, lambda folder: _add_report(workspace, folder))
+    build, is_new = record_build(
+        root, settings, folders, lambda folder: _add_report(workspace, folder), workspace.root
+    )
     if is_new:
         _say(f"recorded as {build.folder}")
     track(build, recipe.tracking)
+    return build
 
 
 def _add_report(workspace: Workspace, folder: Path) -> None:

@@ -7,7 +7,7 @@ that is down costs a warning that names it; the next ``tritonrank build`` tries 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,22 +62,39 @@ def track(build: RecordedBuild, tracking: str) -> None:
     """
     if tracking == NONE or _is_tracked(build, tracking):
         return
+    if log_run(lambda: tracked_run(build), tracking, f"build {build.name}", "tritonrank build"):
+        remember(build.root, TRACKED, build.name, to=tracking)
+
+
+def log_run(run: Callable[[], TrackedRun], tracking: str, name: str, again: str) -> bool:
+    """Log a run; what fails is told and costs nothing else.
+
+    Args:
+        run: makes what is logged.
+        tracking: the recipe's setting.
+        name: of what is logged, for people.
+        again: the command whose next run tries again.
+
+    Returns:
+        Whether it was logged.
+    """
     kind, _, target = tracking.partition(":")
     try:
-        where = _tracker(kind).log(tracked_run(build), target)
-        remember(build.root, TRACKED, build.name, to=tracking)
+        where = _tracker(kind).log(run(), target)
     except ModuleNotFoundError as error:
         missing = f"{error.name} is missing" if error.name != kind else f"{kind} is not installed"
         _say(f"tracking: {missing}, so nothing is logged: {INSTALL[kind]}", style="yellow")
+        return False
     except Exception as error:  # noqa: BLE001 - of libraries that we do not know; a build is worth its record anyway
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_VALUE]
         _say(
-            f"tracking: {target or kind} did not take build {build.name}, which is recorded all the same ({reason}). "
-            "The next tritonrank build tries again",
+            f"tracking: {target or kind} did not take {name}, which is recorded all the same ({reason}). "
+            f"The next {again} tries again",
             style="yellow",
         )
-    else:
-        _say(f"logged to {where}")
+        return False
+    _say(f"logged to {where}")
+    return True
 
 
 def tracked_run(build: RecordedBuild) -> TrackedRun:
@@ -89,7 +106,7 @@ def tracked_run(build: RecordedBuild) -> TrackedRun:
     return TrackedRun(
         experiment=summary["recipe"],
         name=build.name,
-        parameters={name: _in_short(value) for name, value in flat(build.manifest.settings)},
+        parameters={name: in_short(value) for name, value in flat(build.manifest.settings)},
         metrics=dict(_metrics(summary, build.told)),
         tags=tags,
         files=[build.folder / name for name in REPORTS if (build.folder / name).is_file()],
@@ -132,7 +149,8 @@ def _tracker(kind: str) -> Tracker:
     return WandbTracker()
 
 
-def _in_short(value: Any) -> str:
+def in_short(value: Any) -> str:
+    """A parameter as trackers take it, without passwords."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     # A URL may name a user with a password, wherever a setting takes one.
     text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)

@@ -1,10 +1,11 @@
 """Who is writing to a store just now, so that garbage collection never removes what somebody is about to use, and so
 that one night of learning at a time goes on (``learn/lock.py``).
 
-Pushing and collecting exclude each other, and learning itself: whoever begins puts an object into ``leases/``, looks whether one of the
-other kind is there, and if so steps back. As each writes before it looks, of two that begin at the same moment at least
-one sees the other. A lease is written again every minute; one that was not for a quarter of an hour is that of a
-process that was killed, and counts for nothing. All times are the store's own, so clocks of machines do not matter.
+Pushing and collecting exclude each other, and learning itself: whoever begins puts an object into ``leases/``, looks
+whether one of the other kind is there, and if so steps back. As each writes before it looks, of two that begin at the
+same moment at least one sees the other. A lease is written again every minute; one that was not for a quarter of an
+hour is that of a process that was killed, and counts for nothing. All times are the store's own, so clocks of machines
+do not matter.
 """
 
 import json

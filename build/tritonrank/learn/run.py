@@ -1,0 +1,66 @@
+"""What the steps of a night work with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.errors import RecipeError
+from tritonrank.learn.ledger import Ledger, Night
+from tritonrank.learn.windows import Windows
+from tritonrank.recipe import EventsData, Recipe
+
+
+class NothingNewError(Exception):
+    """There is nothing to learn yet; says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a step works with.
+
+    Attributes:
+        recipe: with its section ``learn``.
+        workspace: of the recipe's own build.
+        ledger: of its nights.
+        night: the one that runs, as the ledger has it.
+        now: unix seconds, by the clock of the log.
+        controller: URL of the rollout controller.
+    """
+
+    recipe: Recipe
+    workspace: Workspace
+    ledger: Ledger
+    night: Night
+    now: float
+    controller: str
+
+    @property
+    def home(self) -> Workspace:
+        """The night's own artifacts."""
+        return self.ledger.workspace_of(self.night)
+
+    @property
+    def live(self) -> Workspace:
+        """Where the last accepted ranker is: that of the parent night, or of the recipe's build."""
+        return self.ledger.workspace_of(self.night.parent) if self.night.parent else self.workspace
+
+    @property
+    def windows(self) -> Windows:
+        """What ``collect`` chose."""
+        return Windows.of_json(dict(self.night.told("collect")["windows"]))
+
+
+def log_of(recipe: Recipe) -> Path:
+    """The training log.
+
+    Raises:
+        RecipeError: the recipe names none.
+    """
+    if recipe.learn.log is not None:
+        return recipe.learn.log
+    if isinstance(recipe.data, EventsData) and isinstance(recipe.data.events, Path):
+        return recipe.data.events
+    raise RecipeError(
+        f"{recipe.name}: nothing says where the training log is. Name the folder of the gateway's --events-log: "
+        "learn.log, or data.events with data.source events"
+    )
