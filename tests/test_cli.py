@@ -62,7 +62,17 @@ RECIPE_COMMANDS = [
     "shard",
     "compile",
 ]
-RECIPE_COMMANDS += ["search", "assemble", "evaluate", "demo", "retriever", "catalogue", "blend", "judge-recommend"]
+RECIPE_COMMANDS += [
+    "learn",
+    "search",
+    "assemble",
+    "evaluate",
+    "demo",
+    "retriever",
+    "catalogue",
+    "blend",
+    "judge-recommend",
+]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

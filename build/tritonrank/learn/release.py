@@ -89,7 +89,11 @@ def version_name(night: Night) -> str:
 
 
 def _roll_out(recipe: Recipe, night: Night, controller: str) -> dict[str, Any]:
-    api, name, source = PrivateApi(controller, key_of_environment()), version_name(night), night.told("publish")["source"]
+    api, name, source = (
+        PrivateApi(controller, key_of_environment()),
+        version_name(night),
+        night.told("publish")["source"],
+    )
     until = time.monotonic() + 60 * recipe.learn.wait_minutes
     while not _is_begun(api, name, source):
         if time.monotonic() >= until:

@@ -1,13 +1,11 @@
 """What the steps of a night work with."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.errors import RecipeError
 from tritonrank.learn.ledger import Ledger, Night
 from tritonrank.learn.windows import Windows
-from tritonrank.recipe import EventsData, Recipe
+from tritonrank.recipe import Recipe
 
 
 class NothingNewError(Exception):
@@ -48,19 +46,3 @@ class Run:
     def windows(self) -> Windows:
         """What ``collect`` chose."""
         return Windows.of_json(dict(self.night.told("collect")["windows"]))
-
-
-def log_of(recipe: Recipe) -> Path:
-    """The training log.
-
-    Raises:
-        RecipeError: the recipe names none.
-    """
-    if recipe.learn.log is not None:
-        return recipe.learn.log
-    if isinstance(recipe.data, EventsData) and isinstance(recipe.data.events, Path):
-        return recipe.data.events
-    raise RecipeError(
-        f"{recipe.name}: nothing says where the training log is. Name the folder of the gateway's --events-log: "
-        "learn.log, or data.events with data.source events"
-    )

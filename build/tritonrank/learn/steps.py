@@ -3,90 +3,36 @@
     collect -> inspect -> examples -> finetune -> judge -> build -> publish -> release
 
 Each may be begun again after it was cut off anywhere: artifacts appear whole or not at all, a version is pushed by its
-content, a rollout has the night's name, by which it is found again. What would end the night raises: ``GateError`` where
-the night is refused, ``NothingNewError`` where there is nothing to learn.
+content, a rollout has the night's name, by which it is found again. What ends the night is raised (``GateError`` where
+it is refused, ``NothingNewError`` where there is nothing to learn) or, where there is more to tell, told as ``refused``.
 """
 
-import json
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tritonrank.artifacts import read_manifest, write_whole
+from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.builds import find_build
 from tritonrank.artifacts.stage import Stage, bring_up_to_date
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.event_log import first_hour, read_rows
-from tritonrank.errors import ArtifactError, GateError, RecipeError
+from tritonrank.errors import ArtifactError
 from tritonrank.learn import examples
 from tritonrank.learn.compress import compress
-from tritonrank.learn.ledger import Ledger, Night, StepName
+from tritonrank.learn.inspecting import inspect_night, left_out_of
+from tritonrank.learn.ledger import Night, StepName
+from tritonrank.learn.night import Step
+from tritonrank.learn.night_events import learnt_until, log_of
 from tritonrank.learn.release import publish, release
+from tritonrank.learn.run import NothingNewError, Run
 from tritonrank.learn.windows import Span, Windows, plan_windows
-from tritonrank.recipe import EventsData, Recipe
+from tritonrank.pipeline.finetune import show_training
 
-BASELINE = "baseline"
-"""Folder of a night: what days are compared with, once this one is accepted."""
-INSPECTION, VERDICT = "inspection.json", "verdict.json"
 REVISION = 1
 TOOLS = ("torch", "transformers", "tokenizers", "numpy")
-
-
-class NothingNewError(Exception):
-    """There is nothing to learn yet; says why."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a step works with.
-
-    Attributes:
-        recipe: with its section ``learn``.
-        workspace: of the recipe's own build.
-        ledger: of its nights.
-        night: the one that runs, as the ledger has it.
-        now: unix seconds, by the clock of the log.
-        controller: URL of the rollout controller.
-    """
-
-    recipe: Recipe
-    workspace: Workspace
-    ledger: Ledger
-    night: Night
-    now: float
-    controller: str
-
-    @property
-    def home(self) -> Workspace:
-        """The night's own artifacts."""
-        return self.ledger.workspace_of(self.night)
-
-    @property
-    def live(self) -> Workspace:
-        """Where the last accepted ranker is: that of the parent night, or of the recipe's build."""
-        return self.ledger.workspace_of(self.night.parent) if self.night.parent else self.workspace
-
-    @property
-    def windows(self) -> Windows:
-        """What ``collect`` chose."""
-        return Windows.of_json(dict(self.night.told("collect")["windows"]))
-
-
-def log_of(recipe: Recipe) -> Path:
-    """The training log.
-
-    Raises:
-        RecipeError: the recipe names none.
-    """
-    if recipe.learn.log is not None:
-        return recipe.learn.log
-    if isinstance(recipe.data, EventsData) and isinstance(recipe.data.events, Path):
-        return recipe.data.events
-    raise RecipeError(
-        f"{recipe.name}: nothing says where the training log is. Name the folder of the gateway's --events-log: "
-        "learn.log, or data.events with data.source events"
-    )
+SECONDS_PER_MINUTE = 60
 
 
 def collect(run: Run) -> dict[str, Any]:
@@ -99,19 +45,137 @@ def collect(run: Run) -> dict[str, Any]:
     learnt = (
         Windows.of_json(dict(standing[-1].told("collect")["windows"])).learnt_until
         if standing
-        else examples.learnt_until(run.recipe, run.workspace.dataset)
+        else learnt_until(run.recipe, run.workspace.dataset)
     )
     windows = plan_windows(run.recipe.learn, run.now, start, learnt_until=learnt, frozen=_frozen(run))
     if windows.new.is_empty:
         raise NothingNewError(
-            f"no hour is new: the log was learnt up to {_utc(windows.new.start)}, and what came in the "
-            f"{run.recipe.learn.newest_hours} hours before the last whole one is judged first"
+            f"no hour is new: the log was learnt up to {_utc(windows.new.start)}, and the last "
+            f"{run.recipe.learn.newest_hours} whole hours are judged before they are learnt"
         )
     rows = read_rows(log, windows.new.start, windows.new.end)
     return {
-        "log": str(log),
         "windows": windows.as_json(),
         "hours": windows.new.hours,
         "events": rows.events.height,
         "pages": rows.shown.height,
+        "said": f"{windows.new.hours:,.0f} new hours from {_utc(windows.new.start)}, {rows.events.height:,} events on "
+        f"{rows.shown.height:,} pages; judged on {windows.newest.hours:,.0f} newer hours",
     }
+
+
+def make_examples(run: Run) -> dict[str, Any]:
+    """New lists, replayed ones, and those that judge, as a dataset."""
+    left_out = left_out_of(run.ledger, run.night)
+    stage = examples.stage(run.recipe, run.workspace.dataset, run.windows, run.home.dataset, left_out)
+    counted = bring_up_to_date(stage).metrics["examples"]
+    sets = {name: len(ids) for name, ids in examples.judged_sets(run.home.dataset).items()}
+    told = ", ".join(f"{name} {count:,}" for name, count in sets.items())
+    return {
+        "training": counted["train"],
+        "sets": sets,
+        "said": f"{counted['train']:,} lists to learn from, {counted['test']:,} to judge: {told}",
+    }
+
+
+def finetune(run: Run) -> dict[str, Any]:
+    """Train the last accepted ranker further, as long as the recipe allows."""
+    stage = further(run)
+    metrics = bring_up_to_date(stage).metrics
+    ended = f", ended there by learn.minutes ({run.recipe.learn.minutes:g})" if metrics["ended_at"] else ""
+    best = metrics["best_validation_ndcg@10"]
+    return {
+        "steps": metrics["steps"],
+        "ended_at": metrics["ended_at"],
+        "validation_ndcg@10": best,
+        "said": f"{metrics['steps']:,} steps{ended}, validation NDCG@10 {best:.4f}",
+    }
+
+
+def further(run: Run) -> Stage:
+    """The training as a stage, whose artifact stands where a build has its teacher."""
+    recipe, home, start = run.recipe, run.home, run.live.teacher
+    settings = recipe.learn.training(recipe.finetune)
+
+    def make(draft: Any) -> None:
+        from tritonrank.train.further import train_further
+
+        seconds = recipe.learn.minutes * SECONDS_PER_MINUTE
+        train_further(recipe, settings, start, home.dataset, home.teacher, draft, seconds)
+        show_training(recipe, home, "finetune", draft.metrics, settings.chosen())
+
+    return Stage(
+        "finetune",
+        home.teacher,
+        lambda: {"seed": recipe.seed, "finetune": settings.chosen(), "learn": {"minutes": recipe.learn.minutes}},
+        {"dataset": home.dataset, "start": start},
+        make,
+        REVISION,
+        TOOLS,
+    )
+
+
+def judge(run: Run) -> dict[str, Any]:
+    """The new ranker against the one that it started from, on the same lists."""
+    return {}
+
+
+def build(run: Run) -> dict[str, Any]:
+    """Compress, gate, learn popularity and blend anew, assemble, and record it among the builds."""
+    recorded = compress(run.recipe, run.home, run.live, run.workspace.root)
+    rung = recorded.told.get("rung")
+    return {
+        "build": recorded.name,
+        "rung": rung,
+        "said": f"build {recorded.name}: {rung}, NDCG@10 {recorded.told['ndcg@10']['mean']:.4f}",
+    }
+
+
+def publish_build(run: Run) -> dict[str, Any]:
+    """To the model store, if the recipe names one."""
+    told = publish(run.recipe, find_build(run.workspace.root, str(run.night.told("build")["build"])))
+    sent = f", {told['uploaded_bytes'] / 1e6:,.1f} MB uploaded, tagged {told['tag']}" if "digest" in told else ""
+    return told | {"said": f"{told['source']}{sent}"}
+
+
+def release_build(run: Run) -> dict[str, Any]:
+    """To users, by rules or at once, as the recipe says."""
+    told = release(run.recipe, run.night, run.workspace.root, run.controller)
+    return told | {"said": f"{told['by']}: {told['reason']}"}
+
+
+ALL: Mapping[StepName, Step] = {
+    "collect": collect,
+    "inspect": inspect_night,
+    "examples": make_examples,
+    "finetune": finetune,
+    "judge": judge,
+    "build": build,
+    "publish": publish_build,
+    "release": release_build,
+}
+
+
+def next_command(night: Night, recipe: Path, workspace: Workspace) -> str:
+    """What to type after a night."""
+    if night.outcome == "accepted":
+        return str(night.told("release")["next"])
+    again = f"tritonrank learn {shlex.quote(str(recipe))} --once"
+    if night.outcome == "nothing":
+        return f"{again}   (when there are new hours)"
+    return (
+        f"tritonrank learn {shlex.quote(str(recipe))} --show   (what serves is as it was; the next night begins there)"
+    )
+
+
+def _frozen(run: Run) -> Span | None:
+    """The frozen window of the last night whose hours were sound."""
+    for night in reversed(run.ledger.nights()):
+        inspected = night.told("inspect")
+        if night.base == run.night.base and inspected and not inspected.get("refused"):
+            return Windows.of_json(dict(night.told("collect")["windows"])).frozen
+    return None
+
+
+def _utc(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))

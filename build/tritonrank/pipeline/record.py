@@ -39,9 +39,7 @@ def record(recipe: Recipe, workspace: Workspace, stages: Sequence[Stage], root: 
         return recorded
     folders = {stage.folder.name: stage.folder for stage in stages}
     settings = recipe.model_dump(mode="json")
-    build, is_new = record_build(
-        root, settings, folders, lambda folder: _add_report(workspace, folder), workspace.root
-    )
+    build, is_new = record_build(root, settings, folders, lambda folder: _add_report(workspace, folder), workspace.root)
     if is_new:
         _say(f"recorded as {build.folder}")
     track(build, recipe.tracking)
