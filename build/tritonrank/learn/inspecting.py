@@ -5,29 +5,30 @@ known of sound days may have grown, or somebody has allowed it. If they are refu
 night goes on with the rest. So a poisoned day costs a night and its own hours, and no more.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
 
-from tritonrank.artifacts import whole_file
+from tritonrank.artifacts import write_whole
 from tritonrank.data.event_log import KNOWN_AT, read_rows
 from tritonrank.data.loading import load_tables
+from tritonrank.errors import ArtifactError
 from tritonrank.learn.guards.baseline import Baseline
 from tritonrank.learn.guards.day import Day
 from tritonrank.learn.guards.findings import Inspection
 from tritonrank.learn.guards.inspection import inspect
 from tritonrank.learn.ledger import Ledger, Night
+from tritonrank.learn.left_out import LeftOut
 from tritonrank.learn.night_events import gains_of, log_of
 from tritonrank.learn.run import Run
-from tritonrank.learn.shown_lists import LeftOut
 from tritonrank.learn.windows import Span, Windows
 
 BASELINE = "baseline"
 """Folder of a night: what days are compared with, once this one is accepted."""
 LEFT_OUT = "left_out"
-"""Folder beside the nights': whose events and which pages none of them learns. It is kept when a night's files go."""
+"""Folder beside the nights': whose events and which pages none of them learns. It stays when a night's files go."""
 
 
 def inspect_night(run: Run) -> dict[str, Any]:
@@ -38,31 +39,25 @@ def inspect_night(run: Run) -> dict[str, Any]:
     items = load_tables(recipe.data, recipe.seed, recipe.text.template_fields).items["item_id"].to_list()
     baseline = baseline_of(run.ledger, run.night.parent)
     found: list[Inspection] = []
-    not_learnt: list[dict[str, Any]] = []
-    for number, span in enumerate(spans):
+    left_out: list[LeftOut] = []
+    for span in spans:
         events, shown = _within(rows.events, span), _within(rows.shown, span)
         inspection = inspect(
             Day(events, shown, span.start, span.end, items, gains_of(recipe)), baseline, recipe.learn.guards
         )
         found.append(inspection)
         if inspection.refuses:
-            not_learnt.append({"span": asdict(span), "reason": inspection.reasons[0]})
+            left_out.append(LeftOut(span, inspection.reasons[0]))
             continue
         baseline = inspection.baseline
-        if name := _write_left_out(run.ledger, run.night, number, events, shown, inspection):
-            not_learnt.append({"span": asdict(span), "reason": "left out by the guards", "rows": name})
+        left_out += _rows_left_out(span, events, shown, inspection)
     baseline.write(run.ledger.folder_of(run.night) / BASELINE)
+    _write_left_out(run.ledger, run.night, left_out)
     findings = [finding.as_json() for one in found for finding in one.findings]
-    left_out, last = sum(finding["left_out"] for finding in findings), found[-1]
+    count, last = sum(finding["left_out"] for finding in findings), found[-1]
     refused = "; ".join(last.reasons)
-    said = f"refused: {refused}" if refused else f"{left_out:,} of {rows.events.height:,} events left out"
-    return last.as_json() | {
-        "refused": refused,
-        "findings": findings,
-        "left_out": left_out,
-        "not_learnt": not_learnt,
-        "said": said,
-    }
+    said = f"refused: {refused}" if refused else f"{count:,} of {rows.events.height:,} events left out"
+    return last.as_json() | {"refused": refused, "findings": findings, "left_out": count, "said": said}
 
 
 def parts_of(new: Span, refused: Sequence[Span]) -> list[Span]:
@@ -93,29 +88,44 @@ def baseline_of(ledger: Ledger, parent: str) -> Baseline:
 
 
 def left_out_of(ledger: Ledger, night: Night) -> list[LeftOut]:
-    """All that this night, and those that it stands on, do not count."""
+    """All that this night, and those that it stands on, do not count.
+
+    Raises:
+        ArtifactError: a file of it is missing or damaged.
+    """
     chain = [one for one in ledger.standing(night.base) if one.id != night.id]
-    told = [entry for one in (*chain, night) for entry in one.told("inspect").get("not_learnt", [])]
-    return [
-        LeftOut(Span(**entry["span"]), entry["reason"], rows=ledger.folder / entry["rows"] if "rows" in entry else None)
-        for entry in told
-    ]
+    return [entry for one in (*chain, night) for entry in _read_left_out(ledger, one)]
 
 
-def _write_left_out(
-    ledger: Ledger, night: Night, number: int, events: pl.DataFrame, shown: pl.DataFrame, kept: Inspection
-) -> str | None:
-    """The events and pages that the guards took out; the file below the ledger's folder, None where there are none."""
-    gone = events.join(kept.events, on=["user_id", "event_id"], how="anti").select("user_id", "event_id", "page")
-    pages = shown.join(kept.shown, on="page", how="anti").select(
-        pl.lit("").alias("user_id"), pl.lit("").alias("event_id"), "page"
+def _rows_left_out(span: Span, events: pl.DataFrame, shown: pl.DataFrame, kept: Inspection) -> Iterator[LeftOut]:
+    """What the guards took out of hours that they let through: whole users, with their pages, and single events."""
+    users = events.select("user_id").unique().join(kept.events, on="user_id", how="anti")["user_id"].sort()
+    if len(users):
+        yield LeftOut(span, "all of their events are left out", tuple(users))
+    single = events.join(kept.events, on=["user_id", "event_id"], how="anti")
+    single = (
+        single.filter(~pl.col("user_id").is_in(users.implode())).select("user_id", "event_id").unique().sort(pl.all())
     )
-    if gone.is_empty() and pages.is_empty():
-        return None
-    name = f"{LEFT_OUT}/{night.id}-{number}.parquet"
-    with whole_file(ledger.folder / name) as draft:
-        pl.concat([gone, pages]).write_parquet(draft)
-    return name
+    pages = shown.join(kept.shown, on="page", how="anti")["page"].unique().sort()
+    if single.height:
+        yield LeftOut(span, "these events are left out", (), tuple(single.rows()), tuple(pages))
+
+
+def _write_left_out(ledger: Ledger, night: Night, left_out: Sequence[LeftOut]) -> None:
+    """Ids of users are in no ledger and on no page, only here."""
+    told = [one.as_json() for one in left_out]
+    write_whole(ledger.folder / LEFT_OUT / f"{night.id}.json", json.dumps(told) + "\n")
+
+
+def _read_left_out(ledger: Ledger, night: Night) -> list[LeftOut]:
+    path = ledger.folder / LEFT_OUT / f"{night.id}.json"
+    try:
+        return [LeftOut.of_json(told) for told in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: what night {night.id} left out cannot be read ({error}). Put the file back, or begin anew from a "
+            "build: tritonrank build RECIPE"
+        ) from None
 
 
 def _within(rows: pl.DataFrame, span: Span) -> pl.DataFrame:

@@ -20,14 +20,16 @@ class LeftOut:
         reason: in words, for the ledger.
         users: whose, their pages too: what they did not like on them says nothing; None: everybody's, as of a day
             that was refused.
-        events: user and event id of single events that were copies; where there are some, they alone are left out,
-            and pages stay.
+        events: user and event id of single events, such as copies; where there are some, they alone are left out, and
+            of pages those in ``pages``.
+        pages: that lost a like with them: what was not liked on them says nothing any more.
     """
 
     span: Span
     reason: str
     users: tuple[str, ...] | None = None
     events: tuple[tuple[str, str], ...] = ()
+    pages: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For a ledger."""
@@ -43,10 +45,11 @@ class LeftOut:
         try:
             span, users = Span(float(told["span"]["start"]), float(told["span"]["end"])), told["users"]
             events = tuple((str(user), str(event)) for user, event in told["events"])
-            return cls(span, str(told["reason"]), None if users is None else tuple(map(str, users)), events)
+            pages = tuple(map(str, told["pages"]))
+            return cls(span, str(told["reason"]), None if users is None else tuple(map(str, users)), events, pages)
         except (TypeError, KeyError, ValueError) as error:
             raise DataError(
-                f"what a night left out: expected span, reason, users and events, not {told!r} ({error})"
+                f"what a night left out: expected span, reason, users, events and pages, not {told!r} ({error})"
             ) from None
 
 
@@ -57,8 +60,10 @@ def without_left_out(rows: LogRows, left_out: Sequence[LeftOut]) -> LogRows:
     if single:
         copies = pl.DataFrame(single, schema={"user_id": pl.String, "event_id": pl.String}, orient="row")
         events = events.join(copies, on=["user_id", "event_id"], how="anti", maintain_order="left")
+    if pages := [page for one in left_out for page in one.pages]:
+        shown = shown.join(pl.DataFrame({"page": pages}), on="page", how="anti", maintain_order="left")
     for one in left_out:
-        if one.users is None and not one.events:
+        if one.users is None and not one.pages and not one.events:
             outside = ~pl.col(KNOWN_AT).is_between(one.span.start, one.span.end, closed="left")
             events, shown = events.filter(outside), shown.filter(outside)
     theirs = pl.DataFrame(

@@ -1,8 +1,8 @@
 """Nights on and on: each in a process of its own, at times that stay the same however long a night takes.
 
-What a night holds (memory, threads, descriptors) ends with its process, and so does whatever goes wrong in it. Due times
-are counted from the beginning, so that nights every 24 hours stay at their hour; one that was overslept, because
-the night before took too long or the machine was off, is taken once, and at once.
+What a night holds (memory, threads, descriptors) ends with its process, and so does whatever goes wrong in it. Due
+times are counted from the beginning, so that nights every 24 hours stay at their hour; one that was overslept, because
+the night before took too long or the machine was off, is taken once, at the next due time.
 """
 
 import re

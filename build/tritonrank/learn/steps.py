@@ -4,7 +4,7 @@
 
 Each may be begun again after it was cut off anywhere: artifacts appear whole or not at all, a version is pushed by its
 content, a rollout has the night's name, by which it is found again. What ends the night is raised (``GateError`` where
-it is refused, ``NothingNewError`` where there is nothing to learn) or, where there is more to tell, told as ``refused``.
+it is refused, ``NothingNewError`` where there is nothing to learn) or told as ``refused``, where there is more to tell.
 """
 
 import shlex
@@ -13,12 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.builds import find_build
 from tritonrank.artifacts.stage import Stage, bring_up_to_date
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.event_log import first_hour, read_rows
-from tritonrank.errors import ArtifactError
 from tritonrank.learn import examples
 from tritonrank.learn.compress import compress
 from tritonrank.learn.inspecting import inspect_night, left_out_of
