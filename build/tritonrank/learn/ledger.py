@@ -54,7 +54,7 @@ class Night:
     began: float
     parent: str = ""
     base: str = ""
-    steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    steps: Mapping[StepName, Mapping[str, Any]] = field(default_factory=dict)
     attempts: int = 1
     outcome: Outcome | Literal[""] = ""
     reason: str = ""

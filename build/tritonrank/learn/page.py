@@ -162,10 +162,10 @@ def learnt_plot(nights: Sequence[Night]) -> Markup:
 def show(nights: Sequence[Night]) -> None:
     """The last nights as a table, for people."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("night", "from", "came to"):
-        table.add_column(name, no_wrap=name != "came to")
-    for name in ("hours", "events", "left out", "newest", "frozen", "min"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for column in ("night", "from", "came to"):
+        table.add_column(column, no_wrap=column != "came to")
+    for column in ("hours", "events", "left out", "newest", "frozen", "min"):
+        table.add_column(column, justify="right", no_wrap=True)
     for night in nights[-SHOWN:]:
         sets = {row.name: row for row in judged(night)}
         changes = [f"{sets[name].difference:+.4f}" if name in sets else "-" for name in ("newest", "frozen")]
@@ -194,8 +194,8 @@ def show_night(night: Night) -> None:
     if rows := judged(night):
         sets = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
         sets.add_column("judged on")
-        for name in ("lists", "served", "learnt", "difference [95%]"):
-            sets.add_column(name, justify="right", no_wrap=True)
+        for column in ("lists", "served", "learnt", "difference [95%]"):
+            sets.add_column(column, justify="right", no_wrap=True)
         sets.add_column("")
         for row in rows:
             cells = [f"{row.examples:,}", f"{row.live:.4f}", f"{row.new:.4f}"]

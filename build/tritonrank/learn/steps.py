@@ -19,10 +19,11 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.event_log import first_hour, read_rows
 from tritonrank.learn import examples
 from tritonrank.learn.compress import compress
-from tritonrank.learn.inspecting import inspect_night, left_out_of
+from tritonrank.learn.inspecting import inspect_hours, left_out_of
 from tritonrank.learn.ledger import Night, StepName
 from tritonrank.learn.night import Step
 from tritonrank.learn.night_events import learnt_until, log_of
+from tritonrank.learn.night_lists import NothingToLearnError
 from tritonrank.learn.release import publish, release
 from tritonrank.learn.run import NothingNewError, Run
 from tritonrank.learn.windows import Span, Windows, plan_windows
@@ -66,8 +67,11 @@ def make_examples(run: Run) -> dict[str, Any]:
     """New lists, replayed ones, and those that judge, as a dataset."""
     left_out = left_out_of(run.ledger, run.night)
     stage = examples.stage(run.recipe, run.workspace.dataset, run.windows, run.home.dataset, left_out)
-    counted = bring_up_to_date(stage).metrics["examples"]
-    sets = {name: len(ids) for name, ids in examples.judged_sets(run.home.dataset).items()}
+    try:
+        metrics = bring_up_to_date(stage).metrics
+    except NothingToLearnError as nothing:
+        raise NothingNewError(str(nothing)) from None
+    counted, sets = metrics["examples"], metrics["sets"]
     told = ", ".join(f"{name} {count:,}" for name, count in sets.items())
     return {
         "training": counted["train"],
@@ -144,7 +148,7 @@ def release_build(run: Run) -> dict[str, Any]:
 
 ALL: Mapping[StepName, Step] = {
     "collect": collect,
-    "inspect": inspect_night,
+    "inspect": inspect_hours,
     "examples": make_examples,
     "finetune": finetune,
     "judge": judge,

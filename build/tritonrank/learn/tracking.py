@@ -11,11 +11,13 @@ from contextlib import suppress
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.flat import flat
 from tritonrank.errors import ArtifactError
-from tritonrank.learn.ledger import Ledger, Night
+from tritonrank.learn.ledger import Ledger, Night, StepName
 from tritonrank.learn.page import PAGE_FILE, judged
 from tritonrank.pipeline.tracking import NONE, TrackedRun, in_short, log_run
 from tritonrank.recipe import Recipe
 
+COUNTS: dict[StepName, str] = {"collect": "events", "inspect": "left_out", "examples": "training"}
+"""Counts that steps told of."""
 SECTIONS = {"seed", "learn", "finetune", "model"}
 
 
@@ -46,7 +48,7 @@ def _metrics(night: Night) -> Iterator[tuple[str, float]]:
         name = row.name.replace(" ", "_")
         yield from ((f"{name}.{one}", float(getattr(row, one))) for one in ("live", "new", "difference", "low", "high"))
     yield from ((f"seconds.{step}", float(told["seconds"])) for step, told in night.steps.items())
-    for step, name in (("collect", "events"), ("inspect", "left_out"), ("examples", "training")):
+    for step, name in COUNTS.items():
         if name in night.told(step):
             yield f"{step}.{name}", float(night.told(step)[name])
     yield "accepted", float(night.outcome == "accepted")
