@@ -41,7 +41,7 @@ from tritonrank_gateway.app import create_metrics_app
 from tritonrank_gateway.serve import GRACE_SECONDS
 from tritonrank_gateway.settings import GatewaySettings, read_settings
 
-from deploy.helm.chart import CHART, Object, helm, key_of
+from deploy.helm.chart import CHART, Object, helm, key_of, render
 
 ROOT = Path(__file__).parents[1]
 CUSTOM = {
@@ -213,6 +213,21 @@ def test_a_night_pushes_what_was_built_and_has_it_judged() -> None:
     (url,) = [one["value"] for one in made["env"] if one["name"] == "TRITONRANK_ROLLOUT"]
     service = one_of("nightly", "Service", "rollout")
     assert url == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+
+
+def test_a_night_that_learns_is_one_command_that_is_not_tried_again_when_it_was_refused() -> None:
+    objects = render([CHART.parent / "values" / "nightly.yaml"], {"nightly.learn": True})
+    (job,) = [one for one in objects if one["kind"] == "CronJob"]
+    (learn,) = containers_of(job)
+    told = options_of(learn["args"])
+    assert told["recipe"] == Path("/etc/tritonrank/recipe/recipe.yaml")
+    assert told["overrides"] == ["learn.store=s3://models/shop", "learn.tag=nightly", "learn.log=/log"]
+    assert told["once"] is True
+    codes = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert codes["containerName"] == learn["name"]
+    assert GateError.exit_code in codes["values"]
+    names = {one["name"] for one in learn["env"]}
+    assert {"TRITONRANK_ROLLOUT", "TRITONRANK_ADMIN_KEY", "TRITONRANK_SIGNING_KEY"} <= names
 
 
 @pytest.mark.parametrize("values", SETS)
