@@ -14,6 +14,7 @@ from tritonrank_recommend.log.impression import Impression
 TESTS = Path(__file__).parent
 LOOSE = (
     "learn.newest_hours=4",
+    "learn.segments={}",
     "learn.delay_hours=1",
     "learn.rules.newest_loss=0.9",
     "learn.rules.frozen_loss=0.9",

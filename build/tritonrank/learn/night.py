@@ -136,7 +136,7 @@ def _take_steps(run: Run, steps: Mapping[StepName, Step]) -> Night:
             night = ledger.finish_step(night, name, time.monotonic() - started, told)
         if refused := night.told(name).get("refused"):
             return ledger.end(night, "refused", f"{name}: {refused}")
-    night = ledger.end(night, "accepted", str(night.told("judge").get("reason", "all steps passed")))
+    night = ledger.end(night, "accepted", str(night.told("judge").get("said", "all steps passed")))
     if decision := night.told("release").get("decision"):
         night = ledger.decide(night, decision, str(night.told("release")["reason"]))
     return night

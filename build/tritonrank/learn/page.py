@@ -5,7 +5,6 @@ What is drawn was measured by the nights themselves; nothing is computed here bu
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from tritonrank import report as report_room
 from tritonrank.artifacts import write_whole
+from tritonrank.learn.judging import Compared
 from tritonrank.learn.ledger import STEPS, Ledger, Night
 from tritonrank.report.plots.axes import Series, line_plot
 from tritonrank.report.plots.rows import IntervalRow, interval_plot
@@ -32,30 +32,6 @@ SHOWN = 10
 OPEN = "under way, or cut off"
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class SetRow:
-    """A judged set of one night.
-
-    Attributes:
-        name: newest, frozen, old, or a segment of the recipe.
-        examples: lists in it.
-        live, new: mean NDCG@10 of the ranker that the night started from, and of its own.
-        difference, low, high: new less live, paired, with its interval.
-        passed: whether that may stand.
-        reason: in words.
-    """
-
-    name: str
-    examples: int
-    live: float
-    new: float
-    difference: float
-    low: float
-    high: float
-    passed: bool
-    reason: str
 
 
 def write_page(ledger: Ledger, recipe: str) -> Path:
@@ -87,9 +63,9 @@ def write_page(ledger: Ledger, recipe: str) -> Path:
     return write_whole(ledger.folder / PAGE_FILE, rendered)
 
 
-def judged(night: Night) -> list[SetRow]:
-    """What the judge of a night found, set by set."""
-    return [SetRow(**row) for row in night.told("judge").get("sets", [])]
+def judged(night: Night) -> list[Compared]:
+    """What the judge of a night found, window by window and segment by segment."""
+    return [Compared(**row) for row in night.told("judge").get("compared", [])]
 
 
 def headline(nights: Sequence[Night]) -> str:
@@ -115,8 +91,8 @@ def curve(nights: Sequence[Night], name: str) -> Markup:
     for number, night in enumerate(nights, start=1):
         for row in judged(night):
             if row.name == name:
-                points["live"].append((number, row.live))
-                points["new"].append((number, row.new))
+                points["live"].append((number, row.live_ndcg))
+                points["new"].append((number, row.new_ndcg))
     series = [
         Series("served", points["live"], LIVE, dashed=True, dots=True),
         Series("learnt", points["new"], NEW, dots=True),
@@ -127,8 +103,11 @@ def curve(nights: Sequence[Night], name: str) -> Markup:
 def judged_plot(nights: Sequence[Night]) -> Markup:
     """The last judged night's differences, each with its interval."""
     rows = next((rows for night in reversed(nights) if (rows := judged(night))), [])
-    drawn = [IntervalRow(row.name, row.difference, row.low, row.high, NEW if row.passed else 2) for row in rows]
-    return interval_plot(drawn, x_label="NDCG@10, learnt less served") if drawn else Markup("")
+    drawn = [
+        IntervalRow(row.name, -100 * row.drop, -100 * row.high, -100 * row.low, NEW if row.passed else 2)
+        for row in rows
+    ]
+    return interval_plot(drawn, x_label="change of NDCG@10, %") if drawn else Markup("")
 
 
 def seconds_plot(nights: Sequence[Night]) -> Markup:
@@ -168,7 +147,7 @@ def show(nights: Sequence[Night]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for night in nights[-SHOWN:]:
         sets = {row.name: row for row in judged(night)}
-        changes = [f"{sets[name].difference:+.4f}" if name in sets else "-" for name in ("newest", "frozen")]
+        changes = [f"{-sets[name].drop:+.2%}" if name in sets else "-" for name in ("newest", "frozen")]
         collected, inspected = night.told("collect"), night.told("inspect")
         counts = [
             f"{collected['hours']:,.0f}" if "hours" in collected else "-",
@@ -194,12 +173,12 @@ def show_night(night: Night) -> None:
     if rows := judged(night):
         sets = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
         sets.add_column("judged on")
-        for column in ("lists", "served", "learnt", "difference [95%]"):
+        for column in ("lists", "served", "learnt", "change [95%]"):
             sets.add_column(column, justify="right", no_wrap=True)
         sets.add_column("")
         for row in rows:
-            cells = [f"{row.examples:,}", f"{row.live:.4f}", f"{row.new:.4f}"]
-            cells.append(f"{row.difference:+.4f} [{row.low:+.4f}, {row.high:+.4f}]")
+            cells = [f"{row.lists:,}", f"{row.live_ndcg:.4f}", f"{row.new_ndcg:.4f}"]
+            cells.append(f"{-row.drop:+.1%} [{-row.high:+.1%}, {-row.low:+.1%}]")
             sets.add_row(row.name, *cells, "" if row.passed else row.reason, style="" if row.passed else "red")
         console.print(sets)
     for finding in night.told("inspect").get("findings", []):
@@ -219,7 +198,7 @@ def result(night: Night) -> Mapping[str, Any]:
         "steps": {name: night.told(name)["seconds"] for name in night.steps},
         "build": night.told("build").get("build"),
         "source": night.told("publish").get("source"),
-        "sets": list(night.told("judge").get("sets", [])),
+        "sets": list(night.told("judge").get("compared", [])),
     }
 
 

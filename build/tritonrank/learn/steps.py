@@ -19,7 +19,9 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.event_log import first_hour, read_rows
 from tritonrank.learn import examples
 from tritonrank.learn.compress import compress
+from tritonrank.learn.guards.baseline import Measure
 from tritonrank.learn.inspecting import inspect_hours, left_out_of
+from tritonrank.learn.judging import judge_night
 from tritonrank.learn.ledger import Night, StepName
 from tritonrank.learn.night import Step
 from tritonrank.learn.night_events import learnt_until, log_of
@@ -119,7 +121,11 @@ def further(run: Run) -> Stage:
 
 def judge(run: Run) -> dict[str, Any]:
     """The new ranker against the one that it started from, on the same lists."""
-    return {}
+    standing = run.ledger.standing(run.night.base)
+    earlier = [Measure(**told) for one in standing if (told := one.told("judge").get("live_on_newest"))]
+    home = run.home
+    verdict = judge_night(run.recipe, home.dataset, run.live.teacher, home.teacher, home.judgements, earlier)
+    return verdict.as_json() | {"refused": verdict.refused, "said": "; ".join(verdict.reasons)}
 
 
 def build(run: Run) -> dict[str, Any]:

@@ -46,7 +46,9 @@ def _metrics(night: Night) -> Iterator[tuple[str, float]]:
     """``<set>.<figure>`` of each judged set, seconds of each step, and the outcome as 0 or 1."""
     for row in judged(night):
         name = row.name.replace(" ", "_")
-        yield from ((f"{name}.{one}", float(getattr(row, one))) for one in ("live", "new", "difference", "low", "high"))
+        yield from (
+            (f"{name}.{one}", float(getattr(row, one))) for one in ("live_ndcg", "new_ndcg", "drop", "low", "high")
+        )
     yield from ((f"seconds.{step}", float(told["seconds"])) for step, told in night.steps.items())
     for step, name in COUNTS.items():
         if name in night.told(step):
