@@ -99,6 +99,10 @@ class Build:
         return Judgement(rung, pl.read_parquet(path, glob=False)) if path.is_file() else None
 
 
+OF_BEFORE = frozenset({"base", "start"})
+"""Parents that a night of learning takes from the build before it (``learn/``): a dataset and a ranker."""
+
+
 @dataclass(frozen=True)
 class LadderRow:
     """One rung; None is what is not known."""
@@ -273,6 +277,7 @@ def _of_one_build(read: Mapping[str, Artifact]) -> tuple[dict[str, Artifact], li
 def _strangers(artifacts: Mapping[str, Artifact]) -> dict[str, list[str]]:
     """Which parents are not among them, by name; records may tell of what is gone."""
     there = {artifact.manifest.artifact for artifact in artifacts.values()}
+    there |= {hash_ for one in artifacts.values() for name, hash_ in one.manifest.parents.items() if name in OF_BEFORE}
     found = {
         name: [parent for parent, hash_ in artifact.manifest.parents.items() if hash_ not in there]
         for name, artifact in artifacts.items()
