@@ -46,6 +46,7 @@ COMMANDS += [
     "pull",
     "store",
     "rollout",
+    "learn",
     "sweep-log",
     "fleet",
     "search",

@@ -16,7 +16,7 @@ from tritonrank.artifacts.stage import bring_up_to_date
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ArtifactError
 from tritonrank.pipeline.record import record
-from tritonrank.pipeline.stages import stages
+from tritonrank.pipeline.stages import COMPARE, stages
 from tritonrank.recipe import Recipe
 
 LEARNT = ("prepare", "finetune")
@@ -38,10 +38,12 @@ def compress(recipe: Recipe, home: Workspace, live: Workspace, root: Path) -> Re
         ArtifactError, StorageError: as the stages say.
     """
     left = list(LEARNT)
+    if recipe.gate.training != "stop":  # the summary says as much; only a stop needs to know before
+        left.append(COMPARE)
     if recipe.retrieval and recipe.learn.retriever == "keep":
         _hand_over(live.retriever, home.retriever)
         left.append(RETRIEVER)
-    chosen = stages(recipe, home)
+    chosen = [stage for stage in stages(recipe, home) if stage.verb != COMPARE or COMPARE not in left]
     with only_writer(home.root):
         for stage in chosen:
             if stage.verb not in left:
