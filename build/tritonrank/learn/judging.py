@@ -233,9 +233,11 @@ def _compare(sets: Mapping[str, Lists], rules: NightRules, seed: int) -> list[Co
     generator = np.random.default_rng(seed)
     resampled: dict[str, list[Floats]] = {name: [] for name in sets}
     for _ in range(BOOTSTRAP_SAMPLES // RESAMPLES_AT_ONCE):
-        weights = generator.multinomial(len(people), np.full(len(people), 1 / len(people)), RESAMPLES_AT_ONCE)
+        picks = generator.integers(0, len(people), (RESAMPLES_AT_ONCE, len(people)))
+        cells = picks + len(people) * np.arange(RESAMPLES_AT_ONCE)[:, None]
+        copies = np.bincount(cells.reshape(-1), minlength=cells.size).reshape(cells.shape).astype(np.float64)
         for name, both in sums.items():
-            resampled[name].append(_drop(weights.astype(float) @ both))
+            resampled[name].append(_drop(copies @ both))
     drops = {name: np.concatenate(parts) for name, parts in resampled.items()}
     segments = [name for name in sets if name not in WINDOWS]
     wide = _deviation({name: drops[name] for name in segments}, {name: _drop(sums[name].sum(0)) for name in segments})
