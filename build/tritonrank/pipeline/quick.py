@@ -56,7 +56,7 @@ def run_quick(recipe: Recipe, workspace: Workspace, command: Sequence[str]) -> N
             f"--quick: {recipe.name} takes the checkpoint {recipe.model.checkpoint} as it is, so that there is no "
             "training to forecast. Leave --quick out, or name the checkpoint as model.base to train it further"
         )
-    run_stages(recipe, workspace, until="prepare")
+    run_stages(recipe, workspace, until="images" if recipe.images else "prepare")
     finetune.check_models(recipe, workspace)
     with only_writer(workspace.root):
         bring_up_to_date(stage(recipe, workspace))

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tritonrank_runtime.images import without_images
+from tritonrank_runtime.images import ImageTable, without_images
 from tritonrank_runtime.item_text import render_fields
 from tritonrank_runtime.text import TextRules
 
@@ -24,7 +24,7 @@ from tritonrank.rankers.pretrained import load_encoder, load_tokenizer
 from tritonrank.rankers.scorers import torch_scorer
 from tritonrank.rankers.text_budgets import text_rules
 from tritonrank.recipe import Recipe
-from tritonrank.train.finetune import untrained_ranker
+from tritonrank.train.finetune import images_of, untrained_ranker
 
 UNTRAINED = "untrained"
 UNTRAINED_EXAMPLES = 50
@@ -34,13 +34,16 @@ FREE_BASELINES = ("popularity", "item kNN", "zero-shot cosine")
 """What costs no training and no model server: a ranker that loses to one of them is not worth its place."""
 
 
-def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[str, Callable[[], ExampleScorer]]:
+def all_baselines(
+    recipe: Recipe, dataset: Dataset, rules: TextRules, workspace: Workspace
+) -> dict[str, Callable[[], ExampleScorer]]:
     """The maker of every baseline by name, cheapest first; a ready checkpoint has no untrained state.
 
     Args:
         recipe: its seed and model.
         dataset: what may be counted.
         rules: the ranker's.
+        workspace: with the images, where the ranker reads some.
     """
     makers: dict[str, Callable[[], ExampleScorer]] = {
         "random": lambda: random_baseline(recipe.seed),
@@ -48,7 +51,9 @@ def all_baselines(recipe: Recipe, dataset: Dataset, rules: TextRules) -> dict[st
         "item kNN": lambda: neighbour_baseline(dataset.training_events),
         "zero-shot cosine": lambda: cosine_baseline(recipe, dataset, rules),
     }
-    return makers if recipe.model.checkpoint else makers | {UNTRAINED: lambda: untrained_baseline(recipe, dataset)}
+    if recipe.model.checkpoint:
+        return makers
+    return makers | {UNTRAINED: lambda: untrained_baseline(recipe, dataset, images_of(recipe, workspace))}
 
 
 def baseline_judgements(
@@ -71,7 +76,7 @@ def baseline_judgements(
     key = stage_key("baselines", settings, {"dataset": read_manifest(workspace.dataset)})
     test = sha256_file(workspace.dataset / "test.parquet")
     judged = {}
-    for name, make in all_baselines(recipe, dataset, rules).items():
+    for name, make in all_baselines(recipe, dataset, rules, workspace).items():
         if names is None or name in names:
             path = workspace.judgements / f"{name.replace(' ', '-')}-{key[:16]}-{test[:16]}.parquet"
             is_chance = name == UNTRAINED and not answers
@@ -112,11 +117,11 @@ def cosine_baseline(recipe: Recipe, dataset: Dataset, rules: TextRules) -> Examp
     return score
 
 
-def untrained_baseline(recipe: Recipe, dataset: Dataset) -> ExampleScorer:
+def untrained_baseline(recipe: Recipe, dataset: Dataset, images: ImageTable | None = None) -> ExampleScorer:
     """The base model with the head that fine-tuning starts from: a random one, or a language model's own answers, which
     makes it the zero-shot ranker."""
     torch.manual_seed(recipe.seed)
-    model, tokenizer = untrained_ranker(recipe.model_copy(update={"model": recipe.model.untrained}))
+    model, tokenizer = untrained_ranker(recipe.model_copy(update={"model": recipe.model.untrained}), images=images)
     scorer = torch_scorer(model.eval(), tokenizer)
     return lambda example: scorer.score(requests_of(dataset, [example], tokenizer.rules)[0])
 

@@ -31,7 +31,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.report.baselines import FREE_BASELINES, baseline_judgements
 from tritonrank.report.quick_table import QUICK_FILE
 from tritonrank.system import progress
-from tritonrank.train.finetune import by_example, scores_of_teacher, untrained_ranker
+from tritonrank.train.finetune import by_example, images_of, scores_of_teacher, untrained_ranker
 from tritonrank.train.training import train_ranker
 
 RUNS = 4
@@ -151,7 +151,7 @@ def _run(
     size = len(dataset.training)
     set_seed(recipe.seed)
     rules = text_rules(recipe, workspace.dataset)
-    model, tokenizer = untrained_ranker(recipe, rules)
+    model, tokenizer = untrained_ranker(recipe, rules, images_of(recipe, workspace))
     work = work_folder(workspace.quick) / str(size)
     trained = train_ranker(
         "training",

@@ -62,7 +62,7 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     """
     set_seed(recipe.seed)
     rules = text_rules(recipe, workspace.dataset)
-    images = ImageTable.open(workspace.images) if recipe.images else None
+    images = images_of(recipe, workspace)
     model, tokenizer = untrained_ranker(recipe, rules, images)
     if recipe.model.checkpoint:
         save_checkpoint(recipe, model, draft.folder, rules)
@@ -97,6 +97,11 @@ def finetune(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
             link_table(workspace.images, draft.folder / FOLDER)
         draft.metrics |= {"trained": True} | metrics
     wait_for_all()
+
+
+def images_of(recipe: Recipe, workspace: Workspace) -> ImageTable | None:
+    """The images that a recipe's ranker reads; None where it reads texts alone."""
+    return ImageTable.open(workspace.images) if recipe.images else None
 
 
 def check_model(recipe: Recipe) -> None:

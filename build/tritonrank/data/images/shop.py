@@ -1,8 +1,8 @@
 """A generated shop whose pictures show what its titles hide: ``python -m tritonrank.data.images.shop FOLDER``.
 
-An item has a kind, which its title names, and a colour and a pattern, which its picture alone shows. Everybody likes
-what is in fashion, two colours and a pattern, and everyone has kinds and a colour of their own. So a ranker of texts
-can learn the kinds, and a ranker of images everything: what images are worth is the difference.
+An item has a kind, which its title names, and a colour and a pattern, which its picture alone shows. Everyone likes
+two kinds, one colour and one pattern, and chooses by them. So a ranker of texts can learn the kinds, and a ranker of
+images everything: what images are worth is the difference.
 
 The folder gets items.csv, events.csv and pictures/*.png; recipes/images.yaml reads them.
 """
@@ -32,8 +32,7 @@ PATTERNS = ("plain", "stripes", "dots")
 SIDE = 96
 """Pixels of a picture."""
 FEWEST_EVENTS, MOST_EVENTS = 7, 12
-IN_FASHION = ("yellow", "blue", "dots")
-KIND_PULL, COLOUR_PULL, FASHION_PULL = 2.0, 1.5, 2.0
+KIND_PULL, COLOUR_PULL, PATTERN_PULL = 1.5, 4.0, 1.5
 """How strongly each reason speaks for an item, in units of a softmax logit."""
 WITHOUT_PICTURE = 0.05
 """Share of the items that have none, as in any shop."""
@@ -78,12 +77,12 @@ def write_shop(folder: Path, items: int = 240, users: int = 700, seed: int = 17)
 
 def _events(user: int, looks: list[Look], random: np.random.Generator) -> list[tuple[str, str, int]]:
     kinds = {_pick(KINDS, random) for _ in range(2)}
-    colour = _pick([*COLOURS], random)
+    colour, pattern = _pick([*COLOURS], random), _pick(PATTERNS, random)
     liking = np.array(
         [
             KIND_PULL * (look.kind in kinds)
             + COLOUR_PULL * (look.colour == colour)
-            + FASHION_PULL * sum(one in IN_FASHION for one in (look.colour, look.pattern))
+            + PATTERN_PULL * (look.pattern == pattern)
             for look in looks
         ]
     )
