@@ -34,9 +34,15 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules
 pytestmark = pytest.mark.slow
 
 SHORT = {
-    "text": {"query_tokens": 4, "history_items": 6, "history_tokens": 48, "candidate_tokens": 8},
-    "examples": {"training_examples": 3_000, "judged_negatives": 29, "validation_users": 40, "test_users": 200},
-    "finetune": {"learning_rate": 2.0e-3, "examples_per_step": 16, "epochs": 3, "evaluations": 2},
+    "text": {"query_tokens": 4, "history_items": 6, "history_tokens": 60, "candidate_tokens": 16},
+    "examples": {"training_examples": 2_000, "judged_negatives": 29, "validation_users": 40, "test_users": 200},
+    "finetune": {
+        "learning_rate": 1.0e-3,
+        "examples_per_step": 16,
+        "epochs": 4,
+        "evaluations": 3,
+        "mixed_precision": "off",
+    },
     "quantize": {"calibration_examples": 24},
     "gate": {"budget": 0.1},
 }
@@ -69,7 +75,7 @@ def build(root: Path, name: str, until: str, **more: object) -> Build:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shop")
-    write_shop(root, items=160, users=600)
+    write_shop(root)
     torch.manual_seed(5)
     config = BertConfig(
         vocab_size=30_522,
