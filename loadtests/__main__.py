@@ -25,6 +25,7 @@ from loadtests.report import report
 from loadtests.rules import rules
 from loadtests.run import run
 from loadtests.sharing import sharing
+from loadtests.shoppers.verb import shoppers
 from loadtests.simulate.forecasts import forecast
 from loadtests.simulate.verb import simulate
 from loadtests.soak import soak
@@ -64,6 +65,7 @@ app.command()(rules)
 app.command()(dashboards)
 app.command()(simulate)
 app.command()(forecast)
+app.command()(shoppers)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

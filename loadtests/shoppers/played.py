@@ -23,8 +23,8 @@ from tritonrank_recommend.log.parquet import event_table, impression_table
 from loadtests.shoppers.visits import Step, liked_in, react, second_of, settled_by, steps_of
 from loadtests.shoppers.world import World
 
-START = 1_790_000_000 - 1_790_000_000 % 86_400
-"""Midnight (UTC) of day 0 where nobody says another one."""
+START = 1_736_121_600
+"""Midnight (UTC) of day 0 where nobody says another one: Monday, 2025-01-06."""
 _ORDERS = 20
 Row = TypeVar("Row")
 
