@@ -30,6 +30,8 @@ class ShownPage:
         regret: clicks that the best order would get beyond those.
         ranker: artifact that ranked; empty where none did.
         degraded: what was missing, as the answer says.
+        page: token of the page, as the log has it.
+        chances: by item how likely a look at it ends in a click.
     """
 
     user: str
@@ -41,6 +43,8 @@ class ShownPage:
     regret: float
     ranker: str = ""
     degraded: str = ""
+    page: str = ""
+    chances: tuple[float, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For a file of results."""
@@ -48,7 +52,14 @@ class ShownPage:
 
 
 def measured(
-    world: World, step: Step, items: Sequence[str], liked: Floats, ranker: str = "", degraded: str = ""
+    world: World,
+    step: Step,
+    items: Sequence[str],
+    liked: Floats,
+    *,
+    page: str = "",
+    ranker: str = "",
+    degraded: str = "",
 ) -> ShownPage:
     """What a page was worth.
 
@@ -57,10 +68,12 @@ def measured(
         step: what was asked for.
         items: of the page.
         liked: [all items] ``visits.liked_in`` at that moment.
+        page: its token.
         ranker: that ranked.
         degraded: what was missing.
     """
-    gains = liked[[world.place[item] for item in items[:FIRST]]]
+    shown = liked[[world.place[item] for item in items]]
+    gains = shown[:FIRST]
     best = np.sort(liked)[::-1][:FIRST]
     clicks, most = (float(LOOKED_AT[: len(one)] @ clicked_when_looked_at(one)) for one in (gains, best))
     return ShownPage(
@@ -73,6 +86,8 @@ def measured(
         regret=most - clicks,
         ranker=ranker,
         degraded=degraded,
+        page=page,
+        chances=tuple(clicked_when_looked_at(shown).tolist()),
     )
 
 

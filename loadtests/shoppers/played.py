@@ -5,6 +5,7 @@ The log is written by the gateway's own code, into the hours of the simulated ti
 """
 
 import hashlib
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec.structs import replace
+from tritonrank_recommend.engine.arrange import Situation
+from tritonrank_recommend.engine.exploring import explored
+from tritonrank_recommend.engine.listing import Listed
+from tritonrank_recommend.engine.pages import Entry
+from tritonrank_recommend.engine.rules import Explore
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log import layout
 from tritonrank_recommend.log.impression import Impression
@@ -58,16 +64,23 @@ def known_in_part(noise: float = 2.0) -> Policy:
 
     def order(world: World, step: Step) -> Sequence[str]:
         liked = liked_in(world, step)
-        random = np.random.default_rng([world.settings.seed, _ORDERS, step.user, step.day + 10_000, step.number])
+        chance = np.random.default_rng([world.settings.seed, _ORDERS, step.user, step.day + 10_000, step.number])
         with np.errstate(divide="ignore"):
-            seen = np.log(liked / (1 - liked)) + random.normal(0, noise, len(liked))
+            seen = np.log(liked / (1 - liked)) + chance.normal(0, noise, len(liked))
         return [world.items[place].item_id for place in np.argsort(-seen) if liked[place] > 0]
 
     return order
 
 
 def play_day(
-    world: World, day: int, policy: Policy, past: Past | None = None, *, size: int = 10, start: float = START
+    world: World,
+    day: int,
+    policy: Policy,
+    past: Past | None = None,
+    *,
+    size: int = 10,
+    start: float = START,
+    swap: float = 0.0,
 ) -> DayLog:
     """A day as it goes where a policy ranks.
 
@@ -78,16 +91,22 @@ def play_day(
         past: of all days before; this one is added.
         size: items of a page.
         start: unix seconds at which day 0 begins.
+        swap: probability with which pairs of neighbours change places, by the gateway's own lots.
     """
     past = Past() if past is None else past
+    lots = random.Random(f"{world.settings.seed}/{day}")
     events: list[Event] = []
     shown: list[Impression] = []
     for step in steps_of(world, day):
         user, at = world.users[step.user], second_of(start, step)
         settled = past.settled[user]
-        items = [item for item in policy(world, step) if item not in settled][:size]
+        entries = [Entry(item, 0.0, None, []) for item in policy(world, step) if item not in settled]
+        rule = Explore(swap=swap, first=size) if swap else None
+        placed = explored(Listed(entries), rule, Situation(now=at), lots.random)[:size]
+        items = [entry.item_id for entry in placed]
         page = hashlib.sha256(f"{world.settings.seed}/{user}/{day}/{step.number}".encode()).hexdigest()[:32]
-        shown.append(page_of(page, step.query, items, user=user, at=at))
+        unmoved = page_of(page, step.query, items, user=user, at=at)
+        shown.append(_with_lots(unmoved, placed) if swap else unmoved)
         did = react(world, step, page, items, settled, at=at)
         past.note(did)
         events += [replace(event, received_at=event.timestamp) for event in did]
@@ -101,12 +120,21 @@ def page_of(page: str, query: str, items: Sequence[str], *, user: str, at: float
     return Impression(page, user, query, at, "", tuple(items), places, places, still, still)
 
 
+def _with_lots(page: Impression, placed: Sequence[Entry]) -> Impression:
+    return replace(
+        page,
+        policy_positions=tuple(entry.policy_position for entry in placed),
+        move_up=tuple(entry.move_up for entry in placed),
+        move_down=tuple(entry.move_down for entry in placed),
+    )
+
+
 def play(
-    world: World, days: Iterable[int], policy: Policy, *, size: int = 10, start: float = START
+    world: World, days: Iterable[int], policy: Policy, *, size: int = 10, start: float = START, swap: float = 0.0
 ) -> Mapping[int, DayLog]:
     """Days one after the other, as ``play_day``."""
     past = Past()
-    return {day: play_day(world, day, policy, past, size=size, start=start) for day in days}
+    return {day: play_day(world, day, policy, past, size=size, start=start, swap=swap) for day in days}
 
 
 def write_log(folder: Path, days: Iterable[DayLog]) -> None:

@@ -18,6 +18,7 @@ from tritonrank_recommend.events import Event
 from loadtests.processes import SystemFaultError
 from loadtests.shoppers.clock import SimulatedClock
 from loadtests.shoppers.encoder import write_encoder
+from loadtests.shoppers.estimates import Chances
 from loadtests.shoppers.measures import Gain, ShownPage, gain
 from loadtests.shoppers.played import START, DayLog, known_in_part, play, write_log
 from loadtests.shoppers.system import System, copy_system, run_verb, write_items, write_recipe
@@ -91,6 +92,10 @@ class Study:
         """By how much the learning system's pages were better, on some days or on all."""
         one, other = ([page for page in self.pages[arm] if days is None or page.day in days] for arm in (FIRST, FROZEN))
         return gain(one, other, self.settings.world.seed)
+
+    def chances(self, arm: str) -> Chances:
+        """What estimates by clicks are held against, of the pages of a system."""
+        return {page.page: dict(zip(page.items, page.chances, strict=True)) for page in self.pages[arm]}
 
     def as_json(self) -> dict[str, Any]:
         """For the file of results."""

@@ -183,6 +183,7 @@ class System:
             step,
             items,
             liked_in(self.world, step, settled),
+            page=str(answer["page"]),
             ranker=str(answer.get("artifacts", {}).get("ranker", "")),
             degraded=", ".join(answer.get("degraded_reasons", [])),
         )

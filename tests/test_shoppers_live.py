@@ -1,0 +1,92 @@
+"""A few compressed days at two real systems: gateway, Triton, store, log and a night of learning; no stand-ins."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from tritonrank.data.event_log import read_rows
+
+from loadtests.shoppers.estimates import check_estimates
+from loadtests.shoppers.played import START
+from loadtests.shoppers.study import FIRST, FROZEN, Study, StudySettings, run_study
+from loadtests.shoppers.visits import steps_of
+from loadtests.shoppers.world import DAY_SECONDS, World, WorldSettings
+
+pytestmark = pytest.mark.slow  # servers of its own
+DAYS = 3
+SHOP = WorldSettings(seed=2, users=24, items=72, before=6, days=DAYS, arriving=2)
+
+
+@pytest.fixture(scope="module")
+def played(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    root = tmp_path_factory.mktemp("shoppers")
+    recipe = yaml.safe_load((Path(__file__).parents[1] / "loadtests/shoppers/shop.yaml").read_text())
+    recipe["model"] = {"base": str(tiny_base)}
+    recipe["examples"] |= {"training_examples": 60, "judged_negatives": 9, "validation_users": 5, "test_users": 10}
+    file = root / "shop.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    study = run_study(StudySettings(file, SHOP, night="build", swap=0.5, candidates=30), root / "study", print)
+    return study, root / "study"
+
+
+def test_everybody_who_comes_sees_a_page_of_what_is_sold(played: tuple[Study, Path]) -> None:
+    study, _ = played
+    world = World(SHOP)
+    for pages in study.pages.values():
+        asked = [(world.users[step.user], day, step.query) for day in range(DAYS) for step in steps_of(world, day)]
+        assert [(page.user, page.day, page.query) for page in pages] == asked
+        for page in pages:
+            assert len(page.items) == 10
+            assert all(world.sold(page.day)[world.place[item]] for item in page.items)
+            assert not page.degraded
+
+
+def test_each_night_another_ranker_serves_and_the_frozen_system_keeps_its_own(played: tuple[Study, Path]) -> None:
+    study, _ = played
+    rankers = {
+        arm: [{page.ranker for page in pages if page.day == day} for day in range(DAYS)]
+        for arm, pages in study.pages.items()
+    }
+    assert all(len(one) == 1 for days in rankers.values() for one in days)
+    assert len(set.union(*rankers[FROZEN])) == 1
+    assert rankers[FIRST][0] == rankers[FROZEN][0]
+    assert [night.served for night in study.nights] == (DAYS - 1) * [True]
+    assert len(set.union(*rankers[FIRST])) == DAYS
+    assert study.gain().users > 20
+
+
+def log_of(root: Path, arm: str) -> Mapping[str, pl.DataFrame]:
+    rows = read_rows(root / arm / "artifacts" / "shop" / "events", START, START + DAYS * DAY_SECONDS)
+    return {"events": rows.events, "shown": rows.shown}
+
+
+def test_the_log_is_of_the_simulated_days(played: tuple[Study, Path]) -> None:
+    study, root = played
+    log = log_of(root, FIRST)
+    days = ((log["shown"]["shown_at"] - START) // DAY_SECONDS).cast(pl.Int64).to_list()
+    assert days == [page.day for page in study.pages[FIRST]]
+    late = (log["events"]["received_at"] - log["events"]["timestamp"]).to_numpy()
+    assert (late > -60).all()
+    assert (late < 3_600).all()  # what was sent again would be days older
+    assert log["events"]["event_id"].is_unique().all()
+
+
+def test_both_systems_began_alike(played: tuple[Study, Path]) -> None:
+    """Of the same build, with the same past, the first page of each is the same, but for the order by lots."""
+    study, _ = played
+    first, frozen = (study.pages[arm][0] for arm in (FIRST, FROZEN))
+    assert set(first.items) == set(frozen.items)
+    assert dict(zip(first.items, first.chances, strict=True)) == dict(zip(frozen.items, frozen.chances, strict=True))
+
+
+def test_estimates_from_the_gateways_log_hold_the_truth(played: tuple[Study, Path]) -> None:
+    from tritonrank.learn.shown_lists import shown_pages
+
+    study, root = played
+    end = START + DAYS * DAY_SECONDS
+    rows = read_rows(root / FROZEN / "artifacts" / "shop" / "events", START, end)
+    pages = shown_pages(rows, 1.0, end)
+    for held in check_estimates(pages, study.chances(FROZEN), runs=20):
+        assert held.held >= 0.9 * held.runs, held
