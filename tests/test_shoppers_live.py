@@ -8,7 +8,6 @@ import pytest
 import yaml
 from tritonrank.data.event_log import read_rows
 
-from loadtests.shoppers.estimates import check_estimates
 from loadtests.shoppers.played import START
 from loadtests.shoppers.study import FIRST, FROZEN, Study, StudySettings, run_study
 from loadtests.shoppers.visits import steps_of
@@ -82,11 +81,7 @@ def test_both_systems_began_alike(played: tuple[Study, Path]) -> None:
 
 
 def test_estimates_from_the_gateways_log_hold_the_truth(played: tuple[Study, Path]) -> None:
-    from tritonrank.learn.shown_lists import shown_pages
-
-    study, root = played
-    end = START + DAYS * DAY_SECONDS
-    rows = read_rows(root / FROZEN / "artifacts" / "shop" / "events", START, end)
-    pages = shown_pages(rows, 1.0, end)
-    for held in check_estimates(pages, study.chances(FROZEN), runs=20):
+    study, _ = played
+    assert {held.order for held in study.estimates} == {"ranker", "best", "best less ranker"}
+    for held in study.estimates:
         assert held.held >= 0.9 * held.runs, held

@@ -39,6 +39,7 @@ def render(study: Study, world: World) -> str:
         seconds=study.seconds,
         figures=[*(_measure(study, name, title) for name, title in MEASURES.items()), _gain(study), _trends(world)],
         nights=study.nights,
+        estimates=study.estimates,
     )
 
 

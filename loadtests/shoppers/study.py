@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars as pl
+from tritonrank.data.event_log import read_rows
+from tritonrank.learn.shown_lists import shown_pages
 from tritonrank_recommend.events import Event
 
 from loadtests.processes import SystemFaultError
 from loadtests.shoppers.clock import SimulatedClock
 from loadtests.shoppers.encoder import write_encoder
-from loadtests.shoppers.estimates import Chances
+from loadtests.shoppers.estimates import Chances, Held, check_estimates
 from loadtests.shoppers.measures import Gain, ShownPage, gain
 from loadtests.shoppers.played import START, DayLog, known_in_part, play, write_log
 from loadtests.shoppers.system import System, copy_system, run_verb, write_items, write_recipe
@@ -28,9 +30,11 @@ Night = Literal["learn", "build", "none"]
 """What a system does at night: learn on, be built anew from its log, nothing."""
 NIGHTS: tuple[Night, ...] = get_args(Night)
 FIRST, FROZEN = "learning", "frozen"
-NIGHT_SECOND = 2 * 3_600
-"""Of the day after, at which the night begins: who came last has acted, and the log's hours are over."""
+NIGHT_SECOND = 4.5 * 3_600
+"""Of the day after, at which the night begins: of the whole day it is settled what became of each page."""
 BUILD_SECONDS, NIGHT_SECONDS = 1_800.0, 900.0
+CLICK_HOURS = 6.0
+"""In which a click counts for its page, as in shop.yaml; people need a minute, and the log some hours of theirs."""
 Say = Callable[[str], None]
 
 
@@ -80,12 +84,14 @@ class Study:
         settings: what was played.
         pages: of both systems, in the order in which they were shown.
         nights: of the learning one.
+        estimates: by clicks on the frozen one's pages, against the truth; none where no lots were drawn.
         seconds: all took.
     """
 
     settings: StudySettings
     pages: dict[str, list[ShownPage]] = field(default_factory=lambda: {FIRST: [], FROZEN: []})
     nights: list[NightRun] = field(default_factory=list)
+    estimates: list[Held] = field(default_factory=list)
     seconds: float = 0.0
 
     def gain(self, days: Sequence[int] | None = None) -> Gain:
@@ -112,6 +118,7 @@ class Study:
             "gain": self.gain().as_json(),
             "by_day": [self._day_as_json(day) for day in days],
             "nights": [asdict(night) for night in self.nights],
+            "estimates": [held.as_json() for held in self.estimates],
         }
 
     def _day_as_json(self, day: int) -> dict[str, Any]:
@@ -164,6 +171,10 @@ def run_study(settings: StudySettings, root: Path, say: Say, *, start: float = S
                 study.nights.append(_night(settings.night, systems[FIRST], day, start))
                 night = study.nights[-1]
                 say(f"night {day}: {night.seconds:.0f} s, {'another ranker serves' if night.served else night.said}")
+    if settings.swap:
+        end = start + settings.world.days * DAY_SECONDS
+        read = shown_pages(read_rows(systems[FROZEN].log, start, end), CLICK_HOURS, end + DAY_SECONDS, {"click": 1.0})
+        study.estimates = check_estimates(read, study.chances(FROZEN), seed=settings.world.seed)
     study.seconds = time.monotonic() - began
     return study
 

@@ -101,5 +101,11 @@ def show(study: Study) -> None:
         )
     out = Console(emoji=False)
     out.print(table)
+    if study.estimates:
+        held = Table("estimate", "clicks per page of the order", "truth", "mean", "held by intervals of 95%")
+        for one in study.estimates:
+            told = f"{one.truth:.3f}", f"{one.mean:.3f}", f"{one.held} of {one.runs}"
+            held.add_row(one.estimator, one.order, *told)
+        out.print(held)
     found = study.gain()
     out.print(f"NDCG@10: {found.ndcg}, clicks per page: {found.clicks}; {found.users} users", highlight=False)

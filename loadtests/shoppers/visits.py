@@ -24,6 +24,8 @@ LOOKED_AT: Floats = np.arange(1, PLACES + 1) ** -0.7
 """[places] how likely each is looked at; the first always is."""
 NOISE = 0.02
 """Of the looks, that end in a click whatever is there, or in none."""
+OPENS, CLOSES = 17 * 3_600, 21 * 3_600
+"""Seconds of the day between which people come: in the evening, so that all are done when the night begins."""
 VISIT_SHARE, SEARCH_SHARE = 0.6, 0.5
 """How likely a person comes on a day, and searches when there."""
 CART_SHARE, BUY_SHARE, SKIP_SHARE = 0.4, 0.5, 0.04
@@ -63,8 +65,7 @@ def steps_of(world: World, day: int) -> list[Step]:
         random = _random(world, _COMES, user, day)
         if random.random() >= VISIT_SHARE:
             continue
-        # Between 6 and 22 o'clock, and with room for the steps.
-        second = float(random.uniform(6 * 3_600, 22 * 3_600))
+        second = float(random.uniform(OPENS, CLOSES))
         found.append(Step(user, day, 0, second))
         if random.random() < SEARCH_SHARE:
             taste = world.taste(user, day)
