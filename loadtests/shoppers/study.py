@@ -173,7 +173,7 @@ def run_study(settings: StudySettings, root: Path, say: Say, *, start: float = S
                 say(f"night {day}: {night.seconds:.0f} s, {'another ranker serves' if night.served else night.said}")
     if settings.swap:
         end = start + settings.world.days * DAY_SECONDS
-        read = shown_pages(read_rows(systems[FROZEN].log, start, end), CLICK_HOURS, end + DAY_SECONDS, {"click": 1.0})
+        read = shown_pages(read_rows(systems[FROZEN].log, start, end), CLICK_HOURS, end + DAY_SECONDS)
         study.estimates = check_estimates(read, study.chances(FROZEN), seed=settings.world.seed)
     study.seconds = time.monotonic() - began
     return study
