@@ -15,6 +15,7 @@ from tritonrank.artifacts import write_whole
 from tritonrank.data.event_log import read_rows
 from tritonrank.data.tables import load_items
 from tritonrank.errors import ArtifactError
+from tritonrank.learn.exposure import exposure_by_day, liked_of
 from tritonrank.learn.guards.baseline import Baseline
 from tritonrank.learn.guards.findings import NightInspection
 from tritonrank.learn.guards.inspection import inspect_night
@@ -60,6 +61,7 @@ def inspect_hours(run: Run) -> dict[str, Any]:
         "days": days,
         "findings": [finding for day in days for finding in day["findings"]],
         "left_out": left_out,
+        "exposure": _exposure(run, items),
         "until": fresh.end,
         "said": f"refused: {refused}" if refused else said if days else "all of these hours were looked through before",
     }
@@ -99,6 +101,20 @@ def left_out_of(ledger: Ledger, night: Night) -> list[LeftOut]:
     """
     sound = [one for one in _earlier(ledger, night) if one.told("inspect") and not one.told("inspect")["refused"]]
     return [entry for one in (*sound, night) for entry in _read_left_out(ledger, one)]
+
+
+def _exposure(run: Run, items: Sequence[str]) -> list[dict[str, Any]]:
+    """Who was shown on the days of these hours: the share of the most popular tenth, and Gini (``exposure.py``)."""
+    windows, known = run.windows, pl.Series("item_id", items, dtype=pl.String)
+    rows = read_rows(log_of(run.recipe), windows.read.start, windows.read.end)
+    if rows.shown.is_empty():
+        return []
+    figures = exposure_by_day(rows.shown, liked_of(rows.events), known)
+    first = pl.from_epoch(pl.lit(int(windows.new.start)), "s").dt.date()
+    return [
+        {"day": day.isoformat(), "top_tenth": None if tenths is None else tenths[0], "gini": gini}
+        for day, tenths, gini in figures.filter(pl.col("day") >= first).select("day", "deciles", "gini").rows()
+    ]
 
 
 def _item_ids(run: Run) -> list[str]:

@@ -3,6 +3,7 @@
 What is drawn was measured by the nights themselves; nothing is computed here but differences.
 """
 
+import datetime
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ def write_page(ledger: Ledger, recipe: str) -> Path:
         last=judged_plot(nights),
         seconds=seconds_plot(nights),
         learnt=learnt_plot(nights),
+        exposure=exposure_plot(nights),
     )
     return write_whole(ledger.folder / PAGE_FILE, rendered)
 
@@ -136,6 +138,20 @@ def learnt_plot(nights: Sequence[Night]) -> Markup:
     ]
     series = [Series("read", events, NEW, dots=True), Series("left out", left_out, 2, dots=True)]
     return line_plot(series, x_label="night", y_label="events")
+
+
+def exposure_plot(nights: Sequence[Night]) -> Markup:
+    """Whether lists become narrower while they are learnt from: by day, as the last night to see it counted."""
+    days = {row["day"]: row for night in nights for row in night.told("inspect").get("exposure", [])}
+    if not days:
+        return Markup("")
+    ordinals = {day: datetime.date.fromisoformat(day).toordinal() for day in sorted(days)}
+    first = min(ordinals.values())
+    top, gini = (
+        [(float(place - first), days[day][name]) for day, place in ordinals.items()] for name in ("top_tenth", "gini")
+    )
+    series = [Series("most popular tenth", top, NEW, dots=True), Series("Gini", gini, 2, dots=True)]
+    return line_plot(series, x_label="day", y_label="share of what was shown; Gini")
 
 
 def show(nights: Sequence[Night]) -> None:

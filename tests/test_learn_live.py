@@ -1,0 +1,113 @@
+"""A night's version from shadow to live with a real Triton, gateway and controller under load, and back in one command.
+
+What is proved here is that no request fails and that the ledger knows what became of it; whether the ranker is better
+is the judge's, with tests of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gateways import running_gateway
+from learning_shop import TESTS, own_copy, settings, write_hours
+from test_rollout_live import KEY, Served, load
+from test_supervisor import serve_command
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.learn.ledger import Ledger
+from tritonrank.serve.versions.admin_client import PrivateApi
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+RULES = """
+shadow_share = 1
+canary_shares = [0.3, 0.6]
+least_minutes = 0.02
+least_pairs = 60
+least_answers = 20
+least_overlap = 0.05        # what was learnt of noise ranks otherwise, and the machine is busy
+least_top_ten = 0.02
+most_score_difference = 20
+most_score_psi = 50
+latency_quantile = 0.9
+most_latency_ratio = 20
+most_not_ranked = 0.5
+most_error_excess = 0.05
+"""
+NIGHT_SECONDS = 400.0
+
+
+@pytest.fixture(scope="module")
+def served(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("learning")
+    own = own_copy(workspace, folder / "artifacts" / "tiny")
+    (folder / "rules.toml").write_text(RULES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITONRANK_ADMIN_KEY", KEY)
+        with serve_command(own.repository, folder, "--admin-port", "0") as triton:
+            assert triton.program.stdout is not None
+            admin = triton.program.stdout.readline().split()[-1]
+            flags = ("--no-access-log", "--golden", str(own.repository / "golden.json"))
+            with running_gateway(triton.urls["gRPC"], folder / "gateway", *flags) as gateway:
+                command = [sys.executable, "-m", "tritonrank", "rollout", "run", "--gateway", gateway.metrics_url]
+                command += ["--triton-admin", admin, "--state", str(folder / "state"), "--port", "0"]
+                command += ["--metrics-port", "0", "--rules", str(folder / "rules.toml")]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as controller:
+                    try:
+                        assert controller.stdout is not None
+                        url = json.loads(controller.stdout.readline())["url"]
+                        yield Served(gateway, PrivateApi(url, KEY), PrivateApi(admin, KEY), folder)
+                    finally:
+                        controller.terminate()
+
+
+def tritonrank(served: Served, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TRITONRANK_ADMIN_KEY": KEY, "TRITONRANK_ROLLOUT": served.controller.url}
+    command = [sys.executable, "-m", "tritonrank", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=NIGHT_SECONDS, env=environment)
+    print(done.stdout[-3_000:], done.stderr[-3_000:])
+    return done
+
+
+def test_a_night_goes_live_without_a_failed_request_and_back_in_one_command(
+    served: Served, workspace: Workspace, tiny_base: Path
+) -> None:
+    log, store = served.folder / "log", f"file://{served.folder}/store"
+    now = write_hours(workspace, log, 12) + 300
+    overrides = settings(tiny_base, log, f"learn.store={store}", "learn.release=rollout", "learn.wait_minutes=4")
+    learn = ["learn", str(TESTS / "tiny.yaml"), "--artifacts", str(served.folder / "artifacts"), "--as-of", str(now)]
+    learn += [word for one in overrides for word in ("--set", one)]
+    ledger = Ledger(served.folder / "artifacts" / "tiny")
+
+    with load(served.gateway) as callers:
+        done = tritonrank(served, *learn, "--once")
+    assert done.returncode == 0
+    assert set(callers.by_status) == {"200"}, "a request failed"
+    assert len(callers.by_artifact) == 2, "users saw the new version"
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["outcome"], told["decision"]) == ("accepted", "live")
+    assert "Next: tritonrank rollout back" in done.stdout
+    status = served.controller.ask("GET", "/rollout")
+    steps = [line["decision"] for line in status["ledger"] if line["decision"] != "hold"]
+    assert steps == ["start", "shadow", "promote", "promote", "promote", "done"]
+    name = f"night-{told['night'].lower()}"
+    assert served.tritons.ask("GET", "/versions")["live"] == name
+    assert status["rollout"]["source"] == told["source"], "the store's version, by its digest"
+
+    with load(served.gateway) as callers:
+        assert tritonrank(served, "rollout", "back", "--controller", served.controller.url).returncode == 0
+        deadline = 60.0
+        while served.controller.ask("GET", "/rollout")["rollout"]["phase"] != "back" and deadline > 0:
+            subprocess.run(["sleep", "0.2"], check=True)
+            deadline -= 0.2
+    assert set(callers.by_status) == {"200"}, "a request failed"
+    assert served.tritons.ask("GET", "/versions")["live"] != name
+
+    none_new = tritonrank(served, *learn, "--set", "learn.delay_hours=12", "--set", "learn.newest_hours=12")
+    assert none_new.returncode == 0
+    first, second = ledger.nights()
+    assert (first.decision, second.parent) == ("back", ""), "the next night starts from what serves again"
+    assert second.outcome == "nothing"
