@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import Result
 from made_builds import make_build
 from test_recipe import SMALLEST, write
+from tritonrank import cli
 from tritonrank.artifacts.promotions import back, promote
 from tritonrank.learn.inspecting import spans_to_inspect
 from tritonrank.learn.ledger import Ledger, Night
@@ -17,6 +19,7 @@ from tritonrank.learn.tracking import tracked_night
 from tritonrank.learn.windows import Span
 from tritonrank.recipe import FinetuneSettings, LearnSettings, load_recipe
 from tritonrank.train.time_limit import SPENT_FILE, TimeLimit
+from typer.testing import CliRunner
 
 NOWHERE = "http://127.0.0.1:9"
 COMPARED = {
@@ -165,3 +168,43 @@ def test_a_tracker_gets_figures_parents_and_the_page(tmp_path: Path) -> None:
     assert run.tags["tritonrank.parent"] == "build"
     assert [path.name for path in run.files] == ["nights.html"]
     assert run.parameters["learn.minutes"] == "30.0"
+
+
+def learnt(monkeypatch: pytest.MonkeyPatch, folder: Path, night: Night, *more: str) -> Result:
+    """The command, with a night that came to this."""
+    monkeypatch.setattr("tritonrank.learn.night.run_night", lambda *_, **__: night)
+    recipe = write(folder, SMALLEST)
+    return CliRunner().invoke(cli.app, ["learn", str(recipe), "--artifacts", str(folder), *more])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "decision", "code"),
+    [("accepted", "live", 0), ("accepted", "back", 1), ("nothing", "", 0), ("refused", "", 1), ("failed", "", 2)],
+)
+def test_the_exit_code_says_how_a_night_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcome: Any, decision: Any, code: int
+) -> None:
+    steps: Any = {"release": {"next": "tritonrank rollout back", "seconds": 1.0}}
+    night = Night("20261127T020000Z", 0.0, steps=steps, outcome=outcome, decision=decision, reason="for a reason")
+    done = learnt(monkeypatch, tmp_path, night)
+    assert done.exit_code == code, done.output
+    told = json.loads(done.output.splitlines()[-1])
+    assert (told["outcome"], told["decision"], told["reason"]) == (outcome, decision, "for a reason")
+    assert "Next: tritonrank " in done.output
+    assert "for a reason" in done.output
+
+
+def test_every_goes_without_what_is_for_one_night(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = learnt(monkeypatch, tmp_path, Night("n", 0.0), "--every", "24h", "--once")
+    assert done.exit_code == 2
+    assert "goes without --once" in done.output
+    assert learnt(monkeypatch, tmp_path, Night("n", 0.0), "--every", "soon").exit_code != 0
+
+
+def test_nights_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "small")
+    night = night_with_figures(ledger)
+    done = learnt(monkeypatch, tmp_path, night, "--show")
+    assert done.exit_code == 0, done.output
+    assert [one["night"] for one in json.loads(done.output.splitlines()[-1])] == [night.id]
+    assert "a bot" in done.output
