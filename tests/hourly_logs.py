@@ -18,8 +18,8 @@ from tritonrank_recommend.log.event_log import EventLog
 from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.stores import open_store
 
-START = 1_795_737_600.0
-"""A full hour: 2026-11-27, 00:00 UTC."""
+START = 1_764_000_000.0
+"""A full hour: 2025-11-24, 16:00 UTC."""
 HOUR = 3_600.0
 KINDS = ("lamp", "pan", "shoe", "desk")
 Told = tuple[float, Event | Impression]

@@ -20,6 +20,7 @@ COMMANDS += [
     "catalogue",
     "blend",
     "judge-recommend",
+    "estimate-clicks",
     "compile",
     "check-graph",
     "pack",
@@ -74,6 +75,8 @@ RECIPE_COMMANDS += [
     "blend",
     "judge-recommend",
 ]
+RECIPE_COMMANDS += ["search", "assemble", "evaluate", "demo", "retriever", "catalogue", "blend", "judge-recommend"]
+RECIPE_COMMANDS += ["estimate-clicks"]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,6 +94,38 @@ def judge_recommend(
     if out:
         write_whole(out, json.dumps(quality, indent=1) + "\n", "name another place: --out FILE.json")
     show_quality(quality)
+
+
+@app.command("estimate-clicks", rich_help_panel=Panel.JUDGE)
+def estimate_clicks_command(
+    recipe: RecipePath,
+    overrides: Overrides = NO_OVERRIDES,
+    artifacts: ArtifactsRoot = DEFAULT_ARTIFACTS,
+    artifact: Annotated[
+        Path | None, typer.Option(help="This model folder (checkpoint or ONNX); default: what the repository serves")
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0.05, help="Days of the log to read; default: learn.history_days")
+    ] = None,
+    pages: Annotated[int, typer.Option(min=10, help="Pages to score at the most, drawn by seed")] = 2_000,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all figures as JSON to this file", metavar="FILE.json")
+    ] = None,
+) -> None:
+    """Say from the gateway's log how many clicks a page would have got in a ranker's order.
+
+    The log is that of learn.log, or of data.events. Lots have to have been drawn: section [explore] of the gateway's
+    rules. What was shown stays as it was, only its order is another one.
+    """
+    loaded, workspace = open_recipe(recipe, overrides, artifacts)
+    from tritonrank.learn.other_orders import estimate_clicks
+    from tritonrank.report.clicks_table import show_clicks
+
+    model = artifact or workspace.served_model(loaded)
+    found = estimate_clicks(loaded, workspace, model, time.time(), days=days, most=pages)
+    if out:
+        write_whole(out, json.dumps(found, indent=1) + "\n", "name another place: --out FILE.json")
+    show_clicks(found, str(model))
 
 
 @app.command(rich_help_panel=Panel.JUDGE)

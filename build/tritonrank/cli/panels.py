@@ -23,7 +23,7 @@ IN_ORDER: dict[Panel, tuple[str, ...]] = {
         *("prepare", "finetune", "prune", "distill", "export", "quantize"),
         *("retriever", "catalogue", "blend", "shard", "assemble", "compile"),
     ),
-    Panel.JUDGE: ("report", "evaluate", "judge-recommend", "calibrate", "check-graph"),
+    Panel.JUDGE: ("report", "evaluate", "judge-recommend", "estimate-clicks", "calibrate", "check-graph"),
     Panel.SERVE: ("serve", "watch", "demo", "rank", "import-events", "workload", "pack", "gpu-check"),
     Panel.OPERATE: (
         *("builds", "promote", "back", "prune-builds", "push", "pull", "store"),

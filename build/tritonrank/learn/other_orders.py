@@ -23,7 +23,7 @@ from tritonrank.data.event_log import LogRows, first_hour, read_rows
 from tritonrank.data.negatives import stable_hash
 from tritonrank.errors import DataError
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.learn.click_estimates import ESTIMATORS, ShownItems, clicks_per_page, looked_at
+from tritonrank.learn.click_estimates import ESTIMATORS, RESAMPLES, ShownItems, clicks_per_page, looked_at
 from tritonrank.learn.examples import items_now
 from tritonrank.learn.night_events import gains_of, log_of
 from tritonrank.learn.shown_lists import ShownPages, settled_events, shown_pages
@@ -96,13 +96,14 @@ def estimate_clicks(
     }
 
 
-def clicks_of(judged: Judged, seed: int) -> dict[str, Any]:
+def clicks_of(judged: Judged, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
     """By estimator the clicks per page of the order that was served, of the ranker's, and the difference."""
     shown, orders = judged.shown, {"live": [judged.shown.policy_position], "ranker": [judged.order]}
     orders["difference"] = [judged.order, shown.policy_position]
     return {
         estimator: {
-            name: vars(clicks_per_page(shown, targets, estimator, seed=seed)) for name, targets in orders.items()
+            name: vars(clicks_per_page(shown, targets, estimator, resamples=resamples, seed=seed))
+            for name, targets in orders.items()
         }
         for estimator in ESTIMATORS
     }
