@@ -74,9 +74,8 @@ RECIPE_COMMANDS += [
     "catalogue",
     "blend",
     "judge-recommend",
+    "estimate-clicks",
 ]
-RECIPE_COMMANDS += ["search", "assemble", "evaluate", "demo", "retriever", "catalogue", "blend", "judge-recommend"]
-RECIPE_COMMANDS += ["estimate-clicks"]
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
