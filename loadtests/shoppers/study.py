@@ -18,6 +18,7 @@ from tritonrank.learn.shown_lists import shown_pages
 from tritonrank_recommend.events import Event
 
 from loadtests.processes import SystemFaultError
+from loadtests.results import write_whole
 from loadtests.shoppers.clock import SimulatedClock
 from loadtests.shoppers.encoder import write_encoder
 from loadtests.shoppers.estimates import Chances, Held, check_estimates
@@ -136,7 +137,14 @@ class Study:
         return told | {"gain": self.gain([day]).as_json()}
 
 
-def run_study(settings: StudySettings, root: Path, say: Say, *, start: float = START) -> Study:
+def run_study(
+    settings: StudySettings,
+    root: Path,
+    say: Say,
+    *,
+    start: float = START,
+    keep: Callable[[Study], None] = lambda study: None,
+) -> Study:
     """Build, then play all days in both systems.
 
     Args:
@@ -144,6 +152,7 @@ def run_study(settings: StudySettings, root: Path, say: Say, *, start: float = S
         root: folder of the study; what is in it already is gone through again only where it is not up to date.
         say: takes a line now and then.
         start: unix seconds at which day 0 begins; in the past.
+        keep: takes what was found so far, after each day: months take hours.
 
     Raises:
         SystemFaultError: a system did not do what it should.
@@ -167,6 +176,8 @@ def run_study(settings: StudySettings, root: Path, say: Say, *, start: float = S
                 study.pages[name] += system.play(day)
             found = study.gain([day]).ndcg
             say(f"day {day}: NDCG@10 of {FIRST} less that of {FROZEN}: {found}")
+            study.seconds = time.monotonic() - began
+            keep(study)
             if day + 1 < settings.world.days and settings.night != "none":
                 study.nights.append(_night(settings.night, systems[FIRST], day, start))
                 night = study.nights[-1]
@@ -175,7 +186,7 @@ def run_study(settings: StudySettings, root: Path, say: Say, *, start: float = S
         end = start + settings.world.days * DAY_SECONDS
         read = shown_pages(read_rows(systems[FROZEN].log, start, end), CLICK_HOURS, end + DAY_SECONDS)
         study.estimates = check_estimates(read, study.chances(FROZEN), seed=settings.world.seed)
-    study.seconds = time.monotonic() - began
+        keep(study)
     return study
 
 
@@ -230,13 +241,6 @@ def _night(kind: Night, system: System, day: int, start: float) -> NightRun:
     return NightRun(day, round(time.monotonic() - began, 1), code, is_another, said)
 
 
-def write_pages(file: Path, study: Study) -> None:
-    """Every page with its worth, one row each: for whoever wants to look closer."""
-    rows = [page.as_json() | {"system": name} for name, pages in study.pages.items() for page in pages]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame(rows).write_parquet(file)
-
-
 def _table(events: Sequence[Event]) -> pl.DataFrame:
     names = ("user_id", "item_id", "type", "timestamp", "value", "query", "event_id")
     schema = dict.fromkeys(names, pl.String()) | {"timestamp": pl.Float64(), "value": pl.Float64()}
@@ -248,6 +252,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def write_study(file: Path, study: Study) -> None:
-    """Results as JSON, with all pages beside them as Parquet."""
-    write_pages(file.with_suffix(".parquet"), study)
-    file.write_text(json.dumps(study.as_json(), indent=1) + "\n", encoding="utf-8")
+    """Results as JSON; beside them every page with its worth as Parquet, for whoever wants to look closer."""
+    rows = [page.as_json() | {"system": name} for name, pages in study.pages.items() for page in pages]
+    pl.DataFrame(rows).write_parquet(file.with_suffix(".parquet"))
+    write_whole(file, json.dumps(study.as_json(), indent=1) + "\n")

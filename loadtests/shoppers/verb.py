@@ -66,12 +66,15 @@ def shoppers(
         fail_plainly(f"{folder}: is there already. Name a new folder, or remove it")
     shown = Console(stderr=True)
     root = folder or Path(tempfile.mkdtemp(prefix="loadtest-shoppers-"))
-    try:
-        study = run_study(settings, root, lambda line: shown.print(line, markup=False, highlight=False))
-        page = out.with_suffix(".html")
-        out.parent.mkdir(parents=True, exist_ok=True)
+    page = out.with_suffix(".html")
+
+    def keep(study: Study) -> None:
         write_study(out, study)
         write_whole(page, render(study, World(world)))
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        study = run_study(settings, root, lambda line: shown.print(line, markup=False, highlight=False), keep=keep)
     except (SystemFaultError, TritonRankError, RunFileError) as error:
         fail_plainly(f"{error}\nWhat was made is kept: {root}")
     if folder is None:
