@@ -49,6 +49,8 @@ COMMANDS += [
     "rollout",
     "learn",
     "sweep-log",
+    "replay-events",
+    "dump-store",
     "fleet",
     "search",
 ]

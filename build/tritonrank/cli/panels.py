@@ -27,7 +27,7 @@ IN_ORDER: dict[Panel, tuple[str, ...]] = {
     Panel.SERVE: ("serve", "watch", "demo", "rank", "import-events", "workload", "pack", "gpu-check"),
     Panel.OPERATE: (
         *("builds", "promote", "back", "prune-builds", "push", "pull", "store"),
-        *("rollout", "learn", "fleet", "sweep-log"),
+        *("rollout", "learn", "fleet", "sweep-log", "replay-events", "dump-store"),
     ),
 }
 """Which command stands where; the modules beside this one are free to declare them in any order."""

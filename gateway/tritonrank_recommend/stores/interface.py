@@ -27,8 +27,8 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     timestamp: float
     weight: float
     """from -1 to 1, see ``events.weight_of``"""
-    order: int | None = None
-    """Of events of the same time: microseconds from the event to its receiving; None where nobody noted that."""
+    received: bool = False
+    """Whether a gateway or a stream received it; events of an imported table keep the order of its rows instead."""
 
 
 class Profile(msgspec.Struct, frozen=True):

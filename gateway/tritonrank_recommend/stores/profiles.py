@@ -1,14 +1,14 @@
 """How events change what is kept of a user: the one definition, for SQLite in Python and for Valkey in Lua beside it.
 
-Events lie in a profile by their timestamps, newest last, and only the newest are kept. Those of the same time lie in
-the order in which gateways received them, and those that were received in the same microsecond by what they say. So a
-profile does not depend on the order in which events come to the store, nor on how they are cut into batches: whatever
-is read twice, late or by another consumer gives the same bytes. Events that nobody received (``received_at`` 0, as of
-an imported table) lie before those of their time that somebody did, in the order in which they come.
+Events lie in a profile by their timestamps, newest last, and only the newest are kept. Those of the same time lie by
+what they say: the more of liking the later, then by type and item. So a profile does not depend on the order in which
+events come to the store, nor on how they are cut into batches: whatever is read twice, late or by another consumer
+gives the same bytes. Not the time of receiving: of an event that comes twice nobody knows which copy was the first.
+Events that nobody received (``received_at`` 0, as of an imported table) lie before the others of their time, in the
+order in which they come, which is that of the table.
 """
 
 import hashlib
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -31,11 +31,11 @@ Row = TypeVar("Row")
 
 
 class Searched(msgspec.Struct, frozen=True, array_like=True):
-    """A search as a profile keeps it; ``order`` as of ``Seen``."""
+    """A search as a profile keeps it; ``received`` as of ``Seen``."""
 
     timestamp: float
     query: str
-    order: int | None = None
+    received: bool = False
 
 
 class Kept(msgspec.Struct, array_like=True):
@@ -55,11 +55,6 @@ def id_number(event_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def order_of(event: Event) -> int | None:
-    """Among events of the same time; None where nobody noted when the event was received."""
-    return round((event.received_at - event.timestamp) * 1e6) if event.received_at else None
-
-
 def fold(kept: bytes | None, events: Iterable[Event], most_events: int) -> bytes:
     """What is stored after these events of one user, none of which was seen before."""
     state = _decoder.decode(kept) if kept else Kept()
@@ -67,10 +62,10 @@ def fold(kept: bytes | None, events: Iterable[Event], most_events: int) -> bytes
         state.counters[event.type] = state.counters.get(event.type, 0) + 1
         if event.type == "search":
             if event.query:
-                search = Searched(event.timestamp, event.query, order_of(event))
+                search = Searched(event.timestamp, event.query, event.received_at > 0)
                 _insert(state.searches, search, _place_of_search, MOST_SEARCHES)
         elif event.item_id:
-            seen = Seen(event.item_id, event.type, event.timestamp, weight_of(event), order_of(event))
+            seen = Seen(event.item_id, event.type, event.timestamp, weight_of(event), event.received_at > 0)
             _insert(state.events, seen, _place, most_events)
     return _encoder.encode(state)
 
@@ -110,16 +105,14 @@ def _as_text(value: bytes) -> str:
         return value.hex()
 
 
-def _place(seen: Seen) -> tuple[float, float, str, str, float]:
-    if seen.order is None:
-        return seen.timestamp, -math.inf, "", "", 0.0
-    return seen.timestamp, seen.order, seen.item_id, seen.type, seen.weight
+def _place(seen: Seen) -> tuple[float, bool, float, str, str]:
+    if not seen.received:
+        return seen.timestamp, False, 0.0, "", ""
+    return seen.timestamp, True, seen.weight, seen.type, seen.item_id
 
 
-def _place_of_search(search: Searched) -> tuple[float, float, str]:
-    if search.order is None:
-        return search.timestamp, -math.inf, ""
-    return search.timestamp, search.order, search.query
+def _place_of_search(search: Searched) -> tuple[float, bool, str]:
+    return search.timestamp, search.received, search.query if search.received else ""
 
 
 def _insert(rows: list[Row], row: Row, key: Callable[[Row], Any], most: int) -> None:

@@ -19,22 +19,24 @@ local function above(one, other)
   end
   return #one > #other
 end
-local function later(one, other, at, order)
-  if one[at] ~= other[at] then return one[at] > other[at] end
-  local first, second = one[order], other[order]
+-- ``order`` are places of a row: its time, whether it was received, then what decides between received ones.
+local function later(one, other, order)
+  if one[order[1]] ~= other[order[1]] then return one[order[1]] > other[order[1]] end
+  local first, second = one[order[2]], other[order[2]]
   if not first or not second then return first and not second end
-  if first ~= second then return first > second end
-  for place = 1, order - 1 do
-    if one[place] ~= other[place] then
-      if type(one[place]) == 'string' then return above(one[place], other[place]) end
-      return one[place] > other[place]
+  for number = 3, #order do
+    local mine, theirs = one[order[number]], other[order[number]]
+    if mine ~= theirs then
+      if type(mine) == 'string' then return above(mine, theirs) end
+      return mine > theirs
     end
   end
   return false
 end
-local function insert(rows, row, at, order, most)
+local by_event, by_search = {3, 5, 4, 2, 1}, {1, 3, 2}
+local function insert(rows, row, order, most)
   local place = #rows
-  while place > 0 and later(rows[place], row, at, order) do place = place - 1 end
+  while place > 0 and later(rows[place], row, order) do place = place - 1 end
   table.insert(rows, place + 1, row)
   while #rows > most do table.remove(rows, 1) end
 end
@@ -50,9 +52,9 @@ for number, events in ipairs(users) do
       end
       profile[3][kind] = (profile[3][kind] or 0) + 1
       if kind == 'search' then
-        if query ~= '' then insert(profile[2], {timestamp, query, received}, 1, 3, most[2]) end
+        if query ~= '' then insert(profile[2], {timestamp, query, received}, by_search, most[2]) end
       elseif item ~= '' then
-        insert(profile[1], {item, kind, timestamp, weight, received}, 3, 5, most[1])
+        insert(profile[1], {item, kind, timestamp, weight, received}, by_event, most[1])
       end
       if item ~= '' then
         if not counts[item] then

@@ -25,7 +25,6 @@ from tritonrank_recommend.stores.profiles import (
     PROFILE_DAYS,
     export,
     id_number,
-    order_of,
     read_profile,
 )
 from tritonrank_recommend.stores.redis_connection import Command, RedisConnection, run
@@ -141,7 +140,7 @@ class RedisStore:
                         weight_of(event),
                         event.query if event.type == "search" else "",
                         _to_json(event).decode() if log else "",
-                        order_of(event),
+                        event.received_at > 0,
                     )
                     for event in events
                 ]

@@ -168,7 +168,8 @@ class Consumer:
                 claimed = await self._stream.claim(*self._names, self._idle_seconds, MOST_TOGETHER)
                 self.state.claimed += len(claimed)
                 messages += claimed
-        messages, self._aside = self._aside + messages, []
+        messages += [one for one in self._aside if one.offset not in {again.offset for again in messages}]
+        self._aside = []
         if not messages:
             messages = await self._stream.read(*self._names, MOST_TOGETHER, block_seconds)
         await self._take(messages)
@@ -248,9 +249,7 @@ class Consumer:
             tries = self._tries[message.offset] = self._tries.get(message.offset, 0) + 1
             if tries >= MOST_TRIES:
                 await self._bury(message, f"it failed {tries} times while the store answered: {error}")
-            else:
-                self._aside.append(message)
-            return
+            return  # until then it is claimed again, and is in nobody's way meanwhile
         self.state.events += added.accepted
         self.state.duplicates += added.duplicates
         self._finished([message for message, _ in batch])

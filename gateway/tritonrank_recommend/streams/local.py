@@ -36,8 +36,11 @@ ERASED_SECONDS = 3_600.0
 
 _COLUMNS = "number, body, kept, appended"
 _UNDELIVERED = "number > ifnull((SELECT delivered FROM groups WHERE name = ?1), 0)"
-_OF_PENDING = "SELECT count(*), min(number) FROM pending WHERE grouped = ?1"
-_OF_UNDELIVERED = f"SELECT count(*), min(number) FROM messages WHERE {_UNDELIVERED}"
+# One statement, one view of the file: between two of them messages would move from one count to the other unseen.
+_LAG = f"""WITH open AS (
+    SELECT number FROM pending WHERE grouped = ?1 UNION ALL SELECT number FROM messages WHERE {_UNDELIVERED})
+SELECT count(*), (SELECT appended FROM messages WHERE number = (SELECT min(number) FROM open)),
+    (SELECT ifnull(max(number) - min(number) + 1, 0) FROM messages) FROM open"""
 
 Result = TypeVar("Result")
 Row = tuple[int, bytes, int, float]
@@ -144,15 +147,9 @@ class LocalStream:
 
     async def lag(self, group: str) -> Lag:
         def read(connection: sqlite3.Connection) -> Lag:
-            counts, firsts = zip(
-                *(connection.execute(select, (group,)).fetchone() for select in (_OF_PENDING, _OF_UNDELIVERED)),
-                strict=True,
-            )
-            first = min((number for number in firsts if number is not None), default=None)
-            oldest = connection.execute("SELECT appended FROM messages WHERE number = ?", (first,)).fetchone()
-            # By the numbers: to count the rows would read all bodies. What was erased counts as if it were there.
-            (length,) = connection.execute("SELECT ifnull(max(number) - min(number) + 1, 0) FROM messages").fetchone()
-            return Lag(sum(counts), max(0.0, self._clock() - oldest[0]) if oldest else 0.0, length)
+            # The length by the numbers: to count the rows would read all bodies. What was erased counts, too.
+            count, oldest, length = connection.execute(_LAG, (group,)).fetchone()
+            return Lag(count, 0.0 if oldest is None else max(0.0, self._clock() - oldest), length)
 
         return await self._read(read)
 
