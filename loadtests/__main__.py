@@ -11,6 +11,7 @@ from loadtests.compare import compare
 from loadtests.dashboards.verb import dashboards
 from loadtests.faults import faults
 from loadtests.fleet import fleet
+from loadtests.freshness import freshness
 from loadtests.fuzz.verb import fuzz
 from loadtests.gateway import gateway
 from loadtests.hops import hops
@@ -57,6 +58,7 @@ app.command()(catalogue)
 app.command()(recommend)
 app.command()(adapt)
 app.command()(kills)
+app.command()(freshness)
 app.command()(chaos)
 app.command()(hops)
 app.command()(sharing)

@@ -26,7 +26,7 @@ from tritonrank_recommend.streams.interface import GROUP, Lag, Message, Stream, 
 from tritonrank_recommend.streams.messages import PoisonError, read_message
 
 LOG = logging.getLogger("tritonrank_recommend.streams")
-MOST_TOGETHER = 500
+MOST_TOGETHER = 2_000
 """messages that are read at once, and events that go to the store at once (or those of one message)"""
 BLOCK_SECONDS = 0.5
 IDLE_SECONDS = 5.0
