@@ -266,7 +266,8 @@ class Consumer:
         except OSError as error:  # a full disk; it is claimed later, and is in nobody's way
             self._failed(error)
             return
-        LOG.warning("%s: message %s is a dead letter: %s", self._dead_letters.file, message.offset, reason)
+        # The reason may repeat what came, and texts of users do not belong into logs.
+        LOG.warning("message %s is a dead letter; why, says %s", message.offset, self._dead_letters.file)
         self.state.dead_letters += 1
         self._finished([message])
 
