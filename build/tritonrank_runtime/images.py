@@ -76,7 +76,7 @@ class ImageTable:
             OSError: one is missing.
             ValueError: they do not belong together; names the folder.
         """
-        vectors = np.load(folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        vectors = np.load(folder / VECTORS_FILE, mmap_mode="r")
         told = json.loads((folder / TABLE_FILE).read_text(encoding="utf-8"))
         references = told["references"]
         if vectors.ndim != 2 or len(vectors) != len(references) or vectors.dtype != np.float16:
