@@ -4,7 +4,7 @@ An item has a kind, which its title names, and a colour and a pattern, which its
 two kinds, one colour and one pattern, and chooses by them. So a ranker of texts can learn the kinds, and a ranker of
 images everything: what images are worth is the difference.
 
-The folder gets items.csv, events.csv and pictures/*.png; recipes/images.yaml reads them.
+The folder gets items.csv, events.csv and pictures/*.png; docs/images.md has the recipe that reads them.
 """
 
 import sys
