@@ -14,8 +14,8 @@ from loadtests.shoppers.visits import steps_of
 from loadtests.shoppers.world import DAY_SECONDS, World, WorldSettings
 
 pytestmark = pytest.mark.slow  # servers of its own
-DAYS = 3
-SHOP = WorldSettings(seed=2, users=24, items=72, before=6, days=DAYS, arriving=2)
+DAYS = 2
+SHOP = WorldSettings(seed=2, users=120, items=72, before=4, days=DAYS, arriving=2)
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,16 @@ def played(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
     root = tmp_path_factory.mktemp("shoppers")
     recipe = yaml.safe_load((Path(__file__).parents[1] / "loadtests/shoppers/shop.yaml").read_text())
     recipe["model"] = {"base": str(tiny_base)}
-    recipe["examples"] |= {"training_examples": 60, "judged_negatives": 9, "validation_users": 5, "test_users": 10}
+    recipe["examples"] |= {"training_examples": 60, "judged_negatives": 9, "validation_users": 5, "test_users": 40}
     recipe["learn"]["rules"] = {
         "newest_loss": 0.99,
         "frozen_loss": 0.99,
     }  # a random encoder; the rules have their own tests
     file = root / "shop.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    study = run_study(StudySettings(file, SHOP, night="learn", swap=0.5, candidates=30), root / "study", print)
+    study = run_study(
+        StudySettings(file, SHOP, night="learn", swap=0.5, candidates=20, draws=20), root / "study", print
+    )
     return study, root / "study"
 
 

@@ -142,7 +142,7 @@ def shown_pages_of(days: list[DayLog], world: World) -> tuple[ShownPages, dict[s
 @pytest.mark.slow  # test_click_estimates.py shows it in part
 def test_estimates_hold_the_truth_of_simulated_shoppers() -> None:
     """By lots of the gateway's own code; docs/shoppers.md has the same by the log of a real gateway."""
-    crowd = World(WorldSettings(seed=1, users=150, items=60, before=1, days=4))
+    crowd = World(WorldSettings(seed=1, users=150, items=60, before=2, days=4))
     days = play(crowd, range(4), known_in_part(), swap=0.5)
     pages, chances = shown_pages_of(list(days.values()), crowd)
     assert (pages.shown.position != pages.shown.policy_position).mean() > 0.1

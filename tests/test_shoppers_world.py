@@ -64,7 +64,7 @@ def test_searches_are_for_what_the_person_shops(world: World) -> None:
 
 def test_clicks_are_as_likely_as_the_truth_says() -> None:
     """Of thousands of looks: by place they fall as people look, and by item they rise as it is liked."""
-    crowd = World(WorldSettings(seed=1, users=400, items=60, before=1, days=4))
+    crowd = World(WorldSettings(seed=1, users=400, items=60, before=2, days=4))
     expected, found = np.zeros(10), np.zeros(10)
     for day in range(4):
         for step in steps_of(crowd, day):

@@ -21,7 +21,7 @@ from loadtests.processes import SystemFaultError
 from loadtests.results import write_whole
 from loadtests.shoppers.clock import SimulatedClock
 from loadtests.shoppers.encoder import write_encoder
-from loadtests.shoppers.estimates import Chances, Held, check_estimates
+from loadtests.shoppers.estimates import RUNS, Chances, Held, check_estimates
 from loadtests.shoppers.measures import Gain, ShownPage, gain
 from loadtests.shoppers.played import START, DayLog, known_in_part, play, write_log
 from loadtests.shoppers.system import System, copy_system, run_verb, write_items, write_recipe
@@ -49,6 +49,7 @@ class StudySettings:
         night: what the learning system does.
         swap: probability with which pairs of neighbours change places, in both.
         candidates: that are ranked for a page.
+        draws: of all clicks, by which estimates are held against the truth.
     """
 
     recipe: Path
@@ -56,6 +57,7 @@ class StudySettings:
     night: Night = "learn"
     swap: float = 0.0
     candidates: int = 100
+    draws: int = RUNS
 
 
 @dataclass(frozen=True)
@@ -185,13 +187,15 @@ def run_study(
     if settings.swap:
         end = start + settings.world.days * DAY_SECONDS
         read = shown_pages(read_rows(systems[FROZEN].log, start, end), CLICK_HOURS, end + DAY_SECONDS)
-        study.estimates = check_estimates(read, study.chances(FROZEN), seed=settings.world.seed)
+        chances, seed = study.chances(FROZEN), settings.world.seed
+        study.estimates = check_estimates(read, chances, runs=settings.draws, seed=seed)
         keep(study)
     return study
 
 
 def build_system(given: Path, root: Path, world: World, past: Mapping[int, DayLog], start: float, say: Say) -> Path:
-    """The first ranker and its catalogue, from the past; a store that knows the past, and the log that holds it.
+    """The first ranker and its catalogue, from the past but for its last day, which is what the first night finds new;
+    a store that knows the past, and the log that holds it.
 
     Returns:
         The recipe that was built, in the folder of the learning system.
@@ -207,13 +211,14 @@ def build_system(given: Path, root: Path, world: World, past: Mapping[int, DayLo
     clock = SimulatedClock(folder / "clock", start)
     system = System(FIRST, folder, recipe, world, clock, start)
     write_items(folder / "items.csv", world, -1)
-    write_log(system.log, past.values())
+    write_log(system.log, [log for day, log in past.items() if day < -1])
     say(f"building {recipe}")
     words = [["build", str(recipe), "--artifacts", str(folder / "artifacts")], ["promote", str(system.artifacts)]]
     for place, one in enumerate(words):
         code, said = run_verb(folder, f"build-{place}.log", system.environment, *one, seconds=BUILD_SECONDS)
         if code:
             raise SystemFaultError(f"tritonrank {' '.join(one)}: exit code {code}\n{said}")
+    write_log(system.log, [past[-1]])
     (system.artifacts / "store").mkdir(exist_ok=True)
     events = [event for day in past.values() for event in day.events]
     import_events(_table(events), f"sqlite:{system.artifacts / 'store' / 'store.db'}")

@@ -29,7 +29,7 @@ def shoppers(
     days: Annotated[int, typer.Option(min=1, help="That are simulated")] = USUAL.days,
     users: Annotated[int, typer.Option(min=2, help="People who shop")] = USUAL.users,
     items: Annotated[int, typer.Option(min=24, help="That are sold on every day")] = USUAL.items,
-    before: Annotated[int, typer.Option(min=1, help="Days of the past, from which the first ranker learns")] = (
+    before: Annotated[int, typer.Option(min=2, help="Days of the past, from which the first ranker learns")] = (
         USUAL.before
     ),
     arriving: Annotated[int, typer.Option(min=0, help="Items that appear each day; as many go")] = USUAL.arriving,

@@ -44,7 +44,7 @@ class WorldSettings:
         seed: of everything.
         users: people who shop.
         items: that are sold on every day.
-        before: days of the past.
+        before: days of the past; all but the last one is what the first ranker learns from.
         days: that are simulated.
         arriving: items that appear each day, and as many go.
         drift: how likely a person turns from one liked word to another, per day.
@@ -68,7 +68,7 @@ class WorldSettings:
     year_days: float = 28.0
 
     def __post_init__(self) -> None:
-        least = {"users": 1, "items": 2 * len(CATEGORIES), "before": 1, "days": 1, "year_days": 1}
+        least = {"users": 1, "items": 2 * len(CATEGORIES), "before": 2, "days": 1, "year_days": 1}
         for one in fields(self):
             value = getattr(self, one.name)
             if value < least.get(one.name, 0):
