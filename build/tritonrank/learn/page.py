@@ -157,8 +157,8 @@ def exposure_plot(nights: Sequence[Night]) -> Markup:
 def show(nights: Sequence[Night]) -> None:
     """The last nights as a table, for people."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("night", "from", "came to"):
-        table.add_column(column, no_wrap=column != "came to")
+    for column in ("night", "came to"):
+        table.add_column(column, no_wrap=column == "night")
     for column in ("hours", "events", "left out", "newest", "frozen", "min"):
         table.add_column(column, justify="right", no_wrap=True)
     for night in nights[-SHOWN:]:
@@ -170,8 +170,7 @@ def show(nights: Sequence[Night]) -> None:
             f"{collected['events']:,}" if "events" in collected else "-",
             f"{inspected['left_out']:,}" if "left_out" in inspected else "-",
         ]
-        parent = night.parent or "the build"
-        table.add_row(night.id, parent, in_words(night), *counts, *changes, f"{_seconds(night) / 60:.1f}")
+        table.add_row(night.id, in_words(night), *counts, *changes, f"{_seconds(night) / 60:.1f}")
     console.print(table)
 
 
