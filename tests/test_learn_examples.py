@@ -322,6 +322,19 @@ def test_hours_without_lists_are_nothing_to_learn(tmp_path: Path) -> None:
         night(empty, tmp_path, windows_of(recipe, 20))
 
 
+def test_a_damaged_file_of_the_log_is_named(tmp_path: Path) -> None:
+    recipe = make_shop(tmp_path, 12)
+    windows = windows_of(recipe, 12)
+    file = sorted((tmp_path / "log" / "impressions").rglob("*.parquet"))[3]
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"{file.name}.*cannot be read as a file of the log"):
+        night(recipe, tmp_path, windows)
+    late = sorted((tmp_path / "log" / "impressions").rglob("*.parquet"))[-1]
+    file.unlink()
+    late.write_bytes(b"")  # in an hour that is not over
+    night(recipe, tmp_path, windows_of(recipe, 11.5))
+
+
 def test_a_base_of_the_same_log_is_learnt_on_from_where_it_ended(tmp_path: Path) -> None:
     shop = Shop().hours(0, 20, per_hour=12)
     shop.item_table().write_csv(tmp_path / "items.csv")
