@@ -25,6 +25,7 @@ from tritonrank.graphs.norms import composed_norms
 from tritonrank.graphs.rounding_twin import open_rounding_engine
 from tritonrank.quantize.half import kinds_of_nodes, to_half
 from tritonrank.quantize.int8 import GraphWriter, check_quantized, quantizable_nodes
+from tritonrank.quantize.row_scales import scale_rows
 from tritonrank.quantize.sensitivity import NoiseMeter
 from tritonrank.quantize.smooth import smooth_graphs
 from tritonrank.quantize.weight_only import BlockWriter
@@ -139,6 +140,58 @@ def test_outliers_move_into_norms_and_gates_and_nothing_is_added(loud: Exported,
     assert NoiseMeter(loud.folder, REQUESTS[:6]).of(tmp_path) < 1e-4
 
 
+def test_what_attention_gives_is_smoothed_by_one_multiplication_a_layer(loud: Exported, tmp_path: Path) -> None:
+    smoothed = smooth_graphs(loud.feeds, tmp_path, attention=True)
+    layers = loud.ranker.config.num_hidden_layers
+    for path in smoothed:
+        after = onnx.load(tmp_path / path.name).graph
+        outputs = [node for node in after.node if "attention_out" in node.name and node.op_type == "MatMul"]
+        assert len(outputs) == {PREFIX_FILE: layers - 1, BRANCHES_FILE: layers}[path.name]
+        assert all(node.input[0].endswith("_smoothed") for node in outputs)
+    assert NoiseMeter(loud.folder, REQUESTS[:6]).of(tmp_path) < 1e-4
+
+
+def test_rows_with_scales_of_their_own_compute_the_same(plain: Exported, tmp_path: Path) -> None:
+    nodes = set(quantizable_nodes(plain.folder, []))
+    for path in plain.feeds:
+        model = onnx.load(path)
+        names = scale_rows(model, nodes)
+        readers = {node.input[0] for node in onnx.load(path).graph.node if node.name in nodes}
+        assert set(names) == readers
+        onnx.checker.check_model(model)
+        onnx.save(model, tmp_path / path.name)
+    assert NoiseMeter(plain.folder, REQUESTS[:6]).of(tmp_path) < 1e-4
+
+
+def test_a_massive_token_does_not_cost_the_others_their_steps(plain: Exported, tmp_path: Path) -> None:
+    """One neuron answers one token alone, a thousand times louder than any other, as in trained Llamas."""
+    if plain.ranker.config.ffn != "gated":
+        pytest.skip("such tokens come from gates")
+    ranker, massive = deepcopy(plain.ranker), int(REQUESTS[0]["prefix_ids"][0])
+    with torch.no_grad():
+        layer = ranker.layers[0]
+        for project in (layer.ffn_gate, layer.ffn_in):
+            project.weight[3] = 0
+            project.weight[3, OUTLIER] = 12
+        ranker.embeddings.words.weight[:, OUTLIER] = 0
+        ranker.embeddings.words.weight[massive, OUTLIER] = 30
+        layer.ffn_out.weight[:, 3] *= 1e-3
+    made = export(ranker, plain.family, tmp_path)
+    requests = [one | {"prefix_ids": np.append(np.int32(massive), one["prefix_ids"])} for one in REQUESTS]
+    feeds = {made.folder / name: f for name, f in open_engine(made.folder).graph_feeds(requests[6:]).items()}
+    meter, noise = NoiseMeter(made.folder, requests[:6]), {}
+    for is_decoder in (False, True):
+        folder, scratch = tmp_path / str(is_decoder), tmp_path / f"scratch-{is_decoder}"
+        folder.mkdir()
+        scratch.mkdir()
+        GraphWriter(feeds, scratch, is_decoder=is_decoder).write(folder, quantizable_nodes(made.folder, []))
+        noise[is_decoder] = meter.of(folder)
+    assert noise[True] < noise[False] / 1.3, noise
+    alone = [one | {"branch_ids": one["branch_ids"][:1]} for one in requests[:6]]
+    among = [scores[:1] for scores in open_engine(tmp_path / "True").run(requests[:6])]
+    np.testing.assert_array_equal(np.concatenate(open_engine(tmp_path / "True").run(alone)), np.concatenate(among))
+
+
 def test_int8_ranks_as_fp32_does_where_a_channel_is_loud(loud: Exported, tmp_path: Path) -> None:
     nodes = quantizable_nodes(loud.folder, [])
     per_layer = 6 if loud.family == "gpt2" else 7
@@ -149,7 +202,7 @@ def test_int8_ranks_as_fp32_does_where_a_channel_is_loud(loud: Exported, tmp_pat
         folder, scratch = tmp_path / str(smooths), tmp_path / f"scratch-{smooths}"
         folder.mkdir()
         scratch.mkdir()
-        GraphWriter(loud.feeds, scratch, smooths=smooths).write(folder, nodes)
+        GraphWriter(loud.feeds, scratch, smooths=smooths, is_decoder=True).write(folder, nodes)
         for name in (PREFIX_FILE, BRANCHES_FILE):
             check_quantized(loud.folder / name, folder / name, nodes)
         noise[smooths] = meter.of(folder)

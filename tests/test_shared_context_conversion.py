@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from stage_runs import run_verb
 from tritonrank.artifacts import read_manifest
+from tritonrank.artifacts.weight_file import ALIGNMENT, SMALLEST
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.errors import ArtifactError, GateError, RecipeError
 from tritonrank.graphs import export
 from tritonrank.graphs.export import compare_with_torch, export_graphs
-from tritonrank.graphs.weight_file import ALIGNMENT, SMALLEST
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.quantize import int8 as quantize
 from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_nodes, quantizable_nodes, quantize_graphs

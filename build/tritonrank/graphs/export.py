@@ -19,11 +19,11 @@ from tritonrank_runtime.sessions import RUNTIME_ERRORS
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import Draft
+from tritonrank.artifacts.weight_file import share_weights
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError
-from tritonrank.graphs.weight_file import share_weights
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.architecture import GridCase
 from tritonrank.rankers.architectures import architecture_of

@@ -19,9 +19,9 @@ from tritonrank_runtime.joint import JointEngine
 from tritonrank_runtime.sessions import RUNTIME_ERRORS
 from tritonrank_runtime.text import RequestTokenizer
 
+from tritonrank.artifacts.weight_file import WeightFile
 from tritonrank.errors import ArtifactError
 from tritonrank.graphs.export import OPSET, TOLERANCE, check_signature
-from tritonrank.graphs.weight_file import WeightFile
 from tritonrank.rankers.graph_writing import trace_graph
 from tritonrank.rankers.joint import GRID
 from tritonrank.rankers.pair_ranker import Loaded

@@ -15,6 +15,7 @@ from tritonrank_runtime.engine import Engine
 from tritonrank_runtime.engines import model_files, open_engine
 from tritonrank_runtime.kept_states import EXACT_BITS
 
+from tritonrank.artifacts.weight_file import save_graph
 from tritonrank.graphs.graph_view import constant_tensors, element_types
 
 MOVES = {
@@ -78,7 +79,7 @@ def write_rounding_twins(folder: Path, target: Path) -> None:
     """Copy a folder's graphs, whole; FP16 ones as their rounding twins."""
     for path in model_files(folder):
         model = onnx.load(path)
-        onnx.save(rounding_twin(model) if _has_half(model) else model, target / path.name)
+        save_graph(rounding_twin(model) if _has_half(model) else model, target / path.name)
 
 
 def _widen_constants(node: onnx.NodeProto) -> None:

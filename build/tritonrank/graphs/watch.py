@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 from tritonrank_runtime.engine import Feed
 from tritonrank_runtime.sessions import open_session
 
+from tritonrank.artifacts.weight_file import save_graph
+
 
 def watched_values(source: Path, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[dict[str, NDArray[Any]]]:
     """The values of FP32 tensors of a graph for each feed, by name; nothing is kept between feeds."""
@@ -18,7 +20,7 @@ def watched_values(source: Path, names: Sequence[str], feeds: Sequence[Feed]) ->
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(model, Path(scratch) / source.name)
+        save_graph(model, Path(scratch) / source.name)
         session = open_session(Path(scratch) / source.name)
     for feed in feeds:
         yield dict(zip(names, session.run(list(names), feed), strict=True))

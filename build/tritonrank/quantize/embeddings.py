@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tritonrank_runtime.engines import model_files
 
+from tritonrank.artifacts.weight_file import save_graph
 from tritonrank.graphs.native_weights import ROWS, SCALES
 
 WORD_TABLE = re.compile(r"(^|\.)embeddings\.(words|word_embeddings)\.weight$")
@@ -44,8 +45,8 @@ def shrink_word_embeddings(path: Path) -> int:
         _replace_table(model.graph, tables[name])
     for node in lookups:
         _rewrite(model.graph, node)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    save_graph(model, path)
+    onnx.checker.check_model(str(path))
     return len(lookups)
 
 

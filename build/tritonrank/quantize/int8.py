@@ -31,18 +31,20 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.rungs import EXPORTED, INT8, Rung
+from tritonrank.artifacts.weight_file import is_large, save_graph, share_weights
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
 from tritonrank.errors import ArtifactError, RecipeError
-from tritonrank.graphs.weight_file import share_weights
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise, record_activations
 from tritonrank.quantize.embeddings import shrink_folder
 from tritonrank.quantize.reduced_range import has_reduced_range
 from tritonrank.quantize.rounding import WeightRounder
+from tritonrank.quantize.row_scales import scale_rows
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.quantize.smooth import smooth_graphs
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.recipe import QuantizeSettings, Recipe
 from tritonrank.system.quiet import quiet_libraries
@@ -109,7 +111,8 @@ def quantize_graphs(
     nodes = quantizable_nodes(onnx_folder, settings.exclude)
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
         fitted, kept_aside = split_for_noise(tensors)
-        writer = GraphWriter(graph_feeds(onnx_folder, fitted), Path(scratch), smooths=smooths)
+        is_decoder = architecture_named(tokenizer.rules.architecture).norms_first
+        writer = GraphWriter(graph_feeds(onnx_folder, fitted), Path(scratch), smooths=smooths, is_decoder=is_decoder)
         writer.write(folder, nodes)
         noise = NoiseMeter(onnx_folder, kept_aside)
         final = all_layers = noise.of(folder)
@@ -136,17 +139,27 @@ class GraphWriter:
         feeds: FP32 graphs with their calibration inputs.
         scratch: a folder for what lies between.
         smooths: outliers of activations move into the weights first.
+        is_decoder: the graphs are a decoder's. Its attention is smoothed, too, and each row of an activation gets a
+            scale of its own (row_scales.py).
         rounds: weights are rounded so that their errors cancel (rounding.py), else each to the nearest step.
     """
 
     def __init__(
-        self, feeds: Mapping[Path, list[Feed]], scratch: Path, *, smooths: bool = True, rounds: bool = True
+        self,
+        feeds: Mapping[Path, list[Feed]],
+        scratch: Path,
+        *,
+        smooths: bool = True,
+        is_decoder: bool = False,
+        rounds: bool = True,
     ) -> None:
         self.feeds = dict(feeds)
         self._scratch, self._rounds = scratch, rounds
         if smooths:
-            smooth_graphs(self.feeds, scratch)
+            smooth_graphs(self.feeds, scratch, attention=is_decoder)
             self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
+        if is_decoder:
+            self.feeds = {_with_row_scales(graph, scratch): feeds for graph, feeds in self.feeds.items()}
         self._fp32 = {path: onnx.load(path) for path in self.feeds}
         self._quantized: dict[Path, onnx.ModelProto] = {}
 
@@ -156,7 +169,7 @@ class GraphWriter:
             self._quantize(nodes)
         for source, fp32 in self._fp32.items():
             quantized = self._quantized.get(source, fp32)
-            onnx.save(with_few_quantized(quantized, fp32, set(nodes)), folder / source.name)
+            save_graph(with_few_quantized(quantized, fp32, set(nodes)), folder / source.name)
 
     def _quantize(self, nodes: list[str]) -> None:
         rounder = WeightRounder(self.feeds) if self._rounds else None
@@ -177,11 +190,20 @@ class GraphWriter:
                 op_types_to_quantize=["MatMul"],
                 nodes_to_quantize=chosen,
                 calibrate_method=CalibrationMethod.MinMax,  # what is rare is not clipped
+                use_external_data_format=is_large(self._fp32[source]),
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"], "WeightSymmetric": True},
             )
             if rounder:
                 rounder.apply(path, LARGEST_WEIGHT_REDUCED if has_reduced_range() else LARGEST_WEIGHT)
             self._quantized[source] = onnx.load(path)
+
+
+def _with_row_scales(source: Path, scratch: Path) -> Path:
+    """A graph's copy in which the inputs of all linear layers have a scale per row."""
+    model, path = onnx.load(source), scratch / source.name
+    scale_rows(model, set(linear_nodes(source)))
+    save_graph(model, path)
+    return path
 
 
 def with_few_quantized(quantized: onnx.ModelProto, fp32: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:

@@ -37,6 +37,7 @@ from tritonrank.quantize.int8 import calibration_requests, graph_feeds, linear_n
 from tritonrank.quantize.qdq_rules import check_graph
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.quantize.smooth import smooth_graphs
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.rankers.scorers import Request, tensors_of
 from tritonrank.recipe import Recipe
 
@@ -126,7 +127,8 @@ def quantize_graph(
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / graph.name
         if smooths:
-            smooth_graphs({graph: feeds}, fp32.parent)
+            is_decoder = architecture_named(tokenizer.rules.architecture).norms_first
+            smooth_graphs({graph: feeds}, fp32.parent, attention=is_decoder)
         else:
             shutil.copyfile(graph, fp32)
         writer = _Writer(fp32, nodes, feeds)

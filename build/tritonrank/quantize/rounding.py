@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from tritonrank_runtime.engine import Feed
 
+from tritonrank.artifacts.weight_file import save_graph
 from tritonrank.graphs.watch import watched_values
 from tritonrank.system.progress import track
 
@@ -91,7 +92,7 @@ class WeightRounder:
             if name not in self._rounded:
                 self._rounded[name] = self.rounded(name, numpy_helper.to_array(scales), largest)
             integers.CopyFrom(numpy_helper.from_array(self._rounded[name], integers.name))
-        onnx.save(model, path)
+        save_graph(model, path)
 
 
 def round_weights(

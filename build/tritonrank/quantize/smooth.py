@@ -3,8 +3,8 @@
 A few channels of an activation are ten times larger than the others, and one scale for all of them rounds the others
 away. Dividing each channel by a factor before the linear layers, and multiplying the weights' rows by it, computes the
 same and leaves ranges that eight bits can hold (Xiao et al. 2023). The factor of channel j is
-max|x_j|^a / max|W_j|^(1-a). What attention gives to its output projection is left alone: of
-encoders it has no such channels (in SmolLM2 it was the louder one of two kinds of layers that were tried).
+max|x_j|^a / max|W_j|^(1-a). What attention gives to its output projection has such channels in decoders
+(docs/decoders.md has SmolLM2's), and none in encoders, whose is left alone.
 
 The division costs nothing where something before it can take it over: the weight of a norm that linear layers alone
 read (a decoder norms before its layers; an encoder's residual reads the norm as well), and of a gated FFN's product the
@@ -21,18 +21,23 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from tritonrank_runtime.engine import Feed
 
+from tritonrank.artifacts.weight_file import save_graph
 from tritonrank.graphs.watch import watched_values
 
-NORM_STRENGTH, PRODUCT_STRENGTH = 0.65, 0.9
-"""The exponent a by what gives the activation: a norm, or the last product of a GELU or of a gated FFN. These left the
-least noise on MovieLens calibration requests (docs/log.md has the others)."""
+NORM_STRENGTH, PRODUCT_STRENGTH, ATTENTION_STRENGTH = 0.65, 0.9, 0.75
+"""The exponent a by what gives the activation: a norm, the last product of a GELU or of a gated FFN, or attention.
+These left the least noise on MovieLens calibration requests (docs/log.md has the others)."""
 SMOOTHED = ("LayerNormalization", "Mul")
 """Operators that give the activations: the last one of a root-mean-square norm is a product with its weight."""
+ATTENTION = "Reshape"
+"""The operator that gives a decoder's attention: heads put side by side."""
 SMALLEST = 1e-5
 """Channels and weights below this count as this much: a channel that is always 0 needs no factor."""
 
 
-def smooth_graphs(feeds: Mapping[Path, Sequence[Feed]], folder: Path) -> dict[Path, list[str]]:
+def smooth_graphs(
+    feeds: Mapping[Path, Sequence[Feed]], folder: Path, *, attention: bool = False
+) -> dict[Path, list[str]]:
     """Write the graphs of a ranker with smoothed inputs; they compute the same as their sources, up to rounding.
 
     A layer that is in several graphs (a shared-context ranker's two) gets one factor, fit for the inputs that it has in
@@ -41,11 +46,12 @@ def smooth_graphs(feeds: Mapping[Path, Sequence[Feed]], folder: Path) -> dict[Pa
     Args:
         feeds: FP32 graphs with their calibration inputs.
         folder: where the smoothed graphs go, under the same names; so do those of their nodes.
+        attention: what attention gives is smoothed, too.
 
     Returns:
         For each source the names of the activations that were smoothed.
     """
-    graphs = [_Smoothed(path, of_graph) for path, of_graph in feeds.items()]
+    graphs = [_Smoothed(path, of_graph, attention) for path, of_graph in feeds.items()]
     for group in _joined(layers for graph in graphs for layers in graph.layers.values()):
         places = [(graph, name) for graph in graphs for name, layers in graph.layers.items() if group & set(layers)]
         largest = np.max([graph.largest[name] for graph, name in places], axis=0)
@@ -56,19 +62,20 @@ def smooth_graphs(feeds: Mapping[Path, Sequence[Feed]], folder: Path) -> dict[Pa
         for graph in graphs:
             graph.smooth([name for of_graph, name in places if of_graph is graph], factor, is_free=is_free)
     for path, graph in zip(feeds, graphs, strict=True):
-        onnx.checker.check_model(graph.model)
-        onnx.save(graph.model, folder / path.name)
+        save_graph(graph.model, folder / path.name)
+        onnx.checker.check_model(str(folder / path.name))
     return {path: list(graph.layers) for path, graph in zip(feeds, graphs, strict=True)}
 
 
 class _Smoothed:
     """A graph being smoothed: which activations can be, the layers that they feed, and what they reach."""
 
-    def __init__(self, source: Path, feeds: Sequence[Feed]) -> None:
+    def __init__(self, source: Path, feeds: Sequence[Feed], attention: bool) -> None:
         self.model = onnx.load(source)
         self._tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._made_by = {name: node for node in self.model.graph.node for name in node.output}
-        smoothed = {node.output[0] for node in self.model.graph.node if node.op_type in SMOOTHED}
+        operators = (*SMOOTHED, ATTENTION) if attention else SMOOTHED
+        smoothed = {node.output[0] for node in self.model.graph.node if node.op_type in operators}
         self._readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         self._consumers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.model.graph.node:
@@ -90,6 +97,8 @@ class _Smoothed:
     def strength(self, name: str) -> float:
         """The exponent for an activation."""
         node = self._made_by[name]
+        if node.op_type == ATTENTION:
+            return ATTENTION_STRENGTH
         is_norm = node.op_type == "LayerNormalization" or bool(self._norm_weights(node))
         return NORM_STRENGTH if is_norm else PRODUCT_STRENGTH
 
@@ -119,7 +128,7 @@ class _Smoothed:
         """The constants before an activation whose channels can be divided in its place."""
         node = self._made_by[name]
         others = len(self._readers[name]) - len(self._consumers[name])
-        if others or any(output.name == name for output in self.model.graph.output):
+        if others or node.op_type == ATTENTION or any(output.name == name for output in self.model.graph.output):
             return []
         if places := self._norm_weights(node):
             return [(node, place) for place in places]

@@ -24,9 +24,9 @@ from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.rungs import EXPORTED, Rung, quantized_name
+from tritonrank.artifacts.weight_file import save_graph, share_weights
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
-from tritonrank.graphs.weight_file import share_weights
 from tritonrank.judge.gatekeeper import require_ranking
 from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise
 from tritonrank.quantize.embeddings import shrink_folder
@@ -186,7 +186,7 @@ class BlockWriter:
             read = {name for node in graph.node for name in node.input}
             graph.initializer.extend(tensor for tensor in fp32.graph.initializer if tensor.name in read)
             graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in added.items())
-            onnx.save(copy, folder / source.name)
+            save_graph(copy, folder / source.name)
 
     def _few_bits(self, node: onnx.NodeProto, bits: int, added: dict[str, NDArray[Any]]) -> onnx.NodeProto:
         """The operator in place of a MatMul; its constants are added."""

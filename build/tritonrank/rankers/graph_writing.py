@@ -1,6 +1,7 @@
 """PyTorch -> ONNX: the two ways in which graphs are written here."""
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
+
+from tritonrank.artifacts.weight_file import save_graph
 
 
 def trace_graph(
@@ -28,17 +31,24 @@ def trace_graph(
         target: the file.
         opset: of ONNX.
     """
-    # The tracing exporter: its graphs hold standard operators under readable names, which quantization refers to.
-    torch.onnx.export(
-        module.eval(),
-        tuple(inputs.values()),
-        str(target),
-        dynamo=False,
-        opset_version=opset,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        dynamic_axes={name: dict(named) for name, named in axes.items()},
-    )
+    # In a folder of its own: over 2 GB the exporter writes a file per weight, and two graphs' weights share names.
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        traced = Path(scratch) / target.name
+        # The tracing exporter: its graphs hold standard operators under readable names, which quantization refers to.
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            str(traced),
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: dict(named) for name, named in axes.items()},
+        )
+        if any(path != traced for path in traced.parent.iterdir()):
+            save_graph(onnx.load(traced), target)
+        else:
+            traced.replace(target)
     onnx.checker.check_model(str(target), full_check=True)  # by its path: over 2 GB there is no other way
 
 

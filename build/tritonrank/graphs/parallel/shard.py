@@ -33,6 +33,7 @@ from tritonrank_runtime.shard_workers import ShardWorkers, sharded_engine
 from tritonrank_runtime.text import RequestTokenizer, TextRules, copy_text_files
 
 from tritonrank.artifacts import Draft
+from tritonrank.artifacts.weight_file import WeightFile
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
 from tritonrank.data.requests import requests_of
@@ -41,7 +42,6 @@ from tritonrank.graphs.graph_view import constant_tensors
 from tritonrank.graphs.parallel.cut_graph import SHARE, cut_graph
 from tritonrank.graphs.parallel.cut_plan import Plan, shard_plan
 from tritonrank.graphs.parallel.segments import segments_of
-from tritonrank.graphs.weight_file import WeightFile
 from tritonrank.rankers.agreement import largest_difference
 from tritonrank.rankers.scorers import RequestTensors, tensors_of
 from tritonrank.recipe import Recipe
