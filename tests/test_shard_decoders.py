@@ -65,7 +65,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     decoder_from(model, request.param, yes_no_head(model, YES, NO)).save_pretrained(folders["checkpoint"])
     export_graphs(folders["checkpoint"], folders["fp32"])
     feeds = graph_feeds(folders["fp32"], TENSORS)
-    writer = GraphWriter(feeds, folders["scratch"], is_decoder=True, rounds=False)  # with a scale per row
+    writer = GraphWriter(feeds, folders["scratch"], is_decoder=True, ranks=4, rounds=False)
     writer.write(folders["int8"], quantizable_nodes(folders["fp32"], [r"^/head/"]))
     shards = {}
     for precision in ("fp32", "int8"):

@@ -3,6 +3,8 @@ bits (quantize/weight_only.py)."""
 
 from typing import Any
 
+from tritonrank_runtime.decoder import DECODER
+
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
@@ -16,7 +18,10 @@ TOOLS = ("onnx", "onnxruntime", "numpy", "tokenizers")
 
 def stage(recipe: Recipe, workspace: Workspace) -> Stage:
     def settings() -> dict[str, Any]:
+        is_decoder = recipe.model.architecture == DECODER and recipe.quantize.method == "static-int8"
         return {
+            # Not of the others, whose graphs are what they were.
+            **({"rows": "all" if recipe.tensor_parallel == 1 else "whole"} if is_decoder else {}),
             "quantize": recipe.quantize.model_dump(mode="json"),
             "gate": gate_settings(recipe, "quantize"),
             "reduce_range": has_reduced_range(),  # another CPU builds another artifact

@@ -41,7 +41,7 @@ from tritonrank.quantize.calibration_record import CalibrationRecord, LayerNoise
 from tritonrank.quantize.embeddings import shrink_folder
 from tritonrank.quantize.reduced_range import has_reduced_range
 from tritonrank.quantize.rounding import WeightRounder
-from tritonrank.quantize.row_scales import scale_rows
+from tritonrank.quantize.row_scales import SPLIT_AMONG_RANKS, scale_rows
 from tritonrank.quantize.sensitivity import NoiseMeter, quiet_enough, work_of_nodes
 from tritonrank.quantize.smooth import smooth_graphs
 from tritonrank.rankers.architectures import architecture_named
@@ -80,7 +80,7 @@ def quantize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     onnx_folder = workspace.onnx
     requests = calibration_requests(recipe, Dataset.read(workspace.dataset), TextRules.load(onnx_folder))
     copy_text_files(onnx_folder, draft.folder)
-    nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize)
+    nodes = quantize_graphs(onnx_folder, draft.folder, requests, recipe.quantize, ranks=recipe.tensor_parallel)
     if recipe.quantize.embeddings:
         shrink_folder(draft.folder)
     share_weights(draft.folder)
@@ -93,13 +93,19 @@ def quantize(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
 
 
 def quantize_graphs(
-    onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings, *, smooths: bool = True
+    onnx_folder: Path,
+    folder: Path,
+    requests: list[Request],
+    settings: QuantizeSettings,
+    *,
+    smooths: bool = True,
+    ranks: int = 1,
 ) -> list[str]:
     """Write the Q/DQ graphs with as many INT8 layers as the noise limit allows, and return their node names.
 
     The two graphs of a shared-context ranker hold the same layers: one is INT8 in both or in neither. calibration.json
     beside them records what was seen on the way. ``smooths``: outliers of activations move into the weights first
-    (SmoothQuant), which halves the noise of INT8.
+    (SmoothQuant), which halves the noise of INT8. ``ranks``: what ``tensor_parallel`` will cut the graphs into.
 
     Raises:
         ArtifactError: a written graph does not hold the Q/DQ pairs that were asked for.
@@ -112,7 +118,8 @@ def quantize_graphs(
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
         fitted, kept_aside = split_for_noise(tensors)
         is_decoder = architecture_named(tokenizer.rules.architecture).norms_first
-        writer = GraphWriter(graph_feeds(onnx_folder, fitted), Path(scratch), smooths=smooths, is_decoder=is_decoder)
+        by_graph = graph_feeds(onnx_folder, fitted)
+        writer = GraphWriter(by_graph, Path(scratch), smooths=smooths, is_decoder=is_decoder, ranks=ranks)
         writer.write(folder, nodes)
         noise = NoiseMeter(onnx_folder, kept_aside)
         final = all_layers = noise.of(folder)
@@ -141,6 +148,7 @@ class GraphWriter:
         smooths: outliers of activations move into the weights first.
         is_decoder: the graphs are a decoder's. Its attention is smoothed, too, and each row of an activation gets a
             scale of its own (row_scales.py).
+        ranks: that a decoder's layers will be cut into.
         rounds: weights are rounded so that their errors cancel (rounding.py), else each to the nearest step.
     """
 
@@ -151,6 +159,7 @@ class GraphWriter:
         *,
         smooths: bool = True,
         is_decoder: bool = False,
+        ranks: int = 1,
         rounds: bool = True,
     ) -> None:
         self.feeds = dict(feeds)
@@ -159,7 +168,7 @@ class GraphWriter:
             smooth_graphs(self.feeds, scratch, attention=is_decoder)
             self.feeds = {scratch / graph.name: feeds for graph, feeds in self.feeds.items()}
         if is_decoder:
-            self.feeds = {_with_row_scales(graph, scratch): feeds for graph, feeds in self.feeds.items()}
+            self.feeds = {_with_row_scales(graph, scratch, ranks): feeds for graph, feeds in self.feeds.items()}
         self._fp32 = {path: onnx.load(path) for path in self.feeds}
         self._quantized: dict[Path, onnx.ModelProto] = {}
 
@@ -198,10 +207,11 @@ class GraphWriter:
             self._quantized[source] = onnx.load(path)
 
 
-def _with_row_scales(source: Path, scratch: Path) -> Path:
-    """A graph's copy in which the inputs of all linear layers have a scale per row."""
+def _with_row_scales(source: Path, scratch: Path, ranks: int) -> Path:
+    """A graph's copy in which the inputs of linear layers have a scale per row."""
     model, path = onnx.load(source), scratch / source.name
-    scale_rows(model, set(linear_nodes(source)))
+    names = linear_nodes(source)
+    scale_rows(model, {name for name in names if ranks == 1 or not any(one in name for one in SPLIT_AMONG_RANKS)})
     save_graph(model, path)
     return path
 

@@ -8,6 +8,10 @@ computes the same, and x / r lies between -1 and 1 whatever the token, so that a
 scale depends on the row alone, so a candidate is scored alike beside any others, which dynamic quantization does not
 give: ONNX Runtime's takes one scale per batch.
 
+Ranks that compute a layer together (tensor parallel) would each find another scale in their share of a row, and no
+longer give what the whole ranker gave to the gate. So where there are to be ranks, what is split among them keeps a
+fixed scale.
+
 It takes four cheap operators per activation and one more per layer; what they cost is in docs/decoders.md.
 """
 
@@ -21,6 +25,9 @@ SMALLEST = 1e-12
 """Scale of a row of zeros."""
 SUFFIX = "_rows"
 """What is added to the name of an activation when its rows were divided, and to that of a product of those."""
+
+SPLIT_AMONG_RANKS = ("/attention_out/", "/ffn_out/")
+"""In the names of a decoder's layers that read what ranks have shares of."""
 
 
 def scale_rows(model: onnx.ModelProto, layers: set[str]) -> list[str]:

@@ -113,7 +113,6 @@ class _Planner:
             "Gather": self._gather,
             "MatMul": self._product,
             "ReduceMean": self._mean,
-            "ReduceMax": self._largest,
             "Shape": self._shape,
         }
 
@@ -139,7 +138,7 @@ class _Planner:
                 if self._axes.get(node.input[0]) != self._rank(node.input[0]) - 1:
                     raise self._not_understood(node, "a layer to be split by row does not get split features")
                 self._cut(place, node, 1, 0)
-                self._plan.reduces.append(self._addend_of(place))
+                self._plan.reduces.append(place)
             elif any(source in self._axes for source in node.input):
                 self._follow(place, node)
         for tensor in self._model.graph.output:
@@ -180,8 +179,7 @@ class _Planner:
         for node, _ in self._view.consumers[name]:
             if node.op_type == "LayerNormalization" or self._is_mean_square(node):
                 return True
-            is_passed = node.op_type in {"Add", "Cast"} or self._row_scale(node) is not None
-            if is_passed and self._leads_to_norm(node.output[0]):
+            if node.op_type in {"Add", "Cast"} and self._leads_to_norm(node.output[0]):
                 return True
         return False
 
@@ -197,14 +195,6 @@ class _Planner:
             return False
         makers = (self._view.producers.get(source) for source in node.input)
         return any(maker is not None and maker.op_type == "ReduceMax" for maker in makers)
-
-    def _addend_of(self, place: int) -> int:
-        """Where a rank's addend is whole: behind the product, or where its rank's own scale per row is put back."""
-        product = self._model.graph.node[place].output[0]
-        for later, node in enumerate(self._model.graph.node[place + 1 :], start=place + 1):
-            if product in node.input and self._row_scale(node) is not None:
-                return later
-        return place
 
     def _is_mean_square(self, node: onnx.NodeProto) -> bool:
         """Whether a root-mean-square norm begins here, which the exporter writes as its operations."""
@@ -278,11 +268,6 @@ class _Planner:
         if not axes or axis in {one % rank for one in axes} or not attribute(node, "keepdims", 1):
             raise self._not_understood(node, "a mean over the split axis")
         yield axis
-
-    def _largest(self, place: int, node: onnx.NodeProto) -> None:
-        """Of a row's share: each rank divides by its own, and multiplies its addend by it, so nobody else need know."""
-        if not all(self._is_row_scale(user.output[0]) for user, _ in self._view.consumers[node.output[0]]):
-            raise self._not_understood(node, "a maximum over the split axis that is no scale per row")
 
     def _quantize(self, place: int, node: onnx.NodeProto) -> Iterator[int]:
         if any(prod(self._shape_of(name)) != 1 for name in node.input[1:] if name):
