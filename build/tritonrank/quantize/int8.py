@@ -211,7 +211,7 @@ def _with_row_scales(source: Path, scratch: Path, ranks: int) -> Path:
     """A graph's copy in which the inputs of linear layers have a scale per row."""
     model, path = onnx.load(source), scratch / source.name
     names = linear_nodes(source)
-    scale_rows(model, {name for name in names if ranks == 1 or not any(one in name for one in SPLIT_AMONG_RANKS)})
+    scale_rows(model, {name for name in names if ranks == 1 or not name.startswith(SPLIT_AMONG_RANKS)})
     save_graph(model, path)
     return path
 

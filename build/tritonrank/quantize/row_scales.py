@@ -26,8 +26,8 @@ SMALLEST = 1e-12
 SUFFIX = "_rows"
 """What is added to the name of an activation when its rows were divided, and to that of a product of those."""
 
-SPLIT_AMONG_RANKS = ("/attention_out/", "/ffn_out/")
-"""In the names of a decoder's layers that read what ranks have shares of."""
+SPLIT_AMONG_RANKS = ("/attention_out", "/ffn_out")
+"""How names of a decoder's layers begin that read what ranks have shares of."""
 
 
 def scale_rows(model: onnx.ModelProto, layers: set[str]) -> list[str]:
