@@ -36,7 +36,8 @@ class QuantizeSettings(Settings):
         "static-int8",
         description="static-int8: u8s8 Q/DQ for CPUs, one scale per tensor, fixed at calibration (decoders: one per "
         "row); int8-weights, int4-weights: weights alone, a scale per 32 of them, activations rounded as they come: "
-        "less noise where a decoder's activations have outliers, twice the time of static-int8 with VNNI (docs/decoders.md)",
+        "less noise where a decoder's activations have outliers, twice the time of static-int8 with VNNI "
+        "(docs/decoders.md)",
     )
     calibration_examples: int = Field(
         96, ge=8, description="training requests, true padding; a quarter of them measures the noise of the result"
