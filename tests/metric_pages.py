@@ -13,6 +13,8 @@ RECOMMEND = "The model recommend in Triton"
 """The section of what only a repository with a catalogue has."""
 ROLLOUT = "Rollouts"
 """The section of what only the controller of a rollout has."""
+LEARNING = "Learning"
+"""The section of the file that nights leave."""
 OWN_LABELS = {"le", "quantile"}
 
 
@@ -26,11 +28,11 @@ class Metric:
 
 
 def documented(section: str = "") -> dict[str, Metric]:
-    """By name: of one section, or of all but ELSEWHERE, RECOMMEND and ROLLOUT."""
+    """By name: of one section, or of all but ELSEWHERE, RECOMMEND, ROLLOUT and LEARNING."""
     found: dict[str, Metric] = {}
     for part in re.split(r"^## ", PAGE, flags=re.MULTILINE):
         title = part.partition("\n")[0]
-        if (title == section) if section else title not in {ELSEWHERE, RECOMMEND, ROLLOUT}:
+        if (title == section) if section else title not in {ELSEWHERE, RECOMMEND, ROLLOUT, LEARNING}:
             for line in part.splitlines():
                 if row := re.match(r"\| `([a-z0-9_]+)` \| (\w+), [^|]+ \|([^|]*)\| \S", line):
                     assert row[1] not in found, f"{row[1]} is told twice"

@@ -23,6 +23,7 @@ from tritonrank.errors import ArtifactError, GateError, TritonRankError
 from tritonrank.learn.budget import bounded
 from tritonrank.learn.ledger import NIGHTS, STEPS, Ledger, Night, StepName
 from tritonrank.learn.lock import only_night
+from tritonrank.learn.metrics import write_metrics
 from tritonrank.learn.page import write_page
 from tritonrank.learn.release import write_decisions
 from tritonrank.learn.run import NothingNewError, Run
@@ -76,11 +77,13 @@ def run_night(
             with closing:
                 write_page(ledger, recipe.name)
                 console.print(f"failed: {ledger.end(night, 'failed', reason).reason}", markup=False, highlight=False)
+                write_metrics(ledger, recipe.name)
 
         spent = sum(float(told["seconds"]) for told in night.steps.values())
         with bounded(recipe.learn.memory_gb, recipe.learn.hours * SECONDS_PER_HOUR - spent, failed):
             night = _take_steps(run, steps)
         write_page(ledger, recipe.name)
+        write_metrics(ledger, recipe.name)
         track_night(ledger, night, recipe)
         _tidy(ledger, base, recipe.learn.keep_nights)
     return night
