@@ -18,6 +18,7 @@ from tritonrank.data.images.encoders import open_encoder
 from tritonrank.data.images.files import image_files, read_image, referenced
 from tritonrank.errors import DataError, RecipeError
 from tritonrank.graphs.export import compare_with_torch, export_graphs
+from tritonrank.learn.night_events import log_of
 from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.modeling import from_encoder
 from tritonrank.rankers.pretrained import load_encoder
@@ -326,6 +327,13 @@ data: {source: tables, items: items.csv, events: events.csv, text_fields: [title
 text: {item_template: "TEMPLATE"}
 images: {folder: pictures}
 """
+
+
+def test_no_night_learns_a_ranker_of_images(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("TEMPLATE", "{image} {title}"), encoding="utf-8")
+    with pytest.raises(RecipeError, match="no night learns a ranker that reads them"):
+        log_of(load_recipe(path, ["learn.log=log"]))
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,12 @@ def log_of(recipe: Recipe) -> AnyLocation:
     """Where the recipe's log is.
 
     Raises:
-        RecipeError: it names none.
+        RecipeError: it names none, or its ranker is one that no night trains.
     """
+    if recipe.images is not None:  # its examples have no table of images, and would train a ranker of texts
+        raise RecipeError(
+            f"{recipe.name}: images: no night learns a ranker that reads them: tritonrank build RECIPE does"
+        )
     if recipe.learn.log is not None:
         return recipe.learn.log
     if isinstance(recipe.data, EventsData):
