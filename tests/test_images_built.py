@@ -158,7 +158,7 @@ def test_a_server_finds_images_by_the_ids_of_items(seeing: Build, served: LocalT
         by_id = client.rank(items=words, history=request.history, item_ids=example.candidates)
         unseen = client.rank(items=words, history=request.history)
         fields = client.rank(items=[dataset.items[one] for one in example.candidates], history=request.history)
-    assert by_id.indices.tolist() == named.indices.tolist() == fields.indices.tolist()
+    assert by_id.indices == named.indices == fields.indices
     assert by_id.scores == pytest.approx(named.scores)
     assert sorted(unseen.scores) != pytest.approx(sorted(named.scores), abs=1e-3)
     reads, engine = RequestTokenizer.from_folder(seeing.workspace.int8), open_engine(seeing.workspace.int8)
@@ -180,7 +180,7 @@ def test_recommendations_see_pictures_and_retrieval_reads_words(seeing: Build, s
         texts = [text or "" for text in catalogue.texts(shown)]
         ranked = client.rank(items=texts, history=[text or "" for text in catalogue.texts(liked)], item_ids=shown)
     assert not answer.degraded
-    assert ranked.indices.tolist() == list(range(len(shown)))
+    assert list(ranked.indices) == list(range(len(shown)))
     lexical = json.loads((seeing.workspace.catalogue / "catalogue.json").read_text(encoding="utf-8"))
     assert "lexical" in lexical["sources"]
     vocabulary = (seeing.workspace.catalogue / "lexical" / "vocab.index.json").read_text(encoding="utf-8")
