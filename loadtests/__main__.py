@@ -29,6 +29,7 @@ from loadtests.sharing import sharing
 from loadtests.shoppers.verb import shoppers
 from loadtests.simulate.forecasts import forecast
 from loadtests.simulate.verb import simulate
+from loadtests.simulate.waiting import waiting
 from loadtests.soak import soak
 from loadtests.tune import tune
 
@@ -68,6 +69,7 @@ app.command()(dashboards)
 app.command()(simulate)
 app.command()(forecast)
 app.command()(shoppers)
+app.command()(waiting)
 
 if __name__ == "__main__":
     app(prog_name="python -m loadtests")

@@ -56,6 +56,9 @@ def recommend(
     ] = "",
     share: Annotated[float, typer.Option(min=0.01, max=1, help="Of saturation")] = 0.5,
     seconds: Annotated[float, typer.Option(min=2, help="At that rate")] = 60.0,
+    ranked: Annotated[
+        int, typer.Option(min=0, max=1_000, help="Candidates that the ranker reads; 0: as the blend says, 200: all")
+    ] = 0,
     saturation: SaturationOption = None,
     processes: ProcessesOption = 0,
     out: OutOption = NO_FILE,
@@ -68,7 +71,7 @@ def recommend(
     objectives = objectives_or_exit(slo)
     requests_or_exit(target, workload, objectives.load.candidates)
     with (
-        prepared(target, store, users) as (options, visitors),
+        prepared(target, store, users, ranked) as (options, visitors),
         open_session(
             target,
             workload,
@@ -102,7 +105,7 @@ def show_steps(run: Run) -> None:
 
 
 @contextmanager
-def prepared(target: str, store: str, users: int) -> Iterator[tuple[Sequence[str], int]]:
+def prepared(target: str, store: str, users: int, ranked: int = 0) -> Iterator[tuple[Sequence[str], int]]:
     """Flags of the gateway, whose store is full; and how many users stand for each one of the workload."""
     if "://" in target:
         yield (), 1
@@ -121,6 +124,7 @@ def prepared(target: str, store: str, users: int) -> Iterator[tuple[Sequence[str
             fail(f"the store was not filled:\n{done.stdout[-500:]}{done.stderr[-500:]}")
         Console(stderr=True).print(done.stdout.strip()[-300:], highlight=False)
         flags = ["--catalogue", str(folder / "catalogue"), "--store", url, "--events-log", f"{scratch}/events"]
+        flags += ["--ranked", str(ranked)]
         if (folder / "blend").is_dir():
             flags += ["--blend", str(folder / "blend")]
         yield flags, visitors

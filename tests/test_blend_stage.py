@@ -1,11 +1,13 @@
 """The stage ``blend`` and the judge of the whole, on a small build with a real catalogue."""
 
+import hashlib
 import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -20,13 +22,18 @@ from tritonrank.pipeline import blend as blend_stage
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.report.page import make_report
 from tritonrank.report.recommend_table import show_quality
+from tritonrank.retrieval.blend_learning import learn_first_stage
 from tritonrank.retrieval.blend_lists import Moment, blend_list, moments, with_cold
-from tritonrank.retrieval.blend_make import _require_first
+from tritonrank.retrieval.blend_make import _require_first, feature_names
 from tritonrank.retrieval.counts import following, following_matrix, likes, sequences
 from tritonrank.retrieval.levels import measure_levels, served_order
 from tritonrank.retrieval.rankings import Known, accuracy, counted_rankings, differences, judged, places_of
 from tritonrank.retrieval.recommend_quality import judge_whole, peer_files
 from tritonrank_recommend.blend import BlendError, open_blend, open_levels
+from tritonrank_recommend.blend.features import feature_matrix
+from tritonrank_recommend.blend.first_stage import FirstStage
+from tritonrank_recommend.blend.reader import BlendFile
+from tritonrank_recommend.catalogue import open_catalogue
 
 TESTS = Path(__file__).parent
 
@@ -115,6 +122,7 @@ def test_levels_are_those_of_the_first_candidates_ranked_and_the_rest_behind() -
     catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
     ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
     blend = Mock(names=("ranker",), method="linear", score=lambda features: np.nan_to_num(features[:, 0], nan=0.0))
+    blend.first_order.return_value = None
     found, gate = measure_levels(catalogue, ranker, blend, [moment], [], {})
     assert gate is None
     assert found.ndcg == 1.0
@@ -131,6 +139,7 @@ def test_the_blend_orders_what_was_not_ranked_where_that_is_better() -> None:
     for method, expected in (("linear", 1.0), ("lambdamart", 0.0)):
         # Of the 60th place alone the mark is found, wherever the list ends.
         blend = Mock(names=("rank.popular",), method=method, score=lambda features: -abs(features[:, 0] - 1 / 119))
+        blend.first_order.return_value = None
         found, _ = measure_levels(catalogue, ranker, blend, [moment], [], {})
         assert found.blend_orders_rest == (method == "linear")
         assert found.by_candidates["25"] == expected
@@ -144,6 +153,7 @@ def test_lists_of_which_the_first_are_ranked_pass_a_gate(ranked: int, passes: bo
     catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
     ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
     blend = Mock(names=("ranker",), method="linear", score=lambda features: np.nan_to_num(features[:, 0], nan=0.0))
+    blend.first_order.return_value = None
     levels, gate = measure_levels(catalogue, ranker, blend, tested, [], {}, ranked, 0.01)
     assert levels.ranked == ranked
     assert str(ranked) in levels.by_candidates
@@ -160,10 +170,50 @@ def test_the_whole_is_judged_as_it_is_served(blended: Workspace) -> None:
     candidates, logits = candidates_of(ids), np.arange(200, dtype=np.float32)
     one = blend_list(Moment("u:1", "", [], [], "i59", 0.0), candidates, logits[:, None], logits)
     blend = Mock(names=("ranker",), ranked=60, orders_unranked=False, score=lambda features: features[:, 0])
+    blend.first_order.return_value = None
     served = served_order(Mock(), blend, one)
     assert served == [*reversed(ids[:60]), *ids[60:]]
     blend.orders_unranked, blend.score = True, lambda features: np.nan_to_num(features[:, 0], nan=30.5)
     assert served_order(Mock(), blend, one)[:30] == [*ids[59:30:-1], ids[60]]
+
+
+def test_a_first_stage_says_what_the_ranker_reads(blended: Workspace, recipe: Recipe, tmp_path: Path) -> None:
+    """It is learnt from the lists without the ranker's score, and brings more of what is liked among the first."""
+    catalogue, sources = open_catalogue(blended.catalogue), recipe.retrieval.sources
+    names = feature_names(sources, [])
+    lists = []
+    for moment in with_cold(moments(blended.dataset, "validation", most=200, seed=1)):
+        candidates = catalogue.retrieve(moment.wish(sources=sources))
+        logits = np.random.default_rng(1).normal(size=len(candidates.ids)).astype(np.float32)
+        features = feature_matrix(names, candidates, logits, [None] * len(logits))
+        lists.append(blend_list(moment, candidates, features, logits))
+    file = learn_first_stage(lists, names, [], [], 1)
+    assert file is not None
+    assert not [name for name in file.features if name.startswith("ranker")]
+    stage, found = FirstStage(file), [one for one in lists if one.positive is not None]
+    places = [int(np.flatnonzero(stage.order(one.candidates) == one.positive)[0]) for one in found]
+    assert np.log1p(places).mean() < np.log1p([one.positive for one in found]).mean()
+    assert learn_first_stage(lists[:20], names, [], [], 1) is None, "too few to learn from"
+
+    shutil.copytree(blended.blend, tmp_path / "blend")
+    blend = msgspec.json.decode((tmp_path / "blend" / "blend.json").read_bytes(), type=BlendFile)
+    opened = open_blend(rewritten(tmp_path / "blend", msgspec.structs.replace(blend, first=file)))
+    order = opened.first_order(found[0].candidates)
+    assert order is not None
+    assert order.tolist() == stage.order(found[0].candidates).tolist()
+    wrong = msgspec.structs.replace(file, features=["no such", *file.features[1:]])
+    with pytest.raises(BlendError, match=r"first\.features: no such"):
+        open_blend(rewritten(tmp_path / "blend", msgspec.structs.replace(blend, first=wrong)))
+
+
+def rewritten(folder: Path, file: BlendFile) -> Path:
+    """A blend with another blend.json, as if it had been built so."""
+    told = msgspec.json.encode(file)
+    (folder / "blend.json").write_bytes(told)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["blend.json"] = hashlib.sha256(told).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 def test_a_damaged_file_of_levels_is_named(blended: Workspace, tmp_path: Path) -> None:

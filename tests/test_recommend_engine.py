@@ -297,6 +297,12 @@ class Blend:
     fails = False
     orders_unranked = False
     ranked = 0
+    first: Any = None
+
+    def first_order(self, candidates: Any) -> Any:
+        if self.fails:
+            raise RuntimeError("torn")
+        return self.first
 
     def features(self, candidates: Any, logits: Any, fields: Any) -> Any:
         if self.fails:
@@ -336,6 +342,18 @@ async def test_the_ranker_reads_as_many_as_the_blend_was_judged_with() -> None:
             ranker.asked.clear()
             await recommender.recommend(replace(request, order=order), seconds=5)
             assert [len(items) for _, _, items in ranker.asked] == asked
+        blend.first = np.arange(30)[::-1]  # retrieval's last are the first stage's first
+        ranker.asked.clear()
+        answer = await recommender.recommend(request, seconds=5)
+        assert ranker.asked[0][2] == [f"item {place}" for place in range(29, 19, -1)]
+        assert [item.item_id for item in answer.items] == [f"i{place}" for place in [*range(20, 30), *range(20)]]
+        assert [item.logit for item in answer.items[:10]] == [float(place) for place in range(20, 30)]
+        blend.fails = True
+        ranker.asked.clear()
+        answer = await recommender.recommend(request, seconds=5)
+        assert ranker.asked[0][2] == [f"item {place}" for place in range(10)]
+        assert answer.degraded_reasons == ["blend: failed"]
+        blend.fails, blend.first = False, None
     for own, expected in ((5, 5), (200, 30)):
         ranker.asked.clear()
         async with running(StandInCatalogue(30), ranker, blend=blend, settings=EngineSettings(ranked=own)) as other:

@@ -16,6 +16,7 @@ from loadtests.simulate.forecasts import DAY_MINUTES, alike, judge_forecast
 from loadtests.simulate.play import play
 from loadtests.simulate.scaler import CPU_TARGET, Autoscaler, CpuReading
 from loadtests.simulate.scenarios import PEAK_SHARE, SPIKE, STEADY_SHARE, scenarios
+from loadtests.simulate.waiting import Machine, Work, waited
 
 COST = Cost(
     seconds_per_request=0.004,
@@ -209,3 +210,31 @@ def test_where_all_but_a_few_could_be_ranked_not_everybody_goes_without() -> Non
     found = play(spike, "levels", 12, dear)
     assert found.degraded < 0.3
     assert found.refused < 0.1
+
+
+def test_waiting_is_that_of_a_shared_processor() -> None:
+    """One thread, nothing beside it: the mean of M/G/1 with processor sharing is S / (1 - rate x S), whatever the
+    work's parts (Kleinrock 1967)."""
+    work, machine = Work(before=5.0, ranker=10.0, after=5.0, other=0.0), Machine(threads=1, together=1.0, lanes=1_000)
+    took = waited(work, machine, rate=25.0, pages=20_000, seed=1)
+    assert len(took) == 20_000 - 400
+    assert np.mean(took) == pytest.approx(20 / (1 - 0.025 * 20), rel=0.05)
+    alone = waited(work, Machine(threads=2, together=2.0), rate=0.1, pages=200)
+    assert alone[0] == pytest.approx(15.0), "two threads that do not disturb each other halve the ranker's time"
+
+
+def test_no_order_of_the_same_work_makes_a_page_that_waits_fast() -> None:
+    heavy, light = (Work(6.0, ranker, 3.0, 14.0) for ranker in (45.0, 16.0))
+    both = {lanes: waited(heavy, Machine(lanes=lanes), 8.6, 6_000) for lanes in (1, 2)}
+    p99 = {lanes: took[int(0.99 * len(took))] for lanes, took in both.items()}
+    assert min(p99.values()) > 0.85 * max(p99.values())
+    less = waited(light, Machine(), 8.6, 6_000)
+    assert less[int(0.99 * len(less))] < p99[2] / 2
+
+
+def test_the_verb_says_what_follows_from_the_work() -> None:
+    done = run("waiting", "--pages", "2000")
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert told["rate"] == pytest.approx(told["most"] / 2, abs=0.02)
+    assert told["milliseconds"].keys() == {"1", "2"}
+    assert run("waiting", "--rate", "1000").exit_code == 2

@@ -33,8 +33,8 @@ class BlendSettings(Settings):
         0,
         ge=0,
         le=200,
-        description="candidates of a list that the ranker reads, the first so many of retrieval's 200: its work is "
-        "most of a page's time. The rest is ordered by what retrieval knows of it. 0: all. On the test users such "
+        description="candidates of a list that the ranker reads, the first so many of 200 by what retrieval knows "
+        "of them: its work is most of a page's time. 0: all. On the test users such "
         "lists may not be worse than whole ones by more than gate.budget",
     )
     fields: list[str] = Field([], description="numeric fields of items to look at beside the scores, such as price")

@@ -10,7 +10,7 @@ standard error, as they need more lists than there mostly are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from tritonrank_recommend.blend.features import RANKER, Z
+from tritonrank_recommend.blend.first_stage import FirstStageFile, first_stage_features
 from tritonrank_recommend.blend.models import Linear, LinearModel
 from tritonrank_recommend.blend.reader import Method, feature_columns
 
@@ -113,6 +114,25 @@ def learn(
     if chosen == "linear":
         return Learnt("linear", fit_linear(usable, names, signs, penalty), None, penalty, found, len(usable))
     return Learnt("lambdamart", None, fit_trees(usable, names, signs, seed), None, found, len(usable))
+
+
+def learn_first_stage(
+    lists: Sequence[BlendList], names: Sequence[str], rising: Sequence[str], falling: Sequence[str], seed: int
+) -> FirstStageFile | None:
+    """A sum over what is known of candidates that the ranker has not read; None where the lists are too few.
+
+    Args:
+        lists: with all the blend's features.
+        names: of these.
+        rising, falling, seed: as of ``learn``.
+    """
+    own = first_stage_features(names)
+    places = [names.index(name) for name in own]
+    unread = [replace(one, features=one.features[:, places], logits=np.zeros_like(one.logits)) for one in lists]
+    learnt = learn(unread, own, "linear", rising, falling, seed)
+    if learnt.method != "linear" or learnt.linear is None:
+        return None
+    return FirstStageFile(features=own, linear=learnt.linear)
 
 
 def ranker_alone(names: Sequence[str]) -> Linear:

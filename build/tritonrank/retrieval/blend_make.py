@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tritonrank_recommend.blend import LEVELS_FILE
 from tritonrank_recommend.blend.features import COLD, FIELD, RANKER, Z
+from tritonrank_recommend.blend.first_stage import FirstStage, FirstStageFile
 from tritonrank_recommend.blend.models import LinearModel, TreeModel
 from tritonrank_recommend.blend.reader import BLEND_FILE, TREES_FILE, BlendFile, ServedBlend
 from tritonrank_recommend.catalogue import open_catalogue
@@ -30,7 +31,7 @@ from tritonrank.judge.gate import Drop, show_verdict, verdict
 from tritonrank.judge.metrics import METRICS, all_metrics
 from tritonrank.judge.worst import forget_closed_gate, require_passed
 from tritonrank.recipe import Recipe
-from tritonrank.retrieval.blend_learning import Learnt, learn
+from tritonrank.retrieval.blend_learning import Learnt, learn, learn_first_stage
 from tritonrank.retrieval.blend_lists import BlendList, make_lists, moments, with_cold
 from tritonrank.retrieval.levels import measure_levels, rung_shares
 from tritonrank.retrieval.ranker_scores import RankerScores
@@ -64,10 +65,11 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     rising, falling = _signs(names, recipe.blend.monotone)
     method = "auto" if recipe.blend.method == "none" else recipe.blend.method
     learnt = learn(lists, names, method, rising, falling, recipe.seed)
-    _write(draft, learnt, names)
+    first = learn_first_stage(lists, names, rising, falling, recipe.seed) if recipe.blend.ranked else None
+    _write(draft, learnt, names, first)
     _say(learnt, len(lists))
 
-    blend = _opened(draft, learnt, names)
+    blend = _opened(draft, learnt, names, first)
     tested = moments(workspace.dataset, TEST, most=len(dataset.test), seed=recipe.seed)
     judged = make_lists(catalogue, ranker, tested, sources, names, "retrieving and ranking to judge")
     quality = full_catalogue(dataset, catalogue, blend, judged, sources)
@@ -141,17 +143,17 @@ def _signs(names: Sequence[str], monotone: Sequence[str]) -> tuple[list[str], li
     return [name for name in names if plain[name] in rising], [name for name in names if plain[name] in falling]
 
 
-def _write(draft: Draft, learnt: Learnt, names: Sequence[str]) -> None:
-    described = BlendFile(method=learnt.method, features=list(names), linear=learnt.linear)
+def _write(draft: Draft, learnt: Learnt, names: Sequence[str], first: FirstStageFile | None) -> None:
+    described = BlendFile(method=learnt.method, features=list(names), linear=learnt.linear, first=first)
     (draft.folder / BLEND_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(described)))
     if learnt.trees:
         (draft.folder / TREES_FILE).write_text(learnt.trees, encoding="utf-8")
 
 
-def _opened(draft: Draft, learnt: Learnt, names: Sequence[str]) -> ServedBlend:
+def _opened(draft: Draft, learnt: Learnt, names: Sequence[str], first: FirstStageFile | None) -> ServedBlend:
     """The draft as the gateway will have it; it has no manifest yet."""
     model = LinearModel(learnt.linear) if learnt.linear else TreeModel(draft.folder / TREES_FILE)
-    return ServedBlend(draft.key, learnt.method, names, model)
+    return ServedBlend(draft.key, learnt.method, names, model, first=None if first is None else FirstStage(first))
 
 
 def _say(learnt: Learnt, lists: int) -> None:

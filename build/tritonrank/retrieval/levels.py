@@ -14,7 +14,7 @@ from tritonrank_recommend.blend import LevelsFile
 from tritonrank_recommend.blend.interface import Blend
 from tritonrank_recommend.blend.reader import ServedBlend
 from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Source
-from tritonrank_recommend.engine.retrieval import only
+from tritonrank_recommend.engine.retrieval import only, taken
 
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.rungs import gate_verdicts, model_rungs, served_rung
@@ -63,6 +63,8 @@ def measure_levels(
     lists: dict[bool, dict[int, list[list[str]]]] = {way: {depth: [] for depth in depths} for way in (False, True)}
     for moment in track(tested, "ranking fewer candidates"):
         candidates = catalogue.retrieve(moment.wish(sources=sources))
+        if (order := blend.first_order(candidates)) is not None:
+            candidates = taken(candidates, order)
         logits = ranker.score(moment.example_id, moment.query, moment.history_ids, candidates.ids)
         for depth in depths:
             lists[False][depth].append(_with_rest(catalogue, blend, candidates, logits, depth))
@@ -108,7 +110,10 @@ def served_order(catalogue: Catalogue, blend: Blend, one: BlendList) -> list[str
     """Ids as the gateway has them where the ranker reads the first ``blend.ranked`` candidates alone."""
     order = _blended if blend.orders_unranked else _with_rest
     assert one.candidates is not None, "a list that was made here"
-    return order(catalogue, blend, one.candidates, one.logits, blend.ranked or FULL)
+    candidates, logits = one.candidates, one.logits
+    if (places := blend.first_order(candidates)) is not None:
+        candidates, logits = taken(candidates, places), logits[places]
+    return order(catalogue, blend, candidates, logits, blend.ranked or FULL)
 
 
 def _with_rest(
@@ -116,11 +121,13 @@ def _with_rest(
 ) -> list[str]:
     """Ids: the first ``depth`` as the blend has them, and behind them the rest as retrieval has it."""
     ids, depth = candidates.ids, min(depth, len(candidates.ids))
+    rest = depth + np.argsort(-candidates.fused[depth:], kind="stable")
+    behind = [ids[place] for place in rest.tolist()]
     if not depth:
-        return ids
+        return behind
     head = only(candidates, np.arange(len(ids)) < depth)
     scores = blend.score(features_of(catalogue, blend.names, head, logits[:depth]))
-    return [*(ids[place] for place in ranking(scores)), *ids[depth:]]
+    return [*(ids[place] for place in ranking(scores)), *behind]
 
 
 def _blended(

@@ -19,8 +19,10 @@ class Blend(Protocol):
     orders_unranked: bool
     """whether it also orders candidates that the ranker was not asked about, better than retrieval does"""
     ranked: int
-    """candidates that the ranker reads, the first so many of retrieval's order, whose lists were judged as good as
-    whole ones; 0: all"""
+    """candidates that the ranker reads, the first so many, whose lists were judged as good as whole ones; 0: all"""
+
+    def first_order(self, candidates: Candidates) -> NDArray[np.int64] | None:
+        """[candidates] places, in the order in which the ranker is to read them; None: as retrieval has them."""
 
     def features(
         self,

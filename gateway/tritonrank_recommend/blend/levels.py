@@ -21,8 +21,8 @@ class LevelsFile(msgspec.Struct, frozen=True, kw_only=True):
         retrieval: share where none is ranked.
         blend_orders_rest: what was not ranked is ordered by the blend without the ranker, not as retrieval has it: on
             the test users that was better. The shares are those of the order that is served.
-        ranked: candidates that the ranker reads where there is time, the first so many of retrieval's order: the
-            build's gate held such lists against whole ones. 0: all.
+        ranked: candidates that the ranker reads where there is time, the first so many of the first stage's order
+            (of retrieval's where the blend has none): the build's gate held such lists against whole ones. 0: all.
         by_rung: share of the other rankers of the ladder by name, as their gates measured it on the test examples.
         format: of this file.
     """

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_recommend.blend.features import feature_matrix, known_feature
+from tritonrank_recommend.blend.first_stage import FirstStage, FirstStageFile
 from tritonrank_recommend.blend.levels import open_levels
 from tritonrank_recommend.blend.models import Linear, LinearModel, Model, TreeModel
 from tritonrank_recommend.blend.verified import AGAIN, BlendError, Manifest, decoded, read_manifest, verified
@@ -37,12 +38,14 @@ class BlendFile(msgspec.Struct, frozen=True, kw_only=True):
         method: ranker is the ranker's own order, as a weighted sum of one.
         features: names, in their order.
         linear: of the methods ranker and linear.
+        first: orders the candidates of which the ranker reads the first alone; None: retrieval's order.
         format: of this file.
     """
 
     method: Method
     features: list[str]
     linear: Linear | None = None
+    first: FirstStageFile | None = None
     format: int = FORMAT
 
 
@@ -58,13 +61,17 @@ class ServedBlend:
         *,
         orders_unranked: bool = False,
         ranked: int = 0,
+        first: FirstStage | None = None,
     ) -> None:
         self.artifact = artifact
         self.method = method
         self.names = tuple(names)
         self.orders_unranked = orders_unranked
         self.ranked = ranked
-        self._model = model
+        self._model, self._first = model, first
+
+    def first_order(self, candidates: Candidates) -> NDArray[np.int64] | None:
+        return self._first.order(candidates) if self._first is not None and candidates.ids else None
 
     def features(
         self,
@@ -93,6 +100,10 @@ def open_blend(folder: Path) -> ServedBlend:
         raise BlendError(f"{folder / BLEND_FILE}: format {described.format}, this version reads {FORMAT}; {AGAIN}")
     if unknown := [name for name in described.features if not known_feature(name)]:
         raise BlendError(f"{folder / BLEND_FILE}: features: {', '.join(unknown)}: not known here; {AGAIN}")
+    if described.first is not None:
+        _check_linear(folder, "first.linear", described.first.linear, described.first.features)
+        if unknown := [name for name in described.first.features if not known_feature(name)]:
+            raise BlendError(f"{folder / BLEND_FILE}: first.features: {', '.join(unknown)}: not known here; {AGAIN}")
     # Of older blends nobody knows whether they order better than retrieval where the ranker was not asked.
     levels = open_levels(folder)
     return ServedBlend(
@@ -102,6 +113,7 @@ def open_blend(folder: Path) -> ServedBlend:
         _model(folder, manifest, described),
         orders_unranked=levels is not None and levels.blend_orders_rest,
         ranked=0 if levels is None else levels.ranked,
+        first=None if described.first is None else FirstStage(described.first),
     )
 
 
@@ -120,16 +132,17 @@ def _model(folder: Path, manifest: Manifest, described: BlendFile) -> Model:
         return trees
     if described.linear is None:
         raise BlendError(f"{folder / BLEND_FILE}: linear: missing for the method {described.method}; {AGAIN}")
-    of = described.linear
+    _check_linear(folder, "linear", described.linear, described.features)
+    return LinearModel(described.linear)
+
+
+def _check_linear(folder: Path, name: str, of: Linear, features: Sequence[str]) -> None:
     lists = {"means": of.means, "scales": of.scales, "weights": of.weights, "unknown": of.unknown}
-    for name, numbers in lists.items():
-        if len(numbers) != len(described.features) or not all(map(math.isfinite, numbers)):
-            raise BlendError(
-                f"{folder / BLEND_FILE}: linear.{name}: expected {len(described.features)} numbers; {AGAIN}"
-            )
+    for part, numbers in lists.items():
+        if len(numbers) != len(features) or not all(map(math.isfinite, numbers)):
+            raise BlendError(f"{folder / BLEND_FILE}: {name}.{part}: expected {len(features)} numbers; {AGAIN}")
     if min(of.scales, default=1.0) <= 0:
-        raise BlendError(f"{folder / BLEND_FILE}: linear.scales: expected numbers above 0; {AGAIN}")
-    return LinearModel(of)
+        raise BlendError(f"{folder / BLEND_FILE}: {name}.scales: expected numbers above 0; {AGAIN}")
 
 
 def feature_columns(names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritonrank_recommend.blend.interface import Blend
 from tritonrank_recommend.catalogue.columns import FilterError
 from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Wish
 from tritonrank_recommend.engine.conditions import meets
@@ -21,7 +22,7 @@ class Found:
     """What was retrieved.
 
     Attributes:
-        candidates: best first; each is in the catalogue.
+        candidates: best first, as retrieval or a blend's first stage has them; each is in the catalogue.
         texts: of each, as the ranker reads it.
         catalogue: that gave them, and knows their fields.
         problem: why it was not the catalogue that should have; "" where it was.
@@ -55,7 +56,12 @@ def retrieve(catalogue: Catalogue, wish: Wish, later: Mapping[str, Any]) -> Foun
 
 
 def retrieve_somehow(
-    catalogue: Catalogue | None, problem: str, remembered: Catalogue, wish: Wish, later: Mapping[str, Any]
+    catalogue: Catalogue | None,
+    problem: str,
+    remembered: Catalogue,
+    wish: Wish,
+    later: Mapping[str, Any],
+    blend: Blend | None = None,
 ) -> Found:
     """Ask a catalogue, and where it fails what is remembered of it.
 
@@ -64,10 +70,11 @@ def retrieve_somehow(
         problem: why it could not be.
         remembered: answers always.
         wish, later: see ``retrieve``.
+        blend: whose first stage says in which order they are read; None: retrieval does.
     """
     if catalogue is not None:
         try:
-            return retrieve(catalogue, wish, later)
+            return in_first_order(retrieve(catalogue, wish, later), blend)
         except FilterError:
             raise  # the request or the rules are at fault
         # Whatever became of its files: there is a list without it.
@@ -84,12 +91,37 @@ def only(candidates: Candidates, keep: NDArray[np.bool_]) -> Candidates:
         candidates: n of them.
         keep: [n] which.
     """
+    return taken(candidates, np.flatnonzero(keep))
+
+
+def taken(candidates: Candidates, places: NDArray[np.int64]) -> Candidates:
+    """Candidates by their places, in that order.
+
+    Args:
+        candidates: n of them.
+        places: each from 0 to n - 1.
+    """
     return dataclasses.replace(
         candidates,
-        ids=[item_id for item_id, kept in zip(candidates.ids, keep, strict=True) if kept],
-        fused=candidates.fused[keep],
-        ranks={name: ranks[keep] for name, ranks in candidates.ranks.items()},
-        scores={name: scores[keep] for name, scores in candidates.scores.items()},
-        popularity=candidates.popularity[keep],
-        age_days=candidates.age_days[keep],
+        ids=[candidates.ids[place] for place in places.tolist()],
+        fused=candidates.fused[places],
+        ranks={name: ranks[places] for name, ranks in candidates.ranks.items()},
+        scores={name: scores[places] for name, scores in candidates.scores.items()},
+        popularity=candidates.popularity[places],
+        age_days=candidates.age_days[places],
     )
+
+
+def in_first_order(found: Found, blend: Blend | None) -> Found:
+    """The same candidates in the order in which the ranker is to read them."""
+    if blend is None:
+        return found
+    try:
+        order = blend.first_order(found.candidates)
+    # Whatever is wrong with it: retrieval's order is one, too.
+    except Exception:
+        LOG.exception("the first stage of the blend %s failed", blend.artifact)
+        return found
+    if order is None:
+        return found
+    return replace(found, candidates=taken(found.candidates, order), texts=[found.texts[place] for place in order])

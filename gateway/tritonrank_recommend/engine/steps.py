@@ -180,10 +180,11 @@ class Steps:
             now=now,
         )
         catalogue, problem = parts.catalogue.opened, parts.catalogue.problem
+        blend = parts.blend.opened if request.order == "blend" else None
         found: Found
         try:
             async with asyncio.timeout(course.seconds_for_ranking):
-                found = await self._work(retrieve_somehow, catalogue, problem, parts.remembered, wish, later)
+                found = await self._work(retrieve_somehow, catalogue, problem, parts.remembered, wish, later, blend)
         except TimeoutError:
             found = retrieve_somehow(None, "too slow", parts.remembered, wish, later)
         except FilterError as error:
