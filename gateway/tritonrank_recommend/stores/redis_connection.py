@@ -59,7 +59,7 @@ class RedisConnection:
         self._password_errors = redis.exceptions.AuthenticationError
         # The client of a cluster has no pool that waits: it fails where a node's connections are all taken.
         self._turns = asyncio.Semaphore(CONNECTIONS)
-        self._cluster = "+cluster" in url.partition(":")[0]
+        self.is_cluster = "+cluster" in url.partition(":")[0]
         password = os.environ.get(PASSWORD_VARIABLE)
         settings: dict[str, Any] = {
             "protocol": 2,
@@ -70,7 +70,7 @@ class RedisConnection:
             **({"password": password} if password and urlsplit(url).password is None else {}),
         }
         try:
-            if self._cluster:
+            if self.is_cluster:
                 self._client: Any = redis.asyncio.RedisCluster.from_url(url.replace("+cluster", "", 1), **settings)
             else:
                 self._client = redis.asyncio.Redis.from_pool(redis.asyncio.ConnectionPool.from_url(url, **settings))
@@ -139,7 +139,7 @@ class RedisConnection:
     async def forget_old_bytes(self) -> None:
         """Have the append only file written anew, without what was removed; where the server lets us."""
         try:
-            where = {"target_nodes": self._client.get_primaries()} if self._cluster else {}
+            where = {"target_nodes": self._client.get_primaries()} if self.is_cluster else {}
             await self._client.execute_command("BGREWRITEAOF", **where)
         except self._errors as error:
             log.info("%s: the append only file was not written anew: %s", self.name, error)
@@ -147,7 +147,7 @@ class RedisConnection:
     async def close(self) -> None:
         """Close what is open."""
         await self._client.aclose()
-        if not self._cluster:
+        if not self.is_cluster:
             await self._client.connection_pool.aclose()
 
     def _failed(self, error: Exception) -> StoreError:

@@ -87,16 +87,20 @@ return accepted
 """
 
 COUNT = """
--- Add to an item's counters what they do not hold yet of a part's journal.
--- KEYS: counters. ARGV: field with the part's last number, then number, type, count, ...
-local last, newest = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0), nil
-for place = 2, #ARGV, 3 do
-  if tonumber(ARGV[place]) > last then
-    redis.call('HINCRBY', KEYS[1], ARGV[place + 1], ARGV[place + 2])
-    newest = ARGV[place]
+-- Add to the counters of items what they do not hold yet of a part's journal.
+-- KEYS: counters. ARGV: field with the part's last number, then of each item {number, type, count, ...} (MessagePack).
+local items = cmsgpack.unpack(ARGV[2])
+for place, key in ipairs(KEYS) do
+  local last, newest = tonumber(redis.call('HGET', key, ARGV[1]) or 0), nil
+  local rows = items[place]
+  for row = 1, #rows, 3 do
+    if tonumber(rows[row]) > last then
+      redis.call('HINCRBY', key, rows[row + 1], rows[row + 2])
+      newest = rows[row]
+    end
   end
+  if newest then redis.call('HSET', key, ARGV[1], newest) end
 end
-if newest then redis.call('HSET', KEYS[1], ARGV[1], newest) end
 """
 
 SEND = """

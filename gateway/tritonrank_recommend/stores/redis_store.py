@@ -37,6 +37,8 @@ USERS_TOGETHER = 200
 ENTRIES_TOGETHER = 200
 """of a journal that are brought up at once"""
 SCANNED_TOGETHER = 1_000
+ITEMS_TOGETHER = 500
+"""whose counters one run of a script changes"""
 
 _OUTBOX, _OUTBOX_NUMBER, _OUTBOX_DONE, _OUTBOX_SEEN = (
     f"tr:{{outbox}}:{name}" for name in ("events", "number", "done", "seen")
@@ -156,7 +158,8 @@ class RedisStore:
             read = [("LRANGE", _journal(part), 0, ENTRIES_TOGETHER - 1) for part in waiting]
             answers = await self._connection.ask_together(read)
             journals = {part: _read(rows) for part, rows in zip(waiting, answers, strict=True) if rows}
-            effects = [command for part, entries in journals.items() for command in _effects(part, entries)]
+            together = 1 if self._connection.is_cluster else ITEMS_TOGETHER
+            effects = [command for part, of in journals.items() for command in _effects(part, of, together)]
             await self._connection.ask_together(effects)
             trims = [run(scripts.TRIM, [_journal(part)], entries[-1][0]) for part, entries in journals.items()]
             await self._connection.ask_together(trims)
@@ -294,16 +297,27 @@ def _read(rows: Iterable[bytes]) -> list[Entry]:
     return entries
 
 
-def _effects(part: int, entries: Sequence[Entry]) -> list[Command]:
-    """What brings the counters of items and the outbox up to these entries of a part's journal."""
+def _effects(part: int, entries: Sequence[Entry], together: int) -> list[Command]:
+    """What brings the counters of items and the outbox up to these entries of a part's journal.
+
+    Args:
+        part: which.
+        entries: of its journal.
+        together: items of one command; in a cluster each lies elsewhere.
+    """
     counts: defaultdict[str, list[str | int]] = defaultdict(list)
     waiting: list[str | int] = []
     for number, rows, events in entries:
         for item_id, kind, count in rows:
-            counts[item_id] += number, kind, count
+            counts[item_id] += str(number), kind, count
         for event in events:
             waiting += number, event
-    commands = [run(scripts.COUNT, [f"tr:c:{item_id}"], f"@{part}", *of_item) for item_id, of_item in counts.items()]
+    items = list(counts)
+    commands = []
+    for start in range(0, len(items), together):
+        chosen = items[start : start + together]
+        packed = _pack([counts[item_id] for item_id in chosen])
+        commands.append(run(scripts.COUNT, [f"tr:c:{item_id}" for item_id in chosen], f"@{part}", packed))
     if waiting:
         commands.append(run(scripts.SEND, [_OUTBOX, _OUTBOX_NUMBER, _OUTBOX_SEEN], part, *waiting))
     return commands
