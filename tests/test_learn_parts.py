@@ -11,10 +11,14 @@ from made_builds import make_build
 from test_recipe import SMALLEST, write
 from tritonrank import cli
 from tritonrank.artifacts.promotions import back, promote
+from tritonrank.artifacts.workspace import Workspace
+from tritonrank.errors import ServerError
 from tritonrank.learn.inspecting import spans_to_inspect
 from tritonrank.learn.ledger import Ledger, Night
 from tritonrank.learn.page import write_page
 from tritonrank.learn.release import write_decisions
+from tritonrank.learn.run import Run
+from tritonrank.learn.steps import collect
 from tritonrank.learn.tracking import tracked_night
 from tritonrank.learn.windows import Span
 from tritonrank.recipe import FinetuneSettings, LearnSettings, load_recipe
@@ -126,6 +130,15 @@ def test_a_controller_that_is_away_holds_no_night_up(tmp_path: Path, monkeypatch
     (said,) = write_decisions(ledger, tmp_path, NOWHERE)
     assert "what became of the last rollout is not known" in said
     assert ledger.night(night.id).decision == ""
+
+
+def test_a_rollout_without_a_key_shows_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITONRANK_ADMIN_KEY", raising=False)
+    ledger = Ledger(tmp_path)
+    recipe = load_recipe(write(tmp_path, SMALLEST))
+    run = Run(recipe, Workspace(tmp_path), ledger, ledger.begin("", "base"), 0.0, NOWHERE)
+    with pytest.raises(ServerError, match="TRITONRANK_ADMIN_KEY is not set"):
+        collect(run)
 
 
 def night_with_figures(ledger: Ledger) -> Night:

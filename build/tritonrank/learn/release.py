@@ -55,6 +55,16 @@ def publish(recipe: Recipe, build: RecordedBuild) -> dict[str, Any]:
     }
 
 
+def require_key(recipe: Recipe) -> None:
+    """See before any work that a rollout can be begun after it.
+
+    Raises:
+        ServerError: there is no key for the controller.
+    """
+    if recipe.learn.release == "rollout":
+        key_of_environment()
+
+
 def release(recipe: Recipe, night: Night, root: Path, controller: str) -> dict[str, Any]:
     """Hand a published version over, and wait for what becomes of it as long as the recipe says.
 

@@ -26,7 +26,7 @@ from tritonrank.learn.ledger import Night, StepName
 from tritonrank.learn.night import Step
 from tritonrank.learn.night_events import learnt_until, log_of
 from tritonrank.learn.night_lists import NothingToLearnError
-from tritonrank.learn.release import publish, release
+from tritonrank.learn.release import publish, release, require_key
 from tritonrank.learn.run import NothingNewError, Run
 from tritonrank.learn.windows import Span, Windows, plan_windows
 from tritonrank.pipeline.finetune import show_training
@@ -38,6 +38,7 @@ SECONDS_PER_MINUTE = 60
 
 def collect(run: Run) -> dict[str, Any]:
     """Choose the hours, once: whatever is written meanwhile is the next night's."""
+    require_key(run.recipe)
     log = log_of(run.recipe)
     start = first_hour(log)
     if start is None:
