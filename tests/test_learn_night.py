@@ -108,8 +108,12 @@ def test_a_process_killed_within_a_step_goes_on_there(tmp_path: Path, workspace:
     (cut_off,) = Ledger(workspace.root).nights()
     assert cut_off.is_open
     assert list(cut_off.steps) == list(STEPS[: STEPS.index(broken)])
+    half_written = Ledger(workspace.root).folder_of(cut_off) / "judgements" / "a.parquet.4711.tmp"
+    half_written.parent.mkdir()
+    half_written.write_bytes(b"half")
     night = night_of(tmp_path, all_steps())
     assert (night.id, night.outcome, list(night.steps)) == (cut_off.id, "accepted", list(STEPS))
+    assert not half_written.exists()
     place = STEPS.index(broken)
     assert taken(workspace, night) == [*STEPS[: place + 1], *STEPS[place:]], "only the step that was cut off came twice"
     assert (Ledger(workspace.root).folder / PAGE_FILE).is_file()

@@ -112,8 +112,16 @@ def _open_night(ledger: Ledger, base: str) -> Night | None:
             step = next((name for name in STEPS if name not in night.steps), STEPS[-1])
             ledger.end(night, "failed", f"begun {night.attempts} times without getting beyond the step {step}")
         else:
+            _sweep(ledger)
             return ledger.resume(night)
     return None
+
+
+def _sweep(ledger: Ledger) -> None:
+    """Remove half-written files of whoever was killed; those of folders go when the folder is written again."""
+    for draft in ledger.folder.rglob("*.tmp"):
+        if draft.is_file():
+            draft.unlink(missing_ok=True)
 
 
 def _begin(ledger: Ledger, base: str, now: float | None) -> Night:
