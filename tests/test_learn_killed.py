@@ -29,7 +29,7 @@ def test_a_night_killed_twice_at_every_step_comes_to_the_same_end(
 ) -> None:
     log, store = tmp_path / "log", f"file://{tmp_path}/store"
     killed, whole = (own_copy(workspace, tmp_path / name / "tiny") for name in ("killed", "whole"))
-    before = served_name(killed.root)
+    before = [one.name for one in recorded_builds(killed.root)]
     now = write_hours(workspace, log, 12) + 300
     arguments = [str(killed.root), str(log), str(tiny_base), store, str(now)]
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_a_night_killed_twice_at_every_step_comes_to_the_same_end(
     leftovers = [path for path in ledger.folder.rglob("*") if path.suffix in (".tmp", ".old", ".work")]
     assert leftovers == []
     build = night.told("build")["build"]
-    assert [one.name for one in recorded_builds(killed.root)] == [before, build]
+    assert [one.name for one in recorded_builds(killed.root)] == [*before, build]
     assert served_name(killed.root) == build
     versions = Index(open_objects(store)).versions()
     assert night.told("publish")["digest"] in {one.digest for one in versions}
