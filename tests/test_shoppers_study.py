@@ -38,9 +38,12 @@ def world() -> World:
 
 def test_a_process_lives_by_the_simulated_clock_and_others_do_not(tmp_path: Path) -> None:
     clock = SimulatedClock(tmp_path / "clock", START)
-    script = (
-        "import sys, time; print(time.time(), time.time_ns(), flush=True); sys.stdin.readline(); print(time.time())"
-    )
+    script = """
+import time
+print(time.time(), time.time_ns(), time.strftime("%Y", time.gmtime()), time.localtime().tm_year, flush=True)
+input()
+print(time.time())
+"""
     with subprocess.Popen(
         [sys.executable, "-c", script],
         env=child_environment() | dict(clock.environment),
@@ -50,7 +53,8 @@ def test_a_process_lives_by_the_simulated_clock_and_others_do_not(tmp_path: Path
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        told, nanoseconds = map(float, process.stdout.readline().split())
+        told, nanoseconds, *years = map(float, process.stdout.readline().split())
+        assert years == [2025, 2025]
         assert told == pytest.approx(clock.now, abs=30)
         assert nanoseconds / 1e9 == pytest.approx(told, abs=1)
         clock.move_to(START + 5_000_000)

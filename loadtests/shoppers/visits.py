@@ -71,7 +71,7 @@ def steps_of(world: World, day: int) -> list[Step]:
             taste = world.taste(user, day)
             name = list(CATEGORIES)[int(random.choice(len(CATEGORIES), p=taste.shares))]
             wanted, query = draw_search(name, taste.words, random)
-            found.append(Step(user, day, 1, second + 60.0, query, name, wanted))
+            found.append(Step(user, day, 1, second + float(random.uniform(45, 240)), query, name, wanted))
     return sorted(found, key=lambda step: (step.second, step.user))
 
 
