@@ -7,7 +7,14 @@ from random import Random
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tritonrank.learn.click_estimates import ESTIMATORS, NOT_SHOWN, Estimator, ShownItems, clicks_per_page, looked_at
+from tritonrank.learn.clicks.click_estimates import (
+    ESTIMATORS,
+    NOT_SHOWN,
+    Estimator,
+    ShownItems,
+    clicks_per_page,
+    looked_at,
+)
 from tritonrank_recommend.engine.arrange import Situation
 from tritonrank_recommend.engine.exploring import explored
 from tritonrank_recommend.engine.listing import Listed

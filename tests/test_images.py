@@ -18,7 +18,7 @@ from tritonrank.data.images.encoders import open_encoder
 from tritonrank.data.images.files import image_files, read_image, referenced
 from tritonrank.errors import DataError, RecipeError
 from tritonrank.graphs.export import compare_with_torch, export_graphs
-from tritonrank.learn.night_events import log_of
+from tritonrank.learn.lists.night_events import log_of
 from tritonrank.rankers.architectures import architecture_of
 from tritonrank.rankers.modeling import from_encoder
 from tritonrank.rankers.pretrained import load_encoder

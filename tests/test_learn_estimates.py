@@ -17,10 +17,10 @@ from tritonrank import cli
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.event_log import read_rows
 from tritonrank.errors import DataError
-from tritonrank.learn import other_orders
-from tritonrank.learn.click_estimates import clicks_per_page
-from tritonrank.learn.other_orders import Judged, clicks_of, estimate_clicks, order_of
-from tritonrank.learn.shown_lists import ShownPages, shown_pages
+from tritonrank.learn.clicks import other_orders
+from tritonrank.learn.clicks.click_estimates import clicks_per_page
+from tritonrank.learn.clicks.other_orders import Judged, clicks_of, estimate_clicks, order_of
+from tritonrank.learn.lists.shown_lists import ShownPages, shown_pages
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import Recipe
 from tritonrank_runtime.text import TextRules

@@ -14,12 +14,12 @@ from tritonrank.artifacts.stage import run_stage
 from tritonrank.data.dataset import Dataset, Example
 from tritonrank.data.event_log import first_hour
 from tritonrank.errors import ArtifactError, DataError, RecipeError
-from tritonrank.learn.examples import stage
-from tritonrank.learn.judged_lists import judged_sets
-from tritonrank.learn.left_out import LeftOut
-from tritonrank.learn.night_events import learnt_until
-from tritonrank.learn.night_lists import NothingToLearnError
-from tritonrank.learn.windows import Span, Windows, plan_windows
+from tritonrank.learn.lists.examples import stage
+from tritonrank.learn.lists.judged_lists import judged_sets
+from tritonrank.learn.lists.left_out import LeftOut
+from tritonrank.learn.lists.night_events import learnt_until
+from tritonrank.learn.lists.night_lists import NothingToLearnError
+from tritonrank.learn.lists.windows import Span, Windows, plan_windows
 from tritonrank.recipe import Recipe
 from tritonrank_recommend.log import layout, upkeep
 

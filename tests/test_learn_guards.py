@@ -18,8 +18,8 @@ from tritonrank.learn.guards.day import Day
 from tritonrank.learn.guards.farms import users_of
 from tritonrank.learn.guards.findings import Inspection
 from tritonrank.learn.guards.inspection import inspect, inspect_night
-from tritonrank.learn.left_out import LeftOut, without_left_out
-from tritonrank.learn.windows import Span
+from tritonrank.learn.lists.left_out import LeftOut, without_left_out
+from tritonrank.learn.lists.windows import Span
 from tritonrank.recipe.data import EVENT_WEIGHTS
 from tritonrank.recipe.guarding import GuardSettings
 

@@ -15,12 +15,12 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.errors import ServerError
 from tritonrank.learn.inspecting import spans_to_inspect
 from tritonrank.learn.ledger import Ledger, Night
+from tritonrank.learn.lists.windows import Span
 from tritonrank.learn.page import write_page
 from tritonrank.learn.release import write_decisions
 from tritonrank.learn.run import Run
 from tritonrank.learn.steps import collect
 from tritonrank.learn.tracking import tracked_night
-from tritonrank.learn.windows import Span
 from tritonrank.recipe import FinetuneSettings, LearnSettings, load_recipe
 from tritonrank.train.time_limit import SPENT_FILE, TimeLimit
 from typer.testing import CliRunner

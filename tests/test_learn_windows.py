@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonrank.data.event_log import EVENT_COLUMNS, KNOWN_AT, LOT_COLUMNS, SHOWN_COLUMNS, LogRows
 from tritonrank.errors import DataError
-from tritonrank.learn.shown_lists import LIST_AT, SETTLED_AT, settled_events
-from tritonrank.learn.windows import Span, Windows, plan_windows
+from tritonrank.learn.lists.shown_lists import LIST_AT, SETTLED_AT, settled_events
+from tritonrank.learn.lists.windows import Span, Windows, plan_windows
 from tritonrank.recipe import LearnSettings
 
 HOUR = 3_600.0

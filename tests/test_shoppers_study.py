@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from tritonrank.learn.click_estimates import ShownItems
-from tritonrank.learn.shown_lists import ShownPages
+from tritonrank.learn.clicks.click_estimates import ShownItems
+from tritonrank.learn.lists.shown_lists import ShownPages
 from tritonrank.recipe import load_recipe
 from typer.testing import CliRunner
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from tritonrank.learn.click_estimates import ESTIMATORS, Estimator, Integers, clicks_per_page
-from tritonrank.learn.shown_lists import ShownPages
+from tritonrank.learn.clicks.click_estimates import ESTIMATORS, Estimator, Integers, clicks_per_page
+from tritonrank.learn.lists.shown_lists import ShownPages
 
 from loadtests.shoppers.visits import LOOKED_AT, PLACES
 from loadtests.shoppers.world import Floats

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 from tritonrank.data.event_log import read_rows
-from tritonrank.learn.shown_lists import shown_pages
+from tritonrank.learn.lists.shown_lists import shown_pages
 from tritonrank_recommend.events import Event
 
 from loadtests.processes import SystemFaultError

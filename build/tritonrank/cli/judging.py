@@ -118,7 +118,7 @@ def estimate_clicks_command(
     rules. What was shown stays as it was, only its order is another one.
     """
     loaded, workspace = open_recipe(recipe, overrides, artifacts)
-    from tritonrank.learn.other_orders import estimate_clicks
+    from tritonrank.learn.clicks.other_orders import estimate_clicks
     from tritonrank.report.clicks_table import show_clicks
 
     model = artifact or workspace.served_model(loaded)

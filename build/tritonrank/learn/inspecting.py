@@ -20,10 +20,10 @@ from tritonrank.learn.guards.baseline import Baseline
 from tritonrank.learn.guards.findings import NightInspection
 from tritonrank.learn.guards.inspection import inspect_night
 from tritonrank.learn.ledger import Ledger, Night
-from tritonrank.learn.left_out import LeftOut
-from tritonrank.learn.night_events import gains_of, log_of
+from tritonrank.learn.lists.left_out import LeftOut
+from tritonrank.learn.lists.night_events import gains_of, log_of
+from tritonrank.learn.lists.windows import Span
 from tritonrank.learn.run import Run
-from tritonrank.learn.windows import Span
 from tritonrank.recipe import TablesData
 
 BASELINE = "baseline"

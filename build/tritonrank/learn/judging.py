@@ -30,7 +30,7 @@ from tritonrank.judge.gate import FEWEST_EXAMPLES
 from tritonrank.judge.metrics import BOOTSTRAP_SAMPLES
 from tritonrank.learn.guards.baseline import Measure, usual_of
 from tritonrank.learn.guards.comparing import SIDES
-from tritonrank.learn.judged_lists import judged_sets
+from tritonrank.learn.lists.judged_lists import judged_sets
 from tritonrank.recipe import Recipe
 from tritonrank.recipe.guarding import NightRules
 from tritonrank.recipe.learning import FROZEN, NEWEST, OLD, WINDOWS, LearnSettings

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.learn.ledger import Ledger, Night
-from tritonrank.learn.windows import Windows
+from tritonrank.learn.lists.windows import Windows
 from tritonrank.recipe import Recipe
 
 

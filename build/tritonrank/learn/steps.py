@@ -17,18 +17,18 @@ from tritonrank.artifacts.builds import find_build
 from tritonrank.artifacts.stage import Stage, bring_up_to_date
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.event_log import first_hour, read_rows
-from tritonrank.learn import examples
 from tritonrank.learn.compress import compress
 from tritonrank.learn.guards.baseline import Measure
 from tritonrank.learn.inspecting import inspect_hours, left_out_of
 from tritonrank.learn.judging import judge_night
 from tritonrank.learn.ledger import Night, StepName
+from tritonrank.learn.lists import examples
+from tritonrank.learn.lists.night_events import learnt_until, log_of
+from tritonrank.learn.lists.night_lists import NothingToLearnError
+from tritonrank.learn.lists.windows import Span, Windows, plan_windows
 from tritonrank.learn.night import Step
-from tritonrank.learn.night_events import learnt_until, log_of
-from tritonrank.learn.night_lists import NothingToLearnError
 from tritonrank.learn.release import publish, release, require_key
 from tritonrank.learn.run import NothingNewError, Run
-from tritonrank.learn.windows import Span, Windows, plan_windows
 from tritonrank.pipeline.finetune import show_training
 
 REVISION = 1

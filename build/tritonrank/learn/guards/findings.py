@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tritonrank.learn.guards.baseline import Baseline
-from tritonrank.learn.left_out import LeftOut
-from tritonrank.learn.windows import Span
+from tritonrank.learn.lists.left_out import LeftOut
+from tritonrank.learn.lists.windows import Span
 
 WHOLE_DAY = "the whole day"
 

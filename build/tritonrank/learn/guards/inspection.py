@@ -21,8 +21,8 @@ from tritonrank.learn.guards.day import ROW, Day
 from tritonrank.learn.guards.farms import find_farms, users_of
 from tritonrank.learn.guards.findings import WHOLE_DAY, Finding, Inspection, NightInspection
 from tritonrank.learn.guards.labels import agreement, dislike_rate, item_sums, like_rate, shown_items
-from tritonrank.learn.left_out import LeftOut, without_left_out
-from tritonrank.learn.windows import Span
+from tritonrank.learn.lists.left_out import LeftOut, without_left_out
+from tritonrank.learn.lists.windows import Span
 from tritonrank.recipe.guarding import GuardSettings
 
 CLOCK_SECONDS = 300.0

@@ -15,10 +15,10 @@ from tritonrank.data.impressions import Propensities, shown_and_clicked
 from tritonrank.data.negatives import stable_hash
 from tritonrank.data.splits import CHOSEN, TRAIN, UNUSED, mark_splits
 from tritonrank.errors import DataError, RecipeError
-from tritonrank.learn.click_estimates import looked_at
-from tritonrank.learn.left_out import LeftOut, without_left_out
-from tritonrank.learn.shown_lists import LIST_AT, SETTLED_AT, settled_events, shown_pages
-from tritonrank.learn.windows import Span, Windows
+from tritonrank.learn.clicks.click_estimates import looked_at
+from tritonrank.learn.lists.left_out import LeftOut, without_left_out
+from tritonrank.learn.lists.shown_lists import LIST_AT, SETTLED_AT, settled_events, shown_pages
+from tritonrank.learn.lists.windows import Span, Windows
 from tritonrank.recipe import EventsData, Recipe
 from tritonrank.recipe.data import EVENT_WEIGHTS, SHOWN_TYPE
 from tritonrank.system.database_url import AnyLocation

@@ -13,9 +13,9 @@ import polars as pl
 
 from tritonrank.data.event_log import KNOWN_AT, LogRows, as_events, first_of_each, page_queries
 from tritonrank.errors import DataError
-from tritonrank.learn.click_estimates import ShownItems
-from tritonrank.learn.left_out import LeftOut, without_left_out
-from tritonrank.learn.windows import SECONDS_PER_HOUR
+from tritonrank.learn.clicks.click_estimates import ShownItems
+from tritonrank.learn.lists.left_out import LeftOut, without_left_out
+from tritonrank.learn.lists.windows import SECONDS_PER_HOUR
 from tritonrank.recipe.data import EVENT_WEIGHTS
 
 SETTLED_AT, LIST_AT = "settled_at", "list_at"

@@ -23,11 +23,11 @@ from tritonrank.data.event_log import LogRows, first_hour, read_rows
 from tritonrank.data.negatives import stable_hash
 from tritonrank.errors import DataError
 from tritonrank.judge.open_scorer import open_scorer
-from tritonrank.learn.click_estimates import ESTIMATORS, RESAMPLES, ShownItems, clicks_per_page, looked_at
-from tritonrank.learn.examples import items_now
-from tritonrank.learn.night_events import gains_of, log_of
-from tritonrank.learn.shown_lists import ShownPages, settled_events, shown_pages
-from tritonrank.learn.windows import SECONDS_PER_DAY, whole_hours_until
+from tritonrank.learn.clicks.click_estimates import ESTIMATORS, RESAMPLES, ShownItems, clicks_per_page, looked_at
+from tritonrank.learn.lists.examples import items_now
+from tritonrank.learn.lists.night_events import gains_of, log_of
+from tritonrank.learn.lists.shown_lists import ShownPages, settled_events, shown_pages
+from tritonrank.learn.lists.windows import SECONDS_PER_DAY, whole_hours_until
 from tritonrank.rankers.scorers import Request, Scorer
 from tritonrank.recipe import Recipe
 from tritonrank.system.progress import track

@@ -17,9 +17,9 @@ from tritonrank.data.lists import ListMaker, places_of, training_popularity
 from tritonrank.data.negatives import stable_hash
 from tritonrank.data.splits import TEST, TRAIN, VALIDATION
 from tritonrank.errors import DataError
-from tritonrank.learn.night_events import BASE_PLACE, NightEvents, chosen_of_log, settled_in, validates
-from tritonrank.learn.shown_lists import LIST_AT
-from tritonrank.learn.windows import Windows
+from tritonrank.learn.lists.night_events import BASE_PLACE, NightEvents, chosen_of_log, settled_in, validates
+from tritonrank.learn.lists.shown_lists import LIST_AT
+from tritonrank.learn.lists.windows import Windows
 from tritonrank.recipe import Recipe
 from tritonrank.recipe.learning import FROZEN, NEWEST, OLD
 

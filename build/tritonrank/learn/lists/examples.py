@@ -25,12 +25,12 @@ from tritonrank.data.loading import source_fingerprints
 from tritonrank.data.splits import TEST, VALIDATION
 from tritonrank.data.tables import load_items
 from tritonrank.errors import DataError
-from tritonrank.learn.judged_lists import SETS_FILE, list_columns, sets_of
-from tritonrank.learn.left_out import LeftOut
-from tritonrank.learn.night_events import TABLE, NightEvents, log_of, night_events
-from tritonrank.learn.night_lists import ROW, NightLists, choose_lists
-from tritonrank.learn.shown_lists import LIST_AT
-from tritonrank.learn.windows import Windows
+from tritonrank.learn.lists.judged_lists import SETS_FILE, list_columns, sets_of
+from tritonrank.learn.lists.left_out import LeftOut
+from tritonrank.learn.lists.night_events import TABLE, NightEvents, log_of, night_events
+from tritonrank.learn.lists.night_lists import ROW, NightLists, choose_lists
+from tritonrank.learn.lists.shown_lists import LIST_AT
+from tritonrank.learn.lists.windows import Windows
 from tritonrank.rankers.text_budgets import prompt_settings, tokenizer_identity
 from tritonrank.recipe import Recipe, TablesData
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from tritonrank.data.event_log import KNOWN_AT, LogRows
 from tritonrank.errors import DataError
-from tritonrank.learn.windows import Span
+from tritonrank.learn.lists.windows import Span
 
 
 @dataclass(frozen=True)
