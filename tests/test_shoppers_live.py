@@ -15,7 +15,7 @@ from loadtests.shoppers.world import DAY_SECONDS, World, WorldSettings
 
 pytestmark = pytest.mark.slow  # servers of its own
 DAYS = 2
-SHOP = WorldSettings(seed=2, users=120, items=72, before=4, days=DAYS, arriving=2)
+SHOP = WorldSettings(seed=2, users=160, items=72, before=4, days=DAYS, arriving=2)
 
 
 @pytest.fixture(scope="module")
