@@ -236,7 +236,7 @@ def test_an_answer_that_is_judged_elsewhere_is_never_learnt(tmp_path: Path) -> N
 def test_what_is_left_out_is_nowhere(shop: tuple[Path, Recipe]) -> None:
     folder, recipe = shop
     windows = windows_of(recipe, 24)
-    bot = LeftOut(windows.read, "a bot", users=("u5",))
+    bot = LeftOut(windows.read, "a bot", users=(layout.digest_of("u5"),))
     day = LeftOut(Span(START, START + 8 * HOUR), "labels are flipped")
     dataset, _ = night(recipe, folder, windows, "left-out", left_out=[bot, day])
     events = pl.read_parquet(folder / "left-out" / "events.parquet").filter(pl.col("timestamp") >= START)

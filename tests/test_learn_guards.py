@@ -1,6 +1,7 @@
 """Days with a poison are refused or bounded, sound ones are not; each poison is planted, at the dose that docs/learn.md
 says it is found from."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -250,5 +251,8 @@ def test_days_of_a_backlog_are_looked_through_one_by_one() -> None:
 
 
 def test_what_is_left_out_survives_its_file() -> None:
-    for one in looked(planted(shop_days.hasty_bot, 1_000)).left_out:
+    found = looked(planted(shop_days.hasty_bot, 1_000)).left_out
+    assert found
+    for one in found:
         assert LeftOut.of_json(one.as_json()) == one
+        assert "robot" not in json.dumps(one.as_json()["users"]), "a user who is erased would live on in it"

@@ -75,8 +75,8 @@ def run_night(
 
         def failed(reason: str) -> None:
             with closing:
-                write_page(ledger, recipe.name)
                 console.print(f"failed: {ledger.end(night, 'failed', reason).reason}", markup=False, highlight=False)
+                write_page(ledger, recipe.name)
                 write_metrics(ledger, recipe.name)
 
         spent = sum(float(told["seconds"]) for told in night.steps.values())

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import polars as pl
+from tritonrank_recommend.log.layout import digest_of
 
 from tritonrank.data.event_log import KNOWN_AT, LogRows
 from tritonrank.learn.guards.baseline import Baseline, Measure
@@ -52,7 +53,8 @@ class _Looking:
         told = f"{gone.height:,} of {count:,} events ({gone.height / count:.1%}) {reason}"
         copies = gone.filter(pl.col("event_id") != "").select("user_id", "event_id").rows()
         self._found(check, WHOLE_DAY, told, {"share": gone.height / count}, gone)
-        self.left_out.append(LeftOut(self.span, told, events=tuple(copies)))
+        named = tuple((digest_of(user), event) for user, event in copies)
+        self.left_out.append(LeftOut(self.span, told, events=named))
 
     def leave_out_users(
         self,
@@ -68,7 +70,7 @@ class _Looking:
         gone = self.events.filter(pl.col("user_id").is_in(users.implode()) & (pl.col(KNOWN_AT) >= start))
         self.lost_users += len(users) if since == -math.inf else 0
         self._found(check, where, reason, figures, gone)
-        self.left_out.append(LeftOut(Span(start, self.span.end), reason, users=tuple(users.to_list())))
+        self.left_out.append(LeftOut(Span(start, self.span.end), reason, users=tuple(map(digest_of, users))))
 
     def drop(self, rows: pl.Series, check: str, reason: str, share: float) -> None:
         """Pass over events that are learnt in no case."""
