@@ -57,7 +57,8 @@ KNOWN = {
     # A setting says where it is declared which ranker uses it.
     "build/tritonrank/recipe/applicability.py": 3,
     "build/tritonrank/recipe/serving.py": 1,
-    "build/tritonrank/recipe/whole.py": 1,
+    # Whose images are read, and who computes in ranks, is refused before anything is opened.
+    "build/tritonrank/recipe/whole.py": 3,
     # What a padded plan computes follows from the tensors that it is padded to.
     "build/tritonrank/tensorrt/padding_cost.py": 5,
     # The tensor of a Hugging Face tokenizer for plain texts, no ranker's.

@@ -382,6 +382,9 @@ class Watched:
         self.session = session
         self.feeds: list[Request] = []
 
+    def get_inputs(self) -> Any:
+        return self.session.get_inputs()
+
     def run(self, names: list[str], feed: Request) -> Any:
         self.feeds.append(feed)
         return self.session.run(names, feed)

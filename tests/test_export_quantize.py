@@ -189,7 +189,9 @@ def test_weights_have_a_scale_per_output_channel(certain: Build) -> None:
 def test_calibration_uses_training_requests_alone(certain: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, seen = certain.workspace, []
 
-    def record(onnx_folder: Path, folder: Path, given: list[Request], settings: QuantizeSettings) -> list[str]:
+    def record(
+        onnx_folder: Path, folder: Path, given: list[Request], settings: QuantizeSettings, ranks: int
+    ) -> list[str]:
         seen.extend(given)
         raise InterruptedError
 
@@ -295,8 +297,10 @@ def ranges_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights_zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = quantize.quantize_graphs
 
-    def zeroed(onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings) -> list[str]:
-        nodes = real(onnx_folder, folder, requests, settings)
+    def zeroed(
+        onnx_folder: Path, folder: Path, requests: list[Request], settings: QuantizeSettings, ranks: int
+    ) -> list[str]:
+        nodes = real(onnx_folder, folder, requests, settings, ranks=ranks)
         model = onnx.load(folder / MODEL_FILE)
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2:

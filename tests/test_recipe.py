@@ -1,5 +1,7 @@
 """A recipe is right as a whole, or every fault in it is named with its place."""
 
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import get_args
 
@@ -250,10 +252,15 @@ def test_every_setting_has_a_description_and_a_unique_key() -> None:
 
 def test_the_reference_lists_every_field_of_every_section() -> None:
     keys = {row.key.partition(" ")[0] for row in setting_rows()}
-    for name, field in Recipe.model_fields.items():
-        for kind in get_args(field.annotation) or (field.annotation,):  # a section that may be absent is a union
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                assert {f"{name}.{nested}" for nested in kind.model_fields} <= keys
+
+    def fields(model: type[BaseModel], within: str) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            kinds = get_args(field.annotation) or (field.annotation,)  # a section that may be absent is a union
+            sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+            yield from (one for kind in sections for one in fields(kind, f"{within}{name}."))
+            yield from [] if sections else [f"{within}{name}"]
+
+    assert set(fields(Recipe, "")) - {"data"} <= keys
     assert {"name", "seed", "data.path", "data.text_fields", "data.users"} <= keys
 
 
@@ -263,9 +270,9 @@ def test_the_listed_defaults_are_what_a_recipe_gets(tmp_path: Path) -> None:
         update={"images": ImageSettings(folder=tmp_path)}
     )  # which asks for a template of its own
     for key, default, *_ in setting_rows():
-        section, _, name = key.partition(" ")[0].rpartition(".")
-        if default != "required" and section != "data":
-            assert repr(getattr(getattr(loaded, section) if section else loaded, name)) == default, key
+        name = key.partition(" ")[0]
+        if default != "required" and not name.startswith("data."):
+            assert repr(reduce(getattr, name.split("."), loaded)) == default, key
 
 
 def test_minus_one_is_refused_by_every_number(tmp_path: Path) -> None:

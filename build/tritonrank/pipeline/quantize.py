@@ -3,13 +3,12 @@ bits (quantize/weight_only.py)."""
 
 from typing import Any
 
-from tritonrank_runtime.decoder import DECODER
-
 from tritonrank.artifacts import Draft
 from tritonrank.artifacts.stage import Stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.budgets import gate_settings
 from tritonrank.quantize.reduced_range import has_reduced_range
+from tritonrank.rankers.architectures import architecture_named
 from tritonrank.recipe import Recipe
 
 REVISION = 1
@@ -18,7 +17,9 @@ TOOLS = ("onnx", "onnxruntime", "numpy", "tokenizers")
 
 def stage(recipe: Recipe, workspace: Workspace) -> Stage:
     def settings() -> dict[str, Any]:
-        is_decoder = recipe.model.architecture == DECODER and recipe.quantize.method == "static-int8"
+        is_decoder = (
+            architecture_named(recipe.model.architecture).norms_first and recipe.quantize.method == "static-int8"
+        )
         return {
             # Not of the others, whose graphs are what they were.
             **({"rows": "all" if recipe.tensor_parallel == 1 else "whole"} if is_decoder else {}),
