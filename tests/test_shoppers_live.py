@@ -42,10 +42,11 @@ def test_everybody_who_comes_sees_a_page_of_what_is_sold(played: tuple[Study, Pa
     for pages in study.pages.values():
         asked = [(world.users[step.user], day, step.query) for day in range(DAYS) for step in steps_of(world, day)]
         assert [(page.user, page.day, page.query) for page in pages] == asked
+        # A part may be late where the machine is crowded; what was left out of a page is said.
+        assert sum(bool(page.degraded) for page in pages) <= 0.05 * len(pages)
         for page in pages:
             assert len(page.items) == 10
             assert all(world.sold(page.day)[world.place[item]] for item in page.items)
-            assert not page.degraded
 
 
 def test_each_night_another_ranker_serves_and_the_frozen_system_keeps_its_own(played: tuple[Study, Path]) -> None:
