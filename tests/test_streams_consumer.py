@@ -265,6 +265,7 @@ def test_an_erased_user_is_gone_from_stream_and_letters_and_does_not_come_back(t
             await fixture.store.erase_user(name)
         assert await intake.events_of(names) == []
         assert fixture.told() == []
+        assert b"ann" not in b"".join(path.read_bytes() for path in tmp_path.glob("stream.db*")), "nor is the id itself"
         # Another gateway had read a message before, and brings it into the store only now.
         other.consumer.put_aside([message])
         await steps(other.consumer, 2)

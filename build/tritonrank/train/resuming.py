@@ -51,7 +51,11 @@ def resumable(work: Path, key: str) -> str | None:
 
 
 def _is_complete(checkpoint: Path, world: int) -> bool:
-    """The Trainer's first process writes its state last: a checkpoint without it was being written when the run was
-    killed. The others' random states come when they come."""
+    """The Trainer's first process writes its state last: a checkpoint without it, or with a part of it, was being
+    written when the run was killed. The others' random states come when they come."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
     states = [f"rng_state_{rank}.pth" for rank in range(world)] if world > 1 else []
     return all((checkpoint / name).is_file() for name in states)

@@ -13,12 +13,13 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from tritonrank_recommend.events import Event
+from tritonrank_recommend.log.layout import digest_of
 from tritonrank_recommend.privacy import Privacy
 from tritonrank_recommend.stores.interface import Store, StoreError
 from tritonrank_recommend.streams.dead_letters import DeadLetters
@@ -140,7 +141,7 @@ class Consumer:
         self._aside += messages
 
     def forget(self, users: dict[str, float]) -> None:
-        """These users were erased: what is on its way of them does not count (id -> when, unix seconds)."""
+        """These users were erased: what is on its way of them does not count (hash of the id -> when, unix seconds)."""
         self._erased = self._erased | users  # a new one: a batch on its way compares with what was known before
 
     async def look(self) -> None:
@@ -234,7 +235,7 @@ class Consumer:
 
     async def _apply(self, batch: Sequence[tuple[Message, list[Event]]]) -> None:
         known = self._erased
-        events = [event for _, of in batch for event in of if event.received_at > known.get(event.user_id, 0.0)]
+        events = [event for _, of in batch for event in of if event.received_at > _erased_at(event.user_id, known)]
         try:
             added = await self._store.add_events(events, log=self._log)
         except Exception as error:  # StoreError, or what a message does to whoever reads it
@@ -255,7 +256,7 @@ class Consumer:
         self._finished([message for message, _ in batch])
         await self._acknowledge(always=True)
         for user in {event.user_id for event in events}:  # erased while the batch was on its way: once more
-            if self._erased.get(user, 0.0) > known.get(user, 0.0):
+            if _erased_at(user, self._erased) > _erased_at(user, known):
                 await self._store.erase_user(user)
         if added.accepted and (sent := [event for message, of in batch if not message.kept for event in of]):
             self.taken(sent)
@@ -315,3 +316,8 @@ def _batches(readable: Sequence[tuple[Message, list[Event]]]) -> list[list[tuple
             batches[-1].append(one)
             size += len(one[1])
     return batches
+
+
+def _erased_at(user_id: str, erased: Mapping[str, float]) -> float:
+    """When a user was erased, in unix seconds; 0 where that never was. ``erased`` knows hashes alone."""
+    return erased.get(digest_of(user_id), 0.0) if erased else 0.0

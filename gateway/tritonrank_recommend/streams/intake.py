@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tritonrank_recommend.events import Event
+from tritonrank_recommend.log.layout import digest_of
 from tritonrank_recommend.privacy import Privacy
 from tritonrank_recommend.stores.interface import Added, Store, StoreError
 from tritonrank_recommend.streams.consumer import Consumer, StreamState
@@ -89,7 +90,7 @@ class Intake:
             StreamError: the stream does not answer.
             OSError: the dead letters cannot be written anew.
         """
-        erased = dict.fromkeys(names, time.time())
+        erased = dict.fromkeys(map(digest_of, names), time.time())
         self.consumer.forget(erased)
         await self.stream.erased(erased)
         letters = await asyncio.to_thread(self.dead_letters.erase, names)

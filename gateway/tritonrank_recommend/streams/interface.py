@@ -104,7 +104,7 @@ class Stream(Protocol):
         """The group has these messages.
 
         Returns:
-            Who was erased in the last hour, by id, and when (unix seconds), see ``erased``.
+            Who was erased in the last hour, by the hash of the id, and when (unix seconds), see ``erased``.
         """
 
     async def lag(self, group: str) -> Lag:
@@ -124,7 +124,11 @@ class Stream(Protocol):
         """Take messages out; how many were there. Their offsets are not given again."""
 
     async def erased(self, users: Mapping[str, float]) -> None:
-        """Remember for an hour who was erased and when: messages that a consumer holds just now may name them."""
+        """Remember for an hour who was erased and when: messages that a consumer holds just now may name them.
+
+        Args:
+            users: by ``log.layout.digest_of`` of the id, which would be a trace itself; unix seconds.
+        """
 
     async def leave(self, group: str, consumer: str) -> None:
         """A consumer ends; what it did not acknowledge is claimed by others."""

@@ -24,7 +24,7 @@ CREATE TABLE groups (name TEXT PRIMARY KEY, delivered INTEGER NOT NULL) STRICT;
 CREATE TABLE pending (
     grouped TEXT NOT NULL, number INTEGER NOT NULL, consumer TEXT NOT NULL, since REAL NOT NULL,
     deliveries INTEGER NOT NULL, PRIMARY KEY (grouped, number)) WITHOUT ROWID, STRICT;
-CREATE TABLE erased (user_id TEXT PRIMARY KEY, erased REAL NOT NULL) STRICT;
+CREATE TABLE erased (user_sha256 TEXT PRIMARY KEY, erased REAL NOT NULL) STRICT;
 """
 STREAM = Kind(int.from_bytes(b"trkq", "big"), (_TABLES,), "--events-stream local:FILE")
 LOOK_SECONDS = 0.05
@@ -141,7 +141,7 @@ class LocalStream:
         def done(connection: sqlite3.Connection) -> Mapping[str, float]:
             rows = [(group, int(offset)) for offset in offsets]
             connection.executemany("DELETE FROM pending WHERE grouped = ? AND number = ?", rows)
-            return dict(connection.execute("SELECT user_id, erased FROM erased").fetchall())
+            return dict(connection.execute("SELECT user_sha256, erased FROM erased").fetchall())
 
         return await self._write(done)
 
@@ -198,7 +198,7 @@ class LocalStream:
         return await self._write(delete, truncate=True)
 
     async def erased(self, users: Mapping[str, float]) -> None:
-        replace = "INSERT OR REPLACE INTO erased (user_id, erased) VALUES (?, ?)"
+        replace = "INSERT OR REPLACE INTO erased (user_sha256, erased) VALUES (?, ?)"
         rows = list(users.items())
         await self._write(lambda connection: connection.executemany(replace, rows).rowcount)
 
