@@ -76,28 +76,32 @@ def send_events(
             for _ in range(BATCH)
         ]
         parts = [batch[:1], batch] if chance.random() < AGAIN_SHARE else [batch]
+        answers = []
         for part in parts:
-            if not _post_until_taken(connections, part):
+            if (answer := _post_until_taken(connections, part)) is None:
                 events.given_up += 1
                 return
+            answers.append(answer)
         with events.lock:
             events.acknowledged[user] |= {str(event["event_id"]) for event in batch}
         if chance.random() < AGAIN_SHARE:
             with suppress(RankError):
                 taken = json.loads(connections.post("/v1/events", {"events": batch}, ANSWER_SECONDS).body)
-                # While the store is away a batch is taken into the stream, and what it knows of it is found out later.
-                if taken["accepted"] and not taken.get("queued"):
+                # What the stream took while the store was away comes into the store later, and is told apart there:
+                # of such batches ``count`` alone says whether they counted once.
+                if taken["accepted"] and not any(one.get("queued") for one in (*answers, taken)):
                     events.counted_twice.append(f"{taken['accepted']} of a batch that was acknowledged before")
 
 
-def _post_until_taken(connections: JsonConnections, batch: Sequence[dict[str, Any]]) -> bool:
+def _post_until_taken(connections: JsonConnections, batch: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The answer; None where nobody took it."""
     ends = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < ends:
         with suppress(RankError):
-            connections.post("/v1/events", {"events": batch}, ANSWER_SECONDS)
-            return True
+            answer: dict[str, Any] = json.loads(connections.post("/v1/events", {"events": batch}, ANSWER_SECONDS).body)
+            return answer
         time.sleep(0.1)
-    return False
+    return None
 
 
 async def count(events: Events, store: str, log: Path) -> tuple[list[str], list[str]]:

@@ -78,7 +78,7 @@ def event(
 ) -> Told:
     """Something that happened at ``at`` and reached the gateway ``late`` seconds after it."""
     told = {"event_id": name, "user_id": user, "item_id": item, "type": kind, "timestamp": at, "received_at": at + late}
-    return at + late, Event(**told, **more)  # type: ignore[arg-type]
+    return at + late, Event(**told, **more)  # type: ignore[arg-type]  # of mixed types
 
 
 @dataclass

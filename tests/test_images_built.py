@@ -48,7 +48,7 @@ SHORT = {
 }
 SLOWEST = 2.0
 """Of a request with images, over the same without: one token in five, and the vectors make 1.2 to 1.4, beside other
-tests 1.6. Encoding pictures again for every request would make a hundred."""
+tests 1.6. An order of cost, no benchmark."""
 
 
 @dataclass(frozen=True)

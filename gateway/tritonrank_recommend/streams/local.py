@@ -9,6 +9,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -158,8 +159,8 @@ class LocalStream:
         first = _number(start) if start else 0
         newest = await self._read(lambda one: one.execute("SELECT ifnull(max(number), 0) FROM messages").fetchone()[0])
         while first <= newest:
-            place = first
-            rows = await self._read(lambda one: one.execute(select, (place, newest)).fetchall())  # noqa: B023
+            read = partial(_page, select=select, first=first, newest=newest)
+            rows = await self._read(read)
             for row in rows:
                 yield _message(row)
             if not rows:
@@ -250,3 +251,7 @@ def _deliver(connection: sqlite3.Connection, group: str, consumer: str, numbers:
         insert = "INSERT INTO pending (grouped, number, consumer, since, deliveries) VALUES (?, ?, ?, ?, 1)"
         connection.executemany(insert, [(group, number, consumer, now) for number in numbers])
         connection.execute("UPDATE groups SET delivered = ? WHERE name = ?", (numbers[-1], group))
+
+
+def _page(connection: sqlite3.Connection, *, select: str, first: int, newest: int) -> list[Row]:
+    return connection.execute(select, (first, newest)).fetchall()

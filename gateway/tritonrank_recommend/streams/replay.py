@@ -121,4 +121,4 @@ def _log_events(log: Path) -> Iterator[list[Event]]:
 def _events(rows: Iterable[dict[str, object]]) -> Iterator[Event]:
     for row in rows:
         named = {name: row[name] for name in Event.__struct_fields__ if row[name] is not None}
-        yield Event(**named)  # type: ignore[arg-type]
+        yield Event(**named)  # type: ignore[arg-type]  # columns of the log's own schema

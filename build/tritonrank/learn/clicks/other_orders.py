@@ -90,7 +90,7 @@ def estimate_clicks(
         "clicks": int(judged.shown.clicked.sum()),
         "moved": float((judged.shown.position != judged.shown.policy_position).mean()),
         "from": float(pages.items["shown_at"].min()),  # type: ignore[arg-type]  # a column of numbers
-        "until": float(pages.items["shown_at"].max()),  # type: ignore[arg-type]
+        "until": float(pages.items["shown_at"].max()),  # type: ignore[arg-type]  # the same
         "looked_at": [round(value, 4) for value in looked_at(judged.shown).tolist()],
         "clicks_per_page": clicks_of(judged, recipe.seed),
     }
