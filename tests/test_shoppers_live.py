@@ -78,8 +78,8 @@ def test_the_log_is_of_the_simulated_days(played: tuple[Study, Path]) -> None:
     late = (log["events"]["received_at"] - log["events"]["timestamp"]).to_numpy()
     assert (late > -60).all()
     assert (late < 3_600).all()  # what was sent again would be days older
-    # In simulated hours a writer's lease is over at once: while one gateway follows another both may write, but only
-    # the same, which readers count once.
+    # Seen once: two files with the same events, where one gateway followed another. Probably a writer's lease is over
+    # at once in simulated hours. Copies are allowed, for readers count them once; two that differ are not.
     assert log["events"].unique()["event_id"].is_unique().all()
 
 
