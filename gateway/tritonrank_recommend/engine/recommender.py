@@ -6,7 +6,6 @@ threads of its own.
 """
 
 import asyncio
-import logging
 import math
 import random
 import time
@@ -19,14 +18,13 @@ from typing import Any, Self, TypeVar
 from msgspec.structs import replace
 
 from tritonrank_recommend.catalogue.columns import FilterError
-from tritonrank_recommend.engine.arrange import Situation
-from tritonrank_recommend.engine.conditions import meets
 from tritonrank_recommend.engine.course import Course, SpanOfStep, no_span
-from tritonrank_recommend.engine.explain import BlendParts, PastItem, Question, explain, explain_without_ranker
+from tritonrank_recommend.engine.errors import RequestError
+from tritonrank_recommend.engine.explanations import Explanations
 from tritonrank_recommend.engine.exploring import explored
-from tritonrank_recommend.engine.filters import check_filters, together
+from tritonrank_recommend.engine.filters import check_filters
 from tritonrank_recommend.engine.history import HistoryError
-from tritonrank_recommend.engine.listing import Bounds, Heard, blend_parts, listed
+from tritonrank_recommend.engine.listing import listed
 from tritonrank_recommend.engine.pages import (
     MOST_PINNED,
     Cursor,
@@ -39,15 +37,13 @@ from tritonrank_recommend.engine.pages import (
 from tritonrank_recommend.engine.parts import Parts, Upkeep, open_parts
 from tritonrank_recommend.engine.ranker import Ranker
 from tritonrank_recommend.engine.repeating import Repeats
-from tritonrank_recommend.engine.retrieval import Found
-from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.settings import EngineSettings
-from tritonrank_recommend.engine.shown import impression_of, shown_from, shown_somehow, shown_to_explain
-from tritonrank_recommend.engine.steps import Steps, past_items
+from tritonrank_recommend.engine.shown import impression_of, shown_somehow
+from tritonrank_recommend.engine.similar import similar_items
+from tritonrank_recommend.engine.steps import Steps
 from tritonrank_recommend.engine.users import Users
 from tritonrank_recommend.engine.wire import (
     ExplainAnswer,
-    ExplainedItem,
     ExplainRequest,
     RecommendAnswer,
     Recommended,
@@ -57,19 +53,10 @@ from tritonrank_recommend.engine.wire import (
 from tritonrank_recommend.stores.interface import ItemChange, StoreError
 from tritonrank_recommend.streams.settings import StreamSettings
 
-LOG = logging.getLogger("tritonrank_recommend")
 WARM_SECONDS = 30.0
 MADE_ANEW = "page: made anew"
 """The list of a cursor is not here, and there is no store, or none that answers."""
 Result = TypeVar("Result")
-
-
-class RequestError(ValueError):
-    """A request that nobody could answer; the message names the field."""
-
-
-class NoCatalogueError(Exception):
-    """A question to the catalogue alone, and it cannot be opened; the message says why."""
 
 
 class Recommender:
@@ -89,6 +76,7 @@ class Recommender:
         self._pool = ThreadPoolExecutor(self.settings.threads, "recommend")
         self._steps = Steps(parts, self.settings, self._work)
         self._is_serving = False
+        self._explanations = Explanations(parts, self._steps, self.pages, self._work)
         self._repeats = Repeats(self._work)
         self._upkeep = Upkeep(parts, self._pool)
 
@@ -198,33 +186,7 @@ class Recommender:
             RequestError: a filter is none.
             NoCatalogueError: there is no catalogue that could be asked.
         """
-        rules, catalogue = self.parts.rules.rules, self.parts.catalogue.opened
-        try:
-            check_filters(filters or {})
-        except FilterError as error:
-            raise RequestError(str(error)) from None
-        if catalogue is None:
-            raise NoCatalogueError(self.parts.catalogue.problem or "missing")
-        wanted, later = together(filters or {}, rules.filters)
-
-        def look() -> list[Recommended]:
-            found = catalogue.similar(item_id, min(MOST_PINNED, size + len(rules.block.item_ids)), wanted)
-            entries = listed(
-                Heard(Found(found, [], catalogue), None, None, "retrieval"), Rules(), Situation(), Bounds()
-            ).entries
-            shown = shown_from(entries, 0, size, catalogue, rules).items
-            return [one for one in shown if meets(one.fields, later)]
-
-        try:
-            return SimilarAnswer(await self._work(look), {"catalogue": catalogue.artifact})
-        except FilterError as error:
-            raise RequestError(str(error)) from None
-        except KeyError:
-            raise
-        # Whatever became of its files: who asks is told in words.
-        except Exception as error:
-            LOG.exception("the catalogue %s failed", catalogue.artifact)
-            raise NoCatalogueError("damaged") from error
+        return await similar_items(self.parts, self._work, item_id, size, filters or {})
 
     async def explain(
         self,
@@ -250,37 +212,8 @@ class Recommender:
         request = replace(request, user_id=self.parts.privacy.user(request.user_id))
         if request.deadline_ms is not None:
             seconds = min(seconds, request.deadline_ms / 1_000)
-        course, ranker = Course(seconds, ranking_seconds, self.span), ranker or self.ranker
-        pinned = await self.pages.find(request.page, request.user_id) if request.page else None
-        asked = RecommendRequest(
-            user_id=request.user_id,
-            recent=request.recent,
-            query=request.query if pinned is None else pinned.query,
-            context=request.context,
-            candidates=request.candidates,
-        )
-        try:
-            gathered = await self._steps.gather(asked, course, ranker)
-        except (FilterError, HistoryError) as error:
-            raise RequestError(str(error)) from None
-        catalogue = gathered.found.catalogue
-        told = gathered.told
-        if pinned is not None:
-            told = await self._work(past_items, catalogue, pinned.history)
-        fields = await self._work(catalogue.fields, request.item_ids)
-        items = [
-            Recommended(item_id, place, 0.0, dict(of))
-            for place, (item_id, of) in enumerate(zip(request.item_ids, fields, strict=True))
-            if of is not None
-        ]
-        parts = await self._work(blend_parts, gathered.heard, [item.item_id for item in items])
-        answer = await self._explained(RecommendAnswer(items, ""), asked, told, parts, course, ranker)
-        return ExplainAnswer(
-            items=[ExplainedItem(item.item_id, item.explanation) for item in answer.items if item.explanation],
-            unknown=[item_id for item_id, of in zip(request.item_ids, fields, strict=True) if of is None],
-            degraded_reasons=course.reasons,
-            artifacts=gathered.artifacts(None),
-        )
+        course = Course(seconds, ranking_seconds, self.span)
+        return await self._explanations.of_items(request, course, ranker or self.ranker)
 
     # What changes
 
@@ -333,8 +266,7 @@ class Recommender:
             except StoreError:
                 course.lost("store", "unavailable")
         if request.explain and answer.items:
-            parts = await self._work(blend_parts, gathered.heard, [item.item_id for item in answer.items])
-            answer = await self._explained(answer, request, gathered.told, parts, course, ranker)
+            answer = await self._explanations.of_page(answer, request, gathered, course, ranker)
         self._repeats.begin(gathered, done, rules)
         return _finished(answer, course)
 
@@ -383,33 +315,8 @@ class Recommender:
         answer = await self._page(pinned, cursor.token, cursor.offset, request, course)
         if request.explain and answer.items:
             asked = replace(request, query=pinned.query)
-            told = await self._work(past_items, self.parts.catalogue.opened or self.parts.remembered, pinned.history)
-            answer = await self._explained(answer, asked, told, None, course, ranker)
+            answer = await self._explanations.of_later_page(answer, asked, pinned.history, course, ranker)
         return _finished(answer, course)
-
-    async def _explained(
-        self,
-        answer: RecommendAnswer,
-        request: RecommendRequest,
-        told: Sequence[PastItem],
-        parts: BlendParts | None,
-        course: Course,
-        ranker: Ranker | None,
-    ) -> RecommendAnswer:
-        """The answer with an explanation for each of the first shown items, as far as time allows."""
-        catalogue = self.parts.catalogue.opened or self.parts.remembered
-        with course.step("explain"):
-            shown = await self._work(shown_to_explain, catalogue, answer.items)
-            question = Question(shown, told, request.query, catalogue.render, parts, request.user_id)
-            if why := course.reason_of("ranker"):
-                explained = explain_without_ranker(question, why)
-            elif ranker is None:
-                course.lost("ranker", "none")
-                explained = explain_without_ranker(question, "none")
-            else:
-                explained = await explain(question, self._steps.guarded(ranker), seconds=course.seconds_left)
-        items = [replace(item, explanation=one) for item, one in zip(answer.items, explained, strict=False)]
-        return replace(answer, items=[*items, *answer.items[len(items) :]])
 
     async def _work(self, do: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, do, *arguments)

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 from tritonrank_recommend.engine.listing import Listed, listed
 from tritonrank_recommend.engine.ranker import Repeating
 from tritonrank_recommend.engine.rules import Rules
 from tritonrank_recommend.engine.steps import Gathered
+from tritonrank_recommend.engine.threads import Work
 
 LOG = logging.getLogger("tritonrank_recommend")
 
@@ -21,7 +20,7 @@ class Repeats:
         work: runs a function in a thread.
     """
 
-    def __init__(self, work: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, work: Work) -> None:
         self._work = work
         self._running: set[asyncio.Task[None]] = set()
 

@@ -3,9 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tritonrank_recommend.blend.interface import Blend
 from tritonrank_recommend.catalogue.columns import FilterError
@@ -21,6 +20,7 @@ from tritonrank_recommend.engine.ranker import InformedRanker, Ranker, Scored, S
 from tritonrank_recommend.engine.ranker_guard import GuardedRanker, NotRankedError, RankerGuard
 from tritonrank_recommend.engine.retrieval import Found, retrieve_somehow
 from tritonrank_recommend.engine.settings import EngineSettings
+from tritonrank_recommend.engine.threads import Work
 from tritonrank_recommend.engine.wire import RecommendRequest
 from tritonrank_recommend.stores.interface import Profile, StoreError
 
@@ -74,7 +74,7 @@ class Steps:
         work: runs a function in a thread.
     """
 
-    def __init__(self, parts: Parts, settings: EngineSettings, work: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, parts: Parts, settings: EngineSettings, work: Work) -> None:
         self._parts, self._settings, self._work = parts, settings, work
         self._guard = RankerGuard()
         self._warming: set[asyncio.Task[None]] = set()
