@@ -3,6 +3,7 @@ says it is found from."""
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from tritonrank.errors import ArtifactError
 from tritonrank.learn.guards.baseline import REMEMBERED_NIGHTS, Baseline, Measure
 from tritonrank.learn.guards.day import Day
 from tritonrank.learn.guards.farms import users_of
-from tritonrank.learn.guards.findings import Inspection
+from tritonrank.learn.guards.findings import Inspection, NightInspection
 from tritonrank.learn.guards.inspection import inspect, inspect_night
 from tritonrank.learn.lists.left_out import LeftOut, without_left_out
 from tritonrank.learn.lists.windows import Span
@@ -248,6 +249,46 @@ def test_days_of_a_backlog_are_looked_through_one_by_one() -> None:
     assert kept.events[KNOWN_AT].max() < days[1].start
     assert kept.events.equals(learnt(days[0], found.days[0]))
     assert len(found.baseline.nights) == NIGHTS + 1
+
+
+def quiet(number: int, users: int) -> Day:
+    """A sound day of so few users."""
+    whole = sound_day(NIGHTS + number)
+    there = pl.col("user_id").is_in([f"u{one}" for one in range(number * users, (number + 1) * users)])
+    return replace(whole, events=whole.events.filter(there), shown=whole.shown.filter(there))
+
+
+def inspected(days: Sequence[Day], settings: GuardSettings = SETTINGS) -> NightInspection:
+    rows = LogRows(pl.concat([one.events for one in days]), pl.concat([one.shown for one in days]), Path())
+    span = Span(days[0].start, days[-1].end)
+    return inspect_night(rows, span, days[0].items, EVENT_WEIGHTS, sound_baseline(NIGHTS), settings)
+
+
+def test_quiet_days_are_told_together_and_not_refused() -> None:
+    """Of too few people nothing can be told, which is nobody's fault: the next night tells them with its own."""
+    settings = GuardSettings(allow=["volume", "pages"])
+    alone = inspected([quiet(0, 30)], settings)
+    assert not alone.refused
+    assert "can be told from 30 on" in alone.waits_for
+    together = inspected([quiet(0, 30), quiet(1, 30), quiet(2, 30)], settings)
+    assert len(together.days) < 3
+    assert all("order" in one.checked for one in together.days)
+    assert not together.waits_for
+    assert not together.refused
+    assert len(inspected([sound_day(NIGHTS), sound_day(NIGHTS + 1)]).days) == 2, "days that tell something are apart"
+
+
+def test_quiet_days_with_turned_likes_are_refused_together() -> None:
+    settings = GuardSettings(allow=["volume", "pages"])
+    generator = np.random.default_rng(4)
+    turned = [shop_days.mirrored(quiet(number, 40), 1.0, generator) for number in range(4)]
+    assert "stood above" in inspected(turned, settings).refused
+
+
+def test_a_quiet_day_that_is_refused_for_another_reason_does_not_wait() -> None:
+    fallen = inspected([quiet(0, 30)])
+    assert fallen.refused, "a thirtieth of the usual events"
+    assert not fallen.waits_for
 
 
 def test_what_is_left_out_survives_its_file() -> None:

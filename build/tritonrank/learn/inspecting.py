@@ -23,7 +23,7 @@ from tritonrank.learn.ledger import Ledger, Night
 from tritonrank.learn.lists.left_out import LeftOut
 from tritonrank.learn.lists.night_events import gains_of, log_of
 from tritonrank.learn.lists.windows import Span
-from tritonrank.learn.run import Run
+from tritonrank.learn.run import NothingNewError, Run
 from tritonrank.recipe import TablesData
 
 BASELINE = "baseline"
@@ -33,7 +33,11 @@ LEFT_OUT = "left_out"
 
 
 def inspect_hours(run: Run) -> dict[str, Any]:
-    """Look through the hours that no night has found sound yet, and write down what of them may not be learnt."""
+    """Look through the hours that no night has found sound yet, and write down what of them may not be learnt.
+
+    Raises:
+        NothingNewError: too few people were there to tell whether they are.
+    """
     recipe, windows = run.recipe, run.windows
     again, fresh = spans_to_inspect(_earlier(run.ledger, run.night), Span(windows.new.start, windows.newest.end))
     rows = read_rows(log_of(recipe), again.start, fresh.end)
@@ -48,6 +52,8 @@ def inspect_hours(run: Run) -> dict[str, Any]:
         if not span.is_empty:
             inspected.append(look(span, baseline))
             baseline = inspected[-1].baseline
+    if inspected and (waiting := inspected[-1].waits_for):
+        raise NothingNewError(waiting)
     baseline.write(run.ledger.folder_of(run.night) / BASELINE)
     _write_left_out(run.ledger, run.night, [one for part in inspected for one in part.left_out])
     days = [day for part in inspected for day in part.as_json()["days"]]

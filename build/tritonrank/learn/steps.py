@@ -10,6 +10,7 @@ it is refused, ``NothingNewError`` where there is nothing to learn) or told as `
 import shlex
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tritonrank.learn.inspecting import inspect_hours, left_out_of
 from tritonrank.learn.judging import judge_night
 from tritonrank.learn.ledger import Night, StepName
 from tritonrank.learn.lists import examples
+from tritonrank.learn.lists.judging_hours import TooFewJudgesError, hours_to_judge
 from tritonrank.learn.lists.night_events import learnt_until, log_of
 from tritonrank.learn.lists.night_lists import NothingToLearnError
 from tritonrank.learn.lists.windows import Span, Windows, plan_windows
@@ -49,12 +51,18 @@ def collect(run: Run) -> dict[str, Any]:
         if standing
         else learnt_until(run.recipe, run.workspace.dataset)
     )
-    windows = plan_windows(run.recipe.learn, run.now, start, learnt_until=learnt, frozen=_frozen(run))
+    plan = partial(plan_windows, now=run.now, log_start=start, learnt_until=learnt, frozen=_frozen(run))
+    windows = plan(run.recipe.learn)
     if windows.new.is_empty:
         raise NothingNewError(
             f"no hour is new: the log was learnt up to {_utc(windows.new.start)}, and the last "
             f"{run.recipe.learn.newest_hours} whole hours are judged before they are learnt"
         )
+    try:
+        hours = hours_to_judge(run.recipe, windows)
+    except TooFewJudgesError as few:
+        raise NothingNewError(str(few)) from None
+    windows = plan(run.recipe.learn.model_copy(update={"newest_hours": hours}))
     rows = read_rows(log, windows.new.start, windows.new.end)
     return {
         "windows": windows.as_json(),

@@ -34,7 +34,8 @@ class LearnSettings(Settings):
         ge=1,
         le=744,
         description="hours at the end of the log on which a night's model is judged, and which the next night learns; "
-        "the first night's stay frozen: they are judged by all and learnt by none",
+        "more where fewer than 36 users liked something in them, up to half of the new hours. The first night's stay "
+        "frozen: they are judged by all and learnt by none",
     )
     history_days: int = Field(
         30,

@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from tritonrank.learn.guards.baseline import Baseline, Measure, Usual
 from tritonrank.learn.guards.findings import WHOLE_DAY, Finding
+from tritonrank.learn.guards.labels import LEAST_USERS
 from tritonrank.recipe.guarding import GuardSettings
 
 
@@ -95,23 +96,51 @@ RULES: Mapping[str, Rule] = {
 }
 SIDES = sum(rule.falls + rule.rises for rule in RULES.values()) + 1
 """Among which false alarms are shared out; one is the judge's (``judging.py``)."""
+LEAST_TELLING_SHARE = 0.5
+"""Of those who liked something; with less the pages are missing, and not the people."""
 ORDERS = ("order", "liking", "skips")
 """Chances that are a half where likes say nothing."""
 
 
-def missing(likes: int, measures: Mapping[str, Measure], baseline: Baseline, settings: GuardSettings) -> list[Finding]:
-    """A day without likes, or without what accepted nights had: who cannot look refuses."""
-    if not likes:
+def was_told(name: str, baseline: Baseline, settings: GuardSettings) -> bool:
+    """Whether accepted nights had this measure."""
+    return baseline.usual(name, 0.0, 0.01, settings.least_nights) is not None
+
+
+def missing(
+    likers: int, tellers: int, measures: Mapping[str, Measure], baseline: Baseline, settings: GuardSettings
+) -> list[Finding]:
+    """A day without likes, or without what accepted nights had: who cannot look refuses, or waits for more people.
+
+    Args:
+        likers: users who liked anything.
+        tellers: users who liked something of a page that is known, and not all of it.
+        measures: of the day.
+        baseline: of accepted nights.
+        settings: the recipe's ``learn.guards``.
+    """
+    if not likers:
         return [Finding("empty", WHOLE_DAY, "nothing was liked on this day: there is nothing to learn", {}, True)]
     found = []
     for name in ("pages", "order"):
-        if name not in measures and baseline.usual(name, 0.0, 0.01, settings.least_nights) is not None:
+        if name not in measures and was_told(name, baseline, settings):
+            if name == "order" and tellers < LEAST_USERS and tellers >= LEAST_TELLING_SHARE * likers:
+                found.append(_too_few(tellers))
+                continue
             reason = (
                 f"{RULES[name].what} cannot be told of this day, and could of accepted nights: the log lacks pages, "
                 "or they are not those on which people acted"
             )
             found.append(Finding(RULES[name].check, WHOLE_DAY, reason, {}, True))
     return found
+
+
+def _too_few(tellers: int) -> Finding:
+    reason = (
+        f"{tellers} users liked something of a page that they were shown; whether likes go where they went on accepted "
+        f"nights can be told from {LEAST_USERS} on. The next night takes these hours as well, and tells it of both"
+    )
+    return Finding("too few", WHOLE_DAY, reason, {"users": float(tellers)}, waits=True)
 
 
 def too_many_left_out(left_out: int, users: int, settings: GuardSettings) -> list[Finding]:

@@ -23,6 +23,7 @@ class Finding:
         figures: the same for machines.
         refuses: whether the day may not be learnt.
         left_out: events that are left out because of it.
+        waits: whether it can only be told together with what the next night brings.
     """
 
     check: str
@@ -31,6 +32,7 @@ class Finding:
     figures: dict[str, float]
     refuses: bool = False
     left_out: int = 0
+    waits: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For the ledger."""
@@ -91,6 +93,11 @@ class NightInspection:
     def refused(self) -> str:
         """Why the night ends here, in a sentence; "" where it goes on. What is refused is left out of later nights."""
         return "; ".join(one.reason for day in self.days for one in day.findings if one.refuses)
+
+    @property
+    def waits_for(self) -> str:
+        """Why it cannot be told yet, where nothing refuses; "" where it can."""
+        return "" if self.refused else "; ".join(one.reason for day in self.days for one in day.findings if one.waits)
 
     @property
     def left_out(self) -> list[LeftOut]:

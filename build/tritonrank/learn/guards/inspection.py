@@ -8,6 +8,7 @@ What is left out is bounded that way and named, and the rest is learnt, unless t
 
 import math
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -16,12 +17,20 @@ from tritonrank_recommend.log.layout import digest_of
 from tritonrank.data.event_log import KNOWN_AT, LogRows
 from tritonrank.learn.guards.baseline import Baseline, Measure
 from tritonrank.learn.guards.bots import find_bots
-from tritonrank.learn.guards.comparing import RULES, as_allowed, missing, too_many_left_out, unusual
+from tritonrank.learn.guards.comparing import RULES, as_allowed, missing, too_many_left_out, unusual, was_told
 from tritonrank.learn.guards.copies import same_id, sent_again, within_moments
 from tritonrank.learn.guards.day import ROW, Day
 from tritonrank.learn.guards.farms import find_farms, users_of
 from tritonrank.learn.guards.findings import WHOLE_DAY, Finding, Inspection, NightInspection
-from tritonrank.learn.guards.labels import agreement, dislike_rate, item_sums, like_rate, shown_items
+from tritonrank.learn.guards.labels import (
+    LEAST_USERS,
+    agreement,
+    dislike_rate,
+    item_sums,
+    like_rate,
+    shown_items,
+    tellers,
+)
 from tritonrank.learn.lists.left_out import LeftOut, without_left_out
 from tritonrank.learn.lists.windows import Span
 from tritonrank.recipe.guarding import GuardSettings
@@ -96,26 +105,44 @@ def inspect_night(
     Args:
         rows: of the log, those hours at least.
         span: the hours. Each hour is looked through once, by the first night that reads it, whether for learning or
-            for judging; a backlog falls into days of about 24 hours, so that a bad one does not hide among others.
+            for judging; a backlog falls into days of about 24 hours, so that a bad one does not hide among others, or
+            longer ones where so few users like something on a day that nothing can be told of it.
         items: ids that the item table has.
         gains: what each type of event is worth in training.
         baseline: of the last accepted night.
         settings: the recipe's ``learn.guards``.
 
     Returns:
-        What was found. One refused day refuses the night; days behind it are compared with those before it.
+        What was found. One refused day refuses the night; days behind it are compared with those before it. Where even
+        all together are too few users, it ``waits_for`` more.
     """
     count = max(1, round(span.hours / HOURS_PER_DAY))
-    length = (span.end - span.start) / count
+    parts = _parts(rows, span, count, items, gains)
+    # Of a quiet shop a day alone may tell nothing.
+    while (
+        len(parts) > 1
+        and was_told("order", baseline, settings)
+        and any(_users_telling(day) < LEAST_USERS for day in parts)
+    ):
+        parts = _parts(rows, span, len(parts) - 1, items, gains)
     days: list[Inspection] = []
-    for number in range(count):
-        part = Span(
-            span.start + number * length, span.end if number == count - 1 else span.start + (number + 1) * length
-        )
-        within = pl.col(KNOWN_AT).is_between(part.start, part.end, closed="left")
-        day = Day(rows.events.filter(within), rows.shown.filter(within), part.start, part.end, items, gains)
+    for day in parts:
         days.append(inspect(day, days[-1].baseline if days else baseline, settings))
     return NightInspection(days)
+
+
+def _parts(rows: LogRows, span: Span, count: int, items: Collection[str], gains: Mapping[str, float]) -> list[Day]:
+    """Equally long parts of a span, as days."""
+    borders = [span.start + number * (span.end - span.start) / count for number in range(count)] + [span.end]
+    days = []
+    for start, end in pairwise(borders):
+        within = pl.col(KNOWN_AT).is_between(start, end, closed="left")
+        days.append(Day(rows.events.filter(within), rows.shown.filter(within), start, end, items, gains))
+    return days
+
+
+def _users_telling(day: Day) -> int:
+    return tellers(shown_items(day, day.events, day.shown))
 
 
 def inspect(day: Day, baseline: Baseline, settings: GuardSettings) -> Inspection:
@@ -148,11 +175,11 @@ def inspect(day: Day, baseline: Baseline, settings: GuardSettings) -> Inspection
     rates = {"like rate": like_rate(rows), "dislike rate": dislike_rate(day, events)}
     measures |= {name: rate for name, rate in rates.items() if rate is not None}
     refusing = [
-        *missing(events.filter(day.is_like()).height, measures, baseline, settings),
+        *missing(events.filter(day.is_like())["user_id"].n_unique(), tellers(rows), measures, baseline, settings),
         *too_many_left_out(looking.lost_users, users.height, settings),
         *unusual(measures, baseline, settings),
     ]
-    findings = [*(as_allowed(one, settings) for one in refusing), *looking.findings]
+    findings = [*(one if one.waits else as_allowed(one, settings) for one in refusing), *looking.findings]
     reasons = "; ".join(one.reason for one in findings if one.refuses)
     return Inspection(
         span=looking.span,

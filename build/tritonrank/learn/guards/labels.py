@@ -67,6 +67,11 @@ def agreement(day: Day, events: pl.DataFrame, rows: pl.DataFrame, known: pl.Data
     return {name: measure for name, measure in found.items() if measure is not None}
 
 
+def tellers(rows: pl.DataFrame) -> int:
+    """How many users liked something of a page and not all of it: those who tell the order."""
+    return _chances(rows.with_columns(pl.lit(0.0).alias("score")), "page").height
+
+
 def like_rate(rows: pl.DataFrame) -> Measure | None:
     """Logit of the share of shown items that are liked."""
     by_user = rows.group_by("user_id").agg(pl.col("is_liked").sum().cast(pl.Float64), pl.len().alias("shown"))
