@@ -17,7 +17,10 @@ OPTIONS ?=
 WORKERS ?= 2
 SLOW_WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
-AT_ONCE := --dist loadfile --max-worker-restart 2 -n
+# Files in the order of tests/order_of_files.py: xdist's own puts files with one test last, and those are the longest.
+AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 2 -n
+# Not to import 300 files for the tests of a dozen.
+ALONE := grep -rl --include='test_*.py' 'mark\.alone' tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup dialect-clients demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel locks audit clean
@@ -65,7 +68,7 @@ test: setup ## run the tests, real Triton included, without the slow ones (WORKE
 test-slow: setup dialect-clients ## the tests that `make test` leaves out: more families, real loads, many server starts
 	@status=0; \
 	$(PYTEST) $(AT_ONCE) $(SLOW_WORKERS) -m 'slow and not alone' || status=$$?; \
-	$(PYTEST) -m 'slow and alone' || status=$$?; \
+	$(PYTEST) -m 'slow and alone' $$($(ALONE)) || status=$$?; \
 	exit $$status
 
 test-all: test test-slow ## every test but test-engines

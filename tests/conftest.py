@@ -24,6 +24,7 @@ import torch
 import yaml
 from google.protobuf import text_format
 from kept_builds import kept
+from order_of_files import pytest_collection_modifyitems  # noqa: F401 - a hook
 from stage_runs import publish_instead
 from tiny_models import save_ranker
 from torch.optim.optimizer import register_optimizer_step_pre_hook

@@ -8,6 +8,7 @@ from tritonrank.recipe import Recipe, load_recipe
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1_800)
 def test_the_first_hour_goes_from_dirty_tables_to_a_ranking(tmp_path: Path, tiny_recipe: Recipe) -> None:
     quick_to_train = [f"model.base={tiny_recipe.model.base}", "gate.budget=0.9", "quantize.calibration_examples=16"]

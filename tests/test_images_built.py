@@ -31,7 +31,7 @@ from tritonrank_runtime.engines import open_engine
 from tritonrank_runtime.images import FOLDER, REFERENCE, ImageTable, without_images
 from tritonrank_runtime.text import RequestTokenizer, TextRules
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 SHORT = {
     "text": {"query_tokens": 4, "history_items": 6, "history_tokens": 60, "candidate_tokens": 16},

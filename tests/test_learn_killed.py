@@ -17,7 +17,7 @@ from tritonrank.learn.ledger import LEDGER_FILE, STEPS, Ledger
 from tritonrank.learn.night import run_night
 from tritonrank.learn.steps import ALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TESTS = Path(__file__).parent
 CONTROLLER = "http://127.0.0.1:9"

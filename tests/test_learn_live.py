@@ -13,15 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gateways import running_gateway
 from learning_shop import TESTS, own_copy, settings, write_hours
-from test_rollout_live import KEY, PATIENCE_SECONDS, Served, load
-from test_supervisor import serve_command
+from live_rollouts import KEY, PATIENCE_SECONDS, Served, load, rollouts
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.learn.ledger import Ledger
-from tritonrank.serve.versions.admin_client import PrivateApi
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 RULES = """
 shadow_share = 1
@@ -45,24 +42,8 @@ NIGHT_SECONDS = 400.0
 def served(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("learning")
     own = own_copy(workspace, folder / "artifacts" / "tiny")
-    (folder / "rules.toml").write_text(RULES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITONRANK_ADMIN_KEY", KEY)
-        with serve_command(own.repository, folder, "--admin-port", "0") as triton:
-            assert triton.program.stdout is not None
-            admin = triton.program.stdout.readline().split()[-1]
-            flags = ("--no-access-log", "--golden", str(own.repository / "golden.json"))
-            with running_gateway(triton.urls["gRPC"], folder / "gateway", *flags) as gateway:
-                command = [sys.executable, "-m", "tritonrank", "rollout", "run", "--gateway", gateway.metrics_url]
-                command += ["--triton-admin", admin, "--state", str(folder / "state"), "--port", "0"]
-                command += ["--metrics-port", "0", "--rules", str(folder / "rules.toml")]
-                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as controller:
-                    try:
-                        assert controller.stdout is not None
-                        url = json.loads(controller.stdout.readline())["url"]
-                        yield Served(gateway, PrivateApi(url, KEY), PrivateApi(admin, KEY), folder)
-                    finally:
-                        controller.terminate()
+    with rollouts(own.repository, folder, RULES) as served:
+        yield served
 
 
 def started(served: Served, *words: str) -> subprocess.Popen[str]:

@@ -39,7 +39,6 @@ def test_a_loss_is_found_and_its_absence_is_not_one(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_both_services_answer_and_one_of_them_counts(workspace: Workspace, tmp_path: Path) -> None:
     told = {}
     for name, module in overhead.GATEWAYS.items():
@@ -54,7 +53,6 @@ def test_both_services_answer_and_one_of_them_counts(workspace: Workspace, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize("of", [(), ("--tracing",)], ids=["metrics", "tracing"])
 def test_the_verb_tells_what_metrics_cost_or_traces(
     workspace: Workspace, of: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -371,7 +371,6 @@ def test_the_real_one_measures_the_real_server(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_both_generators_measure_the_same_rows(live: LiveServer, workload: Path, perf_analyzer: Path) -> None:
     rows = sendable(read_workload(workload))[:10]
     found = compare(live.grpc_url, "grpc", rows, perf_analyzer)

@@ -27,7 +27,7 @@ OVERLOAD = {
     "load": LOAD,
     "overload": {
         "goodput_of_peak": 0.85,
-        "p99_of_saturation": 2.5,
+        "p99_of_saturation": 3.5,  # 0.2 s when nobody waits, 0.6 s behind four others; and a little for a slow machine
         "rejection_ms": 200,
         "memory_growth": 0.5,
         "recovery_seconds": 2,
@@ -152,7 +152,6 @@ def test_what_the_search_for_saturation_has_sent_counts_as_well(capsys: pytest.C
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_run_that_cannot_be_judged_is_kept(
     server: MisbehavingServer, objectives: Any, small_workload: Path, tmp_path: Path
 ) -> None:

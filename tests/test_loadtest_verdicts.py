@@ -15,8 +15,7 @@ from loadtests import fairness, generator
 from loadtests.__main__ import app
 from loadtests.results import Run, read_run
 
-pytestmark = pytest.mark.alone  # a generator that is starved says so, and the run is not valid
-
+ALONE = pytest.mark.alone  # a generator that is starved says so, and the run is not valid
 LOAD = {"rate": 10, "candidates": 4, "deadline_ms": 500}
 LATENCY_ONLY = {"load": LOAD, "steady": {"p99_ms": 400}}
 SAYS_HOW_MANY = {"load": LOAD, "steady": {"error_rate": 0.9, "goodput": 0.1}}
@@ -71,7 +70,10 @@ def last_line(result: Result) -> dict[str, Any]:
     ("target", "objectives"),
     [
         (DEAD, None),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((DEAD, ANY_MAY_FAIL), (None, SAYS_HOW_MANY))),
+        *(
+            pytest.param(*case, marks=[pytest.mark.slow, ALONE])
+            for case in ((DEAD, ANY_MAY_FAIL), (None, SAYS_HOW_MANY))
+        ),
     ],
     ids=["stopped server", "stopped server, any may fail", "refusing server"],
 )
@@ -91,6 +93,7 @@ def test_a_run_without_an_answer_never_passes(
 
 
 @pytest.mark.slow
+@ALONE
 @pytest.mark.parametrize(
     ("objectives", "code"), [(None, 1), (LATENCY_ONLY, 1), (SAYS_HOW_MANY, 0)], ids=["none", "latency", "how many"]
 )
@@ -177,6 +180,7 @@ def test_a_sweep_with_a_level_without_figures_has_not_passed(small_workload: Pat
 
 
 @pytest.mark.slow
+@ALONE
 def test_a_phase_that_nobody_answered_is_not_outweighed_by_others(verb: Callable[..., Result], tmp_path: Path) -> None:
     verb("run", *RUN)
     run = read_run(tmp_path / "run.json")

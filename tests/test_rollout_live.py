@@ -1,34 +1,19 @@
 """Rollouts with a real Triton and a real gateway under load: a good version, one with shuffled scores, a slow one."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from gateways import RunningGateway, running_gateway
-from test_supervisor import serve_command
+from live_rollouts import PATIENCE_SECONDS, Callers, Served, load, rollouts
 from tritonrank.artifacts import sha256_file
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.serve.versions.admin_client import PrivateApi
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-KEY = "an-admin-key-for-tests"
-CALLERS, PAUSE_SECONDS = 3, 0.005
-PATIENCE_SECONDS = 150.0
-COLOURS, THINGS = ("oak", "pine", "glass", "steel", "red", "blue"), ("desk", "lamp", "chair", "shelf", "sofa")
-ITEMS = [f"{colour} {thing} number {place}" for place, colour in enumerate(COLOURS) for thing in THINGS]
 SCORED = "        order = best_first(scores, read.item_ids, read.top_k)\n"
 VARIANTS = {
     "good": ("", 1.0),
@@ -46,24 +31,6 @@ most_latency_ratio = 4      # the machine is busy, and both versions share it
 most_not_ranked = 0.3
 most_error_excess = 0.01
 """
-
-
-@dataclass
-class Callers:
-    """What callers saw that go on to call."""
-
-    by_status: Counter[str] = field(default_factory=Counter)
-    by_artifact: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Served:
-    """Everything that runs."""
-
-    gateway: RunningGateway
-    controller: PrivateApi
-    tritons: PrivateApi
-    folder: Path
 
 
 def variant(repository: Path, kind: str, folder: Path) -> str:
@@ -96,60 +63,10 @@ def variant(repository: Path, kind: str, folder: Path) -> str:
     return str(copy)
 
 
-@contextmanager
-def load(gateway: RunningGateway) -> Iterator[Callers]:
-    """Call again and again, as many users."""
-    callers, stop = Callers(), threading.Event()
-
-    def call(first: int) -> None:
-        number = first
-        with httpx.Client(base_url=gateway.url, timeout=60) as http:
-            while not stop.wait(PAUSE_SECONDS):
-                number += CALLERS
-                asked = {
-                    "query": f"a {COLOURS[number % 6]} desk {number % 17}",
-                    "items": ITEMS,
-                    "user": f"u{number % 200}",
-                }
-                try:
-                    answer = http.post("/v1/rank", json=asked)
-                    callers.by_status[str(answer.status_code)] += 1
-                    callers.by_artifact[answer.headers.get("x-artifact", "")] += 1
-                except httpx.HTTPError as error:
-                    callers.by_status[repr(error)] += 1
-
-    threads = [threading.Thread(target=call, args=(first,)) for first in range(CALLERS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield callers
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE_SECONDS)
-
-
 @pytest.fixture(scope="module")
 def served(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("rollout")
-    (folder / "rules.toml").write_text(RULES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITONRANK_ADMIN_KEY", KEY)
-        with serve_command(workspace.repository, folder, "--admin-port", "0") as triton:
-            assert triton.program.stdout is not None
-            admin = triton.program.stdout.readline().split()[-1]
-            flags = ("--no-access-log", "--golden", str(workspace.repository / "golden.json"))
-            with running_gateway(triton.urls["gRPC"], folder / "gateway", *flags) as gateway:
-                command = [sys.executable, "-m", "tritonrank", "rollout", "run", "--gateway", gateway.metrics_url]
-                command += ["--triton-admin", admin, "--state", str(folder / "state"), "--port", "0"]
-                command += ["--metrics-port", "0", "--rules", str(folder / "rules.toml")]
-                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as controller:
-                    try:
-                        assert controller.stdout is not None
-                        url = json.loads(controller.stdout.readline())["url"]
-                        yield Served(gateway, PrivateApi(url, KEY), PrivateApi(admin, KEY), folder)
-                    finally:
-                        controller.terminate()
+    with rollouts(workspace.repository, tmp_path_factory.mktemp("rollout"), RULES) as served:
+        yield served
 
 
 def roll(served: Served, repository: Path, kind: str) -> tuple[dict[str, Any], Callers]:

@@ -62,6 +62,21 @@ MODELS = {
             def initialize(self, args):
                 time.sleep(60)
     """,
+    "crashing": """
+        import os, signal, sys
+        from pathlib import Path
+
+        class TritonPythonModel:
+            def initialize(self, args):
+                starts = Path(os.environ["STARTS"])
+                starts.write_text(starts.read_text() + "start\\n")
+                if len(starts.read_text().split()) < int(os.environ["CRASHES"]) + 1:
+                    print("terminate called after throwing", os.environ["THROWN"], file=sys.stderr, flush=True)
+                    os.kill(os.getppid(), signal.SIGKILL)
+
+            def execute(self, requests):
+                return [None for _ in requests]
+    """,
 }
 CONFIG = """
     backend: "python"
@@ -349,6 +364,28 @@ def test_a_port_lost_between_choice_and_use_is_chosen_anew(repository: Path, mon
         with LocalTriton(repository) as running:
             assert running.http_url.endswith(f":{choices[1]['http_port']}")
     assert len(choices) == 2
+
+
+@pytest.mark.usefixtures("leaves_nothing_behind")
+@pytest.mark.parametrize(
+    ("thrown", "crashes", "starts"),
+    [("boost::interprocess::lock_exception", 1, 2), ("boost::interprocess::lock_exception", 9, 3), ("bad_alloc", 1, 1)],
+    ids=["once", "always", "something else"],
+)
+def test_a_start_that_meets_tritons_own_lock_is_tried_again(
+    tmp_path: Path, thrown: str, crashes: int, starts: int
+) -> None:
+    counted = tmp_path / "starts"
+    counted.touch()
+    environment = {"STARTS": str(counted), "CRASHES": str(crashes), "THROWN": thrown}
+    crashing = LocalTriton(make_repository(tmp_path / "models", "crashing"), environment=environment)
+    if starts == crashes + 1:
+        with crashing as running:
+            running.check()
+    else:
+        with pytest.raises(ServerError, match=thrown):
+            crashing.start()
+    assert len(counted.read_text().split()) == starts
 
 
 def test_one_port_cannot_serve_twice(repository: Path) -> None:

@@ -13,7 +13,11 @@ from loadtests.shoppers.study import FIRST, FROZEN, Study, StudySettings, run_st
 from loadtests.shoppers.visits import steps_of
 from loadtests.shoppers.world import DAY_SECONDS, World, WorldSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # two systems of its own, on a machine that may be crowded
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.timeout(900),
+]  # two systems of its own, on a machine that may be crowded
 DAYS = 2
 SHOP = WorldSettings(seed=2, users=160, items=72, before=4, days=DAYS, arriving=2)
 

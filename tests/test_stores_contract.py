@@ -4,9 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import cache
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,27 +13,18 @@ from tritonrank_recommend.events import Event, weight_of
 from tritonrank_recommend.stores import open_store
 from tritonrank_recommend.stores.interface import Added, ItemChange, Profile, Seen, Store
 from tritonrank_recommend.stores.profiles import MOST_SEARCHES
-from valkeys import SERVERS, Valkey, running
+from valkeys import SERVERS, empty_server
 
+__all__ = ["empty_server"]
 NOW = float(int(time.time()))
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Valkey]]:
-    """Starts a server when it is first asked for, and ends them all."""
-    with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(running(tmp_path_factory.mktemp("v"), name)))
-
-
 @pytest.fixture(params=["sqlite", *SERVERS])
-def url(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Valkey]) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, empty_server: Callable[[str], str]) -> str:
     """Of an empty store, which any number can open."""
     if request.param == "sqlite":
         return f"sqlite:{tmp_path / 'store.db'}"
-    server = servers(request.param)
-    with server.client() as client:
-        client.flushall()
-    return server.url
+    return empty_server(request.param)
 
 
 def within(url: str, work: Callable[[Store], Awaitable[None]], most_events: int = 200) -> None:

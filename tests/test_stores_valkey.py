@@ -31,7 +31,7 @@ def test_a_killed_gateway_loses_nothing_that_it_acknowledged(valkey: Valkey, bat
 
 @pytest.mark.parametrize("server", ["valkey", pytest.param("valkey cluster", marks=pytest.mark.slow)])
 def test_a_killed_server_comes_back_with_everything_that_was_acknowledged(tmp_path: Path, server: str) -> None:
-    with running(tmp_path, server) as killed:
+    with running(tmp_path, server, loses_nothing=True) as killed:
         writer = start_writer(killed.url)
         assert writer.stdout is not None
         for _ in range(2):

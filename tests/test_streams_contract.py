@@ -3,8 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,11 @@ from tritonrank_recommend.streams.erasing import erase_from, events_of_user
 from tritonrank_recommend.streams.interface import Message, Stream, StreamRefusedError, Taker
 from tritonrank_recommend.streams.messages import bodies_of, read_message
 from tritonrank_recommend.streams.opening import open_stream
-from valkeys import Valkey, running
+from valkeys import empty_server
 
+__all__ = ["empty_server"]
 GROUP = "profiles"
 ONE, TWO = Taker(GROUP, "one"), Taker(GROUP, "two")
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Valkey]]:
-    with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(running(tmp_path_factory.mktemp("v"), name)))
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +27,22 @@ def brokers() -> Iterator[str]:
 
 
 @pytest.fixture(params=["local", "valkey", pytest.param("valkey cluster", marks=pytest.mark.slow)])
-def erasable(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Valkey]) -> str:
+def erasable(request: pytest.FixtureRequest, tmp_path: Path, empty_server: Callable[[str], str]) -> str:
     """An empty stream that gives messages out one by one."""
     if request.param == "local":
         return f"local:{tmp_path / 'stream.db'}"
-    server = servers(request.param)
-    with server.client() as client:
-        client.flushall()
-    return server.url
+    return empty_server(request.param)
 
 
 @pytest.fixture(params=["local", "valkey", pytest.param("valkey cluster", marks=pytest.mark.slow),
                         pytest.param("kafka", marks=pytest.mark.slow)])  # fmt: skip
-def url(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Valkey]) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, empty_server: Callable[[str], str]) -> str:
     """An empty stream of each kind."""
     if request.param == "kafka":
         return f"kafka://{request.getfixturevalue('brokers')}/{tmp_path.name}"
     if request.param == "local":
         return f"local:{tmp_path / 'stream.db'}"
-    server = servers(request.param)
-    with server.client() as client:
-        client.flushall()
-    return server.url
+    return empty_server(request.param)
 
 
 def within(url: str, work: Callable[[Stream], Awaitable[None]]) -> None:

@@ -96,7 +96,7 @@ def test_what_a_killed_consumer_had_is_claimed_and_counts_once(kind: str, tmp_pa
 
 def test_a_broker_that_is_killed_comes_back_with_everything(tmp_path: Path) -> None:
     bodies = sent_events(2, 900)
-    with running(tmp_path) as server:
+    with running(tmp_path, loses_nothing=True) as server:
         sender = threading.Thread(target=append, args=(server.url, bodies))
         with consuming(server.url, server.url, tmp_path), consuming(server.url, server.url, tmp_path) as other:
             sender.start()
@@ -118,7 +118,7 @@ def test_a_broker_that_is_killed_comes_back_with_everything(tmp_path: Path) -> N
 def test_the_store_is_away_for_a_while_and_the_stream_keeps_everything(tmp_path: Path) -> None:
     """Streams need not lie in the store's server: here the store alone is killed."""
     stream, bodies = f"local:{tmp_path / 'stream.db'}", sent_events(3, 300)
-    with running(tmp_path) as server, consuming(stream, server.url, tmp_path):
+    with running(tmp_path, loses_nothing=True) as server, consuming(stream, server.url, tmp_path):
         append(stream, bodies[:100])
         wait_until_nothing_waits(stream)
         server.kill()

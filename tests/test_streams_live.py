@@ -147,7 +147,7 @@ def test_the_server_is_away_while_events_are_posted(tmp_path: Path) -> None:
     """Refused with 503 while nothing can be kept, and taken again by itself."""
     click = {"type": "click", "user_id": "ann", "item_id": "i1", "event_id": "e1"}
     with (
-        running(tmp_path) as server,
+        running(tmp_path, loses_nothing=True) as server,
         running_gateway(NOBODY, tmp_path / "gateway", "--store", server.url, "--no-access-log") as gateway,
     ):
         post = f"{gateway.url}/v1/events"

@@ -1,4 +1,4 @@
-"""What several workers lose makes the run fail."""
+"""What several workers lose makes the run fail; and they begin with what takes long."""
 
 import os
 import re
@@ -23,10 +23,32 @@ def test_tests_that_nobody_ran_fail_the_run(conftest: str, status: int, tmp_path
     (tmp_path / "conftest.py").write_text(conftest)
     for name in ("test_a.py", "test_b.py"):
         (tmp_path / name).write_text("def test_it():\n    pass\n")
-    few = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest", "-p", "no:locust"]
-    command = [sys.executable, "-m", "pytest", "-p", "whole_runs", "-n", "2", "--dist", "loadfile", *few]
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    variables["PYTHONPATH"] = f"{TESTS}{os.pathsep}{variables.get('PYTHONPATH', '')}"
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    done = pytest_in(tmp_path, "-p", "whole_runs", "-n", "2")
     assert done.returncode == status, done.stdout + done.stderr
     assert bool(re.search(r"LOST 1 tests? .*test_it", done.stdout)) == bool(status), done.stdout
+
+
+def test_long_files_begin_then_those_with_the_most_tests(tmp_path: Path) -> None:
+    one = "def test_it():\n    pass\n"
+    files = {"a": one, "b": one + one.replace("it", "that"), "c": "import pytest\n@pytest.mark.long\n" + one}
+    for name, text in files.items():
+        (tmp_path / f"test_{name}.py").write_text(text)
+    done = pytest_in(tmp_path, "-p", "order_of_files", "-n", "1", "--no-loadscope-reorder", "-v")
+    assert re.findall(r"PASSED test_(\w)", done.stdout) == ["c", "b", "b", "a"], done.stdout
+
+
+def test_who_is_to_be_alone_says_so_in_the_own_file(tmp_path: Path) -> None:
+    (tmp_path / "marks.py").write_text("import pytest\nMARK = pytest.mark.alone\n")
+    (tmp_path / "test_a.py").write_text("from marks import MARK\n@MARK\ndef test_it():\n    pass\n")
+    done = pytest_in(tmp_path, "-p", "order_of_files")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "write mark.alone in its own" in done.stderr
+
+
+def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Of the folder's tests, without what those of this project need."""
+    few = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest", "-p", "no:locust"]
+    command = [sys.executable, "-m", "pytest", "--dist", "loadfile", *few, *arguments]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    variables["PYTHONPATH"] = f"{TESTS}{os.pathsep}{variables.get('PYTHONPATH', '')}"
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False)

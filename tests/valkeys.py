@@ -4,9 +4,10 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ class Valkey:
     program: str
     cluster: bool = False
     append_only: bool = True
+    loses_nothing: bool = False
     process: subprocess.Popen[bytes] | None = None
     port: int = field(default=0, init=False)
 
@@ -49,6 +51,8 @@ class Valkey:
             "bind": "127.0.0.1",
             "unixsocket": str(self.folder / "s"),
             "appendonly": "yes" if self.append_only else "no",
+            # `everysec`, the default, holds back for up to two seconds what is written while the disk still syncs.
+            "appendfsync": "always" if self.loses_nothing else "everysec",
             "save": "",
             "daemonize": "no",
             **({"cluster-enabled": "yes", "cluster-port": str(_free_port())} if self.cluster else {}),
@@ -83,11 +87,22 @@ class Valkey:
 
 
 @contextmanager
-def running(folder: Path, server: str = "valkey", *, append_only: bool = True) -> Iterator[Valkey]:
-    """A server with its files in a folder, until the end of the block."""
+def running(
+    folder: Path, server: str = "valkey", *, append_only: bool = True, loses_nothing: bool = False
+) -> Iterator[Valkey]:
+    """A server with its files in a folder, until the end of the block.
+
+    Args:
+        folder: an empty one.
+        server: one of SERVERS.
+        append_only: whether it keeps anything on disk.
+        loses_nothing: whether an answer waits for the disk, so that kill -9 costs nothing however slow the disk is.
+    """
     program = shutil.which("redis-server") if server == "redis" else str(get_binary_path())
     assert program is not None
-    valkey = Valkey(folder, program, cluster=server.endswith("cluster"), append_only=append_only)
+    valkey = Valkey(
+        folder, program, cluster=server.endswith("cluster"), append_only=append_only, loses_nothing=loses_nothing
+    )
     valkey.start()
     try:
         yield valkey
@@ -100,6 +115,21 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     """One for a module's tests; each empties it first."""
     with running(tmp_path_factory.mktemp("v")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The URL of a server by its name in SERVERS: started when it is first asked for, emptied each time."""
+    with ExitStack() as stack:
+        started = cache(lambda name: stack.enter_context(running(tmp_path_factory.mktemp("v"), name)))
+
+        def emptied(name: str) -> str:
+            server = started(name)
+            with server.client() as client:
+                client.flushall()
+            return server.url
+
+        yield emptied
 
 
 def _free_port() -> int:

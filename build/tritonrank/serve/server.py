@@ -44,8 +44,9 @@ from tritonrank.serve.triton_install import LOOPBACK, check_host, is_container, 
 
 EVERY_ADDRESS = "0.0.0.0"
 START_ATTEMPTS = 3
-"""A free port is found, released, then bound by the server; another program may take it in between."""
-PORT_TAKEN = "already in use"
+PASSING = (b"already in use", b"boost::interprocess::lock_exception")
+"""In the log of a start that the next need not share: another program took a port that was found free, or on a crowded
+machine server and stub met in a lock of their shared memory (triton-inference-server/server#5949)."""
 RUN_FOLDER_PREFIX = "tritonrank-"
 LOG_TAIL_LINES = 25
 STOP_MARGIN_SECONDS = 15.0
@@ -194,7 +195,7 @@ class LocalTriton:
                     return self
                 except ServerError:
                     self.stop()
-                    if attempt == START_ATTEMPTS or PORT_TAKEN not in self.log_tail():
+                    if attempt == START_ATTEMPTS or not any(reason in self._read_log() for reason in PASSING):
                         raise
         except BaseException:  # KeyboardInterrupt too
             self.stop()
