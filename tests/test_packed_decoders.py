@@ -1,5 +1,6 @@
 """Decoders in packed rows score as ``decoder_network.py`` does: by PyTorch alone, and by kernels in the interpreter."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tritonrank_runtime.decoder import packed_rows
+from tiny_decoders import causal_model
+from transformers import PreTrainedModel
+from tritonrank.rankers.decoder_weights import decoder_from, yes_no_head
+from tritonrank_runtime import torch_engine
+from tritonrank_runtime.decoder import Decoder, packed_rows
 from tritonrank_runtime.decoder_network import DecoderNetwork
 from tritonrank_runtime.engine import RowsError, Tensors
-from tritonrank_runtime.packed import attention, decoder_kernels
+from tritonrank_runtime.packed import attention, decoder_kernels, opening
 from tritonrank_runtime.packed.attention import Blocks
 from tritonrank_runtime.packed.decoder_network import PackedDecoder, unsupported
 from tritonrank_runtime.packed.decoder_operations import (
@@ -19,6 +24,7 @@ from tritonrank_runtime.packed.decoder_operations import (
     RmsNorm,
     Turning,
 )
+from tritonrank_runtime.packed.engine import PackedEngine
 from tritonrank_runtime.packed.opening import open_packed_engine
 from tritonrank_runtime.packed.packing import PackedBatch, PackedRequest, Sizes, pack, total
 from tritonrank_runtime.packed.requests import decoder_request
@@ -255,6 +261,43 @@ def test_a_branch_beyond_the_last_position_is_refused() -> None:
 )
 def test_why_a_family_is_not_packed_is_said(changes: dict[str, Any], reason: str) -> None:
     assert unsupported(settings(**changes)) == reason
+
+
+# Checkpoints
+
+
+def saved(family: str, folder: Path) -> PreTrainedModel:
+    """A checkpoint of our kind, made of a language model of transformers with heads of 16."""
+    model = causal_model(family, head_dim=16)
+    decoder_from(model, family, yes_no_head(model, 7, 8)).save_pretrained(folder)
+    return model
+
+
+def test_a_checkpoint_on_a_gpu_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a machine without one can see it: the engine is opened on the CPU where a card was asked for."""
+    model = saved("qwen3", tmp_path)
+    monkeypatch.setattr(torch_engine, "check_device", lambda device: None)
+    monkeypatch.setattr(
+        opening, "open_packed_engine", lambda *given, **options: open_packed_engine(*given[:2], "cpu", **options)
+    )
+    engine = torch_engine.open_torch_engine(tmp_path, "cuda", context_cache_bytes=1_000_000)
+    assert isinstance(engine, PackedEngine)
+    request = request_of(30, [4, 9, 2])
+    (found,) = engine.run([request])
+    for branch, logit in zip(request["branch_ids"], found, strict=True):
+        pair = torch.from_numpy(np.concatenate([request["prefix_ids"], branch[branch >= 0]]))
+        with torch.no_grad():
+            logits = model(pair[None]).logits[0, -1]
+        np.testing.assert_allclose(logit, (logits[7] - logits[8]).item(), atol=1e-3)
+    assert engine.context_cache.bytes > 0
+
+
+def test_a_checkpoint_that_the_kernels_cannot_do_keeps_its_own_passes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved("gemma2", tmp_path)
+    assert Decoder().packed(tmp_path) is None
+    assert "norms behind attention and FFN: the packed engine has none" in caplog.text
 
 
 # Kernels

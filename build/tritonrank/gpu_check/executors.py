@@ -20,7 +20,7 @@ from tritonrank_runtime.engine import Engine, ExecutorError, Logits, Tensors
 from tritonrank_runtime.engines import engine_of, open_engine
 
 from tritonrank.errors import TritonRankError
-from tritonrank.gpu_check.network_runs import CudaGraphRunner, PaddedRunner, PairByPair, smallest_request
+from tritonrank.gpu_check.network_runs import CudaGraphRunner, PaddedRunner, PairByPair, runs_here, smallest_request
 from tritonrank.gpu_check.packed import Pack
 from tritonrank.gpu_check.report import Missing
 from tritonrank.gpu_check.time_budget import TimeBudget, TimeUpError
@@ -124,7 +124,7 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
         return
     yield found("eager", _one_by_one(eager), is_baseline=True)
     yield from _packed_executors(pack, device, tolerance)
-    if not architecture_named(pack.manifest["architecture"]).has_score_batch:
+    if not runs_here(architecture_named(pack.manifest["architecture"]).inputs):
         return
     network = torch_passes.load_network(pack.folder)
     pairs = network if device == "cpu" else torch_passes.as_half(network, device)
