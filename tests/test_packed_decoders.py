@@ -157,11 +157,11 @@ def test_kernels_score_as_the_network_does(family: str) -> None:
 
 
 def test_kernels_in_fp16_keep_a_residual_stream_that_fp16_would_not() -> None:
-    """One number of the stream is 100,000, which FP16 has no number for; norms bring it back."""
-    network = decoder(query_key_norm=True)
+    """One number of the stream becomes 90,000, beyond FP16's largest; norms bring it back."""
+    network = decoder(query_key_norm=True, attention_out_bias=True)
     with torch.no_grad():
         network.embeddings.words.weight[:, 0] = 60_000.0
-        network.layers[0].ffn_out.weight[0] *= 100.0
+        network.layers[0].attention_out.get_parameter("bias")[0] = 30_000.0
         for norm in [
             network.norm,
             *(one for layer in network.layers for one in (layer.attention_norm, layer.ffn_norm)),

@@ -203,7 +203,12 @@ def _scores(runner: Any, requests: Sequence[Tensors], budget: TimeBudget) -> lis
 def _timed(name: str, load: Load, latency: Latency, shape: DecoderShape) -> Timed:
     tokens = load.pairs if PAIRS in name else load.branches if "kept" in name else load.shared
     tflops = flop_of(name, load, shape) / latency.p50_ms / 1e9
-    return Timed(name, load, latency.p50_ms, latency.p99_ms, latency.requests, tokens, round(tflops, 4))
+    return Timed(name, load, latency.p50_ms, latency.p99_ms, latency.requests, tokens, _four_digits(tflops))
+
+
+def _four_digits(number: float) -> float:
+    """Of a rehearsal there are none before the point."""
+    return float(f"{number:.4g}")
 
 
 def flop_of(name: str, load: Load, shape: DecoderShape) -> float:
@@ -317,7 +322,7 @@ def check_decoder(
         "shape": asdict(shape) | {"weights": shape.weights},
         "differences": differences,
         "timed": [
-            asdict(one) | {"share_of_product": round(one.tflops / tflops, 4) if tflops else None} for one in timed
+            asdict(one) | {"share_of_product": _four_digits(one.tflops / tflops) if tflops else None} for one in timed
         ],
         "gains": [asdict(one) for one in gains(timed)],
         "product_tflops": round(tflops, 4) or None,
