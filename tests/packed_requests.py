@@ -10,7 +10,8 @@ from tritonrank_runtime.architecture import RowLimits
 from tritonrank_runtime.engine import Tensors
 from tritonrank_runtime.network import SharedContextNetwork
 from tritonrank_runtime.packed.network import PackedNetwork
-from tritonrank_runtime.packed.packing import PackedBatch, PackedRequest, Sizes, pack, shared_context_request
+from tritonrank_runtime.packed.packing import PackedBatch, PackedRequest, Sizes, pack
+from tritonrank_runtime.packed.requests import shared_context_request
 
 VOCABULARY = 90
 POSITIONS = 512

@@ -37,7 +37,10 @@ OF_ONE_ARCHITECTURE = {
     "build/tritonrank_runtime/native/graphs.py",
     "build/tritonrank_runtime/native/weights.py",
     "build/tritonrank_runtime/packed/operations.py",
+    "build/tritonrank_runtime/packed/decoder_network.py",
+    "build/tritonrank_runtime/packed/network.py",
     "build/tritonrank_runtime/packed/packing.py",
+    "build/tritonrank_runtime/packed/requests.py",
     "build/tritonrank_runtime/packed/pairs.py",
     "build/tritonrank_runtime/packed/rows.py",
     # Checkpoints of many families that rank pairs, served as they are.

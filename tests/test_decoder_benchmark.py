@@ -13,7 +13,7 @@ import torch
 from tritonrank.errors import ArtifactError, GateError
 from tritonrank.gpu_check import decoder as benchmark
 from tritonrank.gpu_check import decoder_ways
-from tritonrank.gpu_check.decoder import PAIRS, Timed, check_decoder, gains, requests_of
+from tritonrank.gpu_check.decoder import PAIRS, Timed, check_decoder, flop_of, gains, requests_of
 from tritonrank.gpu_check.decoder_shapes import LOADS, SHAPES, Load
 from tritonrank.gpu_check.decoder_ways import (
     Pairs,
@@ -40,16 +40,54 @@ def test_a_rehearsal_writes_a_record_that_says_so(tmp_path: Path, monkeypatch: p
     assert ways == {
         "shared, eager": 7 + 3 * 4,
         "shared, eager, prefix kept": 3 * 4,
+        "shared, packed": 7 + 3 * 4,
+        "shared, packed, prefix kept": 3 * 4,
         "pair by pair, eager": 3 * (7 + 4),
         "pair by pair, transformers": 3 * (7 + 4),
         "prefix reuse, transformers": 7 + 3 * 4,
     }
     assert max(record["differences"].values()) < 1e-4
-    assert len(record["differences"]) == 3
+    assert len(record["differences"]) == 5
+    assert all(0 < one["share_of_product"] < 1 for one in record["timed"])
     assert {one["what"] for one in record["missing"]} == {"shared, CUDA graph", "prefix reuse, vLLM"}
     page = (tmp_path / "record.md").read_text()
     assert "vllm is not installed: pip install vllm" in page
     assert "1.7 times fewer tokens" in page
+
+
+def test_ways_are_chosen_by_how_their_names_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is there whatever is wanted, since the others are held against it."""
+    monkeypatch.setattr(benchmark, "REHEARSED", (SMALL,))
+    record = check_decoder("tiny", tmp_path / "record.json", cpu=True, wanted=["shared, packed"], with_parts=True)
+    assert {"attention", "gate and in", "sum and norm"} < {one["part"] for one in record["parts"]}
+    assert all(one["microseconds"] > 0 for one in record["parts"])
+    assert "| attention | " in (tmp_path / "record.md").read_text()
+    assert [*record["differences"]] == ["shared, eager", "shared, packed", "shared, packed, prefix kept"]
+    assert {"what": "pair by pair, eager", "why": "left out by --ways"} in record["missing"]
+
+
+def test_a_way_that_cannot_be_opened_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "REHEARSED", (SMALL,))
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(decoder_ways.Packed, "__init__", refused)
+    record = check_decoder("tiny", tmp_path / "record.json", cpu=True, wanted=["shared, "])
+    missing = {one["what"]: one["why"] for one in record["missing"]}
+    assert missing["shared, packed"] == "it failed: RuntimeError: no kernel image"
+    assert {one["way"] for one in record["timed"]} == {"shared, eager", "shared, eager, prefix kept"}
+
+
+def test_what_a_way_has_to_compute() -> None:
+    """Of a model whose weights outweigh its attention, by its tokens; pairs compute the prefix for every candidate."""
+    shape, load = SHAPES["qwen3-0.6b"], Load(100, 10, 30)
+    shared, kept, pairs = (
+        flop_of(name, load, shape) for name in ("shared, packed", "shared, packed, prefix kept", "pair by pair, eager")
+    )
+    assert shared == pytest.approx(2 * shape.layer_weights * 400, rel=0.05)
+    assert kept == pytest.approx(shared * 300 / 400, rel=0.05)
+    assert pairs == pytest.approx(shared * 1_300 / 400, rel=0.05)
 
 
 def test_sharing_is_held_against_the_fastest_pair_by_pair() -> None:

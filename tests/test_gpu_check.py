@@ -437,9 +437,8 @@ def test_an_executor_that_fails_while_it_is_timed_drops_out() -> None:
     assert {name: [one.speedup for one in of_name] for name, of_name in found.items()} == {"b": [None, None]}
 
 
-def test_a_slow_executor_is_timed_on_fewer_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "SECONDS_PER_ROUND", 0.0)
-    found, _ = take_turns({"slow": lambda request: None}, {10: list(range(50))}, None)
+def test_a_slow_executor_is_timed_on_fewer_requests() -> None:
+    found, _ = take_turns({"slow": lambda request: None}, {10: list(range(50))}, None, seconds_per_round=0.0)
     assert found["slow"][0].requests == checking.FEWEST_REQUESTS
     assert found["slow"][0].speedup is None
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from packed_requests import bucket_of, expected, packed, request_of, run_packed, small_network
 from torch import Tensor
-from tritonrank_runtime.packed import kernels
+from tritonrank_runtime.packed import attention, kernels
 from tritonrank_runtime.packed.network import PackedNetwork
 from tritonrank_runtime.packed.operations import PlainOperations, TritonOperations
 from tritonrank_runtime.packed.packing import NOT_KEPT, PackedBatch, PackedRequest, pack
@@ -37,7 +37,7 @@ def both_ways(
 ) -> tuple[Tensor, Tensor]:
     """What the kernel makes of random rows, its result poisoned before; and PyTorch, in FP32, of the same rows."""
     width = projected.shape[1] // 3
-    query = projected[tables["first_rows"].long(), :width] if last else projected[:, :width]
+    query = projected[tables["scored_rows"].long(), :width] if last else projected[:, :width]
     plain, own = PlainOperations(head_size), TritonOperations(head_size)
     number = int(last)
     right = plain.attend(
@@ -47,7 +47,7 @@ def both_ways(
         plain.prepare(tables, len(pool))[number],
     )
     found = torch.full_like(query, torch.nan)
-    kernels.attend(query, projected[:, width:], pool, *own.prepare(tables, len(pool))[number], out=found)
+    attention.attend(query, projected[:, width:], pool, **own.prepare(tables, len(pool))[number], out=found)
     return found, right
 
 
@@ -92,7 +92,7 @@ def test_a_candidate_is_attended_to_bitwise_alike_alone_and_among_others() -> No
     among = packed(NETWORK, request_of(70, lengths))
     other = packed(NETWORK, request_of(31, [5, 90, 2]))
     rows = random_rows(among.counts.rows, 96, torch.float16)
-    starts = [*among.first_rows, among.counts.rows]
+    starts = [*among.scored_rows, among.counts.rows]
 
     def attended(requests: list[PackedRequest], projected: Tensor, *, last: bool) -> Tensor:
         tables = tables_of(requests)

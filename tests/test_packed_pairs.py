@@ -11,8 +11,9 @@ from tritonrank_runtime.architecture import RowLimits
 from tritonrank_runtime.joint import Joint
 from tritonrank_runtime.packed.network import PackedNetwork
 from tritonrank_runtime.packed.opening import open_packed_engine
-from tritonrank_runtime.packed.packing import PackedRequest, Sizes, joint_request, total
+from tritonrank_runtime.packed.packing import PackedRequest, Sizes, total
 from tritonrank_runtime.packed.pairs import pair_network
+from tritonrank_runtime.packed.requests import joint_request
 from tritonrank_runtime.torch_passes import load_joint
 
 

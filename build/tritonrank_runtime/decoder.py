@@ -6,26 +6,31 @@ prefix ends. How they are run is in ``split_engine.py``.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_runtime.architecture import VOCABULARY, Input
+from tritonrank_runtime.architecture import VOCABULARY, Input, RowLimits
 from tritonrank_runtime.engine import Graph
 from tritonrank_runtime.padding import PADDING
 from tritonrank_runtime.pair_layout import PairLayout
 from tritonrank_runtime.split import SplitArchitecture, candidate_matrix
-from tritonrank_runtime.split_engine import SplitNames
+from tritonrank_runtime.split_engine import SplitNames, check_rows
 
 if TYPE_CHECKING:
+    from tritonrank_runtime.packed.rows import DecoderRows, PackedRows
     from tritonrank_runtime.text import TextRules
 
 DECODER = "decoder"
 PREFIX_FILE = "prefix.onnx"
 BRANCHES_FILE = "branches.onnx"
 NAMES = SplitNames("prefix_ids", "branch_ids", "prefix_keys", "prefix_values", PREFIX_FILE, BRANCHES_FILE)
+
+log = getLogger(__name__)
 
 
 class Decoder(SplitArchitecture):
@@ -64,3 +69,25 @@ class Decoder(SplitArchitecture):
             PREFIX_FILE: SharedPass(NAMES, network, network.encode_prefix, longest - 1, device),
             BRANCHES_FILE: RowsPass(NAMES, network, network.score_branches, longest, device, counts_on=True),
         }
+
+    def packed(self, folder: Path) -> "tuple[Any, PackedRows] | None":
+        from tritonrank_runtime.packed.decoder_network import unsupported
+        from tritonrank_runtime.torch_passes import load_decoder
+
+        network = load_decoder(folder)
+        if reason := unsupported(network.config):
+            log.warning("%s: %s: the packed engine has none, so its layers run one operation at a time", folder, reason)
+            return None
+        return network, packed_rows(network.config)
+
+
+def packed_rows(config: Any) -> "DecoderRows":
+    """How requests of a decoder of these settings become packed rows."""
+    from tritonrank_runtime.packed.rows import DecoderRows
+
+    longest = config.max_position_embeddings
+    limits = RowLimits(
+        dict(zip(NAMES.inputs, (longest - 1, longest), strict=True)),
+        {one.name: (one.least, config.vocab_size) for one in Decoder.inputs},
+    )
+    return DecoderRows(longest, NAMES.inputs, limits, partial(check_rows, NAMES, may_part=True))

@@ -300,6 +300,7 @@ def take_turns(
     requests: Mapping[int, Sequence[Any]],
     baseline: str | None,
     seconds_left: float = math.inf,
+    seconds_per_round: float = SECONDS_PER_ROUND,
 ) -> tuple[dict[str, list[Latency]], list[Missing]]:
     """Latencies of each call at each request size, the calls taking turns; one that fails drops out.
 
@@ -308,6 +309,7 @@ def take_turns(
         requests: by candidates.
         baseline: the name whose median the others' are held against.
         seconds_left: for all of it; of a size that was not begun by then there are no latencies.
+        seconds_per_round: of a call in one turn, once it has answered a few requests.
 
     Returns:
         latencies by name, and what failed.
@@ -322,7 +324,9 @@ def take_turns(
                 continue
             for turn in range(ROUNDS + 1):  # the first is the warm-up: shapes are seen, graphs captured
                 for name in list(seconds):
-                    taken = attempt(name, partial(_time, calls[name], of_size), f" at {size:,} candidates")
+                    taken = attempt(
+                        name, partial(_time, calls[name], of_size, seconds_per_round), f" at {size:,} candidates"
+                    )
                     if isinstance(taken, Missing):
                         failed.append(taken)
                         del seconds[name]
@@ -337,14 +341,14 @@ def take_turns(
     return latencies, failed
 
 
-def _time(call: Callable[[Any], object], requests: Sequence[Any]) -> list[float]:
+def _time(call: Callable[[Any], object], requests: Sequence[Any], seconds_per_round: float) -> list[float]:
     seconds: list[float] = []
     started = time.perf_counter()
     for request in requests:
         before = time.perf_counter()
         call(request)
         seconds.append(time.perf_counter() - before)
-        if len(seconds) >= FEWEST_REQUESTS and time.perf_counter() - started > SECONDS_PER_ROUND:
+        if len(seconds) >= FEWEST_REQUESTS and time.perf_counter() - started > seconds_per_round:
             break
     return seconds
 

@@ -18,9 +18,13 @@ from tritonrank.errors import ArtifactError
 from tritonrank.gpu_check.decoder_shapes import DecoderShape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
     from tritonrank_runtime.decoder_network import DecoderNetwork
+
+    from tritonrank.gpu_check.decoder_shapes import Load
 
 PAIRS_PER_RUN = 16
 """Attention scores of more pairs with a long prefix would not fit a card; such a run fills it all the same."""
@@ -172,6 +176,39 @@ class SharedGraph:
             with torch.cuda.graph(graph):
                 logits = self._network.score_batch(prefix, branches)
         return graph, prefix, branches, logits
+
+
+class Packed:
+    """As a GPU serves it: the packed engine, its kernels compiled and its graphs captured.
+
+    Args:
+        network: as it serves.
+        device: where it is.
+        loads: what it will be asked, which says how large its launches are.
+        kept_prefixes: of each load, that there is room for; 0: none is kept.
+    """
+
+    def __init__(self, network: "DecoderNetwork", device: str, loads: "Sequence[Load]", kept_prefixes: int = 0) -> None:
+        import torch
+        from tritonrank_runtime.decoder import packed_rows
+        from tritonrank_runtime.packed.decoder_network import PackedDecoder
+        from tritonrank_runtime.packed.launcher import bucket_rows
+        from tritonrank_runtime.packed.opening import open_packed_engine
+
+        row_bytes = PackedDecoder.kept_row_bytes(network.config, torch.float32 if device == "cpu" else torch.float16)
+        self.engine = open_packed_engine(
+            network,
+            packed_rows(network.config),
+            device,
+            context_cache_bytes=kept_prefixes * sum(load.prefix for load in loads) * row_bytes,
+            precision="float32" if device == "cpu" else "float16",
+            buckets=bucket_rows(max(load.shared for load in loads)),
+        )
+
+    def run(self, request: Tensors) -> Logits:
+        """One request's logits."""
+        (found,) = self.engine.run([request])
+        return found
 
 
 class Pairs:

@@ -20,7 +20,7 @@ from tritonrank_runtime.engine import Engine, ExecutorError, Logits, Tensors
 from tritonrank_runtime.engines import engine_of, open_engine
 
 from tritonrank.errors import TritonRankError
-from tritonrank.gpu_check.network_runs import CudaGraphRunner, PaddedRunner, PairByPair, smallest_request
+from tritonrank.gpu_check.network_runs import CudaGraphRunner, PaddedRunner, PairByPair, runs_here, smallest_request
 from tritonrank.gpu_check.packed import Pack
 from tritonrank.gpu_check.report import Missing
 from tritonrank.gpu_check.time_budget import TimeBudget, TimeUpError
@@ -90,7 +90,7 @@ def find_executors(pack: Pack, device: str, scratch: Path) -> Iterator[Found]:
     yield from _graph_executors(pack, device, scratch)
 
 
-def opened_within(executors: Iterator[Found], budget: TimeBudget) -> Iterator[Found]:
+def opened_within(executors: Iterator[Outcome], budget: TimeBudget) -> Iterator[Outcome | Missing]:
     """Each as it is opened, as long as there is time for it."""
     while True:
         try:
@@ -124,7 +124,7 @@ def _torch_executors(pack: Pack, device: str) -> Iterator[Found]:
         return
     yield found("eager", _one_by_one(eager), is_baseline=True)
     yield from _packed_executors(pack, device, tolerance)
-    if not architecture_named(pack.manifest["architecture"]).has_score_batch:
+    if not runs_here(architecture_named(pack.manifest["architecture"]).inputs):
         return
     network = torch_passes.load_network(pack.folder)
     pairs = network if device == "cpu" else torch_passes.as_half(network, device)
@@ -168,6 +168,10 @@ def _packed_executors(pack: Pack, device: str, tolerance: float) -> Iterator[Fou
             packed = architecture_named(pack.manifest["architecture"]).packed(pack.folder)
             if packed is None:
                 return Missing(name, "the packed engine does not compute this family")
+            if is_compiled and not packed[1].network_type.gains_by_compiling:
+                if precision == "float16":  # the way that follows
+                    return Missing(name, "its kernels are fused already: torch.compile would find nothing")
+                name, is_compiled = name.replace(", fused", ""), False
             engine = open_packed_engine(*packed, device, precision=precision, is_compiled=is_compiled)
             if is_compiled and not engine.launcher.is_compiled:
                 return Missing(name, "torch.compile failed here; the log says why")

@@ -5,11 +5,12 @@ graph can be captured of each.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tritonrank_runtime.architecture import Input
 from tritonrank_runtime.engine import Logits, Tensors
 from tritonrank_runtime.padding import side_by_side
 from tritonrank_runtime.shared_context import INPUT_NAMES
@@ -151,6 +152,11 @@ def padded(request: Tensors, longest: tuple[int, int]) -> "tuple[np.ndarray[Any,
         )
     ]
     return side_by_side([context], shape=shape[:1]), side_by_side([candidates], shape=shape[1:])
+
+
+def runs_here(inputs: Sequence[Input]) -> bool:
+    """Whether rankers with these inputs have the network that is run here; decoders have ``decoder_ways.py``."""
+    return [one.name for one in inputs] == [*INPUT_NAMES]
 
 
 def smallest_request() -> Tensors:

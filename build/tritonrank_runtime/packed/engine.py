@@ -45,7 +45,7 @@ class PackedEngine:
     def run(self, requests: Sequence[Tensors], threads: int = 0, watch: Watch | None = None) -> list[Logits]:
         watch = watch or Watch()
         for request in requests:
-            self._rows.limits.check(request)  # before any of them is launched
+            self._rows.check_limits(request)  # before any of them is launched
         found: dict[int, list[tuple[Part, Logits]]] = defaultdict(list)
         given_up: set[int] = set()
         before: _Sent | None = None

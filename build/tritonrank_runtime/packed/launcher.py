@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tritonrank_runtime.engine import Logits
-from tritonrank_runtime.packed.network import PackedNetwork
+from tritonrank_runtime.packed.network import PackedPasses
 from tritonrank_runtime.packed.packing import TILE_ROWS, PackedBatch, PackedRequest, Sizes, pack, total
 
 MOST_ROWS = 32_768
@@ -95,7 +95,7 @@ class Launcher:
     """
 
     def __init__(
-        self, network: PackedNetwork, rows: Sequence[int], *, pairs: bool = False, is_compiled: bool = False
+        self, network: PackedPasses, rows: Sequence[int], *, pairs: bool = False, is_compiled: bool = False
     ) -> None:
         self.buckets = [Sizes.bucket(one, pairs=pairs) for one in sorted(rows)]
         self.network, self.is_compiled = network, is_compiled
@@ -240,8 +240,8 @@ def _rounded(needed: Sizes) -> Sizes:
         max(1, needed.segments),
         max(1, needed.tiles),
         needed.chunks,
-        max(1, needed.first_tiles),
-        needed.first_chunks,
+        max(1, needed.scored_tiles),
+        needed.scored_chunks,
         needed.kept_rows,
     )
 

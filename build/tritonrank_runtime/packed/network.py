@@ -10,6 +10,7 @@ Contexts of returning users: their keys and values lie in ``pool``, where a laun
 ones; which rows of the pool are whose is the caller's affair.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tritonrank_runtime.packed.operations import Embeddings, Norm, Operations, operations_named
+from tritonrank_runtime.packed.operations import (
+    OPERATIONS,
+    Embeddings,
+    EncoderOperations,
+    Norm,
+    Operations,
+    operations_named,
+)
 from tritonrank_runtime.packed.packing import PackedBatch
 
 
@@ -36,11 +44,11 @@ class _Layer(NamedTuple):
     ffn_norm: Norm
 
 
-class PackedNetwork:
-    """Packed rows -> one logit per segment.
+class PackedPasses(ABC):
+    """Packed rows -> one logit per segment, whatever the layers are.
 
     Args:
-        network: a SharedContextNetwork or a PairNetwork: not folded, in FP32; it stays as it is.
+        network: in FP32; it stays as it is.
         dtype: what it computes in: float16, bfloat16 or float32.
         device: where.
         attention: "triton", or "sdpa" for PyTorch alone; see ``operations.py``.
@@ -49,6 +57,10 @@ class PackedNetwork:
     Raises:
         ExecutorError: that attention cannot run here.
     """
+
+    gains_by_compiling = True
+    """whether torch.compile finds anything to fuse"""
+    _operations: Operations
 
     def __init__(
         self,
@@ -61,11 +73,59 @@ class PackedNetwork:
         self.config = config = network.config
         self.dtype, self.device = dtype, torch.device(device)
         self.width = int(config.num_attention_heads * config.head_size)
-        self._operations: Operations = operations_named(attention, int(config.head_size))
-        self._read_weights(network.folded())
-        shape = (len(self._layers), pool_rows, 2 * self.width)
+        self.key_width = self.key_heads(config) * int(config.head_size)
+        self._open(network, attention)
+        shape = (config.num_hidden_layers, pool_rows, 2 * self.key_width)
         self.pool = torch.zeros(shape, dtype=dtype, device=self.device)
         """Keys and values of kept contexts, (layers, rows, keys then values of all heads)."""
+
+    @classmethod
+    @abstractmethod
+    def key_heads(cls, config: Any) -> int:
+        """Heads of keys and values in a layer."""
+
+    @abstractmethod
+    def _open(self, network: Any, attention: str) -> None:
+        """Choose the operations of that attention, and read the weights."""
+
+    @abstractmethod
+    def logits(self, tables: Mapping[str, Tensor]) -> Tensor:
+        """As a call, of the tables by name: what torch.compile is given."""
+
+    @classmethod
+    def kept_row_bytes(cls, config: Any, dtype: torch.dtype) -> int:
+        """Bytes that the keys and values of one kept token take."""
+        return int(config.num_hidden_layers * 2 * cls.key_heads(config) * config.head_size * dtype.itemsize)
+
+    @torch.inference_mode()
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Logits of the segments, FP32 (batch.sizes.segments,); those behind the last segment mean nothing.
+
+        Args:
+            batch: on this network's device.
+        """
+        return self.logits(batch.tables)
+
+    def _keep(self, keys_values: Tensor, pool: Tensor, tables: Mapping[str, Tensor]) -> None:
+        if pool.shape[0] and tables["keep_from"].shape[0]:
+            self._operations.keep(keys_values, pool, tables)
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.device, self.dtype).contiguous()
+
+
+class PackedNetwork(PackedPasses):
+    """Of a SharedContextNetwork or a PairNetwork that is not folded."""
+
+    _operations: EncoderOperations
+
+    @classmethod
+    def key_heads(cls, config: Any) -> int:
+        return int(config.num_attention_heads)
+
+    def _open(self, network: Any, attention: str) -> None:
+        self._operations = operations_named(attention, int(self.config.head_size), OPERATIONS)
+        self._read_weights(network.folded())
 
     @torch.no_grad()
     def _read_weights(self, folded: Any) -> None:
@@ -96,26 +156,13 @@ class PackedNetwork:
             self._norm_here(layer.ffn_norm),
         )
 
-    def _here(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(self.device, self.dtype).contiguous()
-
     def _linear_here(self, linear: nn.Linear) -> _Linear:
         return _Linear(self._here(linear.weight), self._here(linear.bias))
 
     def _norm_here(self, norm: nn.LayerNorm) -> Norm:
         return Norm(self._here(norm.weight), self._here(norm.bias), norm.eps)
 
-    @torch.inference_mode()
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        """Logits of the segments, FP32 (batch.sizes.segments,); those behind the last segment mean nothing.
-
-        Args:
-            batch: on this network's device.
-        """
-        return self.logits(batch.tables)
-
     def logits(self, tables: Mapping[str, Tensor]) -> Tensor:
-        """As a call, of the tables by name: what torch.compile is given."""
         hidden = self._operations.embed(tables, self._embeddings)
         if self._project is not None:
             hidden = functional.linear(hidden, *self._project)
@@ -129,7 +176,7 @@ class PackedNetwork:
         weight, bias = layer.query_key_value
         keys_values = functional.linear(hidden, weight[self.width :])
         self._keep(keys_values, pool, tables)
-        firsts = hidden.index_select(0, tables["first_rows"])
+        firsts = hidden.index_select(0, tables["scored_rows"])
         query = functional.linear(firsts, weight[: self.width], bias[: self.width])
         firsts = self._finish(layer, firsts, self._operations.attend(query, keys_values, pool, firsts_view))
         found: Tensor = self._head(firsts.float())
@@ -140,7 +187,3 @@ class PackedNetwork:
         attended = add_norm(rows, functional.linear(mixed, *layer.attention_out), layer.attention_norm)
         inner = layer.activation(functional.linear(attended, *layer.ffn_in))
         return add_norm(attended, functional.linear(inner, *layer.ffn_out), layer.ffn_norm)
-
-    def _keep(self, keys_values: Tensor, pool: Tensor, tables: Mapping[str, Tensor]) -> None:
-        if pool.shape[0] and tables["keep_from"].shape[0]:
-            self._operations.keep(keys_values, pool, tables)

@@ -11,7 +11,6 @@ import torch
 from tritonrank_runtime.engine import ExecutorError
 from tritonrank_runtime.packed.engine import PackedEngine
 from tritonrank_runtime.packed.launcher import Launcher, bucket_rows
-from tritonrank_runtime.packed.network import PackedNetwork
 from tritonrank_runtime.packed.rows import PackedRows
 
 PRECISION_VARIABLE = "TRITONRANK_GPU_PRECISION"
@@ -39,31 +38,33 @@ def open_packed_engine(
     """The engine, warm: every graph is captured, and on a card fused kernels have been held against plain ones.
 
     Args:
-        network: as ``PackedNetwork`` takes it.
+        network: as ``rows.network_type`` takes it.
         rows: of its architecture.
         device: cuda, cuda:1, ...; or cpu for a rehearsal.
         context_cache_bytes: keys and values of contexts that are kept on the device at the most.
         attention: one of ``operations.OPERATIONS``; default: triton, and sdpa on a CPU.
         precision: of ``PRECISIONS``; default: what TRITONRANK_GPU_PRECISION says, else float16, and float32 on a CPU.
-        is_compiled: whether torch.compile fuses; default: on a card, unless TRITONRANK_GPU_COMPILE is 0.
+        is_compiled: whether torch.compile fuses; default: on a card, where there is anything to fuse, unless
+            TRITONRANK_GPU_COMPILE is 0.
         buckets: rows of each; default: ``bucket_rows``.
 
     Raises:
         ExecutorError: that attention or precision there is not.
     """
-    is_cpu = device == "cpu"
+    is_cpu, network_type = device == "cpu", rows.network_type
     precision = precision or ("float32" if is_cpu else os.environ.get(PRECISION_VARIABLE, "float16"))
     if precision not in PRECISIONS:
         raise ExecutorError(f"{PRECISION_VARIABLE}: {precision!r}; expected one of {', '.join(PRECISIONS)}")
     if is_compiled is None:
-        is_compiled = not is_cpu and os.environ.get(COMPILE_VARIABLE, "1") != "0"
+        is_compiled = not is_cpu and network_type.gains_by_compiling and os.environ.get(COMPILE_VARIABLE, "1") != "0"
     dtype = PRECISIONS[precision]
-    packed = PackedNetwork(
+    most_bytes = 0 if rows.pairs else context_cache_bytes
+    packed = network_type(
         network,
         dtype,
         device,
         attention=attention or ("sdpa" if is_cpu else "triton"),
-        pool_rows=_pool_rows(network.config, dtype, 0 if rows.pairs else context_cache_bytes),
+        pool_rows=most_bytes // network_type.kept_row_bytes(network.config, dtype),
     )
     buckets = buckets or bucket_rows(*((REHEARSED_ROWS,) if is_cpu else ()))
 
@@ -77,11 +78,6 @@ def open_packed_engine(
         log.warning("kernels that torch.compile fused differ by %.2g, so the network runs as it is", difference)
         return opened(is_compiled=False)
     return engine
-
-
-def _pool_rows(config: Any, dtype: torch.dtype, most_bytes: int) -> int:
-    per_row = config.num_hidden_layers * 2 * config.num_attention_heads * config.head_size * dtype.itemsize
-    return int(most_bytes // per_row)
 
 
 def _fused_difference(engine: PackedEngine, rows: PackedRows) -> float:

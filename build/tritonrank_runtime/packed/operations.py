@@ -1,21 +1,22 @@
 """What a packed layer does beside its products, behind one interface: by own kernels, or by PyTorch alone.
 
-``triton`` are the kernels of ``kernels.py``, and what serves on a GPU. ``sdpa`` is PyTorch's attention under a mask of
-all rows by all rows: the reference for tests, and what a machine without OpenAI Triton computes with.
+``triton`` are the kernels of ``attention.py`` and ``kernels.py``, and what serves on a GPU. ``sdpa`` is PyTorch's
+attention under a mask of all rows by all rows: the reference for tests, and what a machine without OpenAI Triton
+computes with.
 docs/gpu-engine.md compares them with PyTorch's other ways.
 """
 
 import math
 import sys
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tritonrank_runtime.engine import ExecutorError
-from tritonrank_runtime.packed.packing import FIRST_TILE_ROWS, TILE_ROWS
+from tritonrank_runtime.packed.packing import SCORED_TILE_ROWS, TILE_ROWS
 
 
 class Norm(NamedTuple):
@@ -41,13 +42,27 @@ class Operations(Protocol):
     query_factor: float
     """what queries are multiplied by beside the scale"""
 
-    def prepare(self, tables: Mapping[str, Tensor], pool_rows: int) -> tuple[Any, Any]:
-        """What attention is told of who sees whom: in all layers but the last, and in the last."""
+    def prepare(self, tables: Mapping[str, Tensor], pool_rows: int, *, is_causal: bool = False) -> tuple[Any, Any]:
+        """What attention is told of who sees whom: in all layers but the last, and in the last.
+
+        Args:
+            tables: of a launch, by name.
+            pool_rows: that there are.
+            is_causal: whether no row sees what stands behind it.
+        """
         ...
 
     def attend(self, query: Tensor, keys_values: Tensor, pool: Tensor, view: Any) -> Tensor:
-        """query (queries, width), keys_values and pool (rows, 2 * width) -> (queries, width)."""
+        """query (queries, width), keys_values and pool (rows, 2 * key width) -> (queries, width)."""
         ...
+
+    def keep(self, keys_values: Tensor, pool: Tensor, tables: Mapping[str, Tensor]) -> None:
+        """Copy rows into the pool: row ``keep_from[i]`` to ``keep_to[i]``, none where that is negative."""
+        ...
+
+
+class EncoderOperations(Operations, Protocol):
+    """What an encoder's layers need beside these."""
 
     def embed(self, tables: Mapping[str, Tensor], embeddings: Embeddings) -> Tensor:
         """Normalized sums of embeddings (rows, width)."""
@@ -55,10 +70,6 @@ class Operations(Protocol):
 
     def add_norm(self, rows: Tensor, added: Tensor, norm: Norm) -> Tensor:
         """The layer norm of a sum."""
-        ...
-
-    def keep(self, keys_values: Tensor, pool: Tensor, tables: Mapping[str, Tensor]) -> None:
-        """Copy rows into the pool: row ``keep_from[i]`` to ``keep_to[i]``, none where that is negative."""
         ...
 
 
@@ -70,17 +81,19 @@ class PlainOperations:
     def __init__(self, head_size: int) -> None:
         self._head_size = head_size
 
-    def prepare(self, tables: Mapping[str, Tensor], pool_rows: int) -> tuple[Tensor, Tensor]:
-        rows, segments = tables["token_ids"].shape[0], tables["first_rows"].shape[0]
-        return (
-            _mask(tables["tiles"], tables["chunks"], rows, rows, pool_rows),
-            _mask(tables["first_tiles"], tables["first_chunks"], segments, rows, pool_rows),
-        )
+    def prepare(
+        self, tables: Mapping[str, Tensor], pool_rows: int, *, is_causal: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        rows, segments = tables["token_ids"].shape[0], tables["scored_rows"].shape[0]
+        mask = _mask(tables["tiles"], tables["chunks"], rows, rows, pool_rows)
+        if is_causal:
+            mask[:, :rows].logical_and_(torch.ones_like(mask[:, :rows]).tril())
+        return mask, _mask(tables["scored_tiles"], tables["scored_chunks"], segments, rows, pool_rows)
 
     def attend(self, query: Tensor, keys_values: Tensor, pool: Tensor, view: Tensor) -> Tensor:
         key, value = torch.cat([keys_values, pool]).chunk(2, dim=1)
         mixed = functional.scaled_dot_product_attention(
-            self._by_head(query), self._by_head(key), self._by_head(value), attn_mask=view, scale=1.0
+            self._by_head(query), self._by_head(key), self._by_head(value), attn_mask=view, scale=1.0, enable_gqa=True
         )
         return mixed.transpose(0, 1).flatten(1)
 
@@ -111,22 +124,24 @@ class TritonOperations:
                 "serve.executor: onnxruntime"
             )
         try:
-            from tritonrank_runtime.packed import kernels
+            from tritonrank_runtime.packed import attention, kernels
         except ImportError as error:
             raise ExecutorError(
                 f"the attention kernel is written in OpenAI Triton, and {error.name} is not installed in {sys.prefix}: "
                 f"pip install triton (PyTorch {torch.__version__} names the version that it was tested with)"
             ) from None
-        self._kernels, self._head_size = kernels, head_size
+        self._attention, self._kernels, self._head_size = attention, kernels, head_size
 
-    def prepare(self, tables: Mapping[str, Tensor], pool_rows: int) -> tuple[Any, Any]:
-        return (
-            (tables["tiles"], tables["chunks"], self._head_size, TILE_ROWS),
-            (tables["first_tiles"], tables["first_chunks"], self._head_size, FIRST_TILE_ROWS),
-        )
+    def prepare(
+        self, tables: Mapping[str, Tensor], pool_rows: int, *, is_causal: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        layers = {"tiles": tables["tiles"], "chunks": tables["chunks"], "tile_rows": TILE_ROWS, "is_causal": is_causal}
+        # A query of the last layer is no row of the launch, and sees all of its segment.
+        last = {"tiles": tables["scored_tiles"], "chunks": tables["scored_chunks"], "tile_rows": SCORED_TILE_ROWS}
+        return layers | {"head_size": self._head_size}, last | {"head_size": self._head_size}
 
-    def attend(self, query: Tensor, keys_values: Tensor, pool: Tensor, view: Any) -> Tensor:
-        return self._kernels.attend(query, keys_values, pool, *view)
+    def attend(self, query: Tensor, keys_values: Tensor, pool: Tensor, view: dict[str, Any]) -> Tensor:
+        return self._attention.attend(query, keys_values, pool, **view)
 
     def embed(self, tables: Mapping[str, Tensor], embeddings: Embeddings) -> Tensor:
         if torch.compiler.is_compiling():
@@ -175,19 +190,22 @@ def _in_spans(starts: Tensor, ends: Tensor, rows: int) -> Tensor:
     return (row >= starts[:, None]) & (row < ends[:, None])
 
 
-OPERATIONS: dict[str, type[PlainOperations] | type[TritonOperations]] = {
-    "triton": TritonOperations,
-    "sdpa": PlainOperations,
-}
-"""By the name of their attention."""
+OPERATIONS: dict[str, Callable[[int], EncoderOperations]] = {"triton": TritonOperations, "sdpa": PlainOperations}
+"""An encoder's, by the name of their attention."""
+Way = TypeVar("Way")
 
 
-def operations_named(name: str, head_size: int) -> Operations:
+def operations_named(name: str, head_size: int, ways: Mapping[str, Callable[[int], Way]]) -> Way:
     """The way of that name.
+
+    Args:
+        name: of the attention.
+        head_size: numbers in a head.
+        ways: that there are.
 
     Raises:
         ExecutorError: there is none, or it cannot run here.
     """
-    if name not in OPERATIONS:
-        raise ExecutorError(f"attention {name!r}: there is none of that name; known: {', '.join(OPERATIONS)}")
-    return OPERATIONS[name](head_size)
+    if name not in ways:
+        raise ExecutorError(f"attention {name!r}: there is none of that name; known: {', '.join(ways)}")
+    return ways[name](head_size)

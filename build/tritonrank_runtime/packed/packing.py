@@ -1,14 +1,18 @@
 """Requests as one flat sequence of tokens, and the tables that tell attention who sees whom. NumPy alone.
 
-A *segment* is what is scored: a candidate of a shared-context ranker, a pair of a joint one. The rows of a request are
-its context's tokens, then those of its candidates, one after the other, without padding; pairs follow each other. So
-the linear layers see tokens and nothing else, and attention asks three tables who sees whom:
+A *segment* is what is scored: a candidate of a shared-context ranker or a decoder, a pair of a joint one. The rows of a
+request are its context's tokens, then those of its candidates, one after the other, without padding; pairs follow each
+other. So the linear layers see tokens and nothing else, and attention asks three tables who sees whom:
 
 - a *tile* is at most ``TILE_ROWS`` rows of one request that one program of the kernel works on. All its rows see one
   span: the context of the request, or for a joint ranker the whole pair that the rows belong to;
 - a *chunk* is at most ``CHUNK_KEYS`` tokens of one candidate, which the rows of that candidate alone see. The tile
   names the chunks of all candidates that have rows in it;
-- the last layer works on first tokens alone, so it has tiles and chunks of its own, whose queries are segments.
+- the last layer works on the tokens alone at which scores are read (a candidate's first, a branch's last), so it has
+  tiles and chunks of its own, whose queries are segments.
+
+In a decoder a row sees of all this only what stands at its own row or before it. The tables need not say so: every row
+of a launch that it may see stands there, and those of kept contexts are seen by all.
 
 Chunks begin where their candidate begins, wherever that is, so a candidate's numbers are added in the same order
 whoever its neighbours are: its attention is bitwise the same alone and among others.
@@ -26,13 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonrank_runtime.architecture import RowLimits
-from tritonrank_runtime.engine import Logits, RowsError, Tensors
-from tritonrank_runtime.padding import PADDING
+from tritonrank_runtime.engine import Logits, RowsError
 
 TILE_ROWS = 64
 """Rows of a tile: four matrix instructions of 16 rows, and enough tiles for all multiprocessors from 100 candidates."""
-FIRST_TILE_ROWS = 16
+SCORED_TILE_ROWS = 16
 """As ``TILE_ROWS``, in the last layer: the least that a matrix instruction takes, since every row has chunks of its
 own."""
 CHUNK_KEYS = 32
@@ -46,8 +48,6 @@ NOT_KEPT = -1
 """The place of a context in the pool, where it has none."""
 
 Ids = NDArray[np.int32]
-_NO_TILES: Ids = np.zeros((0, TILE_FIELDS), dtype=np.int32)
-_NO_CHUNKS: Ids = np.zeros((0, CHUNK_FIELDS), dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Sizes:
         rows: tokens, those of kept contexts left out.
         segments: that are scored.
         tiles, chunks: of attention in all layers but the last.
-        first_tiles, first_chunks: of attention in the last.
+        scored_tiles, scored_chunks: of attention in the last.
         kept_rows: rows of contexts whose keys and values are to be kept.
     """
 
@@ -66,8 +66,8 @@ class Sizes:
     segments: int
     tiles: int
     chunks: int
-    first_tiles: int
-    first_chunks: int
+    scored_tiles: int
+    scored_chunks: int
     kept_rows: int
 
     @classmethod
@@ -82,8 +82,8 @@ class Sizes:
         chunks = rows // CHUNK_KEYS + segments
         if pairs:
             return cls(rows, segments, rows // (TILE_ROWS // 2) + segments // 4, 0, segments, 0, 0)
-        first_tiles = segments // (FIRST_TILE_ROWS // 2) + 16
-        return cls(rows, segments, rows // (TILE_ROWS // 2) + 16, chunks, first_tiles, chunks, rows)
+        scored_tiles = segments // (SCORED_TILE_ROWS // 2) + 16
+        return cls(rows, segments, rows // (TILE_ROWS // 2) + 16, chunks, scored_tiles, chunks, rows)
 
     def holds(self, other: "Sizes") -> bool:
         """Whether a launch of this size has room for what the other counts."""
@@ -99,8 +99,8 @@ class Sizes:
             self.segments,
             self.tiles,
             self.chunks,
-            self.first_tiles,
-            self.first_chunks,
+            self.scored_tiles,
+            self.scored_chunks,
             self.kept_rows,
         )
 
@@ -109,13 +109,13 @@ class Sizes:
         """Where each table begins in the buffer, and its shape."""
         shapes: dict[str, tuple[int, ...]] = {
             "tiles": (self.tiles, TILE_FIELDS),  # first, so that every tile lies in one sector
-            "first_tiles": (self.first_tiles, TILE_FIELDS),
+            "scored_tiles": (self.scored_tiles, TILE_FIELDS),
             "chunks": (self.chunks, CHUNK_FIELDS),
-            "first_chunks": (self.first_chunks, CHUNK_FIELDS),
+            "scored_chunks": (self.scored_chunks, CHUNK_FIELDS),
             "token_ids": (self.rows,),
             "positions": (self.rows,),
             "types": (self.rows,),
-            "first_rows": (self.segments,),
+            "scored_rows": (self.segments,),
             "keep_from": (self.kept_rows,),
             "keep_to": (self.kept_rows,),
         }
@@ -147,7 +147,7 @@ class PackedBatch:
 
     @cached_property
     def tables(self) -> dict[str, Any]:
-        """By name: tiles, first_tiles, chunks, first_chunks, token_ids, positions, types, first_rows, keep_from,
+        """By name: tiles, scored_tiles, chunks, scored_chunks, token_ids, positions, types, scored_rows, keep_from,
         keep_to."""
         return {
             name: self.buffer[start : start + int(np.prod(shape))].reshape(shape)
@@ -157,18 +157,17 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class PackedRequest:
-    """One request without padding, with tables that count from its own first row; see ``shared_context_request`` and
-    ``joint_request``."""
+    """One request without padding, with tables that count from its own first row; ``requests.py`` makes them."""
 
     token_ids: Ids
     positions: Ids
     types: Ids
-    first_rows: Ids
-    """of its segments, in their order"""
+    scored_rows: Ids
+    """where the scores of its segments are read, in their order"""
     tiles: Ids
     chunks: Ids
-    first_tiles: Ids
-    first_chunks: Ids
+    scored_tiles: Ids
+    scored_chunks: Ids
     context_rows: int
     """at the beginning; 0 where keys and values are kept already, and for pairs"""
     places: NDArray[np.int64]
@@ -183,11 +182,11 @@ class PackedRequest:
         kept = self.context_rows if self.keep_at != NOT_KEPT else 0
         return Sizes(
             len(self.token_ids),
-            len(self.first_rows),
+            len(self.scored_rows),
             len(self.tiles),
             len(self.chunks),
-            len(self.first_tiles),
-            len(self.first_chunks),
+            len(self.scored_tiles),
+            len(self.scored_chunks),
             kept,
         )
 
@@ -198,123 +197,6 @@ class PackedRequest:
         logits = np.zeros(self.candidates, dtype=np.float32)
         logits[self.places] = segment_logits
         return logits
-
-
-def shared_context_request(
-    request: Tensors,
-    limits: RowLimits,
-    context_positions: int,
-    *,
-    kept_at: int = NOT_KEPT,
-    keep_at: int = NOT_KEPT,
-) -> PackedRequest:
-    """A request of a shared-context ranker.
-
-    Args:
-        request: context_ids (tokens,), candidate_ids (candidates, tokens) padded on the right with -1; a row of padding
-            alone is a parting.
-        limits: what the ranker has embeddings for.
-        context_positions: where the positions of candidates begin.
-        kept_at: row of the pool from which on the context's keys and values lie; its tokens are not computed then.
-        keep_at: row of the pool where they shall be kept after this launch.
-
-    Raises:
-        RowsError: ids or lengths beyond the limits; names the tensor.
-    """
-    limits.check(request)
-    context_ids, candidate_ids = request["context_ids"], request["candidate_ids"]
-    is_token = candidate_ids > PADDING
-    all_lengths = is_token.sum(axis=1, dtype=np.int32)
-    if all_lengths.all():
-        places, lengths = np.arange(len(all_lengths)), all_lengths
-    else:
-        places = np.flatnonzero(all_lengths)
-        lengths = all_lengths[places]
-    context = 0 if kept_at != NOT_KEPT else len(context_ids)
-    ends = context + np.cumsum(lengths, dtype=np.int32)
-    starts = ends - lengths
-    rows = int(ends[-1]) if len(ends) else context
-    token_ids = np.empty(rows, dtype=np.int32)
-    token_ids[:context] = context_ids[:context]
-    token_ids[context:] = candidate_ids[is_token]
-    positions = np.arange(rows, dtype=np.int32)
-    positions[context:] -= np.repeat(starts - np.int32(context_positions), lengths)
-    types = np.ones(rows, dtype=np.int32)
-    types[:context] = 0
-    span = (kept_at, kept_at + len(context_ids)) if kept_at != NOT_KEPT else (0, context)
-    chunks, chunk_ends = _chunks(starts, lengths)
-    first_chunks = chunks.copy()
-    first_chunks[:, 2] = np.repeat(np.arange(len(lengths), dtype=np.int32), np.diff(chunk_ends, prepend=0))
-    first_chunks[:, 3] = first_chunks[:, 2] + 1
-    tiles = _tiles(rows, TILE_ROWS, span, kept_at != NOT_KEPT)
-    # Candidates with rows in a tile: from the first that ends behind its first row to the last that begins before it
-    # ends.
-    from_first = np.searchsorted(ends, tiles[:, 0], side="right")
-    to_last = np.searchsorted(starts, tiles[:, 1], side="left")
-    _name_chunks(tiles, from_first, np.maximum(to_last, from_first), chunk_ends)
-    first_tiles = _tiles(len(lengths), FIRST_TILE_ROWS, span, kept_at != NOT_KEPT)
-    _name_chunks(first_tiles, first_tiles[:, 0], first_tiles[:, 1], chunk_ends)
-    return PackedRequest(
-        token_ids,
-        positions,
-        types,
-        starts,
-        tiles,
-        chunks,
-        first_tiles,
-        first_chunks,
-        context,
-        places,
-        len(candidate_ids),
-        keep_at,
-    )
-
-
-def joint_request(request: Tensors, limits: RowLimits) -> PackedRequest:
-    """A request of a joint ranker: every pair a segment of its own, whose rows see all of it.
-
-    Args:
-        request: input_ids and attention_mask (pairs, tokens), and token_type_ids where the family has such.
-        limits: what the ranker has embeddings for.
-
-    Raises:
-        RowsError: ids or lengths beyond the limits; names the tensor.
-    """
-    limits.check(request)
-    is_token = request["attention_mask"] > 0
-    lengths = is_token.sum(axis=1, dtype=np.int32)
-    if not lengths.all():
-        raise RowsError("attention_mask: expected at least one token in every row")
-    token_ids = request["input_ids"][is_token].astype(np.int32, copy=False)
-    types = request.get("token_type_ids")
-    ends = np.cumsum(lengths, dtype=np.int32)
-    starts = ends - lengths
-    positions = np.arange(len(token_ids), dtype=np.int32) - np.repeat(starts, lengths)
-    tiles_of_pair = -(-lengths // TILE_ROWS)
-    tiles = np.zeros((int(tiles_of_pair.sum()), TILE_FIELDS), dtype=np.int32)
-    tile_ends = np.cumsum(tiles_of_pair, dtype=np.int32)
-    of_pair = np.arange(len(tiles), dtype=np.int32) - np.repeat(tile_ends - tiles_of_pair, tiles_of_pair)
-    tiles[:, 2] = np.repeat(starts, tiles_of_pair)
-    tiles[:, 3] = np.repeat(ends, tiles_of_pair)
-    tiles[:, 0] = tiles[:, 2] + of_pair * TILE_ROWS
-    tiles[:, 1] = np.minimum(tiles[:, 0] + TILE_ROWS, tiles[:, 3])
-    first_tiles = np.zeros((len(lengths), TILE_FIELDS), dtype=np.int32)
-    first_tiles[:, 0] = np.arange(len(lengths))
-    first_tiles[:, 1] = first_tiles[:, 0] + 1
-    first_tiles[:, 2], first_tiles[:, 3] = starts, ends
-    return PackedRequest(
-        token_ids,
-        positions,
-        np.zeros_like(token_ids) if types is None else types[is_token].astype(np.int32, copy=False),
-        starts,
-        tiles,
-        _NO_CHUNKS,
-        first_tiles,
-        _NO_CHUNKS,
-        0,
-        np.arange(len(lengths)),
-        len(lengths),
-    )
 
 
 def total(requests: Sequence[PackedRequest]) -> Sizes:
@@ -347,62 +229,33 @@ def pack(requests: Sequence[PackedRequest], batch: PackedBatch) -> None:
             one.positions,
             one.types,
         )
-        np.add(one.first_rows, row, out=tables["first_rows"][segment : segment + counts.segments])
+        np.add(one.scored_rows, row, out=tables["scored_rows"][segment : segment + counts.segments])
         _move_tiles(one.tiles, tables["tiles"][tile : tile + counts.tiles], row, row, chunk)
         _move_tiles(
-            one.first_tiles,
-            tables["first_tiles"][first_tile : first_tile + counts.first_tiles],
+            one.scored_tiles,
+            tables["scored_tiles"][first_tile : first_tile + counts.scored_tiles],
             segment,
             row,
             first_chunk,
         )
         np.add(one.chunks, row, out=tables["chunks"][chunk : chunk + counts.chunks])
-        moved = tables["first_chunks"][first_chunk : first_chunk + counts.first_chunks]
-        np.add(one.first_chunks, np.array([row, row, segment, segment], dtype=np.int32), out=moved)
+        moved = tables["scored_chunks"][first_chunk : first_chunk + counts.scored_chunks]
+        np.add(one.scored_chunks, np.array([row, row, segment, segment], dtype=np.int32), out=moved)
         if counts.kept_rows:
             keep = slice(kept, kept + counts.kept_rows)
             tables["keep_from"][keep] = np.arange(row, row + counts.kept_rows)
             tables["keep_to"][keep] = np.arange(one.keep_at, one.keep_at + counts.kept_rows)
         row, segment, tile, chunk = rows.stop, segment + counts.segments, tile + counts.tiles, chunk + counts.chunks
-        first_tile, first_chunk = first_tile + counts.first_tiles, first_chunk + counts.first_chunks
+        first_tile, first_chunk = first_tile + counts.scored_tiles, first_chunk + counts.scored_chunks
         kept += counts.kept_rows
     # Padding: any id does for a row that nobody reads; a tile without rows is left at once; nothing is kept from -1.
-    for name, used in (("token_ids", row), ("positions", row), ("types", row), ("first_rows", segment)):
+    for name, used in (("token_ids", row), ("positions", row), ("types", row), ("scored_rows", segment)):
         tables[name][used:] = 0
     tables["tiles"][tile:] = 0
-    tables["first_tiles"][first_tile:] = 0
+    tables["scored_tiles"][first_tile:] = 0
     tables["chunks"][chunk:] = 0
-    tables["first_chunks"][first_chunk:] = 0
+    tables["scored_chunks"][first_chunk:] = 0
     tables["keep_from"][kept:] = NOT_KEPT
-
-
-def _tiles(queries: int, most: int, span: tuple[int, int], is_kept: bool) -> Ids:
-    """Queries 0 to ``queries`` in tiles of ``most``, all of which see one span; without chunks as yet."""
-    tiles = np.zeros((-(-queries // most), TILE_FIELDS), dtype=np.int32)
-    tiles[:, 0] = np.arange(0, queries, most)
-    tiles[:, 1] = np.minimum(tiles[:, 0] + most, queries)
-    tiles[:, 2], tiles[:, 3], tiles[:, 4] = span[0], span[1], is_kept
-    return tiles
-
-
-def _name_chunks(tiles: Ids, from_first: Ids, to_last: Ids, chunk_ends: Ids) -> None:
-    """Give tiles the chunks of candidates ``from_first`` to ``to_last``, that one left out."""
-    bounds = np.concatenate([np.zeros(1, dtype=np.int32), chunk_ends])
-    tiles[:, 5], tiles[:, 6] = bounds[from_first], bounds[to_last]
-
-
-def _chunks(starts: Ids, lengths: Ids) -> tuple[Ids, Ids]:
-    """The chunks of candidates, whose queries are the candidates' own rows, and of each candidate where its chunks
-    end."""
-    chunks_of = -(-lengths // CHUNK_KEYS)
-    chunk_ends = np.cumsum(chunks_of, dtype=np.int32)
-    chunks = np.empty((int(chunks_of.sum()), CHUNK_FIELDS), dtype=np.int32)
-    of_candidate = np.arange(len(chunks), dtype=np.int32) - np.repeat(chunk_ends - chunks_of, chunks_of)
-    chunks[:, 2] = np.repeat(starts, chunks_of)
-    chunks[:, 3] = chunks[:, 2] + np.repeat(lengths, chunks_of)
-    chunks[:, 0] = chunks[:, 2] + of_candidate * CHUNK_KEYS
-    chunks[:, 1] = np.minimum(chunks[:, 0] + CHUNK_KEYS, chunks[:, 3])
-    return chunks, chunk_ends
 
 
 def _move_tiles(tiles: Ids, moved: Ids, query: int, key: int, chunk: int) -> None:

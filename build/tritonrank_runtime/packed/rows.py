@@ -3,15 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_runtime.architecture import RowLimits
-from tritonrank_runtime.engine import Logits, Tensors
+from tritonrank_runtime.engine import Logits, RowsError, Tensors
 from tritonrank_runtime.packed.context_pool import ContextPool
-from tritonrank_runtime.packed.packing import NOT_KEPT, PackedRequest, joint_request, shared_context_request
+from tritonrank_runtime.packed.packing import NOT_KEPT, PackedRequest
+from tritonrank_runtime.packed.requests import decoder_request, joint_request, shared_context_request
+
+if TYPE_CHECKING:
+    from tritonrank_runtime.packed.network import PackedPasses
 
 EXAMPLE_CANDIDATES, EXAMPLE_TOKENS = 8, 6
 
@@ -50,6 +54,21 @@ class PackedRows(ABC):
     def __init__(self, input_names: Sequence[str], limits: RowLimits, check: Callable[[Tensors], None]) -> None:
         self.input_names, self.limits, self.check = [*input_names], limits, check
 
+    @property
+    def network_type(self) -> "type[PackedPasses]":
+        """What computes them."""
+        from tritonrank_runtime.packed.network import PackedNetwork
+
+        return PackedNetwork
+
+    def check_limits(self, request: Tensors) -> None:
+        """Refuse ids and lengths that the ranker has nothing for.
+
+        Raises:
+            RowsError: names the tensor, what was found, and the limit.
+        """
+        self.limits.check(request)
+
     def parts(self, number: int, request: Tensors, most_rows: int) -> Iterator[Part]:
         """A request in parts of at most so many rows, one candidate at least."""
         shared, lengths = self._lengths(request)
@@ -85,8 +104,35 @@ class PackedRows(ABC):
         """The tensors of some candidates."""
 
 
-class SharedContextRows(PackedRows):
-    """A context and its candidates in one span of rows; the other arguments are those of ``PackedRows``.
+class TreeRows(PackedRows):
+    """A row that all candidates share, and theirs, in one span of rows."""
+
+    def pack(self, part: Part, pool: ContextPool) -> PackedRequest:
+        shared_ids = part.tensors[self.input_names[0]]
+        kept_at = pool.find(shared_ids) if pool.rows else NOT_KEPT
+        keep_at = pool.reserve(shared_ids) if pool.rows and kept_at == NOT_KEPT else NOT_KEPT
+        return self._packed(part.tensors, kept_at, keep_at)
+
+    def example(self) -> Tensors:
+        shared, rows = self.input_names
+        ids = np.arange(EXAMPLE_CANDIDATES * EXAMPLE_TOKENS, dtype=np.int32) % self.limits.ids[rows][1]
+        return {shared: ids[:EXAMPLE_TOKENS], rows: ids.reshape(EXAMPLE_CANDIDATES, EXAMPLE_TOKENS)}
+
+    @abstractmethod
+    def _packed(self, tensors: Tensors, kept_at: int, keep_at: int) -> PackedRequest:
+        """The rows of a part whose shared row is kept there, or shall be."""
+
+    def _lengths(self, request: Tensors) -> tuple[int, NDArray[np.int64]]:
+        shared, rows = (request[name] for name in self.input_names)
+        return len(shared), np.asarray((rows >= 0).sum(axis=1), dtype=np.int64)
+
+    def _cut(self, request: Tensors, part: slice) -> Tensors:
+        rows = self.input_names[1]
+        return {**request, rows: request[rows][part]}
+
+
+class SharedContextRows(TreeRows):
+    """Of a shared-context ranker; the other arguments are those of ``PackedRows``.
 
     Args:
         context_positions: where the positions of candidates begin.
@@ -96,23 +142,38 @@ class SharedContextRows(PackedRows):
         super().__init__(*arguments)
         self._context_positions = context_positions
 
-    def pack(self, part: Part, pool: ContextPool) -> PackedRequest:
-        context_ids = part.tensors["context_ids"]
-        kept_at = pool.find(context_ids) if pool.rows else NOT_KEPT
-        keep_at = pool.reserve(context_ids) if pool.rows and kept_at == NOT_KEPT else NOT_KEPT
-        return shared_context_request(
-            part.tensors, self.limits, self._context_positions, kept_at=kept_at, keep_at=keep_at
-        )
+    def _packed(self, tensors: Tensors, kept_at: int, keep_at: int) -> PackedRequest:
+        return shared_context_request(tensors, self.limits, self._context_positions, kept_at=kept_at, keep_at=keep_at)
 
-    def example(self) -> Tensors:
-        ids = np.arange(EXAMPLE_CANDIDATES * EXAMPLE_TOKENS, dtype=np.int32) % self.limits.ids["candidate_ids"][1]
-        return {"context_ids": ids[:EXAMPLE_TOKENS], "candidate_ids": ids.reshape(EXAMPLE_CANDIDATES, EXAMPLE_TOKENS)}
 
-    def _lengths(self, request: Tensors) -> tuple[int, NDArray[np.int64]]:
-        return len(request["context_ids"]), np.asarray((request["candidate_ids"] >= 0).sum(axis=1), dtype=np.int64)
+class DecoderRows(TreeRows):
+    """Of a decoder; the other arguments are those of ``PackedRows``.
 
-    def _cut(self, request: Tensors, part: slice) -> Tensors:
-        return {**request, "candidate_ids": request["candidate_ids"][part]}
+    Args:
+        positions: that the decoder has for a prefix and a branch together.
+    """
+
+    def __init__(self, positions: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._positions = positions
+
+    @property
+    def network_type(self) -> "type[PackedPasses]":
+        from tritonrank_runtime.packed.decoder_network import PackedDecoder
+
+        return PackedDecoder
+
+    def check_limits(self, request: Tensors) -> None:
+        super().check_limits(request)
+        prefix, branches = (request[name].shape[-1] for name in self.input_names)
+        if prefix + branches > self._positions:
+            raise RowsError(
+                f"{self.input_names[1]}: rows of {branches} tokens behind a prefix of {prefix}; the ranker has "
+                f"{self._positions} positions for both"
+            )
+
+    def _packed(self, tensors: Tensors, kept_at: int, keep_at: int) -> PackedRequest:
+        return decoder_request(tensors, self.limits, kept_at=kept_at, keep_at=keep_at)
 
 
 class PairRows(PackedRows):
