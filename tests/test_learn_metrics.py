@@ -10,7 +10,7 @@ from tritonrank.learn.judging import decide
 from tritonrank.learn.ledger import Ledger, Outcome
 from tritonrank.learn.metrics import METRICS_FILE, write_metrics
 
-LABELS = ("recipe", "outcome", "of", "check", "refuses", "set", "ranker", "end")
+LABELS = ("recipe", "outcome", "step", "of", "check", "refuses", "set", "ranker", "end")
 
 
 def order(label: tuple[str, str]) -> int:
@@ -30,7 +30,7 @@ def values(root: Path, *outcomes: Outcome) -> dict[tuple[str, str], float]:
         night = ledger.begin("", "base", 1e9 + 86_400 * number)
         ledger.finish_step(night, "inspect", 1.0, INSPECTED)
         verdict = decide(windows(np.random.default_rng(1), newest=0.1), learning())
-        ledger.finish_step(night, "judge", 1.0, verdict.as_json())
+        ledger.finish_step(night, "judge", 2.0 + number, verdict.as_json())
         ledger.end(night, outcome, "so")
     page = write_metrics(ledger, "shop").read_text(encoding="utf-8")
     assert (ledger.folder / METRICS_FILE).suffix == ".prom", "others are not read"
@@ -51,6 +51,7 @@ def test_the_file_has_what_the_ledger_has(tmp_path: Path) -> None:
     } == dict.fromkeys(("accepted", "refused", "failed", "nothing"), 1)
     assert found["since_accepted", ""] == 2, "who finds nothing new is no fault"
     assert found["ended_timestamp_seconds", "accepted"] == Ledger(tmp_path).nights()[0].ended
+    assert (found["step_seconds", "inspect"], found["step_seconds", "judge"]) == (1.0, 5.0), "of the last night"
     assert (found["events", "seen"], found["events", "left_out"]) == (1_000, 42)
     assert (found["findings", "bot user/false"], found["findings", "volume/true"]) == (2, 1)
     assert found["ndcg_at_10", "newest/new"] > found["ndcg_at_10", "newest/live"]

@@ -1,14 +1,17 @@
 """What a night is made of: hours that are looked at again, training in time, decisions, the page, what trackers get."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from made_builds import make_build
 from test_recipe import SMALLEST, write
+from transformers import get_linear_schedule_with_warmup
 from tritonrank import cli
 from tritonrank.artifacts.promotions import back, promote
 from tritonrank.artifacts.workspace import Workspace
@@ -82,6 +85,35 @@ def test_a_training_ends_in_time_with_an_evaluation_and_a_checkpoint(tmp_path: P
     stays = training(tmp_path, step=1)
     fresh.on_step_end(*stays)
     assert not stays[2].should_training_stop, "a training that begins anew has all of its time"
+
+
+@pytest.mark.parametrize(("seconds_per_step", "steps_taken"), [(0.5, 100), (1.2, 84), (5.0, 20)])
+def test_the_learning_rate_is_down_when_the_time_is_over(
+    tmp_path: Path, seconds_per_step: float, steps_taken: int
+) -> None:
+    now = [0.0]
+    limit = TimeLimit(100.0, lambda: now[0])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 10, 100)
+    planned = schedule.lr_lambdas[0]
+    arguments, state, control = training(tmp_path)
+    limit.on_train_begin(arguments, state, control, lr_scheduler=schedule)
+    rates = []
+    while not control.should_training_stop and state.global_step < state.max_steps:
+        now[0] += seconds_per_step
+        optimizer.step()
+        schedule.step()
+        state.global_step += 1
+        rates.append(schedule.get_last_lr()[0])
+        limit.on_step_end(arguments, state, control)
+    assert len(rates) == steps_taken
+    if limit.ended_at is None:
+        assert rates == [planned(step) for step in range(1, 101)], "a training that has its time changes nothing"
+        return
+    assert rates[-1] <= 1.2 * seconds_per_step / 90, "it fell to the end in the time that there was"
+    peak = rates.index(max(rates))
+    assert max(rates) > 0.4
+    assert all(later <= before for before, later in pairwise(rates[peak:])), "and evenly"
 
 
 def test_an_accepted_ranker_learns_slower_and_without_a_teacher() -> None:

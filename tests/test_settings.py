@@ -17,7 +17,7 @@ from tritonrank.recipe.removed import FIXED, FOLLOWS, what_became_of
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
-MOST_SETTINGS = 149
+MOST_SETTINGS = 150
 """80 of a ranker, and what training on large bases, images, retrieval, blend, the events of a gateway and learning from
 them need."""
 ASK_FOR_MORE = {

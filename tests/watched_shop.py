@@ -17,19 +17,26 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from conftest import TESTS
 from gateways import RunningGateway
 from programs import require_program
+from prometheus_client import CONTENT_TYPE_LATEST
 from small_shop import running_shop
+from test_learn_judging import learning, windows
 from tiny_blend import tiny_blend
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.learn.judging import decide
+from tritonrank.learn.ledger import Ledger
+from tritonrank.learn.metrics import write_metrics
 from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.versions.admin_client import PrivateApi
 
@@ -99,7 +106,8 @@ def watched_shop(workspace: Workspace, root: Path, seconds: float) -> Iterator[W
             admin_key(),
             running_shop(workspace, addresses, root / "shop", *own) as gateway,
             rolling_out(gateway, f"127.0.0.1:{port}", root) as rollout,
-            running_prometheus(root / "prometheus", scrapes(gateway, triton, rollout)) as prometheus,
+            told_nights(root / "nights") as nights,
+            running_prometheus(root / "prometheus", scrapes(gateway, triton, rollout, nights)) as prometheus,
             visited(gateway) as faults,
         ):
             enough = time.monotonic() + seconds
@@ -137,9 +145,42 @@ def rolling_out(gateway: RunningGateway, triton: str, root: Path) -> Iterator[st
             controller.terminate()
 
 
-def scrapes(gateway: RunningGateway, triton: LocalTriton, rollout: str) -> list[dict[str, Any]]:
+@contextmanager
+def told_nights(root: Path) -> Iterator[str]:
+    """The file of two nights, as node_exporter would show it; its URL."""
+    ledger = Ledger(root)
+    for outcome in ("accepted", "refused"):
+        night = ledger.begin("", "base")
+        finding = {"check": "bot user", "refuses": False}
+        inspected = {"days": [{"events": 900, "left_out": 40}], "findings": [finding], "refused": ""}
+        night = ledger.finish_step(night, "inspect", 12.0, inspected)
+        verdict = decide(windows(np.random.default_rng(1), newest=0.1), learning())
+        ledger.end(ledger.finish_step(night, "judge", 30.0, verdict.as_json()), outcome, "so")
+    page = write_metrics(ledger, "tiny").read_bytes()
+
+    class Shown(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer((LOOPBACK, 0), Shown) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://{LOOPBACK}:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def scrapes(gateway: RunningGateway, triton: LocalTriton, rollout: str, nights: str) -> list[dict[str, Any]]:
     """What Prometheus looks at, with the jobs' names of deploy/prometheus."""
-    jobs = {"gateway": gateway.metrics_url, "triton": triton.metrics_url, "rollout": rollout}
+    jobs = {"gateway": gateway.metrics_url, "triton": triton.metrics_url, "rollout": rollout, "nights": nights}
     return [
         {"job_name": f"tritonrank-{name}", "static_configs": [{"targets": [urlsplit(url).netloc]}]}
         for name, url in jobs.items()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from deploy.grafana import capacity, quality, ranker, recommend, service
+from deploy.grafana import capacity, learning, quality, ranker, recommend, service
 from deploy.grafana.board import Board
 
-BOARDS = (service.BOARD, ranker.BOARD, quality.BOARD, recommend.BOARD, capacity.BOARD)
+BOARDS = (service.BOARD, ranker.BOARD, quality.BOARD, recommend.BOARD, learning.BOARD, capacity.BOARD)
 FOLDER = Path(__file__).parent / "dashboards"
 
 

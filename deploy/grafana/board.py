@@ -81,14 +81,17 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Shown):
-    """Series over time; stacked where they are parts of a whole."""
+    """Series over time, from 0 upwards; stacked where they are parts of a whole, and both ways where they say so."""
 
     is_stacked: bool = False
+    has_negatives: bool = False
 
     def panel(self) -> Builder[Panel]:
         legend = common.VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
         made = timeseries.Panel().title(self.title).description(self.asks).unit(self.unit).datasource(SOURCE)
-        made.legend(legend.show_legend(True)).min(0).grid_pos(GridPos(PLOT_HEIGHT, self.width))
+        made.legend(legend.show_legend(True)).grid_pos(GridPos(PLOT_HEIGHT, self.width))
+        if not self.has_negatives:
+            made.min(0)
         made.fill_opacity(30 if self.is_stacked else 0).thresholds(self.thresholds())
         if self.is_stacked:
             made.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
@@ -161,6 +164,7 @@ class Choice:
 
 GATEWAYS = Choice("gateway", "Gateway", "tritonrank_gateway_in_flight", "instance")
 SERVERS = Choice("server", "Triton", "nv_inference_count", "instance")
+RECIPES = Choice("recipe", "Recipe", "tritonrank_learn_nights", "recipe")
 MODELS = Choice("model", "Model", "nv_inference_count", "model")
 
 

@@ -1,6 +1,7 @@
 """The verb that learns on: one night, or nights on and on."""
 
 import json
+import os
 import sys
 from typing import Annotated
 
@@ -48,6 +49,12 @@ def learn(
 
     Exits with 1 when the night was refused, with what serves left alone, and with 2 after a fault.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise typer.BadParameter(
+            "a night is one process, which starts those that train: "
+            f"tritonrank learn {recipe} --set learn.processes={os.environ['WORLD_SIZE']}",
+            param_hint="torchrun",
+        )
     if every and (once or show or as_of is not None):
         raise typer.BadParameter("goes without --once, --show and --as-of", param_hint="--every")
     loaded, workspace = open_recipe(recipe, overrides, artifacts)

@@ -46,6 +46,9 @@ def metrics_of(nights: list[Night], recipe: str) -> CollectorRegistry:
     if not ended:
         return registry
     last = ended[-1]
+    seconds = gauge("step_seconds", "How long the last night took, step by step", "step")
+    for step, told in last.steps.items():
+        seconds.labels(recipe, step).set(told["seconds"])
     inspected = last.told("inspect")
     days = inspected.get("days", [])
     events = gauge("events", "Events that the last night looked through, and left out", "of")

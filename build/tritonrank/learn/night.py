@@ -27,7 +27,7 @@ from tritonrank.learn.metrics import write_metrics
 from tritonrank.learn.page import write_page
 from tritonrank.learn.release import write_decisions
 from tritonrank.learn.run import NothingNewError, Run
-from tritonrank.learn.tracking import track_night
+from tritonrank.learn.tracking import keep_for_tracker, track_nights
 from tritonrank.recipe import Recipe
 
 MOST_ATTEMPTS = 3
@@ -68,23 +68,21 @@ def run_night(
     with only_night(ledger.folder, recipe.learn.store):
         for said in write_decisions(ledger, workspace.root, controller):
             _say(said)
-        night = _open_night(ledger, base) or _begin(ledger, base, now)
+        night = _open_night(ledger, base, recipe) or _begin(ledger, base, now)
         _say(f"night {night.id}, from {f'night {night.parent}' if night.parent else 'the build'}")
         run = Run(recipe, workspace, ledger, night, time.time() if now is None else now, controller)
         closing = threading.Lock()
 
         def failed(reason: str) -> None:
             with closing:
-                console.print(f"failed: {ledger.end(night, 'failed', reason).reason}", markup=False, highlight=False)
-                write_page(ledger, recipe.name)
-                write_metrics(ledger, recipe.name)
+                console.print(f"failed: {reason}", markup=False, highlight=False)
+                _write_down(ledger, ledger.end(night, "failed", reason), recipe)
 
         spent = sum(float(told["seconds"]) for told in night.steps.values())
         with bounded(recipe.learn.memory_gb, recipe.learn.hours * SECONDS_PER_HOUR - spent, failed):
             night = _take_steps(run, steps)
-        write_page(ledger, recipe.name)
-        write_metrics(ledger, recipe.name)
-        track_night(ledger, night, recipe)
+        _write_down(ledger, night, recipe)
+        track_nights(ledger, recipe.tracking)
         _tidy(ledger, base, recipe.learn.keep_nights)
     return night
 
@@ -103,18 +101,26 @@ def base_of(workspace: Workspace) -> str:
         ) from None
 
 
-def _open_night(ledger: Ledger, base: str) -> Night | None:
+def _open_night(ledger: Ledger, base: str, recipe: Recipe) -> Night | None:
     """The night that was cut off, if it can go on."""
     for night in [one for one in ledger.nights() if one.is_open]:
         if night.base != base:
-            ledger.end(night, "failed", "another build came while it was cut off: it started from the one before")
+            reason = "another build came while it was cut off: it started from the one before"
         elif night.attempts >= MOST_ATTEMPTS:
             step = next((name for name in STEPS if name not in night.steps), STEPS[-1])
-            ledger.end(night, "failed", f"begun {night.attempts} times without getting beyond the step {step}")
+            reason = f"begun {night.attempts} times without getting beyond the step {step}"
         else:
             _sweep(ledger)
             return ledger.resume(night)
+        _write_down(ledger, ledger.end(night, "failed", reason), recipe)
     return None
+
+
+def _write_down(ledger: Ledger, night: Night, recipe: Recipe) -> None:
+    """What is read of an ended night elsewhere: the page, metrics, and its run for a tracker."""
+    write_page(ledger, recipe.name)
+    write_metrics(ledger, recipe.name)
+    keep_for_tracker(ledger, night, recipe)
 
 
 def _sweep(ledger: Ledger) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tritonrank.artifacts.builds import find_build
-from tritonrank.artifacts.stage import Stage, bring_up_to_date
+from tritonrank.artifacts.manifest import sha256_json
+from tritonrank.artifacts.stage import bring_up_to_date
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.data.event_log import first_hour, read_rows
+from tritonrank.data.event_log import files_between, first_hour, read_rows
 from tritonrank.learn.compress import compress
 from tritonrank.learn.guards.baseline import Measure
 from tritonrank.learn.inspecting import inspect_hours, left_out_of
@@ -31,11 +32,7 @@ from tritonrank.learn.lists.windows import Span, Windows, plan_windows
 from tritonrank.learn.night import Step
 from tritonrank.learn.release import publish, release, require_key
 from tritonrank.learn.run import NothingNewError, Run
-from tritonrank.pipeline.finetune import show_training
-
-REVISION = 1
-TOOLS = ("torch", "transformers", "tokenizers", "numpy")
-SECONDS_PER_MINUTE = 60
+from tritonrank.learn.training import finetune
 
 
 def collect(run: Run) -> dict[str, Any]:
@@ -69,6 +66,7 @@ def collect(run: Run) -> dict[str, Any]:
         "hours": windows.new.hours,
         "events": rows.events.height,
         "pages": rows.shown.height,
+        "log": sha256_json(files_between(log, windows.read.start, windows.read.end)),
         "said": f"{windows.new.hours:,.0f} new hours from {_utc(windows.new.start)}, {rows.events.height:,} events on "
         f"{rows.shown.height:,} pages; judged on {windows.newest.hours:,.0f} newer hours",
     }
@@ -89,43 +87,6 @@ def make_examples(run: Run) -> dict[str, Any]:
         "sets": sets,
         "said": f"{counted['train']:,} lists to learn from, {counted['test']:,} to judge: {told}",
     }
-
-
-def finetune(run: Run) -> dict[str, Any]:
-    """Train the last accepted ranker further, as long as the recipe allows."""
-    stage = further(run)
-    metrics = bring_up_to_date(stage).metrics
-    ended = f", ended there by learn.minutes ({run.recipe.learn.minutes:g})" if metrics["ended_at"] else ""
-    best = metrics["best_validation_ndcg@10"]
-    return {
-        "steps": metrics["steps"],
-        "ended_at": metrics["ended_at"],
-        "validation_ndcg@10": best,
-        "said": f"{metrics['steps']:,} steps{ended}, validation NDCG@10 {best:.4f}",
-    }
-
-
-def further(run: Run) -> Stage:
-    """The training as a stage, whose artifact stands where a build has its teacher."""
-    recipe, home, start = run.recipe, run.home, run.live.teacher
-    settings = recipe.learn.training(recipe.finetune)
-
-    def make(draft: Any) -> None:
-        from tritonrank.train.further import train_further
-
-        seconds = recipe.learn.minutes * SECONDS_PER_MINUTE
-        train_further(recipe, settings, start, home.dataset, home.teacher, draft, seconds)
-        show_training(recipe, home, "finetune", draft.metrics, settings.chosen())
-
-    return Stage(
-        "finetune",
-        home.teacher,
-        lambda: {"seed": recipe.seed, "finetune": settings.chosen(), "learn": {"minutes": recipe.learn.minutes}},
-        {"dataset": home.dataset, "start": start},
-        make,
-        REVISION,
-        TOOLS,
-    )
 
 
 def judge(run: Run) -> dict[str, Any]:

@@ -33,16 +33,19 @@ console = Console()
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What is logged of a build."""
+    """What is logged of a build, or of a night of ``tritonrank learn``."""
 
     experiment: str
     """the recipe's name"""
     name: str
-    """the build's id"""
+    """the build's id, or the night's"""
     parameters: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
     files: list[Path]
+    kind: str = "build"
+    note: str = ""
+    """a sentence that people read beside the run; empty: none"""
 
 
 class Tracker(Protocol):

@@ -3,6 +3,7 @@
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
 
 from tritonrank.pipeline.tracking import TrackedRun
 from tritonrank.system.trackers import mlflow_defaults, mlflow_uri, set_defaults
@@ -33,7 +34,9 @@ class MLflowTracker:
                 client.log_batch(run_id, params=parameters[start : start + BATCH])
             at = client.get_run(run_id).info.start_time
             client.log_batch(run_id, metrics=[Metric(name, value, at, 0) for name, value in run.metrics.items()])
-            client.log_batch(run_id, tags=[RunTag("mlflow.source.name", f"tritonrank {mlflow.__version__}")])
+            tags = {MLFLOW_SOURCE_NAME: f"tritonrank {mlflow.__version__}"}
+            tags |= {MLFLOW_RUN_NOTE: run.note} if run.note else {}
+            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
             for path in run.files:
                 client.log_artifact(run_id, str(path))
         except BaseException:

@@ -23,4 +23,6 @@ class TensorBoardTracker:
             for kind, values in (("settings", run.parameters), ("tags", run.tags)):
                 rows = "".join(f"| {name} | {value} |\n" for name, value in values.items())
                 writer.add_text(kind, f"| name | value |\n| --- | --- |\n{rows}")
+            if run.note:
+                writer.add_text("note", run.note)
         return f"TensorBoard, {folder}"

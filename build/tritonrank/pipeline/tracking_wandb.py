@@ -25,7 +25,8 @@ class WandbTracker:
             name=run.name,
             config=dict(run.parameters),
             tags=tags,
-            job_type="build",
+            job_type=run.kind,
+            notes=run.note or None,
         ) as opened:
             opened.summary.update(run.metrics)
             if run.files:

@@ -77,6 +77,12 @@ class LearnSettings(Settings):
     hours: float = Field(
         6.0, gt=0, description="a whole night may take at most, over all attempts; one that takes longer has failed"
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="processes of this machine that train together, each on lists of its own; on GPUs one for each "
+        "GPU; all else of a night runs in one process",
+    )
     memory_gb: float | None = Field(
         None,
         gt=0,

@@ -15,6 +15,7 @@ from tritonrank.rankers.pretrained import copy_tokenizer, load_any_ranker
 from tritonrank.rankers.score_meaning import score_meaning
 from tritonrank.recipe import FinetuneSettings, Recipe
 from tritonrank.train.adapters import ADAPTER_FOLDER, AdapterKept
+from tritonrank.train.resuming import is_main_process, wait_for_all
 from tritonrank.train.time_limit import TimeLimit
 from tritonrank.train.tracking import tracked
 from tritonrank.train.training import train_ranker
@@ -31,14 +32,15 @@ def train_further(
     draft: Draft,
     seconds: float,
 ) -> None:
-    """Train, and write the checkpoint with the best validation NDCG@10.
+    """Train, and write the checkpoint with the best validation NDCG@10; of several processes the first one writes.
 
     Args:
         recipe: its seed, model and tracking.
         settings: of this training.
         start: folder of the ranker to train further.
         dataset_folder: whose training lists are learnt, and whose validation lists judge.
-        target: folder that the artifact is going to have, beside which an interrupted run keeps its checkpoints.
+        target: folder that the artifact is going to have, beside which an interrupted run keeps its checkpoints; the
+            folder that it is in names the night, where the training is logged.
         draft: gets the checkpoint; its metrics also say ``ended_at``, the step at which the time was over.
         seconds: that the training may take, over all its attempts.
 
@@ -51,7 +53,7 @@ def train_further(
     model, tokenizer = load_any_ranker(start), RequestTokenizer.from_folder(start, CACHED_TEXTS)
     limit = TimeLimit(seconds)
     base = recipe.model.model_copy(update={"base": str(start), "checkpoint": None, "revision": None})
-    with tracked(recipe.tracking, recipe.name, "learn") as callbacks:
+    with tracked(recipe.tracking, recipe.name, f"learn {target.parent.name}") as callbacks:
         metrics = train_ranker(
             "learn",
             settings,
@@ -65,8 +67,10 @@ def train_further(
             kept_adapter=AdapterKept(draft.folder / ADAPTER_FOLDER, base),
             callbacks=[limit, *callbacks],
         )
-    model.save_pretrained(draft.folder, safe_serialization=True)
-    copy_tokenizer(str(start), draft.folder)
-    rules.save(draft.folder)
-    score_meaning(start).save(draft.folder)
-    draft.metrics |= {"trained": True, "ended_at": limit.ended_at} | metrics
+    if is_main_process():
+        model.save_pretrained(draft.folder, safe_serialization=True)
+        copy_tokenizer(str(start), draft.folder)
+        rules.save(draft.folder)
+        score_meaning(start).save(draft.folder)
+        draft.metrics |= {"trained": True, "ended_at": limit.ended_at} | metrics
+    wait_for_all()
