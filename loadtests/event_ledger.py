@@ -4,6 +4,7 @@ Senders post batches until each is acknowledged, under the same ids, as the clie
 again after that, some in part before.
 """
 
+import asyncio
 import json
 import random
 import threading
@@ -27,6 +28,7 @@ BATCH = 3
 AGAIN_SHARE = 0.2
 """Of batches that are sent once more after they were acknowledged, and of those of which a part is sent before."""
 PATIENCE_SECONDS = 60.0
+STREAM_SECONDS, LOOK_SECONDS = 30.0, 0.1
 ANSWER_SECONDS = 2.0
 
 
@@ -104,13 +106,44 @@ def _post_until_taken(connections: JsonConnections, batch: Sequence[dict[str, An
     return None
 
 
+async def wait_for_stream(store: str, seconds: float = STREAM_SECONDS) -> None:
+    """Until the stream beside a store holds no event that is not in the store.
+
+    What is acknowledged while the store is away, or by a gateway that is killed then, waits in the stream and comes
+    into the store later: it is late, and not lost. What has not come when time is over is missed by whoever counts.
+
+    Args:
+        store: URL of the store of gateways that run.
+        seconds: at the most.
+    """
+    from tritonrank_recommend.streams.interface import GROUP, StreamError
+    from tritonrank_recommend.streams.opening import open_stream
+
+    stream = open_stream("auto", store)
+    if stream is None:
+        return
+    ends = time.monotonic() + seconds
+    try:
+        while time.monotonic() < ends:
+            with suppress(StreamError):
+                if not (await stream.lag(GROUP)).messages:
+                    return
+            await asyncio.sleep(LOOK_SECONDS)
+    finally:
+        await stream.close()
+
+
 async def count(events: Events, store: str, log: Path) -> tuple[list[str], list[str]]:
-    """What is missing and what is there twice, in the users' counters and in log and outbox together."""
+    """What is missing and what is there twice, in the users' counters and in log and outbox together.
+
+    The gateways have to run: what is in their stream comes into the store first.
+    """
     import pyarrow.parquet as pq
     from tritonrank_recommend.stores import open_store
 
     lost: list[str] = []
     twice: list[str] = []
+    await wait_for_stream(store)
     opened = open_store(store)
     try:
         for user, ids in events.acknowledged.items():

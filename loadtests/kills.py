@@ -94,7 +94,7 @@ def kills(
             root = _beside(target, folder)
             with _up(root, url, folder) as (gateway, process):
                 events, results = _kill_each(gateway, process, valkey)
-            lost, twice = asyncio.run(count(events, url, root / EVENTS))
+                lost, twice = asyncio.run(count(events, url, root / EVENTS))
         except SystemFaultError as error:
             fail(str(error))
     _show(results)
