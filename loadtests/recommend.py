@@ -47,6 +47,7 @@ def recommend(
     users: Annotated[
         int, typer.Option(min=1, help="In the store; their past is that of the dataset's users")
     ] = 100_000,
+    past: Annotated[int, typer.Option(min=0, help="Events of each, the newest; 0: all that the dataset has")] = 0,
     store: Annotated[
         str,
         typer.Option(
@@ -71,7 +72,7 @@ def recommend(
     objectives = objectives_or_exit(slo)
     requests_or_exit(target, workload, objectives.load.candidates)
     with (
-        prepared(target, store, users, ranked) as (options, visitors),
+        prepared(target, store, users, ranked, past) as (options, visitors),
         open_session(
             target,
             workload,
@@ -105,7 +106,9 @@ def show_steps(run: Run) -> None:
 
 
 @contextmanager
-def prepared(target: str, store: str, users: int, ranked: int = 0) -> Iterator[tuple[Sequence[str], int]]:
+def prepared(
+    target: str, store: str, users: int, ranked: int = 0, past: int = 0
+) -> Iterator[tuple[Sequence[str], int]]:
     """Flags of the gateway, whose store is full; and how many users stand for each one of the workload."""
     if "://" in target:
         yield (), 1
@@ -117,7 +120,7 @@ def prepared(target: str, store: str, users: int, ranked: int = 0) -> Iterator[t
         url = stack.enter_context(Valkey(Path(scratch))).url if store == "valkey" else store
         url = url or f"sqlite:{scratch}/store.db"
         visitors = visitors_of(folder, users)
-        events = write_events(folder, visitors, Path(scratch) / "events.parquet")
+        events = write_events(folder, visitors, Path(scratch) / "events.parquet", past)
         command = [sys.executable, "-m", "tritonrank", "import-events", str(events), "--store", url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
         if done.returncode:

@@ -19,19 +19,26 @@ def visitors_of(artifacts: Path, users: int) -> int:
     return max(1, -(-users // known))
 
 
-def write_events(artifacts: Path, visitors: int, out: Path) -> Path:
+def write_events(artifacts: Path, visitors: int, out: Path, past: int = 0) -> Path:
     """Write the past of all users as a table that ``tritonrank import-events`` reads: views and purchases.
 
     Args:
         artifacts: with the dataset.
         visitors: users for each one of the dataset: user, user~1, user~2 ...
         out: the Parquet file.
+        past: events of each user, the newest; 0: all.
     """
+    import polars as pl
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(artifacts / DATASET_EVENTS, columns=["user_id", "item_id", "query", "timestamp", "label"])
+    events = pl.read_parquet(artifacts / DATASET_EVENTS, glob=False)
+    events = events.select("user_id", "item_id", "query", "timestamp", "label")
+    if past:
+        newest = events.sort("timestamp", maintain_order=True).group_by("user_id", maintain_order=True).tail(past)
+        events = newest.select(events.columns)
+    table = events.to_arrow(compat_level=pl.CompatLevel.oldest())
     kinds = pc.if_else(pc.greater(table["label"], 0), "click", "view")
     table = table.drop_columns(["label"]).append_column("type", kinds)
     names = table["user_id"].combine_chunks()

@@ -139,6 +139,13 @@ def test_every_user_of_the_dataset_has_copies_with_the_same_past(tmp_path: Path)
         ("3", "click"),
     ]
     assert told.filter(pl.col("user_id") == "bob")["type"].to_list() == ["view"]
+    newest = pl.read_parquet(write_events(tmp_path, 2, tmp_path / "newest.parquet", past=1))
+    assert sorted(newest.select("user_id", "item_id").rows()) == [
+        ("ann", "3"),
+        ("ann~1", "3"),
+        ("bob", "2"),
+        ("bob~1", "2"),
+    ]
 
 
 def test_a_workload_that_cannot_be_sent_is_told_before_a_store_is_filled(
