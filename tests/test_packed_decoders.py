@@ -15,7 +15,7 @@ from tritonrank.rankers.decoder_weights import decoder_from, yes_no_head
 from tritonrank_runtime import torch_engine
 from tritonrank_runtime.decoder import Decoder, packed_rows
 from tritonrank_runtime.decoder_network import DecoderNetwork
-from tritonrank_runtime.engine import RowsError, Tensors
+from tritonrank_runtime.engine import ExecutorError, RowsError, Tensors
 from tritonrank_runtime.packed import attention, decoder_kernels, opening
 from tritonrank_runtime.packed.attention import Blocks
 from tritonrank_runtime.packed.decoder_network import PackedDecoder, unsupported
@@ -216,6 +216,14 @@ def test_the_engine_scores_mixes_of_requests_with_and_without_kept_prefixes() ->
             for found, request in zip(engine.run(requests), requests, strict=True):
                 np.testing.assert_allclose(found, expected(network, request), atol=TOLERANCE, rtol=TOLERANCE)
         assert (engine.context_cache.hits > 0) == (cache_bytes > 0)
+
+
+def test_the_attention_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a card on which a kernel does not run has a way out."""
+    network = decoder()
+    monkeypatch.setenv("TRITONRANK_GPU_ATTENTION", "nothing")
+    with pytest.raises(ExecutorError, match="attention 'nothing': there is none of that name; known: triton, sdpa"):
+        open_packed_engine(network, packed_rows(network.config), "cpu", buckets=BUCKETS)
 
 
 def test_partings_have_no_score() -> None:

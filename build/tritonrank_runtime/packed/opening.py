@@ -15,6 +15,7 @@ from tritonrank_runtime.packed.rows import PackedRows
 
 PRECISION_VARIABLE = "TRITONRANK_GPU_PRECISION"
 COMPILE_VARIABLE = "TRITONRANK_GPU_COMPILE"
+ATTENTION_VARIABLE = "TRITONRANK_GPU_ATTENTION"
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 REHEARSED_ROWS = 1_024
 """Of the largest bucket on a CPU, where a launch gains nothing by its size."""
@@ -42,7 +43,8 @@ def open_packed_engine(
         rows: of its architecture.
         device: cuda, cuda:1, ...; or cpu for a rehearsal.
         context_cache_bytes: keys and values of contexts that are kept on the device at the most.
-        attention: one of ``operations.OPERATIONS``; default: triton, and sdpa on a CPU.
+        attention: one of ``operations.OPERATIONS``; default: what TRITONRANK_GPU_ATTENTION says, else triton, and sdpa
+            on a CPU.
         precision: of ``PRECISIONS``; default: what TRITONRANK_GPU_PRECISION says, else float16, and float32 on a CPU.
         is_compiled: whether torch.compile fuses; default: on a card, where there is anything to fuse, unless
             TRITONRANK_GPU_COMPILE is 0.
@@ -63,7 +65,7 @@ def open_packed_engine(
         network,
         dtype,
         device,
-        attention=attention or ("sdpa" if is_cpu else "triton"),
+        attention=attention or os.environ.get(ATTENTION_VARIABLE) or ("sdpa" if is_cpu else "triton"),
         pool_rows=most_bytes // network_type.kept_row_bytes(network.config, dtype),
     )
     buckets = buckets or bucket_rows(*((REHEARSED_ROWS,) if is_cpu else ()))
