@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from tritonrank.artifacts import read_manifest, write_whole
@@ -51,7 +52,7 @@ def track_nights(ledger: Ledger, tracking: str) -> None:
     if tracking == NONE:
         return
     for path in sorted((ledger.folder / UNTRACKED).glob("*.json")):
-        if not log_run(lambda kept=path: _read(kept), tracking, f"night {path.stem}", "tritonrank learn"):  # type: ignore[misc]
+        if not log_run(partial(_read, path), tracking, f"night {path.stem}", "tritonrank learn"):
             return  # the others would wait for the same tracker
         path.unlink()
 
