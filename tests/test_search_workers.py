@@ -152,7 +152,7 @@ def test_two_workers_do_not_try_more_than_was_asked_for(tmp_path: Path) -> None:
 
 def test_what_a_killed_worker_left_is_tried_again(tmp_path: Path, address: str) -> None:
     worker = start_worker(tmp_path, address, Sampler.GRID, GRID, None, 1.0)
-    wait_until(lambda: (tmp_path / "ran.txt").exists())
+    wait_until(lambda: (tmp_path / "ran.txt").exists() and bool(ran(tmp_path)))  # it is there before its line is
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
