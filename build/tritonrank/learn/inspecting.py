@@ -55,11 +55,15 @@ def inspect_hours(run: Run) -> dict[str, Any]:
     if inspected and (waiting := inspected[-1].waits_for):
         raise NothingNewError(waiting)
     baseline.write(run.ledger.folder_of(run.night) / BASELINE)
-    _write_left_out(run.ledger, run.night, [one for part in inspected for one in part.left_out])
+    left = [one for part in inspected for one in part.left_out]
+    # Hours that were refused, and of which now too few people tell anything: more will not come for them.
+    untold = inspected[0].waits_for if len(inspected) > 1 else ""
+    left += [LeftOut(again, untold)] if untold else []
+    _write_left_out(run.ledger, run.night, left)
     days = [day for part in inspected for day in part.as_json()["days"]]
     left_out = sum(day["left_out"] for day in days)
     refused = inspected[-1].refused if inspected else ""
-    dropped = inspected[0].refused if len(inspected) > 1 else ""
+    dropped = untold or (inspected[0].refused if len(inspected) > 1 else "")
     said = f"{left_out:,} of {sum(day['events'] for day in days):,} events left out"
     said += f"; hours that an earlier night refused are left out for good: {dropped}" if dropped else ""
     return {
