@@ -82,7 +82,9 @@ class Store(Protocol):
     # Events and profiles
 
     async def add_events(self, events: Sequence[Event], *, log: bool = True) -> Added:
-        """Take events: profile, counters and outbox. Durable when this returns.
+        """Take events: profile, counters and outbox. Durable when this returns; the profile holds them then.
+
+        Counters and outbox may follow a moment later; this store's own answers wait for them.
 
         All events of one user are taken, or none. A batch that failed in between can be sent again: an event whose id
         is known of its user counts as a duplicate, however often it comes within seven days.

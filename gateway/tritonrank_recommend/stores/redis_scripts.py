@@ -1,4 +1,5 @@
-"""What Redis or Valkey does in one piece. Each script touches keys of one slot only, so all of them run on a cluster.
+"""What Redis or Valkey does in one piece. Each script touches keys of one slot only, so all of them but OWN_AND_KEEP
+run on a cluster.
 
 Numbers of the journal are microseconds of the server's clock: a server that lost its last second to a power cut, or a
 replica that took over, gives no number twice.
@@ -150,6 +151,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('PEXPIREAT', KEYS[1], redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
+"""
+
+OWN_AND_KEEP = f"""{OWN}
+-- And keep the value, where both keys are on one server. KEYS: also the value's. ARGV: also the value.
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2])
 """
 
 LEASE = """

@@ -4,6 +4,9 @@ Users are spread over sixteen parts, and what an event changes of its user lies 
 cluster: a script changes the ids, the profile and a journal there, whole or not at all. What lies elsewhere, the
 counters of items and the outbox, is brought up from the journal, by whoever comes: each part's entries are numbered and
 everything remembers the last number that it took, so an entry counts once, however often it is applied.
+
+An event is acknowledged when it lies in the journal. The rest waits for no caller: to a server that syncs each write to
+its disk (``appendfsync always``) every step costs milliseconds, and what comes during one gathers for the next.
 """
 
 import asyncio
@@ -27,7 +30,7 @@ from tritonrank_recommend.stores.profiles import (
     id_number,
     read_profile,
 )
-from tritonrank_recommend.stores.redis_connection import Command, RedisConnection, run
+from tritonrank_recommend.stores.redis_connection import ANSWER_SECONDS, Command, RedisConnection, run
 from tritonrank_recommend.stores.redis_connection import log as logger
 
 PARTS = 16
@@ -39,6 +42,8 @@ ENTRIES_TOGETHER = 200
 SCANNED_TOGETHER = 1_000
 ITEMS_TOGETHER = 500
 """whose counters one run of a script changes"""
+BATCHES_BEHIND = 32
+"""Acknowledged and not yet brought up from their journals; the next one waits."""
 
 _OUTBOX, _OUTBOX_NUMBER, _OUTBOX_DONE, _OUTBOX_SEEN = (
     f"tr:{{outbox}}:{name}" for name in ("events", "number", "done", "seen")
@@ -86,6 +91,9 @@ class RedisStore:
         self._profile_milliseconds = int(profile_days * 86_400_000)
         self._checked = False
         self._check = asyncio.Lock()
+        self._touched = set(range(PARTS))  # another gateway may have been killed before it brought its events up
+        self._behind = 0
+        self._bringing_up: asyncio.Task[None] | None = None
 
     async def ready(self) -> bool:
         await self._check_once()
@@ -101,6 +109,7 @@ class RedisStore:
                 self._checked = True
 
     async def close(self) -> None:
+        await self._settled(ANSWER_SECONDS)
         await self._connection.close()
 
     # Events and profiles
@@ -110,20 +119,21 @@ class RedisStore:
         of_parts: defaultdict[int, dict[str, list[Event]]] = defaultdict(dict)
         for event in events:
             of_parts[_part_of(event.user_id)].setdefault(event.user_id, []).append(event)
-        accepted = 0
-        touched: list[int] = []
         commands: list[Command] = []
         for part, users in of_parts.items():
             ids = list(users)
             for start in range(0, len(ids), USERS_TOGETHER):
                 chosen = {user_id: users[user_id] for user_id in ids[start : start + USERS_TOGETHER]}
                 commands.append(self._command_to_add(part, chosen, log))
-            touched.append(part)
-        accepted = sum(await self._connection.ask_together(commands))
         try:
-            await self._bring_up(touched)
-        except StoreError as error:  # the events are in the journals, so they are not lost
-            logger.warning("%s; counters and log take these events with the next ones", error)
+            accepted = sum(await self._connection.ask_together(commands))
+        finally:
+            self._touched.update(of_parts)  # of a call that failed some may be there
+        if self._behind >= BATCHES_BEHIND:
+            await self._settled()
+        self._behind += 1
+        if self._bringing_up is None:
+            self._bringing_up = asyncio.create_task(self._bring_up_touched())
         return Added(accepted, len(events) - accepted)
 
     def _command_to_add(self, part: int, users: dict[str, list[Event]], log: bool) -> Command:
@@ -151,6 +161,25 @@ class RedisStore:
         limits = (self._most_events, MOST_SEARCHES, self._profile_milliseconds, ends)
         return run(scripts.ADD, keys, _pack(batch), *limits)
 
+    async def _settled(self, most_seconds: float | None = None) -> None:
+        """Wait until what this store took is in counters and outbox, or cannot come there now."""
+        if self._bringing_up is not None:
+            await asyncio.wait([self._bringing_up], timeout=most_seconds)
+
+    async def _bring_up_touched(self) -> None:
+        try:
+            while self._touched:
+                parts, self._touched, self._behind = self._touched, set(), 0
+                try:
+                    await self._bring_up(parts)
+                except (StoreError, asyncio.CancelledError):  # the events are in the journals, so they are not lost
+                    self._touched |= parts
+                    raise
+        except StoreError as error:
+            logger.warning("%s; counters and log take these events with the next ones", error)
+        finally:
+            self._bringing_up = None
+
     async def _bring_up(self, parts: Iterable[int]) -> None:
         """Take the journals of these parts to the counters of items and to the outbox, until they are empty."""
         waiting = list(parts)
@@ -169,6 +198,7 @@ class RedisStore:
         return read_profile(user_id, await self._connection.ask("GET", _key(user_id, "p")))
 
     async def item_counters(self, item_ids: Sequence[str]) -> list[dict[str, int]]:
+        await self._settled()
         answers = await self._connection.ask_together([("HGETALL", f"tr:c:{item_id}") for item_id in item_ids])
         return [
             {name.decode(): int(count) for name, count in answer.items() if not name.startswith(b"@")}
@@ -240,9 +270,13 @@ class RedisStore:
 
     async def put(self, key: str, value: bytes, seconds: float, *, user_id: str = "") -> None:
         milliseconds = max(1, int(seconds * 1000))
+        kept, owned = f"tr:k:{key}", _key(user_id, "k")
+        if user_id and not self._connection.is_cluster:
+            await self._connection.ask(*run(scripts.OWN_AND_KEEP, [owned, kept], key, milliseconds, value))
+            return
         if user_id:  # before the value: an erasure finds it
-            await self._connection.ask(*run(scripts.OWN, [_key(user_id, "k")], key, milliseconds))
-        await self._connection.ask("SET", f"tr:k:{key}", value, "PX", milliseconds)
+            await self._connection.ask(*run(scripts.OWN, [owned], key, milliseconds))
+        await self._connection.ask("SET", kept, value, "PX", milliseconds)
 
     async def get(self, key: str) -> bytes | None:
         value: bytes | None = await self._connection.ask("GET", f"tr:k:{key}")
