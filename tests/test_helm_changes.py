@@ -46,6 +46,7 @@ def upgraded(values: str, sets: dict[str, Any], chart: Path = CHART) -> Changes:
         ({"model.url": "models/shop"}, "url"),
         ({"images.server.digest": "sha256:1234"}, "digest"),
         ({"valkey.maxMemory": "1 GB"}, "maxMemory"),
+        ({"valkey.appendfsync": "no"}, "appendfsync"),
         ({"gateway.keys.secret": "Not A Name"}, "secret"),
         ({"model.claim": "too"}, "model"),
         ({"model.url": ""}, "model.url"),
@@ -214,6 +215,7 @@ def test_valkey_starts_with_its_password_and_shows_it_to_nobody(tmp_path: Path) 
         assert any("Ready to accept connections" in line for line in server.stdout), "it ended"
         client = redis.Redis(port=port, password=environment["VALKEY_PASSWORD"])
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         with pytest.raises(redis.AuthenticationError):
             redis.Redis(port=port).ping()

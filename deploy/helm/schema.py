@@ -89,6 +89,7 @@ BY_PATH: dict[str, Any] = {
     "triton.autoscaling.queuedSeconds": {"type": ["string"], "pattern": r"^[0-9]+(\.[0-9]+)?$"},
     "gateway.autoscaling.cpuPercent": {"type": "integer", "minimum": 10, "maximum": 100},
     "monitoring.interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
+    "valkey.appendfsync": {"enum": ["always", "everysec"]},
     "valkey.maxMemory": {"type": "string", "pattern": "^[0-9]+(kb|mb|gb)$"},
     "nightly.schedule": {"type": "string", "pattern": r"^(@[a-z]+|(\S+ ){4}\S+)$"},
     "nightly.deadlineSeconds": {"type": "integer", "minimum": 60},
