@@ -35,7 +35,7 @@ def played(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
     file = root / "shop.yaml"
     file.write_text(yaml.safe_dump(recipe))
     study = run_study(
-        StudySettings(file, SHOP, night="learn", swap=0.5, candidates=20, draws=10), root / "study", print
+        StudySettings(file, SHOP, night="learn", swap=0.5, candidates=20, draws=60), root / "study", print
     )
     return study, root / "study"
 
@@ -99,4 +99,4 @@ def test_estimates_from_the_gateways_log_hold_the_truth(played: tuple[Study, Pat
     study, _ = played
     assert {held.order for held in study.estimates} == {"ranker", "best", "best less ranker"}
     for held in study.estimates:
-        assert held.held >= 0.9 * held.runs, held
+        assert held.held >= 0.85 * held.runs, held  # 57 of 60 are meant to; fewer than 51 by chance, once in hundreds
