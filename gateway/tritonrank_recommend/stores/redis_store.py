@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
@@ -44,6 +45,8 @@ ITEMS_TOGETHER = 500
 """whose counters one run of a script changes"""
 BATCHES_BEHIND = 32
 """Acknowledged and not yet brought up from their journals; the next one waits."""
+GATHER_SECONDS = 0.2
+"""Before what was acknowledged is brought up, unless somebody asks for it: one round serves all that came."""
 
 _OUTBOX, _OUTBOX_NUMBER, _OUTBOX_DONE, _OUTBOX_SEEN = (
     f"tr:{{outbox}}:{name}" for name in ("events", "number", "done", "seen")
@@ -94,6 +97,7 @@ class RedisStore:
         self._touched = set(range(PARTS))  # another gateway may have been killed before it brought its events up
         self._behind = 0
         self._bringing_up: asyncio.Task[None] | None = None
+        self._is_asked_for = asyncio.Event()
 
     async def ready(self) -> bool:
         await self._check_once()
@@ -164,11 +168,18 @@ class RedisStore:
     async def _settled(self, most_seconds: float | None = None) -> None:
         """Wait until what this store took is in counters and outbox, or cannot come there now."""
         if self._bringing_up is not None:
+            self._is_asked_for.set()
             await asyncio.wait([self._bringing_up], timeout=most_seconds)
+
+    async def _gathered(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_SECONDS):
+                await self._is_asked_for.wait()
 
     async def _bring_up_touched(self) -> None:
         try:
             while self._touched:
+                await self._gathered()
                 parts, self._touched, self._behind = self._touched, set(), 0
                 try:
                     await self._bring_up(parts)
@@ -179,6 +190,7 @@ class RedisStore:
             logger.warning("%s; counters and log take these events with the next ones", error)
         finally:
             self._bringing_up = None
+            self._is_asked_for.clear()
 
     async def _bring_up(self, parts: Iterable[int]) -> None:
         """Take the journals of these parts to the counters of items and to the outbox, until they are empty."""
