@@ -67,6 +67,14 @@ def test_every_item_is_found_with_what_each_source_says(catalogue: OpenCatalogue
     np.testing.assert_allclose(found.fused, fused, rtol=1e-5)
 
 
+def test_a_cosine_is_the_same_whoever_else_is_found(catalogue: OpenCatalogue) -> None:
+    found = retrieved(catalogue, query="red lamp", history=LIKED)
+    for item_id, cosine in zip(found.ids, found.scores["two-tower"], strict=True):
+        alone = retrieved(catalogue, query="red lamp", history=LIKED, exclude=[one for one in IDS if one != item_id])
+        assert alone.ids == [item_id]
+        assert alone.scores["two-tower"][0] == cosine
+
+
 def test_vectors_are_mixed_of_history_and_query(catalogue: OpenCatalogue, folder: Path) -> None:
     from tritonrank_recommend.catalogue.encoder import QueryEncoder
 

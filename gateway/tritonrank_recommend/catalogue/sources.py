@@ -20,7 +20,7 @@ from tritonrank_recommend.catalogue.layout import Facts
 from tritonrank_recommend.catalogue.lexical import Lexical, Postings, best, scores_at
 from tritonrank_recommend.catalogue.neighbours import NeighbourLists, Sums
 from tritonrank_recommend.catalogue.overlay import NO_SLOT, NO_VECTOR, Overlay
-from tritonrank_recommend.catalogue.vectors import EXACT_ITEMS, NOTHING, Nearest, Vectors, exact
+from tritonrank_recommend.catalogue.vectors import EXACT_ITEMS, NOTHING, Nearest, Vectors, dots, exact
 
 FIRST_LOOK = 1_000
 """Items of an order that are looked at first, when a filter may drop most of them."""
@@ -253,7 +253,7 @@ def two_tower_at(view: View, places: Places) -> Scores:
     user = view.user
     if user is None:
         return np.full(len(places), np.nan, dtype=np.float32)
-    return np.where(known, vectors @ user, np.float32(np.nan)).astype(np.float32)
+    return np.where(known, dots(vectors, user), np.float32(np.nan))
 
 
 def lexical_at(view: View, places: Places) -> Scores:
