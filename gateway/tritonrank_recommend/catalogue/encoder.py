@@ -98,7 +98,7 @@ class Towers:
                 liking = np.asarray(weights, dtype=np.float32)[::-1][: len(newest_first)]
                 by_recency = by_recency * np.maximum(liking, 0)
             if (total := float(by_recency.sum())) > 0:
-                mixed += (by_recency / total) @ newest_first
+                mixed += np.einsum("i,ij->j", by_recency / total, newest_first)  # not `@`, see vectors.dots
         if query is not None:
             mixed += self.query_weight * query
         length = float(np.linalg.norm(mixed))
