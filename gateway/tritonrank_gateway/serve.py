@@ -1,7 +1,8 @@
 """One process that serves both applications until it is told to stop.
 
 uvicorn rather than granian: two applications with one event loop, one backend and one set of metrics, and a caller who
-hangs up is seen.
+hangs up is seen. uvloop's turns are shorter than asyncio's, which shows in the slowest pages; HTTP stays with h11, which
+bounds headers.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
+import uvloop
 
 from tritonrank_gateway.app import create_app, create_metrics_app
 from tritonrank_gateway.certificates import ServerCertificates
@@ -38,7 +40,8 @@ def serve(settings: GatewaySettings) -> None:
         OSError: a port is taken.
     """
     _log_to_stdout()
-    asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
 
 
 async def _serve(settings: GatewaySettings) -> None:

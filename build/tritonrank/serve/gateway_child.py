@@ -27,7 +27,7 @@ from tritonrank.serve.running import RunningServer
 from tritonrank.serve.supervisor import tell
 
 PACKAGE = "tritonrank_gateway"
-NEEDED = (PACKAGE, "fastapi", "msgspec", "prometheus_client", "uvicorn")
+NEEDED = (PACKAGE, "fastapi", "msgspec", "prometheus_client", "uvicorn", "uvloop")
 INSTALL = "pip install 'tritonrank[gateway]'"
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
