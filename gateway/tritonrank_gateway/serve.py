@@ -1,8 +1,8 @@
 """One process that serves both applications until it is told to stop.
 
 uvicorn rather than granian: two applications with one event loop, one backend and one set of metrics, and a caller who
-hangs up is seen. uvloop's turns are shorter than asyncio's, which shows in the slowest pages; HTTP stays with h11, which
-bounds headers.
+hangs up is seen. uvloop's turns are shorter than asyncio's, which shows in the slowest pages; HTTP stays with h11,
+which bounds headers.
 """
 
 import asyncio
