@@ -2,9 +2,11 @@
 
 import asyncio
 import datetime
+import gc
 import json
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tritonrank_gateway.compose import compose_recommender
 from tritonrank_gateway.settings import GatewaySettings
 from tritonrank_recommend.engine import Recommender
 from tritonrank_recommend.engine.artifact_folder import ArtifactFolder
+from tritonrank_recommend.engine.memory import set_aside_what_is_open
 from tritonrank_recommend.engine.ranker import Scored
 from tritonrank_recommend.engine.wire import RecommendAnswer, RecommendRequest
 from tritonrank_recommend.stores.interface import ItemChange
@@ -37,6 +40,28 @@ async def until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def ids(answer: RecommendAnswer) -> set[str]:
     return {item.item_id for item in answer.items}
+
+
+async def test_a_catalogue_that_was_set_aside_from_garbage_collection_is_freed_when_it_is_replaced(
+    tmp_path: Path,
+) -> None:
+    folder = tiny_catalogue(tmp_path / "catalogue")
+    async with Recommender.open(catalogue=folder, ranker=LengthRanker()) as recommender:
+        before = recommender.parts.catalogue.opened
+        assert before is not None
+        vars(before)["itself"] = before  # so that only the collector can free it
+        gone = weakref.ref(before)
+        del before
+        set_aside_what_is_open()
+        try:
+            await asyncio.sleep(1.1)  # a manifest tells whole seconds
+            tiny_catalogue(tmp_path / "next", ITEMS[:30])
+            shutil.rmtree(folder)
+            (tmp_path / "next").rename(folder)
+            await until(lambda: gone() is None)
+            assert gc.get_freeze_count()
+        finally:
+            gc.unfreeze()
 
 
 async def test_the_next_catalogue_takes_over_with_the_changes_that_are_newer_than_it(tmp_path: Path) -> None:

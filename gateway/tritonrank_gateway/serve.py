@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import uvicorn
 import uvloop
+from tritonrank_recommend.engine.memory import set_aside_what_is_open
 
 from tritonrank_gateway.app import create_app, create_metrics_app
 from tritonrank_gateway.certificates import ServerCertificates
@@ -65,6 +66,7 @@ async def _serve(settings: GatewaySettings) -> None:
     looking = [asyncio.create_task(one.keep()) for one in certificates if one is not None]
     while not (main.started and side.started) and not stop.is_set() and not any(task.done() for task in running):
         await asyncio.sleep(0.01)
+    set_aside_what_is_open()
     _tell(settings, sockets)
     await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set():

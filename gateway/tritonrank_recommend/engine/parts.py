@@ -18,6 +18,7 @@ from tritonrank_recommend.blend.interface import Blend
 from tritonrank_recommend.catalogue.interface import Catalogue
 from tritonrank_recommend.engine.artifact_folder import ArtifactFolder
 from tritonrank_recommend.engine.live_items import LiveItems
+from tritonrank_recommend.engine.memory import set_aside_what_replaced_it
 from tritonrank_recommend.engine.remembered import KEEP_SECONDS, KEY, RememberedCatalogue
 from tritonrank_recommend.engine.rules import RulesFile
 from tritonrank_recommend.privacy import Privacy, read_privacy
@@ -135,6 +136,7 @@ class Upkeep:
                 LOG.warning("the store does not answer; changes of items are taken when it does")
         parts.catalogue.opened = catalogue
         await self._remember()
+        set_aside_what_replaced_it()
 
     async def _remember(self) -> None:
         parts, loop = self._parts, asyncio.get_running_loop()

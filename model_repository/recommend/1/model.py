@@ -86,6 +86,7 @@ class TritonPythonModel:
 
     def _open(self):
         from tritonrank_recommend.engine import Recommender
+        from tritonrank_recommend.engine.memory import set_aside_what_is_open
 
         if self.events_log and not self.store:
             raise ValueError("a training log needs a store: set TRITONRANK_STORE beside TRITONRANK_EVENTS_LOG")
@@ -103,6 +104,7 @@ class TritonPythonModel:
             if recommender.parts.store is not None:
                 self.metrics.watch(recommender.parts.store)
             await recommender.start()
+            set_aside_what_is_open()
             return recommender
 
         if not self.thread.is_alive():
