@@ -34,9 +34,7 @@ def played(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
     }  # a random encoder; the rules have their own tests
     file = root / "shop.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    study = run_study(
-        StudySettings(file, SHOP, night="learn", swap=0.5, candidates=20, draws=60), root / "study", print
-    )
+    study = run_study(StudySettings(file, SHOP, night="learn", swap=0.5, candidates=20), root / "study", print)
     return study, root / "study"
 
 

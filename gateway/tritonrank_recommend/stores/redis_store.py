@@ -114,6 +114,8 @@ class RedisStore:
 
     async def close(self) -> None:
         await self._settled(ANSWER_SECONDS)
+        if self._bringing_up is not None:
+            self._bringing_up.cancel()  # the journals keep what is left
         await self._connection.close()
 
     # Events and profiles
