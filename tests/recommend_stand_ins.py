@@ -70,12 +70,12 @@ class StandInCatalogue:
             raise self.failure()
         excluded = set(wish.exclude)
         ids = [one for one, of in self.items.items() if one not in excluded and meets(of, wish.filters)]
-        return candidates_of(ids[: wish.size])
+        return candidates_of(ids[: wish.size], self.items)
 
     def similar(self, item_id: str, size: int, filters: Filters) -> Candidates:
         brand = self.items[item_id]["brand"]
         fitting = [one for one, of in self.items.items() if of["brand"] == brand and one != item_id]
-        return candidates_of([one for one in fitting if meets(self.items[one], filters)][:size])
+        return candidates_of([one for one in fitting if meets(self.items[one], filters)][:size], self.items)
 
     def apply(self, changes: Sequence[ItemChange]) -> None:
         for change in changes:
@@ -85,8 +85,9 @@ class StandInCatalogue:
                 self.items[change.item_id] = change.fields
 
 
-def candidates_of(ids: list[str]) -> Candidates:
-    """Candidates that the source of popular items brought."""
+def candidates_of(ids: list[str], items: Mapping[str, Mapping[str, FieldValue]] | None = None) -> Candidates:
+    """Candidates that the source of popular items brought; ``items`` has their fields."""
+    fields = [(items or {}).get(one, {}) for one in ids]
     places = np.arange(len(ids), dtype=np.int32)
     return Candidates(
         ids=ids,
@@ -95,6 +96,8 @@ def candidates_of(ids: list[str]) -> Candidates:
         scores={name: np.full(len(ids), np.nan, np.float32) for name in SOURCES},
         popularity=np.linspace(1, 0, len(ids), dtype=np.float32),
         age_days=places.astype(np.float32),
+        texts=[str(of.get("title", "")) for of in fields],
+        fields=fields,
     )
 
 

@@ -32,6 +32,8 @@ def candidates(size: int, seed: int = 0) -> Candidates:
         {"ease": ease},
         random.random(size).astype(np.float32) * 9,
         np.full(size, np.nan, dtype=np.float32),
+        [""] * size,
+        [{"price": price} for price in random.random(size).tolist()],
     )
 
 
@@ -58,7 +60,7 @@ def lists(count: int, *, seed: int = 1, size: int = 40) -> list[BlendList]:
         logits = random.normal(size=size).astype(np.float32)
         logits[positive] += 0.5
         found.scores["ease"][positive] += 2.5
-        features = feature_matrix(NAMES, found, logits, [{"price": random.random()} for _ in range(size)])
+        features = feature_matrix(NAMES, found, logits)
         moment = Moment(f"u{number}:3", "", [], [], f"i{positive}", 0.0)
         made.append(BlendList(moment, found.ids, features, logits, positive))
     return made
@@ -67,8 +69,8 @@ def lists(count: int, *, seed: int = 1, size: int = 40) -> list[BlendList]:
 def test_features_are_what_their_names_say() -> None:
     found = candidates(4)
     logits = np.array([1.0, 3.0, 1.0, 3.0], dtype=np.float32)
-    fields = [{"price": 2.5}, {"price": "7"}, {"price": "seven"}, None]
-    matrix = feature_matrix(NAMES, found, logits, fields)
+    found.fields[:] = [{"price": 2.5}, {"price": "7"}, {"price": "seven"}, {}]
+    matrix = feature_matrix(NAMES, found, logits)
     by_name = dict(zip(NAMES, matrix.T, strict=True))
     np.testing.assert_allclose(by_name["ranker"], logits)
     np.testing.assert_allclose(by_name["ranker.z"], [-1, 1, -1, 1])
@@ -81,23 +83,23 @@ def test_features_are_what_their_names_say() -> None:
 
 
 def test_equal_scores_have_no_z_score() -> None:
-    matrix = feature_matrix(["ranker.z"], candidates(3), np.full(3, 0.1, dtype=np.float32), [None] * 3)
+    matrix = feature_matrix(["ranker.z"], candidates(3), np.full(3, 0.1, dtype=np.float32))
     assert (matrix == 0).all()
 
 
 def test_what_is_for_new_users_alone_is_nothing_for_others() -> None:
     names = ["popularity.z", "popularity.z.cold", "fused.cold"]
     found, logits = candidates(4), np.zeros(4, dtype=np.float32)
-    with_history = feature_matrix(names, found, logits, [None] * 4)
+    with_history = feature_matrix(names, found, logits)
     assert (with_history[:, 1:] == 0).all()
     nobody = dataclasses.replace(found, scores={"ease": np.full(4, np.nan, dtype=np.float32)})
-    cold = feature_matrix(names, nobody, logits, [None] * 4)
+    cold = feature_matrix(names, nobody, logits)
     np.testing.assert_array_equal(cold[:, 1], with_history[:, 0])
     np.testing.assert_array_equal(cold[:, 2], found.fused)
 
 
 def test_a_source_that_was_not_asked_is_not_known() -> None:
-    matrix = feature_matrix(["rank.lexical", "score.lexical"], candidates(3), np.zeros(3, dtype=np.float32), [None] * 3)
+    matrix = feature_matrix(["rank.lexical", "score.lexical"], candidates(3), np.zeros(3, dtype=np.float32))
     assert np.isnan(matrix).all()
 
 
@@ -202,6 +204,6 @@ def test_200_candidates_take_a_millisecond(tmp_path: Path, method: str) -> None:
     took = []
     for _ in range(50):
         begun = time.thread_time()
-        blend.score(blend.features(found, logits, [{"price": 1.0}] * 200))
+        blend.score(blend.features(found, logits))
         took.append(time.thread_time() - begun)
     assert sorted(took)[25] < 0.002

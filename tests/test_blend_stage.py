@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -121,7 +122,11 @@ def test_levels_are_those_of_the_first_candidates_ranked_and_the_rest_behind() -
     moment = Moment("u:1", "", [], [], "i59", 0.0)
     catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
     ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
-    blend = Mock(names=("ranker",), method="linear", score=lambda features: np.nan_to_num(features[:, 0], nan=0.0))
+    blend = Mock(
+        features=lambda _, logits: logits[:, None],
+        method="linear",
+        score=lambda features: np.nan_to_num(features[:, 0], nan=0.0),
+    )
     blend.first_order.return_value = None
     found, gate = measure_levels(catalogue, ranker, blend, [moment], [], {})
     assert gate is None
@@ -136,9 +141,10 @@ def test_the_blend_orders_what_was_not_ranked_where_that_is_better() -> None:
     moment = Moment("u:1", "", [], [], "i59", 0.0)
     catalogue = Mock(retrieve=lambda wish: candidates_of([f"i{number}" for number in range(200)]))
     ranker = Mock(score=lambda name, query, history, items: np.zeros(len(items), np.float32))
+    by_popularity = partial(feature_matrix, ["rank.popular"])
     for method, expected in (("linear", 1.0), ("lambdamart", 0.0)):
         # Of the 60th place alone the mark is found, wherever the list ends.
-        blend = Mock(names=("rank.popular",), method=method, score=lambda features: -abs(features[:, 0] - 1 / 119))
+        blend = Mock(features=by_popularity, method=method, score=lambda features: -abs(features[:, 0] - 1 / 119))
         blend.first_order.return_value = None
         found, _ = measure_levels(catalogue, ranker, blend, [moment], [], {})
         assert found.blend_orders_rest == (method == "linear")
@@ -152,7 +158,11 @@ def test_lists_of_which_the_first_are_ranked_pass_a_gate(ranked: int, passes: bo
     tested = [Moment(f"u{number}:1", "", [], [], ("i59", "i0")[number % 2], 0.0) for number in range(80)]
     catalogue = Mock(retrieve=lambda wish: candidates_of(ids))
     ranker = Mock(score=lambda name, query, history, items: np.array([item == "i59" for item in items], np.float32))
-    blend = Mock(names=("ranker",), method="linear", score=lambda features: np.nan_to_num(features[:, 0], nan=0.0))
+    blend = Mock(
+        features=lambda _, logits: logits[:, None],
+        method="linear",
+        score=lambda features: np.nan_to_num(features[:, 0], nan=0.0),
+    )
     blend.first_order.return_value = None
     levels, gate = measure_levels(catalogue, ranker, blend, tested, [], {}, ranked, 0.01)
     assert levels.ranked == ranked
@@ -169,12 +179,17 @@ def test_the_whole_is_judged_as_it_is_served(blended: Workspace) -> None:
     ids = [f"i{number}" for number in range(200)]
     candidates, logits = candidates_of(ids), np.arange(200, dtype=np.float32)
     one = blend_list(Moment("u:1", "", [], [], "i59", 0.0), candidates, logits[:, None], logits)
-    blend = Mock(names=("ranker",), ranked=60, orders_unranked=False, score=lambda features: features[:, 0])
+    blend = Mock(
+        features=lambda _, logits: logits[:, None],
+        ranked=60,
+        orders_unranked=False,
+        score=lambda features: features[:, 0],
+    )
     blend.first_order.return_value = None
-    served = served_order(Mock(), blend, one)
+    served = served_order(blend, one)
     assert served == [*reversed(ids[:60]), *ids[60:]]
     blend.orders_unranked, blend.score = True, lambda features: np.nan_to_num(features[:, 0], nan=30.5)
-    assert served_order(Mock(), blend, one)[:30] == [*ids[59:30:-1], ids[60]]
+    assert served_order(blend, one)[:30] == [*ids[59:30:-1], ids[60]]
 
 
 def test_a_first_stage_says_what_the_ranker_reads(blended: Workspace, recipe: Recipe, tmp_path: Path) -> None:
@@ -185,7 +200,7 @@ def test_a_first_stage_says_what_the_ranker_reads(blended: Workspace, recipe: Re
     for moment in with_cold(moments(blended.dataset, "validation", most=200, seed=1)):
         candidates = catalogue.retrieve(moment.wish(sources=sources))
         logits = np.random.default_rng(1).normal(size=len(candidates.ids)).astype(np.float32)
-        features = feature_matrix(names, candidates, logits, [None] * len(logits))
+        features = feature_matrix(names, candidates, logits)
         lists.append(blend_list(moment, candidates, features, logits))
     file = learn_first_stage(lists, names, [], [], 1)
     assert file is not None

@@ -109,6 +109,19 @@ def test_neighbours_are_summed_over_the_history(catalogue: OpenCatalogue) -> Non
         assert (both.scores[source] > 0).any()
 
 
+def test_of_many_items_neighbours_are_summed_as_of_few(
+    catalogue: OpenCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists beside a large catalogue are sorted, others are added to an array of all items: to the bit the same."""
+    few = retrieved(catalogue, history=LIKED)
+    monkeypatch.setattr("tritonrank_recommend.catalogue.neighbours.SPARSE", 0)
+    many = retrieved(catalogue, history=LIKED)
+    assert many.ids == few.ids
+    for source in ("knn", "ease", "next"):
+        np.testing.assert_array_equal(many.scores[source], few.scores[source])
+        np.testing.assert_array_equal(many.ranks[source], few.ranks[source])
+
+
 def test_a_catalogue_of_an_older_build_answers_without_what_comes_next(folder: Path, tmp_path: Path) -> None:
     old = tmp_path / "catalogue"
     shutil.copytree(folder, old)
@@ -367,7 +380,7 @@ def test_a_changed_file_is_found_by_its_hash(folder: Path, tmp_path: Path) -> No
 def test_candidates_are_what_the_contract_says(catalogue: OpenCatalogue) -> None:
     found = retrieved(catalogue, query="red lamp", history=LIKED)
     assert {field.name for field in dataclasses.fields(found)} == {
-        "ids", "fused", "ranks", "scores", "popularity", "age_days", "missing"
+        "ids", "fused", "ranks", "scores", "popularity", "age_days", "texts", "fields", "missing"
     }  # fmt: skip
     assert found.fused.dtype == found.popularity.dtype == found.age_days.dtype == np.float32
     assert {values.dtype for values in found.ranks.values()} == {np.dtype(np.int32)}

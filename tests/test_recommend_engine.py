@@ -304,10 +304,10 @@ class Blend:
             raise RuntimeError("torn")
         return self.first
 
-    def features(self, candidates: Any, logits: Any, fields: Any) -> Any:
+    def features(self, candidates: Any, logits: Any) -> Any:
         if self.fails:
             raise RuntimeError("torn")
-        assert len(fields) == len(logits) == len(candidates.ids)
+        assert len(candidates.fields) == len(logits) == len(candidates.ids)
         return logits[:, None]
 
     def score(self, features: Any) -> Any:

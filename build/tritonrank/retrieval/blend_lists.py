@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from tritonrank_recommend.blend.features import FIELD, feature_matrix
+from tritonrank_recommend.blend.features import feature_matrix
 from tritonrank_recommend.catalogue.interface import Candidates, Catalogue, Liked, Source, Wish
 
 from tritonrank.data.negatives import stable_hash
@@ -142,18 +142,9 @@ def make_lists(
     for moment in track(found, title):
         candidates = catalogue.retrieve(moment.wish(sources=sources))
         logits = ranker.score(moment.example_id, moment.query, moment.history_ids, candidates.ids)
-        lists.append(blend_list(moment, candidates, features_of(catalogue, names, candidates, logits), logits))
+        lists.append(blend_list(moment, candidates, feature_matrix(names, candidates, logits), logits))
     ranker.save()
     return lists
-
-
-def features_of(
-    catalogue: Catalogue, names: Sequence[str], candidates: Candidates, logits: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """[candidates, names], made as the gateway makes them."""
-    has_fields = any(name.startswith(FIELD) for name in names)
-    fields = catalogue.fields(candidates.ids) if has_fields else [None] * len(candidates.ids)
-    return feature_matrix(names, candidates, logits, fields)
 
 
 def _moments(events: pl.DataFrame, split: str) -> Iterator[Moment]:

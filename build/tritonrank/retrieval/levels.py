@@ -22,7 +22,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.gate import Drop, paired_drop
 from tritonrank.judge.metrics import ranking
 from tritonrank.recipe import Recipe
-from tritonrank.retrieval.blend_lists import CANDIDATES, BlendList, Moment, features_of
+from tritonrank.retrieval.blend_lists import CANDIDATES, BlendList, Moment
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.rankings import accuracy, places_of
 from tritonrank.system.progress import track
@@ -67,8 +67,8 @@ def measure_levels(
             candidates = taken(candidates, order)
         logits = ranker.score(moment.example_id, moment.query, moment.history_ids, candidates.ids)
         for depth in depths:
-            lists[False][depth].append(_with_rest(catalogue, blend, candidates, logits, depth))
-            lists[True][depth].append(_blended(catalogue, blend, candidates, logits, depth))
+            lists[False][depth].append(_with_rest(blend, candidates, logits, depth))
+            lists[True][depth].append(_blended(blend, candidates, logits, depth))
     values = {
         way: {depth: accuracy(places_of(found, tested))[METRIC] for depth, found in of.items()}
         for way, of in lists.items()
@@ -106,19 +106,17 @@ def rung_shares(recipe: Recipe, workspace: Workspace) -> dict[str, float]:
     return {name: round(value / served, 5) for name, value in measured.items()} if served > 0 else {}
 
 
-def served_order(catalogue: Catalogue, blend: Blend, one: BlendList) -> list[str]:
+def served_order(blend: Blend, one: BlendList) -> list[str]:
     """Ids as the gateway has them where the ranker reads the first ``blend.ranked`` candidates alone."""
     order = _blended if blend.orders_unranked else _with_rest
     assert one.candidates is not None, "a list that was made here"
     candidates, logits = one.candidates, one.logits
     if (places := blend.first_order(candidates)) is not None:
         candidates, logits = taken(candidates, places), logits[places]
-    return order(catalogue, blend, candidates, logits, blend.ranked or FULL)
+    return order(blend, candidates, logits, blend.ranked or FULL)
 
 
-def _with_rest(
-    catalogue: Catalogue, blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int
-) -> list[str]:
+def _with_rest(blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int) -> list[str]:
     """Ids: the first ``depth`` as the blend has them, and behind them the rest as retrieval has it."""
     ids, depth = candidates.ids, min(depth, len(candidates.ids))
     rest = depth + np.argsort(-candidates.fused[depth:], kind="stable")
@@ -126,14 +124,12 @@ def _with_rest(
     if not depth:
         return behind
     head = only(candidates, np.arange(len(ids)) < depth)
-    scores = blend.score(features_of(catalogue, blend.names, head, logits[:depth]))
+    scores = blend.score(blend.features(head, logits[:depth]))
     return [*(ids[place] for place in ranking(scores)), *behind]
 
 
-def _blended(
-    catalogue: Catalogue, blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int
-) -> list[str]:
+def _blended(blend: Blend, candidates: Candidates, logits: NDArray[np.float32], depth: int) -> list[str]:
     """Ids as the blend has them, which knows the ranker's logits of the first ``depth`` alone."""
     known = np.where(np.arange(len(logits)) < depth, logits, np.nan).astype(np.float32)
-    scores = blend.score(features_of(catalogue, blend.names, candidates, known))
+    scores = blend.score(blend.features(candidates, known))
     return [candidates.ids[place] for place in ranking(scores)]

@@ -23,7 +23,7 @@ from tritonrank.data.splits import TEST
 from tritonrank.errors import ArtifactError, DataError
 from tritonrank.judge.metrics import interval, ndcg, ranking
 from tritonrank.recipe import Recipe
-from tritonrank.retrieval.blend_lists import BlendList, Moment, features_of, make_lists, moments, withheld
+from tritonrank.retrieval.blend_lists import BlendList, Moment, make_lists, moments, withheld
 from tritonrank.retrieval.counts import following_matrix, likes, sequences
 from tritonrank.retrieval.levels import served_order
 from tritonrank.retrieval.ranker_scores import RankerScores
@@ -134,7 +134,7 @@ def full_catalogue(
     rankings[RANKED] = [_by(one, one.logits) for one in lists]
     rankings[BLEND] = [_by(one, blend.score(one.features)) for one in lists]
     if blend.ranked:
-        rankings[FIRST.format(blend.ranked)] = [served_order(catalogue, blend, one) for one in lists]
+        rankings[FIRST.format(blend.ranked)] = [served_order(blend, one) for one in lists]
     parts = segments(found, known)
     return {
         "users": len(found),
@@ -240,7 +240,7 @@ def _sampled_scores(
     order = np.array([place[item] for item in found.ids], dtype=np.int64)
     fused, blended = np.full(len(place), -np.inf), np.full(len(place), -np.inf)
     fused[order] = found.fused
-    blended[order] = blend.score(features_of(catalogue, blend.names, found, logits[order]))
+    blended[order] = blend.score(blend.features(found, logits[order]))
     return fused, blended
 
 

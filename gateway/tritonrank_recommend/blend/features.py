@@ -14,7 +14,7 @@ The same code makes them when a blend is learnt and when it serves. NaN is: not 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,29 +44,28 @@ def known_feature(name: str) -> bool:
     )
 
 
-def feature_matrix(
-    names: Sequence[str],
-    candidates: Candidates,
-    logits: NDArray[np.float32],
-    fields: Sequence[Mapping[str, FieldValue] | None],
-) -> NDArray[np.float32]:
+def feature_matrix(names: Sequence[str], candidates: Candidates, logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """[candidates, names] float32; NaN is: not known."""
-    matrix = np.empty((len(candidates.ids), len(names)), dtype=np.float32)
+    matrix = np.zeros((len(names), len(candidates.ids)), dtype=np.float32)
     made: dict[str, Column] = {RANKER: np.asarray(logits, dtype=np.float32)}
     is_cold = all(np.isnan(candidates.scores[source]).all() for source in OF_HISTORY if source in candidates.scores)
+    scaled: list[int] = []
     for number, name in enumerate(names):
         if name.endswith(COLD) and not is_cold:
-            matrix[:, number] = 0.0
-            continue
+            continue  # 0
         own = name.removesuffix(COLD)
         plain = own.removesuffix(Z)
         if plain not in made:
-            made[plain] = _column(plain, candidates, fields)
-        matrix[:, number] = _z_scores(made[plain]) if own.endswith(Z) else made[plain]
-    return matrix
+            made[plain] = _column(plain, candidates)
+        matrix[number] = made[plain]
+        if own.endswith(Z):
+            scaled.append(number)
+    if scaled:
+        matrix[scaled] = _z_scores(matrix[scaled])
+    return matrix.T
 
 
-def _column(name: str, candidates: Candidates, fields: Sequence[Mapping[str, FieldValue] | None]) -> Column:
+def _column(name: str, candidates: Candidates) -> Column:
     if name in _PLAIN:
         return _PLAIN[name](candidates)
     kind, _, rest = name.partition(".")
@@ -79,7 +78,7 @@ def _column(name: str, candidates: Candidates, fields: Sequence[Mapping[str, Fie
     if f"{kind}." == SCORE:
         scores = candidates.scores.get(rest)
         return _unknown(candidates) if scores is None else np.asarray(scores, dtype=np.float32)
-    return np.array([_number((of or {}).get(rest)) for of in fields], dtype=np.float32)
+    return np.array([_number(of.get(rest)) for of in candidates.fields], dtype=np.float32)
 
 
 def _number(value: FieldValue) -> float:
@@ -95,18 +94,18 @@ def _unknown(candidates: Candidates) -> Column:
     return np.full(len(candidates.ids), np.nan, dtype=np.float32)
 
 
-def _z_scores(values: Column) -> Column:
-    """0 where all are equal; what is not known stays so."""
-    known = np.isfinite(values)
-    if not known.any():
-        return values
-    chosen = values[known].astype(np.float64)
-    spread = chosen.std()
-    middle = chosen.mean()
+def _z_scores(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[features, candidates] of each row; 0 where all are equal, and what is not known stays so."""
+    known = np.isfinite(rows)
+    counts = np.maximum(known.sum(axis=1, keepdims=True), 1)
+    values = rows.astype(np.float64)
+    middle = np.where(known, values, 0.0).sum(axis=1, keepdims=True) / counts
+    apart = np.where(known, values - middle, 0.0)
+    spread = np.sqrt(np.square(apart).sum(axis=1, keepdims=True) / counts)
     # Rounding alone gives equal values a spread of this size.
-    if spread <= 1e-6 * (abs(middle) + 1e-12):
-        return np.asarray(np.where(known, 0.0, values), dtype=np.float32)
-    return np.asarray((values - middle) / spread, dtype=np.float32)
+    is_one_value = spread <= 1e-6 * (np.abs(middle) + 1e-12)
+    scaled = apart / np.where(is_one_value, np.inf, spread)
+    return np.asarray(np.where(known, scaled, rows), dtype=np.float32)
 
 
 def _log(values: NDArray[np.float32]) -> Column:

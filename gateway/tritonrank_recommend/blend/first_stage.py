@@ -36,9 +36,8 @@ class FirstStage:
 
     def order(self, candidates: Candidates) -> NDArray[np.int64]:
         """[candidates] their places in retrieval's order, best first; equal ones stay as they are."""
-        count = len(candidates.ids)
-        unread = np.full(count, np.nan, dtype=np.float32)
-        scores = self._model.score(feature_matrix(self._names, candidates, unread, [None] * count))
+        unread = np.full(len(candidates.ids), np.nan, dtype=np.float32)
+        scores = self._model.score(feature_matrix(self._names, candidates, unread))
         return np.argsort(-scores, kind="stable")
 
 

@@ -1,13 +1,11 @@
 """What the rest needs of a blend."""
 
-from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritonrank_recommend.catalogue.interface import Candidates
-from tritonrank_recommend.stores.interface import FieldValue
 
 
 class Blend(Protocol):
@@ -24,18 +22,12 @@ class Blend(Protocol):
     def first_order(self, candidates: Candidates) -> NDArray[np.int64] | None:
         """[candidates] places, in the order in which the ranker is to read them; None: as retrieval has them."""
 
-    def features(
-        self,
-        candidates: Candidates,
-        logits: NDArray[np.float32],
-        fields: Sequence[Mapping[str, FieldValue] | None],
-    ) -> NDArray[np.float32]:
+    def features(self, candidates: Candidates, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """[candidates, features]; the same when it is learnt and when it serves. NaN is: not known.
 
         Args:
             candidates: as retrieval gave them.
             logits: the ranker's, one per candidate.
-            fields: of the items, for numeric ones.
         """
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ manifest.json   of the artifact: its id, hashes of the files
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,6 @@ from tritonrank_recommend.blend.levels import open_levels
 from tritonrank_recommend.blend.models import Linear, LinearModel, Model, TreeModel
 from tritonrank_recommend.blend.verified import AGAIN, BlendError, Manifest, decoded, read_manifest, verified
 from tritonrank_recommend.catalogue.interface import Candidates
-from tritonrank_recommend.stores.interface import FieldValue
 
 BLEND_FILE = "blend.json"
 TREES_FILE = "trees.txt"
@@ -73,13 +72,8 @@ class ServedBlend:
     def first_order(self, candidates: Candidates) -> NDArray[np.int64] | None:
         return self._first.order(candidates) if self._first is not None and candidates.ids else None
 
-    def features(
-        self,
-        candidates: Candidates,
-        logits: NDArray[np.float32],
-        fields: Sequence[Mapping[str, FieldValue] | None],
-    ) -> NDArray[np.float32]:
-        return feature_matrix(self.names, candidates, logits, fields)
+    def features(self, candidates: Candidates, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        return feature_matrix(self.names, candidates, logits)
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._model.score(features) if len(features) else np.zeros(0, dtype=np.float32)

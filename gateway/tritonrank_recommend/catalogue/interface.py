@@ -64,6 +64,7 @@ class Candidates:
             two-tower score every candidate, whoever brought it, because the blend wants to know.
         popularity: decayed popularity, [n] float32.
         age_days: since the item was first seen, [n] float32; NaN where that is not known.
+        texts, fields: of the items, as they were when these were found; see ``Catalogue``.
         missing: sources that were asked and could not answer, with the reason.
     """
 
@@ -73,6 +74,8 @@ class Candidates:
     scores: Mapping[str, NDArray[np.float32]]
     popularity: NDArray[np.float32]
     age_days: NDArray[np.float32]
+    texts: list[str]
+    fields: list[Mapping[str, FieldValue]]
     missing: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from tritonrank_recommend.catalogue.layout import Files
 
+SPARSE = 64
+"""Items per entry of the lists at hand, beyond which sorting the entries is less work than a sum for every item."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sums:
@@ -47,6 +50,13 @@ class NeighbourLists:
         if not sum(map(len, lists)):
             return Sums(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
         weights = [self._weights[begin:end] * factor for begin, end, factor in zip(begins, ends, factors, strict=True)]
-        found, inverse = np.unique(np.concatenate(lists), return_inverse=True)
-        scores = np.bincount(inverse, weights=np.concatenate(weights), minlength=len(found))
+        entries, added = np.concatenate(lists), np.concatenate(weights)
+        if (items := len(self._starts) - 1) <= SPARSE * len(entries):
+            is_found = np.zeros(items, dtype=bool)
+            is_found[entries] = True
+            found = np.flatnonzero(is_found)
+            scores = np.bincount(entries, weights=added, minlength=items)[found]
+        else:
+            found, inverse = np.unique(entries, return_inverse=True)
+            scores = np.bincount(inverse, weights=added, minlength=len(found))
         return Sums(found.astype(np.int64), scores.astype(np.float32))

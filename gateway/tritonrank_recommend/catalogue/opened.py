@@ -192,15 +192,18 @@ class OpenCatalogue:
             except Exception as error:  # noqa: BLE001 - one source's fault must not cost the others' answers
                 missing[source] = f"{type(error).__name__}: {error}"
         places, fused, ranks = fuse(lists, self.facts.weights, size)
-        shown = {name: _at(places, lists[name], scores[name]) for name in lists}
+        shown = {name: _at(ranks[name], scores[name]) for name in lists}
         shown |= self._scores_of_all(view, places)
+        rows = self._rows(view.overlay, places)
         return Candidates(
-            ids=[row.id for row in self._rows(view.overlay, places)],
+            ids=[row.id for row in rows],
             fused=fused,
             ranks=ranks,
             scores=shown,
             popularity=sources.popularity_at(view, places),
             age_days=((now - sources.first_seen_at(view, places)) / DAY).astype(np.float32),
+            texts=[row.text for row in rows],
+            fields=[row.fields for row in rows],
             missing=missing,
         )
 
@@ -227,6 +230,8 @@ class OpenCatalogue:
         return new | self._parts.items.places(name for name in ids if name not in new)
 
     def _rows(self, overlay: Overlay, places: NDArray[np.int64]) -> list[Row]:
+        if not overlay.slots:
+            return self._parts.items.rows(places.tolist())
         slots = overlay.slots_of(places).tolist()
         base = [place for place, slot in zip(places.tolist(), slots, strict=True) if slot == NO_SLOT]
         rows = iter(self._parts.items.rows(base))
@@ -378,9 +383,11 @@ def _array(places: Sequence[int]) -> NDArray[np.int64]:
     return np.array(places, dtype=np.int64)
 
 
-def _at(places: NDArray[np.int64], found: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[places] the scores of those that a source brought; NaN of others."""
-    shown = np.full(len(places), np.nan, dtype=np.float32)
-    _, here, there = np.intersect1d(places, found, assume_unique=True, return_indices=True)
-    shown[here] = scores[there]
-    return shown
+def _at(ranks: NDArray[np.int32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[candidates] the scores of those that a source brought; NaN of others.
+
+    Args:
+        ranks: [candidates] in the source's list, -1 where it is not on it.
+        scores: [ranks] of the list.
+    """
+    return np.append(scores, np.float32(np.nan))[ranks]  # -1 is the last

@@ -78,15 +78,24 @@ class View:
     depth: int
     wanted: Scores | None = None
 
-    def admitted(self, places: Places) -> NDArray[np.bool_]:
-        """Whether items may come back: not removed, not excluded, and the filters admit them."""
-        fine = ~self.overlay.is_removed(places)
+    @cached_property
+    def _may_come(self) -> NDArray[np.bool_]:
+        """[places + 1] see ``admitted``; the last stands for what came after this was looked at."""
+        fine = np.append(~self.overlay.removed(), False)
         if self.mask is not None:
-            known = places < len(self.mask)  # what came after the filters were looked at waits for the next request
-            fine &= known
-            fine[known] &= self.mask[places[known]]
-        if len(self.exclude):
-            fine &= ~np.isin(places, self.exclude)
+            known = min(len(self.mask), len(fine))
+            fine[:known] &= self.mask[:known]
+            fine[known:] = False
+        fine[self.exclude] = False
+        return fine
+
+    def admitted(self, places: Places) -> NDArray[np.bool_]:
+        """Whether items may come back: not removed, not excluded, and the filters admit them.
+
+        What came since the first source asked waits for the next request.
+        """
+        last = len(self._may_come) - 1
+        fine: NDArray[np.bool_] = self._may_come[np.minimum(places, last)]
         return fine
 
     def first(self, places: Places, scores: Scores) -> Nearest:
@@ -168,7 +177,7 @@ def vectors_at(parts: Parts, overlay: Overlay, places: Places) -> tuple[Scores, 
     known = np.zeros(len(places), dtype=bool)
     if parts.vectors is not None:
         base = of_base & (places < overlay.items)
-        vectors[base] = parts.vectors.rows[places[base]]
+        vectors[base] = parts.vectors.at(places[base])
         known |= base
     rows = np.where(of_base, NO_VECTOR, overlay.vector_row.rows[np.maximum(slots, 0)] if overlay.slots else NO_VECTOR)
     later = rows != NO_VECTOR

@@ -79,12 +79,9 @@ def listed(heard: Heard, rules: Rules, situation: Situation, bounds: Bounds) -> 
         situation: of the request.
         bounds: what it must keep to.
     """
-    candidates, catalogue = heard.found.candidates, heard.found.catalogue
-    ids = list(candidates.ids)
-    wants_blend = heard.order == "blend" and _can_blend(heard)
-    needs_fields = wants_blend or rules.reads_fields
-    fields: list[Fields | None] = list(catalogue.fields(ids)) if needs_fields else [None] * len(ids)
-    scores, artifact, problem = _scores(heard, fields if wants_blend else [])
+    candidates = heard.found.candidates
+    ids, fields = list(candidates.ids), list(candidates.fields)
+    scores, artifact, problem = _scores(heard)
     raised = boosted(scores, fields, rules.boost, situation)
     order = np.argsort(-raised, kind="stable").tolist()
     ages = candidates.age_days.tolist()
@@ -125,7 +122,7 @@ def blend_parts(heard: Heard, item_ids: Sequence[str]) -> BlendParts | None:
     ids = blended.ids
     number_of = {item_id: number for number, item_id in enumerate(ids)}
     try:
-        features = heard.blend.features(blended, logits, heard.found.catalogue.fields(ids))
+        features = heard.blend.features(blended, logits)
         parts = heard.blend.parts(features)
     except Exception:
         LOG.exception("the blend %s failed", heard.blend.artifact)
@@ -135,7 +132,7 @@ def blend_parts(heard: Heard, item_ids: Sequence[str]) -> BlendParts | None:
     return BlendParts(heard.blend.names, np.array(rows, dtype=np.float32).reshape(len(rows), len(nothing)))
 
 
-def _scores(heard: Heard, fields: list[Fields | None]) -> tuple[NDArray[np.float32], str, str]:
+def _scores(heard: Heard) -> tuple[NDArray[np.float32], str, str]:
     """Scores, the artifact of the blend that gave them, and what was wrong with it."""
     fused = heard.found.candidates.fused
     plain = fused if heard.logits is None or heard.order == "retrieval" else with_rest(heard.logits, fused)
@@ -143,7 +140,7 @@ def _scores(heard: Heard, fields: list[Fields | None]) -> tuple[NDArray[np.float
         return plain, "", ""
     blended, logits = _blended(heard, heard.blend)
     try:
-        features = heard.blend.features(blended, logits, fields[: len(logits)])
+        features = heard.blend.features(blended, logits)
         scores = np.asarray(heard.blend.score(features), dtype=np.float32)
     # Whatever is wrong with it: the ranker's order is a good one, too.
     except Exception:

@@ -45,11 +45,11 @@ class RememberedCatalogue:
     def of(cls, catalogue: Catalogue, filters: Filters, now: float) -> "RememberedCatalogue":
         """The popular items of a catalogue that works."""
         found = catalogue.retrieve(Wish(filters=filters, size=MOST_REMEMBERED, sources=("popular",), now=now))
-        texts, fields = catalogue.texts(found.ids), catalogue.fields(found.ids)
         return cls(
             RememberedItem(item_id, text, dict(of), float(popularity))
-            for item_id, text, of, popularity in zip(found.ids, texts, fields, found.popularity, strict=True)
-            if text is not None and of is not None
+            for item_id, text, of, popularity in zip(
+                found.ids, found.texts, found.fields, found.popularity, strict=True
+            )
         )
 
     @classmethod
@@ -92,6 +92,8 @@ class RememberedCatalogue:
             scores={name: np.full(len(fitting), np.nan, np.float32) for name in SOURCES},
             popularity=np.array([item.popularity for item in fitting], np.float32),
             age_days=np.full(len(fitting), np.nan, np.float32),
+            texts=[item.text for item in fitting],
+            fields=[item.fields for item in fitting],
         )
 
     def similar(self, item_id: str, size: int, filters: Filters) -> Candidates:

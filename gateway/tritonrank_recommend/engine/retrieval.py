@@ -1,4 +1,4 @@
-"""Candidates with their texts out of the catalogue, or out of what is remembered of it when it fails."""
+"""Candidates out of the catalogue, or out of what is remembered of it when it fails."""
 
 import dataclasses
 import logging
@@ -22,14 +22,12 @@ class Found:
     """What was retrieved.
 
     Attributes:
-        candidates: best first, as retrieval or a blend's first stage has them; each is in the catalogue.
-        texts: of each, as the ranker reads it.
+        candidates: best first, as retrieval or a blend's first stage has them.
         catalogue: that gave them, and knows their fields.
         problem: why it was not the catalogue that should have; "" where it was.
     """
 
     candidates: Candidates
-    texts: list[str]
     catalogue: Catalogue
     problem: str = ""
 
@@ -43,16 +41,9 @@ def retrieve(catalogue: Catalogue, wish: Wish, later: Mapping[str, Any]) -> Foun
         later: conditions to check on what was found.
     """
     candidates = catalogue.retrieve(wish)
-    texts = catalogue.texts(candidates.ids)
-    keep = [text is not None for text in texts]
     if later:
-        fields = catalogue.fields(candidates.ids)
-        keep = [is_here and of is not None and meets(of, later) for is_here, of in zip(keep, fields, strict=True)]
-    if not all(keep):
-        candidates = only(candidates, np.array(keep, dtype=bool))
-    return Found(
-        candidates, [text for text, kept in zip(texts, keep, strict=True) if kept and text is not None], catalogue
-    )
+        candidates = only(candidates, np.array([meets(of, later) for of in candidates.fields], dtype=bool))
+    return Found(candidates, catalogue)
 
 
 def retrieve_somehow(
@@ -101,14 +92,17 @@ def taken(candidates: Candidates, places: NDArray[np.int64]) -> Candidates:
         candidates: n of them.
         places: each from 0 to n - 1.
     """
+    chosen = places.tolist()
     return dataclasses.replace(
         candidates,
-        ids=[candidates.ids[place] for place in places.tolist()],
+        ids=[candidates.ids[place] for place in chosen],
         fused=candidates.fused[places],
         ranks={name: ranks[places] for name, ranks in candidates.ranks.items()},
         scores={name: scores[places] for name, scores in candidates.scores.items()},
         popularity=candidates.popularity[places],
         age_days=candidates.age_days[places],
+        texts=[candidates.texts[place] for place in chosen],
+        fields=[candidates.fields[place] for place in chosen],
     )
 
 
@@ -122,6 +116,4 @@ def in_first_order(found: Found, blend: Blend | None) -> Found:
     except Exception:
         LOG.exception("the first stage of the blend %s failed", blend.artifact)
         return found
-    if order is None:
-        return found
-    return replace(found, candidates=taken(found.candidates, order), texts=[found.texts[place] for place in order])
+    return found if order is None else replace(found, candidates=taken(found.candidates, order))

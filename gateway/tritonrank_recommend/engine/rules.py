@@ -124,11 +124,6 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     new: NewItems | None = None
     explore: Explore | None = None
 
-    @property
-    def reads_fields(self) -> bool:
-        """Whether the fields of all candidates are needed."""
-        return bool(self.cap or self.boost)
-
 
 def read_rules(path: Path) -> Rules:
     """The rules of a file.

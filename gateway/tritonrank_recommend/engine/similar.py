@@ -34,10 +34,8 @@ async def similar_items(parts: Parts, work: Work, item_id: str, size: int, filte
 
     def look() -> list[Recommended]:
         found = catalogue.similar(item_id, min(MOST_PINNED, size + len(rules.block.item_ids)), wanted)
-        entries = listed(
-            Heard(Found(found, [], catalogue), None, None, "retrieval"), Rules(), Situation(), Bounds()
-        ).entries
-        shown = shown_from(entries, 0, size, catalogue, rules).items
+        heard = Heard(Found(found, catalogue), None, None, "retrieval")
+        shown = shown_from(listed(heard, Rules(), Situation(), Bounds()).entries, 0, size, catalogue, rules).items
         return [one for one in shown if meets(one.fields, later)]
 
     try:

@@ -113,7 +113,7 @@ class Steps:
                 self._found(request, history, excluded | rules.block.item_ids, now, course),
             )
         with course.step("rank"):
-            scored = await self._scored(request, told, self._to_rank(request, found.texts), ranker, course)
+            scored = await self._scored(request, told, self._to_rank(request, found.candidates.texts), ranker, course)
         logits = None if scored is None else scored.logits
         return Gathered(
             history,
