@@ -40,7 +40,7 @@ class Process:
         command: program and arguments.
         log: where its standard error (and output, without pipes) goes.
         environment: variables on top of ours.
-        folder: where it runs.
+        folder: where it runs; None: where we do, so that relative paths mean what they say.
         pipes: keep standard input and output for talking to it.
     """
 
@@ -50,7 +50,7 @@ class Process:
         log: Path,
         *,
         environment: Mapping[str, str] | None = None,
-        folder: Path = ROOT,
+        folder: Path | None = None,
         pipes: bool = False,
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,9 @@ class View:
     @cached_property
     def _may_come(self) -> NDArray[np.bool_]:
         """[places + 1] see ``admitted``; the last stands for what came after this was looked at."""
-        fine = np.append(~self.overlay.removed(), False)
+        removed = self.overlay.removed()
+        fine = np.zeros(len(removed) + 1, dtype=bool)
+        np.logical_not(removed, out=fine[:-1])
         if self.mask is not None:
             known = min(len(self.mask), len(fine))
             fine[:known] &= self.mask[:known]
