@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,18 +17,18 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.stage import run_stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
-from tritonrank.errors import DataError, GateError, RecipeError
+from tritonrank.errors import DataError, RecipeError
 from tritonrank.pipeline import blend as blend_stage
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.report.page import make_report
 from tritonrank.report.recommend_table import show_quality
-from tritonrank.retrieval.blend_learning import learn_first_stage
 from tritonrank.retrieval.blend_lists import Moment, blend_list, moments, with_cold
-from tritonrank.retrieval.blend_make import _require_first, feature_names
+from tritonrank.retrieval.blend_make import feature_names
 from tritonrank.retrieval.counts import following, following_matrix, likes, sequences
 from tritonrank.retrieval.levels import measure_levels, served_order
 from tritonrank.retrieval.rankings import Known, accuracy, counted_rankings, differences, judged, places_of
 from tritonrank.retrieval.recommend_quality import judge_whole, peer_files
+from tritonrank.retrieval.two_stages import Lessons, learn_stages
 from tritonrank_recommend.blend import BlendError, open_blend, open_levels
 from tritonrank_recommend.blend.features import feature_matrix
 from tritonrank_recommend.blend.first_stage import FirstStage
@@ -128,8 +127,8 @@ def test_levels_are_those_of_the_first_candidates_ranked_and_the_rest_behind() -
         score=lambda features: np.nan_to_num(features[:, 0], nan=0.0),
     )
     blend.first_order.return_value = None
-    found, gate = measure_levels(catalogue, ranker, blend, [moment], [], {})
-    assert gate is None
+    found = measure_levels(catalogue, ranker, blend, [moment], [], {})
+    assert found.ranked == 0
     assert found.ndcg == 1.0
     assert found.by_candidates == {"25": 0.0, "50": 0.0, "100": 1.0, "150": 1.0, "200": 1.0}
     assert found.retrieval == 0.0
@@ -146,13 +145,13 @@ def test_the_blend_orders_what_was_not_ranked_where_that_is_better() -> None:
         # Of the 60th place alone the mark is found, wherever the list ends.
         blend = Mock(features=by_popularity, method=method, score=lambda features: -abs(features[:, 0] - 1 / 119))
         blend.first_order.return_value = None
-        found, _ = measure_levels(catalogue, ranker, blend, [moment], [], {})
+        found = measure_levels(catalogue, ranker, blend, [moment], [], {})
         assert found.blend_orders_rest == (method == "linear")
         assert found.by_candidates["25"] == expected
 
 
-@pytest.mark.parametrize(("ranked", "passes"), [(60, True), (59, False)])
-def test_lists_of_which_the_first_are_ranked_pass_a_gate(ranked: int, passes: bool) -> None:
+@pytest.mark.parametrize(("ranked", "share"), [(60, 1.0), (59, 0.5)])
+def test_what_the_recipe_reads_is_a_level(ranked: int, share: float) -> None:
     """Half of the users like the 60th candidate, which the ranker alone knows; the others the first."""
     ids = [f"i{number}" for number in range(200)]
     tested = [Moment(f"u{number}:1", "", [], [], ("i59", "i0")[number % 2], 0.0) for number in range(80)]
@@ -164,15 +163,10 @@ def test_lists_of_which_the_first_are_ranked_pass_a_gate(ranked: int, passes: bo
         score=lambda features: np.nan_to_num(features[:, 0], nan=0.0),
     )
     blend.first_order.return_value = None
-    levels, gate = measure_levels(catalogue, ranker, blend, tested, [], {}, ranked, 0.01)
+    levels = measure_levels(catalogue, ranker, blend, tested, [], {}, ranked)
     assert levels.ranked == ranked
-    assert str(ranked) in levels.by_candidates
-    assert gate is not None
-    assert gate.passed == passes
-    draft = Mock(metrics={})
-    with nullcontext() if passes else pytest.raises(GateError, match=r"blend\.ranked=0"):
-        _require_first(ranked, gate, draft)
-    assert draft.metrics["gate against whole lists"]["passed"] == passes
+    assert levels.by_candidates[str(ranked)] == pytest.approx(share, abs=0.3)
+    assert (levels.by_candidates[str(ranked)] == 1.0) == (share == 1.0)
 
 
 def test_the_whole_is_judged_as_it_is_served(blended: Workspace) -> None:
@@ -202,13 +196,12 @@ def test_a_first_stage_says_what_the_ranker_reads(blended: Workspace, recipe: Re
         logits = np.random.default_rng(1).normal(size=len(candidates.ids)).astype(np.float32)
         features = feature_matrix(names, candidates, logits)
         lists.append(blend_list(moment, candidates, features, logits))
-    file = learn_first_stage(lists, names, [], [], 1)
+    file = learn_stages(Lessons(lists, names, [], [], 1), "linear", 60).first_file
     assert file is not None
     assert not [name for name in file.features if name.startswith("ranker")]
     stage, found = FirstStage(file), [one for one in lists if one.positive is not None]
     places = [int(np.flatnonzero(stage.order(one.candidates) == one.positive)[0]) for one in found]
     assert np.log1p(places).mean() < np.log1p([one.positive for one in found]).mean()
-    assert learn_first_stage(lists[:20], names, [], [], 1) is None, "too few to learn from"
 
     shutil.copytree(blended.blend, tmp_path / "blend")
     blend = msgspec.json.decode((tmp_path / "blend" / "blend.json").read_bytes(), type=BlendFile)

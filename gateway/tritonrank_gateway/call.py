@@ -6,7 +6,6 @@ all dialects and happens in `endpoint.py`, before and after.
 
 import asyncio
 import re
-import secrets
 import time
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar, get_args
@@ -15,6 +14,7 @@ import msgspec
 from starlette.requests import Request
 from tritonrank_client import InvalidRequest, Overloaded, RankError
 from tritonrank_recommend.engine import Recommender
+from tritonrank_recommend.random_hex import random_hex
 
 from tritonrank_gateway.adapt.heads import head_of, unranked, with_rest
 from tritonrank_gateway.adapt.ladder import SMALLER_COST, Level
@@ -154,7 +154,7 @@ class Call:
         started = time.monotonic()
         given = http.headers.get("x-request-id", "")
         fits = given.isascii() and given.isprintable() and 0 < len(given) <= LONGEST_REQUEST_ID
-        request_id = given if fits else secrets.token_hex(8)
+        request_id = given if fits else random_hex(8)
         kept = KEPT_TRACE.fullmatch(http.headers.get(TRACE_HEADER, ""))
         deadline = started + gateway.settings.deadline_s
         trace_id = span.trace_id or (kept[1] if kept else "")

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from tritonrank_recommend.blend.features import RANKER, Z
-from tritonrank_recommend.blend.first_stage import FirstStageFile, first_stage_features
 from tritonrank_recommend.blend.models import Linear, LinearModel
 from tritonrank_recommend.blend.reader import Method, feature_columns
 
@@ -80,6 +79,7 @@ def learn(
     rising: Sequence[str],
     falling: Sequence[str],
     seed: int,
+    also: Sequence[BlendList] = (),
 ) -> Learnt:
     """Choose by cross-validation, and learn from all lists.
 
@@ -90,20 +90,23 @@ def learn(
         rising: features that may only raise the score, falling: only lower it; unknown names are ignored.
         falling: see rising.
         seed: of folds and trees.
+        also: each of the lists once more, as they are served where the ranker does not read all; learnt from beside
+            the others, and what cross-validation looks at.
     """
-    usable = [one for one in lists if one.positive is not None]
+    usable, served = _usable(lists), _usable(also)
     alone = Learnt("ranker", ranker_alone(names), lists=len(usable))
     if len(usable) < FEWEST_LISTS:
         return alone
-    signs = np.array([(name in rising) - (name in falling) for name in names], dtype=np.int64)
-    folds = _folds(usable, seed)
+    signs = signs_of(names, rising, falling)
+    folds = folds_of(usable, seed)
     ranker = np.array([_ndcg_of(one, one.logits) for one in usable])
-    sums = {one: _out_of_fold(usable, folds, partial(_sum_score, names, signs, one)) for one in PENALTIES}
+    out_of_fold = partial(_out_of_fold, usable, served, folds)
+    sums = {one: out_of_fold(partial(_sum_score, names, signs, one)) for one in PENALTIES}
     penalty = max(PENALTIES, key=lambda one: float(sums[one].mean()))
     found = {"ranker": float(ranker.mean()), "linear": float(sums[penalty].mean())}
     chosen: Method = "linear" if found["linear"] > found["ranker"] else "ranker"
     if method == "lambdamart" or (method == "auto" and len(usable) >= FEWEST_FOR_TREES):
-        trees = _out_of_fold(usable, folds, partial(_tree_score, names, signs, seed))
+        trees = out_of_fold(partial(_tree_score, names, signs, seed))
         found["lambdamart"] = float(trees.mean())
         gained = trees - (sums[penalty] if chosen == "linear" else ranker)
         if gained.mean() > gained.std() / np.sqrt(len(gained)):
@@ -111,28 +114,24 @@ def learn(
     chosen = chosen if method == "auto" else method
     if chosen == "ranker":
         return Learnt("ranker", alone.linear, cross_validated=found, lists=len(usable))
-    if chosen == "linear":
-        return Learnt("linear", fit_linear(usable, names, signs, penalty), None, penalty, found, len(usable))
-    return Learnt("lambdamart", None, fit_trees(usable, names, signs, seed), None, found, len(usable))
+    return refit(Learnt(chosen, None, None, penalty, found, len(usable)), [*usable, *served], names, signs, seed)
 
 
-def learn_first_stage(
-    lists: Sequence[BlendList], names: Sequence[str], rising: Sequence[str], falling: Sequence[str], seed: int
-) -> FirstStageFile | None:
-    """A sum over what is known of candidates that the ranker has not read; None where the lists are too few.
+def refit(
+    learnt: Learnt, lists: Sequence[BlendList], names: Sequence[str], signs: NDArray[np.int64], seed: int
+) -> Learnt:
+    """The same method with the same penalty, learnt from these lists."""
+    usable = _usable(lists)
+    if learnt.method == "linear":
+        return replace(learnt, linear=fit_linear(usable, names, signs, learnt.penalty or PENALTIES[0]), trees=None)
+    if learnt.method == "lambdamart":
+        return replace(learnt, linear=None, trees=fit_trees(usable, names, signs, seed), penalty=None)
+    return learnt
 
-    Args:
-        lists: with all the blend's features.
-        names: of these.
-        rising, falling, seed: as of ``learn``.
-    """
-    own = first_stage_features(names)
-    places = [names.index(name) for name in own]
-    unread = [replace(one, features=one.features[:, places], logits=np.zeros_like(one.logits)) for one in lists]
-    learnt = learn(unread, own, "linear", rising, falling, seed)
-    if learnt.method != "linear" or learnt.linear is None:
-        return None
-    return FirstStageFile(features=own, linear=learnt.linear)
+
+def signs_of(names: Sequence[str], rising: Sequence[str], falling: Sequence[str]) -> NDArray[np.int64]:
+    """[names] 1 of what may only raise the score, -1 of what may only lower it, else 0."""
+    return np.array([(name in rising) - (name in falling) for name in names], dtype=np.int64)
 
 
 def ranker_alone(names: Sequence[str]) -> Linear:
@@ -208,7 +207,11 @@ def _tree_score(
     return lambda features: np.asarray(booster.predict(features, num_threads=1), dtype=np.float32)
 
 
-def _folds(lists: Sequence[BlendList], seed: int) -> NDArray[np.int64]:
+def _usable(lists: Sequence[BlendList]) -> list[BlendList]:
+    return [one for one in lists if one.positive is not None]
+
+
+def folds_of(lists: Sequence[BlendList], seed: int) -> NDArray[np.int64]:
     """[lists] the fold of each; a user's lists are all in one."""
     users = [one.moment.example_id.removesuffix(WITHHELD) for one in lists]
     names = list(dict.fromkeys(users))
@@ -218,15 +221,17 @@ def _folds(lists: Sequence[BlendList], seed: int) -> NDArray[np.int64]:
 
 def _out_of_fold(
     lists: Sequence[BlendList],
+    served: Sequence[BlendList],
     folds: NDArray[np.int64],
     fit: Callable[[Sequence[BlendList]], Callable[[Matrix], Matrix]],
 ) -> NDArray[np.float64]:
-    """NDCG@10 of each list under a model that was learnt from the other folds."""
-    found = np.zeros(len(lists))
+    """NDCG@10 of each list, as it is served, under a model that was learnt from the other folds."""
+    found, judged = np.zeros(len(lists)), served or lists
     for fold in range(FOLDS):
-        score = fit([one for one, own in zip(lists, folds, strict=True) if own != fold])
+        others = np.flatnonzero(folds != fold)
+        score = fit([of[number] for of in (lists, served) if of for number in others])
         for number in np.flatnonzero(folds == fold):
-            found[number] = _ndcg_of(lists[number], score(lists[number].features))
+            found[number] = _ndcg_of(judged[number], score(judged[number].features))
     return found
 
 

@@ -5,7 +5,7 @@ the ranker's own order. Where it does, nothing is published, and the ranker's or
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import msgspec
 import numpy as np
@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tritonrank_recommend.blend import LEVELS_FILE
 from tritonrank_recommend.blend.features import COLD, FIELD, RANKER, Z
-from tritonrank_recommend.blend.first_stage import FirstStage, FirstStageFile
-from tritonrank_recommend.blend.models import LinearModel, TreeModel
 from tritonrank_recommend.blend.reader import BLEND_FILE, TREES_FILE, BlendFile, ServedBlend
 from tritonrank_recommend.catalogue import open_catalogue
 
@@ -31,11 +29,12 @@ from tritonrank.judge.gate import Drop, show_verdict, verdict
 from tritonrank.judge.metrics import METRICS, all_metrics
 from tritonrank.judge.worst import forget_closed_gate, require_passed
 from tritonrank.recipe import Recipe
-from tritonrank.retrieval.blend_learning import Learnt, learn, learn_first_stage
+from tritonrank.retrieval.blend_learning import Learnt
 from tritonrank.retrieval.blend_lists import BlendList, make_lists, moments, with_cold
 from tritonrank.retrieval.levels import measure_levels, rung_shares
 from tritonrank.retrieval.ranker_scores import RankerScores
 from tritonrank.retrieval.recommend_quality import BLEND, QUALITY_FILE, RANKED, full_catalogue
+from tritonrank.retrieval.two_stages import Lessons, Stages, fall, learn_stages
 
 console = Console()
 
@@ -64,12 +63,13 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
     names, lists = _that_tell(names, lists)
     rising, falling = _signs(names, recipe.blend.monotone)
     method = "auto" if recipe.blend.method == "none" else recipe.blend.method
-    learnt = learn(lists, names, method, rising, falling, recipe.seed)
-    first = learn_first_stage(lists, names, rising, falling, recipe.seed) if recipe.blend.ranked else None
-    _write(draft, learnt, names, first)
+    lessons = Lessons(lists, names, rising, falling, recipe.seed)
+    stages = learn_stages(lessons, method, recipe.blend.ranked)
+    learnt = stages.blend
+    _write(draft, stages)
     _say(learnt, len(lists))
 
-    blend = _opened(draft, learnt, names, first)
+    blend = replace(stages, ranked=0).served(draft.key)  # as it is where the ranker reads all
     tested = moments(workspace.dataset, TEST, most=len(dataset.test), seed=recipe.seed)
     judged = make_lists(catalogue, ranker, tested, sources, names, "retrieving and ranking to judge")
     quality = full_catalogue(dataset, catalogue, blend, judged, sources)
@@ -84,11 +84,11 @@ def make_blend(recipe: Recipe, workspace: Workspace, draft: Draft) -> None:
         "test_ndcg@10": {row["name"]: row["ndcg@10"][0] for row in quality["rows"]},
     }
     draft.metrics |= _require_order(recipe, workspace, blend, judged)
-    shares, budget = rung_shares(recipe, workspace), total_budget(recipe, "blend")
-    levels, drop = measure_levels(
-        catalogue, ranker, blend, tested, sources, shares, recipe.blend.ranked, budget, recipe.seed
-    )
-    if drop is not None:
+    shares = rung_shares(recipe, workspace)
+    levels = measure_levels(catalogue, ranker, blend, tested, sources, shares, recipe.blend.ranked)
+    if levels.ranked:
+        budget = total_budget(recipe, "blend")
+        drop = fall(lessons, stages, judged, budget, orders_unranked=levels.blend_orders_rest)
         _require_first(levels.ranked, drop, draft)
     (draft.folder / LEVELS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(levels)))
     draft.metrics["levels"] = msgspec.to_builtins(levels)
@@ -130,9 +130,7 @@ def _that_tell(names: Sequence[str], lists: Sequence[BlendList]) -> tuple[list[s
     low = np.where(known, rows, np.inf).min(axis=0)
     high = np.where(known, rows, -np.inf).max(axis=0)
     kept = [number for number, name in enumerate(names) if name == RANKER or high[number] > low[number]]
-    return [names[number] for number in kept], [
-        BlendList(one.moment, one.ids, one.features[:, kept], one.logits, one.positive) for one in lists
-    ]
+    return [names[number] for number in kept], [replace(one, features=one.features[:, kept]) for one in lists]
 
 
 def _signs(names: Sequence[str], monotone: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -143,17 +141,14 @@ def _signs(names: Sequence[str], monotone: Sequence[str]) -> tuple[list[str], li
     return [name for name in names if plain[name] in rising], [name for name in names if plain[name] in falling]
 
 
-def _write(draft: Draft, learnt: Learnt, names: Sequence[str], first: FirstStageFile | None) -> None:
-    described = BlendFile(method=learnt.method, features=list(names), linear=learnt.linear, first=first)
+def _write(draft: Draft, stages: Stages) -> None:
+    learnt = stages.blend
+    described = BlendFile(
+        method=learnt.method, features=list(stages.names), linear=learnt.linear, first=stages.first_file
+    )
     (draft.folder / BLEND_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(described)))
     if learnt.trees:
         (draft.folder / TREES_FILE).write_text(learnt.trees, encoding="utf-8")
-
-
-def _opened(draft: Draft, learnt: Learnt, names: Sequence[str], first: FirstStageFile | None) -> ServedBlend:
-    """The draft as the gateway will have it; it has no manifest yet."""
-    model = LinearModel(learnt.linear) if learnt.linear else TreeModel(draft.folder / TREES_FILE)
-    return ServedBlend(draft.key, learnt.method, names, model, first=None if first is None else FirstStage(first))
 
 
 def _say(learnt: Learnt, lists: int) -> None:

@@ -19,7 +19,6 @@ from tritonrank_recommend.engine.retrieval import only, taken
 from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.rungs import gate_verdicts, model_rungs, served_rung
 from tritonrank.artifacts.workspace import Workspace
-from tritonrank.judge.gate import Drop, paired_drop
 from tritonrank.judge.metrics import ranking
 from tritonrank.recipe import Recipe
 from tritonrank.retrieval.blend_lists import CANDIDATES, BlendList, Moment
@@ -41,9 +40,7 @@ def measure_levels(
     sources: Sequence[Source],
     by_rung: dict[str, float],
     ranked: int = 0,
-    budget: float = 0.01,
-    seed: int = 0,
-) -> tuple[LevelsFile, Drop | None]:
+) -> LevelsFile:
     """NDCG@10 by number of ranked candidates.
 
     Args:
@@ -54,10 +51,6 @@ def measure_levels(
         sources: that are asked.
         by_rung: see ``rung_shares``.
         ranked: candidates that the ranker is to read where there is time; 0: all.
-        budget, seed: of the gate that lists of so many have to pass against whole ones.
-
-    Returns:
-        The levels; and what the gate found, None where all are ranked.
     """
     depths = (NONE, *sorted({*DEPTHS, ranked or FULL} - {FULL}), FULL)
     lists: dict[bool, dict[int, list[list[str]]]] = {way: {depth: [] for depth in depths} for way in (False, True)}
@@ -74,11 +67,12 @@ def measure_levels(
         for way, of in lists.items()
     }
     means = {way: {depth: float(of_list.mean()) for depth, of_list in of.items()} for way, of in values.items()}
-    # Trees never saw a list without the ranker, and take what is not known for a small number.
-    is_better = blend.method == "linear" and sum(means[True].values()) > sum(means[False].values())
+    # Trees that never saw a list without the ranker take what is not known for a small number.
+    is_able = blend.method == "linear" or ranked > 0
+    is_better = is_able and sum(means[True].values()) > sum(means[False].values())
     full = means[is_better][FULL]
     shares = {depth: round(mean / full, 5) if full > 0 else 1.0 for depth, mean in means[is_better].items()}
-    levels = LevelsFile(
+    return LevelsFile(
         full=FULL,
         ndcg=full,
         users=len(tested),
@@ -88,9 +82,6 @@ def measure_levels(
         ranked=ranked if ranked < FULL else 0,
         by_rung=by_rung,
     )
-    if not levels.ranked:
-        return levels, None
-    return levels, paired_drop(values[is_better][ranked], values[is_better][FULL], budget, seed=seed)
 
 
 def rung_shares(recipe: Recipe, workspace: Workspace) -> dict[str, float]:

@@ -5,7 +5,6 @@ that got no answer sends the batch again: at least once from there, exactly once
 """
 
 import asyncio
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter
 from msgspec.structs import replace
 from tritonrank_recommend.events import Event
+from tritonrank_recommend.random_hex import random_hex
 from tritonrank_recommend.sent_events import BATCH, NAMES, ONE, EventError, SentEvent, SentEvents, early, events_of
 
 from tritonrank_gateway.call import Call, Gateway
@@ -29,7 +29,7 @@ async def take_events(call: Call) -> dict[str, Any]:
     sent: Sequence[SentEvent] = call.decode(BATCH).events if is_batch else [call.decode(ONE)]
     now = time.time()
     try:
-        events = events_of(sent, now, lambda _: secrets.token_hex(16), is_batch)
+        events = events_of(sent, now, lambda _: random_hex(16), is_batch)
     except EventError as error:
         raise Refusal("invalid", str(error)) from None
     with refused():

@@ -1,6 +1,5 @@
 """The two kinds of a blend: a weighted sum as JSON, and LightGBM's trees as its own text. Neither is a pickle."""
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -59,10 +58,11 @@ class LinearModel:
 class TreeModel:
     """Trees of LightGBM. One thread: 200 candidates are less work than waking a second one."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, text: str) -> None:
+        """Raises lightgbm's LightGBMError where the text is no model of its."""
         import lightgbm  # 0.3 s, which a gateway with a linear blend need not spend
 
-        self._booster: Any = lightgbm.Booster(model_file=file)
+        self._booster: Any = lightgbm.Booster(model_str=text)
 
     @property
     def names(self) -> list[str]:

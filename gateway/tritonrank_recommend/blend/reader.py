@@ -113,9 +113,9 @@ def open_blend(folder: Path) -> ServedBlend:
 
 def _model(folder: Path, manifest: Manifest, described: BlendFile) -> Model:
     if described.method == "lambdamart":
-        verified(folder, TREES_FILE, manifest)
+        text = verified(folder, TREES_FILE, manifest)
         try:
-            trees = TreeModel(folder / TREES_FILE)
+            trees = TreeModel(text.decode())
         except (ImportError, OSError) as error:  # its wheel leaves OpenMP to the system
             raise BlendError(
                 f"{folder / TREES_FILE}: LightGBM cannot be loaded ({error}): pip install 'tritonrank[recommend]'; on "

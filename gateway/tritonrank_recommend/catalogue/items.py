@@ -15,7 +15,8 @@ from tritonrank_recommend.stores.interface import FieldValue
 MOST_VARIABLES = 500
 """In one statement of SQLite."""
 KEPT = 20_000
-"""Rows, and places of ids, that are kept: all of a small catalogue, and of a large one what is popular."""
+"""Rows, and places of ids, that are kept: all of a small catalogue, read when it is opened, and of a large one what is
+popular."""
 MAPPED_BYTES = 1 << 30
 
 Key = TypeVar("Key")
@@ -40,8 +41,11 @@ class Items:
         self._places: dict[str, int] = {}
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
         try:
-            self._connection().execute("SELECT place, id, fields, text FROM items LIMIT 1").fetchone()
-        except sqlite3.Error as error:
+            first = self._connection().execute(f"SELECT place, id, fields, text FROM items LIMIT {KEPT + 1}").fetchall()
+            if len(first) <= KEPT:
+                self._rows = {place: Row(name, self._decode(fields), text) for place, name, fields, text in first}
+                self._places = {row.id: place for place, row in self._rows.items()}
+        except (sqlite3.Error, msgspec.DecodeError) as error:
             raise CatalogueError(f"{path}: cannot be read ({error}); {REBUILD}") from None
 
     def places(self, ids: Iterable[str]) -> dict[str, int]:

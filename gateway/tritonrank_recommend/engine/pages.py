@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tritonrank_recommend.catalogue.interface import SOURCES
+from tritonrank_recommend.random_hex import random_hex
 from tritonrank_recommend.stores.interface import Store, StoreError
 
 TOKEN_BYTES = 16
@@ -107,7 +108,7 @@ class Cursor:
 
 def new_token() -> str:
     """128 random bits."""
-    return secrets.token_hex(TOKEN_BYTES)
+    return random_hex(TOKEN_BYTES)
 
 
 class Pages:

@@ -41,6 +41,7 @@ from tritonrank_recommend.engine.settings import EngineSettings
 from tritonrank_recommend.engine.shown import impression_of, shown_somehow
 from tritonrank_recommend.engine.similar import similar_items
 from tritonrank_recommend.engine.steps import Steps
+from tritonrank_recommend.engine.threads import looked_up
 from tritonrank_recommend.engine.users import Users
 from tritonrank_recommend.engine.wire import (
     ExplainAnswer,
@@ -273,10 +274,9 @@ class Recommender:
     async def _page(
         self, pinned: PinnedList, token: str, offset: int, request: RecommendRequest, course: Course
     ) -> RecommendAnswer:
-        shown = await self._work(
-            shown_somehow, pinned.entries, offset, request.size, self.parts.catalogue.opened, self.parts.remembered,
-            self.parts.rules.rules,
-        )  # fmt: skip
+        catalogue, rules = self.parts.catalogue.opened, self.parts.rules.rules
+        asked = pinned.entries, offset, request.size, catalogue, self.parts.remembered, rules
+        shown = await looked_up(self._work, catalogue, shown_somehow, *asked)
         if shown.problem and self.parts.catalogue.is_wanted:
             course.lost("catalogue", self.parts.catalogue.problem or shown.problem)
         for reason in pinned.reasons:

@@ -20,7 +20,7 @@ from tritonrank_recommend.engine.ranker import InformedRanker, Ranker, Scored, S
 from tritonrank_recommend.engine.ranker_guard import GuardedRanker, NotRankedError, RankerGuard
 from tritonrank_recommend.engine.retrieval import Found, retrieve_somehow
 from tritonrank_recommend.engine.settings import EngineSettings
-from tritonrank_recommend.engine.threads import Work
+from tritonrank_recommend.engine.threads import Work, looked_up
 from tritonrank_recommend.engine.wire import RecommendRequest
 from tritonrank_recommend.stores.interface import Profile, StoreError
 
@@ -157,9 +157,10 @@ class Steps:
         if not newest:
             return []
         catalogue = self._parts.catalogue.opened or self._parts.remembered
+        past = [(item_id, history.types[item_id]) for item_id in newest]
         told: list[PastItem]
         try:
-            told = await self._work(past_items, catalogue, [(item_id, history.types[item_id]) for item_id in newest])
+            told = await looked_up(self._work, catalogue, past_items, catalogue, past)
         # The catalogue's own failure is told by retrieval.
         except Exception:
             LOG.exception("texts of the history")
