@@ -46,11 +46,14 @@ class StandInCatalogue:
         self.delay = 0.0
         self.wishes: list[Wish] = []
         self.threads: set[str] = set()
+        self.looking_threads: set[str] = set()
+        self.size = items
 
     def __len__(self) -> int:
-        return len(self.items)
+        return self.size
 
     def fields(self, item_ids: Sequence[str]) -> list[Mapping[str, FieldValue] | None]:
+        self.looking_threads.add(threading.current_thread().name)
         if self.failure is not None:
             raise self.failure()
         return [self.items.get(one) for one in item_ids]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tiny_catalogue import ITEMS, NOW, tiny_catalogue
 from tritonrank_recommend.catalogue import open_catalogue
 from tritonrank_recommend.catalogue.interface import SOURCES, Candidates, Liked, Wish
+from tritonrank_recommend.catalogue.items import Items
 from tritonrank_recommend.catalogue.layout import CatalogueError
 from tritonrank_recommend.catalogue.opened import OpenCatalogue
 from tritonrank_recommend.stores.interface import ItemChange
@@ -368,6 +369,13 @@ def test_what_is_no_catalogue_is_refused_with_the_next_command(folder: Path, tmp
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CatalogueError, match=f"{re.escape(damage)}.*tritonrank build"):
         open_catalogue(copy)
+
+
+def test_a_small_catalogue_has_its_items_in_memory(catalogue: OpenCatalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Items, "_select", lambda *_: pytest.fail("read while it serves"))
+    found = retrieved(catalogue, query="red lamp", history=LIKED)
+    assert catalogue.texts(found.ids) == found.texts
+    assert catalogue.fields(found.ids) == found.fields
 
 
 def test_a_changed_file_is_found_by_its_hash(folder: Path, tmp_path: Path) -> None:

@@ -507,6 +507,18 @@ async def test_who_hangs_up_cancels_the_ranker() -> None:
         assert ranker.cancelled == 1
 
 
+async def test_of_a_large_catalogue_nothing_is_looked_up_in_the_event_loop() -> None:
+    """It may have to be read from a disk. Of a small one it may: all of it is in memory."""
+    asked = RecommendRequest(recent=["i1", "i2"])
+    for items, in_threads in ((60, False), (20_001, True)):
+        catalogue = StandInCatalogue()
+        catalogue.size = items
+        async with running(catalogue, StandInRanker()) as recommender:
+            catalogue.looking_threads.clear()
+            await recommender.recommend(asked, seconds=5)
+        assert all(name.startswith("recommend") for name in catalogue.looking_threads) == in_threads
+
+
 async def test_nothing_is_computed_in_the_event_loop() -> None:
     catalogue = StandInCatalogue()
     async with running(catalogue, StandInRanker()) as recommender:

@@ -4,13 +4,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
 from tritonrank_recommend.catalogue.interface import Catalogue
+from tritonrank_recommend.catalogue.items import KEPT
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 Work = Callable[..., Awaitable[Any]]
 """``await work(do, *arguments)`` runs ``do(*arguments)`` in one of the recommender's own threads."""
-IN_MEMORY = 20_000
-"""Items of a catalogue of which all are in memory (``items.KEPT``)."""
 
 
 async def looked_up(
@@ -25,7 +24,7 @@ async def looked_up(
     To wake a thread takes longer than that, and the thread then waits for another one that computes. Of a large
     catalogue items may have to be read from a disk, which the event loop does not wait for.
     """
-    if catalogue is None or len(catalogue) <= IN_MEMORY:
+    if catalogue is None or len(catalogue) <= KEPT:
         return do(*arguments, **named)
     found: Result = await work(do, *arguments, **named)
     return found
