@@ -8,7 +8,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.budgets import gate_settings
 from tritonrank.recipe import Recipe
 
-REVISION = 3
+REVISION = 4
 TOOLS = ("lightgbm", "numpy", "scipy")
 
 
