@@ -22,10 +22,8 @@ from tritonrank.judge.gate import Drop, paired_drop
 from tritonrank.judge.metrics import ranking
 from tritonrank.retrieval.blend_learning import Learnt, folds_of, learn, refit, signs_of
 from tritonrank.retrieval.blend_lists import WITHHELD, BlendList
-from tritonrank.retrieval.levels import served_order
+from tritonrank.retrieval.levels import METRIC, served_order
 from tritonrank.retrieval.rankings import accuracy, places_of
-
-METRIC = "ndcg@10"
 
 
 @dataclass(frozen=True)
