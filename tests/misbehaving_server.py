@@ -24,6 +24,7 @@ from typing import Any
 import grpc
 import numpy as np
 from google.protobuf import json_format
+from refused_ports import hold_port
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 DATATYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
@@ -220,7 +221,8 @@ STOPPING = Fail(
 class MisbehavingServer:
     """Serves HTTP and gRPC on loopback until `close()`.
 
-    `tls` is (private key, certificate), as PEM files; `ports` are those of HTTP and gRPC, 0 for a free one.
+    `tls` is (private key, certificate), as PEM files; `ports` are those of HTTP and gRPC, 0 for a free one. They stay
+    its own after `close()`, as long as it is referred to: who connects is refused, and meets no other test's server.
     """
 
     def __init__(self, tls: tuple[Path, Path] | None = None, ports: tuple[int, int] = (0, 0)) -> None:
@@ -244,9 +246,9 @@ class MisbehavingServer:
         self.open_sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._secure = "s" if tls else ""
-        self._http = _start_http(self, tls, ports[0])
-        self._grpc, grpc_port = _start_grpc(self, tls, ports[1])
-        self.ports = (self._http.server_address[1], grpc_port)
+        self.ports = hold_port(ports[0], of=self), hold_port(ports[1], of=self)
+        self._http = _start_http(self, tls, self.ports[0])
+        self._grpc = _start_grpc(self, tls, self.ports[1])
 
     @property
     def urls(self) -> dict[str, str]:
@@ -309,12 +311,6 @@ class Silent(HangingUp):
                 break
         for connection in self._kept:
             connection.close()
-
-
-def refused_address() -> str:
-    """host:port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> ThreadingHTTPServer:
@@ -414,7 +410,7 @@ def _start_http(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
     return listener
 
 
-def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> tuple[grpc.Server, int]:
+def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: int) -> grpc.Server:
     def _end(context: Any) -> None:
         with server._lock:
             server.grpc_peers.add(context.peer())
@@ -467,12 +463,12 @@ def _start_grpc(server: MisbehavingServer, tls: tuple[Path, Path] | None, port: 
     listener = grpc.server(ThreadPoolExecutor(64), options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), listener)
     if tls is None:
-        port = listener.add_insecure_port(f"127.0.0.1:{port}")
+        listener.add_insecure_port(f"127.0.0.1:{port}")
     else:
         pair = (tls[0].read_bytes(), tls[1].read_bytes())
-        port = listener.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([pair]))
+        listener.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([pair]))
     listener.start()
-    return listener, port
+    return listener
 
 
 def _metadata(context: Any) -> dict[str, str]:

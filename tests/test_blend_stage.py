@@ -17,11 +17,12 @@ from tritonrank.artifacts import read_manifest
 from tritonrank.artifacts.stage import run_stage
 from tritonrank.artifacts.workspace import Workspace
 from tritonrank.data.dataset import Dataset
-from tritonrank.errors import DataError, RecipeError
+from tritonrank.errors import DataError, GateError, RecipeError
 from tritonrank.pipeline import blend as blend_stage
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.report.page import make_report
 from tritonrank.report.recommend_table import show_quality
+from tritonrank.retrieval import blend_make
 from tritonrank.retrieval.blend_lists import Moment, blend_list, moments, with_cold
 from tritonrank.retrieval.blend_make import feature_names
 from tritonrank.retrieval.counts import following, following_matrix, likes, sequences
@@ -212,6 +213,54 @@ def test_a_first_stage_says_what_the_ranker_reads(blended: Workspace, recipe: Re
     wrong = msgspec.structs.replace(file, features=["no such", *file.features[1:]])
     with pytest.raises(BlendError, match=r"first\.features: no such"):
         open_blend(rewritten(tmp_path / "blend", msgspec.structs.replace(blend, first=wrong)))
+
+
+def test_reading_the_first_alone_is_published_where_it_passes_its_gate(
+    blended: Workspace, recipe: Recipe, tmp_path: Path
+) -> None:
+    own = copied(blended, tmp_path)
+    run_stage(blend_stage.stage(reading(recipe, 60), own))
+    blend, levels, manifest = open_blend(own.blend), open_levels(own.blend), read_manifest(own.blend)
+    assert json.loads((own.blend / "blend.json").read_text())["first"]["features"]
+    assert levels is not None
+    assert (levels.ranked, blend.ranked, blend.orders_unranked) == (60, 60, levels.blend_orders_rest)
+    gate = manifest.metrics["gate against whole lists"]
+    assert gate["passed"]
+    assert gate["bound"] <= gate["budget"] == recipe.gate.budget
+
+
+def test_reading_the_first_alone_is_not_published_where_the_ranker_alone_knows(
+    blended: Workspace,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the user goes on to like is seldom the first of the order that reads nothing."""
+    liked = {
+        moment.example_id: moment.positive
+        for split in ("validation", "test")
+        for moment in with_cold(moments(blended.dataset, split, most=1_000, seed=recipe.seed))
+    }
+    knowing = Mock(score=lambda name, query, history, items: np.array([i == liked[name] for i in items], np.float32))
+    monkeypatch.setattr(blend_make, "RankerScores", lambda *_: knowing)
+    own = copied(blended, tmp_path)
+    before = (own.blend / "manifest.json").read_bytes()
+    with pytest.raises(GateError, match=r"(?s)first 1 candidates ranked against all.*fell.*--set blend\.ranked=0"):
+        run_stage(blend_stage.stage(reading(recipe, 1), own))
+    assert "gate passed" in capsys.readouterr().out, "that of the order against the ranker's own"
+    assert (own.blend / "manifest.json").read_bytes() == before
+
+
+def reading(recipe: Recipe, ranked: int) -> Recipe:
+    """The recipe, with a ranker that reads so many of the retrieved candidates."""
+    return recipe.model_copy(update={"blend": recipe.blend.model_copy(update={"ranked": ranked})})
+
+
+def copied(build: Workspace, folder: Path) -> Workspace:
+    """Another build of the same files."""
+    shutil.copytree(build.root, folder / build.root.name, symlinks=True)
+    return Workspace(folder / build.root.name)
 
 
 def rewritten(folder: Path, file: BlendFile) -> Path:

@@ -19,8 +19,8 @@ from misbehaving_server import (
     Malformed,
     MisbehavingServer,
     Raw,
-    refused_address,
 )
+from refused_ports import refused_address
 from test_client_calls import Face, face, http_face, server  # noqa: F401 - fixtures
 from tritonrank_client import DeadlineExceeded, InvalidRequest, Retry, ServerFault, Unavailable
 

@@ -30,8 +30,8 @@ from misbehaving_server import (
     Raw,
     Silent,
     Slow,
-    refused_address,
 )
+from refused_ports import refused_address
 from tritonrank_client import (
     NO_TEXT_SCORE,
     TLS,

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from misbehaving_server import BROKEN, EXPIRED, INVALID, QUEUE_FULL, Malformed, MisbehavingServer, refused_address
+from misbehaving_server import BROKEN, EXPIRED, INVALID, QUEUE_FULL, Malformed, MisbehavingServer
+from refused_ports import refused_address
 from tritonrank_client import NO_TEXT_SCORE
 from tritonrank_client.cli import app
 from typer.testing import CliRunner

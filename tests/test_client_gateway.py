@@ -1,7 +1,6 @@
 """`tritonrank_client.open` of a gateway's URL: the answers of the Triton behind it, through the same methods."""
 
 import asyncio
-import socket
 from collections.abc import Iterator
 
 import httpx
@@ -10,6 +9,7 @@ import pytest
 import tritonrank_client
 from conftest import Served
 from gateways import RunningGateway, running_gateway
+from refused_ports import refused_address
 from tritonrank_client import (
     AsyncRankClient,
     DeadlineExceeded,
@@ -85,21 +85,18 @@ def test_http_is_asked_once_what_it_is(served: Served, gateway: RunningGateway) 
 
 
 def test_nobody_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    address = refused_address()
     with pytest.raises(Unavailable):
-        tritonrank_client.open(f"http://127.0.0.1:{port}", retry=Retry(attempts=2))
-    with tritonrank_client.open(f"gateway+http://127.0.0.1:{port}", retry=Retry(attempts=1)) as client:
+        tritonrank_client.open(f"http://{address}", retry=Retry(attempts=2))
+    with tritonrank_client.open(f"gateway+http://{address}", retry=Retry(attempts=1)) as client:
         assert not client.health().live
         with pytest.raises(Unavailable):
             client.rank(items=["desk"])
 
 
 def test_a_gateway_without_a_triton(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     with (
-        running_gateway(f"grpc://127.0.0.1:{port}", tmp_path_factory.mktemp("alone")) as running,
+        running_gateway(f"grpc://{refused_address()}", tmp_path_factory.mktemp("alone")) as running,
         tritonrank_client.open(running.url, timeout=1.0) as client,
     ):
         state = client.health()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Served
-from misbehaving_server import BROKEN, Asked, Behaviour, Fail, MisbehavingServer, refused_address
+from misbehaving_server import BROKEN, Asked, Behaviour, Fail, MisbehavingServer
+from refused_ports import refused_address
 from tritonrank.data.workload import make_workload
 from tritonrank.data.workload_settings import WorkloadSettings
 from tritonrank_client import ServerFault

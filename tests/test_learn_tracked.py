@@ -1,10 +1,10 @@
 """Nights in MLflow's file store: parents, data versions, figures and reasons come back as the ledger has them."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from refused_ports import refused_address
 from test_learn_night import all_steps, going_through, night_of, raises, step, with_build
 from test_learn_parts import COMPARED
 from tritonrank.artifacts import read_manifest, write_artifact
@@ -108,9 +108,7 @@ def test_a_tracker_that_is_away_holds_no_night_up_and_gets_its_run_later(
     tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        away = f"http://127.0.0.1:{free.getsockname()[1]}"
+    away = f"http://{refused_address()}"
     first, second = learnt(tmp_path, f"mlflow:{away}"), learnt(tmp_path, f"mlflow:{away}")
     assert (first.outcome, second.outcome, second.parent) == ("accepted", "accepted", first.id)
     said = " ".join(capsys.readouterr().out.split())

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from misbehaving_server import MisbehavingServer, Slow, refused_address
+from misbehaving_server import MisbehavingServer, Slow
+from refused_ports import refused_address
 from typer.testing import CliRunner
 
 from loadtests.__main__ import app

@@ -26,8 +26,8 @@ from misbehaving_server import (
     MisbehavingServer,
     Slow,
     Stall,
-    refused_address,
 )
+from refused_ports import refused_address
 
 from loadtests.processes import child_environment, free_port
 from loadtests.results import Run, read_run

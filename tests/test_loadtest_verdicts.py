@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
-from misbehaving_server import QUEUE_FULL, Behaviour, MisbehavingServer, refused_address
+from misbehaving_server import QUEUE_FULL, Behaviour, MisbehavingServer
+from refused_ports import refused_address
 from typer.testing import CliRunner
 
 from loadtests import fairness, generator

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from misbehaving_server import MisbehavingServer, refused_address
+from misbehaving_server import MisbehavingServer
+from refused_ports import refused_address
 from test_loadtest_generator import RATE, locust
 
 from loadtests.processes import child_environment, free_port

@@ -46,6 +46,7 @@ from live import (
     wait_until,
     wait_until_queued,
 )
+from refused_ports import refused_address
 from tritonclient.utils import InferenceServerException
 from tritonrank import cli
 from tritonrank.artifacts import read_manifest
@@ -477,10 +478,8 @@ def test_golden_requests_pass_on_the_server_and_fail_when_a_score_moved(served: 
 
 @pytest.mark.slow
 def test_a_golden_request_without_answer_is_told(workspace: Workspace) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     with pytest.raises(ServerError, match="golden request 0 was not answered"):
-        check_golden_cases(workspace.repository, f"grpc://127.0.0.1:{port}")
+        check_golden_cases(workspace.repository, f"grpc://{refused_address()}")
 
 
 # Too much at once, and too late

@@ -1,7 +1,6 @@
 """The setting ``tracking``: builds in MLflow's file store or Weights & Biases, and nothing lost when those are down."""
 
 import json
-import socket
 import subprocess
 import sys
 import types
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from made_builds import make_build
+from refused_ports import refused_address
 from tritonrank.artifacts.builds import RecordedBuild, find_build
 from tritonrank.artifacts.promotions import history
 from tritonrank.errors import RecipeError
@@ -74,11 +74,8 @@ def test_many_settings_and_long_ones_are_logged(build: RecordedBuild, tmp_path: 
 def test_a_server_that_is_down_costs_a_warning_that_names_it(
     kind: str, build: RecordedBuild, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "file").touch()
-    target = f"http://127.0.0.1:{port}" if kind == "down" else (tmp_path / "file" / "below").as_uri()
+    target = f"http://{refused_address()}" if kind == "down" else (tmp_path / "file" / "below").as_uri()
     track(build, f"mlflow:{target}")
     said = " ".join(capsys.readouterr().out.split())
     assert target in said

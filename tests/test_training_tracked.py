@@ -1,6 +1,5 @@
 """A training is logged step by step where the recipe says so, and shown on a page of its own whoever logs it."""
 
-import socket
 import sys
 import types
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from refused_ports import refused_address
 from training_runs import EVALUATIONS, STEPS, Run, make_run, weights_of
 from transformers.integrations import integration_utils
 from tritonrank.artifacts import read_manifest
@@ -74,12 +74,10 @@ def test_a_server_that_is_down_costs_a_warning(
 ) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = run.again(tmp_path / "run", *SHORT, f"tracking=mlflow:http://127.0.0.1:{port}")
+    away = f"http://{refused_address()}"
+    folder = run.again(tmp_path / "run", *SHORT, f"tracking=mlflow:{away}")
     said = " ".join(capsys.readouterr().out.split())
-    assert f"http://127.0.0.1:{port} does not take this training" in said
+    assert f"{away} does not take this training" in said
     assert said.count("does not take this training") == 1
     assert weights_of(folder) == weights_of(plain)
 

@@ -116,3 +116,14 @@ def test_a_user_counts_once_and_what_was_withheld_does_not() -> None:
     stages = learn_stages(lessons, "linear", RANKED)
     found = fall(lessons, stages, lists_of(20, both_know, split=2), 0.05, orders_unranked=True)
     assert "20 examples are too few" in found.reason
+
+
+def test_methods_are_compared_as_they_are_served() -> None:
+    """Also the ranker's own order: of what it did not read, it knows nothing."""
+    lessons = lessons_of(the_ranker_knows)
+    whole, served = (learn_stages(lessons, "auto", ranked).blend.cross_validated for ranked in (0, RANKED))
+    assert whole is not None
+    assert served is not None
+    assert whole["ranker"] > 0.9
+    assert served["ranker"] < 0.5
+    assert served["linear"] > served["ranker"]

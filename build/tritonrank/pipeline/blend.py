@@ -8,7 +8,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.judge.budgets import gate_settings
 from tritonrank.recipe import Recipe
 
-REVISION = 4
+REVISION = 5
 TOOLS = ("lightgbm", "numpy", "scipy")
 
 

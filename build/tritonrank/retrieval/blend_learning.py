@@ -99,7 +99,7 @@ def learn(
         return alone
     signs = signs_of(names, rising, falling)
     folds = folds_of(usable, seed)
-    ranker = np.array([_ndcg_of(one, one.logits) for one in usable])
+    ranker = np.array([_ndcg_of(one, _ranker_order(one)) for one in served or usable])
     out_of_fold = partial(_out_of_fold, usable, served, folds)
     sums = {one: out_of_fold(partial(_sum_score, names, signs, one)) for one in PENALTIES}
     penalty = max(PENALTIES, key=lambda one: float(sums[one].mean()))
@@ -233,6 +233,17 @@ def _out_of_fold(
         for number in np.flatnonzero(folds == fold):
             found[number] = _ndcg_of(judged[number], score(judged[number].features))
     return found
+
+
+def _ranker_order(one: BlendList) -> Matrix:
+    """[candidates] the ranker's scores; what it did not read lies behind the rest, as retrieval has it."""
+    if not np.isnan(one.logits).any():
+        return one.logits
+    assert one.candidates is not None, "a list that was made here"
+    order = np.lexsort((-one.candidates.fused, -np.nan_to_num(one.logits, nan=-np.inf)))
+    places = np.empty(len(order), dtype=np.float32)
+    places[order] = np.arange(len(order))
+    return -places
 
 
 def _ndcg_of(one: BlendList, scores: Matrix) -> float:
