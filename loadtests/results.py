@@ -294,10 +294,10 @@ class Run(Record):
 
         No answer at all is never a success. Failed requests are one only where an objective says how many may fail.
         """
+        if not self.totals.answered:  # which no slow generator explains
+            return [f"nothing was answered: {self.totals.offered} requests were due"]
         if not self.client.valid:
             return [f"this run says nothing about the server: {self.client.why or 'its generator was too slow'}"]
-        if not self.totals.answered:
-            return [f"nothing was answered: {self.totals.offered} requests were due"]
         found = [f"{name}: none of {offered} requests was answered" for name, offered in self._silent_phases()]
         if lost := [level for level in self.perf if level.failed]:
             found.append(f"{len(lost)} of {len(self.perf)} levels have no figures")

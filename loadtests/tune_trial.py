@@ -102,11 +102,11 @@ class Bench:
             at_rate = judged(session.send(steady), self.objectives)
             closed = plan_of("closed", rate=1, seconds=self.seconds, clients=self.clients)
             at_most = session.send(closed)
-        if not at_rate.client.valid:
-            raise TrialError(f"the load generator fell behind: {at_rate.client.why}")
         for run in (at_rate, at_most):
             if not run.totals.answered:
                 raise TrialError("\n".join([f"{run.shape.name}: {run.shortcomings[0]}", *run.failures]))
+        if not at_rate.client.valid:
+            raise TrialError(f"the load generator fell behind: {at_rate.client.why}")
         phase = at_rate.phase("steady")
         latency = phase.totals.latency if phase else at_rate.totals.latency
         missed = [verdict for verdict in at_rate.verdicts if not verdict.met]

@@ -5,6 +5,9 @@ import os
 import tritonrank  # noqa: F401 - its first act is to turn telemetry off, which libraries look for when imported
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # OpenAI's Triton looks for it when imported, which PyTorch does
+# Models this small gain nothing from a second thread, and threads that wait for each other lose much on busy cores.
+# Libraries look for it when they are loaded; programs that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # isort: split
 
@@ -48,9 +51,7 @@ from whole_runs import pytest_configure  # noqa: F401 - a hook
 
 TESTS = Path(__file__).parent
 
-# Models this small gain nothing from a second thread, and threads that wait for each other lose much on busy cores.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for programs that tests start
+torch.set_num_threads(1)  # whoever imported it first
 
 
 def save_encoder(model: PreTrainedModel, folder: Path) -> Path:

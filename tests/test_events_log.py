@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tritonrank_recommend.events import Event
-from tritonrank_recommend.log import layout, upkeep
+from tritonrank_recommend.log import layout, parquet, upkeep
 from tritonrank_recommend.log.event_log import MOST_WAITING_LISTS, EventLog
 from tritonrank_recommend.log.impression import Impression
 from tritonrank_recommend.log.parquet import IMPRESSION_SCHEMA, read_whole, replaced_by
@@ -246,6 +246,29 @@ def test_the_parts_of_an_hour_become_one_file_even_if_joining_was_killed(
     upkeep.join_parts(folder, clock.now)
     assert logged(folder) == before
     assert len(layout.files_of(hour)) == 1
+
+
+def test_an_hour_that_is_joined_while_it_is_read_is_read_again(
+    tmp_path: Path, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within(tmp_path, clock, lambda store: written_hour(folder, store, clock, ["ann", "bob", "cid"]))
+    hour = layout.hour_folders(folder, layout.EVENTS)[0]
+    read = []
+
+    def reading(file: Path, *columns: Any) -> pa.Table:
+        if len(read) == 1:
+            upkeep.join_parts(folder, clock.now)
+        read.append(file)
+        return read_whole(file, *columns)
+
+    monkeypatch.setattr(parquet, "read_whole", reading)
+    tables = parquet.read_hour(hour, ["user_id"])
+    assert [user for table in tables for user in table["user_id"].to_pylist()] == ["ann", "bob", "cid"]
+    assert [file.name[:5] for file in read] == ["part-", "part-", "hour-"]
+    for file in layout.files_of(hour):
+        file.write_bytes(b"torn")
+    with pytest.raises(pa.ArrowInvalid):
+        parquet.read_hour(hour)
 
 
 def test_files_from_before_there_were_lots_are_joined_with_later_ones(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -223,6 +224,27 @@ async def test_an_erased_user_is_nowhere(tmp_path: Path) -> None:
         assert (await http.post("/v1/recommend", json=page)).status_code == 410
     assert traces(tmp_path, SECRET) == []
     assert logged(tmp_path / "log", "user_id") == ["ann"]
+
+
+async def test_an_event_that_came_into_the_log_meanwhile_is_exported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is there before the store is told."""
+    made = keeping(tmp_path)
+    store, log = made.parts.store, made.parts.log
+    assert store is not None
+    assert log is not None
+    log._every_seconds = 3_600.0
+    async with serving(made) as http:
+        await http.post("/v1/events", json=CLICK)
+        with monkeypatch.context() as away:
+            away.setattr(store, "outbox_done", Mock(side_effect=StoreError("killed")))
+            with pytest.raises(StoreError):
+                await log.step()
+        await http.post("/v1/events", json=CLICK | {"event_id": "e2"})
+        exported = (await http.get("/v1/users/ann", params={"log": "true"})).json()
+        assert [event["event_id"] for event in exported["waiting"]] == ["e2"]
+        assert [row["event_id"] for row in exported["log"]] == ["e1"]
 
 
 async def test_ids_with_slashes_are_ids(tmp_path: Path) -> None:

@@ -51,7 +51,12 @@ class Users:
         kept, log, intake = await self._store().export_user(user_id), self._parts.log, self._parts.intake
         if with_log and intake is not None:
             kept |= {"stream": msgspec.to_builtins(await intake.events_of(names))}
-        return kept | {"log": await log.rows_of(user_id)} if with_log and log is not None else kept
+        if with_log and log is not None:
+            rows = await log.rows_of(user_id)
+            logged = {row.get("event_id") for row in rows}  # some since the store was asked
+            waiting = [event for event in kept["waiting"] if event["event_id"] not in logged]
+            kept |= {"waiting": waiting, "log": rows}
+        return kept
 
     async def erase(self, user_id: str) -> tuple[dict[str, int], LogErased]:
         """Remove everything: rows by kind in the store, and how far it is with the log of the running hour."""

@@ -31,8 +31,8 @@ from tritonrank_recommend.log.parquet import (
     IMPRESSION_SCHEMA,
     event_table,
     impression_table,
+    read_hour,
     read_whole,
-    replaced_by,
     without_users,
     write_whole,
 )
@@ -279,7 +279,6 @@ def _rows_of(log: Path, user_id: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for kind in layout.KINDS:
         for hour in layout.hour_folders(log, kind):
-            for file in layout.counting_files(hour, replaced_by):
-                rows = read_whole(file, user_id=user_id)
+            for rows in read_hour(hour, user_id=user_id):
                 found += [{"kind": kind} | row for row in without_users(rows, kind, erased).to_pylist()]
     return found

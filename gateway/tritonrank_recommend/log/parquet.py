@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tritonrank_recommend.events import Event, weight_of
 from tritonrank_recommend.log.impression import Impression
-from tritonrank_recommend.log.layout import EVENTS, IMPRESSIONS, REPLACES, digest_of, flush_folder
+from tritonrank_recommend.log.layout import EVENTS, IMPRESSIONS, REPLACES, counting_files, digest_of, flush_folder
 
 EVENT_SCHEMA = pa.schema(
     [
@@ -47,6 +47,8 @@ IMPRESSION_SCHEMA = pa.schema(
 SCHEMAS = {EVENTS: EVENT_SCHEMA, IMPRESSIONS: IMPRESSION_SCHEMA}
 CAME_AT = {EVENTS: "received_at", IMPRESSIONS: "shown_at"}
 """When a row came to be: what came before its user was erased goes."""
+MOST_JOINS = 3
+"""Of one hour while somebody reads it; there is one when it is over, and one for each hundred parts."""
 
 
 def event_table(events: Sequence[Event], now: float) -> pa.Table:
@@ -144,6 +146,14 @@ def read_whole(file: Path, columns: Sequence[str] | None = None, user_id: str = 
     filters = [("user_id", "=", user_id)] if user_id else None
     # The names of the folders are no columns.
     return pq.read_table(file, columns=columns, filters=filters, partitioning=None)
+
+
+def read_hour(hour: Path, columns: Sequence[str] | None = None, user_id: str = "") -> list[pa.Table]:
+    """The rows of an hour's files that count, of one user where one is named; they may be joined meanwhile."""
+    for _ in range(MOST_JOINS):
+        with suppress(FileNotFoundError):
+            return [read_whole(file, columns, user_id) for file in counting_files(hour, replaced_by)]
+    return [read_whole(file, columns, user_id) for file in counting_files(hour, replaced_by)]
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:

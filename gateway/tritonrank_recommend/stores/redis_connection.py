@@ -55,6 +55,7 @@ class RedisConnection:
             redis.exceptions.RedisClusterException,
             OSError,
             TimeoutError,
+            RuntimeError,  # of uvloop: the other side hung up before anything was written
         )
         self._password_errors = redis.exceptions.AuthenticationError
         # The client of a cluster has no pool that waits: it fails where a node's connections are all taken.
@@ -66,6 +67,7 @@ class RedisConnection:
             "socket_connect_timeout": CONNECT_SECONDS,
             "socket_timeout": ANSWER_SECONDS,
             "retry": Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.02), RETRIES),
+            "retry_on_error": [RuntimeError],
             "max_connections": CONNECTIONS + SPARE_CONNECTIONS,
             **({"password": password} if password and urlsplit(url).password is None else {}),
         }
