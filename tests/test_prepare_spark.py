@@ -32,8 +32,11 @@ spark.driver.bindAddress 127.0.0.1
 spark.local.dir {folder}
 spark.sql.warehouse.dir {folder}/warehouse
 spark.executor.memory 500m
+spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
+spark.executor.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 spark.executorEnv.PYTHONPATH {path}
 """
+"""Programs this short gain nothing from a compiler that optimises."""
 Shop = dict[str, Any]
 
 

@@ -28,6 +28,8 @@ from scipy.sparse import csr_matrix
 Estimator = Literal["ips", "snips", "dr"]
 ESTIMATORS: tuple[Estimator, ...] = ("ips", "snips", "dr")
 RESAMPLES = 1_000
+MOST_SUMS = 1_000_000
+"""Of resamples and cells, that are computed with at once: 8 MB for each of a dozen arrays."""
 LEAST_LOOKED_AT = 0.01
 """A place that is looked at more seldom counts as this: beyond it single clicks would outweigh all others."""
 NOT_SHOWN = -1
@@ -84,7 +86,8 @@ def looked_at(shown: ShownItems) -> Floats:
         [places] the last one is the last that was shown. Places that nothing moved between count alike.
     """
     cells = _Cells(shown, shown.policy_position)
-    return cells.looked_at(cells.sums(np.ones((1, cells.users)))[0][0])
+    (curve,) = cells.looked_at(cells.sums(np.ones((1, cells.users)))[0])
+    return np.asarray(curve)
 
 
 def clicks_per_page(
@@ -121,7 +124,9 @@ def clicks_per_page(
     earned = np.zeros(len(weights))
     for sign, target in zip((1.0, -1.0), targets, strict=False):
         cells = _Cells(shown, target, liked)
-        earned += sign * np.array([cells.clicks(estimator, *sums) for sums in zip(*cells.sums(weights), strict=True)])
+        together = max(1, MOST_SUMS // cells.count)
+        parts = [weights[start : start + together] for start in range(0, len(weights), together)]
+        earned += sign * np.concatenate([cells.clicks(estimator, *cells.sums(part)) for part in parts])
     values = earned / np.maximum(weights @ pages_of, 1.0)
     tail = 50 * (1 - level)
     low, high = np.percentile(values[1:], [tail, 100 - tail])
@@ -140,55 +145,70 @@ class _Cells:
     def __init__(self, shown: ShownItems, target: Integers, liked: Floats | None = None) -> None:
         table = np.column_stack([shown.policy_position, shown.position, target, shown.move_up, shown.move_down])
         kinds, cell = np.unique(table, axis=0, return_inverse=True)
-        self.users = int(shown.user.max()) + 1
+        self.users, self.count = int(shown.user.max()) + 1, len(kinds)
         self._policy, self._position, self._target = (kinds[:, place].astype(np.int64) for place in range(3))
         self._up, self._down = kinds[:, 3], kinds[:, 4]
         self._is_shown = self._position >= 0
+        self._places = int(self._position.max(initial=0)) + 1
+        self._pairs = self._of_pairs()
         self._has_model = liked is not None
         shape = self.users, len(kinds)
         by_row = [shown.clicked, np.ones(len(cell)), np.zeros(len(cell)) if liked is None else liked]
         self._sums = [csr_matrix((values, (shown.user, cell.reshape(-1))), shape=shape) for values in by_row]
+
+    def _of_pairs(self) -> tuple[csr_matrix, csr_matrix]:
+        """[cells, places - 1] what a click weighs of items that might have stood at a place or at the next one, where
+        they stood at the first, and where at the second."""
+        moved = self._position - self._policy
+        chance = np.where(moved == 0, 1.0 - self._up - self._down, np.where(moved < 0, self._up, self._down))
+        counts = self._is_shown & (chance > 0)
+        weight = np.divide(1.0, chance, out=np.zeros_like(chance), where=counts)
+        place = np.arange(self._places - 1)
+        upper = (self._policy[:, None] == place) & (self._down > 0)[:, None]
+        lower = (self._policy[:, None] == place + 1) & (self._up > 0)[:, None]
+        here, there = (
+            csr_matrix(np.where((upper | lower) & (self._position[:, None] == place + step), weight[:, None], 0.0))
+            for step in (0, 1)
+        )
+        return here, there
 
     def sums(self, weights: NDArray[np.float64]) -> list[Floats]:
         """Clicks, rows and likings, [resamples, cells] each, of resamples with so many copies of each user."""
         return [np.asarray(weights @ one) for one in self._sums]
 
     def looked_at(self, clicks: Floats) -> Floats:
-        """[places] p by the clicks of each cell."""
-        places = int(self._position.max(initial=0)) + 1
-        moved = self._position - self._policy
-        stay = 1.0 - self._up - self._down
-        chance = np.where(moved == 0, stay, np.where(moved < 0, self._up, self._down))
-        weighed = np.divide(clicks, chance, out=np.zeros_like(clicks), where=self._is_shown & (chance > 0))
-        ratios = np.ones(places)
-        for place in range(places - 1):
-            upper = (self._policy == place) & (self._down > 0)
-            lower = (self._policy == place + 1) & (self._up > 0)
-            here, there = (float(weighed[(upper | lower) & (self._position == at)].sum()) for at in (place, place + 1))
-            if here > 0 and there > 0:
-                ratios[place + 1] = there / here
-        return np.maximum(_falling(np.cumprod(ratios)), LEAST_LOOKED_AT)
+        """[resamples, places] p by the clicks of each cell."""
+        ratios = np.ones((len(clicks), self._places))
+        here, there = (np.asarray(clicks @ pairs) for pairs in self._pairs)
+        np.divide(there, here, out=ratios[:, 1:], where=(here > 0) & (there > 0))
+        curves = [_falling(curve) for curve in np.cumprod(ratios, axis=1)]
+        looked_at: Floats = np.maximum(curves, LEAST_LOOKED_AT)
+        return looked_at
 
-    def clicks(self, estimator: Estimator, clicks: Floats, rows: Floats, liked: Floats) -> float:
-        """Of all pages together, in the target's order."""
+    def clicks(self, estimator: Estimator, clicks: Floats, rows: Floats, liked: Floats) -> Floats:
+        """[resamples] of all pages together, in the target's order; what is given is [resamples, cells]."""
         curve = self.looked_at(clicks)
-        last = len(curve) - 1
-        at_target = np.where(self._target <= last, curve[np.minimum(self._target, last)], 0.0)
-        at_shown = np.where(self._is_shown, curve[np.maximum(self._position, 0)], 0.0)
+        last = curve.shape[1] - 1
+        at_target = np.where(self._target <= last, curve[:, np.minimum(self._target, last)], 0.0)
+        at_shown = np.where(self._is_shown, curve[:, np.maximum(self._position, 0)], 0.0)
         place = np.minimum(self._policy, last)
-        above, below = curve[np.maximum(place - 1, 0)], curve[np.minimum(place + 1, last)]
-        expected = (1.0 - self._up - self._down) * curve[place] + self._up * above + self._down * below
+        above, below = curve[:, np.maximum(place - 1, 0)], curve[:, np.minimum(place + 1, last)]
+        expected = (1.0 - self._up - self._down) * curve[:, place] + self._up * above + self._down * below
         weight = np.where(self._is_shown, at_target / expected, 0.0)
-        by_weight = float((weight * clicks).sum())
+        by_weight: Floats = (weight * clicks).sum(axis=1)
         if estimator == "ips":
             return by_weight
         if estimator == "snips":
-            came_to = float((weight * at_shown * rows).sum())
-            return by_weight * float((at_target * rows * self._is_shown).sum()) / came_to if came_to else 0.0
+            came_to = (weight * at_shown * rows).sum(axis=1)
+            due = (at_target * rows * self._is_shown).sum(axis=1)
+            by_weight *= np.divide(due, came_to, out=np.zeros_like(due), where=came_to != 0)
+            return by_weight
         if not self._has_model:
-            looks = float((at_shown * rows).sum())
-            liked = rows * (float(clicks.sum()) / looks if looks else 0.0)
-        return by_weight + float(((at_target - weight * at_shown) * liked).sum())
+            looks = (at_shown * rows).sum(axis=1)
+            liking = np.divide(clicks.sum(axis=1), looks, out=np.zeros_like(looks), where=looks != 0)
+            liked = rows * liking[:, None]
+        by_weight += ((at_target - weight * at_shown) * liked).sum(axis=1)
+        return by_weight
 
 
 def _falling(values: Floats) -> Floats:
