@@ -16,6 +16,7 @@ OPTIONS ?=
 # Files of tests at a time; each worker has its own Triton (1 GB). Slow tests mostly wait, for servers and for time to pass.
 WORKERS ?= 2
 SLOW_WORKERS ?= 3
+IMPATIENT ?=
 PYTEST := $(BIN)/python -m pytest
 # Files in the order of tests/order_of_files.py: xdist's own puts files with one test last, and those are the longest.
 AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 2 -n
@@ -23,7 +24,7 @@ AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 2 -n
 ALONE := grep -rl --include='test_*.py' 'mark\.alone' tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dialect-clients demo serve test test-slow test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel locks audit clean
+.PHONY: help setup dialect-clients demo serve test test-slow test-patient test-all test-engines lint format tools perf loadtest bench-peers gpu-check wheel locks audit clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,8 +69,11 @@ test: setup ## run the tests, real Triton included, without the slow ones (WORKE
 test-slow: setup dialect-clients ## the tests that `make test` leaves out: more families, real loads, many server starts
 	@status=0; \
 	$(PYTEST) $(AT_ONCE) $(SLOW_WORKERS) -m 'slow and not alone' || status=$$?; \
-	$(PYTEST) -m 'slow and alone' $$($(ALONE)) || status=$$?; \
+	$(PYTEST) -m 'slow and alone$(IMPATIENT)' $$($(ALONE)) || status=$$?; \
 	exit $$status
+
+test-patient: setup ## of these, those whose times are seconds (test-slow runs them, too, unless IMPATIENT=" and not patient")
+	@$(PYTEST) -m 'slow and patient' $$($(ALONE))
 
 test-all: test test-slow ## every test but test-engines
 

@@ -25,7 +25,7 @@ from tritonrank.serve.server import LocalTriton
 from tritonrank_client import RankClient
 from tritonrank_gateway.quality.reference import ReferenceFile, Spread
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.patient]
 SECONDS = 40.0
 """That a cause may take until its alert fires."""
 WORDS = ("oak", "desk", "lamp", "red", "steel", "kettle", "quiet", "large", "kitchen")

@@ -208,6 +208,7 @@ def processes_of(state: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.patient
 async def test_no_request_is_lost_whatever_happens_to_members(workspace: Workspace, tmp_path: Path) -> None:
     """A rolling update, a replica killed, one drained, a gateway killed, more and fewer of them: under load."""
     require_program("haproxy", "haproxy")

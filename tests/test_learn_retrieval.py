@@ -24,7 +24,7 @@ from tritonrank_recommend.blend import open_blend
 from tritonrank_recommend.catalogue import open_catalogue
 from tritonrank_recommend.catalogue.interface import Liked, Wish
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 CONTROLLER = "http://127.0.0.1:9"
 FINDING = ("retrieval={}", "blend.method=linear", "learn.release=promote")

@@ -152,6 +152,7 @@ def stop(watched: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_build_and_serve_and_load_talk_to_this_machine_only(watch: Watch, used: list[str]) -> None:
     assert [(name, fault) for name in used for fault in watch.faults(name)] == []

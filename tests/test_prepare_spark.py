@@ -196,6 +196,7 @@ def test_faults_are_told_alike(spark: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_cluster_of_processes_reads_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables in S3, by the command, on executors that are processes of their own; and from S3 on this machine."""

@@ -23,7 +23,7 @@ from tritonrank.recipe import Recipe
 from tritonrank.serve.serving import check_golden_cases, golden_requests
 from tritonrank_client import RankClient, RankError
 
-pytestmark = pytest.mark.slow  # servers of its own, started again and again
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # servers of its own, started again and again
 
 OUTAGE_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0

@@ -163,6 +163,7 @@ def test_only_pruning_is_searched_of_one_fine_tuned_ranker(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_search_goes_on_after_kill_nine_in_the_middle_of_a_training(recipe: Path, tmp_path: Path) -> None:
     words = ["--over", "finetune.learning_rate=1e-6..3e-2:log", "--trials", 3, "--pruner", "none"]
     killed = start(recipe, tmp_path, *words)

@@ -33,7 +33,7 @@ from tritonrank_client import RankClient, Retry
 from tritonrank_runtime.decoder import DECODER
 from tritonrank_runtime.text import TOKENIZER_FILE, TextRules, copy_text_files
 
-pytestmark = pytest.mark.slow  # starts Triton with processes below it
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # starts Triton with processes below it
 
 TOLERANCE = 1e-4
 WAYS = [("onnxruntime", RANKS), ("onnxruntime", 4), ("torch", RANKS)]

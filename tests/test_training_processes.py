@@ -28,7 +28,7 @@ from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.rankers.scorers import Request
 from tritonrank.recipe import load_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RANKS = Path(__file__).with_name("training_ranks.py")
 STEPS, EVALUATIONS, CUT = 12, 3, 7

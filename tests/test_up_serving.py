@@ -35,7 +35,7 @@ def ask(url: str, path: str, body: dict[str, object]) -> Any:
     [
         "bert",
         *(
-            pytest.param(form, marks=pytest.mark.slow)
+            pytest.param(form, marks=[pytest.mark.slow, pytest.mark.long])
             for form in ("xlm-roberta with 8,194 positions", "modernbert", "deberta-v2", "modules")
         ),
     ],

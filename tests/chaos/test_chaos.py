@@ -47,6 +47,7 @@ def attacked(artifacts: Path, folder: Path, store: StoreKind, attacks: tuple[str
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.patient
 @pytest.mark.timeout(400)
 def test_a_service_with_a_file_as_its_store_stands_its_attacks(workspace: Workspace, tmp_path: Path) -> None:
     shutil.copytree(workspace.repository, tmp_path / "tiny" / "repository")
@@ -62,6 +63,7 @@ def test_a_service_with_a_file_as_its_store_stands_its_attacks(workspace: Worksp
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.patient
 @pytest.mark.timeout(400)
 def test_a_service_with_a_model_for_each_step_and_valkey_stands_its_attacks(
     workspace: Workspace, tiny_recipe: Recipe, tmp_path: Path
