@@ -29,7 +29,8 @@ from tritonrank_gateway.adapt.tuning import adapt
 from tritonrank_gateway.admin import AdminDoor, refused
 from tritonrank_gateway.call import Gateway
 from tritonrank_gateway.dialects import routers
-from tritonrank_gateway.endpoint import BODIES
+from tritonrank_gateway.endpoint import BODIES, EXACT
+from tritonrank_gateway.exact_paths import ExactPaths
 from tritonrank_gateway.keys import read_keys
 from tritonrank_gateway.load import Load
 from tritonrank_gateway.metrics import Metrics
@@ -143,6 +144,7 @@ def create_app(
             home = f"/{name}/"
     app.add_api_route("/docs", page, include_in_schema=False)
     app.add_api_route("/", lambda: RedirectResponse(home), include_in_schema=False)
+    app.add_middleware(ExactPaths, endpoints=EXACT)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tritonrank_gateway.call import Call, Gateway
+from tritonrank_gateway.exact_paths import Endpoint
 from tritonrank_gateway.keys import Role
 from tritonrank_gateway.metrics import candidate_bucket
 from tritonrank_gateway.refusal import OUTCOME, STATUS, Kind, Refusal
@@ -128,10 +129,14 @@ def add_routes(
         response_class=Response,
     )
     BODIES.update({body.__name__: body for body in bodies})
+    if "{" not in path:
+        EXACT[method, path] = endpoint
 
 
 BODIES: dict[str, type] = {}
 """The bodies of all routes by name, for the OpenAPI page."""
+EXACT: dict[tuple[str, str], Endpoint] = {}
+"""The endpoints of all paths without parameters, by method and path."""
 
 
 async def _answer(call: Call, path: str, choose: Callable[[bytes, Request], Route]) -> Response:
