@@ -80,9 +80,9 @@ def test_the_log_is_of_the_simulated_days(played: tuple[Study, Path]) -> None:
     late = (log["events"]["received_at"] - log["events"]["timestamp"]).to_numpy()
     assert (late > -60).all()
     assert (late < 3_600).all()  # what was sent again would be days older
-    # Seen once: two files with the same events, where one gateway followed another. Probably a writer's lease is over
-    # at once in simulated hours. Copies are allowed, for readers count them once; two that differ are not.
-    assert log["events"].unique()["event_id"].is_unique().all()
+    # Where one gateway follows another, its lease is over at once in simulated hours, and both may write what waits.
+    # Copies are allowed, for readers count them once; two that differ in more than the hour of their file are not.
+    assert log["events"].drop("known_at").unique()["event_id"].is_unique().all()
 
 
 def test_both_systems_began_alike(played: tuple[Study, Path]) -> None:
