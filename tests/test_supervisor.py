@@ -28,7 +28,7 @@ from tritonrank.artifacts.workspace import Workspace
 from tritonrank.serve.serving import check_golden_cases
 
 # Servers of its own, ended and started again; how soon they are back is part of what is promised.
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.patient]
 
 BACK_SECONDS = 5.0
 TRUTH_SECONDS = 2.0
