@@ -4,6 +4,8 @@ Weights are ten times larger than usual, so that the logits of different candida
 does, and windows are so short that they matter.
 """
 
+from typing import Any
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -85,18 +87,19 @@ def causal_model(family: str, **sizes: int) -> PreTrainedModel:
     for name, value in sizes.items():
         if hasattr(config, name):
             setattr(config, name, value)
-    return _filled(AutoModelForCausalLM.from_config(config))
+    return _filled(AutoModelForCausalLM, config)
 
 
 def scalar_model(family: str) -> PreTrainedModel:
     """With a head of one number."""
-    return _filled(AutoModelForSequenceClassification.from_config(decoder_configs()[family]))
+    return _filled(AutoModelForSequenceClassification, decoder_configs()[family])
 
 
-def _filled(model: PreTrainedModel) -> PreTrainedModel:
-    """No bias and no norm as it begins: what is left out would not be seen."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
+def _filled(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """No bias and no norm as it begins: what is left out would not be seen. The same whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(13)
+        model: PreTrainedModel = kind.from_config(config)
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.2 * torch.randn(parameter.shape))
     return model.eval()
