@@ -3,13 +3,16 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 from gateway_stand_ins import StandIn
+from starlette.responses import Response
 from tritonrank_gateway import app as app_module
 from tritonrank_gateway.app import create_app
 from tritonrank_gateway.endpoint import EXACT
+from tritonrank_gateway.exact_paths import ExactPaths
 from tritonrank_gateway.settings import GatewaySettings
 
 SHOP = "http://shop.example"
@@ -49,6 +52,24 @@ async def test_answers_are_those_of_the_routes(asked: tuple[str, str, Any], monk
             answers.append((answer.status_code, answer.content, set(answer.headers)))
             assert answer.headers["access-control-allow-origin"] == SHOP
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("told", "is_exact"),
+    [
+        ({}, True),
+        ({"method": "GET"}, False),
+        ({"path": "/v1/rerank/"}, False),
+        ({"root_path": "/shop"}, False),
+        ({"type": "lifespan"}, False),
+    ],
+)
+async def test_only_exact_calls_go_past_the_routes(told: dict[str, str], is_exact: bool) -> None:
+    asked = {"type": "http", "method": "POST", "path": "/v1/rerank", "root_path": "", "headers": []} | told
+    app, endpoint, send = AsyncMock(), AsyncMock(return_value=Response()), AsyncMock()
+    await ExactPaths(app, {("POST", "/v1/rerank"): endpoint})(asked, AsyncMock(), send)
+    assert (endpoint.await_count, app.await_count) == (is_exact, not is_exact)
+    assert bool(send.await_count) == is_exact, "what the endpoint gave is sent"
 
 
 async def test_what_is_asked_before_by_a_browser_is_answered_too() -> None:

@@ -47,8 +47,8 @@ SHORT = {
     "gate": {"budget": 0.1},
 }
 SLOWEST = 2.0
-"""Of a request with images, over the same without, in processor time: one token in five, and the vectors make 1.4 to
-1.6. An order of cost, no benchmark."""
+"""Of a request with images, over the same without, in processor time: one token in five, and the vectors make 1.3 to
+1.8. An order of cost, no benchmark."""
 
 
 @dataclass(frozen=True)
