@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -191,21 +192,19 @@ def test_promote_and_back_take_steps(root: Path, three: list[str]) -> None:
 
 
 def test_what_two_promote_at_once_is_one_of_theirs_and_the_history_has_both(root: Path, three: list[str]) -> None:
-    start = threading.Barrier(2)
-    promoted: list[bool] = []
+    start = threading.Barrier(2, timeout=DEADLINE_SECONDS)
 
-    def change(name: str) -> None:
+    def change(name: str) -> list[bool]:
         start.wait()
+        served = []
         for _ in range(20):
             promote(root, name)
-            promoted.append(served_build(root) is not None)
+            served.append(served_build(root) is not None)
+        return served
 
-    programs = [threading.Thread(target=change, args=(name,)) for name in three[1:]]
-    for program in programs:
-        program.start()
-    for program in programs:
-        program.join(DEADLINE_SECONDS)
-    assert promoted == [True] * 40
+    with ThreadPoolExecutor(2) as threads:
+        served = [*threads.map(change, three[1:], timeout=DEADLINE_SECONDS)]
+    assert served == [[True] * 20] * 2
     assert served_name(root) == history(root)[-1]["build"]
     assert set(three[1:]) <= {line["build"] for line in history(root)}
     assert not list(root.glob(".served*"))

@@ -1,4 +1,4 @@
-"""One process writes below a folder of artifacts; the next one waits, says for whom, and goes on when that one ends."""
+"""One process or thread writes below a folder of artifacts; the next one waits, says for whom, and then goes on."""
 
 import errno
 import json
@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,13 +35,14 @@ HOLD = """
 
 
 @contextmanager
-def holder(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that holds the lock of a folder until it reads a line or is killed."""
+def holder(folder: Path, *, waits: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that holds the lock of a folder, or waits for it, until it reads a line or is killed."""
     command = [sys.executable, "-c", textwrap.dedent(HOLD), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
+            line = process.stdout.readline()
+            assert ("waiting until it ends" in line) if waits else (line == "held\n")
             yield process
         finally:
             process.kill()
@@ -148,6 +150,38 @@ def test_no_two_are_inside_at_a_time(tmp_path: Path) -> None:
         assert writer.wait(DEADLINE_SECONDS) == 0
     assert (tmp_path / "number").read_text() == "100"
     assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_threads_of_one_process_are_inside_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each adds to a number by reading, waiting and writing it: whatever comes between is lost."""
+    file = tmp_path / "number"
+    file.write_text("0")
+
+    def add() -> None:
+        for _ in range(25):
+            with only_writer(tmp_path / "demo"), only_writer(tmp_path / "demo"):
+                number = int(file.read_text())
+                time.sleep(0.001)
+                file.write_text(str(number + 1))
+
+    with ThreadPoolExecutor(4) as threads:
+        for ended in [threads.submit(add) for _ in range(4)]:
+            ended.result(DEADLINE_SECONDS)
+    assert file.read_text() == "100"
+    assert list((tmp_path / "demo").iterdir()) == []
+    assert "another thread of this process writes here" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_thread_does_not_take_what_another_has_and_may_give_it_back(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(take, tmp_path, wait=False).result() is True
+        assert take(tmp_path, wait=False) is False
+        with holder(tmp_path, waits=True) as process:  # to look did not end the process's lock
+            release(tmp_path)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])

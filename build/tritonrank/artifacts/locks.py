@@ -2,6 +2,9 @@
 
 The lock is the operating system's (``fcntl.lockf``), so that it ends with the process that holds it, however that ends.
 It holds among processes of one machine; on network file systems only where these pass locks on. Readers take none.
+
+The operating system's lock is the whole process's, so which of its threads has it is noted here: a service that is
+asked twice at once waits as two commands would.
 """
 
 import fcntl
@@ -24,23 +27,24 @@ POLL_SECONDS = 0.2
 
 console = Console()
 
-_guard = threading.RLock()
+_guard = threading.Condition()
 _held: dict[Path, "_Held"] = {}
 
 
 @dataclass
 class _Held:
-    """A lock of this process, and how often it was taken."""
+    """A lock of this process, who of it took it, and how often."""
 
     descriptor: int
+    thread: threading.Thread
     times: int = 1
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Be the only process that writes into a folder; waits, and says for whom, where another one does.
+    """Be the only one that writes into a folder; waits, and says for whom, where another process or thread does.
 
-    A process that holds the lock already goes on at once. Where no lock can be made (read-only folders, file systems
+    A thread that holds the lock already goes on at once. Where no lock can be made (read-only folders, file systems
     without locks) there is none: what cannot be written says so itself.
     """
     taken = take(folder, wait=True)
@@ -52,33 +56,30 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def take(folder: Path, *, wait: bool) -> bool | None:
-    """Take the lock of a folder; whoever got True has to ``release`` it.
+    """Take the lock of a folder for this thread; whoever got True has to ``release`` it.
 
     Args:
         folder: is made where it is not there.
         wait: until the lock is free, rather than to give up.
 
     Returns:
-        True: this process holds it. False: another one does. None: there can be no lock here.
+        True: this thread holds it. False: another thread or process does. None: there can be no lock here.
     """
     was_told = False
-    while True:
-        with _guard:
-            outcome = _take_now(folder)
-        if not isinstance(outcome, str):
-            return outcome
-        if not wait:
-            return False
-        if not was_told:
-            console.print(
-                f"{folder}: {outcome} writes here; waiting until it ends", highlight=False, markup=False, soft_wrap=True
-            )
-            was_told = True
-        time.sleep(POLL_SECONDS)
+    with _guard:
+        while isinstance(outcome := _take_now(folder), str):
+            if not wait:
+                return False
+            if not was_told:
+                waiting = f"{folder}: {outcome} writes here; waiting until it ends"
+                console.print(waiting, highlight=False, markup=False, soft_wrap=True)
+                was_told = True
+            _guard.wait(POLL_SECONDS)  # without the guard; a thread that releases ends it, a process does not
+        return outcome
 
 
 def release(folder: Path) -> None:
-    """Give back what ``take`` gave."""
+    """Give back what ``take`` gave; any thread may."""
     place = _place(folder)
     with _guard:
         held = _held[place]
@@ -89,13 +90,16 @@ def release(folder: Path) -> None:
         with suppress(OSError):  # before it is unlocked: whoever locks it next looks whether it is still there
             (folder / LOCK_FILE).unlink()
         os.close(held.descriptor)
+        _guard.notify_all()
 
 
 def _take_now(folder: Path) -> str | bool | None:
     """True: taken; a text: who holds it; None: there can be no lock."""
     place = _place(folder)
-    if place in _held:
-        _held[place].times += 1
+    if (held := _held.get(place)) is not None:  # to open the file again, and close it, would end the lock
+        if held.thread is not threading.current_thread():
+            return "another thread of this process"
+        held.times += 1
         return True
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +107,7 @@ def _take_now(folder: Path) -> str | bool | None:
         return None
     outcome = _try(folder / LOCK_FILE)
     if isinstance(outcome, int):
-        _held[place] = _Held(outcome)
+        _held[place] = _Held(outcome, threading.current_thread())
         return True
     return outcome
 

@@ -4,7 +4,8 @@ The link ``served`` is the truth; it is replaced by one rename, so that whoever 
 one. ``history.jsonl`` remembers what was served before. A line is appended before the link moves: a process that is
 killed between the two leaves a line about a promotion that did not happen, which ``back`` passes over.
 
-One process at a time promotes, goes back or removes (the lock of ``builds/``); a running build is not waited for.
+One at a time, process or thread, promotes, goes back or removes (the lock of ``builds/``); a running build is not
+waited for.
 """
 
 import os
