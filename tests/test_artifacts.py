@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -27,6 +28,7 @@ from tritonrank.artifacts import (
     verify_artifact,
     whole_file,
     write_artifact,
+    write_whole,
 )
 from tritonrank.errors import ArtifactError, StorageError
 
@@ -480,4 +482,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=str(path)):
         fail()
     assert path.read_text() == "first"
+    with whole_file(path) as draft, ThreadPoolExecutor(1) as other:
+        draft.write_text("mine")
+        other.submit(write_whole, path, "of another thread").result()
+        assert path.read_text() == "of another thread"
+    assert path.read_text() == "mine"
     assert [one.name for one in path.parent.iterdir()] == ["a.parquet"]

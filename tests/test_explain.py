@@ -193,10 +193,22 @@ def test_an_item_that_is_in_the_history_twice_is_taken_away_whole(question: Ques
             [Reason("history", "b", 1.0), Reason("history", "a", 0.9), Reason("query", "red", 0.8)],
             "Because you put “b” into your cart and bought “Red shoes”; it fits “red”, which you searched for.",
         ),
-        ([Reason("field", "brand", 1.0), Reason("history", "a", -3.0)], "Its brand speaks for it."),
+        ([Reason("field", "brand", 1.0), Reason("history", "a", -3.0)], "It stands here for its brand."),
+        (
+            [Reason("field", "genres", 1.0), Reason("field", "release_year", 0.9)],
+            "It stands here for its genres and release year.",
+        ),
         ([Reason("field", "title", 9.0), Reason("history", "a", 0.1)], "Because you bought “Red shoes”."),
     ],
-    ids=["nothing", "history", "a weak one is not told", "several", "what lowers is not told", "history before fields"],
+    ids=[
+        "nothing",
+        "history",
+        "a weak one is not told",
+        "several",
+        "what lowers is not told",
+        "two fields",
+        "history before fields",
+    ],
 )
 def test_sentences(reasons: list[Reason], said: str) -> None:
     history = {

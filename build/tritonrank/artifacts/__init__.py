@@ -4,13 +4,13 @@ A stage writes into ``<name>.tmp``; ``manifest.json`` comes last, then one renam
 without a manifest does not exist. The manifest names settings, parents, file hashes, tool versions, metrics and
 seconds, so that a finished stage can be skipped, and damage is found before it is served.
 
-One process at a time writes below a folder of artifacts (``locks.py``); readers wait for nobody.
+One process or thread at a time writes below a folder of artifacts (``locks.py``); readers wait for nobody.
 """
 
 import json
-import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -148,7 +148,7 @@ def tidy(folder: Path) -> None:
 def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
     """Give a draft file to write, which appears under its name when the block ends and not at all when it raises.
 
-    Several processes may do so at a time; the last one stays.
+    Several processes and threads may do so at a time; the last one stays.
 
     Args:
         path: the file; its folder is made.
@@ -158,7 +158,7 @@ def whole_file(path: Path, way_out: str = "") -> Iterator[Path]:
         ArtifactError: it cannot be written, and there is a way out.
         StorageError: it cannot be written.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f"{path.name}.{threading.get_native_id()}.tmp")  # of one thread of all processes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield draft

@@ -70,8 +70,7 @@ def sentence(reasons: Sequence[Reason], history: Mapping[str, Past]) -> str:
     # A field alone says little of a customer: without its title every item would be worse off.
     fields = [] if told else [one.name for one in _strong(one for one in of_ranker if one.kind == "field")]
     if fields:
-        verb = "speaks" if len(fields[:MOST_TOLD]) == 1 else "speak"
-        told.append(f"its {_and([name.replace('_', ' ') for name in fields[:MOST_TOLD]])} {verb} for it")
+        told.append(f"it stands here for its {_and([name.replace('_', ' ') for name in fields[:MOST_TOLD]])}")
     features = [_feature(one.name) for one in _strong(reason for reason in reasons if reason.of == "score")]
     told += list(dict.fromkeys(words for words in features if words))[:MOST_TOLD]
     if not told:
