@@ -273,6 +273,20 @@ def test_a_value_ends_with_its_time(url: str) -> None:
     within(url, work)
 
 
+def test_of_values_that_are_put_as_new_the_first_stays_until_it_ends(url: str) -> None:
+    async def work(store: Store) -> None:
+        asked = (store.put_new("claim", str(number).encode(), 0.3) for number in range(5))
+        (kept,) = set(await asyncio.gather(*asked))
+        assert await store.get("claim") == kept
+        assert await store.put_new("other", b"2", 60) == b"2"
+        await asyncio.sleep(0.35)
+        assert await store.get("claim") is None
+        assert await store.put_new("claim", b"6", 60) == b"6"
+        assert await store.put_new("claim", b"7", 60) == b"6"
+
+    within(url, work)
+
+
 def test_a_lease_has_one_owner_until_it_ends(url: str) -> None:
     async def work(store: Store) -> None:
         assert await store.take_lease("log", "a", 0.2)

@@ -5,6 +5,9 @@ outbox numbers; once it is on the disk the store is told. After a kill in betwee
 not know: whoever writes next looks for a file that begins where the store's position ends, and holds the events that
 still wait. If it is there, nothing but the telling is left to do.
 
+A gateway may stand still for longer than its lease, in the middle of writing. Before it writes it claims in the store
+which numbers go into which file; whoever takes over finds the claim and writes the very same file.
+
 What was shown is written by each gateway for itself, from memory: losing the lists of the last seconds with a killed
 process costs some negatives, while writing each of them durably would cost every answer its milliseconds.
 
@@ -21,7 +24,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+import msgspec
 
 from tritonrank_recommend.events import Event
 from tritonrank_recommend.log import layout, upkeep
@@ -40,6 +45,8 @@ from tritonrank_recommend.stores.interface import Store, StoreError
 
 LEASE = "events-log"
 LEASE_SECONDS = 15.0
+CLAIM_LEASES = 2.0
+"""So many times as long as a lease a claim stands. An hour gets no new files a minute after its end, so no longer."""
 MOST_ROWS = 20_000
 """Of one file."""
 MOST_WAITING_LISTS = 10_000
@@ -68,6 +75,24 @@ class LogState:
     failures: int = 0
     waiting_since: float = 0.0
     writes_events: bool = False
+
+
+class _Claim(msgspec.Struct, frozen=True):
+    """Which events that wait go into which file.
+
+    Attributes:
+        through: the last one's number; they begin after the store's position.
+        at: when it was claimed, unix seconds; tells the hour.
+        lot: see ``layout.file_name``.
+    """
+
+    through: int
+    at: float
+    lot: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$")]
+
+    def file(self, log: Path, position: int) -> Path:
+        name = layout.file_name("part", position + 1, self.through, self.lot)
+        return layout.hour_folder(log, layout.EVENTS, self.at) / name
 
 
 class EventLog:
@@ -199,20 +224,23 @@ class EventLog:
     async def _write_events(self) -> int:
         written, position = 0, await self._store.log_position()
         while waiting := await self._store.outbox(position, MOST_ROWS):
-            events = [event for _, event in waiting]
-            self.state.waiting_since = min(event.received_at or self._clock() for event in events)
+            self.state.waiting_since = min(event.received_at or self._clock() for _, event in waiting)
             through = 0
             if not self._is_certain:
                 through = await _in_thread(partial(_written_through, self._folder, position, waiting))
             if not through:
-                through = waiting[-1][0]
                 if not await self._take_lease():
                     return written  # somebody else took over while this process stood still
-                now = self._clock()
-                name = layout.file_name("part", position + 1, through)
-                file = layout.hour_folder(self._folder, layout.EVENTS, now) / name
                 self._is_certain = False
-                await _in_thread(partial(_write_events, file, events, now))
+                claim = await self._claimed(position, waiting[-1][0])
+                if claim.through != waiting[-1][0]:  # another one's, who saw more or fewer of them
+                    waiting = await self._store.outbox(position, MOST_ROWS)
+                events = [event for number, event in waiting if number <= claim.through]
+                if not events:  # written and told meanwhile
+                    position = claim.through
+                    continue
+                await _in_thread(partial(_write_events, claim.file(self._folder, position), events, claim.at))
+                through = claim.through
                 written += len(events)
                 self.state.written_events += len(events)
             await self._store.outbox_done(through)
@@ -221,6 +249,12 @@ class EventLog:
         self._is_certain = True
         self.state.waiting_since = 0.0
         return written
+
+    async def _claimed(self, position: int, through: int) -> _Claim:
+        """The claim on what follows a position: our own, unless there is one."""
+        own = msgspec.json.encode(_Claim(through, self._clock(), layout.new_lot()))
+        seconds = CLAIM_LEASES * self._lease_seconds
+        return msgspec.json.decode(await self._store.put_new(f"{LEASE}:{position}", own, seconds), type=_Claim)
 
     async def _take_lease(self) -> bool:
         return await self._store.take_lease(LEASE, self._owner, self._lease_seconds)
@@ -258,7 +292,15 @@ def _write_lists(file: Path, shown: Sequence[Impression]) -> None:
 
 
 def _write_events(file: Path, events: Sequence[Event], now: float) -> None:
+    if file.exists():
+        if _holds(file, events):
+            return
+        file = file.with_name(layout.file_name("part", *layout.numbers_of(file)))  # what is in the log stays there
     write_whole(file, iter([event_table(events, now)]), EVENT_SCHEMA)
+
+
+def _holds(file: Path, events: Sequence[Event]) -> bool:
+    return {event.event_id for event in events} <= set(read_whole(file, ["event_id"])["event_id"].to_pylist())
 
 
 def _written_through(log: Path, position: int, waiting: Sequence[tuple[int, Event]]) -> int:
@@ -268,8 +310,8 @@ def _written_through(log: Path, position: int, waiting: Sequence[tuple[int, Even
     """
     for file in log.glob(f"{layout.EVENTS}/date=*/hour=*/part-{position + 1:012d}-*.parquet"):
         _, last = layout.numbers_of(file)
-        ids = {event.event_id for number, event in waiting if number <= last}
-        if ids and ids <= set(read_whole(file, ["event_id"])["event_id"].to_pylist()):
+        events = [event for number, event in waiting if number <= last]
+        if events and _holds(file, events):
             return last
     return 0
 

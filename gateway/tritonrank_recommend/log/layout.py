@@ -1,14 +1,14 @@
 """Where the log's files lie, and which rows of them count. Python's own library alone, so that readers need no other.
 
-    LOG/events/date=2026-11-27/hour=02/part-<from>-<to>-<random>.parquet       as written: outbox numbers from .. to
-    LOG/events/date=2026-11-27/hour=02/hour-<from>-<to>-<random>.parquet       parts of that hour joined into one file
+    LOG/events/date=2026-11-27/hour=02/part-<from>-<to>-<lot>.parquet          as written: outbox numbers from .. to
+    LOG/events/date=2026-11-27/hour=02/hour-<from>-<to>-<lot>.parquet          parts of that hour joined into one file
     LOG/impressions/date=2026-11-27/hour=02/...                                what was shown, alike
     LOG/tombstones.jsonl                                                       who was erased, by the hash of the id
 
 The hour (UTC) is the one in which a file was written, so that an hour that is over gets no new files, however late its
-events come. Files appear whole (written beside under a hidden name, flushed to the disk, renamed). A joined file names
-in its metadata the files that it replaces; until they are removed, and after a kill in between, both are there, and the
-replaced ones do not count.
+events come. The lot is random. Files appear whole (written beside under a hidden name, flushed to the disk, renamed). A
+joined file names in its metadata the files that it replaces; until they are removed, and after a kill in between, both
+are there, and the replaced ones do not count.
 """
 
 import calendar
@@ -61,9 +61,14 @@ def is_over(hour: Path, now: float, grace_seconds: float = 60.0) -> bool:
     return "/".join(hour.parts[-2:]) < "/".join(hour_folder(hour, EVENTS, now - grace_seconds).parts[-2:])
 
 
-def file_name(word: str, first: int, last: int) -> str:
-    """A new name; ``word`` is part or hour."""
-    return f"{word}-{first:012d}-{last:012d}-{secrets.token_hex(4)}.parquet"
+def new_lot() -> str:
+    """What tells files apart that hold the same numbers."""
+    return secrets.token_hex(4)
+
+
+def file_name(word: str, first: int, last: int, lot: str = "") -> str:
+    """A name, a new one unless its lot was drawn; ``word`` is part or hour."""
+    return f"{word}-{first:012d}-{last:012d}-{lot or new_lot()}.parquet"
 
 
 def numbers_of(file: Path) -> tuple[int, int]:

@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 
 from tritonrank_recommend.events import Event, weight_of
 from tritonrank_recommend.log.impression import Impression
-from tritonrank_recommend.log.layout import EVENTS, IMPRESSIONS, REPLACES, counting_files, digest_of, flush_folder
+from tritonrank_recommend.log.layout import (
+    EVENTS,
+    IMPRESSIONS,
+    REPLACES,
+    counting_files,
+    digest_of,
+    flush_folder,
+    new_lot,
+)
 
 EVENT_SCHEMA = pa.schema(
     [
@@ -98,7 +106,7 @@ def write_whole(file: Path, tables: Iterator[pa.Table], schema: pa.Schema, repla
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
-    draft = file.with_name(f".{file.name}.tmp")
+    draft = file.with_name(f".{file.name}.{new_lot()}.tmp")  # two gateways may write the same file
     folder = file.parent
     is_new_folder = not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)

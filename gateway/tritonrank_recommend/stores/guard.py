@@ -188,6 +188,9 @@ class GuardedStore:
     async def put(self, key: str, value: bytes, seconds: float, *, user_id: str = "") -> None:
         await self._call("put", lambda: self._store.put(key, value, seconds, user_id=user_id), self._put_seconds)
 
+    async def put_new(self, key: str, value: bytes, seconds: float) -> bytes:
+        return await self._call("put_new", lambda: self._store.put_new(key, value, seconds), self._other_seconds)
+
     async def get(self, key: str) -> bytes | None:
         return await self._call("get", lambda: self._store.get(key), self._read_seconds)
 

@@ -130,6 +130,9 @@ class Store(Protocol):
     async def put(self, key: str, value: bytes, seconds: float, *, user_id: str = "") -> None:
         """Keep a value for so long. What belongs to a user goes when the user is erased."""
 
+    async def put_new(self, key: str, value: bytes, seconds: float) -> bytes:
+        """Keep a value for so long unless one is kept under the key; the one that is kept then, in one step."""
+
     async def get(self, key: str) -> bytes | None:
         """A value that was put, unless its time is over."""
 

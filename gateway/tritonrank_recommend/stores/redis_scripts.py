@@ -158,6 +158,14 @@ OWN_AND_KEEP = f"""{OWN}
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2])
 """
 
+KEEP_NEW = """
+-- Keep a value unless there is one. KEYS: the value's. ARGV: value, milliseconds.
+local kept = redis.call('GET', KEYS[1])
+if kept then return kept end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+
 LEASE = """
 -- Take a lease. KEYS: lease. ARGV: owner, milliseconds.
 local owner = redis.call('GET', KEYS[1])

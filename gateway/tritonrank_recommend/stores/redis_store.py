@@ -292,6 +292,11 @@ class RedisStore:
             await self._connection.ask(*run(scripts.OWN, [owned], key, milliseconds))
         await self._connection.ask("SET", kept, value, "PX", milliseconds)
 
+    async def put_new(self, key: str, value: bytes, seconds: float) -> bytes:
+        milliseconds = max(1, int(seconds * 1000))
+        kept: bytes = await self._connection.ask(*run(scripts.KEEP_NEW, [f"tr:k:{key}"], value, milliseconds))
+        return kept
+
     async def get(self, key: str) -> bytes | None:
         value: bytes | None = await self._connection.ask("GET", f"tr:k:{key}")
         return value

@@ -191,6 +191,18 @@ class SqliteStore:
         replace = "INSERT OR REPLACE INTO kept (key, until, user_id, value) VALUES (?, ?, ?, ?)"
         await self._writer.do(lambda connection: connection.execute(replace, row).rowcount)
 
+    async def put_new(self, key: str, value: bytes, seconds: float) -> bytes:
+        insert = """INSERT INTO kept (key, until, user_id, value) VALUES (?1, ?2, '', ?3) ON CONFLICT DO UPDATE
+        SET until = excluded.until, user_id = '', value = excluded.value WHERE until <= ?4"""
+        now = self._clock()
+
+        def put(connection: sqlite3.Connection) -> bytes:
+            connection.execute(insert, (key, now + seconds, value, now))
+            kept: bytes = connection.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()[0]
+            return kept
+
+        return await self._writer.do(put)
+
     async def get(self, key: str) -> bytes | None:
         select = "SELECT value FROM kept WHERE key = ? AND until > ?"
         row = await self._read(lambda connection: connection.execute(select, (key, self._clock())).fetchone())
