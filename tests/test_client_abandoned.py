@@ -15,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from misbehaving_server import RIGHT, MisbehavingServer, Slow
 from test_client_calls import Face, server  # noqa: F401 - a fixture
-from tritonrank_client import AsyncRankClient, DeadlineExceeded, Overloaded, RankClient, Retry, Unavailable, _grpc
+from tritonrank_client import (
+    AsyncRankClient,
+    DeadlineExceeded,
+    Overloaded,
+    RankClient,
+    Retry,
+    Unavailable,
+    _grpc_connection,
+)
 
 from loadtests.chaos.proxy import TcpProxy
 
@@ -114,7 +122,7 @@ def test_abandoned_calls_are_bounded(
     style: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_grpc, "MOST_ABANDONED", 5)
+    monkeypatch.setattr(_grpc_connection, "MOST_ABANDONED", 5)
     server.behave(Slow(0.8))
     face = Face(style, "grpc")
     client = face.open(server, retry=Retry(attempts=1))
@@ -171,7 +179,7 @@ def test_a_connection_that_is_dead_without_knowing_it_is_left(server: Misbehavin
         client.rank(items=["a"], timeout=5)
         proxy.become("forgotten")
         with pytest.raises(DeadlineExceeded):
-            client.rank(items=["a"], timeout=_grpc.SILENT_SECONDS + 0.2)
+            client.rank(items=["a"], timeout=_grpc_connection.SILENT_SECONDS + 0.2)
         for _ in range(3):
             client.rank(items=["a"], timeout=5)
         face.close()
@@ -179,12 +187,12 @@ def test_a_connection_that_is_dead_without_knowing_it_is_left(server: Misbehavin
 
 @STYLES
 def test_a_slow_server_does_not_get_a_connection_for_each_late_answer(server: MisbehavingServer, style: str) -> None:  # noqa: F811
-    server.behave(Slow(_grpc.SILENT_SECONDS + 0.3))
+    server.behave(Slow(_grpc_connection.SILENT_SECONDS + 0.3))
     face = Face(style, "grpc")
     client = face.open(server, retry=Retry(attempts=1))
     for _ in range(3):
         with pytest.raises(DeadlineExceeded):
-            client.rank(items=["a"], timeout=_grpc.SILENT_SECONDS + 0.1)
+            client.rank(items=["a"], timeout=_grpc_connection.SILENT_SECONDS + 0.1)
     assert len(server.grpc_peers) <= 2
     face.close()
     wait_until_idle(server, answered=3)

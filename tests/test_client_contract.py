@@ -24,6 +24,7 @@ from tritonrank_client import (
     RankClient,
     Retry,
     _grpc,
+    _grpc_connection,
     encode_item,
 )
 from tritonrank_client._options import Settings
@@ -250,7 +251,7 @@ def test_a_key_needs_its_chain(tmp_path: Path) -> None:
 def test_settings_reach_the_grpc_channel() -> None:
     keep_alive = KeepAlive(time_seconds=30, timeout_seconds=5, without_calls=True)
     settings = Settings(url="grpc://here:1", keep_alive=keep_alive, largest_answer_bytes=12_345)
-    options = dict(_grpc._channel_options(settings))
+    options = dict(_grpc_connection._channel_options(settings))
     assert options["grpc.keepalive_time_ms"] == 30_000
     assert options["grpc.keepalive_timeout_ms"] == 5_000
     assert options["grpc.keepalive_permit_without_calls"] == 1
