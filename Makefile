@@ -16,8 +16,8 @@ OPTIONS ?=
 # Files of tests at a time; each worker has its own Triton (1 GB). Slow tests mostly wait, for servers and for time to pass.
 WORKERS ?= 2
 SLOW_WORKERS ?= 3
-# What .ci/run leaves out of test-slow: it runs test-patient beside test-engines.
-IMPATIENT ?=
+# .ci/run leaves the patient ones out of these: it runs test-patient beside test-engines.
+ALONE_TESTS ?= slow and alone
 PYTEST := $(BIN)/python -m pytest
 # Files in the order of tests/order_of_files.py: xdist's own puts files with one test last, and those are the longest.
 AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 2 -n
@@ -70,10 +70,10 @@ test: setup ## run the tests, real Triton included, without the slow ones (WORKE
 test-slow: setup dialect-clients ## the tests that `make test` leaves out: more families, real loads, many server starts
 	@status=0; \
 	$(PYTEST) $(AT_ONCE) $(SLOW_WORKERS) -m 'slow and not alone' || status=$$?; \
-	$(PYTEST) -m 'slow and alone$(IMPATIENT)' $$($(ALONE)) || status=$$?; \
+	$(PYTEST) -m '$(ALONE_TESTS)' $$($(ALONE)) || status=$$?; \
 	exit $$status
 
-test-patient: setup ## of these, those whose times are seconds (test-slow runs them, too, unless IMPATIENT=" and not patient")
+test-patient: setup ## of these, those whose times are seconds (test-slow runs them, too, unless ALONE_TESTS says otherwise)
 	@$(PYTEST) -m 'slow and patient' $$($(ALONE))
 
 test-all: test test-slow ## every test but test-engines

@@ -20,6 +20,7 @@ CALLERS = 4
 BEFORE_SECONDS = 1.0
 BACK_SECONDS = 20.0  # the server itself is back within 5 on a machine that has nothing else to do
 USERS = 40
+FEWEST = 50
 
 
 def metric(gateway: RunningGateway, name: str, **labels: str) -> float:
@@ -46,7 +47,6 @@ def test_a_killed_replica_loses_no_request_and_comes_back(workspace: Workspace, 
         with running_gateway(",".join(addresses), tmp_path / "gateway", *flags) as gateway:
             statuses, answers = asyncio.run(load(gateway, first.triton.kill, addresses[0]))
             assert set(statuses) == {200}, gateway.log[-3_000:]
-            assert len(statuses) > 50
             assert len(set(answers)) == 1  # whichever replica answered
             assert metric(gateway, "tritonrank_gateway_replica_events_total", event="eject") >= 1
             assert metric(gateway, "tritonrank_gateway_replica_events_total", event="return") >= 1
@@ -82,6 +82,7 @@ async def load(gateway: RunningGateway, kill: object, killed: str) -> tuple[list
         kill()  # type: ignore[operator]
         await until(lambda: not is_up(), "the killed replica is still in rotation")
         await until(is_up, "the killed replica did not come back into rotation")
+        await until(lambda: len(statuses) > FEWEST, "hardly a request is answered")
         stop.set()
         await asyncio.gather(*callers)
     return statuses, answers

@@ -1,14 +1,20 @@
-"""What several workers lose makes the run fail; and they begin with what takes long."""
+"""CI runs every test once; what several workers lose makes the run fail; and they begin with what takes long."""
 
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+MARKS = ("slow", "alone", "patient", "engines")
 LOSES_A_WORKER = """
 import os
 
@@ -16,6 +22,39 @@ def pytest_runtest_protocol(item):
     if item.name == "test_it" and os.environ["PYTEST_XDIST_WORKER"] == "gw0":
         raise RuntimeError("nobody's test")
 """
+
+
+def test_ci_runs_every_test_once(pytestconfig: pytest.Config) -> None:
+    steps = re.findall(r"^(?:run|.* make) (test\b.*?) *(?:[#>].*)?$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    chosen = [marks for step in steps for marks in marks_of(shlex.split(step), pytestconfig.getini("addopts"))]
+    assert len(chosen) > len(steps) > 1
+    for there in itertools.chain.from_iterable(itertools.combinations(MARKS, number) for number in range(5)):
+        # What is patient is alone, what is alone here is slow, and what compiles with TensorRT is none of these.
+        is_engine = "engines" in there
+        if ("patient" in there) <= ("alone" in there) <= ("slow" in there) and is_engine <= (len(there) == 1):
+            assert [chooses(marks, there) for marks in chosen].count(True) == 1, there
+
+
+def chooses(marks: str, there: Sequence[str]) -> bool:
+    def is_there(name: str, /, **_: str | int | bool | None) -> bool:
+        return name in there
+
+    return Expression.compile(marks).evaluate(is_there)
+
+
+def marks_of(step: Sequence[str], of_all: Sequence[str]) -> list[str]:
+    """Which marks the commands of a target of make choose."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    wanted = ["make", "--dry-run", *step]
+    told = subprocess.run(wanted, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    chosen = []
+    for command in told.stdout.splitlines():
+        if " -m pytest" in command:
+            words = [*of_all, *shlex.split(command.rstrip("\\"))]
+            marks = [after for word, after in itertools.pairwise(words) if word == "-m" and after != "pytest"]
+            chosen.append(marks[-1])  # which is the one that counts
+    assert chosen, step
+    return chosen
 
 
 @pytest.mark.parametrize(("conftest", "status"), [("", 0), (LOSES_A_WORKER, 3)], ids=["whole", "internal error"])
