@@ -417,13 +417,14 @@ def test_the_server_is_told_what_is_left_of_the_deadline(server: MisbehavingServ
 
 
 def test_retries_stop_where_the_deadline_would_pass(server: MisbehavingServer, face: Face) -> None:
+    """No pause ends near the deadline: an attempt that begins just before it is one that runs out of time."""
     server.behave(QUEUE_FULL)
-    pause = Retry(attempts=100, initial_seconds=0.1, max_seconds=0.1, jitter=0)
+    pause = Retry(attempts=100, initial_seconds=0.6, max_seconds=0.6, jitter=0)
     started = time.monotonic()
     with pytest.raises(Overloaded, match="no time left") as caught:
-        face.open(server, retry=pause).rank(items=["a"], timeout=0.35)
-    assert time.monotonic() - started < 1, "a hundred attempts would take ten seconds"
-    assert 2 <= caught.value.attempts == len(server.asked) <= 4
+        face.open(server, retry=pause).rank(items=["a"], timeout=1.0)
+    assert time.monotonic() - started < 10, "a hundred attempts would take a minute"
+    assert 1 <= caught.value.attempts == len(server.asked) <= 2
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------
