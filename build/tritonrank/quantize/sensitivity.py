@@ -7,7 +7,7 @@ layer alone; those that disturb most for their work stay in FP32, until the rest
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from tritonrank_runtime.engine import Feed, Tensors
 from tritonrank.errors import GateError
 from tritonrank.graphs.rounding_twin import open_rounding_engine
 from tritonrank.graphs.watch import watched_values
-from tritonrank.system.progress import track
+from tritonrank.system.progress import step
 
 ROUGH_SHARE = 3
 """One request in so many tells what a single layer disturbs: that only puts the layers in order, and what is chosen by
@@ -87,27 +87,31 @@ def quiet_enough(
             write(Path(trial), group)
             return noise.roughly(Path(trial))
 
-        if len(nodes) < GROUPED_FROM:
-            alone.update({node: measure([node]) for node in track(nodes, "measuring each layer")})
-        else:
-            groups = [nodes[start : start + GROUP] for start in range(0, len(nodes), GROUP)]
-            for group in track(groups, f"measuring {len(nodes)} layers"):
-                alone.update(_shared_out(group, work, measure, limit, sum(work[node] for node in nodes)))
+        size = 1 if len(nodes) < GROUPED_FROM else GROUP
+        all_work = sum(work[node] for node in nodes)
+        with step("measuring each layer", total=len(nodes)) as shown:
+            for start in range(0, len(nodes), size):
+                for found in _shared_out(nodes[start : start + size], work, measure, limit, all_work):
+                    alone.update(found)
+                    shown.advance(len(found))
     bearable = [node for node in nodes if alone[node] <= limit]
     quietest_first = sorted(bearable, key=lambda node: alone[node] ** 2 / work[node])
     together = np.sqrt(np.cumsum([alone[node] ** 2 for node in quietest_first]))
     # Noises do not quite add up: the sum says where to start, halving finds how many fit.
     count = int(np.searchsorted(together, limit, side="right"))
     fitting, exceeding, chosen = 0, count + 1, list[str]()
-    while exceeding - fitting > 1:
-        kept = set(quietest_first[:count])
-        written = [node for node in nodes if node in kept]
-        write(folder, written)
-        if noise.of(folder) <= limit:
-            fitting, chosen = count, written
-        else:
-            exceeding = count
-        count = (fitting + exceeding) // 2
+    with step("measuring layers together") as shown:
+        while exceeding - fitting > 1:
+            shown.update(note=f"{count} layers of {len(nodes)}")
+            kept = set(quietest_first[:count])
+            written = [node for node in nodes if node in kept]
+            write(folder, written)
+            if noise.of(folder) <= limit:
+                fitting, chosen = count, written
+            else:
+                exceeding = count
+            count = (fitting + exceeding) // 2
+            shown.advance()
     if chosen:
         if written != chosen:
             write(folder, chosen)
@@ -120,18 +124,18 @@ def quiet_enough(
 
 def _shared_out(
     group: list[str], work: Mapping[str, float], measure: Callable[[list[str]], float], limit: float, all_work: float
-) -> dict[str, float]:
-    """The noise of each layer of a group, which is halved as long as it is too loud for its work.
+) -> Iterator[dict[str, float]]:
+    """The noise of each layer of a group, which is halved as long as it is too loud for its work; piece by piece.
 
     Noises add up by their squares, so a layer of a quiet group gets the square of the group's by its share of the work.
     """
     found, of_group = measure(group), sum(work[node] for node in group)
     if len(group) == 1 or found**2 <= limit**2 * of_group / all_work:
-        return {node: found * math.sqrt(work[node] / of_group) for node in group}
+        yield {node: found * math.sqrt(work[node] / of_group) for node in group}
+        return
     half = len(group) // 2
-    return _shared_out(group[:half], work, measure, limit, all_work) | _shared_out(
-        group[half:], work, measure, limit, all_work
-    )
+    for part in (group[:half], group[half:]):
+        yield from _shared_out(part, work, measure, limit, all_work)
 
 
 def work_of_nodes(path: Path, feeds: Sequence[Feed]) -> dict[str, int]:
