@@ -156,6 +156,29 @@ def test_a_store_from_a_copy_does_not_lose_what_gets_old_numbers(tmp_path: Path,
     assert len(logged(folder)) == 10
 
 
+def test_what_lies_in_the_log_is_not_replaced_by_a_file_of_that_name(
+    tmp_path: Path, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that was put back gives numbers again, and a claim that it kept may name a file with other events."""
+    lots = iter(["0" * 8, "1" * 8, "0" * 8, *(f"{number:08x}" for number in range(2, 99))])
+    for module in (layout, parquet):
+        monkeypatch.setattr(module, "new_lot", lambda: next(lots))
+
+    def work(numbers: range) -> Callable[[Store], Awaitable[None]]:
+        async def write(store: Store) -> None:
+            await store.add_events([event(number) for number in numbers])
+            assert await EventLog(folder, store, clock=clock).step() == 5
+
+        return write
+
+    within(tmp_path, clock, work(range(5)))
+    for file in tmp_path.glob("store.db*"):
+        file.unlink()
+    within(tmp_path, clock, work(range(5, 10)))
+    assert sorted(logged(folder)) == [f"e{number}" for number in range(10)]
+    assert len(counting(folder)) == 2
+
+
 def test_one_of_two_gateways_writes_and_the_other_takes_over(tmp_path: Path, folder: Path, clock: Clock) -> None:
     async def work(store: Store) -> None:
         one, two = (EventLog(folder, store, clock=clock) for _ in range(2))
