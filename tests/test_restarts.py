@@ -101,6 +101,15 @@ class BusyGolden(Golden):
         raise TimeoutError("no answer")
 
 
+class SilentGolden(Golden):
+    """Never answers."""
+
+    def ask(self, server: LocalTriton, seconds: float) -> None:
+        self.asked += 1
+        time.sleep(seconds)
+        raise TimeoutError("no answer")
+
+
 class DeadlyGolden(Golden):
     """The server ends as often as there are proofs, before they are done."""
 
@@ -113,6 +122,20 @@ class DeadlyGolden(Golden):
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_repository(tmp_path_factory.mktemp("echo"), "echo")
+
+
+LOADING = """
+import os, subprocess
+initialize_alone = TritonPythonModel.initialize
+
+def initialize(self, args):
+    initialize_alone(self, args)
+    work = "import os; os.nice(19); parent = os.getppid()\\nwhile os.getppid() == parent: pass"
+    subprocess.Popen([os.environ["TRITONRANK_PREFIX"] + "/bin/python3", "-c", work])
+
+TritonPythonModel.initialize = initialize
+"""
+"""As a scorer whose ranks load: they work, and it waits for them."""
 
 
 @pytest.fixture
@@ -168,6 +191,18 @@ def test_a_busy_server_is_left_to_its_work_but_not_for_ever(echo: Path, monkeypa
         wait_until(lambda: golden.asked > 3, START_SECONDS, lambda: "nobody asks")
         assert server.restarts == 0
         wait_until(lambda: server.restarts == 1, START_SECONDS, lambda: "it was left to it for ever")
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_server_waits_for_its_ranks_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = make_repository(tmp_path, "echo")
+    with (repository / "echo" / "1" / "model.py").open("a") as model:
+        model.write(LOADING)
+    golden = SilentGolden()
+    monkeypatch.setattr(server_watch, "GOLDEN_DEADLINE_SECONDS", 0.3)
+    with supervised(repository, golden) as server:
+        wait_until(lambda: golden.asked > 3 * server_watch.MOST_MISSES, START_SECONDS, lambda: "nobody asks")
+        assert server.restarts == 0
 
 
 @pytest.mark.usefixtures("soon")

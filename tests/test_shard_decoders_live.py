@@ -71,7 +71,7 @@ def test_triton_serves_a_decoder_in_ranks_and_survives_a_killed_one(
     executor: str,
     ranks: int,
 ) -> None:
-    settings = tiny_recipe.serve.model_copy(update={"executor": executor})
+    settings = tiny_recipe.serve.model_copy(update={"executor": executor, "deadline_ms": 1_000 * SECONDS})
     exact = tiny_recipe.quantize.model_copy(update={"method": "none"})
     recipe = tiny_recipe.model_copy(update={"tensor_parallel": ranks, "serve": settings, "quantize": exact})
     own = Workspace.of(recipe, tmp_path)

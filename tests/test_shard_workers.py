@@ -31,7 +31,7 @@ from tritonrank.rankers.scorers import Request, RequestTensors, tensors_of
 from tritonrank.rankers.server_scorer import ServerScorer
 from tritonrank.recipe import Recipe
 from tritonrank.serve.models import write_models
-from tritonrank.serve.serving import serving
+from tritonrank.serve.server import LocalTriton
 from tritonrank_client import RankClient, Retry
 from tritonrank_runtime.all_reduce import AllReduce, PeerError, SharedBuffer, memory_file
 from tritonrank_runtime.engine import Engine, EngineLostError
@@ -113,10 +113,11 @@ def test_a_worker_killed_in_a_run_fails_it_and_comes_back(
 ) -> None:
     before = engine.run(requests[:1])[0]
     pids = workers.processes
+    other = waits_for_work(pids[1 - rank])
     os.kill(pids[rank], signal.SIGSTOP)  # so that it is in the run for certain
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(engine.run, requests[:1])
-        time.sleep(0.2)
+        wait_until(lambda: waits(pids[1 - rank]) > other, "the run begins")
         assert not running.done()
         os.kill(pids[rank], signal.SIGKILL)
         with pytest.raises(EngineLostError, match=rf"rank {rank} of 2 \(process {pids[rank]}\) was ended by signal 9"):
@@ -193,6 +194,17 @@ def _is_running(pid: int) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
+
+
+def waits(pid: int) -> int:
+    """How often a process has waited for anything; a rank does for work, and in a run for the others."""
+    return int(psutil.Process(pid).num_ctx_switches().voluntary)
+
+
+def waits_for_work(pid: int) -> int:
+    """``waits`` once a rank that has no work rests."""
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING, "the rank rests")
+    return waits(pid)
 
 
 def workers_below(pid: int) -> list[int]:
@@ -282,9 +294,13 @@ def test_a_rank_that_leaves_wakes_the_others_and_disturbs_no_later_run() -> None
 
 @pytest.fixture(scope="module", params=[2, 4])
 def sharded_recipe(request: pytest.FixtureRequest, tiny_recipe: Recipe) -> Recipe:
-    """FP32, so that scores can be compared to the last digits; sharding INT8 has its own tests."""
+    """FP32, so that scores can be compared to the last digits; sharding INT8 has its own tests.
+
+    Requests may wait for long: on a busy machine ranks take seconds to load.
+    """
     exact = tiny_recipe.quantize.model_copy(update={"method": "none"})
-    return tiny_recipe.model_copy(update={"tensor_parallel": request.param, "quantize": exact})
+    patient = tiny_recipe.serve.model_copy(update={"deadline_ms": 1_000 * SECONDS})
+    return tiny_recipe.model_copy(update={"tensor_parallel": request.param, "quantize": exact, "serve": patient})
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +333,7 @@ def test_triton_serves_shards_and_survives_a_killed_worker(
     expected = [scorer.score(request) for request in requests]
 
     with (
-        serving(sharded.repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        LocalTriton(sharded.repository) as server,  # unsupervised, or a golden request may be in the run that is lost
         RankClient(server.grpc_url, timeout=SECONDS, retry=ONCE) as client,
         ThreadPoolExecutor(4) as pool,
     ):
@@ -326,9 +342,10 @@ def test_triton_serves_shards_and_survives_a_killed_worker(
             np.testing.assert_allclose(found, whole, atol=tolerance_for(whole))
         pids = workers_below(os.getpid())
         assert len(pids) == ranks
+        first = waits_for_work(pids[0])
         os.kill(pids[1], signal.SIGSTOP)  # so that it is in the run for certain
         lost = pool.submit(ask, requests[0])
-        time.sleep(0.5)
+        wait_until(lambda: waits(pids[0]) > first, "the run begins")
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(ServerError, match=rf"rank 1 of {ranks} .* signal 9; the scorer starts again"):
             lost.result(SECONDS)

@@ -33,9 +33,12 @@ class WholeRun:
         if self.faults and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """Not in the summary: pytest leaves it out where the leading process itself has an internal error."""
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        assert reporter is not None
         for fault in self.faults:
-            terminalreporter.write_line(f"LOST {fault}", red=True)
+            reporter.write_line(f"LOST {fault}", red=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

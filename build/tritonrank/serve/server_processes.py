@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,27 @@ def worked_seconds(pid: int, thread: int | None = None) -> float:
             used, waited, _ = map(int, schedule.read_text().split())
             nanoseconds += used + waited
     return nanoseconds / 1e9
+
+
+def worked_by(pids: Iterable[int]) -> dict[int, float]:
+    """What ``worked_seconds`` says of each process, and of each that these or their children started."""
+    children = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (state := process_state(int(entry.name))):
+            children[state.parent].append(int(entry.name))
+    found: dict[int, float] = {}
+    left = [*pids]
+    while left:
+        pid = left.pop()
+        if pid not in found:
+            found[pid] = worked_seconds(pid)
+            left += children[pid]
+    return found
+
+
+def worked_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """Seconds of work; what a process did that has ended since is not known, and counts for nothing."""
+    return sum(max(0.0, seconds - before.get(pid, 0.0)) for pid, seconds in after.items())
 
 
 def resident_bytes(pid: int) -> int:

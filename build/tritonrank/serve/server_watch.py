@@ -16,7 +16,7 @@ from typing import Protocol
 from tritonrank.errors import ServerError, TritonRankError
 from tritonrank.serve.ports import refuses
 from tritonrank.serve.server import LocalTriton
-from tritonrank.serve.server_processes import STOPPED, TRACED, Part, worked_seconds
+from tritonrank.serve.server_processes import STOPPED, TRACED, Part, worked_between, worked_by, worked_seconds
 
 QUEUE_FOLDERS = "tritonrank-queue-*"
 """Below the run folder, made by the models (``admission.py``)."""
@@ -124,11 +124,12 @@ class Watch:
                 return
             if not misses and time.monotonic() - asked_at < GOLDEN_SECONDS:
                 continue
-            asked_at, worked_before = time.monotonic(), self._worked_seconds()
+            asked_at, worked_before = time.monotonic(), self._worked()
             try:
                 self._golden.ask(self._server, GOLDEN_DEADLINE_SECONDS)
             except TimeoutError as error:
-                cores = (self._worked_seconds() - worked_before) / max(time.monotonic() - asked_at, 1e-3)
+                worked = worked_between(worked_before, self._worked())
+                cores = worked / max(time.monotonic() - asked_at, 1e-3)
                 is_silent_for = time.monotonic() - answered_at
                 misses = misses + 1 if cores < IDLE_CORES else 0
                 fault = f"no golden request was answered for {is_silent_for:.0f} s ({error})"
@@ -144,10 +145,13 @@ class Watch:
                 self._silence = fault
                 return
 
-    def _worked_seconds(self) -> float:
-        """Of all who have a part in an answer, this thread included: on a crowded machine each of them has to wait."""
+    def _worked(self) -> dict[int, float]:
+        """Seconds by process, of all who have a part in an answer: on a crowded machine each of them has to wait.
+
+        Those are this thread, the server and its stubs, and what stubs start: a scorer's ranks, which may load.
+        """
         own = worked_seconds(os.getpid(), threading.get_native_id())
-        return own + sum(worked_seconds(part.pid) for part in self._server.parts)
+        return worked_by(part.pid for part in self._server.parts) | {os.getpid(): own}
 
 
 def _inode(folder: Path) -> int | None:
