@@ -91,7 +91,7 @@ async def test_one_that_leaves_answers_what_it_has_and_is_closed_then(tmp_path: 
     following.prepare = lambda backend: setattr(backend, "delay", 0.0)
     await following.pool.rank(REQUEST)
     leaving = following.backends["a"]
-    leaving.delay = 0.6
+    leaving.delay = 2.0
     running = asyncio.create_task(following.pool.rank(REQUEST))
     await until(lambda: following.ranked("a") == 2)
     following.write("b")

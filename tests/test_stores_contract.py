@@ -17,6 +17,8 @@ from valkeys import SERVERS, empty_server
 
 __all__ = ["empty_server"]
 NOW = float(int(time.time()))
+SHORT_SECONDS = 1.0
+"""That a value or a lease lives, and that a busy machine needs for a few calls at the most."""
 
 
 @pytest.fixture(params=["sqlite", *SERVERS])
@@ -262,11 +264,11 @@ def test_one_item_twice_in_a_batch_of_changes_is_as_the_last_says(url: str) -> N
 
 def test_a_value_ends_with_its_time(url: str) -> None:
     async def work(store: Store) -> None:
-        await store.put("short", b"1", 0.2)
+        await store.put("short", b"1", SHORT_SECONDS)
         await store.put("long", b"2", 60)
         await store.put("long", b"3", 60)
         assert await store.get("short") == b"1"
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(SHORT_SECONDS + 0.05)
         assert await store.get("short") is None
         assert await store.get("long") == b"3"
 
@@ -275,11 +277,11 @@ def test_a_value_ends_with_its_time(url: str) -> None:
 
 def test_of_values_that_are_put_as_new_the_first_stays_until_it_ends(url: str) -> None:
     async def work(store: Store) -> None:
-        asked = (store.put_new("claim", str(number).encode(), 0.3) for number in range(5))
+        asked = (store.put_new("claim", str(number).encode(), SHORT_SECONDS) for number in range(5))
         (kept,) = set(await asyncio.gather(*asked))
         assert await store.get("claim") == kept
         assert await store.put_new("other", b"2", 60) == b"2"
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(SHORT_SECONDS + 0.05)
         assert await store.get("claim") is None
         assert await store.put_new("claim", b"6", 60) == b"6"
         assert await store.put_new("claim", b"7", 60) == b"6"
@@ -289,12 +291,12 @@ def test_of_values_that_are_put_as_new_the_first_stays_until_it_ends(url: str) -
 
 def test_a_lease_has_one_owner_until_it_ends(url: str) -> None:
     async def work(store: Store) -> None:
-        assert await store.take_lease("log", "a", 0.2)
+        assert await store.take_lease("log", "a", SHORT_SECONDS)
         assert not await store.take_lease("log", "b", 60)
-        assert await store.take_lease("log", "a", 0.2)
+        assert await store.take_lease("log", "a", SHORT_SECONDS)
         await store.give_lease("log", "b")
         assert not await store.take_lease("log", "b", 60)
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(SHORT_SECONDS + 0.05)
         assert await store.take_lease("log", "b", 60)
         assert not await store.take_lease("log", "a", 60)
         await store.give_lease("log", "b")

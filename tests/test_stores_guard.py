@@ -18,8 +18,9 @@ def test_a_locked_store_fails_soon_then_at_once_and_comes_back_by_itself(tmp_pat
     path = tmp_path / "store.db"
 
     async def run() -> None:
-        store = GuardedStore(open_store(f"sqlite:{path}"), put_seconds=0.05, rest_seconds=0.3)
-        await store.put("key", b"1", 60)
+        inner = open_store(f"sqlite:{path}")
+        await inner.put("key", b"1", 60)
+        store = GuardedStore(inner, read_seconds=20, put_seconds=0.05, other_seconds=20, rest_seconds=1.0)
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         started = time.perf_counter()
@@ -32,14 +33,14 @@ def test_a_locked_store_fails_soon_then_at_once_and_comes_back_by_itself(tmp_pat
         with pytest.raises(StoreError, match="asked again"):  # reads too: nothing is asked
             await store.get("key")
 
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(1.05)
         answers = await asyncio.gather(*(store.put("key", b"3", 60) for _ in range(5)), return_exceptions=True)
         assert ["50 ms" in str(answer) for answer in answers] == [True, False, False, False, False]  # one goes to see
         assert store.open_circuit
 
         other.execute("ROLLBACK")
         other.close()
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(1.05)
         assert await store.get("key") in (b"1", b"2")  # who gave up cannot know
         assert await store.add_events([EVENT]) == Added(1, 0)
         await store.close()

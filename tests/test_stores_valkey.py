@@ -67,7 +67,7 @@ def test_a_killed_server_comes_back_with_everything_that_was_acknowledged(tmp_pa
 
 def test_a_server_that_hangs_costs_little_and_comes_back(tmp_path: Path) -> None:
     async def run(server: Valkey) -> None:
-        store = GuardedStore(open_store(server.url), rest_seconds=0.3)
+        store = GuardedStore(open_store(server.url), rest_seconds=1.0)
         assert await store.add_events([EVENT]) == Added(1, 0)
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
@@ -78,10 +78,14 @@ def test_a_server_that_hangs_costs_little_and_comes_back(tmp_path: Path) -> None
         for _ in range(100):
             with pytest.raises(StoreError, match="asked again"):
                 await store.profile("ann")
-        assert time.perf_counter() - started < 0.25
+        assert time.perf_counter() - started < 0.9
         server.process.send_signal(signal.SIGCONT)
-        await asyncio.sleep(0.35)
-        assert (await store.profile("ann")).counters == {"click": 1}
+        deadline, counters = time.monotonic() + 30, {}
+        while not counters and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+            with suppress(StoreError):
+                counters = (await store.profile("ann")).counters
+        assert counters == {"click": 1}
         await store.close()
 
     with running(tmp_path) as server:
