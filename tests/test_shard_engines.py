@@ -14,6 +14,7 @@ from test_decoder import NO, YES
 from test_families import recipe_for, spread_logits
 from tiny_decoders import causal_model
 from tiny_models import FAMILIES, save_ranker
+from transformers import AutoModel
 from tritonrank.artifacts import verify_artifact
 from tritonrank.artifacts.stage import bring_up_to_date
 from tritonrank.artifacts.workspace import Target, Workspace
@@ -24,9 +25,10 @@ from tritonrank.graphs.parallel.shard import write_shards
 from tritonrank.judge.open_scorer import open_scorer
 from tritonrank.pipeline import compile_ranks
 from tritonrank.pipeline.gpu_targets import assemble_target
+from tritonrank.rankers.checkpoint_source import folder_of
 from tritonrank.rankers.decoder_weights import decoder_from, yes_no_head
 from tritonrank.rankers.modeling import SharedContextRanker
-from tritonrank.recipe import Recipe
+from tritonrank.recipe import PACKAGED_MINILM, Recipe
 from tritonrank.tensorrt.compile import Builder, build_plan, find_builder
 from tritonrank.tensorrt.compile_ranks import one_profile
 from tritonrank.tensorrt.plans import check_plans
@@ -52,9 +54,13 @@ def builder() -> Builder:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TensorRTLadder:
-    """The packaged MiniLM-L6 with a fresh head."""
+    """Two layers of the packaged MiniLM with a fresh head: the four others are cut, summed and compiled alike."""
+    whole, cut = folder_of(PACKAGED_MINILM), tmp_path_factory.mktemp("two-layers")
+    shutil.copytree(whole, cut, dirs_exist_ok=True)
+    AutoModel.from_pretrained(whole, num_hidden_layers=2).save_pretrained(cut)
     text = {"query_tokens": 8, "history_tokens": 60, "candidate_tokens": 24}
-    recipe = Recipe(name="minilm", data={"source": "sample"}, text=text, model={"architecture": request.param})
+    model = {"architecture": request.param, "base": str(cut)}
+    recipe = Recipe(name="minilm", data={"source": "sample"}, text=text, model=model)
     ranker, _ = untrained_ranker(recipe)
     if isinstance(ranker, SharedContextRanker):
         spread_logits(ranker)
