@@ -34,9 +34,21 @@ OVERLOAD = {
     },
 }
 
+ATTEMPTS = 3  # on a crowded machine the generator itself may come too late, and says so
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_on_time(server: MisbehavingServer, *arguments: object) -> Result:
+    """A verb that sends a load, again where its generator was late: such a run says nothing of the server."""
+    for _ in range(ATTEMPTS):
+        server.asked.clear()
+        result = run(*arguments)
+        if result.exit_code > 1 or summary(result)["valid"]:
+            break
+    return result
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -82,7 +94,7 @@ def test_a_slowed_server_fails_the_load_test(
     server.behave(Slow(0.3))
     out = tmp_path / "run.json"
     arguments = ("loadtest", server.urls["grpc"], "--workload", small_workload, "--seconds", 5, "--out", out)
-    result = run(*arguments, "--slo", objectives(STRICT))
+    result = run_on_time(server, *arguments, "--slo", objectives(STRICT))
     assert result.exit_code == 1, result.output
     found = summary(result)
     assert found["missed"] == ["steady: p50 latency"]
@@ -94,7 +106,7 @@ def test_a_slowed_server_fails_the_load_test(
     sent = [tuple(asked.inputs["item_ids"]) for asked in server.asked]
     assert len(set(sent)) == len(sent), "the load begins behind the requests that found the capacity"
     assert made.workload.sent_before > 0
-    assert (made.machine, asked_before) == (idle, [0]), "its own loads are not other people's work"
+    assert (made.machine, {*asked_before}) == (idle, {0}), "its own loads are not other people's work"
     assert made.workload.laps == pytest.approx(len(sent) / 300, abs=0.02)
     assert Path(found["page"]).read_text(encoding="utf-8").startswith("<!")
 
@@ -116,7 +128,7 @@ def test_a_server_that_refuses_in_time_stands_an_overload(
     server.behave(Limited(workers=2, seconds=0.2, most_waiting=4))
     out = tmp_path / "run.json"
     arguments = ("overload", server.urls["grpc"], "--workload", small_workload, "--seconds", 9, "--saturation", 10.5)
-    result = run(*arguments, "--slo", objectives(OVERLOAD), "--out", out)
+    result = run_on_time(server, *arguments, "--slo", objectives(OVERLOAD), "--out", out)
     assert result.exit_code == 0, result.output
     made = read_run(out)
     overload = made.phase("overload")
