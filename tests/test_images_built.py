@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from tritonrank.data.requests import requests_of
 from tritonrank.judge.evaluate import judge_artifact
 from tritonrank.judge.metrics import interval
 from tritonrank.pipeline.stages import run_stages
-from tritonrank.rankers.scorers import Request, tensors_of
+from tritonrank.rankers.scorers import tensors_of
 from tritonrank.recipe import Recipe, load_recipe
 from tritonrank.serve.server import LocalTriton
 from tritonrank_client import RankClient
@@ -45,9 +44,6 @@ SHORT = {
     "quantize": {"calibration_examples": 24},
     "gate": {"budget": 0.1},
 }
-SLOWEST = 2.0
-"""Of a request with images, over the same without, in processor time: one token in five, and the vectors make 1.3 to
-1.8. An order of cost, no benchmark."""
 
 
 @dataclass(frozen=True)
@@ -188,26 +184,20 @@ def test_recommendations_see_pictures_and_retrieval_reads_words(seeing: Build, s
 
 
 def test_images_cost_a_token_each(seeing: Build, blind: Build) -> None:
-    """In turns on the same lists; the least of each, which others on the same core do not change."""
-
-    def runner(one: Build) -> Callable[[int], float]:
-        dataset, folder = Dataset.read(one.workspace.dataset), one.workspace.int8
-        reads, engine = RequestTokenizer.from_folder(folder, 10_000), open_engine(folder)
-        requests = requests_of(dataset, dataset.test, reads.rules)
-        hundred = replace(dataset.test[0], candidates=[*dataset.items][:100])
-        (many,) = requests_of(dataset, [hundred], reads.rules)
-        rows = [tensors_of(Request("", request.history, many.items), reads) for request in requests]
-
-        def seconds(place: int) -> float:
-            started = time.thread_time()  # the engine computes in this thread, and others may want its core
-            engine.run([rows[place]])
-            return time.thread_time() - started
-
-        return seconds
-
-    run = [runner(seeing), runner(blind)]
-    times = [[one(place) for one in run] for place in range(60)][10:]
-    milliseconds = [1_000 * min(column) for column in zip(*times, strict=True)]
-    ratio = milliseconds[0] / milliseconds[1]
-    print(f"100 candidates: {milliseconds[0]:.2f} ms with images, {milliseconds[1]:.2f} ms without, {ratio:.2f} times")
-    assert ratio < SLOWEST
+    """What a request takes grows with its tokens, and their number is this."""
+    dataset = Dataset.read(seeing.workspace.dataset)
+    pictured = {name for name, fields in dataset.items.items() if fields["image"]}
+    reads = [RequestTokenizer.from_folder(one.workspace.int8, 10_000) for one in (seeing, blind)]
+    assert seeing.recipe.images is not None
+    each = seeing.recipe.images.soft_tokens
+    assert each == 1
+    for example in dataset.test[:50]:
+        (request,) = requests_of(dataset, [example], reads[0].rules)
+        words = [without_images(text) for text in request.items]
+        shown = [reads[0].items(request.items), reads[1].items(words)]
+        more = [len(seen) - len(read) for seen, read in zip(*shown, strict=True)]
+        assert more == [each * (item in pictured) for item in example.candidates]
+        past = [without_images(text) for text in request.history]
+        contexts = [len(reads[0].context("", request.history)), len(reads[1].context("", past))]
+        recent = example.history[-seeing.recipe.text.history_items :]
+        assert contexts[0] - contexts[1] == each * sum(item in pictured for item in recent)

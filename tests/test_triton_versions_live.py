@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
 from test_server import wait_until as wait_until_explained
 from tritonrank.artifacts.workspace import Workspace
+from tritonrank.serve.server import LocalTriton
 from tritonrank.serve.serving import GOLDEN_FILE, artifact_name, golden_requests, serving
 from tritonrank.serve.succession import Wanted
 from tritonrank.serve.supervisor import SupervisedTriton
+from tritonrank.serve.versions import rehearsal
 from tritonrank.serve.versions.admin_client import AdminError, TritonAdmin
 from tritonrank.serve.versions.door import Door
 from tritonrank.serve.versions.shapes import KEY_VARIABLE
@@ -31,6 +34,7 @@ pytestmark = pytest.mark.slow
 KEY = "a key of twenty-four letters"
 PATIENCE_SECONDS = 60.0
 SHARED_MEMORY = Path("/dev/shm")
+WHOLE_LOG = 1_000_000
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -75,6 +79,9 @@ class Running:
     def states(self) -> dict[str, str]:
         return {version.name: version.state for version in self.admin.list().versions}
 
+    def log(self) -> str:
+        return self.server.server.log_tail(WHOLE_LOG)
+
     def left(self) -> list[str]:
         """What a version could leave behind: models, processes, shared memory."""
         models = [path.name for path in (self.server.server.run_folder / "models").iterdir() if path.is_dir()]
@@ -105,6 +112,20 @@ def alone(running: Running) -> Iterator[Running]:
         if name != running.first:
             running.admin.delete(name)
     assert running.states() == {running.first: "ready"}
+
+
+@pytest.fixture
+def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The repositories that were served by themselves first."""
+    begun: list[Path] = []
+
+    class Counted(LocalTriton):
+        def start(self) -> Self:
+            begun.append(self.repository)
+            return super().start()
+
+    monkeypatch.setattr(rehearsal, "LocalTriton", Counted)
+    return begun
 
 
 @dataclass
@@ -208,7 +229,7 @@ def test_wrong_scores_and_code_that_fails_are_found_before_anybody_is_answered(
     with calling(alone, workspace.repository) as callers:
         for name, damage, reason in (
             ("wrong", wrong_scores, "golden request 0 differs"),
-            ("raises", raises_at_start, "rank.* cannot be loaded: .*planted fault"),
+            ("raises", raises_at_start, "model ranker failed to load: .*planted fault"),
         ):
             source = tmp_path / name
             shutil.copytree(workspace.repository, source)
@@ -218,7 +239,9 @@ def test_wrong_scores_and_code_that_fails_are_found_before_anybody_is_answered(
                 alone.admin.put(name, str(source))
     assert not callers.failures
     assert set(callers.answers) == {alone.first}
-    assert alone.left() == before, "what was loaded of them is gone"
+    assert alone.left() == before
+    for model in ("ranker-wrong", "ranker-raises"):
+        assert model not in alone.log(), "a load that fails may end what loads, and with it the server"
 
 
 def wrong_scores(repository: Path) -> None:
@@ -244,10 +267,11 @@ def hash_again(repository: Path) -> None:
 
 
 def test_a_version_that_loses_its_process_comes_back_and_a_server_that_is_lost_brings_all_back(
-    alone: Running, joint_workspace: Workspace
+    alone: Running, joint_workspace: Workspace, rehearsed: list[Path]
 ) -> None:
     other = artifact_name(joint_workspace.repository)
     alone.admin.put("b", str(joint_workspace.repository))
+    assert "ranker-b" in alone.log()
     (stub,) = alone.stubs("ranker-b")
     stub.kill()
     wait_until(lambda: alone.stubs("ranker-b") not in ([], [stub]) and alone.states()["b"] == "ready")
@@ -260,6 +284,7 @@ def test_a_version_that_loses_its_process_comes_back_and_a_server_that_is_lost_b
     assert alone.admin.list().live == "b"
     assert alone.artifact("rank") == other, "what was live is live"
     assert alone.artifact(f"rank-{alone.first}") == alone.first
+    assert rehearsed == [joint_workspace.repository], "what was served once is not tried again"
 
 
 def test_what_is_promoted_takes_over_without_a_gap(

@@ -113,6 +113,7 @@ class CheckedRepository:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._seen: dict[str, tuple[int, ...]] = {}
+        self._proved: dict[str, tuple[int, ...]] = {}
         self._small: tuple[Request, Sequence[float]] | None = None
         self._tolerance = 0.0
 
@@ -144,7 +145,15 @@ class CheckedRepository:
 
     def prove(self, server: LocalTriton, cancelled: threading.Event) -> None:
         """See GoldenCheck."""
+        seen = self._seen
         check_golden_cases(self.folder, server.checked_at, cancelled)
+        if not cancelled.is_set():
+            self._proved = seen
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether a server answered as it should with its files as they were last seen."""
+        return bool(self._seen) and self._proved == self._seen
 
     def ask(self, server: LocalTriton, seconds: float) -> None:
         """See GoldenCheck. Over HTTP: Triton 2.51 may end when a gRPC call gives up."""

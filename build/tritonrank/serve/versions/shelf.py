@@ -1,10 +1,10 @@
 """The versions of one running Triton: loaded beside what serves, proved, made live, and taken away again.
 
-One thread does the slow work, one version after the other: fetch, compare with the hashes, link beside under names of
-its own, load, ask the golden requests through the live ensemble, and only then call it ready. Whatever goes wrong ends
-with the version unloaded and its reason told; what serves is not touched. Making a version live is a matter of
-milliseconds and waits for nobody: Triton loads the ensemble ``rank`` with other steps, and requests in flight end where
-they began.
+One thread does the slow work, one version after the other: fetch, compare with the hashes, serve it by itself once
+(``rehearsal.py``), link beside under names of its own, load, ask the golden requests through the live ensemble, and
+only then call it ready. Whatever goes wrong ends with the version unloaded and its reason told; what serves is not
+touched. Making a version live is a matter of milliseconds and waits for nobody: Triton loads the ensemble ``rank`` with
+other steps, and requests in flight end where they began.
 
 To the supervisor the shelf is what it starts, and what it asks golden requests of: the live version, whichever that is.
 A server that is brought back starts with that one, and gets all others back one after the other.
@@ -26,6 +26,7 @@ from tritonrank.serve.serving import CheckedRepository, artifact_name, check_gol
 from tritonrank.serve.supervisor import Succession, tell
 from tritonrank.serve.versions import layout
 from tritonrank.serve.versions.live_models import LiveModels
+from tritonrank.serve.versions.rehearsal import rehearse
 from tritonrank.serve.versions.shapes import NAME, UNDER_WAY, Live, State, Version, Versions
 from tritonrank.serve.versions.slot import Slot
 
@@ -290,6 +291,7 @@ class VersionShelf:
                 slot.checked = self._open_source(slot.source)
             slot.checked.check()
             self._advance(slot, "loading")
+            rehearse(slot.checked, models.server, self._closed)
             slot.parts = models.load(slot)
             self._advance(slot, "proving")
             check_golden_cases(slot.repository, models.server.checked_at, self._closed, slot.ensemble)
