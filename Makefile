@@ -21,7 +21,8 @@ ALONE_TESTS ?= slow and alone
 PYTEST := $(BIN)/python -m pytest
 # Files in the order of tests/order_of_files.py: xdist's own puts files with one test last, and those are the longest.
 AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 2 -n
-# Not to import 300 files for the tests of a dozen.
+# Not to import all files for the tests of a third or a dozen of them.
+SLOW := grep -rl --include='test_*.py' 'mark\.slow' tests
 ALONE := grep -rl --include='test_*.py' 'mark\.alone' tests
 
 .DEFAULT_GOAL := help
@@ -69,7 +70,7 @@ test: setup ## run the tests, real Triton included, without the slow ones (WORKE
 
 test-slow: setup dialect-clients ## the tests that `make test` leaves out: more families, real loads, many server starts
 	@status=0; \
-	$(PYTEST) $(AT_ONCE) $(SLOW_WORKERS) -m 'slow and not alone' || status=$$?; \
+	$(PYTEST) $(AT_ONCE) $(SLOW_WORKERS) -m 'slow and not alone' $$($(SLOW)) || status=$$?; \
 	$(PYTEST) -m '$(ALONE_TESTS)' $$($(ALONE)) || status=$$?; \
 	exit $$status
 

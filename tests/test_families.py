@@ -66,7 +66,7 @@ class Ladder:
         return [scorer.score(request) for request in REQUESTS]
 
 
-@pytest.fixture(scope="module", params=RANKERS)
+@pytest.fixture(scope="module", params=RANKERS)  # most of which have mark.slow
 def ladder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ladder:
     family, architecture = request.param
     root = tmp_path_factory.mktemp(f"{family}-{architecture}")

@@ -199,5 +199,5 @@ def test_images_cost_a_token_each(seeing: Build, blind: Build) -> None:
         assert more == [each * (item in pictured) for item in example.candidates]
         past = [without_images(text) for text in request.history]
         contexts = [len(reads[0].context("", request.history)), len(reads[1].context("", past))]
-        recent = example.history[-seeing.recipe.text.history_items :]
+        recent = example.history[-reads[0].rules.history_items :]
         assert contexts[0] - contexts[1] == each * sum(item in pictured for item in recent)

@@ -66,7 +66,7 @@ class Built:
         return np.concatenate([scorer.score(request) for request in REQUESTS])
 
 
-@pytest.fixture(scope="module", params=RANKERS)
+@pytest.fixture(scope="module", params=RANKERS)  # most of which have mark.slow
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     family, architecture = request.param
     root = tmp_path_factory.mktemp(f"{family}-{architecture}")

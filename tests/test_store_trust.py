@@ -38,7 +38,7 @@ from tritonrank.artifacts.store.versions import KIND, read_version
 from tritonrank.errors import StoreError
 
 pytest_plugins = ["stored"]
-pytestmark = pytest.mark.usefixtures("small_and_impatient")
+pytestmark = pytest.mark.usefixtures("small_and_impatient")  # stores but folders have mark.slow
 
 # Damage
 

@@ -258,11 +258,12 @@ def test_without_triton_there_is_still_a_list_and_it_says_so(
         open_page(browser, f"{running.url}/storefront/", viewport=DESKTOP) as page,
     ):
         ready(page)
-        expect(page.locator(".note.degraded")).to_have_count(0)
+        without_ranker = page.locator(".note.degraded", has_text="ranker was not heard")
+        expect(without_ranker).to_have_count(0)  # of the store a busy machine may not hear in time, either
         triton.kill()
         page.get_by_label("Search").fill("desk")
         page.keyboard.press("Enter")
-        expect(page.locator(".note.degraded")).to_contain_text("ranker was not heard", timeout=30_000)
+        expect(without_ranker).to_be_visible(timeout=30_000)
         settled(page)
         assert len(ids(page)) == 12
         page.locator(".card").first.get_by_role("button", name="Why this?").click()

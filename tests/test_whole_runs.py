@@ -85,12 +85,13 @@ def test_long_files_begin_then_those_with_the_most_tests(tmp_path: Path) -> None
     assert re.findall(r"PASSED test_(\w)", done.stdout) == ["c", "b", "b", "a"], done.stdout
 
 
-def test_who_is_to_be_alone_says_so_in_the_own_file(tmp_path: Path) -> None:
-    (tmp_path / "marks.py").write_text("import pytest\nMARK = pytest.mark.alone\n")
+@pytest.mark.parametrize("name", ["alone", "slow"])
+def test_who_is_to_be_alone_or_is_slow_says_so_in_the_own_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "marks.py").write_text(f"import pytest\nMARK = pytest.mark.{name}\n")
     (tmp_path / "test_a.py").write_text("from marks import MARK\n@MARK\ndef test_it():\n    pass\n")
     done = pytest_in(tmp_path, "-p", "order_of_files")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "write mark.alone in its own" in done.stderr
+    assert f"write mark.{name} in its own" in done.stderr
 
 
 def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
