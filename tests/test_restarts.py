@@ -111,6 +111,22 @@ class SilentGolden(Golden):
         raise TimeoutError("no answer")
 
 
+class FallingGolden(SilentGolden):
+    """Answers until it is told that a rank falls; is silent once another one was started."""
+
+    def __init__(self, falls: Path) -> None:
+        super().__init__()
+        self.falls, self.is_to_fall = falls, False
+
+    def ask(self, server: LocalTriton, seconds: float) -> None:
+        if not self.is_to_fall:
+            return
+        self.falls.touch()
+        (stub,) = psutil.Process(server.pid).children()
+        wait_until(lambda: bool(stub.children()), START_SECONDS, lambda: "no rank was started")
+        super().ask(server, seconds)
+
+
 class DeadlyGolden(Golden):
     """The server ends as often as there are proofs, before they are done."""
 
@@ -137,6 +153,25 @@ def initialize(self, args):
 TritonPythonModel.initialize = initialize
 """
 """As a scorer whose ranks load: they work, and it waits for them."""
+
+
+STARTING_AGAIN = """
+import os, subprocess, threading, time
+initialize_alone = TritonPythonModel.initialize
+
+def start_when_told():
+    while not os.path.exists("FALLS"):
+        time.sleep(0.05)
+    work = "import os, time; parent = os.getppid()\\nwhile os.getppid() == parent: time.sleep(0.1)"
+    subprocess.Popen([os.environ["TRITONRANK_PREFIX"] + "/bin/python3", "-c", work])
+
+def initialize(self, args):
+    initialize_alone(self, args)
+    threading.Thread(target=start_when_told, daemon=True).start()
+
+TritonPythonModel.initialize = initialize
+"""
+"""As a scorer whose ranks have fallen and are started again: they wait for a disk, and it for them."""
 
 
 @pytest.fixture
@@ -206,6 +241,29 @@ def test_a_server_waits_for_its_ranks_to_load(tmp_path: Path, monkeypatch: pytes
     with supervised(repository, golden) as server:
         wait_until(lambda: golden.asked > 3 * server_watch.MOST_MISSES, START_SECONDS, lambda: "nobody asks")
         assert server.restarts == 0
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_server_waits_for_ranks_that_wait_for_a_disk_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, falls = make_repository(tmp_path, "echo"), tmp_path / "falls"
+    with (repository / "echo" / "1" / "model.py").open("a") as model:
+        model.write(STARTING_AGAIN.replace("FALLS", str(falls)))
+    golden = FallingGolden(falls)
+    monkeypatch.setattr(server_watch, "GOLDEN_DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr(server_watch, "BUSY_SECONDS", 2.0)
+    with supervised(repository, golden) as server:
+        golden.is_to_fall = True
+        began = time.monotonic()
+        wait_until(
+            lambda: golden.asked > 3 * server_watch.MOST_MISSES and time.monotonic() - began > 5,
+            START_SECONDS,
+            lambda: "nobody asks",
+        )
+        assert server.restarts == 0
+        monkeypatch.setattr(server_watch, "LOAD_SECONDS", 1.0)
+        wait_until(lambda: server.restarts >= 1, START_SECONDS, lambda: "it waits for ever")
 
 
 @pytest.mark.usefixtures("soon")

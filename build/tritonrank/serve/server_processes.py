@@ -1,5 +1,6 @@
 """What the kernel says of a server's processes: /proc alone, as the image that serves has no psutil."""
 
+import math
 import os
 import signal
 import time
@@ -15,6 +16,8 @@ TRACED = "t"
 """By a debugger: it is meant so."""
 ENDED = frozenset("ZXx")
 """Also a process whose parent has not taken note of it yet."""
+TICKS = os.sysconf("SC_CLK_TCK")
+"""Of the clock in a second."""
 STUB_MODEL = "model.py"
 STUB = "the stub of "
 KILL_SECONDS = 3.0
@@ -51,20 +54,32 @@ def worked_seconds(pid: int, thread: int | None = None) -> float:
     return nanoseconds / 1e9
 
 
-def worked_by(pids: Iterable[int]) -> dict[int, float]:
-    """What ``worked_seconds`` says of each process, and of each that these or their children started."""
+def with_descendants(pids: Iterable[int]) -> set[int]:
+    """Processes, and each that these or their children started and that still has its parent."""
     children = defaultdict(list)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (state := process_state(int(entry.name))):
             children[state.parent].append(int(entry.name))
-    found: dict[int, float] = {}
+    found: set[int] = set()
     left = [*pids]
     while left:
         pid = left.pop()
         if pid not in found:
-            found[pid] = worked_seconds(pid)
+            found.add(pid)
             left += children[pid]
     return found
+
+
+def youngest_seconds(pids: Collection[int]) -> float:
+    """The age of the process that these, or their children, started last; infinity where they have none."""
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    states = map(process_state, with_descendants(pids) - set(pids))
+    return min((now - state.started / TICKS for state in states if state), default=math.inf)
+
+
+def worked_by(pids: Iterable[int]) -> dict[int, float]:
+    """What ``worked_seconds`` says of each process, and of each that these or their children started."""
+    return {pid: worked_seconds(pid) for pid in with_descendants(pids)}
 
 
 def worked_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:

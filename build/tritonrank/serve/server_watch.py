@@ -16,7 +16,16 @@ from typing import Protocol
 from tritonrank.errors import ServerError, TritonRankError
 from tritonrank.serve.ports import refuses
 from tritonrank.serve.server import LocalTriton
-from tritonrank.serve.server_processes import STOPPED, TRACED, Part, worked_between, worked_by, worked_seconds
+from tritonrank.serve.server_processes import (
+    STOPPED,
+    STUB,
+    TRACED,
+    Part,
+    worked_between,
+    worked_by,
+    worked_seconds,
+    youngest_seconds,
+)
 
 QUEUE_FOLDERS = "tritonrank-queue-*"
 """Below the run folder, made by the models (``admission.py``)."""
@@ -35,6 +44,9 @@ IDLE_CORES = 0.2
 """A server that uses less of the processor, or waits less for it, while a request waits does not work on it."""
 BUSY_SECONDS = 60.0
 """A server that answers nothing for so long counts as lost, whatever it works on."""
+LOAD_SECONDS = 120.0
+"""For so long one whose stubs have started processes since it last answered: a scorer's ranks, which load or wait for a
+disk, and which the scorer gives up after so long (``tritonrank_runtime.shard_workers``)."""
 
 
 class WrongScoreError(ServerError):
@@ -133,7 +145,9 @@ class Watch:
                 is_silent_for = time.monotonic() - answered_at
                 misses = misses + 1 if cores < IDLE_CORES else 0
                 fault = f"no golden request was answered for {is_silent_for:.0f} s ({error})"
-                if is_silent_for > BUSY_SECONDS:
+                if self._is_loading(is_silent_for):
+                    misses = 0
+                elif is_silent_for > BUSY_SECONDS:
                     misses = MOST_MISSES
             except WrongScoreError as error:
                 misses, fault = MOST_MISSES, str(error)
@@ -144,6 +158,11 @@ class Watch:
             if misses >= MOST_MISSES and not self._is_traced:
                 self._silence = fault
                 return
+
+    def _is_loading(self, silent_seconds: float) -> bool:
+        """Whether its stubs have started processes since it last answered, which may still be loading."""
+        stubs = [part.pid for part in self._server.parts if part.name.startswith(STUB)]
+        return youngest_seconds(stubs) < silent_seconds <= LOAD_SECONDS
 
     def _worked(self) -> dict[int, float]:
         """Seconds by process, of all who have a part in an answer: on a crowded machine each of them has to wait.

@@ -310,7 +310,7 @@ class VersionShelf:
                 models.unload(slot)
         with self._lock:
             slot.parts = ()
-            if self._models is not models or models.is_ending:  # not this version's fault
+            if self._closed.is_set() or self._models is not models or models.is_ending:  # not this version's fault
                 slot.state = "waiting" if slot.state in UNDER_WAY else slot.state
                 return
             if slot.state != "leaving":
