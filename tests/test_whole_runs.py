@@ -94,6 +94,40 @@ def test_who_is_to_be_alone_or_is_slow_says_so_in_the_own_file(tmp_path: Path, n
     assert f"write mark.{name} in its own" in done.stderr
 
 
+ONE_FAILED = (
+    "FAILED {}/test_a.py::test_it[a b - c] - AssertionError: no\n=== 1 failed, 8 passed, 2 warnings in 1.2s ===\n"
+)
+PASSED = "======= 9 passed, 3 warnings in 12.61s (0:20:02) =======\n"
+LOOKS = {
+    "passes alone": (ONE_FAILED + PASSED, "def test_it(): pass", 0, "failed beside others, passed alone"),
+    "fails again": (ONE_FAILED + PASSED, "def test_it(): assert False", 1, "failed alone, too"),
+    "a run is missing": (ONE_FAILED, "def test_it(): pass", 1, "1 of 2 runs came to their end"),
+    "no test failed": (PASSED * 2, "def test_it(): pass", 1, "0 tests failed, and 0 are named"),
+    "one is not named": (
+        ONE_FAILED + PASSED.replace("9", "1 failed, 9"),
+        "def test_it(): pass",
+        1,
+        "2 tests failed, and 1 are named",
+    ),
+    "many": (
+        "".join(f"FAILED {{}}/test_{x}.py::test_it\n" for x in "abcd") + PASSED + PASSED.replace("9", "4 failed, 9"),
+        "def test_it(): pass",
+        1,
+        "4 tests failed, which is more",
+    ),
+}
+
+
+@pytest.mark.parametrize(("log", "code", "status", "told"), LOOKS.values(), ids=LOOKS.keys())
+def test_what_failed_beside_others_is_tried_alone(log: str, code: str, status: int, told: str, tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text(f"{code}\n")
+    (tmp_path / "log").write_text(log.replace("{}", "."))
+    command = [sys.executable, str(TESTS / "second_look.py"), "log", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert told in done.stdout
+
+
 def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Of the folder's tests, without what those of this project need."""
     few = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest", "-p", "no:locust"]
