@@ -25,9 +25,11 @@ def pytest_runtest_protocol(item):
 
 
 def test_ci_runs_every_test_once(pytestconfig: pytest.Config) -> None:
-    steps = re.findall(r"^(?:run|.* make) (test\b.*?) *(?:[#>].*)?$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    script = (ROOT / ".ci" / "run").read_text()
+    steps = re.findall(r"^(?:run|.* make) (test\b.*?) *(?:[#>].*)?$", script, re.MULTILINE)
     chosen = [marks for step in steps for marks in marks_of(shlex.split(step), pytestconfig.getini("addopts"))]
     assert len(chosen) > len(steps) > 1
+    assert re.findall(r"second_look\.py \S+ (\d+)", script) == [str(len(chosen))], "it wants the ends of all"
     for there in itertools.chain.from_iterable(itertools.combinations(MARKS, number) for number in range(5)):
         # What is patient is alone, what is alone here is slow, and what compiles with TensorRT is none of these.
         is_engine = "engines" in there
