@@ -18,7 +18,7 @@ WHOLE_LOG = 100_000
 
 
 def rehearse(checked: CheckedRepository, beside: LocalTriton, cancelled: threading.Event) -> None:
-    """Start a server for a version alone, ask it all golden requests, and stop it; nothing, where its files as they are
+    """Start a server for a version alone, ask it all golden requests, and end it; nothing, where its files as they are
     were proved before.
 
     Args:
@@ -40,9 +40,8 @@ def rehearse(checked: CheckedRepository, beside: LocalTriton, cancelled: threadi
     )
     try:
         checked.prove(alone.start(), cancelled)
-    except ServerError:
-        if faults := models_that_failed(alone.log_tail(WHOLE_LOG).encode()):
-            raise ServerError("; ".join(faults)) from None
-        raise
+    except ServerError as error:
+        faults = models_that_failed(alone.log_tail(WHOLE_LOG).encode())
+        raise ServerError(f"in a server of its own: {'; '.join(faults) or error}") from None
     finally:
         alone.kill()  # stopping takes seconds, and nobody is asking it
