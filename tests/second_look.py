@@ -1,10 +1,11 @@
-"""Try what failed in CI beside other tests once more, alone, and name it.
+"""Try what failed in CI beside other tests three times more, alone, and name it.
 
     python tests/second_look.py LOG RUNS
 
 A machine that others share stands still now and then, and of thousands of tests that wait for something one is hit at
 times. What fails alone, too, is a fault; so are more tests than a few, and runs that did not come to their end. What
-passes is named all the same: whoever reads it asks whether the test, or what it tests, waits for too little.
+passes is named all the same: whoever reads it asks whether the test, or what it tests, waits for too little, or whether
+it is a fault that comes by chance.
 
 Exits with 0 if nothing but so few tests failed, and all of them pass.
 """
@@ -15,6 +16,8 @@ import sys
 from pathlib import Path
 
 MOST = 3
+"""Tests."""
+TIMES = 3
 FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s:]+\.py(?:::\w+)*)", re.MULTILINE)
 """With all parameters of a test: their names may hold anything."""
 ENDED = re.compile(r"^=+ (.*\b\d+ passed\b.*) in [\d.]+s", re.MULTILINE)
@@ -50,10 +53,11 @@ def main(log: Path, runs: int) -> int:
         print(f"no second look: {error}")
         return 1
     print(f"a second look at {', '.join(tests)}, alone", flush=True)
-    status = subprocess.run([sys.executable, "-m", "pytest", "-m", "", *tests], check=False).returncode
-    how = "passed alone" if status == 0 else "failed alone, too"
+    command = [sys.executable, "-m", "pytest", "-m", "", *tests]
+    passed = all(subprocess.run(command, check=False).returncode == 0 for _ in range(TIMES))
+    how = f"passed alone {TIMES} times" if passed else "failed alone, too"
     print(f"SECOND LOOK: {', '.join(tests)}: failed beside others, {how}")
-    return status
+    return int(not passed)
 
 
 if __name__ == "__main__":

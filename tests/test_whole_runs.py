@@ -101,8 +101,14 @@ ONE_FAILED = (
 )
 PASSED = "======= 9 passed, 3 warnings in 12.61s (0:20:02) =======\n"
 LOOKS = {
-    "passes alone": (ONE_FAILED + PASSED, "def test_it(): pass", 0, "failed beside others, passed alone"),
+    "passes alone": (ONE_FAILED + PASSED, "def test_it(): pass", 0, "failed beside others, passed alone 3 times"),
     "fails again": (ONE_FAILED + PASSED, "def test_it(): assert False", 1, "failed alone, too"),
+    "fails at the third time": (
+        ONE_FAILED + PASSED,
+        "def test_it():\n    open('times', 'a').write('x')\n    assert open('times').read() != 'xxx'",
+        1,
+        "failed alone, too",
+    ),
     "a run is missing": (ONE_FAILED, "def test_it(): pass", 1, "1 of 2 runs came to their end"),
     "no test failed": (PASSED * 2, "def test_it(): pass", 1, "0 tests failed, and 0 are named"),
     "one is not named": (
